@@ -1,0 +1,94 @@
+"""The whole tree of errors.
+
+Owns: every error type that the library raises on purpose, their exit codes and the form of their message. Ignores
+everything else.
+
+A message says what is wrong, what was got, what was expected and what to do next, on one line:
+
+    >>> print(DataError("column 'rating' is missing", got="user_id, item_id", expected="a rating column",
+    ...                 todo="name yours with --map rating=stars"))
+    column 'rating' is missing: got user_id, item_id; expected a rating column; name yours with --map rating=stars
+"""
+
+
+class GenreError(Exception):
+    """Anything that the library refuses or fails at, with a message of one line.
+
+    Args:
+        what: What is wrong.
+        got: The offending value, as found.
+        expected: What would have been right.
+        todo: What the user can do next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, got: object = None, expected: object = None, todo: str | None = None) -> None:
+        self.what, self.got, self.expected, self.todo = what, got, expected, todo
+        parts = [f"got {got}"] if got is not None else []
+        parts += [f"expected {expected}"] if expected is not None else []
+        parts += [todo] if todo else []
+        message = what + (": " + "; ".join(parts) if parts else "")
+        super().__init__(" ".join(message.split()))
+
+
+class InputError(GenreError):
+    """What the user gave cannot be used (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(InputError):
+    """A log, a catalogue or a split is not usable."""
+
+
+class RecipeError(InputError):
+    """A recipe has a wrong key or value."""
+
+
+class BaseModelError(InputError):
+    """A base model cannot be found, loaded or used as asked."""
+
+
+class RequestError(InputError):
+    """One request to an engine is wrong; others of the same batch go on."""
+
+
+class RegistryError(InputError):
+    """A reference, a name, a version or an alias is wrong."""
+
+
+class NotFoundError(RegistryError):
+    """No such adapter, version, alias or store."""
+
+
+class ManifestError(RegistryError):
+    """A version does not fit what it is loaded on; the message names the field and both values."""
+
+
+class IntegrityError(RegistryError):
+    """A stored version is damaged or unsafe, and is not loaded."""
+
+
+class ConflictError(RegistryError):
+    """Another writer was first."""
+
+
+class QualityError(RegistryError):
+    """A promotion, merge or refresh does not reach the quality that was asked for."""
+
+
+class JobError(GenreError):
+    """The input was right but the job failed (exit code 1)."""
+
+
+class DownloadError(JobError):
+    """A package could not be fetched or does not have the pinned checksum."""
+
+
+class DiskError(JobError):
+    """The disk is full or not writable; nothing half-written is left."""
+
+
+class DivergedError(JobError):
+    """Training met a loss, gradient or weight that is not finite."""
