@@ -1,0 +1,42 @@
+"""The metrics, in one import.
+
+Owns: the public names of `metrics_feedback`, `metrics_ranking`, `metrics_registry`, `metrics_bootstrap` and
+`metrics_evaluate`. Ignores everything else.
+
+    >>> from genre.metrics import bootstrap, metric
+    >>> metric("ndcg@10").function([1, 3])  # ranks 1 and 3 gain 1 and 1/2
+    0.75
+"""
+
+from genre.metrics_auc import auc, gauc, user_aucs
+from genre.metrics_bootstrap import Figure, bootstrap, paired_bootstrap
+from genre.metrics_evaluate import as_evaluate
+from genre.metrics_feedback import accuracy, ece, log_loss, macro_f1, mae, rmse
+from genre.metrics_ranking import coverage, gini, hr, mid_ranks, mrr, ndcg, top_items
+from genre.metrics_registry import METRICS, Metric, metric
+
+__all__ = [
+    "METRICS",
+    "Figure",
+    "Metric",
+    "accuracy",
+    "as_evaluate",
+    "auc",
+    "bootstrap",
+    "coverage",
+    "ece",
+    "gauc",
+    "gini",
+    "hr",
+    "log_loss",
+    "macro_f1",
+    "mae",
+    "metric",
+    "mid_ranks",
+    "mrr",
+    "ndcg",
+    "paired_bootstrap",
+    "rmse",
+    "top_items",
+    "user_aucs",
+]

@@ -1,0 +1,85 @@
+"""The metrics as `evaluate.Metric`s.
+
+Owns: a subclass of `evaluate.Metric` around each formula of `METRICS`. `evaluate.load` fetches code when it runs;
+these are built here, so they need no network. Ignores formulas and intervals.
+
+    >>> as_evaluate("auc").compute(predictions=[0.9, 0.1, 0.4, 0.4], references=[1, 0, 1, 0])
+    {'auc': 0.875}
+    >>> as_evaluate("hr@5").compute(predictions=[[0.3, 0.9, 0.1]], references=[0])  # item 0 of 3 is second
+    {'hr@5': 1.0}
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genre.errors import DataError
+from genre.metrics_ranking import mid_ranks, top_items
+from genre.metrics_registry import Metric, metric
+
+if TYPE_CHECKING:
+    import evaluate
+
+_PER_CLASS = ("log_loss", "accuracy", "macro_f1")
+
+
+def as_evaluate(name: str, **options: Any) -> evaluate.Metric:
+    """Return a metric as an `evaluate.Metric`, without a download.
+
+    `compute(predictions=, references=)` takes, and returns `{name: value}`:
+
+    - feedback metrics: scores and labels, numbers ([n, C] class scores for log_loss, accuracy and macro_f1 as well);
+      `gauc` also `users=`, whose event each is;
+    - ranking metrics: rows of scores over all candidates, and the relevant item's column;
+    - list metrics: the same; the top k of each row are the lists, of equal scores the lower column first, and the
+      catalogue is as large as a row is long. The relevant items do not matter.
+
+    Args:
+        name: As in a recipe, such as `ndcg@10`.
+        options: For `evaluate.Metric`. Predictions are kept in memory unless `keep_in_memory=False` is given.
+
+    Raises:
+        RecipeError: There is no such metric.
+    """
+    import datasets
+    import evaluate
+
+    chosen = metric(name)
+    number, row = datasets.Value("float64"), datasets.Sequence(datasets.Value("float64"))
+    shapes = [row] if chosen.kind != "feedback" else [number, row] if chosen.name in _PER_CLASS else [number]
+    forms = [datasets.Features({"predictions": shape, "references": number}) for shape in shapes]
+
+    class Wrapped(evaluate.Metric):
+        """A formula of `genre.metrics`."""
+
+        def _info(self) -> evaluate.MetricInfo:
+            return evaluate.MetricInfo(
+                description=chosen.name,
+                citation="",
+                inputs_description="predictions: scores; references: labels, or the relevant item's column.",
+                features=forms if len(forms) > 1 else forms[0],
+            )
+
+        def _compute(self, *, predictions: Any, references: Any, users: Any = None) -> dict[str, float]:
+            return {chosen.name: _evaluated(chosen, predictions, references, users)}
+
+    Wrapped.__name__ = Wrapped.__qualname__ = "".join(x.title() for x in chosen.name.replace("@", "_").split("_"))
+    return Wrapped(**({"keep_in_memory": True} | options))
+
+
+def _evaluated(chosen: Metric, predictions: Any, references: Any, users: Any) -> float:
+    if chosen.by_user:
+        if users is None:
+            raise DataError(f"{chosen.name} needs to know whose event it is", got="no users", expected="users=[…]")
+        return chosen.function(references, predictions, users)
+    if chosen.kind == "feedback":
+        return chosen.function(references, predictions)
+    if not len(predictions):
+        return float("nan")
+    scores = np.asarray(predictions, dtype=np.float64)
+    if chosen.kind == "ranking":
+        return chosen.function(mid_ranks(scores, np.asarray(references, dtype=np.int64)))
+    size = scores.shape[1]
+    return chosen.function(top_items(scores, chosen.k or size, np.arange(size)), size)
