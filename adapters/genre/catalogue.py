@@ -1,0 +1,205 @@
+"""The items and their features.
+
+Owns: one row per item, an item's code (its place), texts and dense vectors of chosen columns. Ignores who interacted.
+
+A row of MovieLens-100K's catalogue:
+
+    item_id: "1", title: "Toy Story", year: 1995, genres: "Animation, Children's, Comedy"
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from genre.errors import DataError
+
+_TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
+
+
+class Catalogue:
+    """Every item, in a fixed order; an item's code is its place. Immutable.
+
+    Args:
+        frame: `item_id` (str, unique, no null) and any text, number, category or list columns.
+
+    Raises:
+        DataError: If `item_id` is missing, null or repeated.
+    """
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        if "item_id" not in frame.columns:
+            raise DataError(
+                "the items have no column 'item_id'",
+                got=", ".join(frame.columns) or "no columns",
+                expected="item_id, then title and any other columns",
+                todo="name yours with --map item_id=THEIRS",
+            )
+        ids = frame["item_id"]
+        if ids.dtype != pl.String or ids.null_count() or ids.n_unique() != len(ids):
+            raise DataError("item ids are not usable", got=f"{ids.dtype}, {ids.n_unique()} different of {len(ids)}",
+                            expected="one text id per item, none twice")  # fmt: skip
+        self.frame = frame.select("item_id", pl.exclude("item_id"))
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    def __repr__(self) -> str:
+        return f"Catalogue({self.size} items: {', '.join(self.frame.columns)})"
+
+    @property
+    def size(self) -> int:
+        """The number of items."""
+        return self.frame.height
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        """The ids, in code order."""
+        return self.frame["item_id"].to_list()
+
+    @cached_property
+    def _codes(self) -> dict[str, int]:
+        return {item: code for code, item in enumerate(self.item_ids)}
+
+    def code(self, item_id: str) -> int:
+        """Return the item's code, 0 to size - 1.
+
+        Raises:
+            DataError: If there is no such item.
+        """
+        try:
+            return self._codes[item_id]
+        except KeyError:
+            raise DataError(
+                "unknown item",
+                got=repr(item_id),
+                expected=f"an id of the catalogue ({self.size} items, such as {', '.join(self.item_ids[:3])})",
+                todo="give a known item_id, or the item itself",
+            ) from None
+
+    def codes(self, item_ids: Sequence[str]) -> np.ndarray:
+        """Return the codes of several items, int32[n].
+
+        Raises:
+            DataError: If one is unknown.
+        """
+        return np.fromiter((self.code(item) for item in item_ids), dtype=np.int32, count=len(item_ids))
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._codes
+
+    def column(self, name: str) -> pl.Series:
+        """Return a column.
+
+        Raises:
+            DataError: If there is no such column.
+        """
+        if name not in self.frame.columns:
+            raise DataError(
+                f"the catalogue has no column '{name}'",
+                got=", ".join(self.frame.columns),
+                expected=f"a column '{name}'",
+                todo="choose one of those, or import the items with this column",
+            )
+        return self.frame[name]
+
+    def texts(self, columns: Sequence[str], separator: str = "; ") -> list[str]:
+        """Return one text per item: the values of `columns`, those that are there, joined by `separator`.
+
+        Lists of texts are joined by ", ". An item without any of the columns gives the empty text.
+
+        Raises:
+            DataError: If a column is missing or is a dense one.
+        """
+        parts = [self._as_text(name).alias(str(place)) for place, name in enumerate(columns)]
+        if not parts:
+            return [""] * self.size
+        frame = pl.DataFrame(parts)
+        return frame.select(pl.concat_str(pl.all(), separator=separator, ignore_nulls=True)).to_series().to_list()
+
+    def titles(self) -> list[str]:
+        """Return what to show for each item: its title, or its id where there is none."""
+        if "title" not in self.frame.columns:
+            return list(self.item_ids)
+        titles = self._as_text("title").to_list()
+        return [title or item for title, item in zip(titles, self.item_ids, strict=True)]
+
+    def _as_text(self, name: str) -> pl.Series:
+        series = self.column(name)
+        if isinstance(series.dtype, pl.List | pl.Array):
+            if series.dtype.inner not in _TEXT_TYPES:
+                raise DataError(
+                    f"column '{name}' is no text", got=str(series.dtype), expected="text, number or category"
+                )
+            series = pl.DataFrame(series).select(pl.col(name).cast(pl.List(pl.String)).list.join(", ")).to_series()
+        series = series.cast(pl.String)
+        stripped = series.str.strip_chars()
+        return pl.DataFrame({"text": stripped}).select(pl.when(pl.col("text") != "").then(pl.col("text"))).to_series()
+
+    def dense(self, column: str) -> np.ndarray:
+        """Return a column of numbers or of equally long lists of numbers as float32 [N, d]; an empty cell gives zeros.
+
+        Raises:
+            DataError: If the column is missing, is no number, is ragged, or holds a value that is not finite.
+        """
+        series = self.column(column)
+        if isinstance(series.dtype, pl.Array):
+            series = series.arr.to_list()
+        inner = series.dtype.inner if isinstance(series.dtype, pl.List) else series.dtype
+        if not (inner.is_numeric() or inner == pl.Boolean):
+            raise DataError(
+                f"column '{column}' is not dense", got=str(series.dtype), expected="numbers or lists of numbers"
+            )
+        lists = series if isinstance(series.dtype, pl.List) else series.reshape((-1, 1)).arr.to_list()
+        return self._stack(lists, column)
+
+    def _stack(self, lists: pl.Series, column: str) -> np.ndarray:
+        lengths = lists.list.len().drop_nulls()
+        shortest, width = int(lengths.min() or 0), int(lengths.max() or 0)  # type: ignore[arg-type]
+        if shortest != width:
+            raise DataError(f"column '{column}' is ragged", got=f"{shortest} to {width} numbers", expected="one length")
+        dense = np.zeros((self.size, width), dtype=np.float32)
+        there = lists.is_not_null().to_numpy()
+        values = lists.drop_nulls().explode().cast(pl.Float32).fill_null(0.0).to_numpy()
+        dense[there] = values.reshape(-1, width)
+        broken = np.flatnonzero(~np.isfinite(dense).all(axis=1))
+        if broken.size:
+            got = f"item {self.item_ids[broken[0]]} and {broken.size - 1} more"
+            raise DataError(f"column '{column}' has values that are not finite", got=got, expected="finite numbers")
+        return dense
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the content, in code order."""
+        return hash_frame(self.frame)
+
+
+def hash_frame(frame: pl.DataFrame) -> str:
+    """Return the sha256 of a frame's names and values in order; the file format and the chunks do not matter."""
+    total = hashlib.sha256()
+    for name in frame.columns:
+        total.update(name.encode() + b"\x1f")
+        _hash_series(total, frame[name])
+    return total.hexdigest()
+
+
+def _hash_series(total: "hashlib._Hash", series: pl.Series) -> None:
+    if isinstance(series.dtype, pl.Array):
+        series = series.arr.to_list()
+    if isinstance(series.dtype, _TEXT_TYPES):
+        series = series.cast(pl.String)
+    total.update(str(series.dtype).encode() + np.packbits(series.is_null().to_numpy()).tobytes())
+    if isinstance(series.dtype, pl.List):
+        total.update(series.list.len().fill_null(0).to_numpy().astype("<u4").tobytes())
+        _hash_series(total, series.explode())
+    elif series.dtype == pl.String:
+        total.update(series.str.len_bytes().fill_null(0).to_numpy().astype("<u4").tobytes())
+        for start in range(0, len(series), 1_000_000):
+            total.update((series[start : start + 1_000_000].str.join().item() or "").encode())
+    else:
+        values = np.ascontiguousarray(
+            series.fill_null(0).cast(pl.Float64 if series.dtype.is_float() else pl.Int64).to_numpy()
+        )
+        total.update(values.astype(values.dtype.newbyteorder("<")).tobytes())

@@ -1,0 +1,97 @@
+"""Folders that appear whole or not at all.
+
+Owns: writing a folder aside and renaming it into place, and turning a full or read-only disk into one line. Ignores
+what the files mean.
+
+    with appearing_folder(Path("data/ml-100k")) as aside:
+        (aside / "dataset.json").write_text("{}")
+    # data/ml-100k exists now; had the block failed, nothing would be there
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from genre.errors import DiskError, InputError
+
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full, read-only or forbidden disk under `path` into a `DiskError`.
+
+    Raises:
+        DiskError: For `OSError`s of the disk; any other error passes.
+    """
+    try:
+        yield
+    except OSError as error:
+        # polars wraps what the system said and keeps the words, not always the number.
+        full = "no space left" in str(error).lower()
+        if error.errno not in _DISK_ERRNOS and not full:
+            raise
+        raise DiskError(
+            f"cannot write {path}",
+            got=error.strerror or str(error),
+            expected="a writable disk with room",
+            todo="free some space or choose another folder; nothing half-written is left",
+        ) from error
+
+
+@contextmanager
+def appearing_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`, renamed to `path` when the block ends well, removed when it fails.
+
+    Args:
+        path: The folder to make. Its parents are made.
+        marker: A file that says "this folder is ours, it may be replaced"; without it an existing folder that holds
+            anything is refused.
+
+    Raises:
+        InputError: If `path` exists and is neither empty nor marked.
+        DiskError: If the disk is full or not writable.
+    """
+    path = Path(path).absolute()
+    _refuse_foreign(path, marker)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            aside.chmod(0o755)
+            yield aside
+            replace_folder(aside, path)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Rename `source` to `target`; what was at `target` is removed, and put back when the rename fails."""
+    if not target.exists():
+        os.replace(source, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    os.replace(target, old)
+    try:
+        os.replace(source, target)
+    except OSError:
+        os.replace(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_foreign(path: Path, marker: str | None) -> None:
+    if not path.exists():
+        return
+    if path.is_dir() and (not any(path.iterdir()) or (marker is not None and (path / marker).exists())):
+        return
+    raise InputError(
+        f"{path} exists already",
+        got="a file" if path.is_file() else "a folder with other files",
+        expected=f"a new folder{f', or one that holds {marker}' if marker else ''}",
+        todo="choose another folder, or remove this one",
+    )

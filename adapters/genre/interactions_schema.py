@@ -1,0 +1,98 @@
+"""The columns of a log and the facts kept beside it.
+
+Owns: the names and types of the contract's columns, `DatasetInfo` (dataset.json). Ignores files and events.
+
+    {"name": "ml-100k", "source": "recbole 1.2.1", "roles": {"interactions": {"rating": "feedback"}},
+     "skipped": {"bad rating": 3, "duplicate events": 1}}
+"""
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field
+
+REQUIRED = ("user_id", "item_id", "timestamp")
+"""Columns without which a log is refused."""
+
+KEYS = (*REQUIRED, "row")
+"""Columns of every frame, in this order; event columns follow."""
+
+FEEDBACK = {"rating": pl.Float64, "click": pl.Int8, "behaviour": pl.String}
+"""Feedback columns with their types; a cell of theirs is checked and never empty."""
+
+RATING_LIMIT = 1e6
+"""A rating beyond this, in either direction, is taken for a mistake."""
+
+LAST_SECOND = 253_402_300_799
+"""The last second of the year 9999; a later timestamp is taken for a mistake (milliseconds, most often)."""
+
+MAX_BAD = 0.05
+"""The share of bad rows up to which they are counted, reported and left out; above it the log is refused."""
+
+ALIASES = {
+    "user_id": ("userid", "user", "uid", "visitorid", "customer_id", "reviewerid", "session_id"),
+    "item_id": (
+        "itemid",
+        "item",
+        "iid",
+        "movieid",
+        "movie_id",
+        "product_id",
+        "asin",
+        "parent_asin",
+        "news_id",
+        "book_id",
+    ),
+    "timestamp": ("time", "ts", "date", "datetime", "unixreviewtime", "unix_timestamp", "event_time", "created_at"),
+}
+"""Names under which strangers keep the required columns: only hints for a message, never taken silently."""
+
+
+class DatasetInfo(BaseModel):
+    """What dataset.json holds.
+
+    Attributes:
+        name: The data set's name.
+        source: Where it came from.
+        checksum: `sha256:…` of what it was made from.
+        licence: The terms of use, in a line or two.
+        roles: For interactions, items and users: column to role (feedback, impression, event; text, number, dense).
+        skipped: What was left out or repaired, and how often. Empty when nothing was.
+        examples: The first cases of what was skipped, with their rows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str = "log"
+    source: str = ""
+    checksum: str = ""
+    licence: str = ""
+    roles: dict[str, dict[str, str]] = Field(default_factory=dict)
+    skipped: dict[str, int] = Field(default_factory=dict)
+    examples: tuple[str, ...] = ()
+
+
+def event_columns(frame: pl.DataFrame) -> list[str]:
+    """Return the columns that belong to an event: feedback first, then the rest in the frame's order."""
+    known = [name for name in FEEDBACK if name in frame.columns]
+    return known + [name for name in frame.columns if name not in KEYS and name not in FEEDBACK]
+
+
+def roles_of(frame: pl.DataFrame, items: pl.DataFrame, users: pl.DataFrame | None) -> dict[str, dict[str, str]]:
+    """Return the role of every column that is no key."""
+    events = {name: _event_role(name) for name in event_columns(frame)}
+    roles = {
+        "interactions": events,
+        "items": {c: _feature_role(items[c].dtype) for c in items.columns if c != "item_id"},
+    }
+    if users is not None:
+        roles["users"] = {c: _feature_role(users[c].dtype) for c in users.columns if c != "user_id"}
+    return roles
+
+
+def _event_role(name: str) -> str:
+    return "feedback" if name in FEEDBACK else "impression" if name == "impression_id" else "event"
+
+
+def _feature_role(dtype: pl.DataType) -> str:
+    if isinstance(dtype, pl.List | pl.Array):
+        return "dense" if dtype.inner.is_numeric() else "text"
+    return "number" if dtype.is_numeric() else "text"
