@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from genre.errors import DiskError, InputError
+from genre.errors import DiskError, GenreError, InputError
 
-_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @contextmanager
@@ -26,18 +26,20 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn a full, read-only or forbidden disk under `path` into a `DiskError`.
 
     Raises:
-        DiskError: For `OSError`s of the disk; any other error passes.
+        DiskError: For the disk's own errors; any other error passes.
     """
     try:
         yield
-    except OSError as error:
-        # polars wraps what the system said and keeps the words, not always the number.
-        full = "no space left" in str(error).lower()
-        if error.errno not in _DISK_ERRNOS and not full:
+    except GenreError:
+        raise
+    except Exception as error:
+        # Libraries wrap what the system said and keep the words, not always the type or the number.
+        full = "no space left on device" in str(error).lower()
+        if not full and not (isinstance(error, OSError) and error.errno in _DISK_ERRNOS):
             raise
         raise DiskError(
             f"cannot write {path}",
-            got=error.strerror or str(error),
+            got="no space left on device" if full else f"{getattr(error, 'strerror', None) or error}",
             expected="a writable disk with room",
             todo="free some space or choose another folder; nothing half-written is left",
         ) from error

@@ -1,0 +1,125 @@
+"""What comes in a package, made ours.
+
+Owns: MovieLens-100K's atomic files to a data set folder, SmolLM2's GGUF to a transformers folder, MiniLM's model
+folder. Ignores how the files were fetched.
+
+    convert_ml_100k(Path("unpacked"), Path("data/ml-100k"), SOURCES["ml-100k"])
+"""
+
+import contextlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from genre.interactions import DatasetInfo, Interactions
+from genre.interactions_atomic import read_atomic
+from genre.sources_fetch import Source
+
+PREPARED = "prepared.json"
+"""Beside a base's files: what it was made from."""
+
+
+def convert_ml_100k(unpacked: Path, folder: Path, source: Source) -> None:
+    """Write the data set folder: interactions, items (title, year, genres), users, and kg (item_id, relation, tail)."""
+    tables = {kind: read_atomic(unpacked / f"ml-100k.{kind}") for kind in ("inter", "item", "user", "kg", "link")}
+    items, unknown_years = _movies(tables["item"])
+    graph, apart = _item_graph(tables["kg"], tables["link"])
+    info = DatasetInfo(
+        name=source.name,
+        source=source.origin,
+        checksum=f"sha256:{source.sha256}",
+        licence=source.licence,
+        roles={"kg": {"relation": "relation", "tail": "entity"}},
+        skipped={"items without a readable year": unknown_years, "graph triples that start at no item": apart},
+    )
+    users = tables["user"].with_columns(pl.col("age").cast(pl.Int64))
+    Interactions.from_frame(tables["inter"], items, users, info=info, max_bad=0.0).write(folder, extra={"kg": graph})
+
+
+def _movies(table: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Title without a trailing year, year as a number (from the title where the column has none), genres by comma."""
+    in_title = pl.col("movie_title").str.extract(r"\((\d{4})\)\s*$").cast(pl.Int64)
+    items = table.select(
+        "item_id",
+        pl.col("movie_title").str.replace(r"\s*\(\d{4}\)\s*$", "").alias("title"),
+        pl.col("release_year").cast(pl.Int64, strict=False).fill_null(in_title).alias("year"),
+        pl.col("class").str.replace_all(" ", ", ", literal=True).alias("genres"),
+    )
+    return items, items["year"].null_count()
+
+
+def _item_graph(graph: pl.DataFrame, link: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """Triples that start at an item, by our item ids; and how many start elsewhere (most are inverses of these)."""
+    triples = graph.join(link, left_on="head_id", right_on="entity_id", how="inner", maintain_order="left")
+    kept = triples.select("item_id", pl.col("relation_id").alias("relation"), pl.col("tail_id").alias("tail"))
+    return kept, graph.height - kept.height
+
+
+def convert_gguf(unpacked: Path, folder: Path, source: Source) -> None:
+    """Dequantize a GGUF file into a transformers folder in float32: config, model.safetensors, tokenizer.
+
+    `save_pretrained` refuses a model that was loaded from GGUF, so the state dict is saved; a tied output layer is left
+    out, as transformers does.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    (gguf,) = unpacked.glob("*.gguf")
+    with quiet_transformers() as transformers:
+        load: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
+        model = transformers.AutoModelForCausalLM.from_pretrained(unpacked, **load)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(unpacked, gguf_file=gguf.name)
+        config = model.config.to_dict()
+        for name in ("quantization_config", "_model_name_or_path"):
+            config.pop(name, None)
+        config |= {"architectures": [type(model).__name__], "name_or_path": source.name}
+        state = model.state_dict()
+        if config.get("tie_word_embeddings"):
+            state.pop("lm_head.weight")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: tensor.contiguous() for name, tensor in state.items()},
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        model.generation_config.save_pretrained(folder)
+        tokenizer.name_or_path = source.name
+        tokenizer.save_pretrained(folder)
+    write_prepared(folder, source)
+
+
+def convert_model_folder(unpacked: Path, folder: Path, source: Source) -> None:
+    """Take a model folder as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(unpacked.iterdir()):
+        os.replace(path, folder / path.name)
+    write_prepared(folder, source)
+
+
+def write_prepared(folder: Path, source: Source) -> None:
+    """Write beside a base what it was made from."""
+    facts = {"name": source.name, "source": source.origin, "sha256": source.sha256, "licence": source.licence}
+    (folder / PREPARED).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[Any]:
+    """Yield transformers with its bars and warnings off, also those written straight to stderr; exceptions pass."""
+    import transformers
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield transformers
+    finally:
+        logging.set_verbosity(level)

