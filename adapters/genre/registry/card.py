@@ -1,0 +1,101 @@
+"""The model card: what a version is, for a person who has only its folder.
+
+Owns: the text of `README.md`. Ignores: everything that is not in the manifest. A stored card is part of the digest, so
+it leaves out what the digest leaves out (version, time, cost); an exported card has all of it.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from genre.registry.manifest import Manifest, MetricValue
+
+_LICENCE = (
+    "The weights derive from the base and from the data named above; their licences apply to them. "
+    "Check both before you pass the weights on."
+)
+
+
+def render_card(manifest: Manifest, *, full: bool = False) -> str:
+    """Write the card.
+
+    Args:
+        manifest: The version's manifest; a draft will do unless `full`.
+        full: Also version, digest, time and cost.
+
+    Returns:
+        Markdown.
+    """
+    return "\n".join(_lines(manifest, full)) + "\n"
+
+
+def format_metric(value: MetricValue) -> str:
+    """A metric as `0.7610 [0.7520, 0.7680], n = 10,011`."""
+    interval = f" [{value.interval[0]:.4f}, {value.interval[1]:.4f}]" if value.interval else ""
+    return f"{value.value:.4f}{interval}" + (f", n = {value.n:,}" if value.n is not None else "")
+
+
+def _lines(manifest: Manifest, full: bool) -> Iterator[str]:
+    base = manifest.base
+    yield from (
+        "---",
+        f"base_model: {json.dumps(base.name)}",
+        "library_name: peft",
+        "tags: [genre, lora, recommendation]",
+        "---",
+        "",
+    )
+    yield from (f"# {manifest.name}", "", f"A GENRE version of kind `{manifest.kind}`.", "")
+    if full:
+        yield from _table([("version", manifest.version), ("digest", manifest.digest), ("created", manifest.created)])
+    yield from ("## Tasks", "", *(_task(task) for task in manifest.tasks), *([] if manifest.tasks else ["none"]), "")
+    depth = "all" if base.depth is None else f"the first {base.depth} only (on more it loads, and is wrong)"
+    yield from ("## Base", "")
+    yield from _table(
+        [("name", base.name), ("layers", depth), ("weights", base.fingerprint), ("trained in", base.quantization)]
+    )
+    rows = [("tokenizer", manifest.tokenizer), ("encoder", manifest.encoder), ("catalogue", manifest.catalogue)]
+    yield from _table([(field, value) for field, value in rows if value])
+    yield from ("## Data", "", *_data(manifest))
+    yield from ("## Metrics", "", *_metrics(manifest))
+    if full:
+        yield from ("## Cost", "", *_table([(field.replace("_", " "), f"{value:,}") for field, value in manifest.cost]))
+    if manifest.parents:
+        yield from ("## Parents", "", *(f"- {parent}" for parent in manifest.parents), "")
+    yield from ("## Licence", "", _LICENCE)
+
+
+def _task(task: dict[str, Any]) -> str:
+    details = ", ".join(
+        f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in task.items() if key != "name"
+    )
+    return f"- `{task['name']}`" + (f" ({details})" if details else "")
+
+
+def _data(manifest: Manifest) -> Iterator[str]:
+    data = manifest.data
+    if data is None:
+        yield from ("not recorded", "")
+        return
+    rows = [("digest", data.digest), ("events", f"{data.rows:,}")]
+    if data.time_span:
+        rows.append(("time span", f"{data.time_span[0]} to {data.time_span[1]} (seconds)"))
+    if data.split:
+        rows.append(("split", f"`{json.dumps(data.split, sort_keys=True)}`"))
+    yield from _table(rows)
+
+
+def _metrics(manifest: Manifest) -> Iterator[str]:
+    if not manifest.metrics:
+        yield from ("not evaluated", "")
+        return
+    yield from ("| task | metric | value | protocol |", "|---|---|---|---|")
+    for task, values in manifest.metrics.items():
+        for metric, value in values.items():
+            yield f"| {task} | {metric} | {format_metric(value)} | {manifest.protocol.get(task, 'not recorded')} |"
+    yield ""
+
+
+def _table(rows: list[tuple[str, str]]) -> Iterator[str]:
+    if rows:
+        yield from ("| | |", "|---|---|", *(f"| {field} | {value} |" for field, value in rows), "")

@@ -1,0 +1,475 @@
+"""The registry itself: publish, resolve, fetch, promote, roll back, verify.
+
+Owns: the order of things, so that nothing half-done is ever visible and nothing bad is ever loaded. Ignores: how a
+store writes (`store`, `remote`), what weights mean, torch.
+
+    >>> registry = Registry("registry")                                  # doctest: +SKIP
+    >>> version = registry.publish("runs/like/version", manifest, alias="candidate")  # doctest: +SKIP
+    >>> registry.promote(version.ref, "production", floor={"auc": 0.7}, not_worse=True)  # doctest: +SKIP
+    >>> registry.fetch("like@production")                                # doctest: +SKIP
+    PosixPath('registry/like/a3f09c12be77')
+"""
+
+import builtins
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from genre.errors import IntegrityError, ManifestError, NotFoundError, RegistryError
+from genre.files import disk_errors
+from genre.registry import limits
+from genre.registry.cache import default_cache, fetch_cached
+from genre.registry.card import render_card
+from genre.registry.integrity import CARD, check_content, check_stored, find_damage, hash_files, list_files
+from genre.registry.journal import Journal, Move, utc_now
+from genre.registry.manifest import Manifest, open_sealed, seal
+from genre.registry.names import LATEST, MANIFEST, PRODUCTION, Ref, check_name, check_version, is_digest, parse_ref
+from genre.registry.quality import check_floor, check_not_worse
+from genre.registry.store import LocalStore, Store
+
+if TYPE_CHECKING:
+    from genre.registry.gc import Garbage
+
+
+class Publishable(Protocol):
+    """What else than a folder can be published: a finished run."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the files of the version."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The draft of its manifest."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version; `ref` is `name:version`."""
+
+    name: str
+    version: str
+    digest: str
+    manifest: Manifest
+
+    @property
+    def ref(self) -> str:
+        """The reference that always means this version."""
+        return f"{self.name}:{self.version}"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One row of a listing; made without opening the version."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that `verify` found. `version` and `file` are empty where they do not apply."""
+
+    name: str
+    version: str
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        """One line: where, then what."""
+        place = f"{self.name}:{self.version}" if self.version else self.name
+        return f"{place}{'/' + self.file if self.file else ''} {self.what}"
+
+
+class Registry:
+    """Versions and aliases in a folder or behind any fsspec URL.
+
+    Args:
+        url: A folder (made by the first publish) or a URL such as `s3://bucket/prefix`.
+        cache: Where versions of a remote store are kept on this machine; by default the user's cache folder.
+        storage_options: Passed to the fsspec file system.
+    """
+
+    def __init__(
+        self, url: str | Path, *, cache: Path | str | None = None, storage_options: Mapping[str, Any] | None = None
+    ) -> None:
+        text = str(url)
+        self.url = text
+        self._cache = Path(cache) if cache is not None else default_cache()
+        self.store: Store
+        if "://" in text and not text.startswith("file://"):
+            from genre.registry.remote import RemoteStore  # fsspec takes a while to import
+
+            self.store = RemoteStore(text, dict(storage_options or {}))
+        else:
+            self.store = LocalStore(Path(text.removeprefix("file://")))
+
+    def publish(
+        self, source: str | Path | Publishable, manifest: Manifest | None = None, *, alias: str | Iterable[str] = LATEST
+    ) -> Version:
+        """Copy a folder's files into the registry as a new version, at once and for good.
+
+        The same content published again gives the same version; only the aliases move. Each alias moves whatever it
+        named before, so of two publishers the later one holds `latest`; use `promote` where that matters.
+
+        Args:
+            source: A folder with the files of a version, or a run that has one.
+            manifest: The draft; by default the run's, or the folder's `manifest.json`.
+            alias: Aliases that will name the new version.
+
+        Raises:
+            ManifestError: The manifest is wrong, or names an encoder that this registry does not have.
+            IntegrityError: A file is not accepted, or the weights are not usable.
+            DiskError: The disk is full or not writable; nothing is left behind.
+        """
+        folder = Path(source) if isinstance(source, str | os.PathLike) else Path(source.folder)
+        aliases = [check_name(item, "alias") for item in ([alias] if isinstance(alias, str) else alias)]
+        if not folder.is_dir():
+            raise NotFoundError(
+                "no such folder to publish", got=folder, expected="a folder with the files of a version"
+            )
+        draft = manifest or (_read_draft(folder) if isinstance(source, str | os.PathLike) else source.manifest)
+        name = check_name(draft.name)
+        self._check_encoder(draft)
+        with self.store.stage(name) as staged:
+            _copy(folder, staged)
+            if not (staged / CARD).exists():
+                (staged / CARD).write_text(render_card(draft), encoding="utf-8")
+            check_content(staged, draft.kind)
+            size = sum(list_files(staged).values())
+            sealed, data = seal(draft, hash_files(staged), created=utc_now(), size_bytes=size)
+            (staged / MANIFEST).write_bytes(data)
+            with self.store.writing():
+                if not self.store.commit(staged, name, sealed.version):
+                    self.fetch(f"{name}:{sealed.version}")  # the same content is there: is it still whole?
+                    sealed = self._open(name, sealed.version).manifest
+                journal = Journal(self.store, name)
+                for item in aliases:
+                    held = journal.state().aliases.get(item)
+                    if held is None or held.version != sealed.version:
+                        journal.move(item, sealed.version, "publish")
+        return Version(name, sealed.version, sealed.digest, sealed)
+
+    def resolve(self, ref: str | Version) -> Version:
+        """Find what a reference means now and read its manifest.
+
+        Raises:
+            NotFoundError: No such name, alias or version; the message lists what there is.
+            IntegrityError: The manifest is damaged.
+        """
+        if isinstance(ref, Version):
+            return ref
+        parsed = parse_ref(ref)
+        return self._open(parsed.name, parsed.version or self._held(parsed))
+
+    def find(self, digest: str) -> Version:
+        """Find a version by its digest, whatever its name: how an adapter's encoder is found.
+
+        Raises:
+            NotFoundError: No name has it.
+        """
+        if not is_digest(digest):
+            raise RegistryError("not a digest", got=repr(digest[:80]), expected="64 hex digits")
+        for name in self.store.names():
+            if self.store.has(name, digest[:12]):
+                version = self._open(name, digest[:12])
+                if version.digest == digest:
+                    return version
+        raise NotFoundError(
+            f"no version with digest {digest}", got=f"the registry at {self.url}", todo="publish it first"
+        )
+
+    def fetch(self, ref: str | Version) -> Path:
+        """Return a folder on this machine with the version's files, re-hashed and checked just now.
+
+        Raises:
+            NotFoundError: There is no such version.
+            IntegrityError: It is damaged or unsafe; it must not be loaded.
+        """
+        version = self.resolve(ref)
+        local = self.store.folder(version.name, version.version)
+        if local is None:
+            data = self.store.read(version.name, version.version, MANIFEST, limits.MAX_MANIFEST_BYTES)
+            manifest = open_sealed(data, version.name, version.version)
+            return fetch_cached(self._cache, self.store, manifest, data)
+        check_stored(local, self._open(version.name, version.version).manifest)
+        return local
+
+    def names(self) -> builtins.list[str]:
+        """All names that have a version."""
+        return self.store.names()
+
+    def versions(self, name: str) -> builtins.list[str]:
+        """All versions of a name, oldest first.
+
+        Raises:
+            NotFoundError: There is no such name.
+        """
+        found = self.store.versions(check_name(name))
+        if not found:
+            raise self._no_name(name)
+        return found
+
+    def list(self) -> builtins.list[Listed]:
+        """Every version and the aliases that name it, without opening any."""
+        rows = []
+        for name, versions in self.store.listing().items():
+            named: dict[str, builtins.list[str]] = {}
+            for alias, held in Journal(self.store, name).state().aliases.items():
+                named.setdefault(held.version, []).append(alias)
+            rows += [Listed(name, version, tuple(sorted(named.get(version, ())))) for version in versions]
+        return rows
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """The version that each alias of a name names now."""
+        return {
+            alias: held.version for alias, held in sorted(Journal(self.store, check_name(name)).state().aliases.items())
+        }
+
+    def history(self, name: str, alias: str | None = None) -> builtins.list[Move]:
+        """All alias moves of a name, oldest first.
+
+        Raises:
+            NotFoundError: There is no such name.
+        """
+        self.versions(name)
+        return Journal(self.store, name).moves(alias)
+
+    def promote(
+        self,
+        ref: str | Version,
+        alias: str = PRODUCTION,
+        *,
+        floor: Mapping[str, float] | None = None,
+        not_worse: bool = False,
+    ) -> Move:
+        """Let an alias name a version, after checking it.
+
+        Moves of other aliases in the meantime do not matter; a move of this alias does, since the decision was made on
+        its holder.
+
+        Args:
+            ref: Which version.
+            alias: Which alias.
+            floor: Bounds by metric or `task.metric`; for a metric where lower is better, a ceiling.
+            not_worse: Refuse if any metric is worse than the present holder's, or cannot be compared with it.
+
+        Raises:
+            QualityError: The version is not good enough.
+            IntegrityError: The version is damaged.
+            ConflictError: Another writer moved the alias meanwhile.
+        """
+        check_name(alias, "alias")
+        version = self.resolve(ref)
+        journal = Journal(self.store, version.name)
+        seen = journal.state()
+        checks = check_floor(version.manifest, floor or {})
+        holder = seen.aliases.get(alias)
+        if not_worse and holder is not None:
+            checks += check_not_worse(version.manifest, self._open(version.name, holder.version).manifest)
+        self.fetch(version)
+        with self.store.writing():
+            self._need(version.name, version.version)
+            return journal.move(alias, version.version, "promote", seen=seen, checks=tuple(checks))
+
+    def rollback(self, name: str, alias: str = PRODUCTION) -> Move:
+        """Let an alias name again what it named before its present version; a second time, what came before that.
+
+        Raises:
+            NotFoundError: There is nothing to go back to.
+            IntegrityError: The earlier version is damaged.
+            ConflictError: Another writer moved the alias meanwhile.
+        """
+        self.versions(name)
+        journal = Journal(self.store, name)
+        seen = journal.state()
+        target = journal.rollback_target(check_name(alias, "alias"))
+        self.fetch(f"{name}:{target}")
+        with self.store.writing():
+            self._need(name, target)
+            return journal.move(alias, target, "rollback", seen=seen)
+
+    def verify(self, name: str | None = None) -> builtins.list[Problem]:
+        """Re-hash everything, or all of one name.
+
+        Returns:
+            What is wrong; empty if all is well.
+        """
+        if name is not None:
+            self.versions(name)
+        found = [
+            Problem(path, "", "", "does not belong here")
+            for path in self.store.strays()
+            if name in (None, path.split("/")[0])
+        ]
+        for each, versions in self.store.listing().items():
+            if name not in (None, each):
+                continue
+            for version in versions:
+                found += self._verify_version(each, version)
+            journal = Journal(self.store, each)
+            found += [Problem(each, "", file, what) for file, what in journal.problems()]
+            found += self._verify_aliases(journal, set(versions))
+        return found
+
+    def diff(self, a: str | Version, b: str | Version) -> dict[str, tuple[Any, Any]]:
+        """The manifest fields in which two versions differ, by dotted name; None where a side has no such field."""
+        left, right = (_flatten(self.resolve(ref).manifest.raw()) for ref in (a, b))
+        keys = sorted(left.keys() | right.keys())
+        return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+    def lineage(self, ref: str | Version) -> builtins.list[tuple[int, str, Version | None]]:
+        """The version, its encoder, its parents and theirs, depth first.
+
+        Returns:
+            Rows of (depth, reference, version); the version is None where this registry does not have it.
+        """
+        root = self.resolve(ref)
+        rows: builtins.list[tuple[int, str, Version | None]] = []
+        pending: builtins.list[tuple[int, str, Version | None]] = [(0, root.ref, root)]
+        seen: set[str] = set()
+        while pending:
+            depth, text, version = pending.pop()
+            rows.append((depth, text, version))
+            if version is not None and version.digest not in seen:
+                seen.add(version.digest)
+                pending += [(depth + 1, each, self._find(each)) for each in reversed(references(version.manifest))]
+        return rows
+
+    def gc(self, dry_run: bool = False) -> "Garbage":
+        """Remove unfinished publishes and versions that nothing names; see `genre.registry.gc`."""
+        from genre.registry.gc import collect
+
+        return collect(self, dry_run=dry_run)
+
+    def open_version(self, name: str, version: str) -> Version:
+        """Read a version's manifest by its exact place; see `resolve` for the errors."""
+        return self._open(check_name(name), check_version(version))
+
+    def _open(self, name: str, version: str) -> Version:
+        self._need(name, version)
+        data = self.store.read(name, version, MANIFEST, limits.MAX_MANIFEST_BYTES)
+        manifest = open_sealed(data, name, version)
+        return Version(name, version, manifest.digest, manifest)
+
+    def _need(self, name: str, version: str) -> None:
+        if not self.store.has(name, version):
+            known = self.versions(name)
+            raise NotFoundError(f"no version {name}:{version}", got=self.url, expected=_some(known))
+
+    def _held(self, ref: Ref) -> str:
+        assert ref.alias is not None
+        held = Journal(self.store, ref.name).state().aliases
+        if ref.alias not in held:
+            self.versions(ref.name)
+            expected = _some([f"{ref.name}@{alias}" for alias in sorted(held)]) or f"{ref.name}:VERSION"
+            raise NotFoundError(f"no alias {ref.name}@{ref.alias}", got=self.url, expected=expected)
+        return held[ref.alias].version
+
+    def _no_name(self, name: str) -> NotFoundError:
+        known = self.store.names()
+        return NotFoundError(
+            f"no adapter {name!r}", got=f"the registry at {self.url}", expected=_some(known) or "it is empty"
+        )
+
+    def _find(self, reference: str) -> Version | None:
+        try:
+            return self.find(reference) if is_digest(reference) else self.resolve(reference)
+        except NotFoundError:
+            return None
+
+    def _check_encoder(self, draft: Manifest) -> None:
+        if draft.encoder is None:
+            return
+        try:
+            kind = self.find(draft.encoder).manifest.kind
+        except NotFoundError:
+            raise ManifestError(
+                f"{draft.name} needs an encoder that this registry does not have",
+                got=f"encoder {draft.encoder}",
+                expected="the digest of a published encoder",
+                todo="publish the encoder first",
+            ) from None
+        if kind != "encoder":
+            raise ManifestError(
+                f"the encoder of {draft.name} is none", got=f"a version of kind {kind}", expected="encoder"
+            )
+
+    def _verify_version(self, name: str, version: str) -> builtins.list[Problem]:
+        try:
+            opened = self._open(name, version)
+        except (RegistryError, OSError) as error:
+            return [Problem(name, version, MANIFEST, str(error))]
+        manifest, local = opened.manifest, self.store.folder(name, version)
+        try:
+            if local is None:
+                extra = sorted(self.store.files(name, version).keys() - manifest.files.keys() - {MANIFEST})
+                found = [Problem(name, version, file, "is not in the manifest") for file in extra]
+                self.fetch(opened)
+            else:
+                found = [Problem(name, version, file, what) for file, what in find_damage(local, manifest)]
+                if not found:
+                    check_stored(local, manifest)
+        except (RegistryError, OSError) as error:
+            found = [Problem(name, version, "", str(error))]
+        if manifest.encoder is not None and self._find(manifest.encoder) is None:
+            found.append(Problem(name, version, "", f"names an encoder that is not here: {manifest.encoder}"))
+        return found
+
+    def _verify_aliases(self, journal: Journal, versions: set[str]) -> builtins.list[Problem]:
+        try:
+            held = journal.state().aliases
+        except RegistryError:
+            return []  # already named by problems()
+        gone = [(alias, each.version) for alias, each in held.items() if each.version not in versions]
+        return [Problem(journal.name, version, "", f"is missing but {alias} names it") for alias, version in gone]
+
+
+def references(manifest: Manifest) -> list[str]:
+    """What a version needs or came from: its encoder's digest, then its parents."""
+    return [reference for reference in (manifest.encoder, *manifest.parents) if reference]
+
+
+def _read_draft(folder: Path) -> Manifest:
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except OSError:
+        raise ManifestError(
+            f"no {MANIFEST}", got=folder, expected="a draft in the folder, or the manifest argument"
+        ) from None
+    raw = limits.parse_json(data, MANIFEST, limit=limits.MAX_MANIFEST_BYTES)
+    empty = {"version": "", "digest": "", "created": "", "checksum": "", "files": {}}
+    return Manifest.parse(raw | empty if isinstance(raw, dict) else raw)
+
+
+def _copy(folder: Path, staged: Path) -> None:
+    """Copy the files; what is then checked and hashed is the copy, so a source that changes meanwhile does no harm."""
+    for name in list_files(folder):
+        if name == MANIFEST:
+            continue
+        try:
+            descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise IntegrityError(f"{name} cannot be read", got=error.strerror) from None
+        with open(descriptor, "rb") as source, disk_errors(staged), open(staged / name, "wb") as target:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise IntegrityError(f"{name} is not a plain file")
+            shutil.copyfileobj(source, target, 2**20)
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or (not value and prefix):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:8]) + (f" and {len(items) - 8} more" if len(items) > 8 else "")

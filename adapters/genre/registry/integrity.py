@@ -1,0 +1,249 @@
+"""What may lie in a version folder, and whether it is what it should be.
+
+Owns: the list of file names and kinds that are accepted, the check of every file's content, hashing, and naming what is
+damaged. Ignores: where folders come from and where they go. Nothing here, or anywhere in the registry, executes or
+unpickles what a folder holds. A version folder of an adapter, in full:
+
+    README.md  adapter_config.json  adapter_model.safetensors  heads.safetensors  manifest.json  recipe.yaml
+"""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import yaml
+
+from genre.errors import IntegrityError
+from genre.registry import limits
+from genre.registry.lora_format import check_config, check_learned, check_pairs
+from genre.registry.manifest import Manifest
+from genre.registry.names import MANIFEST
+from genre.registry.tensors import FLOATS, SIZES, read_header, scan
+
+CONFIG = "adapter_config.json"
+ADAPTER = "adapter_model.safetensors"
+HEADS = "heads.safetensors"
+ENCODER = "encoder.safetensors"
+CARD = "README.md"
+
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.(safetensors|json|jsonl|yaml|md|txt)", re.ASCII)
+
+
+def check_file_name(name: str) -> str:
+    """Return `name` if a file of a version may be called so: no folder, no leading dot, a known suffix.
+
+    Raises:
+        IntegrityError: It may not.
+    """
+    if _FILE.fullmatch(name) is None:
+        raise IntegrityError(
+            "a file is not accepted in a version",
+            got=repr(name[:80]),
+            expected="letters, digits, - and _, then .safetensors .json .jsonl .yaml .md or .txt",
+        )
+    return name
+
+
+def list_files(folder: Path) -> dict[str, int]:
+    """The files of a version folder and their sizes in bytes; looks at names and sizes only.
+
+    Raises:
+        IntegrityError: A symlink, a folder, a device, a name that is not accepted, or too many or too large files.
+    """
+    sizes: dict[str, int] = {}
+    for entry in os.scandir(folder):
+        state = entry.stat(follow_symlinks=False)
+        if not stat.S_ISREG(state.st_mode):
+            raise IntegrityError(f"{entry.name!r} is not a plain file", expected="files only: no links, no folders")
+        sizes[check_file_name(entry.name)] = state.st_size
+        if len(sizes) > limits.MAX_FILES:
+            raise IntegrityError("a version has too many files", expected=f"at most {limits.MAX_FILES}")
+    check_sizes(sizes)
+    return sizes
+
+
+def check_sizes(sizes: Mapping[str, int]) -> None:
+    """Check sizes in bytes against the limits, by kind of file.
+
+    Raises:
+        IntegrityError: A file, or all together, is too large.
+    """
+    for name, size in sizes.items():
+        limit = _limit(name)
+        if size > limit:
+            raise IntegrityError(f"{name} is too large", got=f"{size:,} bytes", expected=f"at most {limit:,}")
+    total = sum(sizes.values())
+    if total > limits.MAX_TOTAL_BYTES:
+        raise IntegrityError(
+            "a version is too large", got=f"{total:,} bytes", expected=f"at most {limits.MAX_TOTAL_BYTES:,}"
+        )
+
+
+def check_content(folder: Path, kind: str) -> None:
+    """Check every file of a folder by its content.
+
+    Args:
+        folder: Where the files lie.
+        kind: The manifest's kind: adapter, encoder or merged.
+
+    Raises:
+        IntegrityError: A file is not what its name says, breaks a limit, or its weights are not usable (not finite, all
+            zero, or not plain LoRA that fits its config).
+    """
+    sizes = list_files(folder)
+    for name in sizes:
+        if name != MANIFEST:
+            _CHECKS[name.rpartition(".")[2]](folder / name)
+    if kind == "encoder":
+        _need(sizes, kind, (ENCODER,))
+        return
+    if not {ADAPTER, HEADS} & sizes.keys():
+        raise IntegrityError("a version has no weights", got=", ".join(sorted(sizes)), expected=f"{ADAPTER} or {HEADS}")
+    if ADAPTER in sizes:
+        _need(sizes, kind, (CONFIG,))
+        _check_adapter(folder)
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's content, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of a version but the manifest."""
+    return {name: hash_file(folder / name) for name in sorted(list_files(folder)) if name != MANIFEST}
+
+
+def find_damage(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    """Re-hash a stored version against its manifest.
+
+    Returns:
+        A (file, what is wrong) for every file that is missing, changed or not in the manifest.
+    """
+    found: list[tuple[str, str]] = []
+    present = {entry.name for entry in os.scandir(folder)} - {MANIFEST}
+    for name in sorted(present - manifest.files.keys()):
+        found.append((name[:80], "is not in the manifest"))
+    for name, sha256 in sorted(manifest.files.items()):
+        if name not in present:
+            found.append((name[:80], "is missing"))
+        elif not stat.S_ISREG(os.lstat(folder / name).st_mode):
+            found.append((name, "is not a plain file"))
+        elif (actual := hash_file(folder / name)) != sha256:
+            found.append((name, f"has changed: got sha256 {actual}; expected {sha256}"))
+    return found
+
+
+def check_stored(folder: Path, manifest: Manifest) -> None:
+    """Check a stored version completely: hashes first, then content.
+
+    Raises:
+        IntegrityError: It is damaged or unsafe; the message names the file.
+    """
+    for name in manifest.files:
+        check_file_name(name)
+    damage = find_damage(folder, manifest)
+    if damage:
+        what = "; ".join(f"{name} {problem}" for name, problem in damage[:5])
+        raise IntegrityError(
+            f"{manifest.name}:{manifest.version} is damaged: {what}", todo="restore it from a copy; it was not loaded"
+        )
+    try:
+        check_content(folder, manifest.kind)
+    except IntegrityError as error:
+        raise IntegrityError(f"{manifest.name}:{manifest.version} is not usable: {error}") from None
+
+
+def _limit(name: str) -> int:
+    if name in (MANIFEST, CONFIG):
+        return limits.MAX_CONFIG_BYTES
+    by_suffix = {"safetensors": limits.MAX_FILE_BYTES, "json": limits.MAX_JSON_BYTES, "jsonl": limits.MAX_JSON_BYTES}
+    by_suffix["yaml"] = limits.MAX_YAML_BYTES
+    return by_suffix.get(name.rpartition(".")[2], limits.MAX_TEXT_BYTES)
+
+
+def _need(sizes: Mapping[str, int], kind: str, names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in sizes:
+            raise IntegrityError(
+                f"{name} is missing from a version of kind {kind}", got=", ".join(sorted(sizes)) or "nothing"
+            )
+
+
+def _check_adapter(folder: Path) -> None:
+    config = check_config(limits.parse_json((folder / CONFIG).read_bytes(), CONFIG, limit=limits.MAX_CONFIG_BYTES))
+    header = read_header(folder / ADAPTER, FLOATS)
+    modules = check_pairs(config, header)
+    if not modules:
+        raise IntegrityError(f"{ADAPTER} holds no weights", expected="lora_A and lora_B of at least one module")
+    check_learned(modules, scan(folder / ADAPTER, header))
+
+
+def _check_safetensors(path: Path) -> None:
+    if path.name == ADAPTER:
+        return  # read once, with its config, by _check_adapter
+    header = read_header(path, SIZES)
+    content = scan(path, header)
+    groups: dict[str, list[bool]] = {}
+    for name, state in content.items():
+        if not state.finite:
+            raise IntegrityError(f"{path.name} holds a weight that is not finite", got=f"nan or inf in {name}")
+        group = name.partition(".")[0] if path.name == HEADS else "all"
+        groups.setdefault(group, []).append(state.zero)
+    for group, zeros in groups.items():
+        if all(zeros):
+            raise IntegrityError(
+                f"{path.name} has no learned weights", got=f"only zeros in {group}", todo="save the trained weights"
+            )
+    if not groups:
+        raise IntegrityError(f"{path.name} holds no tensors")
+
+
+def _check_json(path: Path) -> None:
+    limits.parse_json(path.read_bytes(), path.name)
+
+
+def _check_lines(path: Path) -> None:
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        limits.parse_json(line, f"line {number} of {path.name}", limit=limits.MAX_CONFIG_BYTES)
+
+
+def _check_text(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{path.name} is not text", got=str(error)[:120], expected="UTF-8") from None
+    if "\0" in text:
+        raise IntegrityError(f"{path.name} is not text", got="a NUL", expected="UTF-8")
+    return text
+
+
+def _check_yaml(path: Path) -> None:
+    """Plain data only: no tag (they construct objects), no alias (they expand), no depth."""
+    depth, deepest = 0, 0
+    try:
+        for event in yaml.parse(_check_text(path), Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                raise IntegrityError(f"{path.name} is not plain data", got="a YAML tag or alias", expected="neither")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            deepest = max(deepest, depth)
+            if deepest > limits.MAX_JSON_DEPTH:
+                raise IntegrityError(
+                    f"{path.name} is nested too deep", expected=f"at most {limits.MAX_JSON_DEPTH} levels"
+                )
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path.name} is not YAML", got=str(error)[:200]) from None
+
+
+_CHECKS: dict[str, Callable[[Path], object]] = {
+    "safetensors": _check_safetensors,
+    "json": _check_json,
+    "jsonl": _check_lines,
+    "yaml": _check_yaml,
+    "md": _check_text,
+    "txt": _check_text,
+}

@@ -1,0 +1,78 @@
+"""The sizes that the registry accepts, checked before anything is allocated.
+
+Owns: the numbers, and parsing JSON under them. Ignores: what the JSON means.
+"""
+
+import json
+from typing import Any
+
+from genre.errors import IntegrityError
+
+MAX_FILES = 64
+MAX_FILE_BYTES = 16 * 2**30
+MAX_TOTAL_BYTES = 32 * 2**30
+MAX_MANIFEST_BYTES = 4 * 2**20
+MAX_CONFIG_BYTES = 4 * 2**20
+MAX_JSON_BYTES = 256 * 2**20
+MAX_TEXT_BYTES = 4 * 2**20
+MAX_YAML_BYTES = 256 * 2**10
+MAX_JSON_DEPTH = 24
+MAX_HEADER_BYTES = 32 * 2**20
+MAX_TENSORS = 100_000
+MAX_TENSOR_NAME = 512
+MAX_DIMENSIONS = 4
+MAX_RANK = 1024
+
+
+def parse_json(data: bytes, what: str, *, limit: int = MAX_JSON_BYTES) -> Any:
+    """Parse JSON that may come from anywhere.
+
+    Args:
+        data: The bytes.
+        what: How to name them in an error.
+        limit: The most bytes that are looked at.
+
+    Raises:
+        IntegrityError: Too long, too deep, not UTF-8, not JSON, a key twice, or a number that is not finite.
+    """
+    if len(data) > limit:
+        raise IntegrityError(f"{what} is too long", got=f"{len(data):,} bytes", expected=f"at most {limit:,}")
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except RecursionError:
+        raise _too_deep(what) from None
+    except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
+        raise IntegrityError(f"{what} is not JSON", got=str(error)[:200], todo="it is truncated or damaged") from None
+    _check_depth(value, what)
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return value
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _too_deep(what: str) -> IntegrityError:
+    return IntegrityError(f"{what} is nested too deep", expected=f"at most {MAX_JSON_DEPTH} levels")
+
+
+def _check_depth(value: Any, what: str) -> None:
+    """Walk level by level, without recursion, so that depth cannot exhaust the stack."""
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise _too_deep(what)

@@ -1,0 +1,213 @@
+"""A store behind any fsspec URL: files first, the manifest last, alias entries by conditional create.
+
+Owns: the remote half of `store.Store`. Ignores: what the files mean; caching (see `cache`).
+
+A version is visible once its `manifest.json` is there, and that is written last. `create_entry` relies on the store's
+own conditional write: S3's `If-None-Match: *`, the memory store's exclusive open. It is tested with these two; where
+fsspec has no conditional write it checks, writes and reads back, which two writers in the same instant could still
+pass: keep to one writer there.
+
+    s3://bucket/registry/like/a3f09c12be77/heads.safetensors, …, manifest.json
+    s3://bucket/registry/like/aliases/1.json
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from genre.errors import JobError, NotFoundError, RegistryError
+from genre.registry.names import ALIASES, MANIFEST, is_name, is_version
+from genre.registry.store import is_entry
+
+
+class RemoteStore:
+    """A store on an fsspec file system; `options` go to it unchanged."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        self.url = url.rstrip("/")
+        try:
+            # Listings must be fresh: another writer's entry decides what the next number is.
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
+        except (ImportError, ValueError) as error:
+            todo = "pip install 'genre-adapters[s3]' for s3://, or another fsspec package"
+            raise RegistryError("no file system for this registry", got=f"{url}: {error}", todo=todo) from None
+
+    def names(self) -> list[str]:
+        """See `Store`."""
+        return list(self.listing())
+
+    def versions(self, name: str) -> list[str]:
+        """See `Store`; the order is that of the manifests' times."""
+        return self._group(self._find(name), name).get(name, [])
+
+    def listing(self) -> dict[str, list[str]]:
+        """See `Store`; one recursive listing."""
+        return self._group(self._find(""), "")
+
+    def has(self, name: str, version: str) -> bool:
+        """See `Store`."""
+        with self._errors():
+            return bool(self._fs.exists(self._path(name, version, MANIFEST)))
+
+    def read(self, name: str, version: str, file: str, limit: int) -> bytes:
+        """See `Store`."""
+        return self._cat(self._path(name, version, file), limit)
+
+    def folder(self, name: str, version: str) -> Path | None:
+        """See `Store`: never on this machine."""
+        return None
+
+    def files(self, name: str, version: str) -> dict[str, int]:
+        """See `Store`; what lies in folders below counts, with its path."""
+        prefix = self._path(name, version) + "/"
+        found = self._find(f"{name}/{version}")
+        return {path.removeprefix(prefix): int(info["size"]) for path, info in found.items()}
+
+    def download(self, name: str, version: str, file: str, target: Path) -> None:
+        """See `Store`."""
+        with self._errors():
+            self._fs.get_file(self._path(name, version, file), str(target))
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Path]:
+        """See `Store`."""
+        with tempfile.TemporaryDirectory(prefix="genre-publish-") as folder:
+            yield Path(folder)
+
+    def commit(self, staged: Path, name: str, version: str) -> bool:
+        """See `Store`. Two writers of one version write the same bytes but for the manifest, where one wins."""
+        if self.has(name, version):
+            return False
+        with self._errors():
+            for path in sorted(staged.iterdir()):
+                if path.name != MANIFEST:
+                    self._fs.put_file(str(path), self._path(name, version, path.name))
+        return self._create(self._path(name, version, MANIFEST), (staged / MANIFEST).read_bytes())
+
+    def entries(self, name: str) -> list[int]:
+        """See `Store`."""
+        files = [path.rpartition("/")[2] for path in self._find(f"{name}/{ALIASES}")]
+        return sorted(int(file[:-5]) for file in files if is_entry(file))
+
+    def read_entry(self, name: str, number: int) -> bytes:
+        """See `Store`."""
+        return self._cat(self._path(name, ALIASES, f"{number}.json"), 2**20)
+
+    def create_entry(self, name: str, number: int, data: bytes) -> bool:
+        """See `Store`."""
+        return self._create(self._path(name, ALIASES, f"{number}.json"), data)
+
+    def remove(self, name: str, version: str) -> None:
+        """See `Store`."""
+        with self._errors():
+            self._fs.rm_file(self._path(name, version, MANIFEST))
+            for file in self._find(f"{name}/{version}"):
+                self._fs.rm_file(file)
+
+    def litter(self) -> list[str]:
+        """See `Store`: files of versions without a manifest, where all files are older than an hour."""
+        folders: dict[str, list[dict[str, Any]]] = {}
+        finished: set[str] = set()
+        for path, info in self._find("").items():
+            name, _, rest = path.removeprefix(self._root + "/").partition("/")
+            version, _, file = rest.partition("/")
+            if is_name(name) and is_version(version):
+                folders.setdefault(f"{name}/{version}", []).append(info)
+                finished |= {f"{name}/{version}"} if file == MANIFEST else set()
+        old = datetime.now(UTC).timestamp() - 3600
+        return sorted(
+            folder
+            for folder, infos in folders.items()
+            if folder not in finished and all(_time(info) < old for info in infos)
+        )
+
+    def remove_litter(self, path: str) -> None:
+        """See `Store`."""
+        with self._errors():
+            for file in self._find(path):
+                self._fs.rm_file(file)
+
+    def litter_bytes(self, path: str) -> int:
+        """See `Store`."""
+        return sum(int(info["size"]) for info in self._find(path).values())
+
+    def strays(self) -> list[str]:
+        """See `Store`."""
+        found = []
+        for path in self._find(""):
+            relative = path.removeprefix(self._root + "/")
+            parts = relative.split("/")
+            version = len(parts) == 3 and is_name(parts[0]) and is_version(parts[1])
+            entry = len(parts) == 3 and is_name(parts[0]) and parts[1] == ALIASES and is_entry(parts[2])
+            if not version and not entry:
+                found.append(relative)
+        return sorted(found)
+
+    def writing(self) -> AbstractContextManager[None]:
+        """See `Store`: no lock."""
+        return nullcontext()
+
+    def cleaning(self) -> AbstractContextManager[None]:
+        """See `Store`: no lock; gc leaves alone what is younger than an hour."""
+        return nullcontext()
+
+    def _path(self, *parts: str) -> str:
+        return "/".join((self._root, *(part for part in parts if part)))
+
+    def _find(self, below: str) -> dict[str, dict[str, Any]]:
+        with self._errors():
+            try:
+                return dict(self._fs.find(self._path(below), detail=True))
+            except FileNotFoundError:
+                return {}
+
+    def _group(self, found: dict[str, dict[str, Any]], below: str) -> dict[str, list[str]]:
+        rows = []
+        for path, info in found.items():
+            parts = path.removeprefix(self._root + "/").split("/")
+            if len(parts) == 3 and is_name(parts[0]) and is_version(parts[1]) and parts[2] == MANIFEST:
+                rows.append((parts[0], _time(info), parts[1]))
+        groups: dict[str, list[str]] = {}
+        for name, _, version in sorted(rows):
+            groups.setdefault(name, []).append(version)
+        return groups
+
+    def _cat(self, path: str, limit: int) -> bytes:
+        with self._errors():
+            try:
+                return bytes(self._fs.cat_file(path, start=0, end=limit + 1))
+            except FileNotFoundError:
+                raise NotFoundError(f"{path.rpartition('/')[2]} is missing", got=path.rpartition("/")[0]) from None
+
+    def _create(self, path: str, data: bytes) -> bool:
+        """Write unless it exists. A retried request may find its own first attempt, so the content decides who won."""
+        with self._errors():
+            # fsspec's own check is skipped on stores that list late; ask first, it costs one request.
+            if self._fs.exists(path):
+                return False
+            try:
+                self._fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                pass
+            except OSError as error:
+                if "PreconditionFailed" not in str(error) and "ConditionalRequestConflict" not in str(error):
+                    raise
+            return bytes(self._fs.cat_file(path)) == data
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise JobError(f"the registry at {self.url} did not answer as it should", got=str(error)[:300]) from error
+
+
+def _time(info: dict[str, Any]) -> float:
+    stamp = info.get("LastModified") or info.get("created") or info.get("mtime") or 0.0
+    return stamp.timestamp() if isinstance(stamp, datetime) else float(stamp)
