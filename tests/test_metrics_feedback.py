@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
@@ -32,12 +32,14 @@ def brute_auc(labels, scores, weights):
     return won / total if total else math.nan
 
 
+@settings(deadline=None)
 @given(EVENTS)
 def test_auc_is_the_share_of_pairs_in_order(events):
     labels, scores, weights, _ = zip(*events, strict=True)
     assert auc(labels, scores, weights=weights) == pytest.approx(brute_auc(labels, scores, weights), nan_ok=True)
 
 
+@settings(deadline=None)
 @given(EVENTS)
 def test_gauc_is_the_mean_of_user_aucs_by_events(events):
     labels, scores, weights, users = map(np.array, zip(*events, strict=True))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genre.errors import DataError
@@ -60,6 +60,7 @@ def test_bad_input_is_refused():
         gini(LISTS, 3, 3)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.sampled_from([0, 1, 2, -np.inf]), min_size=6, max_size=6), max_size=5), st.integers(1, 8))
 def test_top_items_are_those_of_a_full_sort(rows, k):
     scores = np.array(rows, dtype=np.float32).reshape(-1, 6)

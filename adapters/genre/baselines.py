@@ -1,0 +1,149 @@
+"""Scorers without training that stand beside every adapter.
+
+Owns: item mean, running user share, additive and bias-only for feedback tasks; popularity and EASE (`baselines_ease`)
+for next-item tasks. Ignores metrics.
+
+A baseline knows what an adapter knows: training events, and the target's history (`Histories`), so it moves along with
+the user through the test period, and never sees the label of the target, of a later event or of a sibling.
+
+    scores = feedback_baselines(log, split, label, found, binary=True)
+    evaluate_feedback(["auc"], found, scores["additive"])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from genre.baselines_ease import EaseScorer, ease
+from genre.errors import DataError
+from genre.evaluation import Targets
+from genre.evaluation_history import Histories
+from genre.evaluation_ranking import Block, block_rows
+from genre.interactions import Interactions
+from genre.interactions_splits import TRAIN, Split
+from genre.metrics_checks import Floats, Integers
+
+SMOOTHING = 5.0
+"""Every mean counts the overall mean as five events.
+
+The best such constant is the variance within items (or users) over the variance between them. A like has at most .25
+within, and shares that differ by a standard deviation of about .2 have .04 between: 6. A rating of five stars has about
+1 within and .25 between: 4. Five is between the two; from 2 to 10, no figure on ML-100K moves by .01."""
+BIAS_ROUNDS = 10
+_EDGE = 1e-6
+
+Blocks: TypeAlias = Callable[[], Iterator[Block]]
+
+
+def feedback_baselines(
+    log: Interactions, split: Split, label: npt.NDArray[np.float64], targets: Targets, binary: bool
+) -> dict[str, Floats]:
+    """Return a score per target of each baseline for a feedback task.
+
+    Args:
+        log: The log.
+        split: A split of this log.
+        label: float64[n] beside `log.frame`, NaN where unknown.
+        targets: Events to score, of the validation or test part; an item's mean holds every training label.
+        binary: Whether labels are 0 and 1, so that scores are probabilities.
+
+    Returns:
+        float64 scores by name: `item_mean`, `running_user_share` (of values: their running mean), `additive`, and for
+        values `bias_only`.
+
+    Raises:
+        DataError: No training event has a label.
+    """
+    known = (np.asarray(split.part) == TRAIN) & ~np.isnan(label)
+    if not known.any():
+        raise DataError("no training event has a label", got="NaN only", expected="labels in the training part")
+    overall = float(label[known].mean())
+    histories = Histories(log, split)
+    item = item_mean(log, label, known)[targets.item]
+    user = running_mean(histories, label, targets.event, overall)
+    scores = {"item_mean": item, "running_user_share": user}
+    if binary:
+        return scores | {"additive": _sigmoid(_logit(item) + _logit(user) - _logit(np.array(overall)))}
+    return scores | {
+        "additive": item + user - overall,
+        "bias_only": bias_only(log, histories, label, known, targets),
+    }
+
+
+def item_mean(log: Interactions, label: Floats, known: npt.NDArray[np.bool_]) -> Floats:
+    """Return float64[N]: (Σ y + 5 μ) / (n + 5) over an item's training labels; μ, their overall mean, without any."""
+    sums, counts = _item_sums(log, label, known)
+    return (sums + SMOOTHING * label[known].mean()) / (counts + SMOOTHING)
+
+
+def running_mean(histories: Histories, label: Floats, events: Integers, overall: float) -> Floats:
+    """Return float64[m]: (Σ y + 5 μ) / (n + 5) over the labels of an event's history; μ without any."""
+    sums, counts = histories.sums(label, events)
+    return (sums + SMOOTHING * overall) / (counts + SMOOTHING)
+
+
+def bias_only(
+    log: Interactions, histories: Histories, label: Floats, known: npt.NDArray[np.bool_], targets: Targets
+) -> Floats:
+    """Return μ + b_i + b_u, damped means fitted in turn on the training labels (Koren, Bell, Volinsky 2009, eq. 4).
+
+    b_i = Σ (y - μ - b_u) / (n_i + 5) and b_u likewise, ten rounds. Then b_i is fixed, and a target's b_u is taken from
+    its history: Σ (y - μ - b_i) / (n + 5).
+    """
+    overall = label[known].mean()
+    users, items = log.user_codes[known], log.item_codes[known]
+    sizes = np.bincount(users, minlength=len(log.user_ids)) + SMOOTHING
+    item, user = np.zeros(log.catalogue.size), np.zeros(len(log.user_ids))
+    for _ in range(BIAS_ROUNDS):
+        rest = np.where(known, label - overall - user[log.user_codes], np.nan)
+        sums, counts = _item_sums(log, rest, known)
+        item = sums / (counts + SMOOTHING)
+        user = np.bincount(users, weights=label[known] - overall - item[items], minlength=len(user)) / sizes
+    sums, counts = histories.sums(label - overall - item[log.item_codes], targets.event)
+    return overall + item[targets.item] + sums / (counts + SMOOTHING)
+
+
+def ranking_baselines(log: Interactions, split: Split, targets: Targets) -> dict[str, Blocks]:
+    """Return, by name, a function that yields the blocks of a next-item baseline for `rank_in_blocks`.
+
+    `popularity` scores an item by its number of training events. `ease` is fitted when its blocks are first asked for.
+    """
+    return {"popularity": lambda: popularity_blocks(log, split, targets), "ease": _ease_blocks(log, split, targets)}
+
+
+def popularity_blocks(log: Interactions, split: Split, targets: Targets) -> Iterator[Block]:
+    """Yield the same scores, each item's number of training events, for every target."""
+    counts = np.bincount(log.item_codes[np.asarray(split.part) == TRAIN], minlength=log.catalogue.size)
+    row = counts.astype(np.float32)
+    for rows in block_rows(len(targets)):
+        yield rows, np.broadcast_to(row, (rows.stop - rows.start, len(row)))
+
+
+def _ease_blocks(log: Interactions, split: Split, targets: Targets) -> Blocks:
+    fitted: list[EaseScorer] = []
+
+    def blocks() -> Iterator[Block]:
+        if not fitted:
+            fitted.append(ease(log, split))
+        return fitted[0].blocks(targets)
+
+    return blocks
+
+
+def _item_sums(log: Interactions, label: Floats, known: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    items = log.item_codes[known]
+    sums = np.bincount(items, weights=label[known], minlength=log.catalogue.size)
+    return sums, np.bincount(items, minlength=log.catalogue.size).astype(np.float64)
+
+
+def _logit(share: Floats) -> Floats:
+    inside = np.clip(share, _EDGE, 1 - _EDGE)
+    return np.log(inside) - np.log1p(-inside)
+
+
+def _sigmoid(value: Floats) -> Floats:
+    return 1 / (1 + np.exp(-value))

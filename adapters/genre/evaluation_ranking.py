@@ -1,0 +1,128 @@
+"""Ranks and top lists from scores over the whole catalogue, block by block.
+
+Owns: masking what the user has seen, the rank of each target among all that is left, the top 20. Ignores who scores.
+
+Ties: ranks are mid-ranks (`genre.metrics_ranking`); in a top list equal scores come in the order of
+sha256(item_id), which says nothing about an item and is the same in every catalogue.
+
+    blocks = ((rows, scorer(rows)) for rows in block_rows(len(found)))    # scores: float32 [b, N]
+    ranks, top = rank_in_blocks(log, split, found, blocks, seen="masked")
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from genre.errors import DataError
+from genre.evaluation import Targets
+from genre.evaluation_history import Histories
+from genre.interactions import Interactions
+from genre.interactions_splits import Split
+from genre.metrics_checks import Floats, Integers
+from genre.metrics_ranking import mid_ranks, refuse_nan, top_items
+
+BLOCK = 256
+TOP = 20
+
+Block: TypeAlias = tuple[slice | npt.NDArray[Any], npt.NDArray[np.float32]]
+"""Which targets (a slice, or places), and their scores, float32 [b, N]."""
+Seen: TypeAlias = Literal["masked", "kept"]
+
+
+class Ranking(NamedTuple):
+    """`ranks`: float64[n] from 1; `top`: int32[n, 20] item codes, best first, -1 where fewer are left."""
+
+    ranks: Floats
+    top: npt.NDArray[np.int32]
+
+
+def block_rows(count: int, size: int = BLOCK) -> Iterator[slice]:
+    """Yield slices that cut `count` targets into blocks."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def rank_in_blocks(
+    log: Interactions, split: Split, targets: Targets, blocks: Iterable[Block], *, seen: Seen = "masked"
+) -> Ranking:
+    """Rank every target's item among the catalogue.
+
+    With `masked`, every item of the target's history (see `Histories`) takes no part, neither in ranks nor in lists,
+    but for the target's own item, which stays even if the history holds it. With `kept`, all items take part.
+
+    Args:
+        log: The log.
+        split: A split of this log.
+        targets: What is ranked.
+        blocks: Together every target exactly once, in any order. Scores are not changed; -inf takes an item out of the
+            lists.
+        seen: `masked` or `kept`.
+
+    Raises:
+        DataError: A score is NaN (the message names the target's row), a block has another shape, or a target is not
+            scored exactly once.
+    """
+    size = log.catalogue.size
+    histories = Histories(log, split) if seen == "masked" else None
+    ties = tie_order(log)
+    ranks, top = np.full(len(targets), np.nan), np.full((len(targets), TOP), -1, dtype=np.int32)
+    scored = np.zeros(len(targets), dtype=np.int64)
+    for chosen, given in blocks:
+        rows = np.arange(len(targets))[chosen]
+        _check_block(rows, given, size)
+        own = targets.item[rows]
+        scores, masked = _masked(log, histories, targets.event[rows], own, given)
+        ranks[rows] = mid_ranks(scores, own) - _masked_equals(scores, own, masked) / 2
+        top[rows] = top_items(scores, TOP, ties)
+        np.add.at(scored, rows, 1)
+    _check_all(scored)
+    return Ranking(ranks, top)
+
+
+def tie_order(log: Interactions) -> Integers:
+    """Return the item codes in the order of sha256(item_id): of equal scores the earlier is listed first."""
+    keys = [hashlib.sha256(item.encode()).digest() for item in log.catalogue.item_ids]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+
+
+def _masked(
+    log: Interactions, histories: Histories | None, events: Integers, own: npt.NDArray[np.int32], given: Any
+) -> tuple[npt.NDArray[np.float32], Integers]:
+    """Return a copy of the scores with -inf at seen items, and the number of those per row."""
+    scores = np.array(given, dtype=np.float32)
+    if histories is None:
+        return scores, np.zeros(len(scores), dtype=np.int64)
+    pair_rows, pair_events = histories.pairs(events)
+    items = log.item_codes[pair_events]
+    other = items != own[pair_rows]
+    hidden = np.zeros(scores.shape, dtype=bool)
+    hidden[pair_rows[other], items[other]] = True
+    scores[hidden] = -np.inf
+    return scores, np.count_nonzero(hidden, axis=1)
+
+
+def _masked_equals(scores: npt.NDArray[np.float32], own: npt.NDArray[np.int32], masked: Integers) -> Integers:
+    """Masked items equal a target only if its own score is -inf; they are no candidates then either."""
+    return np.where(scores[np.arange(len(scores)), own] == -np.inf, masked, 0)
+
+
+def _check_block(rows: Integers, scores: npt.NDArray[Any], size: int) -> None:
+    if scores.shape != (len(rows), size):
+        expected = f"{[len(rows), size]}, a score per target and item of the catalogue"
+        raise DataError("a block of scores has the wrong shape", got=list(scores.shape), expected=expected)
+    bad = np.isnan(scores).any(axis=1)
+    if bad.any():
+        row = int(np.argmax(bad))
+        refuse_nan(scores[row : row + 1], first_row=int(rows[row]))
+
+
+def _check_all(scored: Integers) -> None:
+    wrong = scored != 1
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(f"target {row} is not scored exactly once", got=f"{scored[row]} times", expected="once")
