@@ -39,8 +39,11 @@ class Catalogue:
             )
         ids = frame["item_id"]
         if ids.dtype != pl.String or ids.null_count() or ids.n_unique() != len(ids):
-            raise DataError("item ids are not usable", got=f"{ids.dtype}, {ids.n_unique()} different of {len(ids)}",
-                            expected="one text id per item, none twice")  # fmt: skip
+            raise DataError(
+                "item ids are not usable",
+                got=f"{ids.dtype}, {ids.n_unique()} different of {len(ids)}",
+                expected="one text id per item, none twice",
+            )
         self.frame = frame.select("item_id", pl.exclude("item_id"))
 
     def __len__(self) -> int:

@@ -84,6 +84,7 @@ class Interactions:
         time_unit: str = "s",
         max_bad: float = MAX_BAD,
         item_columns: list[str] | None = None,
+        guess_numbers: bool = False,
     ) -> "Interactions":
         """Check a polars or pandas frame of events and bring it into the contract's order.
 
@@ -101,16 +102,26 @@ class Interactions:
             time_unit: Of numeric timestamps: s, ms, us or ns.
             max_bad: The share of bad rows above which the log is refused.
             item_columns: Columns of the log that describe items; None looks for usual names.
+            guess_numbers: Take columns of texts that are all numbers for numbers, as tables from text files need.
 
         Raises:
             DataError: If a column is missing, the log is empty, or too many rows are bad.
         """
         built = build(
-            frame, items, users, mapping=mapping, time_unit=time_unit, max_bad=max_bad, item_columns=item_columns
+            frame,
+            items,
+            users,
+            mapping=mapping,
+            time_unit=time_unit,
+            max_bad=max_bad,
+            item_columns=item_columns,
+            guess_numbers=guess_numbers,
         )
         info = info or DatasetInfo(name=name)
-        skipped = {key: info.skipped.get(key, 0) + built.report.counts.get(key, 0)
-                   for key in [*info.skipped, *built.report.counts]}  # fmt: skip
+        skipped = {
+            key: info.skipped.get(key, 0) + built.report.counts.get(key, 0)
+            for key in [*info.skipped, *built.report.counts]
+        }
         facts = {
             "roles": roles_of(built.frame, built.catalogue.frame, built.users) | _kept_roles(info),
             "skipped": skipped,
@@ -213,9 +224,12 @@ class Interactions:
         try:
             return self._codes[user_id]
         except KeyError:
-            raise DataError("unknown user", got=repr(user_id),
-                            expected=f"one of {len(self.user_ids):,} users, such as {', '.join(self.user_ids[:3])}",
-                            todo="give a known user_id, or a history") from None  # fmt: skip
+            raise DataError(
+                "unknown user",
+                got=repr(user_id),
+                expected=f"one of {len(self.user_ids):,} users, such as {', '.join(self.user_ids[:3])}",
+                todo="give a known user_id, or a history",
+            ) from None
 
     def history(self, user_id: str) -> list[dict[str, Any]]:
         """Return the user's events in order: item_id, timestamp and the event columns of each.
@@ -276,8 +290,12 @@ def _read_parquet(path: Path) -> pl.DataFrame:
     try:
         table = to_polars(pl.read_parquet(path), path.name)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path} cannot be read", got=str(error).splitlines()[0][:200], expected="a Parquet file",
-                        todo="prepare or import the data set again") from error  # fmt: skip
+        raise DataError(
+            f"{path} cannot be read",
+            got=str(error).splitlines()[0][:200],
+            expected="a Parquet file",
+            todo="prepare or import the data set again",
+        ) from error
     assert table is not None
     return table
 
@@ -288,5 +306,9 @@ def _read_info(path: Path) -> DatasetInfo:
     try:
         return DatasetInfo.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, ValidationError) as error:
-        raise DataError(f"{path} is damaged", got=str(error).splitlines()[0][:200], expected="a JSON object",
-                        todo="prepare or import the data set again, or remove the file") from error  # fmt: skip
+        raise DataError(
+            f"{path} is damaged",
+            got=str(error).splitlines()[0][:200],
+            expected="a JSON object",
+            todo="prepare or import the data set again, or remove the file",
+        ) from error

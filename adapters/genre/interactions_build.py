@@ -15,7 +15,7 @@ import polars as pl
 
 from genre.catalogue import Catalogue
 from genre.errors import DataError
-from genre.interactions_cells import EXPECTED, clean
+from genre.interactions_cells import EXPECTED, clean, to_numbers
 from genre.interactions_features import align_users, complete_items, take_item_columns
 from genre.interactions_order import order_events
 from genre.interactions_schema import ALIASES, MAX_BAD, REQUIRED, event_columns
@@ -58,6 +58,7 @@ def build(
     time_unit: str = "s",
     max_bad: float = MAX_BAD,
     item_columns: list[str] | None = None,
+    guess_numbers: bool = False,
 ) -> Built:
     """Check a log and bring it into the contract's order. See `Interactions.from_frame` for the arguments.
 
@@ -67,6 +68,8 @@ def build(
     report = Report()
     tables = {"log": to_polars(frame, "log"), "items": to_polars(items, "items"), "users": to_polars(users, "users")}
     tables = rename(tables, mapping or {}, report)
+    if guess_numbers:
+        tables = {name: None if table is None else to_numbers(table) for name, table in tables.items()}
     log = tables["log"]
     assert log is not None
     log, item_table = take_item_columns(log, tables["items"], item_columns, report)
@@ -103,8 +106,12 @@ def to_polars(table: Any, name: str) -> pl.DataFrame | None:
         try:
             return pl.from_pandas(table)
         except (ImportError, pl.exceptions.PolarsError, TypeError, ValueError) as error:
-            raise DataError(f"the {name} cannot be read from pandas", got=error, expected="plain columns",
-                            todo="pip install 'genre-adapters[pandas]', or give a polars frame") from error  # fmt: skip
+            raise DataError(
+                f"the {name} cannot be read from pandas",
+                got=error,
+                expected="plain columns",
+                todo="pip install 'genre-adapters[pandas]', or give a polars frame",
+            ) from error
     raise DataError(f"the {name} is no table", got=type(table).__name__, expected="a polars or a pandas frame")
 
 
@@ -120,8 +127,12 @@ def rename(
     for ours, theirs in mapping.items():
         if not any(table is not None and theirs in table.columns for table in tables.values()):
             found = ", ".join(tables["log"].columns) if tables["log"] is not None else "nothing"
-            raise DataError(f"no column '{theirs}' to take {ours} from", got=found, expected=f"a column '{theirs}'",
-                            todo=f"map one of those: {ours}=THEIRS")  # fmt: skip
+            raise DataError(
+                f"no column '{theirs}' to take {ours} from",
+                got=found,
+                expected=f"a column '{theirs}'",
+                todo=f"map one of those: {ours}=THEIRS",
+            )
     for name, table in tables.items():
         wanted = {theirs: ours for ours, theirs in mapping.items() if table is not None and theirs in table.columns}
         if table is None or not wanted:
@@ -158,9 +169,12 @@ def _with_rows(log: pl.DataFrame) -> pl.DataFrame:
         return log.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
     rows = log["row"].cast(pl.Int64, strict=False)
     if rows.null_count() or rows.n_unique() != len(rows) or int(rows.min() or 0) < 0:  # type: ignore[arg-type]
-        raise DataError("column 'row' is not usable", got=f"{rows.n_unique()} different of {len(rows)}",
-                        expected="the place in the source file: a different whole number from 0 for every event",
-                        todo="leave the column out, or give it another name")  # fmt: skip
+        raise DataError(
+            "column 'row' is not usable",
+            got=f"{rows.n_unique()} different of {len(rows)}",
+            expected="the place in the source file: a different whole number from 0 for every event",
+            todo="leave the column out, or give it another name",
+        )
     return log.with_columns(rows)
 
 
@@ -187,8 +201,12 @@ def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Repo
     count = int(bad.sum())
     if count > max_bad * log.height or count == log.height:
         got, _, expected = worst.partition("; expected ")
-        raise DataError(f"{count:,} of {log.height:,} rows are not usable", got=got, expected=expected,
-                        todo=f"repair them, or allow more than {max_bad:.0%} bad rows with --max-bad")  # fmt: skip
+        raise DataError(
+            f"{count:,} of {log.height:,} rows are not usable",
+            got=got,
+            expected=expected,
+            todo=f"repair them, or allow more than {max_bad:.0%} bad rows with --max-bad",
+        )
     return cleaned.filter(~pl.Series(bad))
 
 

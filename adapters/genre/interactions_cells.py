@@ -122,6 +122,24 @@ def _plain(series: pl.Series) -> pl.Series:
     return series.cast(pl.Float64) if series.dtype in (pl.Decimal, pl.Float32) else series
 
 
+def to_numbers(table: pl.DataFrame) -> pl.DataFrame:
+    """Turn columns of texts that are all numbers into numbers, but ids, titles and those with a rule of their own.
+
+    A column where a number starts with a needless zero (a zip code) stays text.
+    """
+    texts = [
+        c for c in table.columns if table[c].dtype == pl.String and c not in EXPECTED and c not in ("title", "row")
+    ]
+    found = []
+    for name in texts:
+        known = table[name].drop_nulls()
+        if len(known) and known.str.contains(r"^-?(0|[1-9]\d{0,17})$").all():
+            found.append(table[name].cast(pl.Int64))
+        elif len(known) and known.str.contains(r"^-?(0|[1-9]\d*)?\.?\d+([eE][+-]?\d+)?$").all():
+            found.append(table[name].cast(pl.Float64, strict=False))
+    return table.with_columns(found)
+
+
 def _where(series: pl.Series, condition: pl.Expr) -> pl.Series:
     """Null where the condition on column "x" is false or null."""
     kept = pl.DataFrame({"x": series}).select(pl.when(condition).then(pl.col("x")))

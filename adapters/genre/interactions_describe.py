@@ -78,8 +78,11 @@ def _distribution(series: pl.Series) -> dict[str, Any]:
         return {"values": {_label(value): count for value, count in rows}, "empty": series.null_count()}
     if series.dtype.is_numeric():
         return {**_quantiles(known.to_numpy().astype(np.float64)), "empty": series.null_count()}
-    return {"most": {_label(v): n for v, n in counts.rows()[:_MOST_VALUES]}, "different": counts.height,
-            "empty": series.null_count()}  # fmt: skip
+    return {
+        "most": {_label(v): n for v, n in counts.rows()[:_MOST_VALUES]},
+        "different": counts.height,
+        "empty": series.null_count(),
+    }
 
 
 def _label(value: object) -> str:

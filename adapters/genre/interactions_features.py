@@ -113,8 +113,12 @@ def align_users(users: pl.DataFrame | None, user_ids: pl.Series, report: "Report
 
 def _unique_rows(table: pl.DataFrame, key: str, what: str, report: "Report") -> pl.DataFrame:
     if key not in table.columns:
-        raise DataError(f"column '{key}' is missing in the {what}", got=", ".join(table.columns) or "no columns",
-                        expected=f"{key} and other columns", todo=f"name yours with --map {key}=THEIRS")  # fmt: skip
+        raise DataError(
+            f"column '{key}' is missing in the {what}",
+            got=", ".join(table.columns) or "no columns",
+            expected=f"{key} and other columns",
+            todo=f"name yours with --map {key}=THEIRS",
+        )
     table = table.with_columns(ids(table[key]))
     report.add(f"{what} without an id", table[key].null_count())
     table = table.drop_nulls(key)

@@ -130,8 +130,12 @@ def split(log: "Interactions", config: SplitConfig) -> Split:
     for name in ("train", "test"):
         if not counts[name]:
             got = f"{len(log):,} events of {len(log.user_ids):,} users"
-            raise DataError(f"the split leaves no {name} events", got=got,
-                            expected="at least one", todo=f"choose another {config.kind} split")  # fmt: skip
+            raise DataError(
+                f"the split leaves no {name} events",
+                got=got,
+                expected="at least one",
+                todo=f"choose another {config.kind} split",
+            )
     part.setflags(write=False)
     return Split(config, part, config.kind == "given", counts)
 

@@ -75,14 +75,13 @@ def convert_gguf(unpacked: Path, folder: Path, source: Source) -> None:
         load: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
         model = transformers.AutoModelForCausalLM.from_pretrained(unpacked, **load)
         tokenizer = transformers.AutoTokenizer.from_pretrained(unpacked, gguf_file=gguf.name)
-        config = model.config.to_dict()
+        config = model.config.to_diff_dict()
         for name in ("quantization_config", "_model_name_or_path"):
             config.pop(name, None)
-        config |= {"architectures": [type(model).__name__], "name_or_path": source.name}
+        config |= {"architectures": [type(model).__name__], "_name_or_path": source.name}
         state = model.state_dict()
         if config.get("tie_word_embeddings"):
             state.pop("lm_head.weight")
-        folder.mkdir(parents=True, exist_ok=True)
         save_file(
             {name: tensor.contiguous() for name, tensor in state.items()},
             folder / "model.safetensors",
@@ -90,14 +89,13 @@ def convert_gguf(unpacked: Path, folder: Path, source: Source) -> None:
         )
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         model.generation_config.save_pretrained(folder)
-        tokenizer.name_or_path = source.name
+        tokenizer.model_max_length = model.config.max_position_embeddings
         tokenizer.save_pretrained(folder)
     write_prepared(folder, source)
 
 
 def convert_model_folder(unpacked: Path, folder: Path, source: Source) -> None:
     """Take a model folder as it is."""
-    folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(unpacked.iterdir()):
         os.replace(path, folder / path.name)
     write_prepared(folder, source)
@@ -106,6 +104,8 @@ def convert_model_folder(unpacked: Path, folder: Path, source: Source) -> None:
 def write_prepared(folder: Path, source: Source) -> None:
     """Write beside a base what it was made from."""
     facts = {"name": source.name, "source": source.origin, "sha256": source.sha256, "licence": source.licence}
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for the owner only
     (folder / PREPARED).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 

