@@ -3,6 +3,7 @@
 >>> from genre.registry import Manifest, Registry
 """
 
+from genre.registry.base_files import truncate_base
 from genre.registry.core import Listed, Problem, Publishable, Registry, Version
 from genre.registry.gc import Garbage
 from genre.registry.journal import Move
@@ -24,4 +25,5 @@ __all__ = [
     "Version",
     "check_fit",
     "higher_is_better",
+    "truncate_base",
 ]

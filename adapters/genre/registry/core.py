@@ -26,7 +26,7 @@ from genre.registry.cache import default_cache, fetch_cached
 from genre.registry.card import render_card
 from genre.registry.integrity import CARD, check_content, check_stored, find_damage, hash_files, list_files
 from genre.registry.journal import Journal, Move, utc_now
-from genre.registry.manifest import Manifest, open_sealed, seal
+from genre.registry.manifest import BaseInfo, Manifest, open_sealed, seal
 from genre.registry.names import LATEST, MANIFEST, PRODUCTION, Ref, check_name, check_version, is_digest, parse_ref
 from genre.registry.quality import check_floor, check_not_worse
 from genre.registry.store import LocalStore, Store
@@ -346,6 +346,35 @@ class Registry:
         from genre.registry.gc import collect
 
         return collect(self, dry_run=dry_run)
+
+    def export(
+        self,
+        ref: str | Version,
+        out: str | Path,
+        *,
+        to: str = "peft",
+        base: str | Path | None = None,
+        tar: bool = False,
+    ) -> Path:
+        """Write a version as a folder that stock PEFT loads; see `genre.registry.interchange.export`."""
+        from genre.registry.interchange import export
+
+        return export(self, ref, Path(out), to=to, base=None if base is None else Path(base), tar=tar)
+
+    def import_peft(
+        self,
+        source: str | Path,
+        name: str,
+        *,
+        base: BaseInfo,
+        base_folder: str | Path,
+        alias: str | Iterable[str] = LATEST,
+        **fields: Any,
+    ) -> Version:
+        """Publish a PEFT LoRA adapter from elsewhere; see `genre.registry.interchange.import_peft`."""
+        from genre.registry.interchange import import_peft
+
+        return import_peft(self, source, name, base=base, base_folder=base_folder, alias=alias, **fields)
 
     def open_version(self, name: str, version: str) -> Version:
         """Read a version's manifest by its exact place; see `resolve` for the errors."""

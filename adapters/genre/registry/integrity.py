@@ -8,6 +8,7 @@ unpickles what a folder holds. A version folder of an adapter, in full:
 """
 
 import hashlib
+import itertools
 import os
 import re
 import stat
@@ -54,7 +55,9 @@ def list_files(folder: Path) -> dict[str, int]:
         IntegrityError: A symlink, a folder, a device, a name that is not accepted, or too many or too large files.
     """
     sizes: dict[str, int] = {}
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as entries:
+        found = list(itertools.islice(entries, limits.MAX_FILES + 1))
+    for entry in found:
         state = entry.stat(follow_symlinks=False)
         if not stat.S_ISREG(state.st_mode):
             raise IntegrityError(f"{entry.name!r} is not a plain file", expected="files only: no links, no folders")
@@ -125,7 +128,7 @@ def find_damage(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
         A (file, what is wrong) for every file that is missing, changed or not in the manifest.
     """
     found: list[tuple[str, str]] = []
-    present = {entry.name for entry in os.scandir(folder)} - {MANIFEST}
+    present = set(os.listdir(folder)) - {MANIFEST}
     for name in sorted(present - manifest.files.keys()):
         found.append((name[:80], "is not in the manifest"))
     for name, sha256 in sorted(manifest.files.items()):

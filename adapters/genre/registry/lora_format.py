@@ -7,7 +7,6 @@ bases, torch. One real pair of tensors, at rank 8:
     base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight  (576, 8)     # (out, rank)
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,13 +47,13 @@ _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "eva_residual")
 
 @dataclass(frozen=True)
 class LoraModule:
-    """One adapted linear: its path in the base, shapes (rank, in) and (out, rank), and the scale of B A."""
+    """One adapted linear: its path in the base, its rank, in, out, and the alpha that scales B A."""
 
     path: str
     rank: int
     inputs: int
     outputs: int
-    scale: float
+    alpha: float
 
 
 def check_config(config: object) -> dict[str, Any]:
@@ -133,12 +132,6 @@ def check_learned(modules: list[LoraModule], content: Mapping[str, Content]) -> 
         )
 
 
-def scale_of(config: Mapping[str, Any], path: str, rank: int) -> float:
-    """The factor of B A: alpha / rank, or alpha / sqrt(rank) for rsLoRA."""
-    alpha = float(_lookup(config.get("alpha_pattern") or {}, path, config["lora_alpha"]))
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
 def _module(config: Mapping[str, Any], path: str, pair: dict[str, Tensor]) -> LoraModule:
     if pair.keys() != {"A", "B"}:
         raise IntegrityError(
@@ -154,7 +147,8 @@ def _module(config: Mapping[str, Any], path: str, pair: dict[str, Tensor]) -> Lo
     rank = _lookup(config.get("rank_pattern") or {}, path, config["r"])
     if a[0] != rank:
         raise IntegrityError(f"LoRA of {path} has another rank than its config", got=a[0], expected=rank)
-    return LoraModule(path, a[0], a[1], b[0], scale_of(config, path, a[0]))
+    alpha = float(_lookup(config.get("alpha_pattern") or {}, path, config["lora_alpha"]))
+    return LoraModule(path, a[0], a[1], b[0], alpha)
 
 
 def _lookup(patterns: Mapping[str, Any], path: str, default: Any) -> Any:

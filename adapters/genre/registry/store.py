@@ -133,9 +133,7 @@ class LocalStore:
 
     def files(self, name: str, version: str) -> dict[str, int]:
         """See `Store`."""
-        return {
-            entry.name: entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self.root / name / version)
-        }
+        return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in _scan(self.root / name / version)}
 
     def download(self, name: str, version: str, file: str, target: Path) -> None:
         """See `Store`."""

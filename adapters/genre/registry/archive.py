@@ -1,0 +1,219 @@
+"""Archives from elsewhere, read without letting a member out of the folder or a bomb into memory.
+
+Owns: which members are accepted, and their limits. Ignores: what the files mean. A tar (plain or gzip) or a zip is told
+by content; every member must be a plain file or a folder under a relative path:
+
+    my-adapter/adapter_config.json
+    my-adapter/adapter_model.safetensors
+"""
+
+import gzip
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Protocol, cast
+
+from genre.errors import IntegrityError
+from genre.files import disk_errors
+from genre.registry.integrity import check_file_name, check_sizes
+from genre.registry.limits import MAX_TOTAL_BYTES
+
+MAX_MEMBERS = 10_000
+_MAX_READ = 16 * 2**20
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, ValueError, NotImplementedError, RuntimeError)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a tar, a gzip or a zip, by its content."""
+    with open(path, "rb") as file:
+        start = file.read(265)
+    return start.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b")) or start[257:262] == b"ustar"
+
+
+def extract(archive: Path, wanted: Iterable[str], folder: Path) -> list[str]:
+    """Write the wanted files of an archive into a folder.
+
+    Args:
+        archive: A tar or a zip.
+        wanted: File names; they may lie at the top or in the archive's one top folder.
+        folder: An existing folder.
+
+    Returns:
+        The members that were not wanted, for the record.
+
+    Raises:
+        IntegrityError: The archive is broken, a member is not accepted, or a limit is passed; nothing of a member that
+            is not accepted was written.
+    """
+    names = set(wanted)
+    with _broken(archive), disk_errors(folder), _opened(archive) as source:
+        members = _check_members(source.members())
+        top = _top(members)
+        chosen = {path.name: path for path in members if path.name in names and str(path.parent) == top}
+        check_sizes({check_file_name(name): members[path] for name, path in chosen.items()})
+        for name, path in chosen.items():
+            _write(source.open(path), folder / name, members[path])
+    return sorted(str(path) for path in members if path not in chosen.values())
+
+
+class _Members(Protocol):
+    """An opened archive."""
+
+    def members(self) -> Iterator[tuple[str, int, bool, bool]]:
+        """Rows of (name, bytes, is a plain file, is a folder)."""
+
+    def open(self, path: PurePosixPath) -> IO[bytes]:
+        """One member's content."""
+
+
+class _Tar:
+    def __init__(self, tar: tarfile.TarFile) -> None:
+        self._tar = tar
+        self._infos: dict[PurePosixPath, tarfile.TarInfo] = {}
+
+    def members(self) -> Iterator[tuple[str, int, bool, bool]]:
+        for info in self._tar:
+            plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and info.sparse is None
+            self._infos[PurePosixPath(info.name)] = info
+            yield info.name, info.size, plain, info.isdir()
+
+    def open(self, path: PurePosixPath) -> IO[bytes]:
+        file = self._tar.extractfile(self._infos[path])
+        assert file is not None
+        return file
+
+
+class _Zip:
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._zip = archive
+
+    def members(self) -> Iterator[tuple[str, int, bool, bool]]:
+        for info in self._zip.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            yield info.filename, info.file_size, kind in (0, stat.S_IFREG) and not info.is_dir(), info.is_dir()
+
+    def open(self, path: PurePosixPath) -> IO[bytes]:
+        return self._zip.open(str(path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[_Members]:
+    """Open a zip or a tar; every read of a tar is bounded, since tarfile reads a PAX header of any size in one go."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            yield _Zip(archive)
+        return
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    with (
+        gzip.open(path) if zipped else open(path, "rb") as raw,
+        tarfile.open(fileobj=cast(Any, _Bounded(raw)), mode="r:") as tar,
+    ):
+        yield _Tar(tar)
+
+
+class _Bounded:
+    """A file that refuses to read, or to unpack, more than the limits."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_READ:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return bytes(self._file.read(size))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if offset > 2 * MAX_TOTAL_BYTES:
+            raise tarfile.ReadError(f"a member that ends at byte {offset}")
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _check_members(rows: Iterable[tuple[str, int, bool, bool]]) -> dict[PurePosixPath, int]:
+    members: dict[PurePosixPath, int] = {}
+    total = 0
+    for count, (name, size, plain, folder) in enumerate(rows, 1):
+        path = PurePosixPath(name)
+        hostile = name.startswith("/") or ".." in path.parts or any(letter in name for letter in "\\\0:\n\r")
+        if hostile or not name or len(name) > 512:
+            raise IntegrityError(
+                "a member of the archive would leave its folder", got=repr(name[:80]), expected="a relative path"
+            )
+        if not plain and not folder:
+            raise IntegrityError(
+                f"member {name[:80]!r} of the archive is not a plain file", expected="no links, no devices"
+            )
+        total += max(size, 0)
+        if count > MAX_MEMBERS or total > MAX_TOTAL_BYTES or size < 0:
+            expected = f"at most {MAX_MEMBERS:,} members and {MAX_TOTAL_BYTES:,} bytes"
+            raise IntegrityError(
+                "the archive is too large", got=f"{count:,} members, {total:,} bytes", expected=expected
+            )
+        if folder:
+            continue
+        if path in members:
+            raise IntegrityError("the archive has a member twice", got=repr(name[:80]))
+        members[path] = size
+    return members
+
+
+def _top(members: dict[PurePosixPath, int]) -> str:
+    """The archive's one top folder, or the archive itself."""
+    firsts = {path.parts[0] for path in members}
+    inside = all(len(path.parts) > 1 for path in members)
+    return firsts.pop() if inside and len(firsts) == 1 else "."
+
+
+def _write(source: IO[bytes], target: Path, size: int) -> None:
+    with source, open(target, "xb") as file:
+        left = size
+        while left and (data := source.read(min(2**20, left))):
+            file.write(data)
+            left -= len(data)
+        if left or source.read(1):
+            raise IntegrityError(
+                f"{target.name} in the archive has another length than it says", expected=f"{size:,} bytes"
+            )
+
+
+@contextmanager
+def _broken(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except (*_BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise IntegrityError(
+            f"{archive.name} is a broken archive", got=str(error)[:200] or type(error).__name__
+        ) from None
+
+
+def pack(folder: Path, target: Path) -> None:
+    """Write a tar of a folder's files, the same bytes for the same content."""
+
+    def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        info.uid = info.gid = info.mtime = 0
+        info.uname = info.gname = ""
+        info.mode = 0o755 if info.isdir() else 0o644
+        return info
+
+    aside = target.with_name(f".{target.name}.tmp")
+    with disk_errors(target):
+        try:
+            with tarfile.open(aside, "w") as tar:
+                for path in sorted(folder.rglob("*")):
+                    tar.add(path, f"{folder.name}/{path.relative_to(folder)}", recursive=False, filter=plain)
+            shutil.move(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)

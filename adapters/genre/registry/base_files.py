@@ -1,0 +1,107 @@
+"""A base as files: the shapes of its weights, and the first layers of it, without torch.
+
+Owns: reading a transformers folder's safetensors headers, and cutting the folder down to `depth` layers. Ignores:
+running it. Llama-like (`model.layers.7.…`) and GPT-2-like (`transformer.h.7.…`) names are known.
+"""
+
+import json
+import re
+import shutil
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from genre.errors import BaseModelError
+from genre.files import appearing_folder
+from genre.registry.limits import MAX_JSON_BYTES, parse_json
+from genre.registry.tensors import Tensor, read_header
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
+_DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_COPIED = (".json", ".txt", ".model", ".jinja", ".md")
+
+Weights = Mapping[str, tuple[Path, Tensor]]
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a weight or module belongs to; None for embeddings, norms and heads."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
+def read_weights(folder: Path) -> dict[str, tuple[Path, Tensor]]:
+    """All weights of a base by name: the file each lies in, and its header entry.
+
+    Raises:
+        BaseModelError: The folder has no safetensors.
+        IntegrityError: A header is wrong.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise BaseModelError(
+            "no safetensors in the base's folder",
+            got=folder,
+            expected="a transformers folder, such as `genre base prepare` makes",
+        )
+    return {name: (file, tensor) for file in files for name, tensor in read_header(file).items()}
+
+
+def truncate_base(base_folder: Path, depth: int, out: Path) -> Path:
+    """Write a base's first layers as a transformers folder of its own.
+
+    Args:
+        base_folder: A transformers folder with safetensors.
+        depth: How many layers to keep; the final norm and the head stay.
+        out: A new folder.
+
+    Raises:
+        BaseModelError: The base has fewer layers, or no known name for them.
+    """
+    weights = read_weights(base_folder)
+    layers = {layer for name in weights if (layer := layer_of(name)) is not None}
+    if not 1 <= depth <= len(layers):
+        raise BaseModelError(
+            "the base does not have so many layers", got=f"depth {depth}", expected=f"1 to {len(layers)}"
+        )
+    kept = {name: place for name, place in weights.items() if (layer_of(name) or 0) < depth}
+    with appearing_folder(out) as folder:
+        for file in sorted(Path(base_folder).iterdir()):
+            if file.suffix in _COPIED and file.is_file() and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, folder / file.name)
+        config = parse_json((folder / "config.json").read_bytes(), "config.json", limit=MAX_JSON_BYTES)
+        (folder / "config.json").write_text(json.dumps(_cut_config(config, depth), indent=2) + "\n", encoding="utf-8")
+        write_weights(folder / "model.safetensors", kept)
+    return out
+
+
+def write_weights(target: Path, weights: Weights) -> None:
+    """Copy tensors byte by byte into one safetensors file; the order is that of the names."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (_, tensor) in sorted(weights.items()):
+        begin, end = end, end + tensor.end - tensor.begin
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(target, "xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, (path, tensor) in sorted(weights.items()):
+            with open(path, "rb") as source:
+                source.seek(tensor.begin)
+                left = tensor.end - tensor.begin
+                while left and (data := source.read(min(left, 2**24))):
+                    file.write(data)
+                    left -= len(data)
+
+
+def _cut_config(config: dict[str, Any], depth: int) -> dict[str, Any]:
+    """Set the number of layers wherever the config keeps it, and cut the per-layer lists."""
+    changed: dict[str, Any] = {key: depth for key in _DEPTH_KEYS if isinstance(config.get(key), int)}
+    if isinstance(config.get("layer_types"), list):
+        changed["layer_types"] = config["layer_types"][:depth]
+    if isinstance(config.get("text_config"), dict):
+        changed["text_config"] = _cut_config(config["text_config"], depth)
+    if not changed:
+        raise BaseModelError("config.json does not say how many layers the base has", expected=" or ".join(_DEPTH_KEYS))
+    return config | changed
