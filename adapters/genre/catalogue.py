@@ -165,6 +165,8 @@ class Catalogue:
             raise DataError(f"column '{column}' is ragged", got=f"{shortest} to {width} numbers", expected="one length")
         dense = np.zeros((self.size, width), dtype=np.float32)
         there = lists.is_not_null().to_numpy()
+        if not width:
+            return dense
         values = lists.drop_nulls().explode().cast(pl.Float32).fill_null(0.0).to_numpy()
         dense[there] = values.reshape(-1, width)
         broken = np.flatnonzero(~np.isfinite(dense).all(axis=1))

@@ -42,7 +42,7 @@ def clean(name: str, series: pl.Series, time_unit: str = "s") -> pl.Series:
         return _where(rating, (pl.col("x").is_finite()) & (pl.col("x").abs() <= RATING_LIMIT))
     if name == "click":
         click = series.cast(pl.Int8) if series.dtype == pl.Boolean else numbers(series)
-        return _where(click, pl.col("x").is_in([0, 1])).cast(FEEDBACK["click"])
+        return _where(click, (pl.col("x") == 0) | (pl.col("x") == 1)).cast(FEEDBACK["click"])
     if name == "behaviour":
         text = series.cast(pl.String).str.strip_chars()
         return _where(text, pl.col("x") != "")

