@@ -229,6 +229,7 @@ def test_check_fit_names_the_field_and_both_values() -> None:
     fits = {"base_fingerprint": "f" * 64, "depth": 2, "tokenizer": "t" * 64, "encoder": "e" * 64}
     sequence = {"item": "token", "feedback": "rating"}
     check_fit(manifest, sequence=sequence, **fits)  # type: ignore[arg-type]
+    check_fit(manifest, depth=2)
     wrong = [
         ("base_fingerprint", "a", "base.fingerprint"),
         ("depth", None, "base.depth"),

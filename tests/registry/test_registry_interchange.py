@@ -13,6 +13,7 @@ from registry_fakes import draft, lora_config, write_adapter
 
 from genre.errors import BaseModelError, IntegrityError, ManifestError, RegistryError
 from genre.registry import BaseInfo, Registry, truncate_base
+from genre.registry.base_files import fingerprint_of, read_weights
 
 torch = pytest.importorskip("torch")
 # PEFT 0.21 asks transformers 5.23 for a property by its former name.
@@ -55,7 +56,10 @@ def foreign(base: Path, out: Path, **options: Any) -> Any:
     return model.eval()
 
 
-BASE = BaseInfo(name="tiny", fingerprint="f" * 64)
+def info(folder: Path, depth: int | None = None) -> BaseInfo:
+    return BaseInfo(name="tiny", fingerprint=fingerprint_of(read_weights(folder)), depth=depth)
+
+
 TOKENS = torch.tensor([[1, 5, 9, 2, 31, 7]])
 
 
@@ -83,7 +87,7 @@ def test_a_foreign_adapter_comes_in_and_goes_out_unchanged(
     from peft import PeftModel
 
     theirs = foreign(llama, tmp_path / "theirs", **options)
-    version = registry.import_peft(tmp_path / "theirs", "taken", base=BASE, base_folder=llama, tasks=["like"])
+    version = registry.import_peft(tmp_path / "theirs", "taken", base=info(llama), base_folder=llama, tasks=["like"])
     out = registry.export(version, tmp_path / "out", tar=True)
     ours = PeftModel.from_pretrained(load(llama), out).eval()
     assert torch.equal(logits(ours), logits(theirs))
@@ -91,7 +95,7 @@ def test_a_foreign_adapter_comes_in_and_goes_out_unchanged(
     assert version.manifest.notes["not_imported"] == ["README.md"]
     card = (out / "README.md").read_text()
     assert version.digest in card and "PeftModel.from_pretrained" in card
-    again = registry.import_peft(tmp_path / "out.tar", "taken", base=BASE, base_folder=llama, tasks=["like"])
+    again = registry.import_peft(tmp_path / "out.tar", "taken", base=info(llama), base_folder=llama, tasks=["like"])
     names = ("adapter_config.json", "adapter_model.safetensors")
     assert [again.manifest.files[name] for name in names] == [version.manifest.files[name] for name in names]
 
@@ -105,7 +109,7 @@ def test_an_adapter_of_the_bare_body_is_renamed(registry: Registry, llama: Path,
     rng = __import__("numpy").random.default_rng(0)
     renamed = {name.replace("model.model.", "model."): rng.normal(size=shapes[name[-8]]).astype("f4") for name in rows}
     save_file(renamed, theirs / "adapter_model.safetensors")
-    version = registry.import_peft(theirs, "taken", base=BASE, base_folder=llama)
+    version = registry.import_peft(theirs, "taken", base=info(llama), base_folder=llama)
     config = json.loads((registry.fetch(version) / "adapter_config.json").read_text())
     assert config["target_modules"] == ["model.layers.0.self_attn.q_proj"]
     assert version.manifest.notes["not_imported"] == ["heads.safetensors", "recipe.yaml"]
@@ -115,8 +119,7 @@ def test_depth_exports_the_cut_base(registry: Registry, llama: Path, tmp_path: P
     from peft import PeftModel
 
     foreign(llama, tmp_path / "theirs", target_modules=["q_proj", "up_proj"], layers_to_transform=[0, 1])
-    shallow = BASE.model_copy(update={"depth": 2})
-    version = registry.import_peft(tmp_path / "theirs", "taken", base=shallow, base_folder=llama)
+    version = registry.import_peft(tmp_path / "theirs", "taken", base=info(llama, 2), base_folder=llama)
     with pytest.raises(RegistryError, match=r"for the first 2 layers of tiny.*--base"):
         registry.export(version, tmp_path / "out")
     out = registry.export(version, tmp_path / "out", base=llama)
@@ -128,7 +131,7 @@ def test_depth_exports_the_cut_base(registry: Registry, llama: Path, tmp_path: P
     merged = PeftModel.from_pretrained(load(out / "base"), out).eval()
     assert torch.equal(logits(merged), logits(PeftModel.from_pretrained(by_hand, tmp_path / "theirs").eval()))
     with pytest.raises(ManifestError, match=r"model.layers.1.* lies beyond the depth: got layer 1; expected below 1"):
-        registry.import_peft(tmp_path / "theirs", "taken", base=BASE.model_copy(update={"depth": 1}), base_folder=llama)
+        registry.import_peft(tmp_path / "theirs", "taken", base=info(llama, 1), base_folder=llama)
 
 
 def test_a_gpt2_base_is_cut_and_its_adapter_taken(registry: Registry, tmp_path: Path) -> None:
@@ -143,10 +146,24 @@ def test_a_gpt2_base_is_cut_and_its_adapter_taken(registry: Registry, tmp_path: 
     by_hand.transformer.h = by_hand.transformer.h[:2]
     assert torch.equal(logits(cut), logits(by_hand))
     theirs = foreign(tmp_path / "cut", tmp_path / "theirs", target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
-    shallow = BASE.model_copy(update={"depth": 2})
-    version = registry.import_peft(tmp_path / "theirs", "taken", base=shallow, base_folder=tmp_path / "gpt2")
+    base = info(tmp_path / "gpt2", 2)
+    version = registry.import_peft(tmp_path / "theirs", "taken", base=base, base_folder=tmp_path / "gpt2")
     out = registry.export(version, tmp_path / "out", base=tmp_path / "gpt2")
     assert torch.equal(logits(PeftModel.from_pretrained(load(out / "base"), out).eval()), logits(theirs))
+
+
+def test_another_base_is_refused(registry: Registry, llama: Path, tmp_path: Path) -> None:
+    from genre.base import fingerprint
+
+    assert info(llama).fingerprint == fingerprint(llama)
+    other = truncate_base(llama, 2, tmp_path / "other")
+    foreign(llama, tmp_path / "theirs", target_modules=["q_proj"])
+    with pytest.raises(ManifestError, match=f"holds another base: got fingerprint {info(other).fingerprint}; expected"):
+        registry.import_peft(tmp_path / "theirs", "taken", base=info(llama), base_folder=other)
+    registry.import_peft(tmp_path / "theirs", "taken", base=info(llama, 3), base_folder=llama)
+    with pytest.raises(ManifestError, match="base.fingerprint differs"):
+        registry.export("taken", tmp_path / "out", base=other)
+    assert not (registry.export("taken", tmp_path / "out", base=llama) / "base").exists(), "nothing is cut"
 
 
 def test_export_equals_a_merge_by_hand(registry: Registry, llama: Path, tmp_path: Path) -> None:
@@ -154,7 +171,7 @@ def test_export_equals_a_merge_by_hand(registry: Registry, llama: Path, tmp_path
     from safetensors.torch import load_file
 
     foreign(llama, tmp_path / "theirs", r=4, lora_alpha=6)
-    version = registry.import_peft(tmp_path / "theirs", "taken", base=BASE, base_folder=llama)
+    version = registry.import_peft(tmp_path / "theirs", "taken", base=info(llama), base_folder=llama)
     out = registry.export(version, tmp_path / "out")
     merged, weights = load(llama), load_file(out / "adapter_model.safetensors")
     with torch.no_grad():
@@ -192,7 +209,7 @@ def test_what_a_lane_cannot_hold_is_refused_with_the_reason(
 ) -> None:
     folder = write_adapter(tmp_path / "a", config=lora_config(**change))
     with pytest.raises(IntegrityError, match=reason):
-        registry.import_peft(folder, "taken", base=BASE, base_folder=llama)
+        registry.import_peft(folder, "taken", base=info(llama), base_folder=llama)
     with pytest.raises(IntegrityError, match=reason):
         registry.publish(folder, draft())
 
@@ -200,43 +217,43 @@ def test_what_a_lane_cannot_hold_is_refused_with_the_reason(
 def test_shapes_and_modules_are_checked_against_the_base(registry: Registry, llama: Path, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a")
     with pytest.raises(ManifestError, match=r"does not fit the base: got \(8, 8\); expected \(16, 16\)"):
-        registry.import_peft(folder, "taken", base=BASE, base_folder=llama)
+        registry.import_peft(folder, "taken", base=info(llama), base_folder=llama)
     with pytest.raises(BaseModelError, match="no safetensors"):
-        registry.import_peft(folder, "taken", base=BASE, base_folder=tmp_path)
+        registry.import_peft(folder, "taken", base=info(llama), base_folder=tmp_path)
     foreign(llama, tmp_path / "b", target_modules=["q_proj"])
     data = (tmp_path / "b" / "adapter_model.safetensors").read_bytes()
     (tmp_path / "b" / "adapter_model.safetensors").write_bytes(
         data.replace(b"layers.0.self_attn", b"layers.9.self_attn")
     )
     with pytest.raises(ManifestError, match=r"layers.9.* has no linear in the base"):
-        registry.import_peft(tmp_path / "b", "taken", base=BASE, base_folder=llama)
+        registry.import_peft(tmp_path / "b", "taken", base=info(llama), base_folder=llama)
 
 
 def test_a_pickle_is_refused_by_content(registry: Registry, llama: Path, tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "a")
     torch.save({"x": torch.ones(1)}, folder / "adapter_model.safetensors")
     with pytest.raises(IntegrityError, match="not safetensors: got a zip"):
-        registry.import_peft(folder, "taken", base=BASE, base_folder=llama)
+        registry.import_peft(folder, "taken", base=info(llama), base_folder=llama)
     (folder / "adapter_model.safetensors").write_bytes(__import__("pickle").dumps({"x": 1}, protocol=4))
     with pytest.raises(IntegrityError, match="a pickle, which is never opened"):
         registry.publish(folder, draft())
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(IntegrityError, match="a .bin is a pickle"):
-        registry.import_peft(folder, "taken", base=BASE, base_folder=llama)
+        registry.import_peft(folder, "taken", base=info(llama), base_folder=llama)
 
 
 def _members(kind: str) -> list[tarfile.TarInfo]:
-    info = tarfile.TarInfo("a/x.json")
+    member = tarfile.TarInfo("a/x.json")
     if kind in ("symlink", "hardlink"):
-        info.type = tarfile.SYMTYPE if kind == "symlink" else tarfile.LNKTYPE
-        info.linkname = "/etc/passwd"
+        member.type = tarfile.SYMTYPE if kind == "symlink" else tarfile.LNKTYPE
+        member.linkname = "/etc/passwd"
     elif kind == "device":
-        info.type = tarfile.CHRTYPE
+        member.type = tarfile.CHRTYPE
     elif kind == "slip":
-        info.name = "../../adapter_config.json"
+        member.name = "../../adapter_config.json"
     elif kind == "absolute":
-        info.name = "/tmp/genre-slipped.json"
-    return [info, info] if kind == "twice" else [info]
+        member.name = "/genre-slipped.json"
+    return [member, member] if kind == "twice" else [member]
 
 
 @pytest.mark.parametrize(
@@ -254,10 +271,10 @@ def test_a_hostile_tar_is_refused(registry: Registry, llama: Path, tmp_path: Pat
     folder = write_adapter(tmp_path / "a")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(folder, "a")
-        for info in _members(kind):
-            tar.addfile(info, io.BytesIO())
+        for member in _members(kind):
+            tar.addfile(member, io.BytesIO())
     with pytest.raises(IntegrityError, match=reason):
-        registry.import_peft(tmp_path / "a.tar", "taken", base=BASE, base_folder=llama)
+        registry.import_peft(tmp_path / "a.tar", "taken", base=info(llama), base_folder=llama)
     assert registry.names() == []
 
 
@@ -265,9 +282,9 @@ def test_a_hostile_zip_and_a_bomb_are_refused(registry: Registry, llama: Path, t
     with zipfile.ZipFile(tmp_path / "slip.zip", "w") as archive:
         archive.writestr("../adapter_config.json", "{}")
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
-        info = zipfile.ZipInfo("adapter_config.json")
-        info.external_attr = 0o120777 << 16
-        archive.writestr(info, "/etc/passwd")
+        link = zipfile.ZipInfo("adapter_config.json")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/passwd")
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("adapter_config.json", b" " * (8 << 20))
     header = tarfile.TarInfo("PaxHeaders/x")
@@ -283,7 +300,7 @@ def test_a_hostile_zip_and_a_bomb_are_refused(registry: Registry, llama: Path, t
     }  # fmt: skip
     for name, reason in reasons.items():
         with pytest.raises(IntegrityError, match=reason):
-            registry.import_peft(tmp_path / name, "taken", base=BASE, base_folder=llama)
+            registry.import_peft(tmp_path / name, "taken", base=info(llama), base_folder=llama)
     assert not (tmp_path.parent / "adapter_config.json").exists()
 
 
@@ -292,6 +309,6 @@ def test_links_in_a_folder_are_refused(registry: Registry, llama: Path, tmp_path
     os.rename(folder / "adapter_config.json", tmp_path / "config.json")
     (folder / "adapter_config.json").symlink_to(tmp_path / "config.json")
     with pytest.raises(IntegrityError, match="is missing or a link"):
-        registry.import_peft(folder, "taken", base=BASE, base_folder=llama)
+        registry.import_peft(folder, "taken", base=info(llama), base_folder=llama)
     with pytest.raises(IntegrityError, match="is not a plain file"):
         registry.publish(folder, draft())

@@ -4,21 +4,25 @@ Owns: reading a transformers folder's safetensors headers, and cutting the folde
 running it. Llama-like (`model.layers.7.…`) and GPT-2-like (`transformer.h.7.…`) names are known.
 """
 
+import hashlib
 import json
 import re
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from genre.errors import BaseModelError
+from genre.errors import BaseModelError, IntegrityError
 from genre.files import appearing_folder
 from genre.registry.limits import MAX_JSON_BYTES, parse_json
 from genre.registry.tensors import Tensor, read_header
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_TORCH_NAMES = {"F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
+_TORCH_NAMES |= {"I64": "torch.int64", "I32": "torch.int32", "I16": "torch.int16", "I8": "torch.int8"}
+_TORCH_NAMES |= {"U8": "torch.uint8", "BOOL": "torch.bool"}
 _COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 
 Weights = Mapping[str, tuple[Path, Tensor]]
@@ -47,6 +51,21 @@ def read_weights(folder: Path) -> dict[str, tuple[Path, Tensor]]:
     return {name: (file, tensor) for file in files for name, tensor in read_header(file).items()}
 
 
+def count_layers(weights: Weights) -> int:
+    """How many layers a base's weights make up."""
+    return len({layer for name in weights if (layer := layer_of(name)) is not None})
+
+
+def fingerprint_of(weights: Weights) -> str:
+    """The same fingerprint as `genre.base.fingerprint`, without torch: sha256 over (name, dtype, shape, bytes)."""
+    total = hashlib.sha256()
+    for name, (path, tensor) in sorted(weights.items()):
+        total.update(f"{name}\0{_TORCH_NAMES.get(tensor.dtype, tensor.dtype)}\0{tensor.shape}\0".encode())
+        for data in _read_bytes(path, tensor):
+            total.update(data)
+    return total.hexdigest()
+
+
 def truncate_base(base_folder: Path, depth: int, out: Path) -> Path:
     """Write a base's first layers as a transformers folder of its own.
 
@@ -59,11 +78,9 @@ def truncate_base(base_folder: Path, depth: int, out: Path) -> Path:
         BaseModelError: The base has fewer layers, or no known name for them.
     """
     weights = read_weights(base_folder)
-    layers = {layer for name in weights if (layer := layer_of(name)) is not None}
-    if not 1 <= depth <= len(layers):
-        raise BaseModelError(
-            "the base does not have so many layers", got=f"depth {depth}", expected=f"1 to {len(layers)}"
-        )
+    layers = count_layers(weights)
+    if not 1 <= depth <= layers:
+        raise BaseModelError("the base does not have so many layers", got=f"depth {depth}", expected=f"1 to {layers}")
     kept = {name: place for name, place in weights.items() if (layer_of(name) or 0) < depth}
     with appearing_folder(out) as folder:
         for file in sorted(Path(base_folder).iterdir()):
@@ -87,12 +104,19 @@ def write_weights(target: Path, weights: Weights) -> None:
     with open(target, "xb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for _, (path, tensor) in sorted(weights.items()):
-            with open(path, "rb") as source:
-                source.seek(tensor.begin)
-                left = tensor.end - tensor.begin
-                while left and (data := source.read(min(left, 2**24))):
-                    file.write(data)
-                    left -= len(data)
+            file.writelines(_read_bytes(path, tensor))
+
+
+def _read_bytes(path: Path, tensor: Tensor) -> Iterator[bytes]:
+    with open(path, "rb") as source:
+        source.seek(tensor.begin)
+        left = tensor.end - tensor.begin
+        while left:
+            data = source.read(min(left, 2**24))
+            if not data:
+                raise IntegrityError(f"{path.name} was cut off while it was read", got=f"{left:,} bytes too few")
+            left -= len(data)
+            yield data
 
 
 def _cut_config(config: dict[str, Any], depth: int) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def check_stored(folder: Path, manifest: Manifest) -> None:
 def _limit(name: str) -> int:
     if name in (MANIFEST, CONFIG):
         return limits.MAX_CONFIG_BYTES
-    by_suffix = {"safetensors": limits.MAX_FILE_BYTES, "json": limits.MAX_JSON_BYTES, "jsonl": limits.MAX_JSON_BYTES}
+    by_suffix = {"safetensors": limits.MAX_FILE_BYTES, "json": limits.MAX_JSON_BYTES, "jsonl": limits.MAX_FILE_BYTES}
     by_suffix["yaml"] = limits.MAX_YAML_BYTES
     return by_suffix.get(name.rpartition(".")[2], limits.MAX_TEXT_BYTES)
 
@@ -211,8 +211,13 @@ def _check_json(path: Path) -> None:
 
 
 def _check_lines(path: Path) -> None:
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        limits.parse_json(line, f"line {number} of {path.name}", limit=limits.MAX_CONFIG_BYTES)
+    """Line by line, since a catalogue of a million items is one such file."""
+    with open(path, "rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(limits.MAX_CONFIG_BYTES + 1)
+            if not line:
+                return
+            limits.parse_json(line, f"line {number} of {path.name}", limit=limits.MAX_CONFIG_BYTES)
 
 
 def _check_text(path: Path) -> str:

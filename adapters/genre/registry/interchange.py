@@ -20,11 +20,19 @@ from genre.errors import IntegrityError, ManifestError, NotFoundError, RegistryE
 from genre.files import appearing_folder
 from genre.registry import limits
 from genre.registry.archive import extract, is_archive, pack
-from genre.registry.base_files import Weights, layer_of, read_weights, truncate_base, write_weights
+from genre.registry.base_files import (
+    Weights,
+    count_layers,
+    fingerprint_of,
+    layer_of,
+    read_weights,
+    truncate_base,
+    write_weights,
+)
 from genre.registry.card import render_card
 from genre.registry.integrity import ADAPTER, CARD, CONFIG, list_files
 from genre.registry.lora_format import PREFIX, LoraModule, check_config, check_pairs
-from genre.registry.manifest import BaseInfo, Manifest
+from genre.registry.manifest import BaseInfo, Manifest, check_fit
 from genre.registry.names import LATEST, check_name
 from genre.registry.tensors import FLOATS, read_header
 
@@ -55,7 +63,8 @@ def export(
         ref: Which.
         out: A new folder; with `tar`, `<out>.tar` is written beside it.
         to: Only `peft`.
-        base: The base's transformers folder. Needed where the version's depth is set: its first layers go along.
+        base: The base's transformers folder. Needed where the version's depth is set: if that is not all of the
+            base's layers, the first ones go along.
         tar: Also write a tar.
 
     Raises:
@@ -74,17 +83,13 @@ def export(
             expected="the base's folder, so that the cut base goes along (on more layers it loads and is wrong)",
             todo="pass base= or --base",
         )
-    if base is not None:
-        modules = check_pairs(*_read_lora(source))
-        place_modules(
-            modules, read_weights(base), manifest.base.depth, bool(_read_lora(source)[0].get("fan_in_fan_out"))
-        )
+    cut = base is not None and _check_base(base, source, manifest)
     with appearing_folder(out) as folder:
         for file in list_files(source):
             shutil.copyfile(source / file, folder / file)
         if (source / CARD).read_text(encoding="utf-8") == render_card(manifest):
-            (folder / CARD).write_text(render_card(manifest, full=True) + _usage(manifest), encoding="utf-8")
-        if base is not None and manifest.base.depth is not None:
+            (folder / CARD).write_text(render_card(manifest, full=True) + _usage(manifest, cut), encoding="utf-8")
+        if cut and base is not None and manifest.base.depth is not None:
             truncate_base(base, manifest.base.depth, folder / "base")
     if tar:
         pack(Path(out), Path(out).with_name(Path(out).name + ".tar"))
@@ -124,7 +129,12 @@ def import_peft(
         config, header = _read_lora(folder)
         modules = check_pairs(config, header)
         swapped = bool(config.get("fan_in_fan_out"))
-        paths = place_modules(modules, read_weights(Path(base_folder)), base.depth, swapped)
+        on_disk = read_weights(Path(base_folder))
+        if base.fingerprint != (found := fingerprint_of(on_disk)):
+            raise ManifestError(
+                "the base's folder holds another base", got=f"fingerprint {found}", expected=base.fingerprint
+            )
+        paths = place_modules(modules, on_disk, base.depth, swapped)
         target = Path(temporary)
         weights: Weights = {
             f"{PREFIX}{paths[module.path]}.lora_{side}.weight": (
@@ -238,8 +248,17 @@ def _opened(source: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(temporary), [name[:80] for name in others]
 
 
-def _usage(manifest: Manifest) -> str:
-    base = "<this folder>/base" if manifest.base.depth is not None else manifest.base.name
+def _check_base(base: Path, source: Path, manifest: Manifest) -> bool:
+    """Check that a folder holds a version's base; return whether the version needs only the first layers of it."""
+    weights = read_weights(base)
+    check_fit(manifest, base_fingerprint=fingerprint_of(weights))
+    config, header = _read_lora(source)
+    place_modules(check_pairs(config, header), weights, manifest.base.depth, bool(config.get("fan_in_fan_out")))
+    return manifest.base.depth is not None and manifest.base.depth < count_layers(weights)
+
+
+def _usage(manifest: Manifest, cut: bool) -> str:
+    base = "<this folder>/base" if cut else manifest.base.name
     return f"""
 ## Use
 

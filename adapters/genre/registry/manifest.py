@@ -16,6 +16,7 @@ the digest leaves out, is found too). One real example, shortened:
 import hashlib
 import json
 from collections.abc import Mapping
+from types import EllipsisType
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
@@ -244,13 +245,13 @@ def open_sealed(data: bytes, name: str, version: str) -> Manifest:
 def check_fit(
     manifest: Manifest,
     *,
-    base_fingerprint: str,
-    depth: int | None,
-    tokenizer: str | None,
-    sequence: Mapping[str, Any],
-    encoder: str | None,
+    base_fingerprint: str | EllipsisType = ...,
+    depth: int | EllipsisType | None = ...,
+    tokenizer: str | EllipsisType | None = ...,
+    sequence: Mapping[str, Any] | EllipsisType = ...,
+    encoder: str | EllipsisType | None = ...,
 ) -> None:
-    """Check that a version was made for what it is about to be loaded on.
+    """Check that a version was made for what it is about to be loaded on; what is left out is not compared.
 
     Quantization may differ. A null `tokenizer` or `encoder` in the manifest means that the version does not depend on
     one; a null `depth` means all layers and must be met.
@@ -262,14 +263,15 @@ def check_fit(
         ("base.fingerprint", base_fingerprint, manifest.base.fingerprint),
         ("base.depth", depth, manifest.base.depth),
     ]
-    for key in sorted(manifest.sequence.keys() | sequence.keys()):
-        pairs.append((f"sequence.{key}", sequence.get(key), manifest.sequence.get(key)))
+    if not isinstance(sequence, EllipsisType):
+        for key in sorted(manifest.sequence.keys() | sequence.keys()):
+            pairs.append((f"sequence.{key}", sequence.get(key), manifest.sequence.get(key)))
     if manifest.tokenizer is not None:
         pairs.append(("tokenizer", tokenizer, manifest.tokenizer))
     if manifest.encoder is not None:
         pairs.append(("encoder", encoder, manifest.encoder))
     for field, got, wanted in pairs:
-        if canonical(got) != canonical(wanted):
+        if got is not ... and canonical(got) != canonical(wanted):
             raise ManifestError(
                 f"{manifest.name}:{manifest.version} does not fit: {field} differs",
                 got=json.dumps(got, ensure_ascii=False),

@@ -3,15 +3,15 @@
 Owns: the remote half of `store.Store`. Ignores: what the files mean; caching (see `cache`).
 
 A version is visible once its `manifest.json` is there, and that is written last. `create_entry` relies on the store's
-own conditional write: S3's `If-None-Match: *`, the memory store's exclusive open. It is tested with these two; where
-fsspec has no conditional write it checks, writes and reads back, which two writers in the same instant could still
-pass: keep to one writer there.
+own conditional write, and is tested with S3's `If-None-Match: *`. Where fsspec has no conditional write it looks,
+writes and reads back, which two writers in the same instant could still pass: keep to one writer there.
 
     s3://bucket/registry/like/a3f09c12be77/heads.safetensors, …, manifest.json
     s3://bucket/registry/like/aliases/1.json
 """
 
 import contextlib
+import errno
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -184,11 +184,14 @@ class RemoteStore:
                 return bytes(self._fs.cat_file(path, start=0, end=limit + 1))
             except FileNotFoundError:
                 raise NotFoundError(f"{path.rpartition('/')[2]} is missing", got=path.rpartition("/")[0]) from None
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # S3 has no range in an empty object
+                    return b""
+                raise
 
     def _create(self, path: str, data: bytes) -> bool:
         """Write unless it exists. A retried request may find its own first attempt, so the content decides who won."""
         with self._errors():
-            # fsspec's own check is skipped on stores that list late; ask first, it costs one request.
             if self._fs.exists(path):
                 return False
             try:
