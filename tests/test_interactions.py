@@ -61,7 +61,7 @@ events = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(events, st.randoms())
 def test_shuffled_rows_give_the_same_order(rows, random):
-    """Rows keep their place in the source in `row`, so nothing changes; without it only equal (user, item, time) may."""
+    """With `row`, nothing changes; without it, only events of equal user, item and time may change places."""
     numbered = [(*row, place) for place, row in enumerate(rows)]
     shuffled = random.sample(numbered, len(numbered))
     columns = ("user_id", "item_id", "timestamp", "rating", "row")

@@ -75,7 +75,10 @@ def build(
     log, item_table = take_item_columns(log, tables["items"], item_columns, report)
     events = check_events(_keep_known(log, report), time_unit, max_bad, report)
     user_ids = events["user_id"].unique().sort()
-    catalogue = complete_items(item_table, events["item_id"].unique(), report)
+    used = events["item_id"].unique()
+    if tables["items"] is None and item_table is not None:  # not those that only stand in bad rows
+        item_table = item_table.filter(pl.col("item_id").is_in(used.implode()))
+    catalogue = complete_items(item_table, used, report)
     codes = _encode(events["user_id"], user_ids), _encode(events["item_id"], catalogue.frame["item_id"])
     place = order_events(
         user_ids.to_list(), catalogue.item_ids, *codes, events["timestamp"].to_numpy(), events["row"].to_numpy()

@@ -135,7 +135,7 @@ def to_numbers(table: pl.DataFrame) -> pl.DataFrame:
         known = table[name].drop_nulls()
         if len(known) and known.str.contains(r"^-?(0|[1-9]\d{0,17})$").all():
             found.append(table[name].cast(pl.Int64))
-        elif len(known) and known.str.contains(r"^-?(0|[1-9]\d*)?\.?\d+([eE][+-]?\d+)?$").all():
+        elif len(known) and known.str.contains(r"^-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$").all():
             found.append(table[name].cast(pl.Float64, strict=False))
     return table.with_columns(found)
 
