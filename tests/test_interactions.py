@@ -242,6 +242,39 @@ def test_mapping_renames_in_all_tables():
     assert log.info.skipped == {"columns replaced by the mapping": 1}
 
 
+def test_one_column_may_serve_twice_and_two_may_swap():
+    frame = pl.DataFrame({"user_id": ["u"], "sku": ["a"], "rating": [1], "timestamp": [4]})
+    log = Interactions.from_frame(
+        frame, mapping={"item_id": "sku", "title": "sku", "rating": "timestamp", "timestamp": "rating"}
+    )
+    assert log.catalogue.frame.rows() == [("a", "a")] and log.column("rating").tolist() == [4.0]
+    assert log.timestamps.tolist() == [1] and log.info.skipped == {}
+
+
+def test_feature_columns_of_any_kind(tmp_path):
+    items = pl.DataFrame(
+        {
+            "item_id": [1, 2],
+            "new": [True, None],
+            "day": pl.Series(["2024-03-01", None]).str.to_date(),
+            "tags": [["a", "b"], None],
+            "box": [{"w": 1}, {"w": 2}],
+        }
+    )
+    log = Interactions.from_frame(frame_of(item_id=[1, 2]), items)
+    assert log.info.skipped == {"columns of the items that are no number, text or list": 1}
+    assert log.catalogue.texts(["new", "day", "tags"]) == ["true; 2024-03-01; a, b", ""]
+    assert log.catalogue.dense("new").tolist() == [[1], [0]]
+    assert Interactions.read(log.write(tmp_path / "set")).digest == log.digest
+
+
+def test_dates_of_pandas_with_and_without_a_zone():
+    when = pd.to_datetime(["2024-03-01T12:00:00Z"])
+    for times in (when, when.tz_convert("Europe/Berlin"), when.tz_localize(None)):
+        frame = pd.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": times})
+        assert Interactions.from_frame(frame).timestamps.tolist() == [1709294400]
+
+
 def test_items_and_users_are_completed_and_counted():
     log = make(
         SMALL,
@@ -357,6 +390,8 @@ def test_select_keeps_the_catalogue_and_counts_users_anew():
 
 def test_arrays_are_not_writable():
     log = make(SMALL)
+    log.column("rating")[0] = 9.0
+    assert log.column("rating")[0] == 5.0, "a column is a copy"
     for array in (log.user_codes, log.item_codes, log.user_offsets, log.timestamps, log.rows):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1

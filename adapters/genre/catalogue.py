@@ -204,7 +204,6 @@ def _hash_series(total: "hashlib._Hash", series: pl.Series) -> None:
         for start in range(0, len(series), 1_000_000):
             total.update((series[start : start + 1_000_000].str.join().item() or "").encode())
     else:
-        values = np.ascontiguousarray(
-            series.fill_null(0).cast(pl.Float64 if series.dtype.is_float() else pl.Int64).to_numpy()
-        )
-        total.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
+        floats = series.dtype.is_float() or series.dtype.is_decimal()
+        values = series.cast(pl.Float64 if floats else pl.Int64).fill_null(0).to_numpy()
+        total.update(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes())

@@ -198,6 +198,8 @@ class Interactions:
     def column(self, name: str) -> np.ndarray:
         """Return an event column in order: numbers as float64[n] (null: NaN), texts as object[n] (null: None).
 
+        The array is the caller's own.
+
         Raises:
             DataError: If there is no such column.
         """
@@ -209,7 +211,9 @@ class Interactions:
                 todo=f"choose one of those, or import the log with --map {name}=THEIRS",
             )
         series = self.frame[name]
-        return series.cast(pl.Float64).to_numpy() if series.dtype.is_numeric() else series.to_numpy().astype(object)
+        if not series.dtype.is_numeric():
+            return series.to_numpy().astype(object)
+        return series.cast(pl.Float64).to_numpy(writable=True)
 
     @cached_property
     def _codes(self) -> dict[str, int]:

@@ -137,14 +137,13 @@ def rename(
                 todo=f"map one of those: {ours}=THEIRS",
             )
     for name, table in tables.items():
-        wanted = {theirs: ours for ours, theirs in mapping.items() if table is not None and theirs in table.columns}
+        wanted = {ours: theirs for ours, theirs in mapping.items() if table is not None and theirs in table.columns}
         if table is None or not wanted:
             continue
-        replaced = [
-            ours for theirs, ours in wanted.items() if ours in table.columns and ours != theirs and ours not in wanted
-        ]
+        replaced = [ours for ours in wanted if ours in table.columns and ours not in wanted.values()]
         report.add("columns replaced by the mapping", len(replaced), ", ".join(replaced))
-        renamed[name] = table.drop(replaced).rename(wanted)
+        ours_now = table.with_columns(pl.col(theirs).alias(ours) for ours, theirs in wanted.items())
+        renamed[name] = ours_now.drop(set(wanted.values()) - set(wanted))
     return renamed
 
 

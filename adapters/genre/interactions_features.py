@@ -119,9 +119,17 @@ def _unique_rows(table: pl.DataFrame, key: str, what: str, report: "Report") -> 
             expected=f"{key} and other columns",
             todo=f"name yours with --map {key}=THEIRS",
         )
-    table = table.with_columns(ids(table[key]))
+    odd = [name for name in table.columns if not _can_hold(table[name].dtype)]
+    report.add(f"columns of the {what} that are no number, text or list", len(odd), ", ".join(odd))
+    table = table.drop(odd).with_columns(ids(table[key]))
     report.add(f"{what} without an id", table[key].null_count())
     table = table.drop_nulls(key)
     once = table.unique(subset=[key], keep="first", maintain_order=True)
     report.add(f"{what} given twice", table.height - once.height)
     return once
+
+
+def _can_hold(dtype: pl.DataType) -> bool:
+    if isinstance(dtype, pl.List | pl.Array):
+        return dtype.inner.is_numeric() or dtype.inner == pl.String
+    return not dtype.is_nested() and dtype != pl.Object
