@@ -1,0 +1,38 @@
+"""GENRE: one frozen base LLM, one small adapter per recommendation task.
+
+Names are looked up when they are first used, so that `import genre` and `genre --help` load no model library.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from genre._version import __version__
+
+if TYPE_CHECKING:
+    from genre.base import Base as Base
+    from genre.engine import Engine as Engine
+    from genre.engine import Request as Request
+    from genre.interactions import Interactions as Interactions
+    from genre.jobs import evaluate as evaluate
+    from genre.jobs import train as train
+    from genre.recipe import Recipe as Recipe
+    from genre.registry import Registry as Registry
+
+_HOMES = {
+    "Base": "genre.base",
+    "Engine": "genre.engine",
+    "Interactions": "genre.interactions",
+    "Recipe": "genre.recipe",
+    "Registry": "genre.registry",
+    "Request": "genre.engine",
+    "evaluate": "genre.jobs",
+    "train": "genre.jobs",
+}
+
+__all__ = ["Base", "Engine", "Interactions", "Recipe", "Registry", "Request", "__version__", "evaluate", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'genre' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

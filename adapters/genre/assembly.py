@@ -1,0 +1,223 @@
+"""From a resolved recipe to something that can train: split, layout, encoder, heads, low-rank layers.
+
+Owns: the wiring of a run's parts and their defaults. Ignores: the loop, files, the registry.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from genre.base import Base
+from genre.collaborative import collaborative_vectors
+from genre.encoder import BehaviourEncoder, EncoderSpec
+from genre.errors import DataError, ManifestError, RecipeError
+from genre.heads import CatalogueHead, Head, make_head
+from genre.interactions import Interactions
+from genre.interactions_splits import Split, split
+from genre.model import Recommender, SoftTokens
+from genre.recipe import Recipe
+from genre.rows import RowBuilder
+from genre.sequences import FeedbackVocabulary, Layout
+from genre.tasks import Task
+
+
+@dataclass(frozen=True)
+class SharedEncoder:
+    """A behaviour encoder with what is needed to use it again.
+
+    Attributes:
+        encoder: The module, frozen unless it is being fitted.
+        vocabulary: The feedback values that its codes stand for.
+        digest: Of its published version; None while it is being fitted.
+    """
+
+    encoder: BehaviourEncoder
+    vocabulary: FeedbackVocabulary
+    digest: str | None
+
+
+@dataclass
+class Assembly:
+    """The parts of one run, wired.
+
+    Attributes:
+        usable: (n,) bool, events that train.
+        skipped: Events that do not train although the split gives them to training, by reason.
+    """
+
+    recipe: Recipe
+    log: Interactions
+    base: Base
+    split: Split
+    usable: np.ndarray
+    builder: RowBuilder
+    model: Recommender
+    shared: SharedEncoder | None
+    skipped: dict[str, int]
+
+    @property
+    def fits_encoder(self) -> bool:
+        """Whether this run trains the encoder itself."""
+        return self.shared is not None and self.shared.digest is None
+
+
+def usable_events(log: Interactions, recipe: Recipe) -> tuple[Split, np.ndarray]:
+    """The recipe's split, and the events that train under it and under every held-out split.
+
+    Raises:
+        DataError: Nothing is left to train on.
+    """
+    chosen = split(log, recipe.data.split)
+    usable = chosen.part == 0
+    for held in recipe.data.hold_out:
+        usable &= split(log, held).part == 0
+    if recipe.data.limit is not None and usable.sum() > recipe.data.limit:
+        newest = np.lexsort((log.rows, log.timestamps * usable))[::-1][: recipe.data.limit]
+        latest = np.zeros(len(usable), dtype=bool)
+        latest[newest] = True
+        usable &= latest
+    if not usable.any():
+        raise DataError(
+            "the split leaves no training events", got=f"{len(log)} events", expected="at least one",
+            todo="use smaller shares, or a smaller n, in data.split",
+        )  # fmt: skip
+    return chosen, usable
+
+
+def needs_encoder(recipe: Recipe) -> bool:
+    """Whether soft tokens or catalogue vectors are used at all."""
+    return recipe.encoder.use != "none" and (
+        recipe.sequence.item != "text" or any(task.head == "catalogue" for task in recipe.tasks)
+    )
+
+
+def assemble(recipe: Recipe, log: Interactions, base: Base, shared: SharedEncoder | None = None) -> Assembly:
+    """Wire a run. The base carries the run's low-rank layers until `model.release()`.
+
+    Args:
+        recipe: The resolved recipe.
+        log: The log.
+        base: The base, bare.
+        shared: A fitted encoder to use as it is; None fits a new one where one is needed.
+
+    Raises:
+        RecipeError, DataError, ManifestError: The recipe, the log and the encoder do not go together.
+    """
+    torch.manual_seed(recipe.train.seed)
+    chosen, usable = usable_events(log, recipe)
+    column = recipe.sequence.feedback or _first_feedback(log)
+    if column not in log.event_columns:
+        raise DataError(
+            f"sequence.feedback {column!r} is no column of the log", got=", ".join(log.event_columns) or "none",
+            todo="set sequence.feedback to one of them",
+        )  # fmt: skip
+    observed = log.column(column)
+    if needs_encoder(recipe):
+        shared = shared or fresh_encoder(recipe, log, base, usable, FeedbackVocabulary.fit(column, observed[usable]))
+        if shared.vocabulary.column != column:
+            raise ManifestError(
+                "sequence.feedback", got=column, expected=f"{shared.vocabulary.column}, which the encoder was fitted on"
+            )
+    vocabulary = shared.vocabulary if shared else FeedbackVocabulary.fit(column, observed[usable])
+    soft_feedback = shared is not None
+    layout = Layout.make(
+        base.tokenizer, item=recipe.sequence.item, text=recipe.sequence.text, feedback=vocabulary,
+        instruction=recipe.sequence.instruction, max_item_tokens=recipe.sequence.max_item_tokens, max_events=recipe.data.max_events, soft_feedback=soft_feedback,
+    )  # fmt: skip
+    builder = RowBuilder(log, layout)
+    soft = None
+    if shared is not None:
+        shared.encoder.to(base.device)
+        soft = SoftTokens(shared.encoder, shared.encoder.table(log.catalogue, base, fit=shared.digest is None))
+    heads = make_heads(recipe.tasks, base, builder, usable, recipe.train.dropout)
+    model = Recommender(base, recipe.tasks, heads, soft, dropout=recipe.train.dropout)
+    _start_catalogue_heads(model, np.bincount(log.item_codes[usable], minlength=log.catalogue.size))
+    adapter = recipe.adapter
+    if adapter.kind in ("lora", "rslora"):
+        model.attach(
+            targets=adapter.targets, layers=adapter.layers, rank=adapter.rank, alpha=adapter.alpha,
+            dropout=adapter.dropout, rslora=adapter.kind == "rslora",
+        )  # fmt: skip
+    elif adapter.kind == "full":
+        if base.quantization != "none":
+            raise RecipeError(
+                "adapter.kind full", got=f"a base in {base.quantization}", expected="base.quantization none"
+            )
+        base.model.requires_grad_(True)
+    return Assembly(recipe, log, base, chosen, usable, builder, model, shared, {})
+
+
+def fresh_encoder(
+    recipe: Recipe, log: Interactions, base: Base, usable: np.ndarray, vocabulary: FeedbackVocabulary
+) -> SharedEncoder:
+    """A new encoder over the log's catalogue, its collaborative vectors computed from the usable events."""
+    config = recipe.encoder
+    vectors = None
+    if config.collaborative:
+        feedback = log.column(vocabulary.column)
+        numeric = feedback if feedback.dtype != object else None
+        vectors = torch.from_numpy(
+            collaborative_vectors(
+                log, usable, dimensions=config.collaborative, feedback=numeric, seed=recipe.train.seed
+            )
+        )
+    spec = EncoderSpec(
+        width=base.hidden_size, text=recipe.sequence.text if config.text else (), learned=config.learned,
+        collaborative=0 if vectors is None else vectors.shape[1],
+        dense=tuple((name, log.catalogue.dense(name).shape[1]) for name in config.dense),
+        feedback=vocabulary.size, dropout=config.dropout,
+    )  # fmt: skip
+    if not spec.sources:
+        raise RecipeError(
+            "the encoder projects nothing", expected="encoder.text, learned, collaborative or dense columns"
+        )
+    encoder = BehaviourEncoder(spec, log.catalogue.item_ids, scale=base.embedding_rms, collaborative=vectors)
+    return SharedEncoder(encoder, vocabulary, None)
+
+
+def make_heads(
+    tasks: Sequence[Task], base: Base, builder: RowBuilder, usable: np.ndarray, dropout: float
+) -> dict[str, Head]:
+    """One head per task, started at the training labels' share, mean and deviation.
+
+    Raises:
+        DataError: A task has no label among the training events.
+    """
+    heads = {}
+    for name, (_, labels) in builder.supervise(list(tasks)).items():
+        task = next(task for task in tasks if task.name == name)
+        known = labels[usable & (~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0)]
+        if not len(known):
+            raise DataError(
+                f"task {name!r} has no label among the training events", got=task.label, expected="at least one"
+            )
+        extra: dict[str, Any] = {}
+        if task.head == "categorical":
+            extra["classes"] = int(labels.max()) + 1
+        elif task.loss == "log_loss":
+            extra["prior"] = float((known.sum() + 1) / (len(known) + 2))
+        elif task.loss == "mse":
+            extra |= {"mean": float(known.mean()), "deviation": float(known.std()) or 1.0}
+        heads[name] = make_head(task.head, base, loss=task.loss, words=task.words, dropout=dropout, **extra)
+    return heads
+
+
+def _start_catalogue_heads(model: Recommender, counts: np.ndarray) -> None:
+    shares = torch.from_numpy(np.log((counts + 0.5) / (counts + 0.5).sum())).float()
+    for head in model.heads.values():
+        if isinstance(head, CatalogueHead) and model.soft is not None:
+            head.start_at(model.soft.encoder.eval().item_vectors(model.soft.table), shares)
+
+
+def _first_feedback(log: Interactions) -> str:
+    for name in ("rating", "click", "behaviour"):
+        if name in log.event_columns:
+            return name
+    raise DataError(
+        "the log has no feedback column",
+        expected="rating, click or behaviour",
+        todo="import it with --map rating=THEIRS",
+    )

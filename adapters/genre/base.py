@@ -1,0 +1,350 @@
+"""The base: load, place and freeze a pretrained LLM, keep its first layers, tell which weights it has.
+
+Owns: loading (package, folder or hub id), quantization, depth, device and dtype, the fingerprint. Ignores: adapters, data.
+
+    >>> base = Base.load("smollm2-135m", depth=4)      # doctest: +SKIP
+    >>> base.hidden_size, base.depth, base.quantization  # doctest: +SKIP
+    (576, 4, 'none')
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from genre.errors import BaseModelError
+
+Quantization = Literal["none", "int8", "nf4"]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the progress bars, notices and deprecations of the libraries below from the user's terminal."""
+    from transformers.utils import logging as hf_logging
+
+    level, disabled = hf_logging.get_verbosity(), logging.root.manager.disable
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        hf_logging.set_verbosity(level)
+        hf_logging.enable_progress_bar()
+
+
+@dataclass(eq=False)
+class Base:
+    """A frozen pretrained LLM on one or more devices.
+
+    Attributes:
+        name: As the user gave it.
+        model: The transformers causal LM; its parameters never require gradients here.
+        tokenizer: The base's own tokenizer.
+        quantization: `none`, `int8` or `nf4`.
+        fingerprint: sha256 of the full-precision weights (all layers, whatever the depth), so it says which base this is.
+        tokenizer_digest: sha256 of the vocabulary and merges as the tokenizer serializes them.
+        folder: Where the weights were read from.
+        full_depth: Layers that the base has on disk.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    quantization: Quantization
+    fingerprint: str
+    tokenizer_digest: str
+    folder: Path
+    full_depth: int
+    occupied_by: str | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        quantization: Quantization = "none",
+        depth: int | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "Base":
+        """Load and freeze a base.
+
+        Args:
+            name: A base that comes as a package (`smollm2-135m`), a local folder, or a hub id.
+            quantization: `int8` and `nf4` go through bitsandbytes; embeddings and heads stay in full precision.
+            depth: Keep the first so many layers, followed by the base's own final norm.
+            device: `cuda` if there is one, else `cpu`; `auto` lets accelerate spread the base over what there is.
+            dtype: bfloat16 on CUDA, float32 on CPU (where bfloat16 is hundreds of times slower).
+
+        Raises:
+            BaseModelError: The folder is no causal LM, the depth is too large, or the device cannot hold the quantization.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        folder = find(name)
+        place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        precision = dtype or (torch.float32 if place == "cpu" else torch.bfloat16)
+        with quiet():
+            try:
+                config = AutoConfig.from_pretrained(folder)
+                tokenizer = AutoTokenizer.from_pretrained(folder)
+            except (OSError, ValueError) as error:
+                raise BaseModelError(
+                    f"base {name!r} cannot be read",
+                    got=_first_line(error),
+                    expected="a folder with config.json and a tokenizer",
+                ) from None
+            full_depth = getattr(config, "num_hidden_layers", None)
+            if full_depth is None:
+                raise BaseModelError(
+                    f"base {name!r} has no stack of layers", got=config.model_type, expected="a GPT-kind model"
+                )
+            if depth is not None and not 1 <= depth <= full_depth:
+                raise BaseModelError(
+                    "depth is out of range", got=depth, expected=f"1 to {full_depth} for base {name!r}"
+                )
+            config.num_hidden_layers = depth or full_depth
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[: config.num_hidden_layers]
+            try:
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=precision,
+                    device_map="auto" if place == "auto" else {"": place},
+                    quantization_config=_bits(quantization),
+                    attn_implementation="sdpa",
+                )
+            except (OSError, ValueError, ImportError, RuntimeError) as error:
+                raise BaseModelError(f"base {name!r} cannot be loaded", got=_first_line(error)) from None
+        model.eval()
+        model.requires_grad_(False)
+        if quantization == "int8":
+            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+            warnings.filterwarnings("ignore", message="MatMul8bitLt", category=UserWarning)
+        return cls(
+            name=name,
+            model=model,
+            tokenizer=tokenizer,
+            quantization=quantization,
+            fingerprint=fingerprint(folder),
+            tokenizer_digest=_tokenizer_digest(tokenizer),
+            folder=folder,
+            full_depth=full_depth,
+        )
+
+    @property
+    def body(self) -> nn.Module:
+        """The stack of layers with its final norm, without the language-model head."""
+        return self.model.base_model
+
+    @property
+    def depth(self) -> int:
+        """Layers that are loaded."""
+        return self.model.config.num_hidden_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the hidden states."""
+        return self.model.config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in (the embedding's device)."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of hidden states."""
+        return self.embedding.weight.dtype
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding, (V, D)."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def embedding_rms(self) -> float:
+        """Root mean square of the token embedding's entries: the scale that soft tokens start at."""
+        return float(self.embedding.weight[:4096].float().square().mean().sqrt())
+
+    def hidden(self, embeds: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            embeds: (B, T, D) token embeddings and soft tokens, right-padded.
+            positions: (B, T) int64, or None for 0, 1, 2, …
+            mask: (B, 1, T, T) bool, True where a query may look at a key; None for plain causal attention (right padding
+                needs no mask, since nothing looks ahead).
+
+        Returns:
+            (B, T, D) in the base's dtype.
+        """
+        if mask is not None:
+            mask = torch.where(mask, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
+        return self.body(
+            inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+
+    def word_logits(self, hidden: Tensor, word_ids: Tensor) -> Tensor:
+        """The language-model head's logits of some tokens only.
+
+        Args:
+            hidden: (n, D).
+            word_ids: (C,) token ids.
+
+        Returns:
+            (n, C) float32.
+        """
+        head = self.model.get_output_embeddings()
+        weight = head.weight[word_ids.to(head.weight.device)].to(hidden.dtype)
+        return nn.functional.linear(hidden, weight.to(hidden.device)).float()
+
+    @torch.no_grad()
+    def text_vectors(self, token_ids: list[list[int]], *, batch_tokens: int = 4096) -> Tensor:
+        """Mean hidden state over each text, computed once per catalogue.
+
+        Args:
+            token_ids: N texts as token ids; an empty one gives zeros.
+            batch_tokens: Padded tokens of one forward pass.
+
+        Returns:
+            (N, D) float32 on the CPU.
+        """
+        vectors = torch.zeros(len(token_ids), self.hidden_size)
+        order = sorted((i for i, ids in enumerate(token_ids) if ids), key=lambda i: len(token_ids[i]))
+        start = 0
+        while start < len(order):
+            end, longest = start, 0
+            while end < len(order) and (end - start + 1) * len(token_ids[order[end]]) <= max(
+                batch_tokens, len(token_ids[order[end]])
+            ):
+                longest = len(token_ids[order[end]])
+                end += 1
+            rows = order[start:end]
+            ids = torch.zeros(len(rows), longest, dtype=torch.long)
+            keep = torch.zeros(len(rows), longest)
+            for place, row in enumerate(rows):
+                ids[place, : len(token_ids[row])] = torch.tensor(token_ids[row])
+                keep[place, : len(token_ids[row])] = 1
+            hidden = self.hidden(self.embedding(ids.to(self.device))).float().cpu()
+            vectors[rows] = (hidden * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
+            start = end
+        return vectors
+
+
+def find(name: str) -> Path:
+    """The folder of a base: a local path, a base that comes as a package, or a hub snapshot.
+
+    Raises:
+        BaseModelError: Nothing of that name can be found.
+    """
+    from genre import sources
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name in sources.BASES:
+        return sources.prepare_base(name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _snapshot(name)
+    raise BaseModelError(
+        f"no base is called {name!r}",
+        expected=f"{', '.join(sources.BASES)}, a folder, or a hub id such as owner/model",
+        todo="genre base list shows what comes as a package",
+    )
+
+
+def _snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        with quiet():
+            try:
+                return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+            except OSError:
+                return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub client's own tree of network errors is wide
+        raise BaseModelError(
+            f"base {name!r} is no folder and the hub does not give it",
+            got=_first_line(error),
+            todo="name a local folder instead",
+        ) from None
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over (name, dtype, shape, bytes) of every weight, sorted by name, however the file is sharded.
+
+    The result is remembered in the user's cache under each file's path, size and time.
+
+    Raises:
+        BaseModelError: The folder holds no safetensors.
+    """
+    from safetensors import safe_open
+
+    from genre.sources import cache_folder
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BaseModelError(
+            f"base folder {folder} has no safetensors", todo="convert the weights to safetensors first"
+        )
+    stamp = json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+    memo = cache_folder() / "fingerprints" / hashlib.sha256(stamp.encode()).hexdigest()
+    if memo.exists():
+        return memo.read_text()
+    where: dict[str, Path] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as weights:
+            where |= dict.fromkeys(weights.keys(), file)
+    total = hashlib.sha256()
+    for name in sorted(where):
+        with safe_open(where[name], framework="pt") as weights:
+            tensor = weights.get_tensor(name).contiguous()
+        total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        total.update(
+            tensor.view(torch.uint8).numpy().data if tensor.ndim else tensor.reshape(1).view(torch.uint8).numpy().data
+        )
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    aside = memo.with_suffix(f".{os.getpid()}")
+    aside.write_text(total.hexdigest())
+    aside.rename(memo)
+    return total.hexdigest()
+
+
+def _bits(quantization: Quantization) -> Any:
+    if quantization == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32 if not torch.cuda.is_available() else torch.bfloat16,
+    )
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,123 @@
+"""Requests and responses: what a caller says and gets.
+
+Owns: their fields, the JSON rows of `genre score`, checks that need no model. Ignores: models, the registry.
+
+    {"id": "1", "adapter": "like@production", "history": [{"item_id": "50", "rating": 5}], "candidates": ["181", "172"]}
+    {"id": "1", "adapter": "like@production", "digest": "9f2c…", "results": [{"item_id": "181", "score": 0.83}, …]}
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from genre.errors import RequestError
+
+MAX_CANDIDATES = 100_000
+MAX_HISTORY = 100_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to one adapter.
+
+    Attributes:
+        adapter: `name`, `name@alias` or `name:version`.
+        history: Events in order: `item_id` (or `item` with its columns, for an item that the catalogue does not have), and the
+            feedback column.
+        candidates: Item ids, or items given by their columns; None scores the whole catalogue.
+        k: Give the best k only, best first; None gives every candidate in the order asked.
+        task: Which of the adapter's tasks; may be left out if it has one.
+        user_id: Take history and columns from the data set that the engine has, if `history` is None.
+        user: The user's columns, for the instruction.
+        exclude_seen: Leave the history's items out of what is recommended (when `candidates` is None).
+        allow, deny: Only these items, none of these items.
+        id: Comes back in the response.
+    """
+
+    adapter: str
+    history: Sequence[Mapping[str, Any]] | None = None
+    candidates: Sequence[str | Mapping[str, Any]] | None = None
+    k: int | None = None
+    task: str | None = None
+    user_id: str | None = None
+    user: Mapping[str, Any] | None = None
+    exclude_seen: bool = True
+    allow: Sequence[str] | None = None
+    deny: Sequence[str] | None = None
+    id: str | None = None
+
+    @classmethod
+    def from_json(cls, row: object) -> "Request":
+        """Read one row of a score file.
+
+        Raises:
+            RequestError: A field is missing, unknown or of the wrong type.
+        """
+        if not isinstance(row, dict):
+            raise RequestError("a request is no JSON object", got=type(row).__name__)
+        known = set(cls.__dataclass_fields__)
+        if stray := sorted(set(row) - known):
+            raise RequestError("a request has an unknown field", got=stray[0], expected=", ".join(sorted(known)))
+        if not isinstance(row.get("adapter"), str):
+            raise RequestError(
+                "a request needs an adapter",
+                got=repr(row.get("adapter")),
+                expected="a reference such as like@production",
+            )
+        for name in ("history", "candidates", "allow", "deny"):
+            if row.get(name) is not None and not isinstance(row[name], list):
+                raise RequestError(f"{name} is no list", got=type(row[name]).__name__)
+        values = {key: str(value) if key == "id" and value is not None else value for key, value in row.items()}
+        return cls(**values)
+
+    def check(self) -> None:
+        """Check what can be checked without a model.
+
+        Raises:
+            RequestError: A value cannot be used.
+        """
+        if self.history is None and self.user_id is None:
+            raise RequestError(
+                "a request needs a history or a user_id", todo="give history: [] for a user without events"
+            )
+        if self.k is not None and (not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1):
+            raise RequestError("k cannot be used", got=repr(self.k), expected="a whole number from 1")
+        if self.k is None and self.candidates is None:
+            raise RequestError("a request needs candidates or k")
+        for name, most in (("history", MAX_HISTORY), ("candidates", MAX_CANDIDATES)):
+            value = getattr(self, name)
+            if value is not None and len(value) > most:
+                raise RequestError(f"{name} is too long", got=len(value), expected=f"at most {most:,}")
+        for event in self.history or ():
+            if not isinstance(event, Mapping) or not ({"item_id", "item"} & event.keys()):
+                raise RequestError(
+                    "an event of the history names no item",
+                    got=repr(event)[:80],
+                    expected="item_id, or item with its columns",
+                )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One item and its score: a probability, a value, or a logit over the catalogue."""
+
+    item_id: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Response:
+    """What came of a request; `digest` names the version that answered, `error` says why nothing did."""
+
+    id: str | None
+    adapter: str
+    digest: str | None = None
+    results: tuple[Scored, ...] = ()
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row of a score file."""
+        if self.error is not None:
+            return {"id": self.id, "adapter": self.adapter, "error": self.error}
+        results = [{"item_id": item.item_id, "score": item.score} for item in self.results]
+        return {"id": self.id, "adapter": self.adapter, "digest": self.digest, "results": results}

@@ -1,0 +1,52 @@
+"""Losses as pure functions of logits and labels.
+
+Owns: the three losses of the method, with the formula. Ignores: tasks, models, where labels come from.
+
+    >>> import torch
+    >>> log_loss(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])).item()  # ln 2
+    0.6931471824645996
+
+Every function takes an optional weight per target, returns the weighted mean as a scalar tensor, and gives 0 (connected
+to the graph, so that backward works) for an empty input.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LossName = Literal["cross_entropy", "mse", "log_loss"]
+
+
+def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    if values.numel() == 0:
+        return values.sum()
+    if weights is None:
+        return values.mean()
+    return (values * weights).sum() / weights.sum().clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """-log softmax(logits)[label], averaged.
+
+    Args:
+        logits: (n, C) scores over classes or catalogue items; -inf excludes a class.
+        labels: (n,) int64 class of each target.
+        weights: (n,) or None.
+    """
+    return _mean(F.cross_entropy(logits.float(), labels, reduction="none"), weights)
+
+
+def mse(predictions: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(prediction - label)², averaged; both (n,) float."""
+    return _mean((predictions.float() - labels.float()).square(), weights)
+
+
+def log_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """-[y log σ(z) + (1 - y) log(1 - σ(z))], averaged; logits z and labels y in [0, 1] are (n,) float."""
+    return _mean(F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none"), weights)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "log_loss": log_loss}

@@ -1,0 +1,248 @@
+"""The recipe: one YAML file per run, checked against a schema, resolved once, stored with the run.
+
+Owns: the schema, defaults, `--set` overrides. Ignores: torch, data, what a run does.
+
+    >>> recipe = Recipe.parse({"name": "like", "data": {"path": "data/ml-100k"},
+    ...     "tasks": [{"name": "like", "kind": "feedback", "label": "rating > 3"}]})
+    >>> recipe.adapter.rank, recipe.train.epochs
+    (8, 5)
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from genre.errors import RecipeError
+from genre.interactions_splits import SplitConfig
+from genre.tasks import Task
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Config):
+    """Which log, how it is split, and how much of a user one row holds.
+
+    Attributes:
+        path: A data set folder, or the name of a data set that comes as a package.
+        split: What trains, validates and tests.
+        hold_out: Further splits whose validation and test events are not trained on either, so that an encoder fitted
+            here may serve tasks that are tested on those splits.
+        max_events: Events of a user in one row (a window of the history).
+        min_events: A user with fewer training events gives no training row (counted).
+        limit: Train on the latest so many training events only (None: all).
+    """
+
+    path: str
+    split: SplitConfig = SplitConfig(kind="temporal", valid=0.1, test=0.1)
+    hold_out: tuple[SplitConfig, ...] = ()
+    max_events: int = Field(default=100, ge=2, le=4096)
+    min_events: int = Field(default=2, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+
+
+class BaseConfig(_Config):
+    """Which base: a name that comes as a package, a folder or a hub id; its quantization; its first `depth` layers."""
+
+    name: str = "smollm2-135m"
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    depth: int | None = Field(default=None, ge=1)
+
+
+class SequenceConfig(_Config):
+    """How an event becomes tokens.
+
+    Attributes:
+        item: `text` (title and chosen columns, as tokens), `token` (one soft token) or `both`.
+        text: The item columns that make the text.
+        feedback: The feedback column that fills the feedback slot (the log's first one if None).
+        instruction: What stands before the first event; `{column}` is replaced by the user's column.
+        max_item_tokens: Longer item texts are cut (counted).
+    """
+
+    item: Literal["text", "token", "both"] = "token"
+    text: tuple[str, ...] = ("title",)
+    feedback: str | None = None
+    instruction: str = "Items and feedback of one user, in order:"
+    max_item_tokens: int = Field(default=24, ge=1, le=512)
+
+
+class EncoderConfig(_Config):
+    """The behaviour encoder: which one, and what a newly fitted one projects.
+
+    Attributes:
+        use: `auto` (the registry's for this base and data set, else fit one and publish it), `fit`, `none` (text items
+            only) or a reference such as `encoder-ml-100k@latest`.
+        text: Project the frozen base's own embedding of the item's text columns.
+        learned: Dimensions of learned item vectors (0: none).
+        collaborative: Dimensions of the vectors computed from the training events (0: none).
+        dense: List-of-float item columns to project.
+        dropout: Probability that an item's learned and collaborative vectors are hidden in training (so that new items work).
+    """
+
+    use: str = "auto"
+    text: bool = True
+    learned: int = Field(default=64, ge=0, le=4096)
+    collaborative: int = Field(default=64, ge=0, le=1024)
+    dense: tuple[str, ...] = ()
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+class AdapterConfig(_Config):
+    """What is trained on the base.
+
+    Attributes:
+        kind: `lora`, `rslora` (scale alpha / sqrt(rank)), `full` (the whole base; compared, never served in a lane) or `head_only`.
+        targets: `all-linear`, or the last parts of module names such as `[q_proj, v_proj]`.
+        layers: `all`, or the indices of the adapted layers.
+    """
+
+    kind: Literal["lora", "rslora", "full", "head_only"] = "lora"
+    rank: int = Field(default=8, ge=1, le=256)
+    alpha: float = Field(default=16, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    layers: Literal["all"] | tuple[int, ...] = "all"
+
+
+class TrainConfig(_Config):
+    """How it is trained: AdamW, linear decay to a tenth, clipping, early stop on the first task's first metric."""
+
+    epochs: int = Field(default=5, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.02, ge=0, lt=1)
+    clip: float = Field(default=1.0, gt=0)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    batch_tokens: int = Field(default=4096, ge=16)
+    seed: int = 0
+    early_stop: int | None = Field(default=2, ge=1)
+    tracker: Literal["tensorboard", "none"] = "tensorboard"
+    checkpoint_every: int = Field(default=200, ge=1)
+
+
+class Recipe(_Config):
+    """One run: data, base, sequence, encoder, tasks, adapter, training."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")
+    data: Data
+    base: BaseConfig = BaseConfig()
+    sequence: SequenceConfig = SequenceConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    adapter: AdapterConfig = AdapterConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        names = [task.name for task in self.tasks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two tasks have the same name: {', '.join(names)}")
+        if self.encoder.use == "none" and self.sequence.item != "text":
+            raise ValueError("encoder.use none needs sequence.item text: soft tokens come from an encoder")
+        if self.encoder.use == "none" and any(task.head == "catalogue" for task in self.tasks):
+            raise ValueError("head 'catalogue' needs an encoder: its item vectors are what it scores against")
+        return self
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], *, where: str = "recipe") -> "Recipe":
+        """Check a mapping against the schema.
+
+        Raises:
+            RecipeError: A key is unknown or a value is wrong; the message names the first one by its path.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise _explain(error, where) from None
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Iterable[str] = ()) -> "Recipe":
+        """Read a YAML recipe and apply `a.b=c` overrides.
+
+        Raises:
+            RecipeError: The file is missing, is no YAML mapping, or fails the schema.
+        """
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {path} cannot be read", got=str(error), todo="name a YAML file") from None
+        except yaml.YAMLError as error:
+            raise RecipeError(f"recipe {path} is not YAML", got=str(error).replace("\n", " ")) from None
+        if not isinstance(data, dict):
+            raise RecipeError(
+                f"recipe {path} is empty or no mapping", got=type(data).__name__, todo="genre recipe new writes one"
+            )
+        for override in overrides:
+            _override(data, override)
+        return cls.parse(data, where=str(path))
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(
+            "an override cannot be read", got=override, expected="a.b=c", todo="for example --set train.epochs=3"
+        )
+    *parents, last = path.split(".")
+    place: Any = data
+    for key in parents:
+        place = place[_index(place, key, path)] if isinstance(place, list) else place.setdefault(key, {})
+        if not isinstance(place, dict | list):
+            raise RecipeError(f"override {path!r} goes through {key!r}, which holds a plain value", got=repr(place))
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    place[_index(place, last, path) if isinstance(place, list) else last] = parsed
+
+
+def _index(place: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise RecipeError(f"override {path!r} names no element", got=key, expected=f"0 to {len(place) - 1}")
+    return int(key)
+
+
+def _explain(error: ValidationError, where: str) -> RecipeError:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "tuple[")))
+    if first["type"] == "extra_forbidden":
+        parent = [part for part in first["loc"][:-1] if isinstance(part, str)]
+        known = _known_keys(parent)
+        near = _nearest(str(first["loc"][-1]), known)
+        todo = f"did you mean {near!r}?" if near else None
+        return RecipeError(
+            f"{where}: unknown key {path!r}", got=str(first["loc"][-1]), expected=", ".join(known), todo=todo
+        )
+    got = first.get("input")
+    more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    shown = None if isinstance(got, Mapping | BaseModel) else repr(got)[:80]
+    message = first["msg"].removeprefix("Value error, ")
+    return RecipeError(f"{where}: {path or 'recipe'}", got=shown, expected=message + more)
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    model: Any = Recipe
+    for part in path:
+        annotation = {"tasks": Task, "split": SplitConfig, "hold_out": SplitConfig}.get(part)
+        model = annotation or model.model_fields[part].annotation
+    return sorted(model.model_fields)
+
+
+def _nearest(word: str, known: list[str]) -> str | None:
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word, known, n=1, cutoff=0.6)), None)

@@ -1,0 +1,89 @@
+"""From windows of a log to rows for a model.
+
+Owns: the one place where a log, a layout and a split meet. Ignores: tensors, devices, training.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from genre.interactions import Interactions
+from genre.sequences import Layout, Sequence, Slot
+from genre.tasks import Task
+from genre.windows import Window
+
+
+@dataclass
+class RowBuilder:
+    """Builds rows of one log for one layout.
+
+    Attributes:
+        log: The log.
+        layout: How events become tokens.
+        cut: Item texts that were cut so far.
+    """
+
+    log: Interactions
+    layout: Layout
+    cut: int = 0
+    _prefixes: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def feedback(self) -> np.ndarray:
+        """(n,) int32 feedback code of every event."""
+        return self.layout.feedback.encode(self.log.column(self.layout.feedback.column))
+
+    @cached_property
+    def groups(self) -> np.ndarray | None:
+        """(n,) int64 impression of every event, -1 for none; None if the log has no impressions."""
+        if "impression_id" not in self.log.frame.columns:
+            return None
+        column = self.log.frame["impression_id"]
+        ranks = column.rank("dense").fill_null(0).to_numpy().astype(np.int64) - 1
+        return ranks
+
+    @cached_property
+    def texts(self) -> list[str] | None:
+        """Text of every catalogue item; None where items are soft tokens only."""
+        return None if self.layout.item == "token" else self.log.catalogue.texts(list(self.layout.text))
+
+    def prefix(self, user: int) -> np.ndarray:
+        """Token ids of the instruction for a user."""
+        if user not in self._prefixes:
+            columns: dict[str, Any] = self.log.users.row(user, named=True) if self.log.users is not None else {}
+            self._prefixes[user] = self.layout.prefix(columns)
+        return self._prefixes[user]
+
+    def row(self, window: Window) -> Sequence:
+        """One window laid out."""
+        events = window.events
+        row = self.layout.build(
+            self.prefix(window.user), self.log.item_codes[events], self.feedback[events], texts=self.texts,
+            groups=None if self.groups is None else self.groups[events], events=events, targets=window.targets,
+            candidates=self.log.item_codes[window.branches], candidate_events=window.branches,
+        )  # fmt: skip
+        self.cut += row.cut
+        return row
+
+    def supervise(self, tasks: list[Task]) -> dict[str, tuple[Slot, np.ndarray]]:
+        """For each task its slot and its label of every event: float with NaN, or item codes with -1 where there is none."""
+        columns = {
+            name: self.log.column(name)
+            for name in {task.column for task in tasks} - {None}
+            if name in self.log.event_columns
+        }
+        found: dict[str, tuple[Slot, np.ndarray]] = {}
+        for task in tasks:
+            if task.kind == "feedback":
+                labels = task.labels(columns)
+                if task.loss == "cross_entropy":
+                    labels = np.where(np.isnan(labels), -1, labels).astype(np.int64)
+                found[task.name] = ("item", labels)
+            else:
+                codes = self.log.item_codes.astype(np.int64)
+                if task.label is not None:
+                    codes = np.where(np.nan_to_num(task.labels(columns)) > 0, codes, -1)
+                found[task.name] = ("feedback", codes)
+        return found

@@ -1,0 +1,482 @@
+"""Events to rows: token ids, soft-token places, positions, what may see what, and where tasks read.
+
+Owns: the layout of slots, feedback vocabulary, branches, batches by token budget. Ignores: task names, models, files.
+
+One user who rated two items, and two candidates after them, as soft tokens (I an item, F a feedback, C a candidate):
+
+    index      0 1 2   3 4 5 6   7 8
+    content    w w w   I F I F   C C
+    position   0 1 2   3 4 5 6   7 7      branches restart at the history's end
+    hides      -       -         - 7      the second candidate does not see the first
+
+A feedback task reads I (or C), a next-item task reads F (or the last w). Events of one impression are laid out as
+branches too: their items see the history and themselves only, while their feedback slots see everything before them.
+"""
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genre.errors import DataError
+
+Slot = Literal["item", "feedback"]
+
+
+@dataclass(frozen=True)
+class FeedbackVocabulary:
+    """Which values a feedback slot can hold.
+
+    Attributes:
+        column: The log's feedback column.
+        values: Its values in order; numbers between two values go to the nearer one. Code 0 is "missing or unknown", code
+            i + 1 is `values[i]`.
+    """
+
+    column: str
+    values: tuple[float, ...] | tuple[str, ...]
+
+    @classmethod
+    def fit(cls, column: str, observed: np.ndarray, *, most: int = 20) -> "FeedbackVocabulary":
+        """Every distinct value, or `most` quantiles of a numeric column that has more.
+
+        Raises:
+            DataError: The column holds no value, or more than 1,000 different texts.
+        """
+        if observed.dtype == object:
+            texts = sorted({value for value in observed if value is not None})
+            if len(texts) > 1000:
+                raise DataError(
+                    f"feedback column {column!r} is free text", got=f"{len(texts)} values", expected="at most 1000"
+                )
+            values: tuple[Any, ...] = tuple(texts)
+        else:
+            numbers = np.unique(observed[~np.isnan(observed)].astype(np.float64))
+            if len(numbers) > most:
+                numbers = np.unique(np.quantile(observed[~np.isnan(observed)], np.linspace(0, 1, most)))
+            values = tuple(float(number) for number in numbers)
+        if not values:
+            raise DataError(
+                f"feedback column {column!r} has no value in the training events",
+                todo="choose another sequence.feedback",
+            )
+        return cls(column, values)
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Codes of raw values: (n,) float with NaN or object with None → (n,) int32."""
+        if values.dtype == object:
+            code = {value: i + 1 for i, value in enumerate(self.values)}
+            return np.array([code.get(value, 0) for value in values], dtype=np.int32)
+        known = np.asarray(self.values, dtype=np.float64)
+        middles = (known[1:] + known[:-1]) / 2
+        return np.where(np.isnan(values), 0, np.searchsorted(middles, np.nan_to_num(values)) + 1).astype(np.int32)
+
+    @property
+    def size(self) -> int:
+        """Number of codes, the missing one included."""
+        return len(self.values) + 1
+
+    def word(self, code: int) -> str:
+        """What a text slot says for a code."""
+        if code == 0:
+            return " ?"
+        value = self.values[code - 1]
+        return f" {value:g}" if isinstance(value, float) else f" {value}"
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One row: events of one user, then branches. T tokens, E events, C candidates; no tensors.
+
+    Attributes:
+        tokens: (T,) int32 token id, 0 where a soft token stands.
+        items: (T,) int32 catalogue code where an item's soft token stands, else -1.
+        feedback: (T,) int32 feedback code where a feedback's soft token stands, else -1.
+        positions: (T,) int32.
+        hide: (T, 2) int32: token t does not see the tokens from hide[t, 0] up to, not including, hide[t, 1].
+        item_reads: (E,) int32, last token of each event's item slot: what a feedback task reads.
+        next_reads: (E,) int32, last token before each event (before its impression): what a next-item task reads.
+        candidate_reads: (C,) int32.
+        events: (E,) int64 the caller's number of each event (a row of the log), -1 if it has none.
+        targets: (E,) bool, whether the event is supervised or scored in this row.
+        candidate_events: (C,) int64, -1 if it has none.
+        cut: Item texts that were longer than the limit.
+    """
+
+    tokens: np.ndarray
+    items: np.ndarray
+    feedback: np.ndarray
+    positions: np.ndarray
+    hide: np.ndarray
+    item_reads: np.ndarray
+    next_reads: np.ndarray
+    candidate_reads: np.ndarray
+    events: np.ndarray
+    targets: np.ndarray
+    candidate_events: np.ndarray
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def branches(self) -> bool:
+        """Whether a mask is needed beyond the causal one."""
+        return bool((self.hide[:, 1] > self.hide[:, 0]).any())
+
+
+@dataclass
+class Layout:
+    """How events become rows, for one tokenizer.
+
+    Attributes:
+        tokenize: Text to token ids, without special tokens.
+        item: Item slots as `text`, `token` (soft) or `both`.
+        feedback: The feedback vocabulary; its slots are soft tokens if `soft_feedback`, else words.
+        instruction: Token ids before the first event are made from it; `{column}` takes the user's column.
+        start: Token ids that open every row (the base's begin token).
+        max_item_tokens: Longer texts are cut.
+        max_events: Events of one row, the one that is asked for included; longer histories lose their oldest events.
+    """
+
+    tokenize: Any
+    item: Literal["text", "token", "both"]
+    text: tuple[str, ...]
+    feedback: FeedbackVocabulary
+    instruction: str
+    start: tuple[int, ...] = ()
+    max_item_tokens: int = 24
+    max_events: int = 100
+    soft_feedback: bool = True
+    _texts: dict[str, tuple[np.ndarray, bool]] = field(default_factory=dict, repr=False)
+    _words: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    _prefixes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def describe(self) -> dict[str, Any]:
+        """What a manifest records: everything that decides how an event becomes tokens."""
+        return {
+            "item": self.item, "text": list(self.text), "feedback": self.feedback.column,
+            "values": list(self.feedback.values), "instruction": self.instruction,
+            "max_item_tokens": self.max_item_tokens, "max_events": self.max_events,
+            "soft_feedback": self.soft_feedback,
+        }  # fmt: skip
+
+    @classmethod
+    def restore(cls, tokenizer: Any, described: Mapping[str, Any]) -> "Layout":
+        """The layout that `describe` recorded, on the same tokenizer."""
+        vocabulary = FeedbackVocabulary(described["feedback"], tuple(described["values"]))
+        return cls.make(
+            tokenizer, item=described["item"], text=tuple(described["text"]), feedback=vocabulary,
+            instruction=described["instruction"], max_item_tokens=described["max_item_tokens"], max_events=described["max_events"],
+            soft_feedback=described["soft_feedback"],
+        )  # fmt: skip
+
+    @classmethod
+    def make(cls, tokenizer: Any, **fields: Any) -> "Layout":
+        """A layout on a transformers tokenizer, opened by its begin token if it has one."""
+
+        def tokenize(text: str) -> list[int]:
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        start = () if tokenizer.bos_token_id is None else (int(tokenizer.bos_token_id),)
+        return cls(tokenize=tokenize, start=start, **fields)
+
+    def prefix(self, user: Mapping[str, Any] | None = None) -> np.ndarray:
+        """Token ids of the instruction for one user's columns, (P,) int32.
+
+        Raises:
+            DataError: The instruction names a column that users do not have.
+        """
+        known = {key: "unknown" if value is None else value for key, value in (user or {}).items()}
+        try:
+            text = self.instruction.format(**known)
+        except (KeyError, IndexError, ValueError) as error:
+            raise DataError(
+                f"the instruction needs the user column {error}",
+                got=", ".join(sorted(known)) or "no user columns",
+                todo="change sequence.instruction or give users.parquet that column",
+            ) from None
+        if text not in self._prefixes:
+            if len(self._prefixes) > 100_000:
+                self._prefixes.clear()
+            self._prefixes[text] = np.array([*self.start, *self.tokenize(text)] or [0], dtype=np.int32)
+        return self._prefixes[text]
+
+    def item_tokens(self, text: str) -> tuple[np.ndarray, bool]:
+        """Token ids of one item's text slot and whether it was cut."""
+        if text not in self._texts:
+            ids = self.tokenize("\n" + text)
+            kept = ids[: self.max_item_tokens]
+            end = self.tokenize(":") if self.item == "text" else []
+            self._texts[text] = (np.array([*kept, *end], dtype=np.int32), len(kept) < len(ids))
+        return self._texts[text]
+
+    def build(
+        self,
+        prefix: np.ndarray,
+        items: np.ndarray,
+        feedback: np.ndarray,
+        *,
+        texts: Rows[str] | None = None,
+        groups: np.ndarray | None = None,
+        events: np.ndarray | None = None,
+        targets: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+        candidate_events: np.ndarray | None = None,
+    ) -> Sequence:
+        """Lay out one row.
+
+        Args:
+            prefix: (P,) token ids from `prefix`.
+            items: (E,) catalogue codes in order.
+            feedback: (E,) feedback codes.
+            texts: Text of every catalogue code; needed unless items are `token`.
+            groups: (E,) impression of each event, -1 for none; neighbours with the same one are siblings.
+            events: (E,) the caller's number of each event.
+            targets: (E,) bool, all if None.
+            candidates: (C,) catalogue codes, each a branch after the last event.
+            candidate_events: (C,) the caller's number of each candidate.
+        """
+        count = len(items)
+        branches = np.empty(0, dtype=np.int32) if candidates is None else np.asarray(candidates, dtype=np.int32)
+        cut = 0
+        item_lengths = np.ones(count + len(branches), dtype=np.int64)
+        feedback_lengths = np.ones(count, dtype=np.int64)
+        slots: list[np.ndarray] = []
+        if self.item != "token":
+            if texts is None:
+                raise ValueError("text slots need texts")
+            for place, code in enumerate(np.concatenate([items, branches])):
+                ids, was_cut = self.item_tokens(texts[code])
+                slots.append(ids)
+                cut += was_cut
+                item_lengths[place] = len(ids) + (self.item == "both")
+        words = [] if self.soft_feedback else [self._word(int(code)) for code in feedback]
+        if words:
+            feedback_lengths[:] = [len(word) for word in words]
+        ends = len(prefix) + np.cumsum(item_lengths[:count] + feedback_lengths)
+        begins = ends - item_lengths[:count] - feedback_lengths
+        trunk = int(ends[-1]) if count else len(prefix)
+        branch_ends = trunk + np.cumsum(item_lengths[count:])
+        total = int(branch_ends[-1]) if len(branches) else trunk
+
+        tokens = np.zeros(total, dtype=np.int32)
+        tokens[: len(prefix)] = prefix
+        item_codes = np.full(total, -1, dtype=np.int32)
+        feedback_codes = np.full(total, -1, dtype=np.int32)
+        starts = np.concatenate([begins, branch_ends - item_lengths[count:]])
+        reads = starts + item_lengths - 1
+        for start, ids in zip(starts, slots, strict=False):
+            tokens[start : start + len(ids)] = ids
+        if self.item != "text":
+            item_codes[reads] = np.concatenate([items, branches])
+        if self.soft_feedback:
+            feedback_codes[ends - 1] = feedback
+        for end, word in zip(ends, words, strict=False):
+            tokens[end - len(word) : end] = word
+
+        positions, hide, before = _arrange(len(prefix), begins, ends, item_lengths[:count], groups, total)
+        here = int(positions[trunk - 1]) + 1
+        if count and groups is not None:
+            here = int(positions[:trunk].max()) + 1
+        for start, end in zip(starts[count:], branch_ends, strict=True):
+            positions[start:end] = here + np.arange(end - start)
+            hide[start:end] = (trunk, start)
+        return Sequence(
+            tokens=tokens, items=item_codes, feedback=feedback_codes, positions=positions, hide=hide,
+            item_reads=reads[:count].astype(np.int32), next_reads=before,
+            candidate_reads=reads[count:].astype(np.int32),
+            events=np.full(count, -1) if events is None else np.asarray(events, dtype=np.int64),
+            targets=np.ones(count, dtype=bool) if targets is None else np.asarray(targets, dtype=bool),
+            candidate_events=np.full(len(branches), -1) if candidate_events is None else np.asarray(candidate_events, dtype=np.int64),
+            cut=cut,
+        )  # fmt: skip
+
+    def _word(self, code: int) -> np.ndarray:
+        if code not in self._words:
+            self._words[code] = np.array(self.tokenize(self.feedback.word(code)), dtype=np.int32)
+        return self._words[code]
+
+
+def _arrange(
+    prefix: int, begins: np.ndarray, ends: np.ndarray, item_lengths: np.ndarray, groups: np.ndarray | None, total: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions, hidden spans and the read before each event, siblings of an impression side by side."""
+    positions = np.arange(total, dtype=np.int32)
+    hide = np.zeros((total, 2), dtype=np.int32)
+    before = (begins - 1).astype(np.int32)
+    if groups is None or len(begins) < 2:
+        return positions, hide, before
+    group = np.asarray(groups)
+    same = np.concatenate([[False], (group[1:] == group[:-1]) & (group[1:] >= 0)])
+    if not same.any():
+        return positions, hide, before
+    here, first = prefix, 0
+    longest = 0
+    for event, (start, end) in enumerate(zip(begins, ends, strict=True)):
+        if not same[event]:
+            here, first, longest = here + longest, int(start), 0
+        positions[start:end] = here + np.arange(end - start)
+        longest = max(longest, int(end - start))
+        hide[start : start + item_lengths[event]] = (first, start)
+        before[event] = first - 1
+    return positions, hide, before
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Where one task reads a batch, n targets.
+
+    Attributes:
+        rows: (n,) int64 row of the batch.
+        places: (n,) int64 token of the row.
+        labels: (n,) float32 or int64.
+        events: (n,) int64 the caller's numbers.
+    """
+
+    rows: Tensor
+    places: Tensor
+    labels: Tensor
+    events: Tensor
+
+    def to(self, device: torch.device) -> "Reads":
+        """The same on another device (events stay)."""
+        return Reads(self.rows.to(device), self.places.to(device), self.labels.to(device), self.events)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of at most T tokens, right-padded; a lane per row.
+
+    Attributes:
+        tokens: (B, T) int64.
+        items, feedback: (B, T) int64 codes, -1 where there is none.
+        positions: (B, T) int64, or None where every row simply counts up.
+        mask: (B, 1, T, T) bool, or None for plain causal attention.
+        lanes: (B,) int64.
+        reads: What each task reads.
+        used: Tokens that are no padding.
+    """
+
+    tokens: Tensor
+    items: Tensor
+    feedback: Tensor
+    positions: Tensor | None
+    mask: Tensor | None
+    lanes: Tensor
+    reads: dict[str, Reads]
+    used: int
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same on another device."""
+        place = torch.device(device)
+
+        def move(tensor: Tensor | None) -> Any:
+            return None if tensor is None else tensor.to(place)
+
+        return Batch(
+            move(self.tokens), move(self.items), move(self.feedback), move(self.positions), move(self.mask), move(self.lanes),
+            {name: reads.to(place) for name, reads in self.reads.items()}, self.used,
+        )  # fmt: skip
+
+
+def collate(
+    rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray]], lanes: Rows[int] | None = None
+) -> Batch:
+    """Pad rows to one batch and gather what each task reads.
+
+    Args:
+        rows: At least one sequence.
+        supervise: For each task, its slot and its label per event number: (n,) float with NaN where there is none, or
+            int (item codes; -1 where there is none).
+        lanes: A lane per row, 0 if None.
+    """
+    longest = max(len(row) for row in rows)
+    shape = (len(rows), longest)
+    tokens, items, feedback = np.zeros(shape, np.int64), np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)], items[place, : len(row)], feedback[place, : len(row)] = (
+            row.tokens,
+            row.items,
+            row.feedback,
+        )
+    positions = mask = None
+    if any(row.branches for row in rows):
+        positions, mask = _masked(rows, longest)
+    return Batch(
+        torch.from_numpy(tokens), torch.from_numpy(items), torch.from_numpy(feedback), positions, mask,
+        torch.as_tensor(list(lanes) if lanes is not None else [0] * len(rows)),
+        {name: _reads(rows, slot, labels) for name, (slot, labels) in supervise.items()},
+        sum(len(row) for row in rows),
+    )  # fmt: skip
+
+
+def _masked(rows: Rows[Sequence], longest: int) -> tuple[Tensor, Tensor]:
+    positions = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.ones(longest, longest, dtype=torch.bool).tril_().expand(len(rows), 1, longest, longest).clone()
+    keys = torch.arange(longest)
+    for place, row in enumerate(rows):
+        positions[place, : len(row)] = torch.from_numpy(row.positions).long()
+        hide = torch.from_numpy(row.hide)
+        inside = (keys >= hide[:, :1]) & (keys < hide[:, 1:])
+        mask[place, 0, : len(row)] &= ~inside
+    return positions, mask
+
+
+def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:
+    places, owners, events = [], [], []
+    for owner, row in enumerate(rows):
+        inside = row.targets & (row.events >= 0)
+        at = [(row.item_reads if slot == "item" else row.next_reads)[inside]]
+        number = [row.events[inside]]
+        if slot == "item":
+            at.append(row.candidate_reads[row.candidate_events >= 0])
+            number.append(row.candidate_events[row.candidate_events >= 0])
+        elif (row.candidate_events >= 0).any():
+            known = row.candidate_events[row.candidate_events >= 0]
+            last = len(row) - 1 if not len(row.candidate_reads) else int(row.hide[row.candidate_reads[0], 0]) - 1
+            at.append(np.full(len(known), last))
+            number.append(known)
+        places += at
+        events += number
+        owners.append(np.full(sum(map(len, at)), owner))
+    place, event, owner = np.concatenate(places), np.concatenate(events), np.concatenate(owners)
+    label = labels[event]
+    known = ~np.isnan(label) if label.dtype.kind == "f" else label >= 0
+    kind = np.float32 if label.dtype.kind == "f" else np.int64
+    return Reads(
+        torch.from_numpy(owner[known].astype(np.int64)), torch.from_numpy(place[known].astype(np.int64)),
+        torch.from_numpy(label[known].astype(kind)), torch.from_numpy(event[known]),
+    )  # fmt: skip
+
+
+def plan_batches(
+    lengths: np.ndarray, budget: int, order: np.ndarray | None = None, *, pool: int = 256
+) -> Iterator[np.ndarray]:
+    """Groups of rows whose padded size stays within a token budget.
+
+    Args:
+        lengths: (n,) tokens of each row.
+        budget: Padded tokens of one batch; a single longer row is a batch of its own.
+        order: (n,) the order to take rows in (shuffled for training); by length if None.
+        pool: Rows that are sorted by length together, so that padding stays small and the order stays random.
+
+    Yields:
+        Indices of the rows of one batch.
+    """
+    rows = np.argsort(lengths, kind="stable") if order is None else np.asarray(order)
+    for start in range(0, len(rows), pool if order is not None else max(len(rows), 1)):
+        part = rows[start : start + pool] if order is not None else rows
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batch: list[int] = []
+        for row in part:
+            if batch and (len(batch) + 1) * lengths[row] > budget:
+                yield np.array(batch)
+                batch = []
+            batch.append(int(row))
+        if batch:
+            yield np.array(batch)

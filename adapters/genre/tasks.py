@@ -1,0 +1,195 @@
+"""What a task is: a slot, a label, a head, a loss, metrics.
+
+Owns: the task's schema and how its labels are read off the log. Ignores: tokenizers, devices, LoRA.
+
+A task that is read in the item slot ("will they like it?"), and one that is read in the feedback slot ("what comes next?"):
+
+    >>> like = Task(name="like", kind="feedback", label="rating > 3", head="binary", loss="log_loss", metrics=("auc",))
+    >>> like.labels({"rating": np.array([5.0, 3.0, np.nan])})
+    array([ 1.,  0., nan])
+    >>> Task(name="next_item", kind="next_item").head
+    'catalogue'
+"""
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from genre.errors import DataError, RecipeError
+
+Kind = Literal["feedback", "next_item"]
+HeadName = Literal["verbalizer", "binary", "scalar", "categorical", "catalogue"]
+LossName = Literal["cross_entropy", "mse", "log_loss"]
+
+_EXPRESSION = re.compile(r"^\s*([A-Za-z_]\w*)\s*(?:(>=|<=|==|!=|>|<)\s*(.+?))?\s*$")
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
+    ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne,
+}  # fmt: skip
+_LOSSES_OF_HEAD: dict[str, tuple[str, ...]] = {
+    "binary": ("log_loss",),
+    "scalar": ("mse",),
+    "categorical": ("cross_entropy",),
+    "catalogue": ("cross_entropy",),
+    "verbalizer": ("cross_entropy", "log_loss", "mse"),
+}
+_METRICS_OF_LOSS = {
+    "log_loss": ("auc", "gauc", "log_loss"),
+    "mse": ("rmse", "mae"),
+    "cross_entropy": ("accuracy", "macro_f1"),
+}
+_RANKING = (
+    "ndcg@10",
+    "hr@10",
+    "mrr@10",
+    "ndcg@5",
+    "hr@5",
+    "mrr@5",
+    "ndcg@20",
+    "hr@20",
+    "mrr@20",
+    "coverage@10",
+    "gini@10",
+)
+
+
+def parse_label(expression: str) -> tuple[str, str | None, float | str | None]:
+    """Split a label expression into column, operator and literal, e.g. "rating > 3" or "click".
+
+    Raises:
+        RecipeError: The text is not `column` or `column OP literal`; nothing is ever evaluated as code.
+    """
+    match = _EXPRESSION.match(expression)
+    if not match:
+        raise RecipeError(
+            "a label cannot be read",
+            got=repr(expression),
+            expected="a column, or a column, one of > >= < <= == != and a number or 'text'",
+            todo="write for example: label: rating > 3",
+        )
+    column, op, literal = match.groups()
+    if op is None:
+        return column, None, None
+    try:
+        return column, op, float(literal)
+    except ValueError:
+        return column, op, literal.strip("'\"")
+
+
+class Task(BaseModel):
+    """One task of a recipe.
+
+    Attributes:
+        name: Its name in metrics and requests.
+        kind: `feedback` reads the item slot, `next_item` reads the feedback slot.
+        label: For feedback tasks, `column` or `column OP literal`.
+        head: How the hidden state becomes a score.
+        loss: `log_loss`, `mse` or `cross_entropy`.
+        weight: Its share in the sum of losses of a joint adapter.
+        metrics: Names from `genre.metrics`; the first one decides early stopping.
+        words: For the verbalizer, one label word per class, worst first.
+        seen: For ranking, whether items of the history are `masked` or `kept` as candidates.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    kind: Kind
+    label: str | None = None
+    head: HeadName = "binary"
+    loss: LossName = "log_loss"
+    weight: float = Field(default=1.0, gt=0)
+    metrics: tuple[str, ...] = ()
+    words: tuple[str, ...] | None = None
+    seen: Literal["masked", "kept"] = "masked"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: dict[str, Any]) -> dict[str, Any]:
+        data = dict(data)
+        if data.get("kind") == "next_item":
+            data.setdefault("head", "catalogue")
+            data.setdefault("loss", "cross_entropy")
+            data.setdefault("metrics", _RANKING)
+        else:
+            data.setdefault("metrics", _METRICS_OF_LOSS.get(data.get("loss", "log_loss"), ()))
+        return data
+
+    @model_validator(mode="after")
+    def _check(self) -> "Task":
+        if (self.kind == "next_item") != (self.head == "catalogue"):
+            raise ValueError(f"kind {self.kind!r} does not go with head {self.head!r}: next_item needs catalogue")
+        if self.kind == "feedback":
+            if not self.label:
+                raise ValueError("a feedback task needs a label, for example: label: rating > 3")
+            parse_label(self.label)
+        if self.loss not in _LOSSES_OF_HEAD[self.head]:
+            raise ValueError(
+                f"head {self.head!r} takes loss {' or '.join(_LOSSES_OF_HEAD[self.head])}, not {self.loss!r}"
+            )
+        if self.head == "verbalizer" and (not self.words or len(self.words) < 2):
+            raise ValueError("head 'verbalizer' needs at least two label words, for example: words: [' No', ' Yes']")
+        if not self.metrics:
+            raise ValueError("a task needs at least one metric")
+        return self
+
+    @property
+    def column(self) -> str | None:
+        """The feedback column that the label is read from; None for next-item tasks."""
+        return parse_label(self.label)[0] if self.label else None
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether labels are 0 and 1."""
+        return self.loss == "log_loss"
+
+    def labels(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Labels of all events.
+
+        Args:
+            columns: The log's feedback columns, each (n,), float with NaN or object with None where missing.
+
+        Returns:
+            (n,) float64, NaN where the event has no label.
+
+        Raises:
+            DataError: The column is missing, or a label cannot be what the loss needs.
+        """
+        if self.label is None:
+            raise RecipeError(f"task {self.name!r} has no label of its own", got=self.kind, expected="a feedback task")
+        column, op, literal = parse_label(self.label)
+        if column not in columns:
+            raise DataError(
+                f"task {self.name!r} needs the feedback column {column!r}",
+                got=", ".join(sorted(columns)) or "no feedback column",
+                todo="change the task's label, or import the log with --map " + f"{column}=THEIR_COLUMN",
+            )
+        values = columns[column]
+        missing = np.array([v is None for v in values]) if values.dtype == object else np.isnan(values)
+        if op is not None:
+            if isinstance(literal, str) != (values.dtype == object):
+                raise DataError(
+                    f"label {self.label!r} compares {column!r} with a value of another type",
+                    got="text" if values.dtype == object else "numbers",
+                    expected=f"values like {literal!r}",
+                )
+            safe = np.where(missing, literal, values)
+            labels = _OPERATORS[op](safe, literal).astype(np.float64)
+        elif values.dtype == object:
+            raise DataError(
+                f"label {self.label!r} is text", got=column, expected="a comparison, like behaviour == 'purchase'"
+            )
+        else:
+            labels = values.astype(np.float64)
+        labels = np.where(missing, np.nan, labels)
+        known = labels[~missing]
+        if self.is_binary and known.size and not np.isin(known, (0.0, 1.0)).all():
+            raise DataError(
+                f"task {self.name!r} with loss log_loss needs labels 0 and 1",
+                got=f"{column} from {known.min():g} to {known.max():g}",
+                todo=f"compare it, for example: label: {column} > {np.median(known):g}",
+            )
+        return labels

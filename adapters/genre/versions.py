@@ -1,0 +1,260 @@
+"""What a version folder holds, as modules: writing a run's result down and building it up again.
+
+Owns: the files of adapter and encoder versions (design.md, section 4) and their manifests. Ignores: how versions are
+stored, who asks for them.
+
+    adapter   adapter_config.json  adapter_model.safetensors  heads.safetensors  recipe.yaml  [catalogue.jsonl]
+    encoder   encoder.safetensors  encoder.json  catalogue.jsonl
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genre._version import __version__
+from genre.assembly import Assembly, SharedEncoder
+from genre.base import Base
+from genre.catalogue import Catalogue
+from genre.encoder import BehaviourEncoder
+from genre.errors import IntegrityError, ManifestError
+from genre.heads import Head, make_head
+from genre.lora import from_peft, peft_config, to_peft
+from genre.recipe import AdapterConfig
+from genre.registry import Registry
+from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest, check_fit
+from genre.sequences import FeedbackVocabulary, Layout
+from genre.tasks import Task
+
+Low = dict[str, tuple[Tensor, Tensor, float]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter version as modules, on no base yet.
+
+    Attributes:
+        low: For each adapted linear: A (rank, in), B (out, rank), scale.
+        heads: One per task, on the base's device, in evaluation mode.
+        shared: The behaviour encoder it was trained with; None for text-only adapters.
+        catalogue: The items it knows by id.
+    """
+
+    name: str
+    version: str
+    digest: str
+    manifest: Manifest
+    low: Low
+    tasks: dict[str, Task]
+    heads: dict[str, Head]
+    layout: Layout
+    shared: SharedEncoder | None
+    catalogue: Catalogue
+
+
+def write_adapter(folder: Path, assembly: Assembly) -> None:
+    """Write the adapter files of a trained assembly into an empty folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter, model = assembly.recipe.adapter, assembly.model
+    if model.layers:
+        save_file(to_peft(model.layers), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        _write_json(folder / "adapter_config.json", _peft_config(adapter, assembly.base, model.layers))
+    state = {name: value.detach().cpu().contiguous() for name, value in model.heads.state_dict().items()}
+    if state:
+        save_file(state, folder / "heads.safetensors", metadata={"format": "pt"})
+    (folder / "recipe.yaml").write_text(assembly.recipe.dump(), encoding="utf-8")
+    if assembly.shared is None:
+        write_catalogue(folder, assembly.log.catalogue, assembly.recipe.sequence.text)
+
+
+def write_encoder(folder: Path, assembly: Assembly) -> None:
+    """Write the encoder that an assembly fitted into an empty folder."""
+    assert assembly.shared is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder, vocabulary = assembly.shared.encoder, assembly.shared.vocabulary
+    save_file(encoder.payload(), folder / "encoder.safetensors", metadata={"format": "pt"})
+    described = {
+        "spec": dataclasses.asdict(encoder.spec),
+        "feedback": {"column": vocabulary.column, "values": list(vocabulary.values)},
+    }
+    _write_json(folder / "encoder.json", described)
+    columns = [*assembly.recipe.sequence.text, *(name for name, _ in encoder.spec.dense)]
+    write_catalogue(folder, assembly.log.catalogue, tuple(columns))
+
+
+def write_catalogue(folder: Path, catalogue: Catalogue, columns: tuple[str, ...]) -> None:
+    """The items' ids, titles and used columns, so that a version serves requests by id without the data set."""
+    wanted = ["item_id", *dict.fromkeys(("title", *columns))]
+    catalogue.frame.select([name for name in wanted if name in catalogue.frame.columns]).write_ndjson(
+        folder / "catalogue.jsonl"
+    )
+
+
+def read_catalogue(folder: Path) -> Catalogue:
+    """The catalogue that `write_catalogue` wrote.
+
+    Raises:
+        IntegrityError: It is missing or not JSON lines.
+    """
+    try:
+        return Catalogue(pl.read_ndjson(folder / "catalogue.jsonl", infer_schema_length=None))
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise IntegrityError("catalogue.jsonl cannot be read", got=str(error).splitlines()[0]) from None
+
+
+def adapter_manifest(
+    assembly: Assembly, *, encoder: str | None, cost: Cost, metrics: dict[str, Any], parents: tuple[str, ...] = ()
+) -> Manifest:
+    """The manifest draft of a trained assembly."""
+    recipe = assembly.recipe
+    return Manifest.model_validate(
+        {
+            **_common(assembly), "name": recipe.name, "kind": "adapter",
+            "tasks": [task.model_dump(mode="json") for task in recipe.tasks],
+            "encoder": encoder, "metrics": metrics, "parents": parents, "cost": cost,
+            "protocol": {task.name: protocol(assembly, task) for task in recipe.tasks},
+        }
+    )  # fmt: skip
+
+
+def encoder_manifest(assembly: Assembly, name: str, *, cost: Cost) -> Manifest:
+    """The manifest draft of a fitted encoder."""
+    return Manifest.model_validate({**_common(assembly), "name": name, "kind": "encoder", "cost": cost})
+
+
+def protocol(assembly: Assembly, task: Task) -> str:
+    """The evaluation protocol in a line: split, history, ranking, ties, windows."""
+    config = {key: value for key, value in assembly.recipe.data.split.model_dump().items() if value not in (None, 0)}
+    kind = config.pop("kind")
+    how = "transductive history" if assembly.split.transductive else "prequential: all earlier events are history"
+    window = f"windows of {assembly.recipe.data.max_events} events"
+    ranking = f"; full catalogue, seen items {task.seen}, mid-rank for equal scores" if task.kind == "next_item" else ""
+    return f"{kind} {config}; {how}; equal seconds in hash order; {window}{ranking}"
+
+
+def read_adapter(
+    registry: Registry, ref: str, base: Base, *, encoders: dict[str, SharedEncoder] | None = None
+) -> Loaded:
+    """Load a version, check that it fits the base, and build its modules.
+
+    Args:
+        registry: Where it is.
+        ref: `name`, `name@alias` or `name:version`.
+        base: The base that it is to run on; not touched.
+        encoders: Encoders that are loaded already, by digest; a new one is added.
+
+    Raises:
+        ManifestError: Another base, depth, tokenizer, layout or encoder; the message names the field and both values.
+        IntegrityError: The version is damaged.
+    """
+    version = registry.resolve(ref)
+    folder = registry.fetch(version)
+    manifest = version.manifest
+    if manifest.kind == "encoder":
+        raise ManifestError(f"{ref} is a behaviour encoder", got="encoder", expected="an adapter")
+    _check(manifest, base)
+    shared = None
+    if manifest.encoder is not None:
+        held = encoders if encoders is not None else {}
+        if manifest.encoder not in held:
+            held[manifest.encoder] = read_encoder(registry, manifest.encoder, base)
+        shared = held[manifest.encoder]
+        catalogue = read_catalogue(registry.fetch(registry.find(manifest.encoder)))
+    else:
+        catalogue = read_catalogue(folder)
+    low: Low = {}
+    if (folder / "adapter_model.safetensors").exists():
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        low = from_peft(config, load_file(folder / "adapter_model.safetensors"))
+    tasks = {row["name"]: Task.model_validate(row) for row in manifest.tasks}
+    heads = _read_heads(folder, tasks, base)
+    layout = Layout.restore(base.tokenizer, manifest.sequence)
+    if shared is not None and shared.vocabulary != layout.feedback:
+        raise ManifestError(
+            "sequence.values", got=layout.feedback.values, expected=f"{shared.vocabulary.values}, the encoder's"
+        )
+    return Loaded(version.name, version.version, version.digest, manifest, low, tasks, heads, layout, shared, catalogue)
+
+
+def read_encoder(registry: Registry, digest: str, base: Base) -> SharedEncoder:
+    """Load a behaviour encoder by digest, frozen.
+
+    Raises:
+        ManifestError: It was fitted on another base.
+    """
+    version = registry.find(digest)
+    _check(version.manifest, base)
+    folder = registry.fetch(version)
+    described = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+    ids = read_catalogue(folder).item_ids
+    encoder = BehaviourEncoder.restore(described["spec"], ids, load_file(folder / "encoder.safetensors"))
+    vocabulary = FeedbackVocabulary(described["feedback"]["column"], tuple(described["feedback"]["values"]))
+    return SharedEncoder(encoder.to(base.device), vocabulary, digest)
+
+
+def _check(manifest: Manifest, base: Base) -> None:
+    check_fit(
+        manifest, base_fingerprint=base.fingerprint, depth=base.depth, tokenizer=base.tokenizer_digest,
+        sequence=manifest.sequence, encoder=manifest.encoder,
+    )  # fmt: skip
+
+
+def _read_heads(folder: Path, tasks: dict[str, Task], base: Base) -> dict[str, Head]:
+    file = folder / "heads.safetensors"
+    state = load_file(file) if file.exists() else {}
+    heads: dict[str, Head] = {}
+    for name, task in tasks.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        classes = len(own["linear.bias"]) if task.head == "categorical" and "linear.bias" in own else 0
+        head = make_head(task.head, base, loss=task.loss, words=task.words, classes=classes)
+        expected = {key: tuple(value.shape) for key, value in head.state_dict().items()}
+        got = {key: tuple(value.shape) for key, value in own.items()}
+        if expected != got:
+            raise ManifestError(f"head of task {name!r}", got=got, expected=expected)
+        head.load_state_dict(own)
+        heads[name] = head.to(base.device).eval().requires_grad_(False)
+    return heads
+
+
+def _common(assembly: Assembly) -> dict[str, Any]:
+    base, log, recipe = assembly.base, assembly.log, assembly.recipe
+    times = log.timestamps[assembly.usable]
+    return {
+        "base": BaseInfo(
+            name=base.name if "/" not in base.name.strip("/") else Path(base.name).name,
+            fingerprint=base.fingerprint, depth=base.depth, quantization=base.quantization,
+        ),
+        "tokenizer": base.tokenizer_digest, "sequence": assembly.builder.layout.describe(), "catalogue": log.catalogue.digest,
+        "data": DataInfo(
+            digest=log.digest, rows=int(np.count_nonzero(assembly.usable)), time_span=(int(times.min()), int(times.max())),
+            split={
+                "split": recipe.data.split.model_dump(mode="json", exclude_none=True),
+                "hold_out": [held.model_dump(mode="json", exclude_none=True) for held in recipe.data.hold_out],
+            },
+        ),
+        "code_version": __version__,
+    }  # fmt: skip
+
+
+def _peft_config(adapter: AdapterConfig, base: Base, names: Any) -> dict[str, Any]:
+    conv1d = any(type(layer.base).__name__ == "Conv1D" for layer in names.values())
+    return peft_config(
+        names, base=Path(base.name).name, rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout,
+        rslora=adapter.kind == "rslora", conv1d=conv1d,
+    )  # fmt: skip
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def count(tensors: dict[str, torch.nn.Parameter]) -> int:
+    """Number of values in some parameters."""
+    return sum(value.numel() for value in tensors.values())
