@@ -195,7 +195,7 @@ def _hash_series(total: "hashlib._Hash", series: pl.Series) -> None:
         series = series.arr.to_list()
     if isinstance(series.dtype, _TEXT_TYPES):
         series = series.cast(pl.String)
-    total.update(str(series.dtype).encode() + np.packbits(series.is_null().to_numpy()).tobytes())
+    total.update(_kind(series.dtype).encode() + np.packbits(series.is_null().to_numpy()).tobytes())
     if isinstance(series.dtype, pl.List):
         total.update(series.list.len().fill_null(0).to_numpy().astype("<u4").tobytes())
         _hash_series(total, series.explode())
@@ -204,6 +204,14 @@ def _hash_series(total: "hashlib._Hash", series: pl.Series) -> None:
         for start in range(0, len(series), 1_000_000):
             total.update((series[start : start + 1_000_000].str.join().item() or "").encode())
     else:
-        floats = series.dtype.is_float() or series.dtype.is_decimal()
-        values = series.cast(pl.Float64 if floats else pl.Int64).fill_null(0).to_numpy()
+        values = series.cast(pl.Float64 if _kind(series.dtype) == "float" else pl.Int64).fill_null(0).to_numpy()
         total.update(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes())
+
+
+def _kind(dtype: pl.DataType) -> str:
+    """Name a type in words of our own: the library's may change, and a digest must not."""
+    if isinstance(dtype, pl.List):
+        return "list"
+    if dtype == pl.String:
+        return "text"
+    return "float" if dtype.is_float() or dtype.is_decimal() else "whole"
