@@ -169,8 +169,8 @@ def test_verify_names_what_is_wrong(registry: Registry, adapter: Adapter) -> Non
     expected = [
         f"{versions[0].ref}/adapter_model.safetensors has changed",
         f"{versions[1].ref}/heads.safetensors is missing",
-        f"{versions[2].ref}/manifest.json manifest.json of {versions[2].ref} is not JSON",
-        f"{versions[3].ref}/manifest.json manifest.json of {versions[3].ref} is damaged",
+        f"{versions[2].ref} manifest.json of {versions[2].ref} is not JSON",
+        f"{versions[3].ref} manifest.json of {versions[3].ref} is damaged",
         f"{versions[4].ref}/extra.py is not in the manifest",
         "n5/aliases/1.json aliases/1.json of n5 is damaged",
         "Stray does not belong here",
@@ -187,9 +187,7 @@ def test_verify_names_what_is_wrong(registry: Registry, adapter: Adapter) -> Non
 def test_an_encoder_must_be_there_and_is_kept(registry: Registry, adapter: Adapter, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"needs an encoder.*got encoder eeee"):
         registry.publish(adapter(), draft(encoder="e" * 64))
-    encoder = registry.publish(
-        write_encoder(tmp_path / "e"), draft("enc", kind="encoder", tasks=[], metrics={}), alias=()
-    )
+    encoder = registry.publish(write_encoder(tmp_path / "e"), draft("enc", kind="encoder", tasks=[], metrics={}), alias=())
     orphan = registry.publish(write_encoder(tmp_path / "o", seed=1), draft("enc", kind="encoder"), alias=())
     user = registry.publish(adapter(), draft(encoder=encoder.digest))
     assert registry.find(encoder.digest) == encoder

@@ -64,13 +64,9 @@ def test_verify_and_gc(registry: Registry, two: tuple[Version, Version], tmp_pat
         call(registry, "verify")
 
 
-def test_export_needs_the_base_where_depth_is_set(
-    registry: Registry, two: tuple[Version, Version], tmp_path: Path
-) -> None:
+def test_export_needs_the_base_where_depth_is_set(registry: Registry, two: tuple[Version, Version], tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="--base"):
         call(registry, "export", "like", "--out", str(tmp_path / "out"))
-    registry.publish(
-        write_adapter(tmp_path / "3", seed=3), draft("deep", base=draft().base.model_copy(update={"depth": None}))
-    )
+    registry.publish(write_adapter(tmp_path / "3", seed=3), draft("deep", base=draft().base.model_copy(update={"depth": None})))
     call(registry, "export", "deep", "--out", str(tmp_path / "out"), "--tar")
     assert (tmp_path / "out" / "adapter_config.json").exists() and (tmp_path / "out.tar").exists()

@@ -45,9 +45,7 @@ def foreign(base: Path, out: Path, **options: Any) -> Any:
     """A PEFT adapter as somebody else would save it, with random weights in B."""
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(
-        load(base), LoraConfig(task_type="CAUSAL_LM", **({"r": 4, "target_modules": "all-linear"} | options))
-    )
+    model = get_peft_model(load(base), LoraConfig(task_type="CAUSAL_LM", **({"r": 4, "target_modules": "all-linear"} | options)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -222,9 +220,7 @@ def test_shapes_and_modules_are_checked_against_the_base(registry: Registry, lla
         registry.import_peft(folder, "taken", base=info(llama), base_folder=tmp_path)
     foreign(llama, tmp_path / "b", target_modules=["q_proj"])
     data = (tmp_path / "b" / "adapter_model.safetensors").read_bytes()
-    (tmp_path / "b" / "adapter_model.safetensors").write_bytes(
-        data.replace(b"layers.0.self_attn", b"layers.9.self_attn")
-    )
+    (tmp_path / "b" / "adapter_model.safetensors").write_bytes(data.replace(b"layers.0.self_attn", b"layers.9.self_attn"))
     with pytest.raises(ManifestError, match=r"layers.9.* has no linear in the base"):
         registry.import_peft(tmp_path / "b", "taken", base=info(llama), base_folder=llama)
 

@@ -85,9 +85,7 @@ def test_a_cached_version_is_checked_and_healed(remote: Callable[..., Registry],
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing", "manifest", "empty manifest"])
-def test_a_damaged_version_never_reaches_the_cache(
-    remote: Callable[..., Registry], tmp_path: Path, damage: str
-) -> None:
+def test_a_damaged_version_never_reaches_the_cache(remote: Callable[..., Registry], tmp_path: Path, damage: str) -> None:
     registry = remote()
     version = registry.publish(write_adapter(tmp_path / "a"), draft())
     fs, root = file_system(registry)
@@ -105,9 +103,7 @@ def test_a_damaged_version_never_reaches_the_cache(
     assert [problem.name for problem in remote("other").verify()] == ["like"]
 
 
-def test_the_manifest_comes_last(
-    remote: Callable[..., Registry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_manifest_comes_last(remote: Callable[..., Registry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = remote()
     first = registry.publish(write_adapter(tmp_path / "a"), draft())
 
@@ -167,9 +163,7 @@ def test_promotions_race_and_the_losers_are_told(remote: Callable[..., Registry]
     assert journal.move("candidate", versions[1].version, "promote", seen=seen).n == 2
 
 
-def test_gc_leaves_alone_what_is_young(
-    remote: Callable[..., Registry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gc_leaves_alone_what_is_young(remote: Callable[..., Registry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     registry = remote()
     kept = registry.publish(write_adapter(tmp_path / "a"), draft())
     lost = registry.publish(write_adapter(tmp_path / "b", seed=1), draft(), alias=())

@@ -4,11 +4,12 @@
 """
 
 from genre.registry.base_files import truncate_base
-from genre.registry.core import Listed, Problem, Publishable, Registry, Version
+from genre.registry.core import Registry
 from genre.registry.gc import Garbage
 from genre.registry.journal import Move
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest, MetricValue, check_fit
 from genre.registry.quality import higher_is_better
+from genre.registry.values import Listed, Problem, Publishable, Version
 
 __all__ = [
     "BaseInfo",

@@ -151,15 +151,11 @@ def _check_members(rows: Iterable[tuple[str, int, bool, bool]]) -> dict[PurePosi
                 "a member of the archive would leave its folder", got=repr(name[:80]), expected="a relative path"
             )
         if not plain and not folder:
-            raise IntegrityError(
-                f"member {name[:80]!r} of the archive is not a plain file", expected="no links, no devices"
-            )
+            raise IntegrityError(f"member {name[:80]!r} of the archive is not a plain file", expected="no links, no devices")
         total += max(size, 0)
         if count > MAX_MEMBERS or total > MAX_TOTAL_BYTES or size < 0:
             expected = f"at most {MAX_MEMBERS:,} members and {MAX_TOTAL_BYTES:,} bytes"
-            raise IntegrityError(
-                "the archive is too large", got=f"{count:,} members, {total:,} bytes", expected=expected
-            )
+            raise IntegrityError("the archive is too large", got=f"{count:,} members, {total:,} bytes", expected=expected)
         if folder:
             continue
         if path in members:
@@ -182,9 +178,7 @@ def _write(source: IO[bytes], target: Path, size: int) -> None:
             file.write(data)
             left -= len(data)
         if left or source.read(1):
-            raise IntegrityError(
-                f"{target.name} in the archive has another length than it says", expected=f"{size:,} bytes"
-            )
+            raise IntegrityError(f"{target.name} in the archive has another length than it says", expected=f"{size:,} bytes")
 
 
 @contextmanager
@@ -194,9 +188,7 @@ def _broken(archive: Path) -> Iterator[None]:
     except (*_BROKEN, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise IntegrityError(
-            f"{archive.name} is a broken archive", got=str(error)[:200] or type(error).__name__
-        ) from None
+        raise IntegrityError(f"{archive.name} is a broken archive", got=str(error)[:200] or type(error).__name__) from None
 
 
 def pack(folder: Path, target: Path) -> None:

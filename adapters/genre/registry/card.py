@@ -51,9 +51,7 @@ def _lines(manifest: Manifest, full: bool) -> Iterator[str]:
     yield from ("## Tasks", "", *(_task(task) for task in manifest.tasks), *([] if manifest.tasks else ["none"]), "")
     depth = "all" if base.depth is None else f"the first {base.depth} only (on more it loads, and is wrong)"
     yield from ("## Base", "")
-    yield from _table(
-        [("name", base.name), ("layers", depth), ("weights", base.fingerprint), ("trained in", base.quantization)]
-    )
+    yield from _table([("name", base.name), ("layers", depth), ("weights", base.fingerprint), ("trained in", base.quantization)])
     rows = [("tokenizer", manifest.tokenizer), ("encoder", manifest.encoder), ("catalogue", manifest.catalogue)]
     yield from _table([(field, value) for field, value in rows if value])
     yield from ("## Data", "", *_data(manifest))
@@ -66,9 +64,7 @@ def _lines(manifest: Manifest, full: bool) -> Iterator[str]:
 
 
 def _task(task: dict[str, Any]) -> str:
-    details = ", ".join(
-        f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in task.items() if key != "name"
-    )
+    details = ", ".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in task.items() if key != "name")
     return f"- `{task['name']}`" + (f" ({details})" if details else "")
 
 

@@ -12,78 +12,24 @@ store writes (`store`, `remote`), what weights mean, torch.
 
 import builtins
 import os
-import shutil
-import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from genre.errors import IntegrityError, ManifestError, NotFoundError, RegistryError
-from genre.files import disk_errors
+from genre.errors import ManifestError, NotFoundError, RegistryError
 from genre.registry import limits
 from genre.registry.cache import default_cache, fetch_cached
-from genre.registry.card import render_card
-from genre.registry.integrity import CARD, check_content, check_stored, find_damage, hash_files, list_files
-from genre.registry.journal import Journal, Move, utc_now
-from genre.registry.manifest import BaseInfo, Manifest, open_sealed, seal
+from genre.registry.integrity import check_stored
+from genre.registry.journal import Journal, Move
+from genre.registry.manifest import BaseInfo, Manifest, open_sealed
 from genre.registry.names import LATEST, MANIFEST, PRODUCTION, Ref, check_name, check_version, is_digest, parse_ref
 from genre.registry.quality import check_floor, check_not_worse
+from genre.registry.staging import prepare, read_draft
 from genre.registry.store import LocalStore, Store
+from genre.registry.values import Listed, Problem, Publishable, Version, references
 
 if TYPE_CHECKING:
     from genre.registry.gc import Garbage
-
-
-class Publishable(Protocol):
-    """What else than a folder can be published: a finished run."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder that holds the files of the version."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """The draft of its manifest."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """A published version; `ref` is `name:version`."""
-
-    name: str
-    version: str
-    digest: str
-    manifest: Manifest
-
-    @property
-    def ref(self) -> str:
-        """The reference that always means this version."""
-        return f"{self.name}:{self.version}"
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One row of a listing; made without opening the version."""
-
-    name: str
-    version: str
-    aliases: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that `verify` found. `version` and `file` are empty where they do not apply."""
-
-    name: str
-    version: str
-    file: str
-    what: str
-
-    def __str__(self) -> str:
-        """One line: where, then what."""
-        place = f"{self.name}:{self.version}" if self.version else self.name
-        return f"{place}{'/' + self.file if self.file else ''} {self.what}"
 
 
 class Registry:
@@ -130,20 +76,12 @@ class Registry:
         folder = Path(source) if isinstance(source, str | os.PathLike) else Path(source.folder)
         aliases = [check_name(item, "alias") for item in ([alias] if isinstance(alias, str) else alias)]
         if not folder.is_dir():
-            raise NotFoundError(
-                "no such folder to publish", got=folder, expected="a folder with the files of a version"
-            )
-        draft = manifest or (_read_draft(folder) if isinstance(source, str | os.PathLike) else source.manifest)
+            raise NotFoundError("no such folder to publish", got=folder, expected="a folder with the files of a version")
+        draft = manifest or (read_draft(folder) if isinstance(source, str | os.PathLike) else source.manifest)
         name = check_name(draft.name)
         self._check_encoder(draft)
         with self.store.stage(name) as staged:
-            _copy(folder, staged)
-            if not (staged / CARD).exists():
-                (staged / CARD).write_text(render_card(draft), encoding="utf-8")
-            check_content(staged, draft.kind)
-            size = sum(list_files(staged).values())
-            sealed, data = seal(draft, hash_files(staged), created=utc_now(), size_bytes=size)
-            (staged / MANIFEST).write_bytes(data)
+            sealed = prepare(folder, staged, draft)
             with self.store.writing():
                 if not self.store.commit(staged, name, sealed.version):
                     self.fetch(f"{name}:{sealed.version}")  # the same content is there: is it still whole?
@@ -180,9 +118,7 @@ class Registry:
                 version = self._open(name, digest[:12])
                 if version.digest == digest:
                     return version
-        raise NotFoundError(
-            f"no version with digest {digest}", got=f"the registry at {self.url}", todo="publish it first"
-        )
+        raise NotFoundError(f"no version with digest {digest}", got=f"the registry at {self.url}", todo="publish it first")
 
     def fetch(self, ref: str | Version) -> Path:
         """Return a folder on this machine with the version's files, re-hashed and checked just now.
@@ -227,9 +163,7 @@ class Registry:
 
     def aliases(self, name: str) -> dict[str, str]:
         """The version that each alias of a name names now."""
-        return {
-            alias: held.version for alias, held in sorted(Journal(self.store, check_name(name)).state().aliases.items())
-        }
+        return {alias: held.version for alias, held in sorted(Journal(self.store, check_name(name)).state().aliases.items())}
 
     def history(self, name: str, alias: str | None = None) -> builtins.list[Move]:
         """All alias moves of a name, oldest first.
@@ -300,22 +234,11 @@ class Registry:
         Returns:
             What is wrong; empty if all is well.
         """
+        from genre.registry.audit import audit
+
         if name is not None:
             self.versions(name)
-        found = [
-            Problem(path, "", "", "does not belong here")
-            for path in self.store.strays()
-            if name in (None, path.split("/")[0])
-        ]
-        for each, versions in self.store.listing().items():
-            if name not in (None, each):
-                continue
-            for version in versions:
-                found += self._verify_version(each, version)
-            journal = Journal(self.store, each)
-            found += [Problem(each, "", file, what) for file, what in journal.problems()]
-            found += self._verify_aliases(journal, set(versions))
-        return found
+        return audit(self, name)
 
     def diff(self, a: str | Version, b: str | Version) -> dict[str, tuple[Any, Any]]:
         """The manifest fields in which two versions differ, by dotted name; None where a side has no such field."""
@@ -402,9 +325,7 @@ class Registry:
 
     def _no_name(self, name: str) -> NotFoundError:
         known = self.store.names()
-        return NotFoundError(
-            f"no adapter {name!r}", got=f"the registry at {self.url}", expected=_some(known) or "it is empty"
-        )
+        return NotFoundError(f"no adapter {name!r}", got=f"the registry at {self.url}", expected=_some(known) or "it is empty")
 
     def _find(self, reference: str) -> Version | None:
         try:
@@ -425,70 +346,7 @@ class Registry:
                 todo="publish the encoder first",
             ) from None
         if kind != "encoder":
-            raise ManifestError(
-                f"the encoder of {draft.name} is none", got=f"a version of kind {kind}", expected="encoder"
-            )
-
-    def _verify_version(self, name: str, version: str) -> builtins.list[Problem]:
-        try:
-            opened = self._open(name, version)
-        except (RegistryError, OSError) as error:
-            return [Problem(name, version, MANIFEST, str(error))]
-        manifest, local = opened.manifest, self.store.folder(name, version)
-        try:
-            if local is None:
-                extra = sorted(self.store.files(name, version).keys() - manifest.files.keys() - {MANIFEST})
-                found = [Problem(name, version, file, "is not in the manifest") for file in extra]
-                self.fetch(opened)
-            else:
-                found = [Problem(name, version, file, what) for file, what in find_damage(local, manifest)]
-                if not found:
-                    check_stored(local, manifest)
-        except (RegistryError, OSError) as error:
-            found = [Problem(name, version, "", str(error))]
-        if manifest.encoder is not None and self._find(manifest.encoder) is None:
-            found.append(Problem(name, version, "", f"names an encoder that is not here: {manifest.encoder}"))
-        return found
-
-    def _verify_aliases(self, journal: Journal, versions: set[str]) -> builtins.list[Problem]:
-        try:
-            held = journal.state().aliases
-        except RegistryError:
-            return []  # already named by problems()
-        gone = [(alias, each.version) for alias, each in held.items() if each.version not in versions]
-        return [Problem(journal.name, version, "", f"is missing but {alias} names it") for alias, version in gone]
-
-
-def references(manifest: Manifest) -> list[str]:
-    """What a version needs or came from: its encoder's digest, then its parents."""
-    return [reference for reference in (manifest.encoder, *manifest.parents) if reference]
-
-
-def _read_draft(folder: Path) -> Manifest:
-    try:
-        data = (folder / MANIFEST).read_bytes()
-    except OSError:
-        raise ManifestError(
-            f"no {MANIFEST}", got=folder, expected="a draft in the folder, or the manifest argument"
-        ) from None
-    raw = limits.parse_json(data, MANIFEST, limit=limits.MAX_MANIFEST_BYTES)
-    empty = {"version": "", "digest": "", "created": "", "checksum": "", "files": {}}
-    return Manifest.parse(raw | empty if isinstance(raw, dict) else raw)
-
-
-def _copy(folder: Path, staged: Path) -> None:
-    """Copy the files; what is then checked and hashed is the copy, so a source that changes meanwhile does no harm."""
-    for name in list_files(folder):
-        if name == MANIFEST:
-            continue
-        try:
-            descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError as error:
-            raise IntegrityError(f"{name} cannot be read", got=error.strerror) from None
-        with open(descriptor, "rb") as source, disk_errors(staged), open(staged / name, "wb") as target:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise IntegrityError(f"{name} is not a plain file")
-            shutil.copyfileobj(source, target, 2**20)
+            raise ManifestError(f"the encoder of {draft.name} is none", got=f"a version of kind {kind}", expected="encoder")
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

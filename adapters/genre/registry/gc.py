@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from genre.errors import IntegrityError
 from genre.registry.journal import Journal
+from genre.registry.values import Version, references
 
 if TYPE_CHECKING:
-    from genre.registry.core import Registry, Version
+    from genre.registry.core import Registry
 
 GRACE_S = 3600.0
 
@@ -59,8 +60,6 @@ def collect(registry: "Registry", *, dry_run: bool = False) -> Garbage:
 
 
 def _reachable(registry: "Registry", everything: "dict[tuple[str, str], Version]") -> set[tuple[str, str]]:
-    from genre.registry.core import references
-
     by_reference = {version.digest: place for place, version in everything.items()}
     by_reference |= {version.ref: place for place, version in everything.items()}
     pending: list[tuple[str, str]] = []

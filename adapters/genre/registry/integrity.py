@@ -80,9 +80,7 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
             raise IntegrityError(f"{name} is too large", got=f"{size:,} bytes", expected=f"at most {limit:,}")
     total = sum(sizes.values())
     if total > limits.MAX_TOTAL_BYTES:
-        raise IntegrityError(
-            "a version is too large", got=f"{total:,} bytes", expected=f"at most {limits.MAX_TOTAL_BYTES:,}"
-        )
+        raise IntegrityError("a version is too large", got=f"{total:,} bytes", expected=f"at most {limits.MAX_TOTAL_BYTES:,}")
 
 
 def check_content(folder: Path, kind: str) -> None:
@@ -172,9 +170,7 @@ def _limit(name: str) -> int:
 def _need(sizes: Mapping[str, int], kind: str, names: tuple[str, ...]) -> None:
     for name in names:
         if name not in sizes:
-            raise IntegrityError(
-                f"{name} is missing from a version of kind {kind}", got=", ".join(sorted(sizes)) or "nothing"
-            )
+            raise IntegrityError(f"{name} is missing from a version of kind {kind}", got=", ".join(sorted(sizes)) or "nothing")
 
 
 def _check_adapter(folder: Path) -> None:
@@ -240,9 +236,7 @@ def _check_yaml(path: Path) -> None:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             deepest = max(deepest, depth)
             if deepest > limits.MAX_JSON_DEPTH:
-                raise IntegrityError(
-                    f"{path.name} is nested too deep", expected=f"at most {limits.MAX_JSON_DEPTH} levels"
-                )
+                raise IntegrityError(f"{path.name} is nested too deep", expected=f"at most {limits.MAX_JSON_DEPTH} levels")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path.name} is not YAML", got=str(error)[:200]) from None
 

@@ -35,9 +35,10 @@ from genre.registry.lora_format import PREFIX, LoraModule, check_config, check_p
 from genre.registry.manifest import BaseInfo, Manifest, check_fit
 from genre.registry.names import LATEST, check_name
 from genre.registry.tensors import FLOATS, read_header
+from genre.registry.values import Version
 
 if TYPE_CHECKING:
-    from genre.registry.core import Registry, Version
+    from genre.registry.core import Registry
 
 # The module path of one and the same linear differs with the class that the adapter was trained on.
 _WRAPPERS = ("", "model.", "transformer.", "base_model.")
@@ -131,9 +132,7 @@ def import_peft(
         swapped = bool(config.get("fan_in_fan_out"))
         on_disk = read_weights(Path(base_folder))
         if base.fingerprint != (found := fingerprint_of(on_disk)):
-            raise ManifestError(
-                "the base's folder holds another base", got=f"fingerprint {found}", expected=base.fingerprint
-            )
+            raise ManifestError("the base's folder holds another base", got=f"fingerprint {found}", expected=base.fingerprint)
         paths = place_modules(modules, on_disk, base.depth, swapped)
         target = Path(temporary)
         weights: Weights = {
@@ -145,9 +144,7 @@ def import_peft(
             for side in "AB"
         }
         write_weights(target / ADAPTER, weights)
-        (target / CONFIG).write_text(
-            json.dumps(_clean_config(config, modules, paths, base.name), indent=2), encoding="utf-8"
-        )
+        (target / CONFIG).write_text(json.dumps(_clean_config(config, modules, paths, base.name), indent=2), encoding="utf-8")
         notes = {"imported": True, **({"not_imported": others[:100]} if others else {}), **fields.pop("notes", {})}
         draft = Manifest.parse({"name": name, "kind": "adapter", "base": base.model_dump(), "notes": notes} | fields)
         return registry.publish(target, draft, alias=alias)
@@ -174,14 +171,10 @@ def place_modules(modules: Iterable[LoraModule], weights: Weights, depth: int | 
         shape = weights[_tied(path, weights)][1].shape
         wanted = (module.inputs, module.outputs) if swapped else (module.outputs, module.inputs)
         if shape != wanted:
-            raise ManifestError(
-                f"LoRA of {module.path} does not fit the base", got=f"{wanted}", expected=f"{shape} of {path}"
-            )
+            raise ManifestError(f"LoRA of {module.path} does not fit the base", got=f"{wanted}", expected=f"{shape} of {path}")
         layer = layer_of(path)
         if depth is not None and layer is not None and layer >= depth:
-            raise ManifestError(
-                f"LoRA of {module.path} lies beyond the depth", got=f"layer {layer}", expected=f"below {depth}"
-            )
+            raise ManifestError(f"LoRA of {module.path} lies beyond the depth", got=f"layer {layer}", expected=f"below {depth}")
         paths[module.path] = path
     if len(set(paths.values())) != len(paths):
         raise ManifestError("two modules of the adapter are one in the base", got=", ".join(sorted(paths))[:200])
@@ -210,18 +203,14 @@ def _read_lora(folder: Path) -> tuple[dict[str, Any], Any]:
     for name in (CONFIG, ADAPTER):
         if not (folder / name).is_file() or (folder / name).is_symlink():
             pickled = " (a .bin is a pickle and is never opened: save it as safetensors)" if name == ADAPTER else ""
-            raise IntegrityError(
-                f"{name} is missing or a link", expected=f"a PEFT adapter's {CONFIG} and {ADAPTER}{pickled}"
-            )
+            raise IntegrityError(f"{name} is missing or a link", expected=f"a PEFT adapter's {CONFIG} and {ADAPTER}{pickled}")
     if (folder / CONFIG).stat().st_size > limits.MAX_CONFIG_BYTES:
         raise IntegrityError(f"{CONFIG} is too large", expected=f"at most {limits.MAX_CONFIG_BYTES:,} bytes")
     config = check_config(limits.parse_json((folder / CONFIG).read_bytes(), CONFIG, limit=limits.MAX_CONFIG_BYTES))
     return config, read_header(folder / ADAPTER, FLOATS)
 
 
-def _clean_config(
-    config: dict[str, Any], modules: list[LoraModule], paths: dict[str, str], base: str
-) -> dict[str, Any]:
+def _clean_config(config: dict[str, Any], modules: list[LoraModule], paths: dict[str, str], base: str) -> dict[str, Any]:
     """The fields that say what the weights mean; patterns become whole module names, so nothing is left to match."""
     kept = {field: config[field] for field in _CONFIG_FIELDS if field in config}
     kept["task_type"] = kept.get("task_type") or "CAUSAL_LM"

@@ -84,15 +84,11 @@ class Journal:
         """
         numbers = self.store.entries(self.name)
         if numbers != list(range(1, len(numbers) + 1)):
-            raise IntegrityError(
-                f"the journal of {self.name} has a gap", got=f"{len(numbers)} entries up to {numbers[-1]}"
-            )
+            raise IntegrityError(f"the journal of {self.name} has a gap", got=f"{len(numbers)} entries up to {numbers[-1]}")
         moves = [self._read(number)[0] for number in numbers]
         return [move for move in moves if alias is None or move.alias == alias]
 
-    def move(
-        self, alias: str, version: str, action: Action, *, seen: State | None = None, checks: tuple[str, ...] = ()
-    ) -> Move:
+    def move(self, alias: str, version: str, action: Action, *, seen: State | None = None, checks: tuple[str, ...] = ()) -> Move:
         """Append a move.
 
         Args:
@@ -121,9 +117,7 @@ class Journal:
             move = Move(now.n + 1, alias, version, held.version if held else None, utc_now(), action, checks)
             if self.store.create_entry(self.name, move.n, _encode(move, now)):
                 return move
-        raise ConflictError(
-            f"too many writers move aliases of {self.name}", got=f"{_ATTEMPTS} lost races", todo="try again"
-        )
+        raise ConflictError(f"too many writers move aliases of {self.name}", got=f"{_ATTEMPTS} lost races", todo="try again")
 
     def rollback_target(self, alias: str) -> str:
         """The version that `alias` named before its present one, roll backs undone too: A, B, back to A; then nothing.
@@ -139,9 +133,7 @@ class Journal:
                 stack.append(move.version)
         if len(stack) < 2:
             got = f"only {stack[0]}" if stack else "no move of this alias"
-            raise NotFoundError(
-                f"{self.name}@{alias} has nothing to roll back to", got=got, expected="an earlier version"
-            )
+            raise NotFoundError(f"{self.name}@{alias} has nothing to roll back to", got=got, expected="an earlier version")
         return stack[-2]
 
     def problems(self) -> list[tuple[str, str]]:
@@ -180,16 +172,9 @@ def _encode(move: Move, before: State) -> bytes:
 def _decode(data: bytes, name: str, number: int) -> tuple[Move, State]:
     what = f"{ALIASES}/{number}.json of {name}"
     raw = parse_json(data, what, limit=2**20)
-    damaged = IntegrityError(
-        f"{what} is damaged", got="other content than its checksum says", todo="restore it from a copy"
-    )
+    damaged = IntegrityError(f"{what} is damaged", got="other content than its checksum says", todo="restore it from a copy")
     try:
-        if (
-            not isinstance(raw, dict)
-            or raw.keys() != _FIELDS
-            or checksum_of(raw) != raw["checksum"]
-            or render(raw) != data
-        ):
+        if not isinstance(raw, dict) or raw.keys() != _FIELDS or checksum_of(raw) != raw["checksum"] or render(raw) != data:
             raise damaged
         aliases = {alias: Held(held["version"], held["n"]) for alias, held in raw["state"].items()}
         move = Move(

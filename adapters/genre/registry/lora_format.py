@@ -82,9 +82,7 @@ def check_config(config: object) -> dict[str, Any]:
     _check_number("lora_alpha", config.get("lora_alpha"))
     for field, check in (("rank_pattern", _check_rank), ("alpha_pattern", _check_number)):
         _check_pattern(field, config.get(field) or {}, check)
-    if not isinstance(config.get("use_rslora", False), bool) or not isinstance(
-        config.get("fan_in_fan_out", False), bool
-    ):
+    if not isinstance(config.get("use_rslora", False), bool) or not isinstance(config.get("fan_in_fan_out", False), bool):
         raise _bad("has a wrong switch", "use_rslora or fan_in_fan_out", "true or false")
     return config
 
@@ -115,13 +113,9 @@ def check_learned(modules: list[LoraModule], content: Mapping[str, Content]) -> 
     """
     for name, state in content.items():
         if not state.finite:
-            raise IntegrityError(
-                "a weight is not finite", got=f"nan or inf in {name}", todo="train it again at a lower rate"
-            )
+            raise IntegrityError("a weight is not finite", got=f"nan or inf in {name}", todo="train it again at a lower rate")
     learned = [
-        module
-        for module in modules
-        if not any(content[f"{PREFIX}{module.path}.lora_{side}.weight"].zero for side in "AB")
+        module for module in modules if not any(content[f"{PREFIX}{module.path}.lora_{side}.weight"].zero for side in "AB")
     ]
     if not learned:
         raise IntegrityError(
@@ -134,14 +128,10 @@ def check_learned(modules: list[LoraModule], content: Mapping[str, Content]) -> 
 
 def _module(config: Mapping[str, Any], path: str, pair: dict[str, Tensor]) -> LoraModule:
     if pair.keys() != {"A", "B"}:
-        raise IntegrityError(
-            f"LoRA of {path} is incomplete", got=f"only lora_{''.join(pair)}", expected="lora_A and lora_B"
-        )
+        raise IntegrityError(f"LoRA of {path} is incomplete", got=f"only lora_{''.join(pair)}", expected="lora_A and lora_B")
     a, b = pair["A"].shape, pair["B"].shape
     if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in a + b:
-        raise IntegrityError(
-            f"LoRA of {path} has wrong shapes", got=f"A {a}, B {b}", expected="(rank, in) and (out, rank)"
-        )
+        raise IntegrityError(f"LoRA of {path} has wrong shapes", got=f"A {a}, B {b}", expected="(rank, in) and (out, rank)")
     if a[0] > MAX_RANK:
         raise IntegrityError(f"LoRA of {path} has too high a rank", got=a[0], expected=f"at most {MAX_RANK}")
     rank = _lookup(config.get("rank_pattern") or {}, path, config["r"])
@@ -168,9 +158,7 @@ def _check_number(field: str, value: object) -> None:
 
 def _check_pattern(field: str, patterns: object, check: Any) -> None:
     if not isinstance(patterns, dict) or len(patterns) > _MAX_PATTERNS:
-        raise _bad(
-            f"has a wrong {field}", type(patterns).__name__, f"a mapping of at most {_MAX_PATTERNS:,} module names"
-        )
+        raise _bad(f"has a wrong {field}", type(patterns).__name__, f"a mapping of at most {_MAX_PATTERNS:,} module names")
     for key, value in patterns.items():
         check(f"{field} of {key[:80]!r}", value)
         repeated = re.search(r"[)\]][*+?]|[*+?][*+?]", key) or sum(map(key.count, "*+?")) > _MAX_QUANTIFIERS

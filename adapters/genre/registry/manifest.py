@@ -29,9 +29,7 @@ NOT_IN_DIGEST = frozenset({"digest", "version", "created", "cost", "checksum"})
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True, serialize_by_alias=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True, serialize_by_alias=True)
 
 
 class BaseInfo(_Frozen):
@@ -111,14 +109,8 @@ class Manifest(_Frozen):
     @field_validator("tasks", mode="before")
     @classmethod
     def _tasks(cls, value: Any) -> Any:
-        rows = (
-            [{"name": row} if isinstance(row, str) else row for row in value]
-            if isinstance(value, list | tuple)
-            else value
-        )
-        if isinstance(rows, list) and not all(
-            isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows
-        ):
+        rows = [{"name": row} if isinstance(row, str) else row for row in value] if isinstance(value, list | tuple) else value
+        if isinstance(rows, list) and not all(isinstance(row, dict) and isinstance(row.get("name"), str) for row in rows):
             raise ValueError("every task needs a name")
         return rows
 
@@ -211,9 +203,7 @@ def seal(draft: Manifest, files: dict[str, str], *, created: str, size_bytes: in
     raw["checksum"] = checksum_of(raw)
     data = render(raw)
     if len(data) > MAX_MANIFEST_BYTES:
-        raise ManifestError(
-            "the manifest is too long", got=f"{len(data):,} bytes", expected=f"at most {MAX_MANIFEST_BYTES:,}"
-        )
+        raise ManifestError("the manifest is too long", got=f"{len(data):,} bytes", expected=f"at most {MAX_MANIFEST_BYTES:,}")
     return Manifest.parse(raw), data
 
 

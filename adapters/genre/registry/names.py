@@ -71,9 +71,7 @@ def check_version(text: str) -> str:
         RegistryError: It does not.
     """
     if not is_version(text):
-        raise RegistryError(
-            "not a version", got=repr(text[:80]), expected="12 hex digits, as `genre registry list` shows"
-        )
+        raise RegistryError("not a version", got=repr(text[:80]), expected="12 hex digits, as `genre registry list` shows")
     return text
 
 

@@ -111,7 +111,5 @@ def _rows(manifest: Manifest) -> list[tuple[str, str, MetricValue]]:
 def _sign(metric: str) -> int:
     direction = higher_is_better(metric)
     if direction is None:
-        raise QualityError(
-            f"it is not known whether a higher {metric!r} is better", expected=", ".join(sorted(_HIGHER | _LOWER))
-        )
+        raise QualityError(f"it is not known whether a higher {metric!r} is better", expected=", ".join(sorted(_HIGHER | _LOWER)))
     return 1 if direction else -1

@@ -122,9 +122,7 @@ class RemoteStore:
                 finished |= {f"{name}/{version}"} if file == MANIFEST else set()
         old = datetime.now(UTC).timestamp() - 3600
         return sorted(
-            folder
-            for folder, infos in folders.items()
-            if folder not in finished and all(_time(info) < old for info in infos)
+            folder for folder, infos in folders.items() if folder not in finished and all(_time(info) < old for info in infos)
         )
 
     def remove_litter(self, path: str) -> None:

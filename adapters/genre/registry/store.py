@@ -144,9 +144,7 @@ class LocalStore:
         """See `Store`. An flock on the folder says that its writer lives: the kernel drops it with the process."""
         with disk_errors(self.root):
             with self.writing():
-                parent = self._make_name(name)
-                folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
-                os.chmod(folder, 0o755)
+                folder = self._make_temporary(name)
                 owner = os.open(folder, os.O_RDONLY)
                 fcntl.flock(owner, fcntl.LOCK_EX)
             try:
@@ -154,6 +152,8 @@ class LocalStore:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(owner)
+                with contextlib.suppress(OSError):  # a name's first publish that failed leaves no empty folder
+                    os.rmdir(folder.parent)
 
     def commit(self, staged: Path, name: str, version: str) -> bool:
         """See `Store`."""
@@ -264,13 +264,19 @@ class LocalStore:
         finally:
             os.close(descriptor)
 
-    def _make_name(self, name: str) -> Path:
-        folder = self.root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        if folder.is_symlink():
-            raise RegistryError(f"{name!r} is a link in the store", expected="a folder")
-        _sync(self.root)
-        return folder
+    def _make_temporary(self, name: str) -> Path:
+        parent = self.root / name
+        while True:
+            parent.mkdir(parents=True, exist_ok=True)
+            if parent.is_symlink():
+                raise RegistryError(f"{name!r} is a link in the store", expected="a folder")
+            try:
+                folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
+            except FileNotFoundError:  # another first publish has just failed and removed the empty parent
+                continue
+            os.chmod(folder, 0o755)
+            _sync(self.root)
+            return folder
 
     def _name_folders(self) -> list[str]:
         return [entry.name for entry in _scan(self.root) if _is_folder(entry, is_name)]

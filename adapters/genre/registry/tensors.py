@@ -67,9 +67,7 @@ def read_header(path: Path, allowed: Iterable[str] = SIZES) -> dict[str, Tensor]
             raise _bad(path, "is cut off", f"{size} bytes", "at least 8")
         (length,) = struct.unpack("<Q", start)
         if length > min(MAX_HEADER_BYTES, size - 8):
-            raise _bad(
-                path, "is not safetensors", _guess(start), f"a header of at most {MAX_HEADER_BYTES:,} bytes in the file"
-            )
+            raise _bad(path, "is not safetensors", _guess(start), f"a header of at most {MAX_HEADER_BYTES:,} bytes in the file")
         head = file.read(length)
     if not head.startswith(b"{"):
         raise _bad(path, "is not safetensors", _guess(start + head[:8]), "a JSON header")
@@ -79,9 +77,7 @@ def read_header(path: Path, allowed: Iterable[str] = SIZES) -> dict[str, Tensor]
         raise _bad(path, "has metadata that is not text", None, "a mapping of text to text")
     if len(raw) > MAX_TENSORS:
         raise _bad(path, "has too many tensors", len(raw), f"at most {MAX_TENSORS:,}")
-    tensors = sorted(
-        (_tensor(path, name, row, 8 + length) for name, row in raw.items()), key=lambda t: (t.begin, t.end)
-    )
+    tensors = sorted((_tensor(path, name, row, 8 + length) for name, row in raw.items()), key=lambda t: (t.begin, t.end))
     _check_dtypes(path, tensors, frozenset(allowed))
     _check_places(path, tensors, 8 + length, size)
     return {tensor.name: tensor for tensor in tensors}
@@ -112,9 +108,7 @@ def _tensor(path: Path, name: str, row: object, data_start: int) -> Tensor:
         raise _bad(path, f"has a dtype that is not accepted for tensor {name!r}", repr(dtype)[:40], ", ".join(SIZES))
     # Python integers do not overflow, so a huge shape is a huge number and nothing more.
     if math.prod(shape) * SIZES[dtype] != offsets[1] - offsets[0]:
-        raise _bad(
-            path, f"has a shape that does not fill its place for tensor {name!r}", f"{shape} in {offsets}", dtype
-        )
+        raise _bad(path, f"has a shape that does not fill its place for tensor {name!r}", f"{shape} in {offsets}", dtype)
     return Tensor(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
