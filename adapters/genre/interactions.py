@@ -119,8 +119,7 @@ class Interactions:
         )
         info = info or DatasetInfo(name=name)
         skipped = {
-            key: info.skipped.get(key, 0) + built.report.counts.get(key, 0)
-            for key in [*info.skipped, *built.report.counts]
+            key: info.skipped.get(key, 0) + built.report.counts.get(key, 0) for key in [*info.skipped, *built.report.counts]
         }
         facts = {
             "roles": roles_of(built.frame, built.catalogue.frame, built.users) | _kept_roles(info),
@@ -255,9 +254,7 @@ class Interactions:
         """
         mask = np.asarray(mask)
         if mask.shape != (len(self),) or mask.dtype != bool:
-            raise DataError(
-                "a mask does not fit the log", got=f"{mask.dtype}{list(mask.shape)}", expected=f"bool[{len(self)}]"
-            )
+            raise DataError("a mask does not fit the log", got=f"{mask.dtype}{list(mask.shape)}", expected=f"bool[{len(self)}]")
         if not mask.any():
             raise DataError("no event is left", got="a mask that is false everywhere", expected="at least one event")
         kept, codes = np.unique(self.user_codes[mask], return_inverse=True)

@@ -7,7 +7,7 @@ Owns: renaming by a mapping, which rows are bad, what is skipped and how it is c
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,22 +18,7 @@ from genre.errors import DataError
 from genre.interactions_cells import EXPECTED, clean, to_numbers
 from genre.interactions_features import align_users, complete_items, take_item_columns
 from genre.interactions_order import order_events
-from genre.interactions_schema import ALIASES, MAX_BAD, REQUIRED, event_columns
-
-
-@dataclass
-class Report:
-    """What was skipped or repaired: a count per reason, and the first case of each."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, reason: str, count: int, example: str = "") -> None:
-        """Count `count` more of `reason`."""
-        if count:
-            self.counts[reason] = self.counts.get(reason, 0) + count
-            if example:
-                self.examples.append(f"{reason}: {example}")
+from genre.interactions_schema import ALIASES, MAX_BAD, REQUIRED, Report, event_columns
 
 
 @dataclass(frozen=True)
@@ -80,9 +65,7 @@ def build(
         item_table = item_table.filter(pl.col("item_id").is_in(used.implode()))
     catalogue = complete_items(item_table, used, report)
     codes = _encode(events["user_id"], user_ids), _encode(events["item_id"], catalogue.frame["item_id"])
-    place = order_events(
-        user_ids.to_list(), catalogue.item_ids, *codes, events["timestamp"].to_numpy(), events["row"].to_numpy()
-    )
+    place = order_events(user_ids.to_list(), catalogue.item_ids, *codes, events["timestamp"].to_numpy(), events["row"].to_numpy())
     place = _without_duplicates(events, place, codes, report)
     return Built(
         frame=events[place].rechunk(),
@@ -118,9 +101,7 @@ def to_polars(table: Any, name: str) -> pl.DataFrame | None:
     raise DataError(f"the {name} is no table", got=type(table).__name__, expected="a polars or a pandas frame")
 
 
-def rename(
-    tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], report: Report
-) -> dict[str, pl.DataFrame | None]:
+def rename(tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], report: Report) -> dict[str, pl.DataFrame | None]:
     """Rename columns by a mapping from our name to theirs, in every table that has theirs.
 
     Raises:

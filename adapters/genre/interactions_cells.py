@@ -93,9 +93,7 @@ def times(series: pl.Series, time_unit: str = "s") -> pl.Series:
         exact = text.cast(pl.Int64, strict=False)  # first, since a float64 cannot hold every nanosecond
         seconds = exact // UNITS[time_unit]
         if seconds.null_count() > text.null_count():
-            seconds = seconds.fill_null(_whole_seconds(text.cast(pl.Float64, strict=False), time_unit)).fill_null(
-                _dates(text)
-            )
+            seconds = seconds.fill_null(_whole_seconds(text.cast(pl.Float64, strict=False), time_unit)).fill_null(_dates(text))
     else:
         return pl.Series(series.name, [None] * len(series), dtype=pl.Int64)
     return _where(seconds, pl.col("x").is_between(0, LAST_SECOND))
@@ -127,9 +125,7 @@ def to_numbers(table: pl.DataFrame) -> pl.DataFrame:
 
     A column where a number starts with a needless zero (a zip code) stays text.
     """
-    texts = [
-        c for c in table.columns if table[c].dtype == pl.String and c not in EXPECTED and c not in ("title", "row")
-    ]
+    texts = [c for c in table.columns if table[c].dtype == pl.String and c not in EXPECTED and c not in ("title", "row")]
     found = []
     for name in texts:
         known = table[name].drop_nulls()

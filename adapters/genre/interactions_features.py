@@ -9,17 +9,12 @@ A log with a title in every row gives its own catalogue:
     7, 50, 881250949, 5, Star Wars               ->     50, Star Wars
 """
 
-from typing import TYPE_CHECKING
-
 import polars as pl
 
 from genre.catalogue import Catalogue
 from genre.errors import DataError
 from genre.interactions_cells import ids
-from genre.interactions_schema import FEEDBACK, KEYS
-
-if TYPE_CHECKING:
-    from genre.interactions_build import Report
+from genre.interactions_schema import FEEDBACK, KEYS, Report
 
 ITEM_NAMES = frozenset(
     {"title", "name", "item_title", "item_name", "product_title", "product_name", "movie_title"}
@@ -30,7 +25,7 @@ ITEM_NAMES = frozenset(
 
 
 def take_item_columns(
-    log: pl.DataFrame, items: pl.DataFrame | None, columns: list[str] | None, report: "Report"
+    log: pl.DataFrame, items: pl.DataFrame | None, columns: list[str] | None, report: Report
 ) -> tuple[pl.DataFrame, pl.DataFrame | None]:
     """Move item columns from the log to a table of items, when none is given: the first value of each item.
 
@@ -46,14 +41,10 @@ def take_item_columns(
     if columns is None and items is not None or "item_id" not in log.columns:
         return log, items
     if columns is None:
-        columns = [
-            c for c in log.columns if c not in (*KEYS, *FEEDBACK, "impression_id") and _describes_items(c, log[c])
-        ]
+        columns = [c for c in log.columns if c not in (*KEYS, *FEEDBACK, "impression_id") and _describes_items(c, log[c])]
     for name in columns:
         if name not in log.columns:
-            raise DataError(
-                f"the log has no item column '{name}'", got=", ".join(log.columns), expected=f"a column '{name}'"
-            )
+            raise DataError(f"the log has no item column '{name}'", got=", ".join(log.columns), expected=f"a column '{name}'")
     if not columns:
         return log, items
     with_id = log.select("item_id", *columns).with_columns(ids(log["item_id"])).drop_nulls("item_id")
@@ -69,20 +60,17 @@ def _describes_items(name: str, series: pl.Series) -> bool:
     return name.lower() in ITEM_NAMES or dense
 
 
-def _count_conflicts(with_id: pl.DataFrame, columns: list[str], report: "Report") -> None:
+def _count_conflicts(with_id: pl.DataFrame, columns: list[str], report: Report) -> None:
     for name in columns:
         if not with_id[name].dtype.is_nested():
             several = (
-                with_id.group_by("item_id")
-                .agg(pl.col(name).drop_nulls().n_unique())
-                .filter(pl.col(name) > 1)
-                .sort("item_id")
+                with_id.group_by("item_id").agg(pl.col(name).drop_nulls().n_unique()).filter(pl.col(name) > 1).sort("item_id")
             )
             example = f"item {several['item_id'][0]}; the first was kept" if several.height else ""
             report.add(f"items with several values of {name}", several.height, example)
 
 
-def complete_items(items: pl.DataFrame | None, used: pl.Series, report: "Report") -> Catalogue:
+def complete_items(items: pl.DataFrame | None, used: pl.Series, report: Report) -> Catalogue:
     """Return the catalogue: the items in their table's order, then those only in the log, by id, with empty columns.
 
     Args:
@@ -100,7 +88,7 @@ def complete_items(items: pl.DataFrame | None, used: pl.Series, report: "Report"
     return Catalogue(table)
 
 
-def align_users(users: pl.DataFrame | None, user_ids: pl.Series, report: "Report") -> pl.DataFrame | None:
+def align_users(users: pl.DataFrame | None, user_ids: pl.Series, report: Report) -> pl.DataFrame | None:
     """Return one row per user of the log, in its order; users without events are left out and counted."""
     if users is None:
         return None
@@ -111,7 +99,7 @@ def align_users(users: pl.DataFrame | None, user_ids: pl.Series, report: "Report
     return pl.DataFrame({"user_id": user_ids}).join(table, on="user_id", how="left", maintain_order="left")
 
 
-def _unique_rows(table: pl.DataFrame, key: str, what: str, report: "Report") -> pl.DataFrame:
+def _unique_rows(table: pl.DataFrame, key: str, what: str, report: Report) -> pl.DataFrame:
     if key not in table.columns:
         raise DataError(
             f"column '{key}' is missing in the {what}",

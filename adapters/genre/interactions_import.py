@@ -91,9 +91,7 @@ def import_log(
 def _guess_format(log: Path) -> str:
     if log.suffix == ".inter" or (log.is_dir() and any(log.glob("*.inter"))):
         return "atomic"
-    movielens = log.name in ("u.data", "ratings.dat") or (
-        log.name == "ratings.csv" and log.with_name("movies.csv").is_file()
-    )
+    movielens = log.name in ("u.data", "ratings.dat") or (log.name == "ratings.csv" and log.with_name("movies.csv").is_file())
     return "movielens" if log.is_dir() or movielens else "csv"
 
 
@@ -116,11 +114,7 @@ def _read_side(path: str | Path | None, separator: str | None, encoding: str) ->
     if path is None:
         return None
     path = Path(path)
-    return (
-        read_atomic(path)
-        if path.suffix in (".item", ".user")
-        else read_table(path, separator=separator, encoding=encoding)
-    )
+    return read_atomic(path) if path.suffix in (".item", ".user") else read_table(path, separator=separator, encoding=encoding)
 
 
 def _checksum(log: Path) -> str:

@@ -33,9 +33,7 @@ def read_table(path: str | Path, *, separator: str | None = None, encoding: str 
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(
-            f"{path} cannot be read", got="a folder" if path.is_dir() else "no such file", expected="a file"
-        )
+        raise DataError(f"{path} cannot be read", got="a folder" if path.is_dir() else "no such file", expected="a file")
     endings = [ending.lower() for ending in path.suffixes if ending.lower() != ".gz"]
     kind = endings[-1] if endings else ""
     if kind in (".parquet", ".pq"):
@@ -94,9 +92,7 @@ def _csv(path: Path, separator: str | None, encoding: str) -> pl.DataFrame:
         raise DataError(f"{path.name} is empty", got="no header", expected="a header and rows") from error
     except (pl.exceptions.PolarsError, OSError) as error:
         _name_bad_line(path, read_text(path, encoding), separator)
-        raise DataError(
-            f"{path.name} cannot be read", got=_first_line(error), expected="a table with a header"
-        ) from error
+        raise DataError(f"{path.name} cannot be read", got=_first_line(error), expected="a table with a header") from error
 
 
 def _find_separator(source: Path | io.BytesIO) -> str:
@@ -133,9 +129,7 @@ def _json_lines(path: Path, encoding: str) -> pl.DataFrame:
     try:
         return pl.DataFrame(rows, strict=False, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path.name} is no table", got=_first_line(error), expected="the same fields in every line"
-        ) from error
+        raise DataError(f"{path.name} is no table", got=_first_line(error), expected="the same fields in every line") from error
 
 
 def _json_row(path: Path, number: int, line: str) -> dict[str, object]:

@@ -1,10 +1,12 @@
 """The columns of a log and the facts kept beside it.
 
-Owns: the names and types of the contract's columns, `DatasetInfo` (dataset.json). Ignores files and events.
+Owns: the names and types of the contract's columns, `DatasetInfo` (dataset.json), the count of what is skipped. Ignores files and events.
 
     {"name": "ml-100k", "source": "recbole 1.2.1", "roles": {"interactions": {"rating": "feedback"}},
      "skipped": {"bad rating": 3, "duplicate events": 1}}
 """
+
+from dataclasses import dataclass, field
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
@@ -68,6 +70,21 @@ class DatasetInfo(BaseModel):
     roles: dict[str, dict[str, str]] = Field(default_factory=dict)
     skipped: dict[str, int] = Field(default_factory=dict)
     examples: tuple[str, ...] = ()
+
+
+@dataclass
+class Report:
+    """What was skipped or repaired: a count per reason, and the first case of each."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, reason: str, count: int, example: str = "") -> None:
+        """Count `count` more of `reason`."""
+        if count:
+            self.counts[reason] = self.counts.get(reason, 0) + count
+            if example:
+                self.examples.append(f"{reason}: {example}")
 
 
 def event_columns(frame: pl.DataFrame) -> list[str]:
