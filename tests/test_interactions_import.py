@@ -36,9 +36,7 @@ def test_a_strangers_csv(tmp_path):
     assert log.frame["clicks"].dtype == pl.Int64
     assert log.timestamps.min() == 1709287200
     assert log.info.name == "shop" and log.info.source == "shop.csv" and log.info.checksum.startswith("sha256:")
-    with pytest.raises(
-        DataError, match=r"3 of 102 rows are not usable: got row 99 .*; repair them, or allow more than 1%"
-    ):
+    with pytest.raises(DataError, match=r"3 of 102 rows are not usable: got row 99 .*; repair them, or allow more than 1%"):
         import_log(path, mapping=SHOP, max_bad=0.01)
 
 
@@ -53,9 +51,7 @@ def as_text(separator):
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize(
-    "kind", ["csv", "tsv", "parquet", "jsonl", "csv.gz", "jsonl.gz", "inter", "pipe.csv", "mixed.jsonl"]
-)
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "jsonl", "csv.gz", "jsonl.gz", "inter", "pipe.csv", "mixed.jsonl"])
 def test_every_format_gives_the_same_log(tmp_path, kind):
     path = tmp_path / f"log.{kind}"
     json_lines = "\n".join(json.dumps(row) for row in ROWS)
@@ -113,9 +109,7 @@ def test_movielens_1m(tmp_path):
 
 def test_movielens_latest(tmp_path):
     write(tmp_path / "ratings.csv", "userId,movieId,rating,timestamp\n1,1,4.0,964982703\n1,3,4.5,964981247\n")
-    movies = (
-        'movieId,title,genres\n1,Toy Story (1995),Adventure|Animation\n3,"Dead, and Loving It",(no genres listed)\n'
-    )
+    movies = 'movieId,title,genres\n1,Toy Story (1995),Adventure|Animation\n3,"Dead, and Loving It",(no genres listed)\n'
     write(tmp_path / "movies.csv", movies)
     for path in (tmp_path, tmp_path / "ratings.csv"):
         log = import_log(path)
@@ -133,8 +127,7 @@ def test_movielens_latest(tmp_path):
         (
             "a.csv",
             "user_id,item_id,timestamp\n1,2,3\n1,2,3,4\n",
-            "a.csv, line 3 has too many cells: got 4; expected 3, as in the header; quote the cells that hold a "
-            "separator",
+            "a.csv, line 3 has too many cells: got 4; expected 3, as in the header; quote the cells that hold a separator",
         ),
         (
             "a.xlsx",
@@ -173,8 +166,7 @@ def test_encodings(tmp_path):
     with pytest.raises(DataError) as caught:
         import_log(path)
     assert str(caught.value) == (
-        "a.csv is not in utf-8: got byte 0xe9 in line 2; expected text in utf-8; name its encoding, such as "
-        "--encoding latin-1"
+        "a.csv is not in utf-8: got byte 0xe9 in line 2; expected text in utf-8; name its encoding, such as --encoding latin-1"
     )
     with pytest.raises(DataError, match="unknown encoding: got 'klingon'"):
         import_log(path, encoding="klingon")
@@ -185,9 +177,7 @@ def test_missing_files_and_unknown_formats(tmp_path):
         import_log(tmp_path / "none.csv")
     with pytest.raises(InputError, match="unknown format: got 'mind'; expected csv, atomic, movielens"):
         import_log(tmp_path / "none.csv", format="mind")
-    with pytest.raises(
-        DataError, match=r"is no MovieLens data: got no file of ratings; expected a folder with u.data or"
-    ):
+    with pytest.raises(DataError, match=r"is no MovieLens data: got no file of ratings; expected a folder with u.data or"):
         import_log(tmp_path)
     with pytest.raises(InputError, match="unknown time unit: got 'h'; expected s, ms, us, ns"):
         import_log(write(tmp_path / "a.csv", as_text(",")), time_unit="h")

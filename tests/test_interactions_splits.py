@@ -27,9 +27,7 @@ def parts(log, **config):
 
 def events_of(**sizes):
     """`a=3` gives user a three events, at seconds 0, 10, 20; the next user a second later."""
-    return make(
-        [(u, f"{u}{k}", 10 * k + place, 3.0) for place, (u, size) in enumerate(sizes.items()) for k in range(size)]
-    )
+    return make([(u, f"{u}{k}", 10 * k + place, 3.0) for place, (u, size) in enumerate(sizes.items()) for k in range(size)])
 
 
 def test_last_n_by_hand():
@@ -169,9 +167,7 @@ def test_a_resolved_configuration_reads_back():
 
 
 def test_a_split_without_targets_is_refused():
-    with pytest.raises(
-        DataError, match=r"the split leaves no test events: got 2 events of 1 users; .*another last_n split"
-    ):
+    with pytest.raises(DataError, match=r"the split leaves no test events: got 2 events of 1 users; .*another last_n split"):
         split(events_of(a=2), SplitConfig(kind="last_n"))
     with pytest.raises(DataError, match="the split leaves no train events"):
         split(events_of(a=2), SplitConfig(kind="given", test_rows="0-5"))

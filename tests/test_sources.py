@@ -237,9 +237,7 @@ def test_a_model_folder_is_taken_as_it_is(tmp_path, monkeypatch):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setenv("GENRE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sources.BASES, "minilm", replace(sources.BASES["minilm"], sha256=digest))
-    monkeypatch.setattr(
-        sources_fetch, "_download", lambda s, folder: (folder / path.name).write_bytes(path.read_bytes())
-    )
+    monkeypatch.setattr(sources_fetch, "_download", lambda s, folder: (folder / path.name).write_bytes(path.read_bytes()))
     folder = sources.prepare_base("minilm")
     assert files_under(folder) == ["1_Pooling", "1_Pooling/config.json", "config.json", "prepared.json"]
     assert json.loads((folder / "prepared.json").read_text())["sha256"] == digest

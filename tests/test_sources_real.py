@@ -23,9 +23,7 @@ def test_ml_100k_facts(log):
     assert facts["feedback"]["rating"]["values"] == {"1": 6110, "2": 11370, "3": 27145, "4": 34174, "5": 21201}
     assert facts["time_span"]["first"] == "1997-09-20T03:05:10Z"
     assert facts["item_columns"] == {"title": 1.0, "year": round(1681 / 1682, 6), "genres": 1.0}
-    assert (
-        log.catalogue.texts(["title", "genres"])[log.catalogue.code("1")] == "Toy Story; Animation, Children's, Comedy"
-    )
+    assert log.catalogue.texts(["title", "genres"])[log.catalogue.code("1")] == "Toy Story; Animation, Children's, Comedy"
     assert log.users is not None and log.users.columns == ["user_id", "age", "gender", "occupation", "zip_code"]
 
 

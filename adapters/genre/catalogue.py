@@ -133,9 +133,7 @@ class Catalogue:
         series = self.column(name)
         if isinstance(series.dtype, pl.List | pl.Array):
             if series.dtype.inner not in _TEXT_TYPES:
-                raise DataError(
-                    f"column '{name}' is no text", got=str(series.dtype), expected="text, number or category"
-                )
+                raise DataError(f"column '{name}' is no text", got=str(series.dtype), expected="text, number or category")
             series = pl.DataFrame(series).select(pl.col(name).cast(pl.List(pl.String)).list.join(", ")).to_series()
         series = series.cast(pl.String)
         stripped = series.str.strip_chars()
@@ -152,9 +150,7 @@ class Catalogue:
             series = series.arr.to_list()
         inner = series.dtype.inner if isinstance(series.dtype, pl.List) else series.dtype
         if not (inner.is_numeric() or inner == pl.Boolean):
-            raise DataError(
-                f"column '{column}' is not dense", got=str(series.dtype), expected="numbers or lists of numbers"
-            )
+            raise DataError(f"column '{column}' is not dense", got=str(series.dtype), expected="numbers or lists of numbers")
         lists = series if isinstance(series.dtype, pl.List) else series.reshape((-1, 1)).arr.to_list()
         return self._stack(lists, column)
 

@@ -1,6 +1,7 @@
 """The columns of a log and the facts kept beside it.
 
-Owns: the names and types of the contract's columns, `DatasetInfo` (dataset.json), the count of what is skipped. Ignores files and events.
+Owns: the names and types of the contract's columns, `DatasetInfo` (dataset.json), the count of what is
+skipped. Ignores files and events.
 
     {"name": "ml-100k", "source": "recbole 1.2.1", "roles": {"interactions": {"rating": "feedback"}},
      "skipped": {"bad rating": 3, "duplicate events": 1}}
