@@ -106,10 +106,8 @@ causal = st.one_of(
 @settings(max_examples=150, deadline=None)
 @given(log_rows, causal, st.booleans())
 def test_no_training_event_is_later_than_a_target(rows, config, shown_together):
-    if shown_together:
-        log = make([(*row, f"{row[2] // 3}") for row in rows], [*COLUMNS, "impression_id"])
-    else:
-        log = make(rows)
+    paged = [(*row, f"{row[2] // 3}") for row in rows]
+    log = make(paged, [*COLUMNS, "impression_id"]) if shown_together else make(rows)
     try:
         found = split(log, config)
     except DataError:
