@@ -36,9 +36,7 @@ def list_(
         for row in rows:
             count, aliases = summary.get(row.name, (0, []))
             summary[row.name] = (count + 1, aliases + [f"{alias} → {row.version}" for alias in row.aliases])
-        _table(
-            ["name", "versions", "aliases"], [(key, count, ", ".join(sorted(a))) for key, (count, a) in summary.items()]
-        )
+        _table(["name", "versions", "aliases"], [(key, count, ", ".join(sorted(a))) for key, (count, a) in summary.items()])
         return
     opened.versions(name)
     mine = [(row, opened.resolve(f"{row.name}:{row.version}").manifest) for row in rows if row.name == name]
@@ -65,9 +63,7 @@ def show(ref: Reference, registry: RegistryOption = DEFAULT) -> None:
     rows += [(f"{t} {m}", format_metric(v)) for t, values in manifest.metrics.items() for m, v in values.items()]
     rows += [(f"protocol {task}", words) for task, words in manifest.protocol.items()]
     for depth, text, found in opened.lineage(version)[1:]:
-        rows.append(
-            ("  " * (depth - 1) + "from", f"{found.ref} ({found.manifest.kind})" if found else f"{text} (not here)")
-        )
+        rows.append(("  " * (depth - 1) + "from", f"{found.ref} ({found.manifest.kind})" if found else f"{text} (not here)"))
     rows += [(f"note {key}", value) for key, value in manifest.notes.items()]
     _table([version.ref, ""], rows)
 
@@ -99,12 +95,8 @@ def verify(
 def promote(
     ref: Reference,
     alias: Annotated[str, typer.Argument(help="latest, candidate, production or any name")] = "production",
-    floor: Annotated[
-        list[str] | None, typer.Option(help="A bound such as auc=0.7 or like.auc=0.7; repeatable.")
-    ] = None,
-    not_worse: Annotated[
-        bool, typer.Option("--not-worse", help="Refuse what is worse than the present holder.")
-    ] = False,
+    floor: Annotated[list[str] | None, typer.Option(help="A bound such as auc=0.7 or like.auc=0.7; repeatable.")] = None,
+    not_worse: Annotated[bool, typer.Option("--not-worse", help="Refuse what is worse than the present holder.")] = False,
     registry: RegistryOption = DEFAULT,
 ) -> None:
     """Let an alias name a version, if it is good enough."""
@@ -156,9 +148,7 @@ def import_(
     source: Annotated[Path, typer.Argument(help="A PEFT folder, a tar or a zip.")],
     name: Annotated[str, typer.Option("--as", help="Its name in the registry.")],
     base: Annotated[str, typer.Option(help="The base it is for: a prepared base's name, or a folder.")],
-    depth: Annotated[
-        int | None, typer.Option(help="The number of the base's layers that it is for; all, unless said.")
-    ] = None,
+    depth: Annotated[int | None, typer.Option(help="The number of the base's layers that it is for; all, unless said.")] = None,
     registry: RegistryOption = DEFAULT,
 ) -> None:
     """Publish a PEFT LoRA adapter from elsewhere, checked against its base."""
@@ -219,9 +209,7 @@ def _say(name: str, move: "Move") -> None:
 
 
 def _metrics(manifest: "Manifest") -> str:
-    rows = [
-        (task, metric, value.value) for task, values in manifest.metrics.items() for metric, value in values.items()
-    ]
+    rows = [(task, metric, value.value) for task, values in manifest.metrics.items() for metric, value in values.items()]
     return ", ".join(f"{task}.{metric} {value:.4f}" for task, metric, value in rows)
 
 

@@ -84,21 +84,54 @@ class CategoricalHead(Head):
 
 
 class CatalogueHead(Head):
-    """Logits over the whole catalogue: q(h)·k(e_i)/√d + b(e_i), where e_i are the encoder's item vectors."""
+    """Logits over the whole catalogue from the base's state, fused with a decaying memory of the items seen.
+
+        z_i = (Q h + Σ_g Σ_j w_gj M_g ē_j)·K ē_i / √d + b·ē_i,    w_gj ∝ γ_g^(events since j),  Σ_j w_gj = 1
+
+    ē are the encoder's item vectors scaled to unit mean square; M starts as a share of K, so that the first logits are
+    similarity to the history, and b at the items' shares of the training events (`start_at`). The memory is causal: a
+    target sees the events before its own impression only.
+    """
 
     per_item = True
+    decays = (0.5, 0.9, 1.0)
 
     def __init__(self, width: int, *, size: int = 128, dropout: float = 0.0) -> None:
         super().__init__(dropout)
+        self.size = size
         self.query = nn.Linear(width, size)
         self.key = nn.Linear(width, size + 1)
-        nn.init.normal_(self.query.weight, std=1 / math.sqrt(width))
+        self.memory = nn.Linear(width, len(self.decays) * size, bias=False)
+        nn.init.normal_(self.query.weight, std=0.3 / math.sqrt(width))
         nn.init.normal_(self.key.weight, std=1 / math.sqrt(width))
+        with torch.no_grad():
+            self.memory.weight.copy_(0.1 * self.key.weight[:size].repeat(len(self.decays), 1))
 
-    def keys(self, vectors: Tensor) -> Tensor:
-        """(N, D) item vectors → (N, d + 1) keys, the last column being the item's own bias."""
+    def tables(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) item vectors → (N, d + 1) keys, whose last column is the item's own bias, and (N, G · d) memories."""
         unit = vectors.float() * torch.rsqrt(vectors.float().square().mean(-1, keepdim=True) + 1e-6)
-        return self.key(unit)
+        return self.key(unit), self.memory(unit)
+
+    def recall(self, history: Tensor, memories: Tensor) -> Tensor:
+        """What is remembered before each event.
+
+        Args:
+            history: (B, E) int64 item codes, -1 for padding (at the end).
+            memories: (N, G · d).
+
+        Returns:
+            (B, E + 1, d): entry e is the memory of the first e events; entry 0 is zero.
+        """
+        count = history.shape[1]
+        known = (history >= 0).float().unsqueeze(-1)
+        values = memories[history.clamp_min(0)] * known
+        age = torch.arange(count, device=history.device)
+        age = (age[:, None] - age[None, :]).float()
+        total = values.new_zeros(len(history), count, self.size)
+        for decay, part in zip(self.decays, values.split(self.size, -1), strict=True):
+            weights = torch.where(age >= 0, decay ** age.clamp_min(0), 0.0)
+            total = total + (weights / weights.sum(-1, keepdim=True)) @ part
+        return torch.cat([total.new_zeros(len(history), 1, self.size), total], 1)
 
     @torch.no_grad()
     def start_at(self, vectors: Tensor, log_share: Tensor, *, ridge: float = 1e-2) -> None:
@@ -114,10 +147,10 @@ class CatalogueHead(Head):
         self.key.weight[-1] = torch.linalg.solve(gram, unit.t() @ wanted).float()
         self.key.bias[-1] = 0.0
 
-    def forward(self, hidden: Tensor, keys: Tensor) -> Tensor:
-        """(n, D), (N, d + 1) → (n, N)."""
-        query = self.query(self.dropout(hidden.float()))
-        return query @ keys[:, :-1].t() / math.sqrt(query.shape[-1]) + keys[:, -1]
+    def forward(self, hidden: Tensor, recalled: Tensor, keys: Tensor) -> Tensor:
+        """(n, D), (n, d), (N, d + 1) → (n, N)."""
+        query = self.query(self.dropout(hidden.float())) + self.dropout(recalled)
+        return query @ keys[:, :-1].t() / math.sqrt(self.size) + keys[:, -1]
 
 
 class VerbalizerHead(Head):

@@ -22,7 +22,7 @@ from genre.errors import DivergedError, InputError
 from genre.heads import CatalogueHead, Head
 from genre.lora import LoraLinear, attach, detach, find_linears
 from genre.losses import LOSSES
-from genre.sequences import Batch, Reads
+from genre.sequences import Batch
 from genre.tasks import Task
 
 
@@ -152,13 +152,15 @@ class Recommender(nn.Module):
             embed(base, batch, self.soft, self.dropout if self.training else 0.0), batch.positions, batch.mask
         )
 
-    def output(self, task: str, hidden: Tensor, reads: Reads) -> Tensor:
+    def output(self, task: str, hidden: Tensor, batch: Batch) -> Tensor:
         """A task's raw output at its reads: (n,), (n, C) or (n, N)."""
-        head = self.heads[task]
+        head, reads = self.heads[task], batch.reads[task]
         state = hidden[reads.rows, reads.places]
         if isinstance(head, CatalogueHead):
             assert self.soft is not None
-            return head(state, head.keys(self.soft.items()))
+            keys, memories = head.tables(self.soft.items())
+            recalled = head.recall(batch.history, memories)
+            return head(state, recalled[reads.rows, reads.seen], keys)
         return head(state)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, tuple[float, int]]]:
@@ -175,7 +177,7 @@ class Recommender(nn.Module):
         parts: dict[str, tuple[float, int]] = {}
         for name, reads in batch.reads.items():
             task = self.tasks[name]
-            value = LOSSES[task.loss](self.output(name, hidden, reads), reads.labels)
+            value = LOSSES[task.loss](self.output(name, hidden, batch), reads.labels)
             if not torch.isfinite(value):
                 raise DivergedError(
                     f"the loss of task {name!r} is not finite", got=float(value), expected="a finite loss",

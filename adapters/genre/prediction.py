@@ -47,7 +47,7 @@ def outputs(
             hidden = model.hidden(batch)
             for name, reads in batch.reads.items():
                 if len(reads.labels):
-                    score = model.heads[name].score(model.output(name, hidden, reads))  # type: ignore[operator]
+                    score = model.heads[name].score(model.output(name, hidden, batch))  # type: ignore[operator]
                     yield name, reads.events.numpy(), score.float().cpu().numpy()
             if advance is not None:
                 advance(len(chosen))

@@ -101,9 +101,12 @@ class Sequence:
         item_reads: (E,) int32, last token of each event's item slot: what a feedback task reads.
         next_reads: (E,) int32, last token before each event (before its impression): what a next-item task reads.
         candidate_reads: (C,) int32.
+        codes: (E,) int32 catalogue code of each event's item, whatever its slot holds.
+        seen: (E,) int32 how many events lie before each event's impression.
         events: (E,) int64 the caller's number of each event (a row of the log), -1 if it has none.
         targets: (E,) bool, whether the event is supervised or scored in this row.
         candidate_events: (C,) int64, -1 if it has none.
+        trunk: Tokens before the first branch.
         cut: Item texts that were longer than the limit.
     """
 
@@ -115,9 +118,12 @@ class Sequence:
     item_reads: np.ndarray
     next_reads: np.ndarray
     candidate_reads: np.ndarray
+    codes: np.ndarray
+    seen: np.ndarray
     events: np.ndarray
     targets: np.ndarray
     candidate_events: np.ndarray
+    trunk: int
     cut: int = 0
 
     def __len__(self) -> int:
@@ -279,7 +285,7 @@ class Layout:
         for end, word in zip(ends, words, strict=False):
             tokens[end - len(word) : end] = word
 
-        positions, hide, before = _arrange(len(prefix), begins, ends, item_lengths[:count], groups, total)
+        positions, hide, before, seen = _arrange(len(prefix), begins, ends, item_lengths[:count], groups, total)
         here = int(positions[trunk - 1]) + 1
         if count and groups is not None:
             here = int(positions[:trunk].max()) + 1
@@ -289,11 +295,11 @@ class Layout:
         return Sequence(
             tokens=tokens, items=item_codes, feedback=feedback_codes, positions=positions, hide=hide,
             item_reads=reads[:count].astype(np.int32), next_reads=before,
-            candidate_reads=reads[count:].astype(np.int32),
+            candidate_reads=reads[count:].astype(np.int32), codes=np.asarray(items, dtype=np.int32), seen=seen,
             events=np.full(count, -1) if events is None else np.asarray(events, dtype=np.int64),
             targets=np.ones(count, dtype=bool) if targets is None else np.asarray(targets, dtype=bool),
             candidate_events=np.full(len(branches), -1) if candidate_events is None else np.asarray(candidate_events, dtype=np.int64),
-            cut=cut,
+            trunk=trunk, cut=cut,
         )  # fmt: skip
 
     def _word(self, code: int) -> np.ndarray:
@@ -304,27 +310,27 @@ class Layout:
 
 def _arrange(
     prefix: int, begins: np.ndarray, ends: np.ndarray, item_lengths: np.ndarray, groups: np.ndarray | None, total: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions, hidden spans and the read before each event, siblings of an impression side by side."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Positions, hidden spans, the read and the number of events before each event, siblings of an impression side by side."""
     positions = np.arange(total, dtype=np.int32)
     hide = np.zeros((total, 2), dtype=np.int32)
     before = (begins - 1).astype(np.int32)
+    seen = np.arange(len(begins), dtype=np.int32)
     if groups is None or len(begins) < 2:
-        return positions, hide, before
+        return positions, hide, before, seen
     group = np.asarray(groups)
     same = np.concatenate([[False], (group[1:] == group[:-1]) & (group[1:] >= 0)])
     if not same.any():
-        return positions, hide, before
-    here, first = prefix, 0
-    longest = 0
+        return positions, hide, before, seen
+    here, first, earlier, longest = prefix, 0, 0, 0
     for event, (start, end) in enumerate(zip(begins, ends, strict=True)):
         if not same[event]:
-            here, first, longest = here + longest, int(start), 0
+            here, first, earlier, longest = here + longest, int(start), event, 0
         positions[start:end] = here + np.arange(end - start)
         longest = max(longest, int(end - start))
         hide[start : start + item_lengths[event]] = (first, start)
-        before[event] = first - 1
-    return positions, hide, before
+        before[event], seen[event] = first - 1, earlier
+    return positions, hide, before, seen
 
 
 @dataclass(frozen=True)
@@ -334,18 +340,22 @@ class Reads:
     Attributes:
         rows: (n,) int64 row of the batch.
         places: (n,) int64 token of the row.
+        seen: (n,) int64 events of the row that lie before the target.
         labels: (n,) float32 or int64.
         events: (n,) int64 the caller's numbers.
     """
 
     rows: Tensor
     places: Tensor
+    seen: Tensor
     labels: Tensor
     events: Tensor
 
     def to(self, device: torch.device) -> "Reads":
         """The same on another device (events stay)."""
-        return Reads(self.rows.to(device), self.places.to(device), self.labels.to(device), self.events)
+        return Reads(
+            self.rows.to(device), self.places.to(device), self.seen.to(device), self.labels.to(device), self.events
+        )
 
 
 @dataclass(frozen=True)
@@ -358,6 +368,7 @@ class Batch:
         positions: (B, T) int64, or None where every row simply counts up.
         mask: (B, 1, T, T) bool, or None for plain causal attention.
         lanes: (B,) int64.
+        history: (B, E) int64 item codes of the events, -1 where a row has fewer.
         reads: What each task reads.
         used: Tokens that are no padding.
     """
@@ -368,6 +379,7 @@ class Batch:
     positions: Tensor | None
     mask: Tensor | None
     lanes: Tensor
+    history: Tensor
     reads: dict[str, Reads]
     used: int
 
@@ -379,7 +391,7 @@ class Batch:
             return None if tensor is None else tensor.to(place)
 
         return Batch(
-            move(self.tokens), move(self.items), move(self.feedback), move(self.positions), move(self.mask), move(self.lanes),
+            move(self.tokens), move(self.items), move(self.feedback), move(self.positions), move(self.mask), move(self.lanes), move(self.history),
             {name: reads.to(place) for name, reads in self.reads.items()}, self.used,
         )  # fmt: skip
 
@@ -398,18 +410,18 @@ def collate(
     longest = max(len(row) for row in rows)
     shape = (len(rows), longest)
     tokens, items, feedback = np.zeros(shape, np.int64), np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
+    history = np.full((len(rows), max(len(row.codes) for row in rows)), -1, np.int64)
     for place, row in enumerate(rows):
-        tokens[place, : len(row)], items[place, : len(row)], feedback[place, : len(row)] = (
-            row.tokens,
-            row.items,
-            row.feedback,
-        )
+        tokens[place, : len(row)] = row.tokens
+        items[place, : len(row)] = row.items
+        feedback[place, : len(row)] = row.feedback
+        history[place, : len(row.codes)] = row.codes
     positions = mask = None
     if any(row.branches for row in rows):
         positions, mask = _masked(rows, longest)
     return Batch(
         torch.from_numpy(tokens), torch.from_numpy(items), torch.from_numpy(feedback), positions, mask,
-        torch.as_tensor(list(lanes) if lanes is not None else [0] * len(rows)),
+        torch.as_tensor(list(lanes) if lanes is not None else [0] * len(rows)), torch.from_numpy(history),
         {name: _reads(rows, slot, labels) for name, (slot, labels) in supervise.items()},
         sum(len(row) for row in rows),
     )  # fmt: skip
@@ -428,30 +440,21 @@ def _masked(rows: Rows[Sequence], longest: int) -> tuple[Tensor, Tensor]:
 
 
 def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:
-    places, owners, events = [], [], []
+    columns: list[np.ndarray] = []  # row, place, seen and event of each target
     for owner, row in enumerate(rows):
-        inside = row.targets & (row.events >= 0)
-        at = [(row.item_reads if slot == "item" else row.next_reads)[inside]]
-        number = [row.events[inside]]
-        if slot == "item":
-            at.append(row.candidate_reads[row.candidate_events >= 0])
-            number.append(row.candidate_events[row.candidate_events >= 0])
-        elif (row.candidate_events >= 0).any():
-            known = row.candidate_events[row.candidate_events >= 0]
-            last = len(row) - 1 if not len(row.candidate_reads) else int(row.hide[row.candidate_reads[0], 0]) - 1
-            at.append(np.full(len(known), last))
-            number.append(known)
-        places += at
-        events += number
-        owners.append(np.full(sum(map(len, at)), owner))
-    place, event, owner = np.concatenate(places), np.concatenate(events), np.concatenate(owners)
-    label = labels[event]
+        inside, asked = row.targets & (row.events >= 0), row.candidate_events >= 0
+        places = (row.item_reads if slot == "item" else row.next_reads)[inside]
+        ends = row.candidate_reads[asked] if slot == "item" else np.full(int(asked.sum()), row.trunk - 1)
+        place = np.concatenate([places, ends])
+        seen = np.concatenate([row.seen[inside], np.full(len(ends), len(row.codes))])
+        event = np.concatenate([row.events[inside], row.candidate_events[asked]])
+        columns.append(np.stack([np.full(len(place), owner), place, seen, event]).astype(np.int64))
+    owner_of, place_of, seen_of, event_of = np.concatenate(columns, axis=1)
+    label = labels[event_of]
     known = ~np.isnan(label) if label.dtype.kind == "f" else label >= 0
     kind = np.float32 if label.dtype.kind == "f" else np.int64
-    return Reads(
-        torch.from_numpy(owner[known].astype(np.int64)), torch.from_numpy(place[known].astype(np.int64)),
-        torch.from_numpy(label[known].astype(kind)), torch.from_numpy(event[known]),
-    )  # fmt: skip
+    numbers = [torch.from_numpy(column[known]) for column in (owner_of, place_of, seen_of)]
+    return Reads(*numbers, torch.from_numpy(label[known].astype(kind)), torch.from_numpy(event_of[known]))
 
 
 def plan_batches(

@@ -44,7 +44,7 @@ class Resident:
     Attributes:
         place: Its lane; None runs on the bare base.
         space: The catalogue as its encoder sees it.
-        keys: For each catalogue head, the keys of the catalogue's items.
+        tables: For each catalogue head, the keys and memories of the catalogue's items.
         users: Requests under way that began with it.
         names: References that mean it now.
     """
@@ -52,7 +52,7 @@ class Resident:
     loaded: Loaded
     place: Place | None
     space: ItemSpace
-    keys: dict[str, Tensor]
+    tables: dict[str, tuple[Tensor, Tensor]]
     users: int = 0
     names: set[str] = field(default_factory=set)
 
@@ -236,14 +236,14 @@ class Engine:
             raise InputError(f"{ref} adapts a linear that the base does not have", got=unknown[0])
         self._make_room()
         space = self._space(loaded)
-        keys = {
-            name: head.keys(space.vectors)
+        tables = {
+            name: head.tables(space.vectors)
             for name, head in loaded.heads.items()
             if isinstance(head, CatalogueHead) and space.vectors is not None
         }
         with self._forward:  # a bucket may grow, which replaces its stacks
             place = self.lanes.write(loaded.low)
-        resident = Resident(loaded, place, space, keys)
+        resident = Resident(loaded, place, space, tables)
         with self._table:
             self._resident[loaded.digest] = resident
         return resident
@@ -427,10 +427,12 @@ def _read(job: _Job, row: Row, hidden: Tensor, vectors: Tensor | None) -> np.nda
     """Scores of one row's candidates (or of all its job's codes), float32."""
     head = job.resident.loaded.heads[job.task.name]
     if isinstance(head, CatalogueHead):
-        keys = job.resident.keys[job.task.name]
+        keys, memories = job.resident.tables[job.task.name]
         if job.inline.rows and vectors is not None:
-            keys = torch.cat([keys, head.keys(vectors[len(keys) :])])
-        output = head(hidden[len(row) - 1 : len(row)], keys)[0]
+            more = head.tables(vectors[len(keys) :])
+            keys, memories = torch.cat([keys, more[0]]), torch.cat([memories, more[1]])
+        codes = torch.from_numpy(row.codes).long().to(hidden.device)[None]
+        output = head(hidden[row.trunk - 1 : row.trunk], head.recall(codes, memories)[:, -1], keys)[0]
         return output[torch.from_numpy(job.codes).long().to(output.device)].float().cpu().numpy()
     score = head.score(head(hidden[torch.from_numpy(row.candidate_reads).long().to(hidden.device)]))
     if score.ndim == 2:  # classes: the expectation over their numbers
