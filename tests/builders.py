@@ -1,0 +1,97 @@
+"""Small recipes, models and versions that several test modules build on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genre.interactions import Interactions
+from genre.recipe import Recipe
+
+LIKE: dict[str, Any] = {"name": "like", "kind": "feedback", "label": "rating > 3"}
+RATING: dict[str, Any] = {"name": "rating", "kind": "feedback", "label": "rating", "head": "scalar", "loss": "mse"}
+NEXT: dict[str, Any] = {"name": "next_item", "kind": "next_item"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Three trained adapters in one registry."""
+
+    registry: Any
+    runs: dict[str, Any]
+    log: Interactions
+    base: Path
+
+
+def recipe(base: Path, *tasks: dict[str, Any], **sections: Any) -> Recipe:
+    """A recipe that trains in a second; `train={"epochs": 1}` changes keys of a section, a text replaces it."""
+    raw: dict[str, Any] = {
+        "name": tasks[0]["name"],
+        "data": {"path": "planted", "max_events": 16},
+        "base": {"name": str(base)},
+        "sequence": {"instruction": "User of age {age}:"},
+        "encoder": {"learned": 8, "collaborative": 8},
+        "tasks": list(tasks),
+        "adapter": {},
+        "train": {"epochs": 2, "batch_tokens": 512, "learning_rate": 5e-3, "dropout": 0.0, "tracker": "none"},
+    }
+    for name, value in sections.items():
+        raw[name] = {**raw[name], **value} if isinstance(value, dict) else value
+    return Recipe.parse(raw)
+
+
+def stir(assembly: Any, seed: int = 0, size: float = 0.3) -> None:
+    """Give every low-rank B and every head weight random values, as if it had been trained."""
+    import torch
+
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in assembly.model.layers.values():
+            layer.lora_B.normal_(std=size / layer.rank**0.5, generator=draw)
+        for parameter in assembly.model.heads.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=draw) * size)
+
+
+def publish_stirred(
+    registry: Any, wanted: Recipe, log: Interactions, base: Any, folder: Path, *, seed: int = 0, encoder: str | None = None
+) -> Any:
+    """Publish an adapter with random weights: as good as a trained one for everything but quality.
+
+    Args:
+        encoder: Reference of a published encoder; without one, items must be text.
+    """
+    from genre.assembly import assemble
+    from genre.registry.manifest import Cost
+    from genre.versions import adapter_manifest, read_encoder, write_adapter
+
+    shared = None if encoder is None else read_encoder(registry, registry.resolve(encoder).digest, base)
+    assembly = assemble(wanted, log, base, shared)
+    try:
+        stir(assembly, seed)
+        write_adapter(folder, assembly)
+        digest = None if shared is None else shared.digest
+        manifest = adapter_manifest(assembly, encoder=digest, cost=Cost(), metrics={})
+        return registry.publish(folder, manifest)
+    finally:
+        assembly.model.release()
+
+
+def rows_of(assembly: Any, windows: Any) -> list[Any]:
+    """Rows of some windows."""
+    return [assembly.builder.row(window) for window in windows]
+
+
+def with_values(log: Interactions, **columns: dict[int, Any]) -> Interactions:
+    """The same log with some cells changed: `with_values(log, rating={3: 1.0})`, by place in the log's order."""
+    import polars as pl
+
+    frame = log.frame
+    for name, cells in columns.items():
+        values = frame[name].to_list()
+        for place, value in cells.items():
+            values[place] = value
+        frame = frame.with_columns(pl.Series(name, values, dtype=frame[name].dtype))
+    changed = Interactions.from_frame(frame.drop("row"), items=log.catalogue.frame, users=log.users, name="changed")
+    assert np.array_equal(changed.timestamps, log.timestamps)  # nobody moved
+    return changed

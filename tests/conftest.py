@@ -1,0 +1,71 @@
+"""What every test shares: a cache of its own, a tiny base, a planted log, and a registry with three trained adapters."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from builders import LIKE, NEXT, RATING, Trained, recipe
+from fakes import make_base, planted_log
+from genre.interactions import Interactions
+
+REAL_DATA = {"test_sources_real", "test_baselines_ml100k"}  # these read prepared packages from the user's cache
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test touches the user's cache, but for those that read real data."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENRE_CACHE", str(folder))
+        yield folder
+
+
+USERS_CACHE = os.environ.get("GENRE_CACHE")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def users_cache(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ in REAL_DATA:
+            patch.delenv("GENRE_CACHE") if USERS_CACHE is None else patch.setenv("GENRE_CACHE", USERS_CACHE)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a two-layer Llama, 32 wide, with a byte tokenizer."""
+    import torch
+
+    torch.set_num_threads(1)
+    return make_base(tmp_path_factory.mktemp("bases") / "tiny")
+
+
+@pytest.fixture
+def base(tiny: Path):
+    """A bare base of its own for each test (30 ms), so that no test can spoil another's."""
+    from genre.base import Base
+
+    return Base.load(str(tiny))
+
+
+@pytest.fixture(scope="session")
+def log() -> Interactions:
+    """60 users, 30 items, 24 events each, two kinds of users and of items."""
+    return planted_log()
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: Path, log: Interactions, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """next_item (with a new encoder), like and rating, trained for two epochs and published."""
+    import genre
+
+    folder = tmp_path_factory.mktemp("trained")
+    registry = genre.Registry(folder / "registry")
+    base = genre.Base.load(str(tiny))
+    runs = {}
+    for task in (NEXT, LIKE, RATING):
+        runs[task["name"]] = genre.train(recipe(tiny, task), log=log, base=base, registry=registry, folder=folder / task["name"])
+        registry.publish(runs[task["name"]], alias=("latest", "production"))
+    return Trained(registry, runs, log, tiny)
