@@ -122,10 +122,10 @@ def assemble(recipe: Recipe, log: Interactions, base: Base, shared: SharedEncode
                 "sequence.feedback", got=column, expected=f"{shared.vocabulary.column}, which the encoder was fitted on"
             )
     vocabulary = shared.vocabulary if shared else FeedbackVocabulary.fit(column, observed[usable])
-    soft_feedback = shared is not None
     layout = Layout.make(
         base.tokenizer, item=recipe.sequence.item, text=recipe.sequence.text, feedback=vocabulary,
-        instruction=recipe.sequence.instruction, max_item_tokens=recipe.sequence.max_item_tokens, max_events=recipe.data.max_events, soft_feedback=soft_feedback,
+        instruction=recipe.sequence.instruction, max_item_tokens=recipe.sequence.max_item_tokens,
+        max_events=recipe.data.max_events, soft_feedback=shared is not None,
     )  # fmt: skip
     builder = RowBuilder(log, layout)
     soft = None
@@ -143,9 +143,7 @@ def assemble(recipe: Recipe, log: Interactions, base: Base, shared: SharedEncode
         )  # fmt: skip
     elif adapter.kind == "full":
         if base.quantization != "none":
-            raise RecipeError(
-                "adapter.kind full", got=f"a base in {base.quantization}", expected="base.quantization none"
-            )
+            raise RecipeError("adapter.kind full", got=f"a base in {base.quantization}", expected="base.quantization none")
         base.model.requires_grad_(True)
     return Assembly(recipe, log, base, chosen, usable, builder, model, shared, {})
 
@@ -160,9 +158,7 @@ def fresh_encoder(
         feedback = log.column(vocabulary.column)
         numeric = feedback if feedback.dtype != object else None
         vectors = torch.from_numpy(
-            collaborative_vectors(
-                log, usable, dimensions=config.collaborative, feedback=numeric, seed=recipe.train.seed
-            )
+            collaborative_vectors(log, usable, dimensions=config.collaborative, feedback=numeric, seed=recipe.train.seed)
         )
     spec = EncoderSpec(
         width=base.hidden_size, text=recipe.sequence.text if config.text else (), learned=config.learned,
@@ -171,16 +167,12 @@ def fresh_encoder(
         feedback=vocabulary.size, dropout=config.dropout,
     )  # fmt: skip
     if not spec.sources:
-        raise RecipeError(
-            "the encoder projects nothing", expected="encoder.text, learned, collaborative or dense columns"
-        )
+        raise RecipeError("the encoder projects nothing", expected="encoder.text, learned, collaborative or dense columns")
     encoder = BehaviourEncoder(spec, log.catalogue.item_ids, scale=base.embedding_rms, collaborative=vectors)
     return SharedEncoder(encoder, vocabulary, None)
 
 
-def make_heads(
-    tasks: Sequence[Task], base: Base, builder: RowBuilder, usable: np.ndarray, dropout: float
-) -> dict[str, Head]:
+def make_heads(tasks: Sequence[Task], base: Base, builder: RowBuilder, usable: np.ndarray, dropout: float) -> dict[str, Head]:
     """One head per task, started at the training labels' share, mean and deviation.
 
     Raises:
@@ -191,9 +183,7 @@ def make_heads(
         task = next(task for task in tasks if task.name == name)
         known = labels[usable & (~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0)]
         if not len(known):
-            raise DataError(
-                f"task {name!r} has no label among the training events", got=task.label, expected="at least one"
-            )
+            raise DataError(f"task {name!r} has no label among the training events", got=task.label, expected="at least one")
         extra: dict[str, Any] = {}
         if task.head == "categorical":
             extra["classes"] = int(labels.max()) + 1

@@ -109,13 +109,9 @@ class Base:
                 ) from None
             full_depth = getattr(config, "num_hidden_layers", None)
             if full_depth is None:
-                raise BaseModelError(
-                    f"base {name!r} has no stack of layers", got=config.model_type, expected="a GPT-kind model"
-                )
+                raise BaseModelError(f"base {name!r} has no stack of layers", got=config.model_type, expected="a GPT-kind model")
             if depth is not None and not 1 <= depth <= full_depth:
-                raise BaseModelError(
-                    "depth is out of range", got=depth, expected=f"1 to {full_depth} for base {name!r}"
-                )
+                raise BaseModelError("depth is out of range", got=depth, expected=f"1 to {full_depth} for base {name!r}")
             config.num_hidden_layers = depth or full_depth
             if getattr(config, "layer_types", None):
                 config.layer_types = config.layer_types[: config.num_hidden_layers]
@@ -195,9 +191,7 @@ class Base:
         """
         if mask is not None:
             mask = torch.where(mask, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
-        return self.body(
-            inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+        return self.body(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
 
     def word_logits(self, hidden: Tensor, word_ids: Tensor) -> Tensor:
         """The language-model head's logits of some tokens only.
@@ -300,9 +294,7 @@ def fingerprint(folder: Path) -> str:
 
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise BaseModelError(
-            f"base folder {folder} has no safetensors", todo="convert the weights to safetensors first"
-        )
+        raise BaseModelError(f"base folder {folder} has no safetensors", todo="convert the weights to safetensors first")
     stamp = json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
     memo = cache_folder() / "fingerprints" / hashlib.sha256(stamp.encode()).hexdigest()
     if memo.exists():
@@ -316,9 +308,7 @@ def fingerprint(folder: Path) -> str:
         with safe_open(where[name], framework="pt") as weights:
             tensor = weights.get_tensor(name).contiguous()
         total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        total.update(
-            tensor.view(torch.uint8).numpy().data if tensor.ndim else tensor.reshape(1).view(torch.uint8).numpy().data
-        )
+        total.update(tensor.view(torch.uint8).numpy().data if tensor.ndim else tensor.reshape(1).view(torch.uint8).numpy().data)
     memo.parent.mkdir(parents=True, exist_ok=True)
     aside = memo.with_suffix(f".{os.getpid()}")
     aside.write_text(total.hexdigest())

@@ -86,9 +86,7 @@ def running_mean(histories: Histories, label: Floats, events: Integers, overall:
     return (sums + SMOOTHING * overall) / (counts + SMOOTHING)
 
 
-def bias_only(
-    log: Interactions, histories: Histories, label: Floats, known: npt.NDArray[np.bool_], targets: Targets
-) -> Floats:
+def bias_only(log: Interactions, histories: Histories, label: Floats, known: npt.NDArray[np.bool_], targets: Targets) -> Floats:
     """Return μ + b_i + b_u, damped means fitted in turn on the training labels (Koren, Bell, Volinsky 2009, eq. 4).
 
     b_i = Σ (y - μ - b_u) / (n_i + 5) and b_u likewise, ten rounds. Then b_i is fixed, and a target's b_u is taken from
@@ -136,7 +134,7 @@ def _ease_blocks(log: Interactions, split: Split, targets: Targets) -> Blocks:
 
 def _item_sums(log: Interactions, label: Floats, known: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
     items = log.item_codes[known]
-    sums = np.bincount(items, weights=label[known], minlength=log.catalogue.size)
+    sums: Floats = np.bincount(items, weights=label[known], minlength=log.catalogue.size).astype(np.float64)
     return sums, np.bincount(items, minlength=log.catalogue.size).astype(np.float64)
 
 

@@ -28,9 +28,7 @@ app.add_typer(cli_recipe.app, name="recipe", help="Write and check recipes.")
 app.add_typer(cli_registry.app, name="registry", help="Look at and change a registry.")
 
 RegistryOption = Annotated[str, typer.Option("--registry", help="A registry: a folder or any fsspec URL.")]
-DataOption = Annotated[
-    str, typer.Option("--data", help="A data set folder, or the name of one that comes as a package.")
-]
+DataOption = Annotated[str, typer.Option("--data", help="A data set folder, or the name of one that comes as a package.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result there as JSON.")]
 
 
@@ -42,9 +40,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """One frozen base LLM, one small adapter per recommendation task."""
 
@@ -52,9 +48,7 @@ def _root(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a key: a.b=c; may be repeated.")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c; may be repeated.")] = None,
     registry: RegistryOption = "registry",
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/NAME/N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
@@ -67,15 +61,13 @@ def train(
 
     wanted = Recipe.read(recipe, overrides or [])
     if resume and out is not None and not (out / "checkpoints" / "last.pt").exists():
-        raise InputError(
-            "there is nothing to resume", got=out, expected="checkpoints/last.pt", todo="train without --resume"
-        )
+        raise InputError("there is nothing to resume", got=out, expected="checkpoints/last.pt", todo="train without --resume")
     from genre import jobs
     from genre.registry import Registry
 
     store = Registry(registry)
     run = jobs.train(wanted, registry=store, folder=out, resume=resume, reporter=Reporter.for_terminal())
-    published = store.publish(run, alias=sorted({"latest", alias}))
+    published = store.publish(run, alias=alias)
     _show_figures({name: {"adapter": own, "baselines": run.baselines[name]} for name, own in run.metrics.items()})
     print(f"published {published.ref} as {alias}; run folder {run.root}")
     result = {
@@ -116,9 +108,7 @@ def recommend(
     ref: Annotated[str, typer.Argument(help="name, name@alias or name:version.")],
     data: DataOption,
     user: Annotated[str | None, typer.Option("--user", help="A user of the data set.")] = None,
-    all_users: Annotated[
-        bool, typer.Option("--all-users", help="Every user, one JSON line each, to --output.")
-    ] = False,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Every user, one JSON line each, to --output.")] = False,
     output: Annotated[Path | None, typer.Option(help="The JSON lines file of --all-users.")] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     task: Annotated[str | None, typer.Option(help="Which task of a joint adapter.")] = None,
@@ -173,9 +163,7 @@ def score(
     requests = jobs.read_requests(source)
     refs = [request.adapter for request in requests if not isinstance(request, str)]
     if not refs:
-        raise InputError(
-            "no row of the input is a request", got=source, expected='{"adapter": …, "history": […], "k": 10}'
-        )
+        raise InputError("no row of the input is a request", got=source, expected='{"adapter": …, "history": […], "k": 10}')
     running = jobs.open_engine(registry, list(dict.fromkeys(refs)), jobs.open_log(data), lanes=lanes)
     written, failed = jobs.stream(running, requests, len(requests), output)
     print(f"{written} rows in {output}, {failed} of them errors")

@@ -59,9 +59,7 @@ def new(
 @app.command()
 def check(
     recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a key: a.b=c; may be repeated.")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c; may be repeated.")] = None,
 ) -> None:
     """Check a recipe against its schema and its data: columns, labels, split."""
     from genre.recipe import Recipe
@@ -73,9 +71,8 @@ def check(
     log = open_log(wanted.data.path)
     chosen, usable = usable_events(log, wanted)
     columns = {name: log.column(name) for name in log.event_columns}
-    print(
-        f"{recipe}: {len(log):,} events; {usable.sum():,} train, {(chosen.part == 1).sum():,} validate, {(chosen.part == 2).sum():,} test"
-    )
+    valid, test = (chosen.part == 1).sum(), (chosen.part == 2).sum()
+    print(f"{recipe}: {len(log):,} events; {usable.sum():,} train, {valid:,} validate, {test:,} test")
     for task in wanted.tasks:
         if task.label is None:
             print(f"task {task.name}: next item among {log.catalogue.size:,}, seen items {task.seen}")

@@ -90,9 +90,7 @@ def _svd(matrix: sp.csr_matrix, dimensions: int, seed: int) -> np.ndarray:
     out = np.zeros((matrix.shape[0], dimensions))
     if rank < 1 or matrix.nnz == 0:
         return out
-    left, values, _ = svds(
-        matrix.astype(np.float64), k=rank, v0=np.random.default_rng(seed).normal(size=min(matrix.shape))
-    )
+    left, values, _ = svds(matrix.astype(np.float64), k=rank, v0=np.random.default_rng(seed).normal(size=min(matrix.shape)))
     order = np.argsort(-values)
     signs = np.sign(left[np.abs(left).argmax(0), np.arange(rank)])
     out[:, :rank] = (left * signs * np.sqrt(np.maximum(values, 0)))[:, order]

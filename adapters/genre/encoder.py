@@ -82,15 +82,11 @@ class BehaviourEncoder(nn.Module):
         item_ids: Ids that learned and collaborative vectors are bound to.
     """
 
-    def __init__(
-        self, spec: EncoderSpec, item_ids: Sequence[str], *, scale: float, collaborative: Tensor | None = None
-    ) -> None:
+    def __init__(self, spec: EncoderSpec, item_ids: Sequence[str], *, scale: float, collaborative: Tensor | None = None) -> None:
         super().__init__()
         self.spec, self.item_ids = spec, list(item_ids)
         self.row_of = {item: row for row, item in enumerate(self.item_ids)}
-        self.project = nn.ModuleDict(
-            {name: nn.Linear(size, spec.width, bias=False) for name, size in spec.sources.items()}
-        )
+        self.project = nn.ModuleDict({name: nn.Linear(size, spec.width, bias=False) for name, size in spec.sources.items()})
         for name, size in spec.sources.items():
             nn.init.normal_(self.project[name].weight, std=size**-0.5)  # type: ignore[arg-type]
         self.gates = nn.Parameter(torch.ones(len(spec.sources)))
@@ -125,9 +121,7 @@ class BehaviourEncoder(nn.Module):
         for name, size in self.spec.dense:
             raw[f"dense_{name}"] = torch.from_numpy(np.nan_to_num(catalogue.dense(name)))
             if raw[f"dense_{name}"].shape[1] != size:
-                raise DataError(
-                    f"dense column {name!r} has another width", got=raw[f"dense_{name}"].shape[1], expected=size
-                )
+                raise DataError(f"dense column {name!r} has another width", got=raw[f"dense_{name}"].shape[1], expected=size)
         features = {}
         for name, value in raw.items():
             mean, std = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_std")
@@ -166,9 +160,7 @@ class BehaviourEncoder(nn.Module):
         return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
 
     @classmethod
-    def restore(
-        cls, spec: Mapping[str, Any], item_ids: Sequence[str], payload: Mapping[str, Tensor]
-    ) -> "BehaviourEncoder":
+    def restore(cls, spec: Mapping[str, Any], item_ids: Sequence[str], payload: Mapping[str, Tensor]) -> "BehaviourEncoder":
         """Rebuild from what was published; frozen, in evaluation mode.
 
         Raises:
@@ -203,9 +195,7 @@ def text_vectors(texts: list[str], base: Base) -> Tensor:
     file: Path = cache_folder() / "texts" / f"{key}.safetensors"
     if file.exists():
         return load_file(file)["vectors"]
-    vectors = base.text_vectors(
-        [base.tokenizer(t, add_special_tokens=False)["input_ids"][:128] if t else [] for t in texts]
-    )
+    vectors = base.text_vectors([base.tokenizer(t, add_special_tokens=False)["input_ids"][:128] if t else [] for t in texts])
     if len(texts) > 64:
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_suffix(f".{np.random.default_rng().integers(1 << 62)}")

@@ -93,10 +93,7 @@ def evaluate_feedback(
     chosen = _of_kinds(metrics, "feedback")
     given = np.asarray(scores)
     same_length(targets=targets.event, scores=given)
-    return {
-        each.name: bootstrap(each, targets.user, targets.label, given, resamples=resamples, seed=seed)
-        for each in chosen
-    }
+    return {each.name: bootstrap(each, targets.user, targets.label, given, resamples=resamples, seed=seed) for each in chosen}
 
 
 def evaluate_ranking(

@@ -66,7 +66,9 @@ class Histories:
 
     def _sum(self, terms: Floats) -> Floats:
         if self.transductive:
-            return np.bincount(self.user, weights=terms)[self.user] - np.bincount(self.group, weights=terms)[self.group]
+            own: Floats = np.bincount(self.user, weights=terms).astype(np.float64)
+            siblings: Floats = np.bincount(self.group, weights=terms).astype(np.float64)
+            return own[self.user] - siblings[self.group]
         by_group = np.argsort(self.group, kind="stable")
         siblings = np.empty(len(terms))
         siblings[by_group] = _before(self.group[by_group], terms[by_group])

@@ -140,6 +140,7 @@ class CatalogueHead(Head):
         Args:
             vectors: (N, D) item vectors.
             log_share: (N,) log of each item's smoothed share.
+            ridge: Strength of the penalty per item.
         """
         unit = (vectors.float() * torch.rsqrt(vectors.float().square().mean(-1, keepdim=True) + 1e-6)).double()
         wanted = (log_share - log_share.mean()).double().to(unit.device)
@@ -168,9 +169,7 @@ class VerbalizerHead(Head):
                 raise RecipeError(f"label word {word!r} has no token", expected="a word that the tokenizer knows")
         first = [tokens[0] for tokens in ids]
         if len(set(first)) < len(first):
-            raise RecipeError(
-                "two label words begin with the same token", got=list(words), expected="words that differ at once"
-            )
+            raise RecipeError("two label words begin with the same token", got=list(words), expected="words that differ at once")
         if loss == "mse":
             try:
                 numbers = [float(word) for word in words]

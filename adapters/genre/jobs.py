@@ -107,7 +107,8 @@ def train(
 
     Args:
         recipe: What to train.
-        log, base: Win over the recipe's names; the base's depth and quantization are checked against the recipe's.
+        log: Wins over the recipe's data path.
+        base: Wins over the recipe's base; its depth and quantization are checked against the recipe's.
         registry: Where an encoder is looked for, and published if a new one is fitted; none fits a new one unpublished.
         folder: The run folder; by default `runs/<name>/<n>`.
         resume: Go on from the run folder's last checkpoint.
@@ -175,9 +176,7 @@ def restore(loaded: Loaded, log: Interactions, base: Base) -> tuple[Recommender,
     """A published version as a model on a log, with the split it was trained under."""
     from genre.lora import LoraLinear
 
-    config = (
-        SplitConfig.model_validate((loaded.manifest.data.split or {}).get("split")) if loaded.manifest.data else None
-    )
+    config = SplitConfig.model_validate((loaded.manifest.data.split or {}).get("split")) if loaded.manifest.data else None
     if config is None:
         raise ManifestError("data.split", got=None, expected="the split that the version was trained under")
     soft = None

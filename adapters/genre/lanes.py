@@ -199,7 +199,8 @@ class Lanes:
             return None
         rank = bucket(max(a.shape[0] for a, _, _ in low.values()))
         if rank not in self.free:
-            for module in [*self.groups, *self.layers.values()]:
+            modules: list[Group | LaneLinear] = [*self.groups, *self.layers.values()]
+            for module in modules:
                 module.grow(rank, self.slots)
             self.free[rank] = list(range(self.slots))[::-1]
         slot = self.free[rank].pop()
@@ -236,12 +237,13 @@ class Lanes:
 
     def memory_bytes(self) -> int:
         """Bytes of all stacked weights."""
-        stacks = [stack for module in [*self.groups, *self.layers.values()] for stack in module.stacks.values()]
+        modules: list[Group | LaneLinear] = [*self.groups, *self.layers.values()]
+        stacks = [stack for module in modules for stack in module.stacks.values()]
         return sum(stack.numel() * stack.element_size() for stack in stacks)
 
 
 def bucket(rank: int) -> int:
-    """The bucket of a rank: the next of 2, 4, 8, 16, …"""
+    """The bucket of a rank: the next power of two, at least 2."""
     size = 2
     while size < rank:
         size *= 2

@@ -59,7 +59,7 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base, self.scale, self.rank = base, scale, rank
         in_features, out_features = linear_shape(base)
-        device = base.weight.device
+        device: Any = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(out_features, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
@@ -70,7 +70,7 @@ class LoraLinear(nn.Module):
         """The base's product plus the update's."""
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
         if self.fused and x.shape[:-1].numel() >= 4 * self.rank:
-            return _FusedLora.apply(x, self.base.weight, self.base.bias, a, b, self.scale)  # type: ignore[no-untyped-call]
+            return _FusedLora.apply(x, self.base.weight, self.base.bias, a, b, self.scale)
         return self.base(x) + F.linear(F.linear(self.dropout(x), a), b) * self.scale
 
 
@@ -78,7 +78,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear, whichever library it comes from."""
     if hasattr(module, "in_features"):
         return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
-    rows, columns = module.weight.shape  # type: ignore[misc, union-attr]  # transformers' Conv1D keeps (in, out)
+    rows, columns = module.weight.shape  # type: ignore[misc]  # transformers' Conv1D keeps (in, out)
     return int(rows), int(columns)
 
 
@@ -104,14 +104,10 @@ def find_linears(
     depth = 1 + max((layer for _, layer in found), default=-1)
     indices = set(range(depth)) if layers == "all" else {i + depth if i < 0 else i for i in layers}
     if stray := sorted(i for i in indices if not 0 <= i < depth):
-        raise BaseModelError(
-            "adapter.layers names layers that the base does not have", got=stray, expected=f"0 to {depth - 1}"
-        )
+        raise BaseModelError("adapter.layers names layers that the base does not have", got=stray, expected=f"0 to {depth - 1}")
     ends = {name.rsplit(".", 1)[-1] for name, _ in found}
     if wanted is not None and (missing := sorted(wanted - ends)):
-        raise BaseModelError(
-            "adapter.targets names no linear of the base", got=missing, expected=", ".join(sorted(ends))
-        )
+        raise BaseModelError("adapter.targets names no linear of the base", got=missing, expected=", ".join(sorted(ends)))
     return [name for name, layer in found if layer in indices and (wanted is None or name.rsplit(".", 1)[-1] in wanted)]
 
 
@@ -179,9 +175,7 @@ def from_peft(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[
     for key, tensor in weights.items():
         match = re.fullmatch(rf"{re.escape(PEFT_PREFIX)}(.+)\.(lora_[AB])\.weight", key)
         if not match:
-            raise ManifestError(
-                "an adapter weight is not LoRA's", got=key, expected="….lora_A.weight or ….lora_B.weight"
-            )
+            raise ManifestError("an adapter weight is not LoRA's", got=key, expected="….lora_A.weight or ….lora_B.weight")
         parts.setdefault(match.group(1), {})[match.group(2)] = tensor
     layers = {}
     for name, pair in parts.items():

@@ -93,17 +93,13 @@ def user_aucs(labels: Vector, scores: Vector, users: Vector, *, weights: Vector 
     positive, negative = np.flatnonzero(truth == 1), np.flatnonzero(truth == 0)
     negative = negative[np.argsort(key[negative], kind="stable")]
     sums = _cumulated(weight[None, negative])[0]
-    below, up_to, first = (
-        sums[np.searchsorted(key[negative], sought, side=side)]
-        for sought, side in (
-            (key[positive], "left"),
-            (key[positive], "right"),
-            (user[positive].astype(np.int64) * len(levels), "left"),
-        )
-    )
+    held = key[negative]
+    below = sums[np.searchsorted(held, key[positive], side="left")]
+    up_to = sums[np.searchsorted(held, key[positive], side="right")]
+    first = sums[np.searchsorted(held, user[positive].astype(np.int64) * len(levels), side="left")]
     wins = np.bincount(user[positive], weights=weight[positive] * ((below + up_to) / 2 - first), minlength=total)
-    up = np.bincount(user[positive], weights=weight[positive], minlength=total)
-    down = np.bincount(user[negative], weights=weight[negative], minlength=total)
+    up: Floats = np.bincount(user[positive], weights=weight[positive], minlength=total).astype(np.float64)
+    down: Floats = np.bincount(user[negative], weights=weight[negative], minlength=total).astype(np.float64)
     kept = np.flatnonzero((up > 0) & (down > 0))
     return UserAucs(kept, wins[kept] / (up[kept] * down[kept]), up[kept] + down[kept], total - len(kept))
 

@@ -36,9 +36,7 @@ def finite(values: Vector, what: str) -> Floats:
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
         value = array[row] if array.ndim == 1 else array[row][bad[row]][0]
-        raise DataError(
-            f"the {what} of row {row} is not a finite number", got=value, expected="a finite number per row"
-        )
+        raise DataError(f"the {what} of row {row} is not a finite number", got=value, expected="a finite number per row")
     return array
 
 
@@ -81,9 +79,7 @@ def probabilities(scores: Vector) -> Floats:
     bad = (array < 0) | (array > 1)
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
-        raise DataError(
-            f"the score of row {row} is no probability", got=array[bad].flat[0], expected="a number in [0, 1]"
-        )
+        raise DataError(f"the score of row {row} is no probability", got=array[bad].flat[0], expected="a number in [0, 1]")
     return array
 
 

@@ -82,4 +82,4 @@ def _evaluated(chosen: Metric, predictions: Any, references: Any, users: Any) ->
     if chosen.kind == "ranking":
         return chosen.function(mid_ranks(scores, np.asarray(references, dtype=np.int64)))
     size = scores.shape[1]
-    return chosen.function(top_items(scores, chosen.k or size, np.arange(size)), size)
+    return chosen.function(top_items(scores.astype(np.float32), chosen.k or size, np.arange(size)), size)

@@ -189,5 +189,5 @@ def _exposure(top: npt.ArrayLike, k: int, size: int, weights: Vector | None) -> 
         raise DataError(f"list {row} holds an unknown item", got=cut[row].max(), expected=f"codes below {size}")
     listed = cut >= 0
     each = np.broadcast_to(weight[:, None], cut.shape)
-    exposure = np.bincount(cut[listed], weights=each[listed], minlength=size)
+    exposure: Floats = np.bincount(cut[listed], weights=each[listed], minlength=size).astype(np.float64)
     return exposure, int(np.count_nonzero(weight))

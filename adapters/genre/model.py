@@ -105,9 +105,7 @@ class Recommender(nn.Module):
         names = find_linears(self.base.model, targets, layers)
         scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         linears = {name: self.base.model.get_submodule(name) for name in names}
-        self.put(
-            {name: LoraLinear(linear, rank=rank, scale=scale, dropout=dropout) for name, linear in linears.items()}
-        )
+        self.put({name: LoraLinear(linear, rank=rank, scale=scale, dropout=dropout) for name, linear in linears.items()})
 
     def put(self, layers: dict[str, LoraLinear]) -> None:
         """Put low-rank layers that exist already on the base, by the name of the linear they hold.
@@ -148,9 +146,7 @@ class Recommender(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """(B, T, D) hidden states."""
         base = self.base
-        return base.hidden(
-            embed(base, batch, self.soft, self.dropout if self.training else 0.0), batch.positions, batch.mask
-        )
+        return base.hidden(embed(base, batch, self.soft, self.dropout if self.training else 0.0), batch.positions, batch.mask)
 
     def output(self, task: str, hidden: Tensor, batch: Batch) -> Tensor:
         """A task's raw output at its reads: (n,), (n, C) or (n, N)."""

@@ -4,6 +4,7 @@ Owns: the one scoring pass that validation, evaluation and the quality gates sha
 """
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 import torch
@@ -82,13 +83,12 @@ def predict(
             found[name].append((events, scores, None))
     labels = {name: label for name, (_, label) in builder.supervise(list(model.tasks.values())).items()}
     return {
-        name: _in_order(log, labels[name], parts, ranking=model.tasks[name].kind == "next_item")
-        for name, parts in found.items()
+        name: _in_order(log, labels[name], parts, ranking=model.tasks[name].kind == "next_item") for name, parts in found.items()
     }
 
 
 def _rank(
-    log: Interactions, split: Split, events: np.ndarray, scores: np.ndarray, *, seen: str
+    log: Interactions, split: Split, events: np.ndarray, scores: np.ndarray, *, seen: Literal["masked", "kept"]
 ) -> tuple[np.ndarray, np.ndarray]:
     some = Targets(events, log.user_codes[events], log.item_codes[events], None)
     return rank_in_blocks(log, split, some, [(np.arange(len(events)), scores)], seen=seen)

@@ -19,7 +19,8 @@ class Bar:
 
     def __init__(self, label: str, total: int, show: Callable[["Bar"], None], every_s: float) -> None:
         self.label, self.total, self.show, self.every_s = label, total, show, every_s
-        self.done, self.skipped, self.tokens, self.loss = 0, 0, 0, None
+        self.done, self.skipped, self.tokens = 0, 0, 0
+        self.loss: float | None = None
         self.begun = self.shown = time.perf_counter()
 
     def advance(self, steps: int, *, loss: float | None = None, tokens: int = 0) -> None:
@@ -27,8 +28,8 @@ class Bar:
         self.done += steps
         if loss is None and tokens == 0:
             self.skipped += steps
-        else:
-            self.loss = loss if self.loss is None or loss is None else 0.95 * self.loss + 0.05 * loss  # type: ignore[assignment]
+        elif loss is not None:
+            self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         self.tokens += tokens
         now = time.perf_counter()
         if now - self.shown >= self.every_s or self.done >= self.total:
@@ -82,6 +83,4 @@ class Reporter:
         columns: list[Any] = [BarColumn(bar_width=24), TextColumn("{task.description}")]
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(label, total=total)
-            yield Bar(
-                label, total, lambda bar: progress.update(task, completed=bar.done, description=bar.text()), every_s=0.1
-            )
+            yield Bar(label, total, lambda bar: progress.update(task, completed=bar.done, description=bar.text()), every_s=0.1)

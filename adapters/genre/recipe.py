@@ -8,6 +8,7 @@ Owns: the schema, defaults, `--set` overrides. Ignores: torch, data, what a run 
     (8, 5)
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -96,7 +97,8 @@ class AdapterConfig(_Config):
     """What is trained on the base.
 
     Attributes:
-        kind: `lora`, `rslora` (scale alpha / sqrt(rank)), `full` (the whole base; compared, never served in a lane) or `head_only`.
+        kind: `lora`, `rslora` (scale alpha / sqrt(rank)), `full` (the whole base, compared but never served) or
+            `head_only`.
         targets: `all-linear`, or the last parts of module names such as `[q_proj, v_proj]`.
         layers: `all`, or the indices of the adapted layers.
     """
@@ -189,9 +191,7 @@ class Recipe(_Config):
 def _override(data: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals or not path:
-        raise RecipeError(
-            "an override cannot be read", got=override, expected="a.b=c", todo="for example --set train.epochs=3"
-        )
+        raise RecipeError("an override cannot be read", got=override, expected="a.b=c", todo="for example --set train.epochs=3")
     *parents, last = path.split(".")
     place: Any = data
     for key in parents:
@@ -203,10 +203,8 @@ def _override(data: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         parsed = value
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as text
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     place[_index(place, last, path) if isinstance(place, list) else last] = parsed
 
 
@@ -224,9 +222,7 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
         known = _known_keys(parent)
         near = _nearest(str(first["loc"][-1]), known)
         todo = f"did you mean {near!r}?" if near else None
-        return RecipeError(
-            f"{where}: unknown key {path!r}", got=str(first["loc"][-1]), expected=", ".join(known), todo=todo
-        )
+        return RecipeError(f"{where}: unknown key {path!r}", got=str(first["loc"][-1]), expected=", ".join(known), todo=todo)
     got = first.get("input")
     more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     shown = None if isinstance(got, Mapping | BaseModel) else repr(got)[:80]

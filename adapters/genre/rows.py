@@ -70,9 +70,7 @@ class RowBuilder:
     def supervise(self, tasks: list[Task]) -> dict[str, tuple[Slot, np.ndarray]]:
         """For each task its slot and its label of every event: float with NaN, or item codes with -1 where there is none."""
         columns = {
-            name: self.log.column(name)
-            for name in {task.column for task in tasks} - {None}
-            if name in self.log.event_columns
+            name: self.log.column(name) for name in {task.column for task in tasks} - {None} if name in self.log.event_columns
         }
         found: dict[str, tuple[Slot, np.ndarray]] = {}
         for task in tasks:

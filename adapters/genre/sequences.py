@@ -50,9 +50,7 @@ class FeedbackVocabulary:
         if observed.dtype == object:
             texts = sorted({value for value in observed if value is not None})
             if len(texts) > 1000:
-                raise DataError(
-                    f"feedback column {column!r} is free text", got=f"{len(texts)} values", expected="at most 1000"
-                )
+                raise DataError(f"feedback column {column!r} is free text", got=f"{len(texts)} values", expected="at most 1000")
             values: tuple[Any, ...] = tuple(texts)
         else:
             numbers = np.unique(observed[~np.isnan(observed)].astype(np.float64))
@@ -177,8 +175,8 @@ class Layout:
         vocabulary = FeedbackVocabulary(described["feedback"], tuple(described["values"]))
         return cls.make(
             tokenizer, item=described["item"], text=tuple(described["text"]), feedback=vocabulary,
-            instruction=described["instruction"], max_item_tokens=described["max_item_tokens"], max_events=described["max_events"],
-            soft_feedback=described["soft_feedback"],
+            instruction=described["instruction"], max_item_tokens=described["max_item_tokens"],
+            max_events=described["max_events"], soft_feedback=described["soft_feedback"],
         )  # fmt: skip
 
     @classmethod
@@ -292,14 +290,14 @@ class Layout:
         for start, end in zip(starts[count:], branch_ends, strict=True):
             positions[start:end] = here + np.arange(end - start)
             hide[start:end] = (trunk, start)
+        asked = np.full(len(branches), -1) if candidate_events is None else candidate_events
         return Sequence(
             tokens=tokens, items=item_codes, feedback=feedback_codes, positions=positions, hide=hide,
             item_reads=reads[:count].astype(np.int32), next_reads=before,
             candidate_reads=reads[count:].astype(np.int32), codes=np.asarray(items, dtype=np.int32), seen=seen,
             events=np.full(count, -1) if events is None else np.asarray(events, dtype=np.int64),
             targets=np.ones(count, dtype=bool) if targets is None else np.asarray(targets, dtype=bool),
-            candidate_events=np.full(len(branches), -1) if candidate_events is None else np.asarray(candidate_events, dtype=np.int64),
-            trunk=trunk, cut=cut,
+            candidate_events=np.asarray(asked, dtype=np.int64), trunk=trunk, cut=cut,
         )  # fmt: skip
 
     def _word(self, code: int) -> np.ndarray:
@@ -353,9 +351,7 @@ class Reads:
 
     def to(self, device: torch.device) -> "Reads":
         """The same on another device (events stay)."""
-        return Reads(
-            self.rows.to(device), self.places.to(device), self.seen.to(device), self.labels.to(device), self.events
-        )
+        return Reads(self.rows.to(device), self.places.to(device), self.seen.to(device), self.labels.to(device), self.events)
 
 
 @dataclass(frozen=True)
@@ -391,14 +387,12 @@ class Batch:
             return None if tensor is None else tensor.to(place)
 
         return Batch(
-            move(self.tokens), move(self.items), move(self.feedback), move(self.positions), move(self.mask), move(self.lanes), move(self.history),
-            {name: reads.to(place) for name, reads in self.reads.items()}, self.used,
+            move(self.tokens), move(self.items), move(self.feedback), move(self.positions), move(self.mask),
+            move(self.lanes), move(self.history), {name: reads.to(place) for name, reads in self.reads.items()}, self.used,
         )  # fmt: skip
 
 
-def collate(
-    rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray]], lanes: Rows[int] | None = None
-) -> Batch:
+def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray]], lanes: Rows[int] | None = None) -> Batch:
     """Pad rows to one batch and gather what each task reads.
 
     Args:
@@ -453,13 +447,11 @@ def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:
     label = labels[event_of]
     known = ~np.isnan(label) if label.dtype.kind == "f" else label >= 0
     kind = np.float32 if label.dtype.kind == "f" else np.int64
-    numbers = [torch.from_numpy(column[known]) for column in (owner_of, place_of, seen_of)]
-    return Reads(*numbers, torch.from_numpy(label[known].astype(kind)), torch.from_numpy(event_of[known]))
+    owners, reads, before, events = (torch.from_numpy(column[known]) for column in (owner_of, place_of, seen_of, event_of))
+    return Reads(owners, reads, before, torch.from_numpy(label[known].astype(kind)), events)
 
 
-def plan_batches(
-    lengths: np.ndarray, budget: int, order: np.ndarray | None = None, *, pool: int = 256
-) -> Iterator[np.ndarray]:
+def plan_batches(lengths: np.ndarray, budget: int, order: np.ndarray | None = None, *, pool: int = 256) -> Iterator[np.ndarray]:
     """Groups of rows whose padded size stays within a token budget.
 
     Args:

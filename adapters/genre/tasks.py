@@ -127,9 +127,7 @@ class Task(BaseModel):
                 raise ValueError("a feedback task needs a label, for example: label: rating > 3")
             parse_label(self.label)
         if self.loss not in _LOSSES_OF_HEAD[self.head]:
-            raise ValueError(
-                f"head {self.head!r} takes loss {' or '.join(_LOSSES_OF_HEAD[self.head])}, not {self.loss!r}"
-            )
+            raise ValueError(f"head {self.head!r} takes loss {' or '.join(_LOSSES_OF_HEAD[self.head])}, not {self.loss!r}")
         if self.head == "verbalizer" and (not self.words or len(self.words) < 2):
             raise ValueError("head 'verbalizer' needs at least two label words, for example: words: [' No', ' Yes']")
         if not self.metrics:
@@ -176,12 +174,10 @@ class Task(BaseModel):
                     got="text" if values.dtype == object else "numbers",
                     expected=f"values like {literal!r}",
                 )
-            safe = np.where(missing, literal, values)
+            safe = np.where(missing, np.array(literal, dtype=values.dtype), values)
             labels = _OPERATORS[op](safe, literal).astype(np.float64)
         elif values.dtype == object:
-            raise DataError(
-                f"label {self.label!r} is text", got=column, expected="a comparison, like behaviour == 'purchase'"
-            )
+            raise DataError(f"label {self.label!r} is text", got=column, expected="a comparison, like behaviour == 'purchase'")
         else:
             labels = values.astype(np.float64)
         labels = np.where(missing, np.nan, labels)

@@ -174,9 +174,7 @@ class _Loop:
         if skipped:
             self.assembly.skipped["events of users with fewer than min_events"] = skipped
         if not windows:
-            raise InputError(
-                "no user has enough training events", expected=f"data.min_events {data.min_events} or more"
-            )
+            raise InputError("no user has enough training events", expected=f"data.min_events {data.min_events} or more")
         rows = [self.assembly.builder.row(window) for window in windows]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         batches = list(plan_batches(lengths, self.train.batch_tokens, draw.permutation(len(rows))))
@@ -236,9 +234,7 @@ class _Loop:
             if not len(targets.event):
                 continue
             if task.kind == "next_item":
-                figures = evaluate_ranking(
-                    task.metrics, targets, scores, top, self.assembly.log.catalogue.size, resamples=0
-                )
+                figures = evaluate_ranking(task.metrics, targets, scores, top, self.assembly.log.catalogue.size, resamples=0)
             else:
                 figures = evaluate_feedback(task.metrics, targets, scores, resamples=0)
             values |= {f"{task.name}.{name}": figure.value for name, figure in figures.items()}
@@ -338,9 +334,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 def _check_trainable(assembly: Assembly, parameters: dict[str, nn.Parameter]) -> None:
     """Exactly the adapter's parameters (and those of an encoder that is being fitted) train."""
     kind = assembly.recipe.adapter.kind
-    allowed = tuple(
-        ["heads."] + (["encoder."] if assembly.fits_encoder else []) + (["base."] if kind == "full" else [])
-    )
+    allowed = tuple(["heads."] + (["encoder."] if assembly.fits_encoder else []) + (["base."] if kind == "full" else []))
     lora = dict(assembly.model.lora_parameters())
     stray = [name for name in parameters if name not in lora and not name.startswith(allowed)]
     if stray or not parameters or (kind in ("lora", "rslora") and not lora):
@@ -354,6 +348,4 @@ def _check_trained(parameters: dict[str, nn.Parameter], start: dict[str, float])
             raise DivergedError(f"weight {name} is not finite after training", todo="lower train.learning_rate")
     still = [name for name, value in parameters.items() if float(value.detach().float().sum()) == start[name]]
     if len(still) == len(parameters) or any(name.endswith("lora_B") for name in still):
-        raise DivergedError(
-            "weights did not change in training", got=still[:3], expected="a gradient in every low-rank layer"
-        )
+        raise DivergedError("weights did not change in training", got=still[:3], expected="a gradient in every low-rank layer")

@@ -92,9 +92,7 @@ def write_encoder(folder: Path, assembly: Assembly) -> None:
 def write_catalogue(folder: Path, catalogue: Catalogue, columns: tuple[str, ...]) -> None:
     """The items' ids, titles and used columns, so that a version serves requests by id without the data set."""
     wanted = ["item_id", *dict.fromkeys(("title", *columns))]
-    catalogue.frame.select([name for name in wanted if name in catalogue.frame.columns]).write_ndjson(
-        folder / "catalogue.jsonl"
-    )
+    catalogue.frame.select([name for name in wanted if name in catalogue.frame.columns]).write_ndjson(folder / "catalogue.jsonl")
 
 
 def read_catalogue(folder: Path) -> Catalogue:
@@ -139,9 +137,7 @@ def protocol(assembly: Assembly, task: Task) -> str:
     return f"{kind} {config}; {how}; equal seconds in hash order; {window}{ranking}"
 
 
-def read_adapter(
-    registry: Registry, ref: str, base: Base, *, encoders: dict[str, SharedEncoder] | None = None
-) -> Loaded:
+def read_adapter(registry: Registry, ref: str, base: Base, *, encoders: dict[str, SharedEncoder] | None = None) -> Loaded:
     """Load a version, check that it fits the base, and build its modules.
 
     Args:
@@ -173,13 +169,11 @@ def read_adapter(
     if (folder / "adapter_model.safetensors").exists():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         low = from_peft(config, load_file(folder / "adapter_model.safetensors"))
-    tasks = {row["name"]: Task.model_validate(row) for row in manifest.tasks}
+    tasks = {str(row["name"]): Task.model_validate(row) for row in manifest.tasks}
     heads = _read_heads(folder, tasks, base)
     layout = Layout.restore(base.tokenizer, manifest.sequence)
     if shared is not None and shared.vocabulary != layout.feedback:
-        raise ManifestError(
-            "sequence.values", got=layout.feedback.values, expected=f"{shared.vocabulary.values}, the encoder's"
-        )
+        raise ManifestError("sequence.values", got=layout.feedback.values, expected=f"{shared.vocabulary.values}, the encoder's")
     return Loaded(version.name, version.version, version.digest, manifest, low, tasks, heads, layout, shared, catalogue)
 
 

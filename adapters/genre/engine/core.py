@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -171,9 +172,7 @@ class Engine:
         with self._table:
             resident = self._serving.pop(ref, None)
             if resident is None:
-                raise RequestError(
-                    "nothing is loaded by that reference", got=ref, expected=", ".join(self._serving) or "none"
-                )
+                raise RequestError("nothing is loaded by that reference", got=ref, expected=", ".join(self._serving) or "none")
             resident.names.discard(ref)
             self._pinned.discard(resident.loaded.digest)
         self._drop_unused()
@@ -304,7 +303,7 @@ class Engine:
                 resident.users -= 1
             raise
 
-    def _history(self, request: Request) -> tuple[list[dict[str, object]], dict[str, object]]:
+    def _history(self, request: Request) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         user = dict(request.user or {})
         if request.history is not None:
             return [dict(event) for event in request.history], user
@@ -340,9 +339,7 @@ class Engine:
             for place, (job, row) in enumerate(part):
                 job.scores.append(_read(job, row, hidden[place], tables[id(job.resident.space)][1]))
 
-    def _embed(
-        self, batch: Batch, jobs: Sequence[_Job], tables: dict[int, tuple[Sequence[str], Tensor | None]]
-    ) -> Tensor:
+    def _embed(self, batch: Batch, jobs: Sequence[_Job], tables: dict[int, tuple[Sequence[str], Tensor | None]]) -> Tensor:
         embeds = self.base.embedding(batch.tokens)
         by_space: dict[int, list[int]] = {}
         for place, job in enumerate(jobs):
@@ -387,10 +384,8 @@ def _candidates(request: Request, items: Inline, seen: set[int]) -> np.ndarray:
     return np.array(kept, dtype=np.int32)
 
 
-def _rows(
-    job: _Job, layout: Layout, history: Sequence[dict[str, object]], codes: Sequence[int], user: dict[str, object]
-) -> list[Row]:
-    """The history once, with the candidates as branches (in chunks), or without any where the catalogue is scored by dot product."""
+def _rows(job: _Job, layout: Layout, history: Sequence[dict[str, Any]], codes: Sequence[int], user: dict[str, Any]) -> list[Row]:
+    """The history once, with the candidates as branches in chunks; without any where the catalogue is scored by dot product."""
     fields = [name for _, name, _, _ in string.Formatter().parse(layout.instruction) if name]
     prefix = layout.prefix({name: user.get(name) for name in fields})
     column = layout.feedback.column
@@ -399,7 +394,7 @@ def _rows(
         feedback = layout.feedback.encode(np.array(raw, dtype=object))
     else:
         try:
-            feedback = layout.feedback.encode(np.array([np.nan if v is None else float(v) for v in raw]))  # type: ignore[arg-type]
+            feedback = layout.feedback.encode(np.array([np.nan if v is None else float(v) for v in raw]))
         except (TypeError, ValueError):
             raise RequestError(f"{column} in the history is no number", got=repr(raw)[:80]) from None
     groups = _groups(history)
@@ -414,13 +409,11 @@ def _rows(
     return [build(job.codes[start : start + BRANCHES]) for start in range(0, len(job.codes), BRANCHES)]
 
 
-def _groups(history: Sequence[dict[str, object]]) -> np.ndarray | None:
+def _groups(history: Sequence[dict[str, Any]]) -> np.ndarray | None:
     if not any(event.get("impression_id") is not None for event in history):
         return None
     number: dict[object, int] = {}
-    return np.array(
-        [-1 if (i := event.get("impression_id")) is None else number.setdefault(i, len(number)) for event in history]
-    )
+    return np.array([-1 if (i := event.get("impression_id")) is None else number.setdefault(i, len(number)) for event in history])
 
 
 def _read(job: _Job, row: Row, hidden: Tensor, vectors: Tensor | None) -> np.ndarray:

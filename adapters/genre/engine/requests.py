@@ -67,7 +67,7 @@ class Request:
         for name in ("history", "candidates", "allow", "deny"):
             if row.get(name) is not None and not isinstance(row[name], list):
                 raise RequestError(f"{name} is no list", got=type(row[name]).__name__)
-        values = {key: str(value) if key == "id" and value is not None else value for key, value in row.items()}
+        values: dict[str, Any] = {key: str(value) if key == "id" and value is not None else value for key, value in row.items()}
         return cls(**values)
 
     def check(self) -> None:
@@ -77,9 +77,7 @@ class Request:
             RequestError: A value cannot be used.
         """
         if self.history is None and self.user_id is None:
-            raise RequestError(
-                "a request needs a history or a user_id", todo="give history: [] for a user without events"
-            )
+            raise RequestError("a request needs a history or a user_id", todo="give history: [] for a user without events")
         if self.k is not None and (not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1):
             raise RequestError("k cannot be used", got=repr(self.k), expected="a whole number from 1")
         if self.k is None and self.candidates is None:

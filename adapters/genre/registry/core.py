@@ -66,7 +66,7 @@ class Registry:
         Args:
             source: A folder with the files of a version, or a run that has one.
             manifest: The draft; by default the run's, or the folder's `manifest.json`.
-            alias: Aliases that will name the new version.
+            alias: Aliases that will name the new version, beside `latest`; an empty list moves none at all.
 
         Raises:
             ManifestError: The manifest is wrong, or names an encoder that this registry does not have.
@@ -74,7 +74,8 @@ class Registry:
             DiskError: The disk is full or not writable; nothing is left behind.
         """
         folder = Path(source) if isinstance(source, str | os.PathLike) else Path(source.folder)
-        aliases = [check_name(item, "alias") for item in ([alias] if isinstance(alias, str) else alias)]
+        wanted = [alias] if isinstance(alias, str) else list(alias)
+        aliases = [check_name(item, "alias") for item in dict.fromkeys([LATEST, *wanted] if wanted else [])]
         if not folder.is_dir():
             raise NotFoundError("no such folder to publish", got=folder, expected="a folder with the files of a version")
         draft = manifest or (read_draft(folder) if isinstance(source, str | os.PathLike) else source.manifest)
