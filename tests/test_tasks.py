@@ -1,0 +1,132 @@
+"""Tasks: defaults, every check's text, and labels read off the log."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from genre.errors import DataError, GenreError, RecipeError
+from genre.tasks import Task, parse_label
+
+COLUMNS = {
+    "rating": np.array([5.0, 3.0, np.nan, 1.0]),
+    "click": np.array([1.0, 0.0, 1.0, np.nan]),
+    "behaviour": np.array(["view", "cart", None, "purchase"], dtype=object),
+}
+
+
+def task(**fields) -> Task:
+    return Task(**{"name": "like", "kind": "feedback", "label": "rating > 3", **fields})
+
+
+def labels(label, **fields):
+    found = task(label=label, **fields).labels(COLUMNS)
+    assert found.dtype == np.float64
+    return [None if np.isnan(value) else value for value in found]
+
+
+def test_a_feedback_task_is_binary_unless_it_says_otherwise():
+    made = task()
+    assert (made.head, made.loss, made.metrics, made.weight) == ("binary", "log_loss", ("auc", "gauc", "log_loss"), 1.0)
+    assert made.column == "rating" and made.is_binary
+    assert task(head="scalar", loss="mse", label="rating").metrics == ("rmse", "mae")
+    assert task(head="categorical", loss="cross_entropy", label="rating").metrics == ("accuracy", "macro_f1")
+
+
+def test_a_next_item_task_ranks_the_catalogue():
+    made = Task(name="next_item", kind="next_item")
+    assert (made.head, made.loss, made.seen, made.column) == ("catalogue", "cross_entropy", "masked", None)
+    assert made.metrics[0] == "ndcg@10" and {"hr@5", "mrr@20", "coverage@10", "gini@10"} <= set(made.metrics)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("rating > 3", [1.0, 0.0, None, 0.0]),
+        ("rating>=3", [1.0, 1.0, None, 0.0]),
+        ("rating < 3", [0.0, 0.0, None, 1.0]),
+        ("rating <= 3", [0.0, 1.0, None, 1.0]),
+        ("rating == 1", [0.0, 0.0, None, 1.0]),
+        ("  rating != 1e0 ", [1.0, 1.0, None, 0.0]),
+        ("click", [1.0, 0.0, 1.0, None]),
+        ("behaviour == 'purchase'", [0.0, 0.0, None, 1.0]),
+        ('behaviour != "view"', [0.0, 1.0, None, 1.0]),
+        ("behaviour == cart", [0.0, 1.0, None, 0.0]),
+    ],
+)
+def test_labels_of_an_expression(label, expected):
+    assert labels(label) == expected
+
+
+def test_labels_of_a_value():
+    assert labels("rating", head="scalar", loss="mse") == [5.0, 3.0, None, 1.0]
+
+
+@pytest.mark.parametrize("text", ["", "3 < rating", "rating >", "rating ~ 3", "rating > 3; import os", "__import__('os')", "a b"])
+def test_a_label_is_never_code(text):
+    try:
+        column, op, literal = parse_label(text)
+    except RecipeError as error:
+        assert str(error) == (
+            f"a label cannot be read: got {text!r}; expected a column, or a column, one of > >= < <= == != and a number or "
+            "'text'; write for example: label: rating > 3"
+        )
+    else:
+        assert (column, op, literal) == ("rating", ">", "3; import os")  # a text to compare with, nothing more
+
+
+WRONG_TASKS = [
+    ({"kind": "next_item", "head": "binary"}, "kind 'next_item' does not go with head 'binary': next_item needs catalogue"),
+    ({"head": "catalogue"}, "kind 'feedback' does not go with head 'catalogue': next_item needs catalogue"),
+    ({"label": None}, "a feedback task needs a label, for example: label: rating > 3"),
+    ({"label": "> 3"}, "a label cannot be read: got '> 3'"),
+    ({"loss": "mse"}, "head 'binary' takes loss log_loss, not 'mse'"),
+    ({"head": "scalar"}, "head 'scalar' takes loss mse, not 'log_loss'"),
+    ({"head": "categorical"}, "head 'categorical' takes loss cross_entropy, not 'log_loss'"),
+    ({"head": "verbalizer"}, "head 'verbalizer' needs at least two label words, for example: words: [' No', ' Yes']"),
+    ({"head": "verbalizer", "words": (" Yes",)}, "head 'verbalizer' needs at least two label words"),
+    ({"metrics": ()}, "a task needs at least one metric"),
+    ({"name": "Like it"}, "String should match pattern"),
+    ({"weight": 0}, "Input should be greater than 0"),
+    ({"seen": "maybe"}, "Input should be 'masked' or 'kept'"),
+    ({"heads": "binary"}, "Extra inputs are not permitted"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG_TASKS, ids=lambda value: str(value)[:30])
+def test_every_check_says_what_is_wrong(fields, message):
+    with pytest.raises((ValidationError, RecipeError)) as error:
+        task(**fields)
+    assert message in str(error.value)
+
+
+WRONG_LABELS = [
+    ("stars > 3", {}, "task 'like' needs the feedback column 'stars': got behaviour, click, rating; change the task's label, or "
+     "import the log with --map stars=THEIR_COLUMN"),
+    ("rating == 'good'", {}, "label \"rating == 'good'\" compares 'rating' with a value of another type: got numbers; expected "
+     "values like 'good'"),
+    ("behaviour > 3", {}, "label 'behaviour > 3' compares 'behaviour' with a value of another type: got text; expected values "
+     "like 3.0"),
+    ("behaviour", {}, "label 'behaviour' is text: got behaviour; expected a comparison, like behaviour == 'purchase'"),
+    ("rating", {}, "task 'like' with loss log_loss needs labels 0 and 1: got rating from 1 to 5; compare it, for example: label: "
+     "rating > 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("label", "fields", "message"), WRONG_LABELS, ids=[case[0] for case in WRONG_LABELS])
+def test_a_label_that_does_not_fit_the_log_says_so(label, fields, message):
+    with pytest.raises(DataError) as error:
+        task(label=label, **fields).labels(COLUMNS)
+    assert str(error.value) == message
+
+
+def test_next_item_has_no_label_of_its_own():
+    with pytest.raises(RecipeError, match="task 'next_item' has no label of its own: got next_item; expected a feedback task"):
+        Task(name="next_item", kind="next_item").labels(COLUMNS)
+
+
+@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="labels are cut to whole numbers, and negative ones dropped")
+@pytest.mark.parametrize("values", [[3.5, 1.0], [-1.0, 1.0]])
+def test_classes_are_whole_numbers_from_0(values):
+    classes = task(label="rating", head="categorical", loss="cross_entropy")
+    with pytest.raises(GenreError, match="whole numbers from 0"):
+        classes.labels({"rating": np.array(values)})
