@@ -100,9 +100,11 @@ class Sequence:
         next_reads: (E,) int32, last token before each event (before its impression): what a next-item task reads.
         candidate_reads: (C,) int32.
         codes: (E,) int32 catalogue code of each event's item, whatever its slot holds.
+        given: (E,) int32 feedback code of each event, whatever its slot holds.
         seen: (E,) int32 how many events lie before each event's impression.
         events: (E,) int64 the caller's number of each event (a row of the log), -1 if it has none.
         targets: (E,) bool, whether the event is supervised or scored in this row.
+        candidates: (C,) int32 catalogue codes.
         candidate_events: (C,) int64, -1 if it has none.
         trunk: Tokens before the first branch.
         cut: Item texts that were longer than the limit.
@@ -117,9 +119,11 @@ class Sequence:
     next_reads: np.ndarray
     candidate_reads: np.ndarray
     codes: np.ndarray
+    given: np.ndarray
     seen: np.ndarray
     events: np.ndarray
     targets: np.ndarray
+    candidates: np.ndarray
     candidate_events: np.ndarray
     trunk: int
     cut: int = 0
@@ -198,7 +202,7 @@ class Layout:
         known = {key: "unknown" if value is None else value for key, value in (user or {}).items()}
         try:
             text = self.instruction.format(**known)
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise DataError(
                 f"the instruction needs the user column {error}",
                 got=", ".join(sorted(known)) or "no user columns",
@@ -294,7 +298,8 @@ class Layout:
         return Sequence(
             tokens=tokens, items=item_codes, feedback=feedback_codes, positions=positions, hide=hide,
             item_reads=reads[:count].astype(np.int32), next_reads=before,
-            candidate_reads=reads[count:].astype(np.int32), codes=np.asarray(items, dtype=np.int32), seen=seen,
+            candidate_reads=reads[count:].astype(np.int32), codes=np.asarray(items, dtype=np.int32),
+            given=np.asarray(feedback, dtype=np.int32), seen=seen, candidates=branches,
             events=np.full(count, -1) if events is None else np.asarray(events, dtype=np.int64),
             targets=np.ones(count, dtype=bool) if targets is None else np.asarray(targets, dtype=bool),
             candidate_events=np.asarray(asked, dtype=np.int64), trunk=trunk, cut=cut,
@@ -339,6 +344,7 @@ class Reads:
         rows: (n,) int64 row of the batch.
         places: (n,) int64 token of the row.
         seen: (n,) int64 events of the row that lie before the target.
+        items: (n,) int64 item code of the target.
         labels: (n,) float32 or int64.
         events: (n,) int64 the caller's numbers.
     """
@@ -346,12 +352,20 @@ class Reads:
     rows: Tensor
     places: Tensor
     seen: Tensor
+    items: Tensor
     labels: Tensor
     events: Tensor
 
     def to(self, device: torch.device) -> "Reads":
         """The same on another device (events stay)."""
-        return Reads(self.rows.to(device), self.places.to(device), self.seen.to(device), self.labels.to(device), self.events)
+        return Reads(
+            self.rows.to(device),
+            self.places.to(device),
+            self.seen.to(device),
+            self.items.to(device),
+            self.labels.to(device),
+            self.events,
+        )
 
 
 @dataclass(frozen=True)
@@ -365,6 +379,7 @@ class Batch:
         mask: (B, 1, T, T) bool, or None for plain causal attention.
         lanes: (B,) int64.
         history: (B, E) int64 item codes of the events, -1 where a row has fewer.
+        given: (B, E) int64 their feedback codes, 0 there.
         reads: What each task reads.
         used: Tokens that are no padding.
     """
@@ -376,6 +391,7 @@ class Batch:
     mask: Tensor | None
     lanes: Tensor
     history: Tensor
+    given: Tensor
     reads: dict[str, Reads]
     used: int
 
@@ -388,7 +404,7 @@ class Batch:
 
         return Batch(
             move(self.tokens), move(self.items), move(self.feedback), move(self.positions), move(self.mask),
-            move(self.lanes), move(self.history), {name: reads.to(place) for name, reads in self.reads.items()}, self.used,
+            move(self.lanes), move(self.history), move(self.given), {name: reads.to(place) for name, reads in self.reads.items()}, self.used,
         )  # fmt: skip
 
 
@@ -405,17 +421,19 @@ def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray
     shape = (len(rows), longest)
     tokens, items, feedback = np.zeros(shape, np.int64), np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
     history = np.full((len(rows), max(len(row.codes) for row in rows)), -1, np.int64)
+    given = np.zeros_like(history)
     for place, row in enumerate(rows):
         tokens[place, : len(row)] = row.tokens
         items[place, : len(row)] = row.items
         feedback[place, : len(row)] = row.feedback
-        history[place, : len(row.codes)] = row.codes
+        history[place, : len(row.codes)], given[place, : len(row.codes)] = row.codes, row.given
     positions = mask = None
     if any(row.branches for row in rows):
         positions, mask = _masked(rows, longest)
     return Batch(
         torch.from_numpy(tokens), torch.from_numpy(items), torch.from_numpy(feedback), positions, mask,
         torch.as_tensor(list(lanes) if lanes is not None else [0] * len(rows)), torch.from_numpy(history),
+        torch.from_numpy(given),
         {name: _reads(rows, slot, labels) for name, (slot, labels) in supervise.items()},
         sum(len(row) for row in rows),
     )  # fmt: skip
@@ -434,7 +452,7 @@ def _masked(rows: Rows[Sequence], longest: int) -> tuple[Tensor, Tensor]:
 
 
 def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:
-    columns: list[np.ndarray] = []  # row, place, seen and event of each target
+    columns: list[np.ndarray] = []  # row, place, seen, item and event of each target
     for owner, row in enumerate(rows):
         inside, asked = row.targets & (row.events >= 0), row.candidate_events >= 0
         places = (row.item_reads if slot == "item" else row.next_reads)[inside]
@@ -442,13 +460,16 @@ def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:
         place = np.concatenate([places, ends])
         seen = np.concatenate([row.seen[inside], np.full(len(ends), len(row.codes))])
         event = np.concatenate([row.events[inside], row.candidate_events[asked]])
-        columns.append(np.stack([np.full(len(place), owner), place, seen, event]).astype(np.int64))
-    owner_of, place_of, seen_of, event_of = np.concatenate(columns, axis=1)
+        item = np.concatenate([row.codes[inside], row.candidates[asked]])
+        columns.append(np.stack([np.full(len(place), owner), place, seen, item, event]).astype(np.int64))
+    owner_of, place_of, seen_of, item_of, event_of = np.concatenate(columns, axis=1)
     label = labels[event_of]
     known = ~np.isnan(label) if label.dtype.kind == "f" else label >= 0
     kind = np.float32 if label.dtype.kind == "f" else np.int64
-    owners, reads, before, events = (torch.from_numpy(column[known]) for column in (owner_of, place_of, seen_of, event_of))
-    return Reads(owners, reads, before, torch.from_numpy(label[known].astype(kind)), events)
+    owners, reads, before, items, events = (
+        torch.from_numpy(column[known]) for column in (owner_of, place_of, seen_of, item_of, event_of)
+    )
+    return Reads(owners, reads, before, items, torch.from_numpy(label[known].astype(kind)), events)
 
 
 def plan_batches(lengths: np.ndarray, budget: int, order: np.ndarray | None = None, *, pool: int = 256) -> Iterator[np.ndarray]:

@@ -108,7 +108,9 @@ class Task(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, data: dict[str, Any]) -> dict[str, Any]:
+    def _fill(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
         data = dict(data)
         if data.get("kind") == "next_item":
             data.setdefault("head", "catalogue")
