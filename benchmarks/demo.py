@@ -114,22 +114,19 @@ def score_alone(model: Any, builder: Any, log: genre.Interactions, task: str, re
     user = log.user_code(request.user_id or "")
     start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
     start = max(start, end - builder.layout.max_events + 1)
-    items, feedback = log.item_codes[start:end], builder.feedback[start:end]
+    items, feedback = list(log.item_codes[start:end]), list(builder.feedback[start:end])
     codes = log.catalogue.codes([str(candidate) for candidate in request.candidates or ()])
-    head = model.heads[task]
+    events = np.array([-1] * len(items) + [0])
+
+    def last(code: int) -> torch.Tensor:
+        row = builder.layout.build(builder.prefix(user), np.array([*items, code]), np.array([*feedback, 0]), events=events)
+        slot = ("feedback", np.array([code])) if task == "next_item" else ("item", np.array([0.0]))
+        batch = collate([row], {task: slot})
+        return model.heads[task].score(model.output(task, model.hidden(batch), batch))[0]
+
     if task == "next_item":
-        row = builder.layout.build(builder.prefix(user), items, feedback)
-        batch = collate([row], {})
-        keys, memories = head.tables(model.soft.items())
-        recalled = head.recall(batch.history, memories)[:, -1]
-        output = head(model.hidden(batch)[0, len(row) - 1 :], recalled, keys)[0]
-        return [float(output[code]) for code in codes]
-    scores = []
-    for code in codes:
-        row = builder.layout.build(builder.prefix(user), [*items, code], [*feedback, 0])
-        hidden = model.hidden(collate([row], {}))[0, row.item_reads[-1] :][:1]
-        scores.append(float(head.score(head(hidden))[0]))
-    return scores
+        return [float(score) for score in last(int(codes[0]))[codes]]
+    return [float(last(int(code))) for code in codes]
 
 
 def recommend(engine: Engine, log: genre.Interactions) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Owns: the wiring of a run's parts and their defaults. Ignores: the loop, files, the registry.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +13,13 @@ from genre.base import Base
 from genre.collaborative import collaborative_vectors
 from genre.encoder import BehaviourEncoder, EncoderSpec
 from genre.errors import DataError, ManifestError, RecipeError
-from genre.heads import CatalogueHead, Head, make_head
+from genre.heads import BinaryHead, CatalogueHead, Head, ScalarHead, make_head
 from genre.interactions import Interactions
 from genre.interactions_splits import Split, split
 from genre.model import Recommender, SoftTokens
 from genre.recipe import Recipe
 from genre.rows import RowBuilder
 from genre.sequences import FeedbackVocabulary, Layout
-from genre.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -132,9 +130,10 @@ def assemble(recipe: Recipe, log: Interactions, base: Base, shared: SharedEncode
     if shared is not None:
         shared.encoder.to(base.device)
         soft = SoftTokens(shared.encoder, shared.encoder.table(log.catalogue, base, fit=shared.digest is None))
-    heads = make_heads(recipe.tasks, base, builder, usable, recipe.train.dropout)
+    heads = make_heads(recipe, base, builder, usable, soft is not None)
     model = Recommender(base, recipe.tasks, heads, soft, dropout=recipe.train.dropout)
-    _start_catalogue_heads(model, np.bincount(log.item_codes[usable], minlength=log.catalogue.size))
+    if soft is not None:
+        _start_heads(model, builder, usable)
     adapter = recipe.adapter
     if adapter.kind in ("lora", "rslora"):
         model.attach(
@@ -172,34 +171,58 @@ def fresh_encoder(
     return SharedEncoder(encoder, vocabulary, None)
 
 
-def make_heads(tasks: Sequence[Task], base: Base, builder: RowBuilder, usable: np.ndarray, dropout: float) -> dict[str, Head]:
+def make_heads(recipe: Recipe, base: Base, builder: RowBuilder, usable: np.ndarray, soft: bool) -> dict[str, Head]:
     """One head per task, started at the training labels' share, mean and deviation.
 
     Raises:
         DataError: A task has no label among the training events.
     """
     heads = {}
-    for name, (_, labels) in builder.supervise(list(tasks)).items():
-        task = next(task for task in tasks if task.name == name)
-        known = labels[usable & (~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0)]
+    for task in recipe.tasks:
+        _, labels = builder.supervise([task])[task.name]
+        known = labels[usable & _known(labels)]
         if not len(known):
-            raise DataError(f"task {name!r} has no label among the training events", got=task.label, expected="at least one")
-        extra: dict[str, Any] = {}
+            raise DataError(f"task {task.name!r} has no label among the training events", got=task.label, expected="at least one")
+        extra: dict[str, Any] = {"fuse": soft and recipe.encoder.fuse, "feedback_codes": builder.layout.feedback.size}
         if task.head == "categorical":
             extra["classes"] = int(labels.max()) + 1
         elif task.loss == "log_loss":
             extra["prior"] = float((known.sum() + 1) / (len(known) + 2))
         elif task.loss == "mse":
             extra |= {"mean": float(known.mean()), "deviation": float(known.std()) or 1.0}
-        heads[name] = make_head(task.head, base, loss=task.loss, words=task.words, dropout=dropout, **extra)
+        heads[task.name] = make_head(task.head, base, loss=task.loss, words=task.words, dropout=recipe.train.dropout, **extra)
     return heads
 
 
-def _start_catalogue_heads(model: Recommender, counts: np.ndarray) -> None:
-    shares = torch.from_numpy(np.log((counts + 0.5) / (counts + 0.5).sum())).float()
-    for head in model.heads.values():
-        if isinstance(head, CatalogueHead) and model.soft is not None:
-            head.start_at(model.soft.encoder.eval().item_vectors(model.soft.table), shares)
+@torch.no_grad()
+def _start_heads(model: Recommender, builder: RowBuilder, usable: np.ndarray) -> None:
+    """Start heads that see item vectors at what the training events' counts and means say."""
+    assert model.soft is not None
+    log, vectors = builder.log, model.soft.encoder.eval().item_vectors(model.soft.table)
+    count = log.catalogue.size
+    for name, head in model.heads.items():
+        if isinstance(head, CatalogueHead):
+            events = np.bincount(log.item_codes[usable], minlength=count) + 0.5
+            head.start_at(vectors, torch.from_numpy(np.log(events / events.sum())).float())
+        elif isinstance(head, BinaryHead | ScalarHead) and head.affinity is not None:
+            _, labels = builder.supervise([model.tasks[name]])[name]
+            chosen = usable & _known(labels)
+            mean, spread = labels[chosen].mean(), labels[chosen].std() or 1.0
+            unit = spread**2 if isinstance(head, BinaryHead) else spread  # logits move by 1 / (p (1 - p)) per unit of p
+            item, weight = _worth(log.item_codes[chosen], (labels[chosen] - mean) / unit, count)
+            feedback, _ = _worth(builder.feedback[chosen], (labels[chosen] - mean) / unit, builder.layout.feedback.size)
+            head.affinity.start_at(vectors, item, weight, feedback)
+
+
+def _worth(codes: np.ndarray, values: np.ndarray, count: int, *, prior: float = 5.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smoothed mean of the values of each code, and how many there are."""
+    weight = np.bincount(codes, minlength=count)
+    means = np.bincount(codes, values, count) / (weight + prior)
+    return torch.from_numpy(means).float(), torch.from_numpy(weight).float()
+
+
+def _known(labels: np.ndarray) -> np.ndarray:
+    return ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
 
 
 def _first_feedback(log: Interactions) -> str:

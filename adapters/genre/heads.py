@@ -3,16 +3,39 @@
 Owns: verbalizer, binary, scalar, categorical, catalogue. Ignores: where labels come from.
 
 Every head maps (n, D) hidden states to logits or values in float32, and `score` maps those to what a user reads: a
-probability, a value, or one score per candidate.
+probability, a value, or one score per candidate. Heads over soft tokens also see the user's events before each target
+(`View`), so that what a few numbers say well (how popular an item is, how a user rates) need not be learnt by the base.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genre.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class View:
+    """What a head sees beside hidden states: n targets in B rows of at most E events.
+
+    Attributes:
+        tables: What `Head.tables` made of the item vectors.
+        history: (B, E) int64 item codes, -1 for padding at the end.
+        feedback: (B, E) int64 feedback codes, 0 where there is none.
+        rows: (n,) int64 row of each target.
+        seen: (n,) int64 events of the row that lie before the target's impression; the others are not looked at.
+        items: (n,) int64 item code of each target.
+    """
+
+    tables: tuple[Tensor, ...]
+    history: Tensor
+    feedback: Tensor
+    rows: Tensor
+    seen: Tensor
+    items: Tensor
 
 
 class Head(nn.Module):
@@ -28,23 +51,110 @@ class Head(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
 
+    def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """What the head needs of (N, D) item vectors, one row per item; computed once while nothing trains."""
+        return ()
+
     def score(self, output: Tensor) -> Tensor:
         """What a user reads of the raw output."""
         return output
 
 
-class BinaryHead(Head):
-    """Logit of "yes": w·h + b, with b starting at the training share's logit; the score is its probability."""
+class Affinity(nn.Module):
+    """How well a target's item fits what its user said of the items before: a small factor model over item vectors.
 
-    def __init__(self, width: int, *, prior: float = 0.5, dropout: float = 0.0) -> None:
+        a = b·ē_i + α m + (K ē_i)·Σ_j r_j V ē_j / √(d (n + λ)),   m = Σ_j r_j / (n + λ),   r_j = s(f_j) - b·ē_j
+
+    over the n events j before the target that have feedback f_j; s is a learned worth of each feedback value. It starts as
+    the additive baseline (item mean plus the user's mean residual), see `start_at`. Source: Koren, SVD++ (2008), with item
+    vectors from the encoder in the place of id factors.
+    """
+
+    prior = 5.0
+
+    def __init__(self, width: int, feedback_codes: int, *, size: int = 64) -> None:
+        super().__init__()
+        self.size = size
+        self.item = nn.Linear(width, 1, bias=False)
+        self.taste = nn.Linear(width, size, bias=False)
+        self.key = nn.Linear(width, size, bias=False)
+        self.worth = nn.Parameter(torch.zeros(feedback_codes))
+        self.share = nn.Parameter(torch.ones(()))
+        nn.init.zeros_(self.item.weight)
+        nn.init.normal_(self.taste.weight, std=1 / math.sqrt(width))
+        with torch.no_grad():
+            self.key.weight.copy_(0.05 * self.taste.weight)
+
+    def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """(N, D) → item worth (N,), tastes (N, d), keys (N, d)."""
+        unit = to_unit(vectors)
+        return self.item(unit).squeeze(-1), self.taste(unit), self.key(unit)
+
+    def forward(self, view: View) -> Tensor:
+        """(n,) float32."""
+        item, taste, key = view.tables
+        known = ((view.history >= 0) & (view.feedback > 0)).float()
+        codes = view.history.clamp_min(0)
+        residual = (self.worth[view.feedback] - item[codes]) * known
+        count, total = before(known, view), before(residual, view)
+        tastes = before(residual.unsqueeze(-1) * taste[codes], view)
+        fit = (tastes * key[view.items]).sum(-1) / (self.size * (count + self.prior)).sqrt()
+        return item[view.items] + self.share * total / (count + self.prior) + fit
+
+    @torch.no_grad()
+    def start_at(self, vectors: Tensor, worth_of_item: Tensor, weight: Tensor, worth: Tensor) -> None:
+        """Start at the additive baseline (mutates).
+
+        Args:
+            vectors: (N, D) item vectors.
+            worth_of_item: (N,) smoothed mean label of each item, in the head's own units, less the overall mean.
+            weight: (N,) training events of each item.
+            worth: (codes,) the same for each feedback value.
+        """
+        self.item.weight[0] = ridge(to_unit(vectors), worth_of_item, weight)
+        self.worth.copy_(worth)
+
+
+def to_unit(vectors: Tensor) -> Tensor:
+    """Rows scaled to a mean square of one, float32."""
+    return vectors.float() * torch.rsqrt(vectors.float().square().mean(-1, keepdim=True) + 1e-6)
+
+
+def before(values: Tensor, view: View) -> Tensor:
+    """(B, E, …) per event → (n, …) sums over each target's earlier events."""
+    sums = (
+        torch.cat([torch.zeros_like(values[:, :1]), values.cumsum(1)], 1)
+        if values.shape[1]
+        else values.new_zeros((len(values), 1, *values.shape[2:]))
+    )
+    return sums[view.rows, view.seen]
+
+
+def ridge(features: Tensor, wanted: Tensor, weight: Tensor, *, strength: float = 1e-2) -> Tensor:
+    """Weights (D,) that give `wanted` (N,) from `features` (N, D), rows weighted, penalized relative to the rows' weight."""
+    x, y, w = features.double(), wanted.double().to(features.device), weight.double().to(features.device)
+    gram = x.t() @ (w[:, None] * x) + strength * w.sum() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    return torch.linalg.solve(gram, x.t() @ (w * y)).float()
+
+
+class BinaryHead(Head):
+    """Logit of "yes": w·h + b + affinity, with b starting at the training share's logit; the score is its probability."""
+
+    def __init__(self, width: int, *, prior: float = 0.5, feedback_codes: int = 0, dropout: float = 0.0) -> None:
         super().__init__(dropout)
         self.linear = nn.Linear(width, 1)
         nn.init.normal_(self.linear.weight, std=0.1 / math.sqrt(width))
         nn.init.constant_(self.linear.bias, math.log(prior / (1 - prior)))
+        self.affinity = Affinity(width, feedback_codes) if feedback_codes else None
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """What the affinity needs."""
+        return self.affinity.tables(vectors) if self.affinity is not None else ()
+
+    def forward(self, hidden: Tensor, view: View | None = None) -> Tensor:
         """(n, D) → (n,)."""
-        return self.linear(self.dropout(hidden.float())).squeeze(-1)
+        output = self.linear(self.dropout(hidden.float())).squeeze(-1)
+        return output if self.affinity is None or view is None else output + self.affinity(view)
 
     def score(self, output: Tensor) -> Tensor:
         """Probability of "yes"."""
@@ -52,19 +162,29 @@ class BinaryHead(Head):
 
 
 class ScalarHead(Head):
-    """A value: mean + deviation · (w·h + b), where mean and deviation are the training labels'."""
+    """A value: mean + deviation · (w·h + b + affinity), where mean and deviation are the training labels'."""
 
-    def __init__(self, width: int, *, mean: float = 0.0, deviation: float = 1.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, *, mean: float = 0.0, deviation: float = 1.0, feedback_codes: int = 0, dropout: float = 0.0
+    ) -> None:
         super().__init__(dropout)
         self.linear = nn.Linear(width, 1)
         nn.init.normal_(self.linear.weight, std=0.1 / math.sqrt(width))
         nn.init.zeros_(self.linear.bias)
         self.register_buffer("moments", torch.tensor([mean, deviation]))
+        self.affinity = Affinity(width, feedback_codes) if feedback_codes else None
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """What the affinity needs."""
+        return self.affinity.tables(vectors) if self.affinity is not None else ()
+
+    def forward(self, hidden: Tensor, view: View | None = None) -> Tensor:
         """(n, D) → (n,)."""
+        output = self.linear(self.dropout(hidden.float())).squeeze(-1)
+        if self.affinity is not None and view is not None:
+            output = output + self.affinity(view)
         moments = self.get_buffer("moments")
-        return moments[0] + moments[1] * self.linear(self.dropout(hidden.float())).squeeze(-1)
+        return moments[0] + moments[1] * output
 
 
 class CategoricalHead(Head):
@@ -74,7 +194,7 @@ class CategoricalHead(Head):
         super().__init__(dropout)
         self.linear = nn.Linear(width, classes)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, view: View | None = None) -> Tensor:
         """(n, D) → (n, C)."""
         return self.linear(self.dropout(hidden.float()))
 
@@ -96,61 +216,53 @@ class CatalogueHead(Head):
     per_item = True
     decays = (0.5, 0.9, 1.0)
 
-    def __init__(self, width: int, *, size: int = 128, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, *, size: int = 128, fuse: bool = True, dropout: float = 0.0) -> None:
         super().__init__(dropout)
         self.size = size
         self.query = nn.Linear(width, size)
-        self.key = nn.Linear(width, size + 1)
-        self.memory = nn.Linear(width, len(self.decays) * size, bias=False)
+        self.key = nn.Linear(width, size + 1, bias=False)
         nn.init.normal_(self.query.weight, std=0.3 / math.sqrt(width))
         nn.init.normal_(self.key.weight, std=1 / math.sqrt(width))
-        with torch.no_grad():
-            self.memory.weight.copy_(0.1 * self.key.weight[:size].repeat(len(self.decays), 1))
+        self.memory = nn.Linear(width, len(self.decays) * size, bias=False) if fuse else None
+        if self.memory is not None:
+            with torch.no_grad():
+                self.memory.weight.copy_(0.1 * self.key.weight[:size].repeat(len(self.decays), 1))
 
-    def tables(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) item vectors → (N, d + 1) keys, whose last column is the item's own bias, and (N, G · d) memories."""
-        unit = vectors.float() * torch.rsqrt(vectors.float().square().mean(-1, keepdim=True) + 1e-6)
-        return self.key(unit), self.memory(unit)
+    def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
+        """(N, D) → (N, d + 1) keys, whose last column is the item's own bias, and (N, G · d) memories."""
+        unit = to_unit(vectors)
+        return (self.key(unit),) if self.memory is None else (self.key(unit), self.memory(unit))
 
-    def recall(self, history: Tensor, memories: Tensor) -> Tensor:
-        """What is remembered before each event.
-
-        Args:
-            history: (B, E) int64 item codes, -1 for padding (at the end).
-            memories: (N, G · d).
-
-        Returns:
-            (B, E + 1, d): entry e is the memory of the first e events; entry 0 is zero.
-        """
-        count = history.shape[1]
-        known = (history >= 0).float().unsqueeze(-1)
-        values = memories[history.clamp_min(0)] * known
-        age = torch.arange(count, device=history.device)
-        age = (age[:, None] - age[None, :]).float()
-        total = values.new_zeros(len(history), count, self.size)
+    def recall(self, view: View) -> Tensor:
+        """(n, d): what is remembered of the events before each target; zero where there are none."""
+        memories, count = view.tables[1], view.history.shape[1]
+        known = (view.history >= 0).float().unsqueeze(-1)
+        values = memories[view.history.clamp_min(0)] * known
+        step = torch.arange(count, device=values.device)
+        age = (step[:, None] - step[None, :]).float()
+        total = values.new_zeros(len(values), count, self.size)
         for decay, part in zip(self.decays, values.split(self.size, -1), strict=True):
             weights = torch.where(age >= 0, decay ** age.clamp_min(0), 0.0)
             total = total + (weights / weights.sum(-1, keepdim=True)) @ part
-        return torch.cat([total.new_zeros(len(history), 1, self.size), total], 1)
+        return torch.cat([total.new_zeros(len(values), 1, self.size), total], 1)[view.rows, view.seen]
 
     @torch.no_grad()
-    def start_at(self, vectors: Tensor, log_share: Tensor, *, ridge: float = 1e-2) -> None:
+    def start_at(self, vectors: Tensor, log_share: Tensor) -> None:
         """Start the items' bias at their share of the training events, by ridge regression on their vectors (mutates).
 
         Args:
             vectors: (N, D) item vectors.
             log_share: (N,) log of each item's smoothed share.
-            ridge: Strength of the penalty per item.
         """
-        unit = (vectors.float() * torch.rsqrt(vectors.float().square().mean(-1, keepdim=True) + 1e-6)).double()
-        wanted = (log_share - log_share.mean()).double().to(unit.device)
-        gram = unit.t() @ unit + ridge * len(unit) * torch.eye(unit.shape[1], dtype=unit.dtype, device=unit.device)
-        self.key.weight[-1] = torch.linalg.solve(gram, unit.t() @ wanted).float()
-        self.key.bias[-1] = 0.0
+        self.key.weight[-1] = ridge(to_unit(vectors), log_share - log_share.mean(), torch.ones_like(log_share))
 
-    def forward(self, hidden: Tensor, recalled: Tensor, keys: Tensor) -> Tensor:
-        """(n, D), (n, d), (N, d + 1) → (n, N)."""
-        query = self.query(self.dropout(hidden.float())) + self.dropout(recalled)
+    def forward(self, hidden: Tensor, view: View | None = None) -> Tensor:
+        """(n, D) → (n, N)."""
+        assert view is not None, "a catalogue head scores against item tables"
+        query = self.query(self.dropout(hidden.float()))
+        if self.memory is not None:
+            query = query + self.dropout(self.recall(view))
+        keys = view.tables[0]
         return query @ keys[:, :-1].t() / math.sqrt(self.size) + keys[:, -1]
 
 
@@ -181,7 +293,7 @@ class VerbalizerHead(Head):
         self.register_buffer("word_ids", torch.tensor(first), persistent=False)
         self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.float32), persistent=False)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, view: View | None = None) -> Tensor:
         """(n, D) → (n,) for log_loss and mse, (n, C) for cross_entropy."""
         logits = self._read(self.dropout(hidden), self.get_buffer("word_ids"))
         if self.loss == "log_loss":
@@ -199,18 +311,18 @@ class VerbalizerHead(Head):
 
 def make_head(
     name: str, base: Any, *, loss: str, words: tuple[str, ...] | None = None, classes: int = 0, prior: float = 0.5,
-    mean: float = 0.0, deviation: float = 1.0, dropout: float = 0.0,
+    mean: float = 0.0, deviation: float = 1.0, feedback_codes: int = 0, fuse: bool = True, dropout: float = 0.0,
 ) -> Head:  # fmt: skip
-    """The head that a task names, on a base's width."""
-    width = base.hidden_size
+    """The head that a task names, on a base's width; `fuse` lets it see the user's earlier events."""
+    width, codes = base.hidden_size, feedback_codes if fuse else 0
     if name == "verbalizer":
         return VerbalizerHead(base, words or (), loss=loss, dropout=dropout)
     if name == "binary":
-        return BinaryHead(width, prior=prior, dropout=dropout)
+        return BinaryHead(width, prior=prior, feedback_codes=codes, dropout=dropout)
     if name == "scalar":
-        return ScalarHead(width, mean=mean, deviation=deviation, dropout=dropout)
+        return ScalarHead(width, mean=mean, deviation=deviation, feedback_codes=codes, dropout=dropout)
     if name == "categorical":
         return CategoricalHead(width, classes, dropout=dropout)
     if name == "catalogue":
-        return CatalogueHead(width, dropout=dropout)
+        return CatalogueHead(width, fuse=fuse, dropout=dropout)
     raise RecipeError("unknown head", got=name, expected="verbalizer, binary, scalar, categorical or catalogue")

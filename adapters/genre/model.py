@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from genre.base import Base
 from genre.encoder import BehaviourEncoder, ItemTable
 from genre.errors import DivergedError, InputError
-from genre.heads import CatalogueHead, Head
+from genre.heads import Head, View
 from genre.lora import LoraLinear, attach, detach, find_linears
 from genre.losses import LOSSES
 from genre.sequences import Batch
@@ -152,12 +152,10 @@ class Recommender(nn.Module):
         """A task's raw output at its reads: (n,), (n, C) or (n, N)."""
         head, reads = self.heads[task], batch.reads[task]
         state = hidden[reads.rows, reads.places]
-        if isinstance(head, CatalogueHead):
-            assert self.soft is not None
-            keys, memories = head.tables(self.soft.items())
-            recalled = head.recall(batch.history, memories)
-            return head(state, recalled[reads.rows, reads.seen], keys)
-        return head(state)
+        if self.soft is None:
+            return head(state)
+        tables = head.tables(self.soft.items())  # type: ignore[operator]
+        return head(state, View(tables, batch.history, batch.given, reads.rows, reads.seen, reads.items))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, tuple[float, int]]]:
         """The weighted sum of the tasks' mean losses.

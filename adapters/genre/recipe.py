@@ -82,6 +82,7 @@ class EncoderConfig(_Config):
         learned: Dimensions of learned item vectors (0: none).
         collaborative: Dimensions of the vectors computed from the training events (0: none).
         dense: List-of-float item columns to project.
+        fuse: Heads see the user's earlier events through item vectors, beside the base's state.
         dropout: Probability that an item's learned and collaborative vectors are hidden in training (so that new items work).
     """
 
@@ -91,6 +92,7 @@ class EncoderConfig(_Config):
     collaborative: int = Field(default=64, ge=0, le=1024)
     dense: tuple[str, ...] = ()
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    fuse: bool = True
 
 
 class AdapterConfig(_Config):

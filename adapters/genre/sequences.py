@@ -404,7 +404,8 @@ class Batch:
 
         return Batch(
             move(self.tokens), move(self.items), move(self.feedback), move(self.positions), move(self.mask),
-            move(self.lanes), move(self.history), move(self.given), {name: reads.to(place) for name, reads in self.reads.items()}, self.used,
+            move(self.lanes), move(self.history), move(self.given),
+            {name: reads.to(place) for name, reads in self.reads.items()}, self.used,
         )  # fmt: skip
 
 

@@ -207,7 +207,11 @@ def _read_heads(folder: Path, tasks: dict[str, Task], base: Base) -> dict[str, H
     for name, task in tasks.items():
         own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
         classes = len(own["linear.bias"]) if task.head == "categorical" and "linear.bias" in own else 0
-        head = make_head(task.head, base, loss=task.loss, words=task.words, classes=classes)
+        codes = len(own.get("affinity.worth", ()))
+        head = make_head(
+            task.head, base, loss=task.loss, words=task.words, classes=classes, feedback_codes=codes,
+            fuse=bool(codes) or "memory.weight" in own,
+        )  # fmt: skip
         expected = {key: tuple(value.shape) for key, value in head.state_dict().items()}
         got = {key: tuple(value.shape) for key, value in own.items()}
         if expected != got:

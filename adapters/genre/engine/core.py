@@ -25,7 +25,7 @@ from genre.base import Base
 from genre.engine.items import Inline, ItemSpace
 from genre.engine.requests import Request, Response, Scored
 from genre.errors import GenreError, InputError, RequestError
-from genre.heads import CatalogueHead
+from genre.heads import CatalogueHead, View
 from genre.interactions import Interactions
 from genre.lanes import Lanes, Place
 from genre.lora import find_linears
@@ -45,7 +45,7 @@ class Resident:
     Attributes:
         place: Its lane; None runs on the bare base.
         space: The catalogue as its encoder sees it.
-        tables: For each catalogue head, the keys and memories of the catalogue's items.
+        tables: What each head makes of the catalogue's item vectors.
         users: Requests under way that began with it.
         names: References that mean it now.
     """
@@ -53,7 +53,7 @@ class Resident:
     loaded: Loaded
     place: Place | None
     space: ItemSpace
-    tables: dict[str, tuple[Tensor, Tensor]]
+    tables: dict[str, tuple[Tensor, ...]]
     users: int = 0
     names: set[str] = field(default_factory=set)
 
@@ -235,11 +235,10 @@ class Engine:
             raise InputError(f"{ref} adapts a linear that the base does not have", got=unknown[0])
         self._make_room()
         space = self._space(loaded)
-        tables = {
-            name: head.tables(space.vectors)
-            for name, head in loaded.heads.items()
-            if isinstance(head, CatalogueHead) and space.vectors is not None
-        }
+        tables = {}
+        if space.vectors is not None:
+            with torch.no_grad():
+                tables = {name: head.tables(space.vectors) for name, head in loaded.heads.items()}
         with self._forward:  # a bucket may grow, which replaces its stacks
             place = self.lanes.write(loaded.low)
         resident = Resident(loaded, place, space, tables)
@@ -418,19 +417,33 @@ def _groups(history: Sequence[dict[str, Any]]) -> np.ndarray | None:
 
 def _read(job: _Job, row: Row, hidden: Tensor, vectors: Tensor | None) -> np.ndarray:
     """Scores of one row's candidates (or of all its job's codes), float32."""
-    head = job.resident.loaded.heads[job.task.name]
-    if isinstance(head, CatalogueHead):
-        keys, memories = job.resident.tables[job.task.name]
-        if job.inline.rows and vectors is not None:
-            more = head.tables(vectors[len(keys) :])
-            keys, memories = torch.cat([keys, more[0]]), torch.cat([memories, more[1]])
-        codes = torch.from_numpy(row.codes).long().to(hidden.device)[None]
-        output = head(hidden[row.trunk - 1 : row.trunk], head.recall(codes, memories)[:, -1], keys)[0]
-        return output[torch.from_numpy(job.codes).long().to(output.device)].float().cpu().numpy()
-    score = head.score(head(hidden[torch.from_numpy(row.candidate_reads).long().to(hidden.device)]))
+    head, device = job.resident.loaded.heads[job.task.name], hidden.device
+    ranking = isinstance(head, CatalogueHead)
+    places = np.array([row.trunk - 1]) if ranking else row.candidate_reads
+    view = None
+    if vectors is not None:
+        tables = job.resident.tables[job.task.name]
+        if job.inline.rows and tables:
+            more = head.tables(vectors[len(tables[0]) :])
+            tables = tuple(torch.cat(pair) for pair in zip(tables, more, strict=True))
+        count = len(places)
+        items = np.zeros(1, dtype=np.int64) if ranking else row.candidates
+        view = View(
+            tables, _tensor(row.codes, device)[None], _tensor(row.given, device)[None],
+            torch.zeros(count, dtype=torch.long, device=device),
+            torch.full((count,), len(row.codes), dtype=torch.long, device=device), _tensor(items, device),
+        )  # fmt: skip
+    output = head(hidden[_tensor(places, device)], view)
+    if ranking:
+        return output[0, _tensor(job.codes, device)].float().cpu().numpy()
+    score = head.score(output)
     if score.ndim == 2:  # classes: the expectation over their numbers
         score = score @ torch.arange(score.shape[1], dtype=score.dtype, device=score.device)
     return score.float().cpu().numpy()
+
+
+def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64)).to(device)
 
 
 def _respond(job: _Job) -> Response:
