@@ -80,7 +80,7 @@ def fit(
         JobError: Interrupted; the message says how to go on.
         InputError: There is nothing to resume.
     """
-    loop = _Loop(assembly, folder, reporter or Reporter.silent(), stop_at)
+    loop = Loop(assembly, folder, reporter or Reporter.silent(), stop_at)
     if resume:
         loop.restore()
     try:
@@ -97,7 +97,9 @@ def fit(
     return Fitted(assembly, loop.state, peak_memory_bytes(assembly.base.device))
 
 
-class _Loop:
+class Loop:
+    """One run, a step, an epoch or the whole at a time; `fit` is the way in."""
+
     def __init__(self, assembly: Assembly, folder: Path, reporter: Reporter, stop_at: int | None) -> None:
         from accelerate import Accelerator
 
@@ -125,6 +127,7 @@ class _Loop:
         self.best: dict[str, Tensor] = {}
 
     def run(self) -> None:
+        """Train to the last epoch or the early stop, then put the best weights back."""
         stale = 0
         while self.state.epoch < self.train.epochs:
             self.epoch()
@@ -139,6 +142,7 @@ class _Loop:
         self.finish()
 
     def epoch(self) -> None:
+        """The batches of one epoch, from where the state stands."""
         rows, batches = self.plan(self.state.epoch)
         self.model.train()
         if self.assembly.shared is not None:
@@ -188,6 +192,7 @@ class _Loop:
         return self.train.learning_rate * (1 - 0.9 * (share - self.train.warmup) / (1 - self.train.warmup))
 
     def step(self, rows: list[Sequence], share: float) -> tuple[float, int, int]:
+        """One optimizer step on some rows; the loss, the tokens and the targets of it."""
         batch = collate(rows, self.supervise).to(self.assembly.base.device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(share)
@@ -224,6 +229,7 @@ class _Loop:
         return better
 
     def measure(self) -> dict[str, float]:
+        """Validation metrics by `task.metric`, without intervals."""
         found = predict(
             self.model, self.assembly.builder, self.assembly.split, 1,
             max_events=self.recipe.data.max_events, batch_tokens=4 * self.train.batch_tokens,
@@ -241,9 +247,11 @@ class _Loop:
         return values
 
     def keep(self) -> None:
+        """Remember the present weights as the best."""
         self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
 
     def finish(self) -> None:
+        """Put the best weights back and check that training did something."""
         if self.best:
             with torch.no_grad():
                 for name, value in self.parameters.items():
@@ -251,6 +259,7 @@ class _Loop:
         _check_trained(self.parameters, self.start)
 
     def record(self, values: dict[str, float]) -> None:
+        """One line for the log file and the tracker."""
         self.accelerator.log(values, step=self.state.step)
         line = {"step": self.state.step, "epoch": self.state.epoch, "seconds": round(self.state.seconds, 3), **values}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
@@ -268,6 +277,7 @@ class _Loop:
             torch.save(payload, aside)
 
     def restore(self) -> None:
+        """Go on from `checkpoints/last.pt`."""
         file = self.folder / "checkpoints" / "last.pt"
         if not file.exists():
             raise InputError(
@@ -295,6 +305,7 @@ class _Loop:
             torch.cuda.set_rng_state(payload["random_device"].cpu())
 
     def close(self) -> None:
+        """End the trackers and let go of accelerate's references."""
         self.accelerator.end_training()
         self.accelerator.free_memory()
 

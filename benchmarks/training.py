@@ -1,0 +1,219 @@
+"""Training throughput and time to quality, against one prompt per target.
+
+    python benchmarks/training.py --json build/bench/training.json [--minutes 20] [--only throughput|quality]
+
+The other way is what LLM recommenders commonly do (TALLRec's prompt, PEFT): each target is a prompt of its own with the
+user's ten latest titles, liked and disliked, and the answer Yes or No. Same base, depth, device, rank and linears, the
+same tokens per step; its batches are sorted by length and only the answer's logits are computed. Throughput alternates
+between the ways, step by step, after a warm-up. Time to quality trains the other way for `--minutes`, then trains ours
+until its validation AUC on the same targets is as high.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import genre
+from genre.assembly import assemble
+from genre.base import quiet
+from genre.evaluation import targets as targets_of
+from genre.jobs import environment, open_log, write_text
+from genre.metrics import auc
+from genre.prediction import predict
+from genre.progress import Reporter
+from genre.sequences import plan_batches
+from genre.training import Loop
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+TOKENS, DEPTH, RANK, HISTORY = 2048, 4, 8, 10
+
+
+@dataclass
+class Prompts:
+    """One prompt per target in TALLRec's format, on PEFT."""
+
+    log: genre.Interactions
+    labels: np.ndarray
+    base: genre.Base = field(default_factory=lambda: genre.Base.load("smollm2-135m", depth=DEPTH))
+
+    def __post_init__(self) -> None:
+        """Wrap the base in PEFT."""
+        torch.manual_seed(0)
+        with quiet():
+            from peft import LoraConfig, get_peft_model
+
+            config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+            self.model = get_peft_model(self.base.model, config)
+        self.titles = self.log.catalogue.titles()
+        self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-3)
+        tokenizer = self.base.tokenizer
+        self.answers = torch.tensor([tokenizer(word)["input_ids"][0] for word in ("No", "Yes")])
+
+    def ids(self, event: int) -> list[int]:
+        """The prompt of one event."""
+        start = max(int(self.log.user_offsets[self.log.user_codes[event]]), event - HISTORY)
+        liked = [f'"{self.titles[self.log.item_codes[e]]}"' for e in range(start, event) if self.labels[e] > 0]
+        other = [f'"{self.titles[self.log.item_codes[e]]}"' for e in range(start, event) if self.labels[e] == 0]
+        text = (
+            "### Instruction:\nGiven the user's preference and unpreference, identify whether the user will like the target "
+            'movie by answering "Yes." or "No.".\n\n### Input:\n'
+            f"User Preference: {', '.join(liked)}\nUser Unpreference: {', '.join(other)}\n"
+            f'Whether the user will like the target movie "{self.titles[self.log.item_codes[event]]}"?\n\n### Response:\n'
+        )
+        return self.base.tokenizer(text)["input_ids"]
+
+    def batches(self, events: np.ndarray) -> Iterator[list[int]]:
+        """Batches of events within the token budget, sorted by length in pools."""
+        for start in range(0, len(events), 512):
+            pool = events[start : start + 512]
+            lengths = np.array([len(self.ids(int(event))) for event in pool])
+            for chosen in plan_batches(lengths, TOKENS):
+                yield [int(pool[i]) for i in chosen]
+
+    def logits(self, events: list[int]) -> torch.Tensor:
+        """(n,) logit of Yes against No."""
+        rows = [self.ids(event) for event in events]
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = torch.tensor(row)
+        hidden = self.base.body(input_ids=ids, use_cache=False).last_hidden_state
+        ends = torch.tensor([len(row) - 1 for row in rows])
+        words = self.base.word_logits(hidden[torch.arange(len(rows)), ends], self.answers)
+        return words[:, 1] - words[:, 0]
+
+    def step(self, events: list[int]) -> int:
+        """One optimizer step; the number of targets."""
+        self.model.train()
+        labels = torch.from_numpy(self.labels[events]).float()
+        F.binary_cross_entropy_with_logits(self.logits(events), labels).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return len(events)
+
+    @torch.no_grad()
+    def scores(self, events: np.ndarray) -> np.ndarray:
+        """Scores of some events."""
+        self.model.eval()
+        found = {event: score for batch in self.batches(events) for event, score in zip(batch, self.logits(batch), strict=True)}
+        return np.array([float(found[int(event)]) for event in events])
+
+
+class Ours:
+    """A recipe's training loop, a step at a time."""
+
+    def __init__(self, name: str, overrides: list[str], log: genre.Interactions, folder: Path) -> None:
+        common = ["train.tracker=none", f"train.batch_tokens={TOKENS}", f"base.depth={DEPTH}", f"adapter.rank={RANK}"]
+        self.recipe = genre.Recipe.read(RECIPES / f"{name}.yaml", [*common, *overrides])
+        self.assembly = assemble(self.recipe, log, genre.Base.load("smollm2-135m", depth=DEPTH))
+        self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
+        self.loop.model.train()
+        self.epoch, self.queue, self.rows = 0, [], []
+
+    def step(self) -> int:
+        """One optimizer step; the number of targets."""
+        if not self.queue:
+            self.rows, self.queue = self.loop.plan(self.epoch)
+            self.epoch += 1
+        self.loop.model.train()
+        _, _, targets = self.loop.step([self.rows[i] for i in self.queue.pop()], 0.1)
+        return targets
+
+    def scores(self) -> tuple[np.ndarray, np.ndarray]:
+        """Validation events and their scores."""
+        found = predict(self.loop.model, self.assembly.builder, self.assembly.split, 1, max_events=100, batch_tokens=4 * TOKENS)
+        targets, scores, _ = found["like"]
+        return targets.event, scores
+
+
+def throughput(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, rounds: int, out: Path) -> dict[str, Any]:
+    """Supervised targets per second of the three ways, alternating."""
+    prompts = Prompts(log, labels)
+    queue = prompts.batches(np.random.default_rng(0).permutation(train))
+    ways = {
+        "prompts": lambda: prompts.step(next(queue)),
+        "text": Ours("like_text", [], log, out / "text").step,
+        "token": Ours("like", ["encoder.use=fit"], log, out / "token").step,
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 2):
+        for name, step in ways.items():
+            begun = time.perf_counter()
+            targets = step()
+            if turn >= 2:
+                rates[name].append(targets / (time.perf_counter() - begun))
+    per_second = {name: median(values) for name, values in rates.items()}
+    return {
+        "targets_per_second": per_second, "rounds": rounds,
+        "ratios": {
+            "text_vs_prompts": median(a / b for a, b in zip(rates["text"], rates["prompts"], strict=True)),
+            "token_vs_prompts": median(a / b for a, b in zip(rates["token"], rates["prompts"], strict=True)),
+        },
+    }  # fmt: skip
+
+
+def quality(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, minutes: float, out: Path) -> dict[str, Any]:
+    """Seconds that ours needs to the validation AUC that prompts reach in so many minutes; validation time is not counted."""
+    ours = Ours("like", ["encoder.use=fit"], log, out / "quality")
+    valid = targets_of(log, ours.assembly.split, 1, labels)
+    sample = np.sort(np.random.default_rng(1).choice(valid.event, size=min(1000, len(valid.event)), replace=False))
+    prompts = Prompts(log, labels)
+    queue, spent, seen = prompts.batches(np.random.default_rng(0).permutation(train)), 0.0, 0
+    while spent < 60 * minutes and (batch := next(queue, None)):
+        begun = time.perf_counter()
+        seen += prompts.step(batch)
+        spent += time.perf_counter() - begun
+    reached = auc(labels[sample], prompts.scores(sample))
+    seconds, best, checks = 0.0, 0.0, []
+    while best < reached and seconds < 60 * minutes:
+        begun = time.perf_counter()
+        for _ in range(2):
+            ours.step()
+        seconds += time.perf_counter() - begun
+        events, scores = ours.scores()
+        best = auc(labels[sample], scores[np.searchsorted(events, sample)])
+        checks.append({"seconds": seconds, "auc": best})
+    return {
+        "prompts": {"seconds": spent, "targets": seen, "auc": reached},
+        "ours": {"seconds": seconds, "auc": best, "checks": checks},
+        "n": len(sample), "ratios": {"time_to_quality": spent / seconds if best >= reached else None},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", type=Path, default=Path("build/bench/training.json"))
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--only", choices=["throughput", "quality"])
+    options = parser.parse_args()
+    log = open_log("data/ml-100k")
+    labels = (log.column("rating") > 3).astype(np.float64)
+    recipe = genre.Recipe.read(RECIPES / "like.yaml")
+    from genre.assembly import usable_events
+
+    train = np.flatnonzero(usable_events(log, recipe)[1])
+    out = options.json.parent / "training-runs"
+    result: dict[str, Any] = {"environment": environment(), "depth": DEPTH, "rank": RANK, "tokens_per_step": TOKENS, "ratios": {}}
+    if options.only != "quality":
+        result["throughput"] = throughput(log, labels, train, options.rounds, out)
+        result["ratios"] |= result["throughput"].pop("ratios")
+    if options.only != "throughput":
+        result["quality"] = quality(log, labels, train, options.minutes, out)
+        result["ratios"] |= result["quality"].pop("ratios")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.json, json.dumps(result, indent=2) + "\n")
+    print(json.dumps({key: result[key] for key in ("throughput", "quality", "ratios") if key in result}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
