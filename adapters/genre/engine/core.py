@@ -125,7 +125,7 @@ class Engine:
 
     def close(self) -> None:
         """Take the lane layers off the base."""
-        with self._forward, self._table:
+        with self._table, self._forward:
             if self.base.occupied_by == "an engine":
                 self.lanes.detach()
                 self.base.occupied_by = None
@@ -157,7 +157,7 @@ class Engine:
             The digest that is served from now on.
         """
         with self._loading:
-            fresh = self._stage(ref or name)
+            fresh = self._stage(ref or name, spare=1)
             with self._table:
                 old = self._serving.get(name)
                 self._serving[name] = fresh
@@ -205,6 +205,9 @@ class Engine:
             with self._table:
                 for job in jobs:
                     job.resident.users -= 1
+                stale = any(not job.resident.names for job in jobs)
+            if stale:
+                self._drop_unused()
         return [response for response in done if response is not None]
 
     def _of(self, ref: str) -> Resident:
@@ -223,8 +226,11 @@ class Engine:
                 fresh.names.add(ref)
             return fresh
 
-    def _stage(self, ref: str) -> Resident:
-        """Read a version and write it into a free lane; nothing is routed there yet. Held under `_loading`."""
+    def _stage(self, ref: str, *, spare: int = 0) -> Resident:
+        """Read a version and write it into a free lane; nothing is routed there yet. Held under `_loading`.
+
+        `spare` lanes beyond the capacity may be used: a swap stages beside the version that it replaces.
+        """
         loaded = read_adapter(self.registry, ref, self.base, encoders=self._encoders)
         with self._table:
             if loaded.digest in self._resident:
@@ -233,7 +239,7 @@ class Engine:
         unknown = sorted(set(loaded.low) - set(self.lanes.layers))
         if unknown:
             raise InputError(f"{ref} adapts a linear that the base does not have", got=unknown[0])
-        self._make_room()
+        self._make_room(spare)
         space = self._space(loaded)
         tables = {}
         if space.vectors is not None:
@@ -253,9 +259,9 @@ class Engine:
             self._spaces[key] = ItemSpace(catalogue, loaded.layout.text, loaded.shared, self.base)
         return self._spaces[key]
 
-    def _make_room(self) -> None:
+    def _make_room(self, spare: int) -> None:
         with self._table:
-            while len(self._resident) >= self.capacity:
+            while len(self._resident) >= self.capacity + spare:
                 idle = [r for digest, r in self._resident.items() if r.users == 0 and digest not in self._pinned]
                 if not idle:
                     raise InputError(
