@@ -23,10 +23,10 @@ from genre.lora import detach
 from genre.progress import Reporter
 from genre.sequences import collate
 from genre.versions import read_adapter
-from report import bars, curve, render
+from report import curve, intervals, render
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-USER = "308"
+USER = "196"
 TASKS = {"next_item": "ndcg@10", "like": "auc", "rating": "rmse"}
 OVERRIDES = {
     "next_item": ["train.epochs=2", "train.dropout=0.2", "data.max_events=60"],
@@ -179,7 +179,7 @@ def make_report(
 def make_page(report: dict[str, Any], runs: dict[str, Any]) -> str:
     """What report.html shows."""
     plots = {
-        name: bars(
+        name: intervals(
             {"adapter": (task["adapter"], task["interval"])}
             | {label: (value, task["baseline_intervals"][label]) for label, value in task["baselines"].items()},
             task["metric"],

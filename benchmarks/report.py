@@ -16,31 +16,31 @@ def render(template: str, **values: Any) -> str:
     return loader.get_template(template).render(**values)
 
 
-def bars(values: dict[str, tuple[float, list[float] | None]], label: str) -> Any:
-    """Horizontal bars with 95 % intervals; the first one is the adapter's."""
-    figure, axes = _figure(5.2, 0.42 * len(values) + 0.7)
-    names = [name.replace("_", " ") for name in values][::-1]
-    numbers = [value for value, _ in values.values()][::-1]
-    colours = [ACCENT if name == "adapter" else REST for name in names]
-    axes.barh(names, numbers, color=colours, height=0.62)
-    for place, (value, interval) in enumerate(list(values.values())[::-1]):
-        if interval:
-            axes.plot(interval, [place, place], color=INK, linewidth=1.4)
-        axes.text((interval or [0, value])[1], place, f"  {value:.4f}", va="center", fontsize=8, color=INK)
-    lows = [interval[0] if interval else value for value, interval in values.values()]
-    highs = [interval[1] if interval else value for value, interval in values.values()]
-    spread = max(highs) - min(lows)
-    axes.set_xlim(max(0.0, min(lows) - 0.35 * spread), max(highs) + 0.3 * spread)
+def intervals(values: dict[str, tuple[float, list[float] | None]], label: str) -> Any:
+    """Points with 95 % intervals; the first one is the adapter's."""
+    figure, axes = _figure(5.2, 0.4 * len(values) + 0.7)
+    for place, (name, (value, interval)) in enumerate(reversed(values.items())):
+        colour = ACCENT if name == "adapter" else INK
+        low, high = interval or [value, value]
+        axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round", alpha=0.45)
+        axes.plot(value, place, "o", color=colour, markersize=6)
+        axes.annotate(f"{value:.4f}", (high, place), (6, 0), textcoords="offset points", va="center", fontsize=8, color=colour)
+    axes.set_yticks(range(len(values)), [name.replace("_", " ") for name in reversed(values)])
+    axes.set_ylim(-0.6, len(values) - 0.4)
+    axes.margins(x=0.12)
+    axes.grid(axis="x", color=REST, alpha=0.25)
     axes.set_xlabel(label, fontsize=8, color=INK)
     return _svg(figure)
 
 
-def curve(lines: list[dict[str, Any]]) -> Any:
-    """Training loss by step."""
+def curve(lines: list[dict[str, Any]], window: int = 20) -> Any:
+    """Training loss by step, and its running mean."""
     figure, axes = _figure(5.2, 1.9)
-    points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    axes.plot([step for step, _ in points], [loss for _, loss in points], color=ACCENT, linewidth=1.2)
-    axes.set_xlabel("step", fontsize=8, color=INK)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    means = [sum(losses[max(0, i - window) : i + 1]) / len(losses[max(0, i - window) : i + 1]) for i in range(len(losses))]
+    axes.plot(losses, color=REST, linewidth=0.8, alpha=0.6)
+    axes.plot(means, color=ACCENT, linewidth=1.6)
+    axes.set_xlabel(f"step (line: mean of {window})", fontsize=8, color=INK)
     axes.set_ylabel("training loss", fontsize=8, color=INK)
     return _svg(figure)
 

@@ -134,7 +134,8 @@ def protocol(assembly: Assembly, task: Task) -> str:
     how = "transductive history" if assembly.split.transductive else "prequential: all earlier events are history"
     window = f"windows of {assembly.recipe.data.max_events} events"
     ranking = f"; full catalogue, seen items {task.seen}, mid-rank for equal scores" if task.kind == "next_item" else ""
-    return f"{kind} {config}; {how}; equal seconds in hash order; {window}{ranking}"
+    said = ", ".join(f"{key} {value}" for key, value in config.items())
+    return f"{kind} ({said}); {how}; equal seconds in hash order; {window}{ranking}"
 
 
 def read_adapter(registry: Registry, ref: str, base: Base, *, encoders: dict[str, SharedEncoder] | None = None) -> Loaded:
