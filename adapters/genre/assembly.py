@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from genre.base import Base
+from genre.catalogue import Catalogue
 from genre.collaborative import collaborative_vectors
 from genre.encoder import BehaviourEncoder, EncoderSpec
 from genre.errors import DataError, ManifestError, RecipeError
@@ -30,11 +31,13 @@ class SharedEncoder:
         encoder: The module, frozen unless it is being fitted.
         vocabulary: The feedback values that its codes stand for.
         digest: Of its published version; None while it is being fitted.
+        catalogue: The items that its version carries; None while it is being fitted.
     """
 
     encoder: BehaviourEncoder
     vocabulary: FeedbackVocabulary
     digest: str | None
+    catalogue: Catalogue | None = None
 
 
 @dataclass
@@ -143,7 +146,7 @@ def assemble(recipe: Recipe, log: Interactions, base: Base, shared: SharedEncode
     elif adapter.kind == "full":
         if base.quantization != "none":
             raise RecipeError("adapter.kind full", got=f"a base in {base.quantization}", expected="base.quantization none")
-        base.model.requires_grad_(True)
+        model.unfreeze()
     return Assembly(recipe, log, base, chosen, usable, builder, model, shared, {})
 
 

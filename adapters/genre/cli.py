@@ -67,17 +67,19 @@ def train(
 
     store = Registry(registry)
     run = jobs.train(wanted, registry=store, folder=out, resume=resume, reporter=Reporter.for_terminal())
-    published = store.publish(run, alias=alias)
     _show_figures({name: {"adapter": own, "baselines": run.baselines[name]} for name, own in run.metrics.items()})
-    print(f"published {published.ref} as {alias}; run folder {run.root}")
     result = {
-        "ref": published.ref,
-        "digest": published.digest,
         "run": str(run.root),
         "metrics": run.metrics,
         "baselines": run.baselines,
         "cost": run.manifest.cost.model_dump(),
     }
+    if run.files is None:
+        print(f"a full fine-tune is compared, not published; run folder {run.root}")
+    else:
+        published = store.publish(run, alias=alias)
+        result |= {"ref": published.ref, "digest": published.digest}
+        print(f"published {published.ref} as {alias}; run folder {run.root}")
     _write(json_file, result)
 
 

@@ -59,7 +59,7 @@ class Run:
 
     Attributes:
         root: The run folder.
-        folder: The files of the adapter version; None for a full fine-tune, which is compared but not published.
+        files: The files of the adapter version; None for a full fine-tune.
         manifest: Its manifest draft.
         metrics: For each task the test figures by metric, with intervals.
         baselines: For each task and baseline, the same.
@@ -67,11 +67,22 @@ class Run:
     """
 
     root: Path
-    folder: Path
+    files: Path | None
     manifest: Manifest
     metrics: dict[str, Figures]
     baselines: dict[str, dict[str, Figures]]
     encoder: str | None
+
+    @property
+    def folder(self) -> Path:
+        """The files to publish.
+
+        Raises:
+            RecipeError: The run is a full fine-tune, which is compared with adapters but never put beside them.
+        """
+        if self.files is None:
+            raise RecipeError("a full fine-tune is not published", got="adapter.kind full", expected="lora, rslora or head_only")
+        return self.files
 
 
 def open_log(path: str) -> Interactions:
@@ -238,16 +249,17 @@ def _finish(fitted: Fitted, root: Path, registry: Registry | None, say: Reporter
     baselines = {name: others for name, (_, others) in results.items()}
     cost = Cost(
         seconds=round(fitted.state.seconds, 3), tokens=fitted.state.tokens, peak_memory_bytes=fitted.peak_memory_bytes,
-        lora_params=count(dict(assembly.model.lora_parameters())),
+        lora_params=count(_updated(assembly)),
         head_params=sum(value.numel() for value in assembly.model.heads.parameters()),
     )  # fmt: skip
     encoder = assembly.shared.digest if assembly.shared else None
     reference = None
     if assembly.fits_encoder:
         encoder, reference = _publish_encoder(assembly, root, registry, cost)
-    folder = root / "version"
-    shutil.rmtree(folder, ignore_errors=True)
-    write_adapter(folder, assembly)
+    folder = None if assembly.recipe.adapter.kind == "full" else root / "version"
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_adapter(folder, assembly)
     manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics)
     report = {
         "metrics": metrics, "baselines": baselines, "validation": fitted.state.history, "cost": cost.model_dump(),
@@ -257,6 +269,13 @@ def _finish(fitted: Fitted, root: Path, registry: Registry | None, say: Reporter
     for reason, number in assembly.skipped.items():
         say.line(f"skipped: {number} {reason}")
     return Run(root, folder, manifest, metrics, baselines, reference)
+
+
+def _updated(assembly: Assembly) -> dict[str, torch.nn.Parameter]:
+    """What the run trained of the base: low-rank updates, or everything in a full fine-tune."""
+    if assembly.recipe.adapter.kind == "full":
+        return dict(assembly.base.model.named_parameters())
+    return dict(assembly.model.lora_parameters())
 
 
 def _publish_encoder(assembly: Assembly, root: Path, registry: Registry | None, cost: Cost) -> tuple[str, str]:

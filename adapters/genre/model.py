@@ -93,6 +93,7 @@ class Recommender(nn.Module):
         self.layers: dict[str, LoraLinear] = {}
         self.lora = nn.ModuleList()
         self.encoder = soft.encoder if soft is not None else None
+        self._before: dict[str, Tensor] = {}
         self.to(base.device)
 
     @property
@@ -122,8 +123,25 @@ class Recommender(nn.Module):
         self.layers, self.lora = layers, nn.ModuleList(layers.values())
         self.base.occupied_by = "one adapter's model"
 
+    def unfreeze(self) -> None:
+        """Let every weight of the base train, for comparison with a full fine-tune; `release` puts the old weights back.
+
+        Raises:
+            InputError: Something is attached to this base.
+        """
+        self.put({})
+        self._before = {name: value.detach().clone() for name, value in self.base.model.named_parameters()}
+        self.base.model.requires_grad_(True)
+
+    @torch.no_grad()
     def release(self) -> None:
-        """Take the low-rank layers off the base again; they keep their weights."""
+        """Leave the base as it was: without low-rank layers (which keep their weights), frozen, with its own weights."""
+        if self._before:
+            for name, value in self.base.model.named_parameters():
+                value.copy_(self._before[name])
+            self.base.model.requires_grad_(False)
+            self._before = {}
+            self.base.occupied_by = None
         if self.layers and self.base.occupied_by is not None:
             detach(self.base.model, self.layers)
             self.base.occupied_by = None

@@ -157,15 +157,14 @@ def read_adapter(registry: Registry, ref: str, base: Base, *, encoders: dict[str
     if manifest.kind == "encoder":
         raise ManifestError(f"{ref} is a behaviour encoder", got="encoder", expected="an adapter")
     _check(manifest, base)
-    shared = None
+    shared, catalogue = None, None
     if manifest.encoder is not None:
         held = encoders if encoders is not None else {}
         if manifest.encoder not in held:
             held[manifest.encoder] = read_encoder(registry, manifest.encoder, base)
         shared = held[manifest.encoder]
-        catalogue = read_catalogue(registry.fetch(registry.find(manifest.encoder)))
-    else:
-        catalogue = read_catalogue(folder)
+        catalogue = shared.catalogue
+    catalogue = catalogue or read_catalogue(folder)
     low: Low = {}
     if (folder / "adapter_model.safetensors").exists():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -188,10 +187,10 @@ def read_encoder(registry: Registry, digest: str, base: Base) -> SharedEncoder:
     _check(version.manifest, base)
     folder = registry.fetch(version)
     described = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-    ids = read_catalogue(folder).item_ids
-    encoder = BehaviourEncoder.restore(described["spec"], ids, load_file(folder / "encoder.safetensors"))
+    catalogue = read_catalogue(folder)
+    encoder = BehaviourEncoder.restore(described["spec"], catalogue.item_ids, load_file(folder / "encoder.safetensors"))
     vocabulary = FeedbackVocabulary(described["feedback"]["column"], tuple(described["feedback"]["values"]))
-    return SharedEncoder(encoder.to(base.device), vocabulary, digest)
+    return SharedEncoder(encoder.to(base.device), vocabulary, digest, catalogue)
 
 
 def _check(manifest: Manifest, base: Base) -> None:
