@@ -192,7 +192,7 @@ class Recommender(nn.Module):
             value = LOSSES[task.loss](self.output(name, hidden, batch), reads.labels)
             if not torch.isfinite(value):
                 raise DivergedError(
-                    f"the loss of task {name!r} is not finite", got=float(value), expected="a finite loss",
+                    f"the loss of task {name!r} is not finite", got=float(value.detach()), expected="a finite loss",
                     todo=f"look at the events {reads.events[:3].tolist()}…, or lower train.learning_rate",
                 )  # fmt: skip
             parts[name] = (float(value.detach()), len(reads.labels))
