@@ -330,7 +330,7 @@ class Engine:
         if not rows:
             return
         tables = {id(job.resident.space): job.inline.tables() for job in jobs}
-        lengths = np.array([len(row) for _, row in rows], dtype=np.int64)
+        lengths = np.array([max(map(len, job.rows)) for job, _ in rows])  # of the job: its rows stay in order when sorted
         for chosen in plan_batches(lengths, self.batch_tokens):
             part = [rows[i] for i in chosen]
             batch = collate([row for _, row in part], {}).to(self.base.device)
