@@ -121,7 +121,7 @@ class Recommender(nn.Module):
             )  # fmt: skip
         attach(self.base.model, layers)
         self.layers, self.lora = layers, nn.ModuleList(layers.values())
-        self.base.occupied_by = "one adapter's model"
+        self.base.occupied_by = "one adapter's model" if layers else None
 
     def unfreeze(self) -> None:
         """Let every weight of the base train, for comparison with a full fine-tune; `release` puts the old weights back.
