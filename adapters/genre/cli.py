@@ -7,13 +7,17 @@ imported in the commands that need them.
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genre import cli_base, cli_data, cli_recipe, cli_registry
 from genre._version import __version__
+from genre.cli_output import show_figures, show_list
 from genre.errors import GenreError, InputError
+
+if TYPE_CHECKING:
+    from genre.recipe import Recipe
 
 app = typer.Typer(
     name="genre",
@@ -27,9 +31,15 @@ app.add_typer(cli_base.app, name="base", help="Prepare and list bases.")
 app.add_typer(cli_recipe.app, name="recipe", help="Write and check recipes.")
 app.add_typer(cli_registry.app, name="registry", help="Look at and change a registry.")
 
-RegistryOption = Annotated[str, typer.Option("--registry", help="A registry: a folder or any fsspec URL.")]
-DataOption = Annotated[str, typer.Option("--data", help="A data set folder, or the name of one that comes as a package.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result there as JSON.")]
+RegistryOption = Annotated[str, typer.Option("--registry", metavar="DIR", help="A registry: a folder or any fsspec URL.")]
+DataOption = Annotated[
+    str, typer.Option("--data", metavar="DIR", help="A data set folder, or the name of one that comes as a package.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="Where the version's base is: a folder or a hub id; found by its name by default.")
+]
+RefArgument = Annotated[str, typer.Argument(metavar="REF", help="name, name@alias or name:version.")]
 
 
 def _version(asked: bool) -> None:
@@ -47,8 +57,10 @@ def _root(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a key: a.b=c; may be repeated.")] = None,
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=1; may be repeated.")
+    ] = None,
     registry: RegistryOption = "registry",
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/NAME/N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
@@ -60,14 +72,15 @@ def train(
     from genre.recipe import Recipe
 
     wanted = Recipe.read(recipe, overrides or [])
-    if resume and out is not None and not (out / "checkpoints" / "last.pt").exists():
-        raise InputError("there is nothing to resume", got=out, expected="checkpoints/last.pt", todo="train without --resume")
+    if resume:
+        _check_resumable(wanted, out)
+    _check_file(json_file, "--json")
     from genre import jobs
     from genre.registry import Registry
 
     store = Registry(registry)
     run = jobs.train(wanted, registry=store, folder=out, resume=resume, reporter=Reporter.for_terminal())
-    _show_figures({name: {"adapter": own, "baselines": run.baselines[name]} for name, own in run.metrics.items()})
+    show_figures({name: {"adapter": own, "baselines": run.baselines[name]} for name, own in run.metrics.items()})
     result = {
         "run": str(run.root),
         "metrics": run.metrics,
@@ -79,42 +92,48 @@ def train(
     else:
         published = store.publish(run, alias=alias)
         result |= {"ref": published.ref, "digest": published.digest}
-        print(f"published {published.ref} as {alias}; run folder {run.root}")
+        print(f"published {published.ref} as {alias} and latest; run folder {run.root}")
     _write(json_file, result)
 
 
 @app.command()
 def evaluate(
-    ref: Annotated[str, typer.Argument(help="name, name@alias or name:version.")],
+    ref: RefArgument,
     data: DataOption,
     registry: RegistryOption = "registry",
     part: Annotated[str, typer.Option(help="valid or test.")] = "test",
+    base: BaseOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Evaluate a published version under its own protocol, beside the baselines."""
     if part not in ("valid", "test"):
-        raise InputError("--part", got=part, expected="valid or test")
+        raise InputError("no such part", got=f"--part {part}", expected="valid or test")
+    _check_file(json_file, "--json")
     from genre import jobs
     from genre.progress import Reporter
     from genre.registry import Registry
 
-    found = jobs.evaluate(Registry(registry), ref, jobs.open_log(data), part=part, reporter=Reporter.for_terminal())
+    store = Registry(registry)
+    manifest = store.resolve(ref).manifest
+    log = jobs.open_log(data)
+    found = jobs.evaluate(store, ref, log, jobs.load_base(manifest, base), part=part, reporter=Reporter.for_terminal())
+    show_figures(found["tasks"])
     for name, line in found["protocol"].items():
-        print(f"{name}: {line}")
-    _show_figures(found["tasks"])
+        print(f"protocol of {name}: {line}")
     _write(json_file, found)
 
 
 @app.command()
 def recommend(
-    ref: Annotated[str, typer.Argument(help="name, name@alias or name:version.")],
+    ref: RefArgument,
     data: DataOption,
     user: Annotated[str | None, typer.Option("--user", help="A user of the data set.")] = None,
     all_users: Annotated[bool, typer.Option("--all-users", help="Every user, one JSON line each, to --output.")] = False,
-    output: Annotated[Path | None, typer.Option(help="The JSON lines file of --all-users.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="The JSON lines file of --all-users.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
     task: Annotated[str | None, typer.Option(help="Which task of a joint adapter.")] = None,
     registry: RegistryOption = "registry",
+    base: BaseOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Recommend for one user, or for all of them."""
@@ -123,21 +142,24 @@ def recommend(
             "name one user or all", got="both" if user else "neither", expected="--user ID or --all-users --output F"
         )
     if all_users and output is None:
-        raise InputError("--all-users needs --output F", todo="name a JSON lines file")
+        raise InputError("--all-users needs a file", got="no --output", expected="--output F", todo="name a JSON lines file")
+    if k < 1:
+        raise InputError("-k is too small", got=k, expected="1 or more")
+    _check_file(json_file, "--json")
+    _check_file(output, "--output")
     from genre import jobs
     from genre.engine import Request
-    from genre.interactions import Interactions
 
-    log: Interactions = jobs.open_log(data)
+    log = jobs.open_log(data)
     if user is not None:
         log.user_code(user)
-    engine = jobs.open_engine(registry, [ref], log)
+    engine = jobs.open_engine(registry, [ref], log, base=base)
     if user is not None:
         response = engine.score([Request(ref, user_id=user, k=k, task=task)])[0]
         if response.error is not None:
             raise InputError(response.error)
         titles = dict(zip(log.catalogue.item_ids, log.catalogue.titles(), strict=True))
-        _show_list(ref, response, titles)
+        show_list(ref, response, titles)
         _write(json_file, response.to_json())
         return
     assert output is not None
@@ -149,66 +171,47 @@ def recommend(
 @app.command()
 def score(
     data: DataOption,
-    source: Annotated[Path, typer.Option("--input", help="JSON lines of requests.")],
-    output: Annotated[Path, typer.Option(help="JSON lines of results.")],
+    source: Annotated[Path, typer.Option("--input", metavar="FILE", help="JSON lines of requests.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines of results.")],
     registry: RegistryOption = "registry",
-    engine: Annotated[str, typer.Option(help="local.")] = "local",
-    lanes: Annotated[int, typer.Option(min=1, help="Adapters that are resident at once.")] = 16,
+    engine: Annotated[str, typer.Option(help="local: an engine in this process.")] = "local",
+    lanes: Annotated[int, typer.Option(help="Adapters that are resident at once.")] = 16,
+    base: BaseOption = None,
 ) -> None:
     """Score a file of requests; a bad row gives an error row, nothing is dropped."""
     if engine != "local":
-        raise InputError("--engine", got=engine, expected="local")
+        raise InputError("no such engine", got=f"--engine {engine}", expected="local")
+    if lanes < 1:
+        raise InputError("--lanes is too small", got=lanes, expected="1 or more")
     if not source.is_file():
         raise InputError("no such input file", got=source, expected="JSON lines of requests")
+    _check_file(output, "--output")
     from genre import jobs
 
-    requests = jobs.read_requests(source)
-    refs = [request.adapter for request in requests if not isinstance(request, str)]
+    try:
+        requests = jobs.read_requests(source)
+    except UnicodeDecodeError as error:
+        raise InputError("the input is no UTF-8 text", got=f"{source}: {error.reason}", expected="JSON lines") from None
+    refs = [request.adapter for request in requests if not isinstance(request, dict)]
     if not refs:
         raise InputError("no row of the input is a request", got=source, expected='{"adapter": …, "history": […], "k": 10}')
-    running = jobs.open_engine(registry, list(dict.fromkeys(refs)), jobs.open_log(data), lanes=lanes)
+    running = jobs.open_engine(registry, list(dict.fromkeys(refs)), jobs.open_log(data), base=base, lanes=lanes)
     written, failed = jobs.stream(running, requests, len(requests), output)
     print(f"{written} rows in {output}, {failed} of them errors")
 
 
-def _show_figures(tasks: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    for name, found in tasks.items():
-        metrics = list(found["adapter"])
-        table = Table(title=f"task {name}", title_justify="left")
-        table.add_column("")
-        for metric in metrics:
-            table.add_column(metric, justify="right")
-        for label, figures in [("adapter", found["adapter"]), *found["baselines"].items()]:
-            table.add_row(label, *(_figure(figures.get(metric)) for metric in metrics))
-        counts = {figure["n"] for figure in found["adapter"].values()}
-        table.caption = f"95 % user-bootstrap intervals; n = {', '.join(f'{count:,}' for count in sorted(counts))}"
-        Console(width=None if sys.stdout.isatty() else 160).print(table)
+def _check_resumable(recipe: "Recipe", out: Path | None) -> None:
+    """Refuse before anything is written when there is no checkpoint to go on from."""
+    runs = Path("runs") / recipe.name
+    numbers = [int(path.name) for path in runs.glob("*") if path.name.isdigit()]
+    folder = out or runs / str(max(numbers, default=1))
+    if not (folder / "checkpoints" / "last.pt").is_file():
+        raise InputError("there is nothing to resume", got=folder, expected="checkpoints/last.pt", todo="train without --resume")
 
 
-def _figure(figure: dict[str, Any] | None) -> str:
-    if figure is None:
-        return "–"
-    if figure.get("interval") is None:
-        return f"{figure['value']:.4f}"
-    low, high = figure["interval"]
-    return f"{figure['value']:.4f} [{low:.3f}, {high:.3f}]"
-
-
-def _show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{ref} ({response.digest[:12]})", title_justify="left")
-    table.add_column("#", justify="right")
-    table.add_column("item")
-    table.add_column("title")
-    table.add_column("score", justify="right")
-    for place, item in enumerate(response.results, 1):
-        table.add_row(str(place), item.item_id, titles.get(item.item_id, ""), f"{item.score:.4f}")
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+def _check_file(path: Path | None, option: str) -> None:
+    if path is not None and path.is_dir():
+        raise InputError(f"{option} is a folder", got=path, expected="a file to write")
 
 
 def _write(path: Path | None, value: Any) -> None:
@@ -223,25 +226,36 @@ def _write(path: Path | None, value: Any) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; errors are one line on standard error and exit code 1 (failed job) or 2 (wrong input)."""
     try:
-        app(arguments, standalone_mode=False)
+        app(arguments, prog_name="genre", standalone_mode=False)
     except GenreError as error:
-        print(f"genre: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("genre: interrupted", file=sys.stderr)
-        return 1
+        return _fail("interrupted", 1)
     except OSError as error:
-        print(f"genre: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        return _fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             return _usage(error)
+        if "no space left on device" in str(error).lower():  # libraries wrap what the system said
+            return _fail("the disk is full; free some space or choose another folder", 1)
         raise
     return 0
 
 
+def _fail(message: str, code: int) -> int:
+    print("genre: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
 def _usage(error: Any) -> int:
-    if hasattr(error, "exit_code") and not hasattr(error, "format_message"):
-        return int(error.exit_code)
-    print(f"genre: {error.format_message()}; see genre --help", file=sys.stderr)
-    return 2
+    """What the parser refused, and where to read on; a group without a command has shown its help already."""
+    if not hasattr(error, "format_message"):
+        return int(getattr(error, "exit_code", 1))
+    message = error.format_message().strip().rstrip(".")
+    if not message:
+        return 2
+    context = error.ctx
+    commands = getattr(getattr(context, "command", None), "commands", None)
+    known = f": expected {', '.join(commands)}" if commands and message.startswith("No such command") else ""
+    where = context.command_path if context is not None else "genre"
+    return _fail(f"{message[0].lower()}{message[1:]}{known}; see {where} --help", 2)

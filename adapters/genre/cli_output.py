@@ -1,6 +1,7 @@
 """How commands speak.
 
-Owns: a spinner on a terminal, plain lines otherwise; a console that does not wrap when piped. Ignores what is said.
+Owns: a spinner on a terminal, plain lines otherwise; a console that does not wrap when piped; tables of figures and of
+recommended items. Ignores how what is said came about.
 
     with say_steps("preparing ml-100k") as say:
         say("downloading recbole 1.2.1 (2 MB)")
@@ -9,7 +10,7 @@ Owns: a spinner on a terminal, plain lines otherwise; a console that does not wr
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,3 +33,48 @@ def say_steps(title: str) -> Iterator[Callable[[str], None]]:
         return
     with err.status(title) as status:
         yield lambda step: status.update(f"{title}: {step}")
+
+
+def show_figures(tasks: dict[str, Any]) -> None:
+    """A table per task: a row per metric, the adapter with its interval, every baseline beside it."""
+    from rich.table import Table
+
+    for name, found in tasks.items():
+        table = Table(title=f"task {name}", title_justify="left")
+        table.add_column("metric", no_wrap=True)
+        table.add_column("n", justify="right", no_wrap=True)
+        table.add_column("adapter, 95 % interval", justify="right")
+        for baseline in found["baselines"]:
+            table.add_column(baseline.replace("_", " "), justify="right")
+        for metric, figure in found["adapter"].items():
+            others = (_value(figures.get(metric)) for figures in found["baselines"].values())
+            table.add_row(metric, f"{figure['n']:,}", _with_interval(figure), *others)
+        console().print(table)
+
+
+def _value(figure: dict[str, Any] | None) -> str:
+    return "–" if figure is None else f"{figure['value']:.4f}"
+
+
+def _with_interval(figure: dict[str, Any]) -> str:
+    if figure.get("interval") is None:
+        return _value(figure)
+    low, high = figure["interval"]
+    return f"{figure['value']:.4f} [{low:.3f}, {high:.3f}]"
+
+
+def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
+    """A table of one response's items, best first."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=f"{ref} ({response.digest[:12]})", title_justify="left")
+    table.add_column("#", justify="right")
+    table.add_column("item")
+    table.add_column("title")
+    table.add_column("score", justify="right", no_wrap=True)
+    for place, item in enumerate(response.results, 1):
+        table.add_row(str(place), escape(item.item_id), escape(titles.get(item.item_id, "")), f"{item.score:.4f}")
+    console().print(table)
+    if not response.results:
+        print("nothing is left to recommend: the user has seen every item")

@@ -25,7 +25,7 @@ import torch
 from genre.assembly import Assembly, SharedEncoder, assemble, needs_encoder
 from genre.base import Base
 from genre.baselines import feedback_baselines, ranking_baselines
-from genre.errors import DataError, ManifestError, NotFoundError, RecipeError
+from genre.errors import BaseModelError, DataError, ManifestError, NotFoundError, RecipeError, RegistryError
 from genre.evaluation import Targets, evaluate_feedback, evaluate_ranking
 from genre.evaluation_ranking import rank_in_blocks
 from genre.interactions import Interactions
@@ -133,12 +133,12 @@ def train(
     base = base or Base.load(recipe.base.name, quantization=recipe.base.quantization, depth=recipe.base.depth)
     _check_base(recipe, base)
     root = Path(folder) if folder is not None else _run_folder(recipe.name, resume)
-    root.mkdir(parents=True, exist_ok=True)
-    write_text(root / "recipe.yaml", recipe.dump())
-    write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
     shared = _find_encoder(recipe, log, base, registry, say)
     assembly = assemble(recipe, log, base, shared)
     try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_text(root / "recipe.yaml", recipe.dump())
+        write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
         fitted = fit(assembly, root, resume=resume, reporter=say)
         return _finish(fitted, root, registry, say)
     finally:
@@ -344,16 +344,29 @@ def _check_leak(encoder: Manifest, recipe: Recipe, log: Interactions) -> None:
         )  # fmt: skip
 
 
-def load_base(manifest: Manifest) -> Base:
+def load_base(manifest: Manifest, name: str | None = None) -> Base:
     """The base that a manifest names, at its depth.
 
+    Args:
+        manifest: Of a version.
+        name: Where the base is, for versions whose base came from a folder or has moved.
+
     Raises:
+        BaseModelError: Nothing of that name can be found.
         ManifestError: The weights of that name are others.
     """
-    quantization: Any = manifest.base.quantization
-    base = Base.load(manifest.base.name, quantization=quantization, depth=manifest.base.depth)
-    if base.fingerprint != manifest.base.fingerprint:
-        raise ManifestError("base.fingerprint", got=base.fingerprint, expected=manifest.base.fingerprint)
+    wanted = manifest.base
+    quantization: Any = wanted.quantization
+    try:
+        base = Base.load(name or wanted.name, quantization=quantization, depth=wanted.depth)
+    except BaseModelError as error:
+        if name is not None or not error.what.startswith("no base is called"):
+            raise
+        raise BaseModelError(error.what, expected=error.expected, todo="say where it is with --base") from None
+    if base.fingerprint != wanted.fingerprint:
+        raise ManifestError(
+            "base.fingerprint", got=base.fingerprint, expected=wanted.fingerprint, todo="name the base it was trained on"
+        )
     return base
 
 
@@ -408,20 +421,31 @@ def _plain(figures: dict[str, Any]) -> Figures:
     return found
 
 
-def open_engine(registry: str | Path, refs: list[str], log: Interactions | None, *, lanes: int = 16) -> Any:
-    """An engine on the base that the first reference was trained on.
+def open_engine(
+    registry: str | Path, refs: list[str], log: Interactions | None, *, base: str | None = None, lanes: int = 16
+) -> Any:
+    """An engine on the base of the first reference that means something; the others fail in their own rows.
 
     Raises:
-        NotFoundError, ManifestError: A reference means nothing, or does not fit that base.
+        NotFoundError: No reference means anything.
+        BaseModelError, ManifestError: That base cannot be found, or is another one now.
     """
     from genre.engine import Engine
 
     store = Registry(registry)
-    return Engine(load_base(store.resolve(refs[0]).manifest), store, lanes=lanes, data=log)
+    errors: list[RegistryError] = []
+    for ref in refs:
+        try:
+            manifest = store.resolve(ref).manifest
+        except RegistryError as error:
+            errors.append(error)
+        else:
+            return Engine(load_base(manifest, base), store, lanes=lanes, data=log)
+    raise errors[0]
 
 
 def read_requests(path: Path) -> list[Any]:
-    """Requests of a JSON lines file; a row that cannot be read is its error's text."""
+    """Requests of a JSON lines file; a row that cannot be read is its error row, with its id where it has one."""
     from genre.engine import Request
     from genre.errors import RequestError
 
@@ -430,12 +454,14 @@ def read_requests(path: Path) -> list[Any]:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
+            row: Any = None
             try:
-                rows.append(Request.from_json(json.loads(line)))
-            except ValueError as error:
-                rows.append(f"line {number} is no JSON: {error}")
+                row = json.loads(line)
+                rows.append(Request.from_json(row))
             except RequestError as error:
-                rows.append(f"line {number}: {error}")
+                rows.append({"id": row.get("id") if isinstance(row, dict) else None, "error": f"line {number}: {error}"})
+            except (ValueError, RecursionError) as error:
+                rows.append({"id": None, "error": f"line {number} is no JSON: {error}"})
     return rows
 
 
@@ -458,10 +484,10 @@ def stream(
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic(output) as aside, aside.open("w", encoding="utf-8") as file, say.bar("scoring", total) as bar:
         for block in batched(requests, at_once):
-            good = [request for request in block if not isinstance(request, str)]
+            good = [request for request in block if not isinstance(request, dict)]
             answers = iter(engine.score(good))
             for request in block:
-                row = {"id": None, "error": request} if isinstance(request, str) else next(answers).to_json()
+                row = request if isinstance(request, dict) else next(answers).to_json()
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 written, failed = written + 1, failed + ("error" in row)
             bar.advance(len(block))
