@@ -226,7 +226,7 @@ def _common(assembly: Assembly) -> dict[str, Any]:
     times = log.timestamps[assembly.usable]
     return {
         "base": BaseInfo(
-            name=base.name if "/" not in base.name.strip("/") else Path(base.name).name,
+            name=Path(base.name).name if Path(base.name).expanduser().is_dir() else base.name,  # no path of this machine
             fingerprint=base.fingerprint, depth=base.depth, quantization=base.quantization,
         ),
         "tokenizer": base.tokenizer_digest, "sequence": assembly.builder.layout.describe(), "catalogue": log.catalogue.digest,
