@@ -103,11 +103,14 @@ def evaluate(
     registry: RegistryOption = "registry",
     part: Annotated[str, typer.Option(help="valid or test.")] = "test",
     base: BaseOption = None,
+    quantization: Annotated[str | None, typer.Option(help="none, int8 or nf4, if not the one it was trained on.")] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Evaluate a published version under its own protocol, beside the baselines."""
     if part not in ("valid", "test"):
         raise InputError("no such part", got=f"--part {part}", expected="valid or test")
+    if quantization not in (None, "none", "int8", "nf4"):
+        raise InputError("no such quantization", got=f"--quantization {quantization}", expected="none, int8 or nf4")
     _check_file(json_file, "--json")
     from genre import jobs
     from genre.progress import Reporter
@@ -116,7 +119,8 @@ def evaluate(
     store = Registry(registry)
     manifest = store.resolve(ref).manifest
     log = jobs.open_log(data)
-    found = jobs.evaluate(store, ref, log, jobs.load_base(manifest, base), part=part, reporter=Reporter.for_terminal())
+    loaded = jobs.load_base(manifest, base, quantization=quantization)
+    found = jobs.evaluate(store, ref, log, loaded, part=part, reporter=Reporter.for_terminal())
     show_figures(found["tasks"])
     for name, line in found["protocol"].items():
         print(f"protocol of {name}: {line}")

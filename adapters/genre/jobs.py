@@ -344,21 +344,22 @@ def _check_leak(encoder: Manifest, recipe: Recipe, log: Interactions) -> None:
         )  # fmt: skip
 
 
-def load_base(manifest: Manifest, name: str | None = None) -> Base:
+def load_base(manifest: Manifest, name: str | None = None, *, quantization: str | None = None) -> Base:
     """The base that a manifest names, at its depth.
 
     Args:
         manifest: Of a version.
         name: Where the base is, for versions whose base came from a folder or has moved.
+        quantization: Another one than the version was trained on.
 
     Raises:
         BaseModelError: Nothing of that name can be found.
         ManifestError: The weights of that name are others.
     """
     wanted = manifest.base
-    quantization: Any = wanted.quantization
+    chosen: Any = quantization or wanted.quantization
     try:
-        base = Base.load(name or wanted.name, quantization=quantization, depth=wanted.depth)
+        base = Base.load(name or wanted.name, quantization=chosen, depth=wanted.depth)
     except BaseModelError as error:
         if name is not None or not error.what.startswith("no base is called"):
             raise
