@@ -51,7 +51,7 @@ def test_promote_and_roll_back(registry: Registry, two: tuple[Version, Version])
         call(registry, "promote", second.ref, "--floor", "auc")
     output = call(registry, "promote", second.ref, "--floor", "auc=.7").output
     assert "checked like.auc 0.74 >= 0.7" in output and f"like@production: {first.version} → {second.version}" in output
-    assert f"{second.version} → {first.version} (rollback, entry 4)" in call(registry, "rollback", "like").output
+    assert f"{second.version} → {first.version} (rollback, entry 5)" in call(registry, "rollback", "like").output
 
 
 def test_verify_and_gc(registry: Registry, two: tuple[Version, Version], tmp_path: Path) -> None:
