@@ -30,6 +30,8 @@ from genre.evaluation import Targets, evaluate_feedback, evaluate_ranking
 from genre.evaluation_ranking import rank_in_blocks
 from genre.interactions import Interactions
 from genre.interactions_splits import PARTS, SplitConfig, split
+from genre.lora import LoraLinear
+from genre.metrics_bootstrap import RESAMPLES
 from genre.model import Recommender, SoftTokens
 from genre.prediction import predict
 from genre.progress import Reporter
@@ -41,7 +43,9 @@ from genre.tasks import Task
 from genre.training import Fitted, atomic, fit
 from genre.versions import (
     Loaded,
+    Low,
     adapter_manifest,
+    by_split,
     count,
     encoder_manifest,
     read_adapter,
@@ -166,12 +170,14 @@ def evaluate(
     manifest = registry.resolve(ref).manifest
     base = base or load_base(manifest)
     loaded = read_adapter(registry, ref, base)
-    model, builder, chosen = restore(loaded, log, base)
-    try:
-        say.line(f"evaluating {ref} ({loaded.version}) on the {part} part")
-        results = measure(model, builder, chosen, part=PARTS[part], max_events=loaded.layout.max_events)
-    finally:
-        model.release()
+    say.line(f"evaluating {ref} ({loaded.version}) on the {part} part")
+    results: dict[str, tuple[Figures, dict[str, Figures]]] = {}
+    for one in by_split(loaded):
+        model, builder, chosen = restore(one, log, base)
+        try:
+            results |= measure(model, builder, chosen, part=PARTS[part], max_events=one.layout.max_events)
+        finally:
+            model.release()
     tasks = {name: {"adapter": own, "baselines": others} for name, (own, others) in results.items()}
     return {
         "ref": ref,
@@ -185,8 +191,6 @@ def evaluate(
 
 def restore(loaded: Loaded, log: Interactions, base: Base) -> tuple[Recommender, RowBuilder, Any]:
     """A published version as a model on a log, with the split it was trained under."""
-    from genre.lora import LoraLinear
-
     config = SplitConfig.model_validate((loaded.manifest.data.split or {}).get("split")) if loaded.manifest.data else None
     if config is None:
         raise ManifestError("data.split", got=None, expected="the split that the version was trained under")
@@ -194,15 +198,20 @@ def restore(loaded: Loaded, log: Interactions, base: Base) -> tuple[Recommender,
     if loaded.shared is not None:
         soft = SoftTokens(loaded.shared.encoder, loaded.shared.encoder.table(log.catalogue, base))
     model = Recommender(base, loaded.tasks.values(), dict(loaded.heads), soft)
-    layers: dict[str, LoraLinear] = {}
-    for name, (a, b, scale) in loaded.low.items():
-        layer = LoraLinear(base.model.get_submodule(name), rank=a.shape[0], scale=scale)
-        with torch.no_grad():
-            layer.lora_A.copy_(a)
-            layer.lora_B.copy_(b)
-        layers[name] = layer
-    model.put(layers)
+    model.put(low_layers(base, loaded.low))
     return model.eval(), RowBuilder(log, loaded.layout), split(log, config)
+
+
+@torch.no_grad()
+def low_layers(base: Base, low: Low) -> dict[str, LoraLinear]:
+    """A stored update as layers over the base's linears, ready for `Recommender.put`; the base is not touched."""
+    layers: dict[str, LoraLinear] = {}
+    for name, (a, b, scale) in low.items():
+        layer = LoraLinear(base.model.get_submodule(name), rank=a.shape[0], scale=scale)
+        layer.lora_A.copy_(a)
+        layer.lora_B.copy_(b)
+        layers[name] = layer
+    return layers
 
 
 def measure(
@@ -215,13 +224,18 @@ def measure(
         task = model.tasks[name]
         if not len(targets):
             continue
-        size = builder.log.catalogue.size
-        if task.kind == "next_item":
-            own = evaluate_ranking(task.metrics, targets, scores, top, size)
-        else:
-            own = evaluate_feedback(task.metrics, targets, scores)
-        results[name] = (_plain(own), _baselines(task, builder, chosen, targets))
+        own = figures_of(task, targets, scores, top, builder.log.catalogue.size)
+        results[name] = (own, _baselines(task, builder, chosen, targets))
     return results
+
+
+def figures_of(
+    task: Task, targets: Targets, scores: np.ndarray, top: np.ndarray | None, size: int, *, resamples: int = RESAMPLES
+) -> Figures:
+    """A task's metrics of what `predict` found, in a catalogue of `size` items."""
+    if task.kind == "next_item":
+        return _plain(evaluate_ranking(task.metrics, targets, scores, top, size, resamples=resamples))
+    return _plain(evaluate_feedback(task.metrics, targets, scores, resamples=resamples))
 
 
 def _baselines(task: Task, builder: RowBuilder, chosen: Any, targets: Targets) -> dict[str, Figures]:

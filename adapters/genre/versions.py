@@ -177,6 +177,26 @@ def read_adapter(registry: Registry, ref: str, base: Base, *, encoders: dict[str
     return Loaded(version.name, version.version, version.digest, manifest, low, tasks, heads, layout, shared, catalogue)
 
 
+def by_split(loaded: Loaded) -> list[Loaded]:
+    """A version as one for each split that its tasks are evaluated under: itself, but for merged versions."""
+    splits, data = loaded.manifest.notes.get("splits"), loaded.manifest.data
+    if not isinstance(splits, dict) or data is None:
+        return [loaded]
+    groups: dict[str, list[str]] = {}
+    for name in loaded.tasks:
+        groups.setdefault(json.dumps(splits[name], sort_keys=True), []).append(name)
+    found = []
+    for text, names in groups.items():
+        changed = data.model_copy(update={"split": {**(data.split or {}), "split": json.loads(text)}})
+        found.append(
+            dataclasses.replace(
+                loaded, manifest=loaded.manifest.model_copy(update={"data": changed}),
+                tasks={name: loaded.tasks[name] for name in names}, heads={name: loaded.heads[name] for name in names},
+            )
+        )  # fmt: skip
+    return found
+
+
 def read_encoder(registry: Registry, digest: str, base: Base) -> SharedEncoder:
     """Load a behaviour encoder by digest, frozen.
 
