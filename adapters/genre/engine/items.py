@@ -66,6 +66,7 @@ class Inline:
             raise RequestError("an item has an unknown column", got=stray[0], expected=", ".join(sorted(known)))
         key = json.dumps(columns, sort_keys=True, default=str)
         if key not in self.rows:
+            self._check(columns)
             self.rows[key] = columns
         return self.space.catalogue.size + list(self.rows).index(key)
 
@@ -76,6 +77,28 @@ class Inline:
         row = list(self.rows.values())[code - self.space.catalogue.size]
         return str(row.get("item_id") or row.get("title") or f"inline-{code - self.space.catalogue.size}")
 
+    def _check(self, columns: dict[str, Any]) -> None:
+        """Refuse an item that cannot become a row, so that it fails with its own request and not with the whole call."""
+        schema, shared = self.space.catalogue.frame.schema, self.space.shared
+        texts = all(isinstance(value, str) and schema[name] == pl.String for name, value in columns.items())
+        if not texts or (shared is not None and shared.encoder.spec.dense):
+            self._extra([columns])
+
+    def _extra(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], Tensor | None]:
+        """Texts and vectors of items that are given by their columns."""
+        space = self.space
+        try:
+            schema = {name: kind for name, kind in space.catalogue.frame.schema.items() if name != "item_id"}
+            values = [{name: row.get(name) for name in schema} for row in rows]
+            frame = pl.DataFrame(values, schema=schema).with_columns(
+                pl.Series("item_id", [f"\x00inline-{i}" for i in range(len(values))])
+            )
+            extra = Catalogue(frame.select("item_id", *schema))
+            vectors = None if space.shared is None else vectors_of(space.shared, extra, space.base)
+            return extra.texts(list(space.text)), vectors
+        except (TypeError, ValueError, RuntimeError, pl.exceptions.PolarsError, GenreError) as error:
+            raise RequestError("an inline item cannot be used", got=str(error).splitlines()[0][:160]) from None
+
     def tables(self) -> tuple[Sequence[str], Tensor | None]:
         """Texts and vectors of catalogue and inline items together.
 
@@ -85,19 +108,9 @@ class Inline:
         space = self.space
         if not self.rows:
             return space.texts, space.vectors
-        try:
-            schema = {name: kind for name, kind in space.catalogue.frame.schema.items() if name != "item_id"}
-            rows = [{name: row.get(name) for name in schema} for row in self.rows.values()]
-            frame = pl.DataFrame(rows, schema=schema).with_columns(
-                pl.Series("item_id", [f"\x00inline-{i}" for i in range(len(rows))])
-            )
-            extra = Catalogue(frame.select("item_id", *schema))
-            texts = [*space.texts, *extra.texts(list(space.text))]
-            if space.shared is None or space.vectors is None:
-                return texts, None
-            return texts, torch.cat([space.vectors, vectors_of(space.shared, extra, space.base)])
-        except (TypeError, ValueError, pl.exceptions.PolarsError, GenreError) as error:
-            raise RequestError("an inline item cannot be used", got=str(error).splitlines()[0][:160]) from None
+        texts, vectors = self._extra(list(self.rows.values()))
+        both = None if vectors is None or space.vectors is None else torch.cat([space.vectors, vectors])
+        return [*space.texts, *texts], both
 
 
 @torch.no_grad()

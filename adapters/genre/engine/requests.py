@@ -15,6 +15,13 @@ from genre.errors import RequestError
 MAX_CANDIDATES = 100_000
 MAX_HISTORY = 100_000
 
+_TYPES: tuple[tuple[str, type, str], ...] = (
+    ("user_id", str, "a text"),
+    ("task", str, "the name of a task"),
+    ("user", Mapping, "an object with the user's columns"),
+    ("exclude_seen", bool, "true or false"),
+)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -78,6 +85,14 @@ class Request:
         """
         if self.history is None and self.user_id is None:
             raise RequestError("a request needs a history or a user_id", todo="give history: [] for a user without events")
+        for name, kind, what in _TYPES:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise RequestError(f"{name} cannot be used", got=repr(value)[:80], expected=what)
+        for name in ("allow", "deny"):
+            stray = [item for item in getattr(self, name) or () if not isinstance(item, str)]
+            if stray:
+                raise RequestError(f"{name} cannot be used", got=repr(stray[0])[:80], expected="item ids")
         if self.k is not None and (not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1):
             raise RequestError("k cannot be used", got=repr(self.k), expected="a whole number from 1")
         if self.k is None and self.candidates is None:
@@ -93,6 +108,8 @@ class Request:
                     got=repr(event)[:80],
                     expected="item_id, or item with its columns",
                 )
+            if not isinstance(event.get("impression_id"), str | int | None):
+                raise RequestError("impression_id cannot be used", got=repr(event["impression_id"])[:80], expected="a text")
 
 
 @dataclass(frozen=True)
