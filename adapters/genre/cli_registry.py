@@ -31,13 +31,19 @@ def list_(
     """Names with their versions and aliases."""
     opened = _open(registry)
     rows = opened.list()
-    if name is None:
+    if name is None and not rows:
+        typer.echo(f"the registry at {registry} is empty; genre train publishes into it")
+    elif name is None:
         summary: dict[str, tuple[int, list[str]]] = {}
         for row in rows:
             count, aliases = summary.get(row.name, (0, []))
             summary[row.name] = (count + 1, aliases + [f"{alias} → {row.version}" for alias in row.aliases])
         _table(["name", "versions", "aliases"], [(key, count, ", ".join(sorted(a))) for key, (count, a) in summary.items()])
-        return
+    else:
+        _versions(opened, name, rows)
+
+
+def _versions(opened: "Registry", name: str, rows: list[Any]) -> None:
     opened.versions(name)
     mine = [(row, opened.resolve(f"{row.name}:{row.version}").manifest) for row in rows if row.name == name]
     cells = [(row.version, ", ".join(row.aliases), m.kind, m.created, _metrics(m)) for row, m in mine]

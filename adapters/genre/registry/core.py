@@ -53,7 +53,10 @@ class Registry:
 
             self.store = RemoteStore(text, dict(storage_options or {}))
         else:
-            self.store = LocalStore(Path(text.removeprefix("file://")))
+            folder = Path(text.removeprefix("file://"))
+            if folder.is_file():
+                raise RegistryError("a registry is a folder", got=f"the file {folder}", expected="a folder, or a new name")
+            self.store = LocalStore(folder)
 
     def publish(
         self, source: str | Path | Publishable, manifest: Manifest | None = None, *, alias: str | Iterable[str] = LATEST
@@ -326,7 +329,9 @@ class Registry:
 
     def _no_name(self, name: str) -> NotFoundError:
         known = self.store.names()
-        return NotFoundError(f"no adapter {name!r}", got=f"the registry at {self.url}", expected=_some(known) or "it is empty")
+        return NotFoundError(
+            f"no adapter {name!r}", got=f"the registry at {self.url}", expected=_some(known) or "a version in it, and it is empty"
+        )
 
     def _find(self, reference: str) -> Version | None:
         try:
