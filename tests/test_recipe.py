@@ -96,23 +96,23 @@ def test_an_unknown_key_that_is_near_nothing_lists_what_there_is():
 
 WRONG = [
     ("name", "Like it", "recipe: name: got 'Like it'; expected String should match pattern"),
-    ("base.quantization", "int4", "recipe: base.quantization: got 'int4'; expected Input should be 'none', 'int8' or 'nf4'"),
-    ("base.depth", 0, "recipe: base.depth: got 0; expected Input should be greater than or equal to 1"),
-    ("data.max_events", 1, "recipe: data.max_events: got 1; expected Input should be greater than or equal to 2"),
-    ("data.limit", 0, "recipe: data.limit: got 0; expected Input should be greater than or equal to 1"),
-    ("data.split", {"kind": "random"}, "recipe: data.split.kind: got 'random'; expected Input should be 'last_n', 'temporal'"),
+    ("base.quantization", "int4", "recipe: base.quantization: got 'int4'; expected 'none', 'int8' or 'nf4'"),
+    ("base.depth", 0, "recipe: base.depth: got 0; expected greater than or equal to 1"),
+    ("data.max_events", 1, "recipe: data.max_events: got 1; expected greater than or equal to 2"),
+    ("data.limit", 0, "recipe: data.limit: got 0; expected greater than or equal to 1"),
+    ("data.split", {"kind": "random"}, "recipe: data.split.kind: got 'random'; expected 'last_n', 'temporal'"),
     ("data.split", {"kind": "last_n", "valid": 0.1}, "recipe: data.split: expected valid does not apply to last_n"),
     ("data.split", {"kind": "given"}, "recipe: data.split: expected kind 'given' needs test_rows, such as 0-19999"),
-    ("sequence.item", "soft", "recipe: sequence.item: got 'soft'; expected Input should be 'text', 'token' or 'both'"),
-    ("encoder.dropout", 1.0, "recipe: encoder.dropout: got 1.0; expected Input should be less than 1"),
+    ("sequence.item", "soft", "recipe: sequence.item: got 'soft'; expected 'text', 'token' or 'both'"),
+    ("encoder.dropout", 1.0, "recipe: encoder.dropout: got 1.0; expected less than 1"),
     ("encoder.use", "none", "recipe: recipe: expected encoder.use none needs sequence.item text"),
-    ("adapter.rank", 0, "recipe: adapter.rank: got 0; expected Input should be greater than or equal to 1"),
-    ("adapter.kind", "dora", "recipe: adapter.kind: got 'dora'; expected Input should be 'lora', 'rslora'"),
-    ("adapter.alpha", -1, "recipe: adapter.alpha: got -1; expected Input should be greater than 0"),
-    ("train.learning_rate", "fast", "recipe: train.learning_rate: got 'fast'; expected Input should be a valid number"),
-    ("train.learning_rate", 0, "recipe: train.learning_rate: got 0; expected Input should be greater than 0"),
-    ("train.epochs", 0, "recipe: train.epochs: got 0; expected Input should be greater than or equal to 1"),
-    ("train.tracker", "wandb", "recipe: train.tracker: got 'wandb'; expected Input should be 'tensorboard' or 'none'"),
+    ("adapter.rank", 0, "recipe: adapter.rank: got 0; expected greater than or equal to 1"),
+    ("adapter.kind", "dora", "recipe: adapter.kind: got 'dora'; expected 'lora', 'rslora'"),
+    ("adapter.alpha", -1, "recipe: adapter.alpha: got -1; expected greater than 0"),
+    ("train.learning_rate", "fast", "recipe: train.learning_rate: got 'fast'; expected a valid number"),
+    ("train.learning_rate", 0, "recipe: train.learning_rate: got 0; expected greater than 0"),
+    ("train.epochs", 0, "recipe: train.epochs: got 0; expected greater than or equal to 1"),
+    ("train.tracker", "wandb", "recipe: train.tracker: got 'wandb'; expected 'tensorboard' or 'none'"),
     ("tasks", [], "recipe: tasks: got []; expected Tuple should have at least 1 item"),
     ("tasks", [PLAIN["tasks"][0]] * 2, "recipe: recipe: expected two tasks have the same name: like, like"),
     ("tasks.0.loss", "mse", "recipe: tasks.0: expected head 'binary' takes loss log_loss, not 'mse'"),
@@ -144,7 +144,7 @@ def test_a_missing_part_is_named():
 @pytest.mark.parametrize("row", [5, "like", None])
 def test_a_task_that_is_no_mapping_is_refused(row):
     text = refused(PLAIN | {"tasks": [row]})
-    assert text.startswith(f"recipe: tasks.0: got {row!r}; expected Input should be a valid dictionary")
+    assert text.startswith(f"recipe: tasks.0: got {row!r}; expected a valid dictionary")
 
 
 # --- files and overrides --------------------------------------------------------------------------------------------

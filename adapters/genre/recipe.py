@@ -228,7 +228,7 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
     got = first.get("input")
     more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     shown = None if isinstance(got, Mapping | BaseModel) else repr(got)[:80]
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     return RecipeError(f"{where}: {path or 'recipe'}", got=shown, expected=message + more)
 
 
