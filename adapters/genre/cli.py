@@ -72,8 +72,13 @@ def train(
     from genre.recipe import Recipe
 
     wanted = Recipe.read(recipe, overrides or [])
+    from genre.registry.names import check_name
+
+    check_name(alias, "alias")
     if resume:
         _check_resumable(wanted, out)
+    if out is not None and out.is_file():
+        raise InputError("--out is a file", got=out, expected="a folder, or a new name")
     _check_file(json_file, "--json")
     from genre import jobs
     from genre.registry import Registry
@@ -255,7 +260,7 @@ def _usage(error: Any) -> int:
     """What the parser refused, and where to read on; a group without a command has shown its help already."""
     if not hasattr(error, "format_message"):
         return int(getattr(error, "exit_code", 1))
-    message = error.format_message().strip().rstrip(".")
+    message = error.format_message().strip().rstrip(".").replace("Input should be", "expected")
     if not message:
         return 2
     context = error.ctx

@@ -3,7 +3,9 @@
 Owns: the two commands. Ignores: training.
 """
 
+import json
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from genre.interactions import Interactions
+    from genre.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -117,12 +120,8 @@ def check(
     from genre.jobs import open_log
 
     log = open_log(wanted.data.path)
-    column = wanted.sequence.feedback
-    if column is not None and column not in log.event_columns:
-        raise RecipeError(
-            f"sequence.feedback {column!r} is no column of the log", got=", ".join(log.event_columns) or "none",
-            todo="set sequence.feedback to one of them",
-        )  # fmt: skip
+    _check_columns(wanted, log)
+    _check_base(wanted.base.name, wanted.base.depth)
     chosen, usable = usable_events(log, wanted)
     columns = {name: log.column(name) for name in log.event_columns}
     valid, test = (chosen.part == 1).sum(), (chosen.part == 2).sum()
@@ -133,8 +132,46 @@ def check(
             continue
         labels = task.labels(columns)[usable]
         labels = labels[labels == labels]
+        if not len(labels) or labels.min() == labels.max():
+            raise RecipeError(
+                f"task {task.name!r}: label {task.label!r} tells no two training events apart",
+                got="no label" if not len(labels) else f"{labels[0]:g} for every event", todo="change the label",
+            )  # fmt: skip
         print(f"task {task.name}: {len(labels):,} training labels, mean {labels.mean():.4f}")
-    log.catalogue.texts(list(wanted.sequence.text))
-    for name in wanted.encoder.dense:
-        log.catalogue.dense(name)
     print("the recipe is fine")
+
+
+def _check_columns(recipe: "Recipe", log: "Interactions") -> None:
+    """Every column that the recipe names is there: feedback, item texts, dense columns, the instruction's user columns."""
+    column = recipe.sequence.feedback
+    if column is not None and column not in log.event_columns:
+        raise RecipeError(
+            f"sequence.feedback {column!r} is no column of the log", got=", ".join(log.event_columns) or "none",
+            todo="set sequence.feedback to one of them",
+        )  # fmt: skip
+    log.catalogue.texts(list(recipe.sequence.text))
+    for name in recipe.encoder.dense:
+        log.catalogue.dense(name)
+    users = [] if log.users is None else log.users.columns
+    for _, field, _, _ in Formatter().parse(recipe.sequence.instruction):
+        if field is not None and field not in users:
+            raise RecipeError(
+                f"sequence.instruction needs the user column {field!r}", got=", ".join(users) or "no user columns",
+                todo="take {" + field + "} out of it, or import the log with --users",
+            )  # fmt: skip
+
+
+def _check_base(name: str, depth: int | None) -> None:
+    """Look at what a base says of itself; nothing is loaded or fetched."""
+    from genre import sources
+    from genre.base import find
+
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            return  # a hub id
+        folder = (sources.prepared_path(name) if name in sources.BASES else find(name)) or folder
+    file = folder / "config.json"
+    layers = json.loads(file.read_text(encoding="utf-8")).get("num_hidden_layers") if file.is_file() else None
+    if depth is not None and layers is not None and depth > layers:
+        raise RecipeError("base.depth is out of range", got=depth, expected=f"1 to {layers} for base {name!r}")
