@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre import cli_base, cli_data, cli_recipe, cli_registry
+from genre import cli_base, cli_data, cli_merge, cli_recipe, cli_registry
 from genre._version import __version__
 from genre.cli_output import show_figures, show_list
 from genre.errors import GenreError, InputError
@@ -30,6 +30,7 @@ app.add_typer(cli_data.app, name="data", help="Prepare, import and describe data
 app.add_typer(cli_base.app, name="base", help="Prepare and list bases.")
 app.add_typer(cli_recipe.app, name="recipe", help="Write and check recipes.")
 app.add_typer(cli_registry.app, name="registry", help="Look at and change a registry.")
+app.command()(cli_merge.merge)
 
 RegistryOption = Annotated[str, typer.Option("--registry", metavar="DIR", help="A registry: a folder or any fsspec URL.")]
 DataOption = Annotated[

@@ -56,7 +56,7 @@ def merge(
         InputError: An argument is out of range.
         ManifestError: The ranks differ and the method needs equal ones.
     """
-    _check(updates, weights, method, rank, density)
+    check_arguments(len(updates), weights, method=method, rank=rank, density=density)
     names = list(dict.fromkeys(name for update in updates for name in update))
     if not names:
         return {}
@@ -78,13 +78,18 @@ def draw_seed(seed: int, name: str) -> int:
     return zlib.crc32(f"{seed}:{name}".encode())
 
 
-def _check(updates: Sequence[Update], weights: Sequence[float], method: str, rank: int | None, density: float) -> None:
+def check_arguments(count: int, weights: Sequence[float], *, method: str, rank: int | None, density: float) -> None:
+    """Check the arguments of `merge` for `count` updates.
+
+    Raises:
+        InputError: One is out of range.
+    """
     if method not in METHODS:
         raise InputError("no such method", got=method, expected=", ".join(METHODS))
-    if len(updates) < 2:
-        raise InputError("a merge needs at least two adapters", got=len(updates), expected="2 or more")
-    if len(weights) != len(updates):
-        raise InputError("weights", got=f"{len(weights)} for {len(updates)} adapters", expected="one per adapter")
+    if count < 2:
+        raise InputError("a merge needs at least two adapters", got=count, expected="2 or more")
+    if len(weights) != count:
+        raise InputError("weights", got=f"{len(weights)} for {count} adapters", expected="one per adapter")
     if not all(map(math.isfinite, weights)) or not any(weights):
         raise InputError("weights", got=", ".join(map(str, weights)), expected="finite numbers that are not all 0")
     if rank is not None and (method != "svd" or not 1 <= rank <= 1024):
