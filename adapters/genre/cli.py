@@ -30,7 +30,6 @@ app.add_typer(cli_data.app, name="data", help="Prepare, import and describe data
 app.add_typer(cli_base.app, name="base", help="Prepare and list bases.")
 app.add_typer(cli_recipe.app, name="recipe", help="Write and check recipes.")
 app.add_typer(cli_registry.app, name="registry", help="Look at and change a registry.")
-app.command()(cli_merge.merge)
 
 RegistryOption = Annotated[str, typer.Option("--registry", metavar="DIR", help="A registry: a folder or any fsspec URL.")]
 DataOption = Annotated[
@@ -210,6 +209,9 @@ def score(
     print(f"{written} rows in {output}, {failed} of them errors")
 
 
+app.command()(cli_merge.merge)
+
+
 def _check_resumable(recipe: "Recipe", out: Path | None) -> None:
     """Refuse before anything is written when there is no checkpoint to go on from."""
     runs = Path("runs") / recipe.name
@@ -266,6 +268,8 @@ def _usage(error: Any) -> int:
         return 2
     context = error.ctx
     commands = getattr(getattr(context, "command", None), "commands", None)
+    message, _, hint = message.partition(". ")
     known = f": expected {', '.join(commands)}" if commands and message.startswith("No such command") else ""
+    known += f"; {hint[0].lower()}{hint[1:]}" if hint else ""
     where = context.command_path if context is not None else "genre"
     return _fail(f"{message[0].lower()}{message[1:]}{known}; see {where} --help", 2)
