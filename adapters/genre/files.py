@@ -34,7 +34,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # Libraries wrap what the system said and keep the words, not always the type or the number.
-        full = "no space left on device" in str(error).lower()
+        full = any(words in str(error).lower() for words in ("no space left on device", "file too large", "quota exceeded"))
         if not full and not (isinstance(error, OSError) and error.errno in _DISK_ERRNOS):
             raise
         raise DiskError(

@@ -28,6 +28,7 @@ from genre.baselines import feedback_baselines, ranking_baselines
 from genre.errors import BaseModelError, DataError, ManifestError, NotFoundError, RecipeError, RegistryError
 from genre.evaluation import Targets, evaluate_feedback, evaluate_ranking
 from genre.evaluation_ranking import rank_in_blocks
+from genre.files import appearing_folder
 from genre.interactions import Interactions
 from genre.interactions_splits import PARTS, SplitConfig, split
 from genre.lora import LoraLinear
@@ -273,7 +274,8 @@ def _finish(fitted: Fitted, root: Path, registry: Registry | None, say: Reporter
     folder = None if assembly.recipe.adapter.kind == "full" else root / "version"
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
-        write_adapter(folder, assembly)
+        with appearing_folder(folder) as aside:
+            write_adapter(aside, assembly)
     manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics)
     report = {
         "metrics": metrics, "baselines": baselines, "validation": fitted.state.history, "cost": cost.model_dump(),
@@ -295,7 +297,8 @@ def _updated(assembly: Assembly) -> dict[str, torch.nn.Parameter]:
 def _publish_encoder(assembly: Assembly, root: Path, registry: Registry | None, cost: Cost) -> tuple[str, str]:
     folder = root / "encoder"
     shutil.rmtree(folder, ignore_errors=True)
-    write_encoder(folder, assembly)
+    with appearing_folder(folder) as aside:
+        write_encoder(aside, assembly)
     store = registry or Registry(root / "registry")
     name = encoder_name(assembly.log)
     published = store.publish(folder, encoder_manifest(assembly, name, cost=cost))

@@ -327,8 +327,10 @@ def atomic(path: Path) -> Iterator[Path]:
             got=error.strerror or str(error),
             todo="free some space or choose another folder",
         ) from None
-    except RuntimeError as error:  # torch.save reports a full disk as a RuntimeError
-        raise DiskError(f"{path} cannot be written", got=str(error).splitlines()[0], todo="free some space") from None
+    except RuntimeError as error:  # torch.save reports a full disk as a RuntimeError of its stream writer
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise DiskError(f"{path} cannot be written", got="a disk that takes no more bytes", todo="free some space") from None
     finally:
         aside.unlink(missing_ok=True)
 
