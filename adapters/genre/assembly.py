@@ -129,6 +129,7 @@ def assemble(recipe: Recipe, log: Interactions, base: Base, shared: SharedEncode
         max_events=recipe.data.max_events, soft_feedback=shared is not None,
     )  # fmt: skip
     builder = RowBuilder(log, layout)
+    builder.prefix(0)  # an instruction that names an unknown user column is refused before anything is written
     soft = None
     if shared is not None:
         shared.encoder.to(base.device)
