@@ -329,9 +329,8 @@ class Registry:
 
     def _no_name(self, name: str) -> NotFoundError:
         known = self.store.names()
-        return NotFoundError(
-            f"no adapter {name!r}", got=f"the registry at {self.url}", expected=_some(known) or "a version in it, and it is empty"
-        )
+        got = f"the registry at {self.url}" + ("" if known else ", which is empty")
+        return NotFoundError(f"no adapter {name!r}", got=got, expected=_some(known) or None)
 
     def _find(self, reference: str) -> Version | None:
         try:
