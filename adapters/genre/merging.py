@@ -50,7 +50,7 @@ def merge(
         seed: dare_ties: of the draws, which differ from linear to linear but not with the order of the linears.
 
     Returns:
-        For each linear that any parent adapts: A (R, in), B (out, R), both float32, and the scale 1.
+        For each linear that any parent adapts: A (R, in), B (out, R), both float32 on the CPU, and the scale 1.
 
     Raises:
         InputError: An argument is out of range.
@@ -104,7 +104,7 @@ def _parts(updates: Sequence[Update], weights: Sequence[float], name: str) -> li
     for update, weight in zip(updates, weights, strict=True):
         if name in update:
             a, b, scale = update[name]
-            found.append((a.detach().float(), b.detach().float(), weight * scale))
+            found.append((a.detach().float().cpu(), b.detach().float().cpu(), weight * scale))
     return found
 
 
