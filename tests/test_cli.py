@@ -6,7 +6,6 @@ import sys
 
 import polars as pl
 import pytest
-import yaml
 
 from builders import LIKE, NEXT, recipe
 from genre import cli
@@ -37,16 +36,15 @@ def run(capsys, *arguments):
 
 
 def test_help_imports_nothing_heavy():
-    code = (
-        "import sys, genre.cli; print({'torch', 'polars', 'numpy', 'transformers', 'pydantic', 'rich.table'} & set(sys.modules))"
-    )
+    code = "import sys, genre.cli; print({'torch', 'polars', 'numpy', 'transformers', 'rich.table'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() in ("set()", "{'pydantic'}")  # typer itself brings pydantic in some versions
+    assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize(
-    "command", ["", "train", "evaluate", "recommend", "score", "data import", "recipe new", "registry promote"]
-)
+SCREENS = ["", "train", "evaluate", "recommend", "score", "merge", "data import", "recipe new", "registry promote"]
+
+
+@pytest.mark.parametrize("command", SCREENS)
 def test_every_screen_of_help_fits_eighty_columns(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
@@ -98,16 +96,11 @@ def test_a_joint_adapter_asks_for_a_task(place, tiny, capsys):
 
 
 def test_a_user_who_has_seen_everything(place, tiny, capsys):
-    frame = pl.DataFrame(
-        {"user_id": ["a", "a", "b", "b", "c", "c"], "item_id": ["x", "y"] * 3, "timestamp": range(6), "rating": [1, 5] * 3}
-    )
-    Interactions.from_frame(frame, name="little").write("little")
-    split = {"kind": "last_n", "n": 1}
+    seen = {"user_id": [*"aabbcc"], "item_id": ["x", "y"] * 3, "timestamp": range(6), "rating": [1, 5] * 3}
+    Interactions.from_frame(pl.DataFrame(seen), name="little").write("little")
+    split = {"kind": "temporal", "valid": 0.0, "test": 0.2}
     sections = {"data": {"path": "little", "split": split, "min_events": 1}, "sequence": {"instruction": "", "text": []}}
     file = write_recipe(place, tiny, LIKE, **sections, encoder={"text": False, "collaborative": 0})
-    raw = yaml.safe_load((place / file).read_text())
-    raw["data"]["split"] = {"kind": "temporal", "valid": 0.0, "test": 0.2}
-    (place / file).write_text(yaml.safe_dump(raw))
     run(capsys, "train", file)
     shown = run(capsys, "recommend", "like", "--data", "little", "--base", tiny, "--user", "a")
     assert "nothing is left to recommend" in shown
@@ -136,23 +129,17 @@ def test_the_table_of_figures(capsys):
     assert "item mean" in shown and shown.startswith("task like")
 
 
-def shop(path, feedback, **items):
-    """A data set with some feedback columns."""
+def shop(path, feedback):
+    """A data set with some feedback columns, and items without a title."""
     size = len(next(iter(feedback.values())))
-    frame = {
-        "user_id": [f"u{i % 4}" for i in range(size)],
-        "item_id": [f"i{i % 5}" for i in range(size)],
-        "timestamp": range(size),
-    }
-    columns = pl.DataFrame({"item_id": [f"i{i}" for i in range(5)], **items}) if items else None
-    Interactions.from_frame(pl.DataFrame(frame | feedback), items=columns, name="shop").write(path)
+    events = {"user_id": [f"u{i % 4}" for i in range(size)], "item_id": [f"i{i % 5}" for i in range(size)]}
+    Interactions.from_frame(pl.DataFrame(events | {"timestamp": range(size)} | feedback), name="shop").write(path)
 
 
 LABELS = {
     "stars": ({"rating": [1.0, 2, 3, 3, 4, 4, 5, 5]}, "rating > 3"),
     "few likes": ({"rating": [1.0, 1, 1, 1, 1, 1, 1, 5]}, "rating > 1"),
     "halves": ({"rating": [0.5, 1.5, 1.5, 2.5]}, "rating > 0.5"),
-    "gaps": ({"rating": [1.0, None, None, 5.0]}, "rating > 1"),
     "clicks": ({"click": [0, 1, 0, 0]}, "click > 0"),
     "behaviour": ({"behaviour": ["view", "view", "view", "cart", "it's"]}, "behaviour == 'view'"),
     "rating first": ({"behaviour": ["view", "cart"], "rating": [1.0, 5.0]}, "rating > 1"),
