@@ -142,4 +142,4 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         coverage = [f"{name} {share:.1%}" for name, share in facts[f"{table}_columns"].items()]
         rows.append((f"{table} columns filled", ", ".join(coverage) or "none"))
     rows += [(f"skipped: {reason}", f"{count:,}") for reason, count in facts["skipped"].items()]
-    return [*rows, ("source", facts["source"]), ("licence", facts["licence"])]
+    return [*rows, ("source", facts["source"] or "not said"), ("licence", facts["licence"] or "not said")]

@@ -215,14 +215,24 @@ def _say(name: str, move: "Move") -> None:
 
 
 def _metrics(manifest: "Manifest") -> str:
-    rows = [(task, metric, value.value) for task, values in manifest.metrics.items() for metric, value in values.items()]
-    return ", ".join(f"{task}.{metric} {value:.4f}" for task, metric, value in rows)
+    """Of each task the metric that decides, where the manifest says which; `show` has them all."""
+    listed = {str(task["name"]): task.get("metrics") for task in manifest.tasks}
+    first = {name: metrics[0] for name, metrics in listed.items() if isinstance(metrics, list) and metrics}
+    rows = [
+        f"{task}.{metric} {value.value:.4f}"
+        for task, values in manifest.metrics.items()
+        for metric, value in values.items()
+        if first.get(task, metric) == metric
+    ]
+    return ", ".join(rows)
 
 
 def _table(columns: list[str], rows: list[tuple[Any, ...]]) -> None:
     from rich.table import Table
 
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a digest that is cut cannot be copied
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     console().print(table)
