@@ -2,6 +2,7 @@
 
 import json
 
+import polars as pl
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ import genre
 from builders import LIKE, NEXT, RATING, recipe, with_values
 from genre.assembly import assemble
 from genre.base import Base
-from genre.errors import DivergedError, InputError, JobError, RecipeError
+from genre.errors import DivergedError, GenreError, InputError, JobError, RecipeError
 from genre.progress import Reporter
 from genre.training import Loop, fit
 
@@ -279,3 +280,39 @@ def test_the_same_seed_gives_the_same_version(base, tiny, log, trained, tmp_path
 def test_the_tracker_gets_what_the_log_gets(build, tmp_path):
     fit(build(LIKE, train={"epochs": 1, "tracker": "tensorboard"}), tmp_path)
     assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+# --- corners ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="validate looks the first task's value up although it has no target")
+def test_a_first_task_without_validation_labels_leaves_the_next_one_to_decide(base, tiny, log, tmp_path):
+    """A joint adapter whose first column ends before the validation part begins."""
+    known = pl.when(pl.col("timestamp") < 12_000).then(pl.col("rating"))
+    frame = log.frame.drop("row").with_columns(known.alias("early"))
+    cut = genre.Interactions.from_frame(frame, items=log.catalogue.frame, users=log.users, name="cut")
+    early = {"name": "early", "kind": "feedback", "label": "early > 3"}
+    assembly = assemble(recipe(tiny, early, LIKE, sequence={"feedback": "rating"}, train={"epochs": 1}), cut, base)
+    try:
+        fitted = fit(assembly, tmp_path)
+    finally:
+        assembly.model.release()
+    assert fitted.state.history[0]["like.auc"] == fitted.state.best_value
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="nobody compares the classes with the label words")
+def test_more_classes_than_label_words_are_refused(build, tmp_path):
+    words = {"head": "verbalizer", "loss": "cross_entropy", "words": ["1", "2"], "label": "rating"}
+    with pytest.raises(GenreError, match="label words"):
+        fit(build(LIKE | words), tmp_path)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="resuming does not ask whether the run had stopped early")
+def test_resuming_a_run_that_stopped_early_trains_no_further(build, tmp_path):
+    """A run that is cut after its last epoch, while it is evaluated, goes on with evaluating."""
+    early = {"train": {"epochs": 12, "early_stop": 1, "learning_rate": 3e-2}}
+    stopped = fit(build(LIKE, **early), tmp_path)
+    wanted = weights(stopped.assembly)
+    assert stopped.state.epoch < 12
+    again = fit(build(LIKE, **early), tmp_path, resume=True)
+    assert again.state.epoch == stopped.state.epoch and same(weights(again.assembly), wanted)
