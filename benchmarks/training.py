@@ -6,7 +6,8 @@ The other way is what LLM recommenders commonly do (TALLRec's prompt, PEFT): eac
 user's ten latest titles, liked and disliked, and the answer Yes or No. Same base, depth, device, rank and linears, the
 same tokens per step; its batches are sorted by length and only the answer's logits are computed. Throughput alternates
 between the ways, step by step, after a warm-up. Time to quality trains the other way for `--minutes`, then trains ours
-until its validation AUC on the same targets is as high.
+until its validation AUC on the same targets is as high; `ours_without_history_heads` says how much of that is due to heads
+that start at the additive baseline (`encoder.fuse`).
 """
 
 import argparse
@@ -23,9 +24,10 @@ import torch
 import torch.nn.functional as F
 
 import genre
-from genre.assembly import assemble
+from genre.assembly import SharedEncoder, assemble, usable_events
 from genre.base import quiet
 from genre.evaluation import targets as targets_of
+from genre.interactions_splits import split
 from genre.jobs import environment, open_log, write_text
 from genre.metrics import auc
 from genre.prediction import predict
@@ -110,10 +112,12 @@ class Prompts:
 class Ours:
     """A recipe's training loop, a step at a time."""
 
-    def __init__(self, name: str, overrides: list[str], log: genre.Interactions, folder: Path) -> None:
+    def __init__(
+        self, name: str, overrides: list[str], log: genre.Interactions, folder: Path, shared: SharedEncoder | None = None
+    ) -> None:
         common = ["train.tracker=none", f"train.batch_tokens={TOKENS}", f"base.depth={DEPTH}", f"adapter.rank={RANK}"]
         self.recipe = genre.Recipe.read(RECIPES / f"{name}.yaml", [*common, *overrides])
-        self.assembly = assemble(self.recipe, log, genre.Base.load("smollm2-135m", depth=DEPTH))
+        self.assembly = assemble(self.recipe, log, genre.Base.load("smollm2-135m", depth=DEPTH), shared)
         self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
         self.loop.model.train()
         self.epoch, self.queue, self.rows = 0, [], []
@@ -135,13 +139,18 @@ class Ours:
 
 
 def throughput(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, rounds: int, out: Path) -> dict[str, Any]:
-    """Supervised targets per second of the three ways, alternating."""
+    """Supervised targets per second of the ways, alternating; `token` has a fitted encoder, as most tasks do."""
     prompts = Prompts(log, labels)
     queue = prompts.batches(np.random.default_rng(0).permutation(train))
+    fitting = Ours("like", ["encoder.use=fit"], log, out / "token-fit")
+    ready = Ours("like", ["encoder.use=fit"], log, out / "ready").assembly.shared
+    assert ready is not None
+    frozen = SharedEncoder(ready.encoder.eval().requires_grad_(False), ready.vocabulary, "shared")
     ways = {
         "prompts": lambda: prompts.step(next(queue)),
         "text": Ours("like_text", [], log, out / "text").step,
-        "token": Ours("like", ["encoder.use=fit"], log, out / "token").step,
+        "token": Ours("like", [], log, out / "token", frozen).step,
+        "token_fitting_the_encoder": fitting.step,
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 2):
@@ -156,15 +165,16 @@ def throughput(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, r
         "ratios": {
             "text_vs_prompts": median(a / b for a, b in zip(rates["text"], rates["prompts"], strict=True)),
             "token_vs_prompts": median(a / b for a, b in zip(rates["token"], rates["prompts"], strict=True)),
+            "token_fitting_vs_prompts": median(
+                a / b for a, b in zip(rates["token_fitting_the_encoder"], rates["prompts"], strict=True)
+            ),
         },
     }  # fmt: skip
 
 
 def quality(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, minutes: float, out: Path) -> dict[str, Any]:
     """Seconds that ours needs to the validation AUC that prompts reach in so many minutes; validation time is not counted."""
-    ours = Ours("like", ["encoder.use=fit"], log, out / "quality")
-    valid = targets_of(log, ours.assembly.split, 1, labels)
-    sample = np.sort(np.random.default_rng(1).choice(valid.event, size=min(1000, len(valid.event)), replace=False))
+    sample = validation_sample(log, labels)
     prompts = Prompts(log, labels)
     queue, spent, seen = prompts.batches(np.random.default_rng(0).permutation(train)), 0.0, 0
     while spent < 60 * minutes and (batch := next(queue, None)):
@@ -172,20 +182,32 @@ def quality(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, minu
         seen += prompts.step(batch)
         spent += time.perf_counter() - begun
     reached = auc(labels[sample], prompts.scores(sample))
-    seconds, best, checks = 0.0, 0.0, []
-    while best < reached and seconds < 60 * minutes:
-        begun = time.perf_counter()
-        for _ in range(2):
-            ours.step()
-        seconds += time.perf_counter() - begun
-        events, scores = ours.scores()
-        best = auc(labels[sample], scores[np.searchsorted(events, sample)])
-        checks.append({"seconds": seconds, "auc": best})
-    return {
-        "prompts": {"seconds": spent, "targets": seen, "auc": reached},
-        "ours": {"seconds": seconds, "auc": best, "checks": checks},
-        "n": len(sample), "ratios": {"time_to_quality": spent / seconds if best >= reached else None},
-    }  # fmt: skip
+    found = {"prompts": {"seconds": spent, "targets": seen, "auc": reached, "n": len(sample)}, **reach(log, labels, reached, out)}
+    return found | {"ratios": {"time_to_quality": spent / found["ours"]["seconds"]}}
+
+
+def validation_sample(log: genre.Interactions, labels: np.ndarray, size: int = 1000) -> np.ndarray:
+    """The validation events that both ways are compared on, seeded."""
+    valid = targets_of(log, split(log, genre.Recipe.read(RECIPES / "like.yaml").data.split), 1, labels)
+    return np.sort(np.random.default_rng(1).choice(valid.event, size=min(size, len(valid.event)), replace=False))
+
+
+def reach(log: genre.Interactions, labels: np.ndarray, wanted: float, out: Path, *, most: int = 200) -> dict[str, Any]:
+    """Training seconds of ours until the validation AUC is `wanted`: as it is, and with heads that see no history."""
+    sample, found = validation_sample(log, labels), {}
+    for name, overrides in {"ours": [], "ours_without_history_heads": ["encoder.fuse=false"]}.items():
+        ours = Ours("like", ["encoder.use=fit", *overrides], log, out / name)
+        seconds, steps, best = 0.0, 0, 0.0
+        while best < wanted and steps < most:
+            begun = time.perf_counter()
+            for _ in range(2):
+                ours.step()
+            seconds, steps = seconds + time.perf_counter() - begun, steps + 2
+            events, scores = ours.scores()
+            best = auc(labels[sample], scores[np.searchsorted(events, sample)])
+        found[name] = {"seconds": seconds if best >= wanted else None, "steps": steps, "auc": best, "wanted": wanted}
+        ours.assembly.model.release()
+    return found
 
 
 def main() -> None:
@@ -195,24 +217,26 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", choices=["throughput", "quality"])
+    parser.add_argument("--reach", type=float, metavar="AUC", help="only measure the seconds of ours to a validation AUC")
     options = parser.parse_args()
     log = open_log("data/ml-100k")
     labels = (log.column("rating") > 3).astype(np.float64)
     recipe = genre.Recipe.read(RECIPES / "like.yaml")
-    from genre.assembly import usable_events
-
     train = np.flatnonzero(usable_events(log, recipe)[1])
     out = options.json.parent / "training-runs"
     result: dict[str, Any] = {"environment": environment(), "depth": DEPTH, "rank": RANK, "tokens_per_step": TOKENS, "ratios": {}}
-    if options.only != "quality":
+    if options.reach is not None:
+        result["reach"] = reach(log, labels, options.reach, out)
+        options.only = "none"
+    if options.only in (None, "throughput"):
         result["throughput"] = throughput(log, labels, train, options.rounds, out)
         result["ratios"] |= result["throughput"].pop("ratios")
-    if options.only != "throughput":
+    if options.only in (None, "quality"):
         result["quality"] = quality(log, labels, train, options.minutes, out)
         result["ratios"] |= result["quality"].pop("ratios")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.json, json.dumps(result, indent=2) + "\n")
-    print(json.dumps({key: result[key] for key in ("throughput", "quality", "ratios") if key in result}, indent=2))
+    print(json.dumps({key: result[key] for key in ("throughput", "quality", "reach", "ratios") if key in result}, indent=2))
 
 
 if __name__ == "__main__":

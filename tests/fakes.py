@@ -33,9 +33,9 @@ def make_base(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0, 
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.1)
         model.save_pretrained(folder)
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-        ).save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(
+            folder
+        )
     return folder
 
 

@@ -94,9 +94,7 @@ def test_a_sibling_gives_nothing_away():
     assert scores == pytest.approx([(1 + SMOOTHING / 2) / (1 + SMOOTHING)] * 3)
 
 
-EVENTS = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(1, 5), st.integers(0, 9)), min_size=8, max_size=30
-)
+EVENTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(1, 5), st.integers(0, 9)), min_size=8, max_size=30)
 
 
 @settings(deadline=None)

@@ -411,7 +411,6 @@ def test_a_base_is_lent_once(base, trained):
         Engine(base, trained.registry, lanes=0)
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="restore builds layers before it looks whether the base is bare")
 def test_a_version_is_not_restored_on_an_engines_base(engine, base, trained):
     with pytest.raises(InputError, match="the base already carries adapters: got an engine"):
         restore(read_adapter(trained.registry, "like", base), trained.log, base)

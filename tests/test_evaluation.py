@@ -48,9 +48,7 @@ def brute_history(log, parts, target):
     return found
 
 
-LOGS = st.lists(
-    st.tuples(st.integers(0, 2), st.integers(0, 7), st.integers(0, 4), st.integers(-1, 2)), min_size=1, max_size=25
-)
+LOGS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 7), st.integers(0, 4), st.integers(-1, 2)), min_size=1, max_size=25)
 
 
 @settings(deadline=None)
@@ -138,9 +136,7 @@ def test_targets_drop_and_count_events_without_a_label():
         targets(log, parts, 2, np.ones(3))
 
 
-FOUND = Targets(
-    np.arange(4), np.array([0, 0, 1, 1], np.int32), np.array([0, 1, 2, 0], np.int32), np.array([1.0, 0, 1, 0])
-)
+FOUND = Targets(np.arange(4), np.array([0, 0, 1, 1], np.int32), np.array([0, 1, 2, 0], np.int32), np.array([1.0, 0, 1, 0]))
 
 
 def test_feedback_figures_by_hand():

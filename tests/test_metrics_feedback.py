@@ -12,9 +12,7 @@ from genre.errors import DataError
 from genre.metrics import accuracy, auc, ece, gauc, log_loss, macro_f1, mae, rmse, user_aucs
 
 EVENTS = st.lists(
-    st.tuples(
-        st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]), st.integers(0, 3), st.integers(0, 4)
-    ),
+    st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]), st.integers(0, 3), st.integers(0, 4)),
     min_size=1,
     max_size=40,
 )
@@ -58,9 +56,7 @@ def test_auc_by_hand_and_like_scikit_learn():
     assert auc([1, 0], [0.3, 0.3]) == 1 / 2
     random = np.random.default_rng(0)
     labels, scores, weights = random.integers(0, 2, 500), random.integers(0, 30, 500) / 30, random.random(500)
-    assert auc(labels, scores, weights=weights) == pytest.approx(
-        sk.roc_auc_score(labels, scores, sample_weight=weights)
-    )
+    assert auc(labels, scores, weights=weights) == pytest.approx(sk.roc_auc_score(labels, scores, sample_weight=weights))
 
 
 def test_gauc_leaves_out_and_counts_users_of_one_label():
@@ -96,9 +92,7 @@ def test_classes_like_scikit_learn():
     random = np.random.default_rng(1)
     scores, labels, weights = random.random((200, 5)), random.integers(0, 4, 200), random.random(200)
     best = scores.argmax(axis=1)
-    assert accuracy(labels, scores, weights=weights) == pytest.approx(
-        sk.accuracy_score(labels, best, sample_weight=weights)
-    )
+    assert accuracy(labels, scores, weights=weights) == pytest.approx(sk.accuracy_score(labels, best, sample_weight=weights))
     assert macro_f1(labels, scores, weights=weights) == pytest.approx(
         sk.f1_score(labels, best, average="macro", sample_weight=weights)
     )

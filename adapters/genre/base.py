@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from genre.errors import BaseModelError
+from genre.errors import BaseModelError, InputError
 
 Quantization = Literal["none", "int8", "nf4"]
 
@@ -176,6 +176,18 @@ class Base:
     def embedding_rms(self) -> float:
         """Root mean square of the token embedding's entries: the scale that soft tokens start at."""
         return float(self.embedding.weight[:4096].float().square().mean().sqrt())
+
+    def need_bare(self) -> None:
+        """Check that nothing is attached.
+
+        Raises:
+            InputError: Something is.
+        """
+        if self.occupied_by is not None:
+            raise InputError(
+                "the base already carries adapters", got=self.occupied_by, expected="a bare base",
+                todo="close the engine or the run that holds it, or load the base a second time",
+            )  # fmt: skip
 
     def hidden(self, embeds: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm.

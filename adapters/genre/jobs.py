@@ -192,6 +192,7 @@ def evaluate(
 
 def restore(loaded: Loaded, log: Interactions, base: Base) -> tuple[Recommender, RowBuilder, Any]:
     """A published version as a model on a log, with the split it was trained under."""
+    base.need_bare()
     config = SplitConfig.model_validate((loaded.manifest.data.split or {}).get("split")) if loaded.manifest.data else None
     if config is None:
         raise ManifestError("data.split", got=None, expected="the split that the version was trained under")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from genre.base import Base
 from genre.encoder import BehaviourEncoder, ItemTable
-from genre.errors import DivergedError, InputError
+from genre.errors import DivergedError
 from genre.heads import Head, View
 from genre.lora import LoraLinear, attach, detach, find_linears
 from genre.losses import LOSSES
@@ -114,11 +114,7 @@ class Recommender(nn.Module):
         Raises:
             InputError: Something else is attached to this base.
         """
-        if self.base.occupied_by is not None:
-            raise InputError(
-                "the base already carries adapters", got=self.base.occupied_by, expected="a bare base",
-                todo="close the engine or the run that holds it, or load the base a second time",
-            )  # fmt: skip
+        self.base.need_bare()
         attach(self.base.model, layers)
         self.layers, self.lora = layers, nn.ModuleList(layers.values())
         self.base.occupied_by = "one adapter's model" if layers else None

@@ -74,7 +74,7 @@ def evaluation_windows(log: Interactions, split: Split, part: int, *, max_events
         start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
         wanted = np.flatnonzero(split.part[start:end] == part)
         while len(wanted):
-            first = max(0, int(wanted[0]) - (max_events - stride))
+            first = 0 if wanted[-1] < max_events else max(0, int(wanted[0]) - (max_events - stride))
             events = np.arange(first, min(first + max_events, int(wanted[-1]) + 1))
             targets = np.isin(events, wanted)
             windows.append(Window(user, start + events, targets, _NONE))

@@ -95,8 +95,7 @@ class Engine:
         data: Interactions | None = None,
         batch_tokens: int = 8192,
     ) -> None:
-        if base.occupied_by is not None:
-            raise InputError("the base already carries adapters", got=base.occupied_by, expected="a bare base")
+        base.need_bare()
         if lanes < 1:
             raise InputError("lanes", got=lanes, expected="at least 1")
         self.base, self.registry, self.data, self.batch_tokens, self.capacity = (
