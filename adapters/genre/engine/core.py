@@ -168,13 +168,16 @@ class Engine:
 
     def unload(self, ref: str) -> None:
         """Let a reference mean nothing again, and free its lane once no request uses it."""
-        with self._table:
-            resident = self._serving.pop(ref, None)
-            if resident is None:
-                raise RequestError("nothing is loaded by that reference", got=ref, expected=", ".join(self._serving) or "none")
-            resident.names.discard(ref)
-            self._pinned.discard(resident.loaded.digest)
-        self._drop_unused()
+        with self._loading:
+            with self._table:
+                resident = self._serving.pop(ref, None)
+                if resident is None:
+                    raise RequestError(
+                        "nothing is loaded by that reference", got=ref, expected=", ".join(self._serving) or "none"
+                    )
+                resident.names.discard(ref)
+                self._pinned.discard(resident.loaded.digest)
+            self._drop_unused()
 
     def resident(self) -> dict[str, str]:
         """The references that are served and the digests they mean."""
@@ -205,8 +208,11 @@ class Engine:
                 for job in jobs:
                     job.resident.users -= 1
                 stale = any(not job.resident.names for job in jobs)
-            if stale:
-                self._drop_unused()
+            if stale and self._loading.acquire(blocking=False):  # who loads or swaps now drops them when done
+                try:
+                    self._drop_unused()
+                finally:
+                    self._loading.release()
         return [response for response in done if response is not None]
 
     def _of(self, ref: str) -> Resident:
@@ -279,6 +285,10 @@ class Engine:
             self.lanes.erase(resident.place)
 
     def _drop_unused(self) -> None:
+        """Free the lanes of versions that no reference means any more.
+
+        Held under `_loading`, as all eviction is: a version between being staged and being named must not be taken for unused.
+        """
         with self._table:
             for resident in [r for r in self._resident.values() if not r.names and r.users == 0]:
                 self._evict(resident)
