@@ -37,8 +37,7 @@ def test_every_target_has_one_score_in_the_logs_order(assembly, part):
     for task, (targets, scores, top) in predicted(assembly, part).items():
         assert targets.event.tolist() == wanted.tolist() and len(scores) == len(wanted)
         assert targets.item.tolist() == assembly.log.item_codes[wanted].tolist()
-        assert (top is None) == (task == "like")
-    assert targets.label is None
+        assert (top is None) == (task == "like") and (targets.label is None) == (task == "next_item")
     like, _, _ = predicted(assembly, part)["like"]
     assert like.label.tolist() == (assembly.log.column("rating")[wanted] > 3).astype(float).tolist()
 
@@ -52,9 +51,7 @@ def test_ranks_are_those_of_the_scores_over_the_catalogue(assembly):
     targets, ranks, top = predicted(assembly)["next_item"]
     table = np.zeros((len(targets), assembly.log.catalogue.size), dtype=np.float32)
     place = {event: row for row, event in enumerate(targets.event.tolist())}
-    for task, events, scores in outputs(
-        assembly.model, assembly.builder, assembly.split, TEST, max_events=10, batch_tokens=2048
-    ):
+    for task, events, scores in outputs(assembly.model, assembly.builder, assembly.split, TEST, max_events=10, batch_tokens=2048):
         if task == "next_item":
             table[[place[event] for event in events.tolist()]] = scores
     wanted = rank_in_blocks(assembly.log, assembly.split, targets, [(slice(0, len(targets)), table)], seen="masked")

@@ -135,6 +135,20 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(build, tmp_path, whe
         assert getattr(resumed.state, name) == getattr(through.state, name), name
 
 
+def test_the_best_weights_survive_an_interruption(build, tmp_path, monkeypatch):
+    """The first epoch was the best; the run is cut in the second and goes on to its end."""
+    kept, values = [], {0: 0.9, 1: 0.5}
+    monkeypatch.setattr(
+        Loop, "measure", lambda self: kept.append(weights(self.assembly)) or {"like.auc": values[self.state.epoch]}
+    )
+    with pytest.raises(JobError):
+        fit(build(LIKE), tmp_path, stop_at=12)
+    assert len(kept) == 1
+    resumed = fit(build(LIKE), tmp_path, resume=True)
+    assert len(kept) == 2 and not same(kept[0], kept[1])
+    assert same(weights(resumed.assembly), kept[0]) and resumed.state.best_value == 0.9
+
+
 def test_an_interrupted_run_leaves_a_checkpoint_and_says_how_to_go_on(build, tmp_path):
     with pytest.raises(JobError) as error:
         fit(build(LIKE), tmp_path, stop_at=2)
