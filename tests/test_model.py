@@ -185,6 +185,7 @@ def test_soft_tokens_stand_where_the_row_says(build):
 # --- bitsandbytes ----------------------------------------------------------------------------------------------------
 
 TOLERANCE = {"int8": 0.05, "nf4": 0.4}  # relative error of hidden states on random weights, which are the hard case
+SAME_WAY = {"int8": 0.95, "nf4": 0.5}  # cosine of gradients; nf4 without a gradient of its own gives .24
 # In evaluation mode bitsandbytes repacks nf4 weights for CPUs with AVX512-BF16, and that kernel has no gradient.
 NF4_WITHOUT_GRADIENT = pytest.mark.xfail(has_avx512bf16(), strict=True, reason="nf4 passes no gradient on this CPU")
 BITS = ["int8", pytest.param("nf4", marks=NF4_WITHOUT_GRADIENT)]
@@ -228,7 +229,7 @@ def test_gradients_through_a_quantized_base_point_the_same_way(build, wide, quan
             assembly.model.hidden(collate([branched(assembly, np.arange(3), None)], {}))  # as a validation would
         backward(assembly)
         found[kind] = torch.cat([p.grad.flatten() for n, p in assembly.model.lora_parameters() if "layers.0" in n])
-    assert torch.cosine_similarity(found["none"], found[quantization], 0) > 0.9
+    assert torch.cosine_similarity(found["none"], found[quantization], 0) > SAME_WAY[quantization]
 
 
 @torch.no_grad()
