@@ -25,7 +25,6 @@ def engine(base, trained):
         yield engine
 
 
-@pytest.mark.xfail(strict=True, reason="texts of new items are embedded outside of the forward lock, on another batch's lanes")
 def test_a_text_is_embedded_by_the_bare_base_while_another_batch_is_routed(engine, monkeypatch):
     """One thread stands inside a forward pass with its rows routed; another brings a new item meanwhile."""
     wanted = [scores(engine.score([request])[0]) for request in (PLAIN, INLINE)]

@@ -143,7 +143,6 @@ def test_an_impression_of_its_own_for_every_event_changes_nothing(base):
         probe.model.release()
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="_arrange takes neighbours only for siblings")
 def test_siblings_that_are_not_neighbours_do_not_see_each_other_either(base):
     log = small_log(impressions=True)
     names = log.frame["impression_id"].to_list()

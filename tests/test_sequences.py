@@ -123,7 +123,6 @@ def test_siblings_stand_side_by_side():
     assert row.next_reads.tolist() == [2, 4, 4, 4, 10]  # what comes next is asked before the whole impression
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="_arrange takes neighbours only for siblings")
 def test_the_same_impression_twice_apart_is_never_seen():
     """Ties are ordered by hash, so two impressions of one second can interleave; siblings need not be neighbours."""
     made = layout()

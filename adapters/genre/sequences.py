@@ -322,7 +322,11 @@ def _arrange(
     if groups is None or len(begins) < 2:
         return positions, hide, before, seen
     group = np.asarray(groups)
-    same = np.concatenate([[False], (group[1:] == group[:-1]) & (group[1:] >= 0)])
+    last, until = {int(number): event for event, number in enumerate(group)}, -1
+    same = np.zeros(len(group), dtype=bool)  # impressions that interleave share one span, so that no sibling is seen
+    for event, number in enumerate(group):
+        same[event] = event <= until
+        until = max(until, last[int(number)]) if number >= 0 else until
     if not same.any():
         return positions, hide, before, seen
     here, first, earlier, longest = prefix, 0, 0, 0

@@ -261,7 +261,7 @@ class Engine:
         catalogue = self.data.catalogue if self.data is not None else loaded.catalogue
         key = (loaded.shared.digest if loaded.shared else None, catalogue.digest, loaded.layout.text)
         if key not in self._spaces:
-            self._spaces[key] = ItemSpace(catalogue, loaded.layout.text, loaded.shared, self.base)
+            self._spaces[key] = ItemSpace(catalogue, loaded.layout.text, loaded.shared, self.base, self._forward)
         return self._spaces[key]
 
     def _make_room(self, spare: int) -> None:

@@ -5,6 +5,7 @@ Owns: the codes of one `score` call, the item vectors of each encoder for them. 
 
 import json
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import Any
 
 import polars as pl
@@ -26,12 +27,16 @@ class ItemSpace:
         vectors: (N, D) item vectors of the encoder; None without one.
     """
 
-    def __init__(self, catalogue: Catalogue, text: tuple[str, ...], shared: SharedEncoder | None, base: Base) -> None:
+    def __init__(
+        self, catalogue: Catalogue, text: tuple[str, ...], shared: SharedEncoder | None, base: Base, forward: Lock
+    ) -> None:
+        self.forward = forward
         self.catalogue, self.text, self.shared, self.base = catalogue, text, shared, base
         self.texts = catalogue.texts(list(text))
         self.vectors: Tensor | None = None
         if shared is not None:
-            self.vectors = vectors_of(shared, catalogue, base)
+            with forward:  # texts are embedded by the bare base: no other batch may route rows meanwhile
+                self.vectors = vectors_of(shared, catalogue, base)
 
 
 class Inline:
@@ -94,7 +99,8 @@ class Inline:
                 pl.Series("item_id", [f"\x00inline-{i}" for i in range(len(values))])
             )
             extra = Catalogue(frame.select("item_id", *schema))
-            vectors = None if space.shared is None else vectors_of(space.shared, extra, space.base)
+            with space.forward:
+                vectors = None if space.shared is None else vectors_of(space.shared, extra, space.base)
             return extra.texts(list(space.text)), vectors
         except (TypeError, ValueError, RuntimeError, pl.exceptions.PolarsError, GenreError) as error:
             raise RequestError("an inline item cannot be used", got=str(error).splitlines()[0][:160]) from None
