@@ -128,6 +128,9 @@ class Base:
                 raise BaseModelError(f"base {name!r} cannot be loaded", got=_first_line(error)) from None
         model.eval()
         model.requires_grad_(False)
+        for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         if quantization == "int8":
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
             warnings.filterwarnings("ignore", message="MatMul8bitLt", category=UserWarning)

@@ -211,8 +211,8 @@ class Loop:
 
     def validate(self) -> bool:
         """Evaluate the validation part; keep the weights if they are the best so far."""
-        first = self.recipe.tasks[0]
         values = self.measure()
+        first = next((task for task in self.recipe.tasks if f"{task.name}.{task.metrics[0]}" in values), self.recipe.tasks[0])
         if not values:  # nothing to validate on: the last weights are the ones to keep
             self.keep()
             return True
