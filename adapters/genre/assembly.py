@@ -76,10 +76,9 @@ def usable_events(log: Interactions, recipe: Recipe) -> tuple[Split, np.ndarray]
     for held in recipe.data.hold_out:
         usable &= split(log, held).part == 0
     if recipe.data.limit is not None and usable.sum() > recipe.data.limit:
-        newest = np.lexsort((log.rows, log.timestamps * usable))[::-1][: recipe.data.limit]
-        latest = np.zeros(len(usable), dtype=bool)
-        latest[newest] = True
-        usable &= latest
+        events = np.flatnonzero(usable)
+        oldest = np.lexsort((log.rows[events], log.timestamps[events]))[: -recipe.data.limit]
+        usable[events[oldest]] = False
     if not usable.any():
         raise DataError(
             "the split leaves no training events", got=f"{len(log)} events", expected="at least one",
