@@ -290,13 +290,13 @@ def test_a_disk_that_fills_in_training(size, refused, place):
 
 
 def test_a_disk_that_fills_while_the_version_is_written(refused, place, monkeypatch):
-    from genre import jobs
+    from genre.jobs import run
 
     def half(folder, assembly):
         (folder / "heads.safetensors").write_bytes(b"half")
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(jobs, "write_adapter", half)
-    run = [f"runs/like/1/{name}" for name in ("checkpoints/last.pt", "environment.json", "log.jsonl", "recipe.yaml")]
-    said = refused("train", "like.yaml", *QUICK, code=1, leaves=run)
+    monkeypatch.setattr(run, "write_adapter", half)
+    left = [f"runs/like/1/{name}" for name in ("checkpoints/last.pt", "environment.json", "log.jsonl", "recipe.yaml")]
+    said = refused("train", "like.yaml", *QUICK, code=1, leaves=left)
     assert contains(said, "cannot write", "no space left on device", "nothing half-written is left")

@@ -7,7 +7,7 @@ import pytest
 import genre
 from builders import LIKE, NEXT, recipe
 from genre.errors import ManifestError, RecipeError
-from genre.jobs import _check_leak, evaluate
+from genre.jobs import check_leak, evaluate
 from genre.progress import Reporter
 
 LAST = {"split": {"kind": "last_n", "n": 4}}  # reaches further back than the temporal split
@@ -67,12 +67,12 @@ def encoder(trained):
 
 
 def test_an_encoder_of_the_same_split_is_taken(trained, tiny, log):
-    _check_leak(encoder(trained), recipe(tiny, LIKE), log)
+    check_leak(encoder(trained), recipe(tiny, LIKE), log)
 
 
 def test_an_encoder_that_was_fitted_on_evaluated_events_is_refused(trained, tiny, log):
     with pytest.raises(ManifestError) as error:
-        _check_leak(encoder(trained), recipe(tiny, LIKE, data=LAST), log)
+        check_leak(encoder(trained), recipe(tiny, LIKE, data=LAST), log)
     text = str(error.value)
     assert text.startswith("the encoder was fitted on events that this recipe is evaluated on: got ")
     assert "events; expected none" in text and "data.hold_out" in text and "encoder.use: fit" in text
@@ -86,10 +86,10 @@ def test_an_encoder_of_another_log_is_taken_only_if_it_ends_before(trained, tiny
     for frame, fits in ((later, True), (overlapping, False)):
         other = genre.Interactions.from_frame(frame, items=log.catalogue.frame, users=log.users, name="planted")
         if fits:
-            _check_leak(encoder(trained), recipe(tiny, LIKE), other)
+            check_leak(encoder(trained), recipe(tiny, LIKE), other)
         else:
             with pytest.raises(ManifestError, match="fitted on another log that overlaps in time"):
-                _check_leak(encoder(trained), recipe(tiny, LIKE, data=LAST), other)
+                check_leak(encoder(trained), recipe(tiny, LIKE, data=LAST), other)
 
 
 def test_auto_fits_a_new_encoder_where_the_published_one_would_leak(tiny, base, log, tmp_path, said):

@@ -188,7 +188,7 @@ class Poisoned(Loop):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    monkeypatch.setattr("genre.training.Loop", Poisoned)
+    monkeypatch.setattr("genre.training.loop.Loop", Poisoned)
     return Poisoned
 
 

@@ -97,3 +97,28 @@ def _refuse_foreign(path: Path, marker: str | None) -> None:
         expected=f"a new folder{f', or one that holds {marker}' if marker else ''}",
         todo="choose another folder, or remove this one",
     )
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path beside the wanted one that is renamed into place when the block ends well, and removed when it does not.
+
+    Raises:
+        DiskError: The disk is full or not writable.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    except OSError as error:
+        raise DiskError(
+            f"{path} cannot be written",
+            got=error.strerror or str(error),
+            todo="free some space or choose another folder",
+        ) from None
+    except RuntimeError as error:  # torch.save reports a full disk as a RuntimeError of its stream writer
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise DiskError(f"{path} cannot be written", got="a disk that takes no more bytes", todo="free some space") from None
+    finally:
+        aside.unlink(missing_ok=True)

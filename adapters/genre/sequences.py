@@ -477,7 +477,7 @@ def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:
     return Reads(owners, reads, before, items, torch.from_numpy(label[known].astype(kind)), events)
 
 
-def plan_batches(lengths: np.ndarray, budget: int, order: np.ndarray | None = None, *, pool: int = 256) -> Iterator[np.ndarray]:
+def plan_batches(lengths: np.ndarray, budget: int, order: np.ndarray | None = None, *, pool: int = 2048) -> Iterator[np.ndarray]:
     """Groups of rows whose padded size stays within a token budget.
 
     Args:

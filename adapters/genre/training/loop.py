@@ -7,55 +7,24 @@ Owns: one run from its first step to its best weights. Ignores: the registry, co
 
 import json
 import math
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from genre.assembly import Assembly
-from genre.errors import DiskError, DivergedError, InputError, JobError
+from genre.errors import DivergedError, InputError, JobError
 from genre.evaluation import evaluate_feedback, evaluate_ranking
+from genre.files import atomic
 from genre.metrics import metric
 from genre.prediction import predict
 from genre.progress import Reporter
 from genre.sequences import Sequence, collate, plan_batches
+from genre.training.checks import check_trainable, check_trained
+from genre.training.state import Fitted, State, peak_memory_bytes
 from genre.windows import training_windows
-
-
-@dataclass
-class State:
-    """Where a run stands; what a checkpoint holds beside weights and optimizer."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    targets: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best_value: float | None = None
-    best_epoch: int = -1
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass
-class Fitted:
-    """A finished loop: the model holds its best weights.
-
-    Attributes:
-        state: Counters and the validation history.
-        peak_memory_bytes: Of the process on the CPU, of the device on CUDA.
-    """
-
-    assembly: Assembly
-    state: State
-    peak_memory_bytes: int
 
 
 def fit(
@@ -109,7 +78,7 @@ class Loop:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.model = assembly.model
         self.parameters = self.model.trainable()
-        _check_trainable(assembly, self.parameters)
+        check_trainable(assembly, self.parameters)
         self.start = {name: float(value.detach().float().sum()) for name, value in self.parameters.items()}
         tracked = self.train.tracker != "none"
         self.accelerator = Accelerator(
@@ -256,7 +225,7 @@ class Loop:
             with torch.no_grad():
                 for name, value in self.parameters.items():
                     value.copy_(self.best[name])
-        _check_trained(self.parameters, self.start)
+        check_trained(self.parameters, self.start)
 
     def record(self, values: dict[str, float]) -> None:
         """One line for the log file and the tracker."""
@@ -308,57 +277,3 @@ class Loop:
         """End the trackers and let go of accelerate's references."""
         self.accelerator.end_training()
         self.accelerator.free_memory()
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A path beside the wanted one that is renamed into place when the block ends well, and removed when it does not.
-
-    Raises:
-        DiskError: The disk is full or not writable.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    except OSError as error:
-        raise DiskError(
-            f"{path} cannot be written",
-            got=error.strerror or str(error),
-            todo="free some space or choose another folder",
-        ) from None
-    except RuntimeError as error:  # torch.save reports a full disk as a RuntimeError of its stream writer
-        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise DiskError(f"{path} cannot be written", got="a disk that takes no more bytes", todo="free some space") from None
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak resident memory of the process, or peak allocated memory of a CUDA device, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _check_trainable(assembly: Assembly, parameters: dict[str, nn.Parameter]) -> None:
-    """Exactly the adapter's parameters (and those of an encoder that is being fitted) train."""
-    kind = assembly.recipe.adapter.kind
-    allowed = tuple(["heads."] + (["encoder."] if assembly.fits_encoder else []) + (["base."] if kind == "full" else []))
-    lora = dict(assembly.model.lora_parameters())
-    stray = [name for name in parameters if name not in lora and not name.startswith(allowed)]
-    if stray or not parameters or (kind in ("lora", "rslora") and not lora):
-        raise JobError("the wrong parameters train", got=stray[:5] or "none", expected=f"those of a {kind} adapter")
-
-
-def _check_trained(parameters: dict[str, nn.Parameter], start: dict[str, float]) -> None:
-    """After the last step every part of the adapter is finite, and its update is not what it started as."""
-    for name, value in parameters.items():
-        if not torch.isfinite(value).all():
-            raise DivergedError(f"weight {name} is not finite after training", todo="lower train.learning_rate")
-    still = [name for name, value in parameters.items() if float(value.detach().float().sum()) == start[name]]
-    if len(still) == len(parameters) or any(name.endswith("lora_B") for name in still):
-        raise DivergedError("weights did not change in training", got=still[:3], expected="a gradient in every low-rank layer")

@@ -1,0 +1,34 @@
+"""The jobs that people ask for, wired: train, evaluate, recommend, score.
+
+Owns: which registry, run folder, encoder and baselines go into a job, and what it leaves behind. Ignores: arithmetic,
+command lines.
+
+    run = train(Recipe.read("recipes/like.yaml"), registry=Registry("registry"))
+    registry.publish(run, alias="production")
+"""
+
+from genre.jobs.encoders import check_leak, encoder_name
+from genre.jobs.evaluating import Figures, evaluate, figures_of, low_layers, measure, restore
+from genre.jobs.places import environment, load_base, open_log, write_text
+from genre.jobs.run import Run, train
+from genre.jobs.scoring import open_engine, read_requests, stream
+
+__all__ = [
+    "Figures",
+    "Run",
+    "check_leak",
+    "encoder_name",
+    "environment",
+    "evaluate",
+    "figures_of",
+    "load_base",
+    "low_layers",
+    "measure",
+    "open_engine",
+    "open_log",
+    "read_requests",
+    "restore",
+    "stream",
+    "train",
+    "write_text",
+]

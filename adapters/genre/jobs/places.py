@@ -1,0 +1,92 @@
+"""Where a job's parts are: its log, its base, its run folder; what it says of the machine."""
+
+import os
+import platform
+import time
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genre.base import Base
+from genre.errors import BaseModelError, DataError, ManifestError
+from genre.files import atomic
+from genre.interactions import Interactions
+from genre.registry.manifest import Manifest
+
+
+def open_log(path: str) -> Interactions:
+    """The log of a recipe: a data set folder, or a data set that comes as a package (prepared if need be).
+
+    Raises:
+        DataError: Neither.
+    """
+    from genre import sources
+
+    if Path(path).is_dir():
+        return Interactions.read(path)
+    name = Path(path).name
+    if name in sources.DATA:
+        return Interactions.read(sources.prepare_data(name))
+    raise DataError(
+        "no data set folder", got=path, expected=f"a folder with interactions.parquet, or one of {', '.join(sources.DATA)}",
+        todo="genre data prepare or genre data import makes one",
+    )  # fmt: skip
+
+
+def load_base(manifest: Manifest, name: str | None = None, *, quantization: str | None = None) -> Base:
+    """The base that a manifest names, at its depth.
+
+    Args:
+        manifest: Of a version.
+        name: Where the base is, for versions whose base came from a folder or has moved.
+        quantization: Another one than the version was trained on.
+
+    Raises:
+        BaseModelError: Nothing of that name can be found.
+        ManifestError: The weights of that name are others.
+    """
+    wanted = manifest.base
+    chosen: Any = quantization or wanted.quantization
+    try:
+        base = Base.load(name or wanted.name, quantization=chosen, depth=wanted.depth)
+    except BaseModelError as error:
+        if name is not None or not error.what.startswith("no base is called"):
+            raise
+        raise BaseModelError(error.what, expected=error.expected, todo="say where it is with --base") from None
+    if base.fingerprint != wanted.fingerprint:
+        raise ManifestError(
+            "base.fingerprint", got=base.fingerprint, expected=wanted.fingerprint, todo="name the base it was trained on"
+        )
+    return base
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, for the run folder and for reports."""
+    packages = ("genre-adapters", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "polars")
+    return {
+        "python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+        "packages": {name: package_version(name) for name in packages},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file at once: aside, then renamed.
+
+    Raises:
+        DiskError: The disk is full or not writable.
+    """
+    with atomic(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def run_folder(name: str, resume: bool) -> Path:
+    """The run folder of a recipe's name: the next number, or the last one to resume."""
+    parent = Path("runs") / name
+    numbers = sorted(int(path.name) for path in parent.glob("*") if path.name.isdigit()) if parent.is_dir() else []
+    if resume and numbers:
+        return parent / str(numbers[-1])
+    return parent / str((numbers[-1] if numbers else 0) + 1)

@@ -1,0 +1,151 @@
+"""One run: assemble, fit, evaluate once on the test part, leave a run folder that can be published."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from genre.assembly import Assembly, assemble
+from genre.base import Base
+from genre.errors import RecipeError
+from genre.files import appearing_folder
+from genre.interactions import Interactions
+from genre.interactions_splits import PARTS
+from genre.jobs.encoders import find_encoder, publish_encoder
+from genre.jobs.evaluating import Figures, measure
+from genre.jobs.places import environment, open_log, run_folder, write_text
+from genre.progress import Reporter
+from genre.recipe import Recipe
+from genre.registry import Registry
+from genre.registry.manifest import Cost, Manifest
+from genre.training import Fitted, fit
+from genre.versions import (
+    adapter_manifest,
+    count,
+    write_adapter,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, ready to be published.
+
+    Attributes:
+        root: The run folder.
+        files: The files of the adapter version; None for a full fine-tune.
+        manifest: Its manifest draft.
+        metrics: For each task the test figures by metric, with intervals.
+        baselines: For each task and baseline, the same.
+        encoder: The encoder that was fitted and published with it: its reference, or None.
+    """
+
+    root: Path
+    files: Path | None
+    manifest: Manifest
+    metrics: dict[str, Figures]
+    baselines: dict[str, dict[str, Figures]]
+    encoder: str | None
+
+    @property
+    def folder(self) -> Path:
+        """The files to publish.
+
+        Raises:
+            RecipeError: The run is a full fine-tune, which is compared with adapters but never put beside them.
+        """
+        if self.files is None:
+            raise RecipeError("a full fine-tune is not published", got="adapter.kind full", expected="lora, rslora or head_only")
+        return self.files
+
+
+def train(
+    recipe: Recipe,
+    *,
+    log: Interactions | None = None,
+    base: Base | None = None,
+    registry: Registry | None = None,
+    folder: Path | str | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Train a recipe's adapter, evaluate it once on the test part beside the baselines, and leave a run folder.
+
+    Args:
+        recipe: What to train.
+        log: Wins over the recipe's data path.
+        base: Wins over the recipe's base; its depth and quantization are checked against the recipe's.
+        registry: Where an encoder is looked for, and published if a new one is fitted; none fits a new one unpublished.
+        folder: The run folder; by default `runs/<name>/<n>`.
+        resume: Go on from the run folder's last checkpoint.
+        reporter: Where progress goes.
+
+    Raises:
+        GenreError: See the error's message; a run that diverges or is interrupted keeps its last checkpoint.
+    """
+    say = reporter or Reporter.silent()
+    log = log if log is not None else open_log(recipe.data.path)
+    base = base or Base.load(recipe.base.name, quantization=recipe.base.quantization, depth=recipe.base.depth)
+    _check_base(recipe, base)
+    root = Path(folder) if folder is not None else run_folder(recipe.name, resume)
+    shared = find_encoder(recipe, log, base, registry, say)
+    assembly = assemble(recipe, log, base, shared)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_text(root / "recipe.yaml", recipe.dump())
+        write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        fitted = fit(assembly, root, resume=resume, reporter=say)
+        return _finish(fitted, root, registry, say)
+    finally:
+        assembly.model.release()
+
+
+def _finish(fitted: Fitted, root: Path, registry: Registry | None, say: Reporter) -> Run:
+    assembly = fitted.assembly
+    say.line("evaluating on the test part, beside the baselines")
+    results = measure(
+        assembly.model, assembly.builder, assembly.split, part=PARTS["test"], max_events=assembly.recipe.data.max_events
+    )
+    metrics = {name: own for name, (own, _) in results.items()}
+    baselines = {name: others for name, (_, others) in results.items()}
+    cost = Cost(
+        seconds=round(fitted.state.seconds, 3), tokens=fitted.state.tokens, peak_memory_bytes=fitted.peak_memory_bytes,
+        lora_params=count(_updated(assembly)),
+        head_params=sum(value.numel() for value in assembly.model.heads.parameters()),
+    )  # fmt: skip
+    encoder = assembly.shared.digest if assembly.shared else None
+    reference = None
+    if assembly.fits_encoder:
+        encoder, reference = publish_encoder(assembly, root, registry, cost)
+    folder = None if assembly.recipe.adapter.kind == "full" else root / "version"
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with appearing_folder(folder) as aside:
+            write_adapter(aside, assembly)
+    manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics)
+    report = {
+        "metrics": metrics, "baselines": baselines, "validation": fitted.state.history, "cost": cost.model_dump(),
+        "skipped": assembly.skipped, "cut_texts": assembly.builder.cut,
+    }  # fmt: skip
+    write_text(root / "metrics.json", json.dumps(report, indent=2) + "\n")
+    for reason, number in assembly.skipped.items():
+        say.line(f"skipped: {number} {reason}")
+    return Run(root, folder, manifest, metrics, baselines, reference)
+
+
+def _updated(assembly: Assembly) -> dict[str, torch.nn.Parameter]:
+    """What the run trained of the base: low-rank updates, or everything in a full fine-tune."""
+    if assembly.recipe.adapter.kind == "full":
+        return dict(assembly.base.model.named_parameters())
+    return dict(assembly.model.lora_parameters())
+
+
+def _check_base(recipe: Recipe, base: Base) -> None:
+    wanted = recipe.base.depth or base.full_depth
+    for field, got, expected in (
+        ("base.depth", base.depth, wanted),
+        ("base.quantization", base.quantization, recipe.base.quantization),
+    ):
+        if got != expected:
+            raise RecipeError(f"the base that was given differs from the recipe in {field}", got=got, expected=expected)
