@@ -1,190 +1,79 @@
-"""Many adapters on one base, and many candidates on one history: ratios, side by side, alternating, fp32.
+"""Inference, side by side, alternating, fp32, on the embedded base: every bar of the engine in one JSON file.
 
-    python benchmarks/inference.py --json build/bench/inference.json [--only lanes|branches]
+    python benchmarks/inference.py --json build/bench/inference.json [--only lanes,branches,…]
 
-lanes      16 rows x 128 tokens, 16 adapters of rank 8 on all seven linears of every layer: the engine's lanes against the bare
-           base, PEFT's `adapter_names`, and `set_adapter` one adapter after the other; all give the same hidden states.
-branches   100 text candidates of 14 tokens on a history of 420 tokens: branches of one row against one prompt each (batched, no
-           padding) and against a prefix KV cache expanded over the candidates; all give the same hidden states.
+Parts: lanes, branches, tasks, candidates, many, swaps, memory, int8. Each can run alone; a file that exists keeps the parts that are not run again. `ratios.<name>` are throughput ratios
+(higher is better), `counts.<name>` the rest. Parts `lanes` and `branches` are described in inference_products.py, the
+others in inference_engine.py. `int8` needs a registry with a trained `like@production`: `make demo` leaves one.
 """
 
 import argparse
 import json
+import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
-import torch
-
 import genre
-from genre.base import quiet
-from genre.jobs import environment, write_text
-from genre.lanes import Lanes
-from genre.lora import find_linears, linear_shape
+from genre.jobs import environment, open_log, write_text
+from inference_engine import Shelf, candidates, many, memory, quantized, swaps, tasks
+from inference_products import branches, lanes
 
-ROWS, TOKENS, RANK = 16, 128, 8
-HISTORY, CANDIDATES, LENGTH = 420, 100, 14
+PARTS = ("lanes", "branches", "tasks", "candidates", "many", "swaps", "memory", "int8")
 
 
-def alternate(ways: dict[str, Callable[[], torch.Tensor]], rounds: int) -> tuple[dict[str, float], dict[str, float], float]:
-    """Median seconds of each way, median ratio of each to the first one round by round, and the largest difference of results."""
-    first = next(iter(ways))
-    results = {name: way() for name, way in ways.items()}
-    worst = max(float((result - results[first]).abs().max()) for result in results.values())
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            begun = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - begun)
-    ratios = {name: median(b / a for a, b in zip(seconds[first], values, strict=True)) for name, values in seconds.items()}
-    return {name: median(values) for name, values in seconds.items()}, ratios, worst
-
-
-@torch.inference_mode()
-def lanes(depth: int, rounds: int) -> dict[str, Any]:
-    """16 adapters in one batch."""
-    draw = torch.Generator().manual_seed(0)
-    ours = genre.Base.load("smollm2-135m", depth=depth)
-    names = find_linears(ours.model, "all-linear")
-    adapters = []
-    for _ in range(ROWS):
-        low = {}
-        for name in names:
-            inside, outside = linear_shape(ours.model.get_submodule(name))
-            a = torch.randn(RANK, inside, generator=draw) / inside**0.5
-            low[name] = (a, 0.02 * torch.randn(outside, RANK, generator=draw), 2.0)
-        adapters.append(low)
-    ids = torch.randint(0, 49152, (ROWS, TOKENS), generator=draw)
-    bare = genre.Base.load("smollm2-135m", depth=depth)
-    peft = _peft(genre.Base.load("smollm2-135m", depth=depth), names, adapters)
-    stack = Lanes(ours.model, names, slots=ROWS + 1, dtype=torch.float32)
-    places = [stack.write(low) for low in adapters]
-    embeds = bare.embedding(ids)
-
-    def mixed() -> torch.Tensor:
-        stack.route(places, ids.device)
-        hidden = ours.hidden(embeds)
-        stack.clear()
-        return hidden
-
-    def peft_mixed() -> torch.Tensor:
-        return peft(
-            inputs_embeds=embeds, adapter_names=[f"a{i}" for i in range(ROWS)], use_cache=False, output_hidden_states=True,
-            logits_to_keep=1,
-        ).hidden_states[-1]  # fmt: skip
-
-    def one_by_one() -> torch.Tensor:
-        parts = []
-        for number in range(ROWS):
-            peft.set_adapter(f"a{number}")
-            parts.append(
-                peft.base_model.model.model(inputs_embeds=embeds[number : number + 1], use_cache=False).last_hidden_state
-            )
-        return torch.cat(parts)
-
-    seconds, ratios, worst = alternate({"lanes": mixed, "peft_mixed": peft_mixed, "one_by_one": one_by_one}, rounds)
-    base_seconds, base_ratios, _ = alternate({"lanes": mixed, "base": lambda: bare.hidden(embeds)}, rounds)
-    return {
-        "depth": depth, "seconds": seconds | {"base": base_seconds["base"]}, "max_abs_difference": worst,
-        "ratios": {
-            "lanes_16_vs_base": base_ratios["base"], "lanes_16_vs_peft_mixed": ratios["peft_mixed"],
-            "lanes_16_vs_one_by_one": ratios["one_by_one"],
-        },
-    }  # fmt: skip
-
-
-def _peft(base: genre.Base, names: list[str], adapters: list[Any]) -> Any:
-    with quiet():
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=names, task_type="CAUSAL_LM")
-        model = get_peft_model(base.model, config, adapter_name="a0")
-        for number in range(1, len(adapters)):
-            model.add_adapter(f"a{number}", config)
-    for number, low in enumerate(adapters):
-        for name, (a, b, _) in low.items():
-            layer = model.base_model.model.get_submodule(name)
-            layer.lora_A[f"a{number}"].weight.copy_(a)
-            layer.lora_B[f"a{number}"].weight.copy_(b)
-    return model.eval()
-
-
-@torch.inference_mode()
-def branches(depth: int, rounds: int) -> dict[str, Any]:
-    """100 candidates on one history."""
-    from transformers import DynamicCache
-
-    from genre.sequences import Sequence, collate
-
-    draw = torch.Generator().manual_seed(0)
-    base = genre.Base.load("smollm2-135m", depth=depth)
-    history = torch.randint(0, 49152, (HISTORY,), generator=draw)
-    candidates = torch.randint(0, 49152, (CANDIDATES, LENGTH), generator=draw)
-
-    def row() -> Sequence:
-        total = HISTORY + CANDIDATES * LENGTH
-        positions, hide = np.arange(total, dtype=np.int32), np.zeros((total, 2), dtype=np.int32)
-        reads = HISTORY + LENGTH * (1 + np.arange(CANDIDATES)) - 1
-        for number in range(CANDIDATES):
-            start = HISTORY + number * LENGTH
-            positions[start : start + LENGTH] = HISTORY + np.arange(LENGTH)
-            hide[start : start + LENGTH] = (HISTORY, start)
-        none, empty = np.full(total, -1, dtype=np.int32), np.empty(0, dtype=np.int32)
-        return Sequence(
-            tokens=torch.cat([history, candidates.reshape(-1)]).numpy().astype(np.int32), items=none, feedback=none,
-            positions=positions, hide=hide, item_reads=empty, next_reads=empty, candidate_reads=reads, codes=empty, given=empty,
-            seen=empty, events=empty, targets=np.empty(0, dtype=bool), candidates=np.zeros(CANDIDATES, dtype=np.int32),
-            candidate_events=np.full(CANDIDATES, -1), trunk=HISTORY,
-        )  # fmt: skip
-
-    def one_row() -> torch.Tensor:
-        batch = collate([row()], {})
-        hidden = base.hidden(base.embedding(batch.tokens), batch.positions, batch.mask)
-        return hidden[0, HISTORY + LENGTH - 1 :: LENGTH]
-
-    def prompts() -> torch.Tensor:
-        parts = []
-        for start in range(0, CANDIDATES, 10):
-            some = candidates[start : start + 10]
-            ids = torch.cat([history.expand(len(some), -1), some], 1)
-            parts.append(base.hidden(base.embedding(ids))[:, -1])
-        return torch.cat(parts)
-
-    def kv_cache() -> torch.Tensor:
-        cache = DynamicCache(config=base.model.config)
-        base.body(input_ids=history[None], past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(CANDIDATES)
-        return base.body(input_ids=candidates, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-
-    seconds, ratios, worst = alternate({"branches": one_row, "prompts": prompts, "kv_cache": kv_cache}, rounds)
-    return {
-        "depth": depth, "seconds": seconds, "max_abs_difference": worst,
-        "ratios": {"branches_vs_prompts": ratios["prompts"], "branches_vs_kv_cache": ratios["kv_cache"]},
-    }  # fmt: skip
+def run(part: str, options: argparse.Namespace, log: genre.Interactions, folder: Path) -> dict[str, Any]:
+    """One part's figures."""
+    if part == "lanes":
+        return lanes(options.depth, options.rounds)
+    if part == "branches":
+        return branches(3 * options.depth, max(2, options.rounds // 4))
+    if part == "int8":
+        return quantized(log, options.registry)
+    if part == "tasks":
+        depth = 3 * options.depth
+        top = json.dumps(list(range(depth * 2 // 3, depth)))
+        return {"depth": depth} | tasks(
+            Shelf(folder, log, genre.Base.load("smollm2-135m", depth=depth), layers=top), max(3, options.rounds // 2)
+        )
+    shelf = Shelf(folder, log, genre.Base.load("smollm2-135m", depth=options.small))
+    found: dict[str, Any] = {"depth": options.small}
+    if part == "candidates":
+        return found | candidates(shelf, max(2, options.rounds // 3))
+    if part == "many":
+        return found | many(shelf, 2 * options.rounds)
+    if part == "swaps":
+        return found | swaps(shelf, 60)
+    return found | memory(shelf)
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, default=Path("build/bench/inference.json"))
-    parser.add_argument("--only", choices=["lanes", "branches"])
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), metavar="PART,PART")
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--depth", type=int, default=10, help="layers, for lanes; branches run on three times as many")
+    parser.add_argument("--depth", type=int, default=10, help="layers for lanes; branches and tasks run on three times as many")
+    parser.add_argument("--small", type=int, default=4, help="layers for candidates, many, swaps and memory")
+    parser.add_argument("--registry", type=Path, default=Path("build/demo/registry"), help="with like@production, for int8")
     options = parser.parse_args()
-    result: dict[str, Any] = {"environment": environment(), "ratios": {}}
-    if options.only != "branches":
-        result["lanes"] = lanes(options.depth, options.rounds)
-        result["ratios"] |= result["lanes"].pop("ratios")
-    if options.only != "lanes":
-        result["branches"] = branches(3 * options.depth, max(2, options.rounds // 4))
-        result["ratios"] |= result["branches"].pop("ratios")
+    unknown = sorted(set(options.only) - set(PARTS))
+    if unknown:
+        parser.error(f"no such part: {', '.join(unknown)}; expected {', '.join(PARTS)}")
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.json, json.dumps(result, indent=2) + "\n")
-    print(json.dumps({key: result[key] for key in ("lanes", "branches", "ratios") if key in result}, indent=2))
+    result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {"ratios": {}, "counts": {}}
+    log = open_log("data/ml-100k")
+    for part in options.only:
+        begun = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(part, options, log, Path(folder))
+        result["ratios"] |= found.pop("ratios", {})
+        result["counts"] |= found.pop("counts", {})
+        result[part] = found | {"took_seconds": round(time.perf_counter() - begun, 1)}
+        result["environment"] = environment()
+        write_text(options.json, json.dumps(result, indent=2) + "\n")
+        print(f"{part}: {json.dumps(found)}", flush=True)
+    print(json.dumps({"ratios": result["ratios"], "counts": result["counts"]}, indent=2))
 
 
 if __name__ == "__main__":
