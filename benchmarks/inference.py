@@ -2,9 +2,9 @@
 
     python benchmarks/inference.py --json build/bench/inference.json [--only lanes,branches,…]
 
-Parts: lanes, branches, tasks, candidates, many, swaps, memory, int8. Each can run alone; a file that exists keeps the parts that are not run again. `ratios.<name>` are throughput ratios
-(higher is better), `counts.<name>` the rest. Parts `lanes` and `branches` are described in inference_products.py, the
-others in inference_engine.py. `int8` needs a registry with a trained `like@production`: `make demo` leaves one.
+Parts: lanes, branches (see inference_products.py), tasks, candidates, many, swaps, memory, int8 (inference_engine.py). Each
+can run alone; a file that exists keeps the parts that are not run again. `ratios.<name>` are throughput ratios (higher is
+better), `counts.<name>` the rest. `int8` needs a registry with a trained `like@production`: `make demo` leaves one.
 """
 
 import argparse
