@@ -82,6 +82,10 @@ class JobError(GenreError):
     """The input was right but the job failed (exit code 1)."""
 
 
+class InterruptedJobError(JobError):
+    """The user stopped the job; what it had done is kept, and it can go on."""
+
+
 class DownloadError(JobError):
     """A package could not be fetched or does not have the pinned checksum."""
 

@@ -8,6 +8,7 @@ Owns: one run from its first step to its best weights. Ignores: the registry, co
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genre.assembly import Assembly
-from genre.errors import DivergedError, InputError, JobError
+from genre.errors import DivergedError, InputError, InterruptedJobError
 from genre.evaluation import evaluate_feedback, evaluate_ranking
 from genre.files import atomic
 from genre.metrics import metric
@@ -24,7 +25,7 @@ from genre.progress import Reporter
 from genre.sequences import Sequence, collate, plan_batches
 from genre.training.checks import check_trainable, check_trained
 from genre.training.state import Fitted, State, peak_memory_bytes
-from genre.windows import training_windows
+from genre.windows import chosen_windows, training_windows
 
 
 def fit(
@@ -34,6 +35,7 @@ def fit(
     resume: bool = False,
     reporter: Reporter | None = None,
     stop_at: int | None = None,
+    on_validation: Callable[[State], None] | None = None,
 ) -> Fitted:
     """Train an assembled run and leave the best validated weights in its model.
 
@@ -43,20 +45,22 @@ def fit(
         resume: Go on from `checkpoints/last.pt`.
         reporter: Where progress goes; silent if None.
         stop_at: Stop as if interrupted after so many steps (for tests of resuming).
+        on_validation: Told of the state after every epoch, once its checkpoint is written; what it raises ends the run.
 
     Raises:
         DivergedError: A loss, a gradient or a weight is not finite; the last good checkpoint stays.
-        JobError: Interrupted; the message says how to go on.
+        InterruptedJobError: Interrupted; the message says how to go on.
         InputError: There is nothing to resume.
     """
     loop = Loop(assembly, folder, reporter or Reporter.silent(), stop_at)
+    loop.on_validation = on_validation
     if resume:
         loop.restore()
     try:
         loop.run()
     except KeyboardInterrupt:
         loop.save("last")
-        raise JobError(
+        raise InterruptedJobError(
             f"interrupted after step {loop.state.step}",
             got="Ctrl-C",
             todo=f"the same command with --resume goes on from {folder}",
@@ -94,6 +98,7 @@ class Loop:
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.supervise = assembly.builder.supervise(list(self.recipe.tasks))
         self.best: dict[str, Tensor] = {}
+        self.on_validation: Callable[[State], None] | None = None
 
     def run(self) -> None:
         """Train to the last epoch or the early stop, then put the best weights back."""
@@ -103,6 +108,8 @@ class Loop:
             improved = self.validate()
             self.state.epoch, self.state.batch = self.state.epoch + 1, 0
             self.save("last")
+            if self.on_validation is not None:
+                self.on_validation(self.state)
             recent = self.state.epoch - 1 - self.state.best_epoch
             stale = 0 if improved else recent
             if self.train.early_stop is not None and stale >= self.train.early_stop:
@@ -137,13 +144,11 @@ class Loop:
         """The rows of an epoch and its batches; a function of seed and epoch alone, so that a resumed run sees the same."""
         draw = np.random.default_rng([self.train.seed, epoch])
         data = self.recipe.data
-        windows, skipped = training_windows(
-            self.assembly.log,
-            self.assembly.usable,
-            max_events=data.max_events,
-            min_events=data.min_events,
-            shift=draw.random(),
-        )
+        log, usable, sizes = self.assembly.log, self.assembly.usable, {"max_events": data.max_events, "min_events": data.min_events}
+        if self.assembly.supervised is None:
+            windows, skipped = training_windows(log, usable, shift=draw.random(), **sizes)
+        else:
+            windows, skipped = chosen_windows(log, usable, self.assembly.supervised, **sizes)
         if skipped:
             self.assembly.skipped["events of users with fewer than min_events"] = skipped
         if not windows:
