@@ -17,6 +17,7 @@ from genre.errors import DataError, ManifestError, RecipeError
 from genre.heads import BinaryHead, CatalogueHead, Head, ScalarHead, make_head
 from genre.interactions import Interactions
 from genre.interactions_splits import Split, split
+from genre.lora import LoraLinear
 from genre.model import Recommender, SoftTokens
 from genre.recipe import Recipe
 from genre.rows import RowBuilder
@@ -40,12 +41,30 @@ class SharedEncoder:
     catalogue: Catalogue | None = None
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a run goes on from instead of fresh parts: those of a published version, which are trained in place.
+
+    Attributes:
+        shared: The encoder it was trained with; None for text-only adapters.
+        layout: How events become rows.
+        heads: One per task.
+        layers: The low-rank layers by the name of the linear they hold, on no base yet.
+    """
+
+    shared: SharedEncoder | None
+    layout: Layout
+    heads: dict[str, Head]
+    layers: dict[str, LoraLinear]
+
+
 @dataclass
 class Assembly:
     """The parts of one run, wired.
 
     Attributes:
         usable: (n,) bool, events that train.
+        supervised: (n,) bool, the usable events that are targets; None for all of them.
         skipped: Events that do not train although the split gives them to training, by reason.
     """
 
@@ -58,6 +77,7 @@ class Assembly:
     model: Recommender
     shared: SharedEncoder | None
     skipped: dict[str, int]
+    supervised: np.ndarray | None = None
 
     @property
     def fits_encoder(self) -> bool:
@@ -148,6 +168,33 @@ def assemble(recipe: Recipe, log: Interactions, base: Base, shared: SharedEncode
             raise RecipeError("adapter.kind full", got=f"a base in {base.quantization}", expected="base.quantization none")
         model.unfreeze()
     return Assembly(recipe, log, base, chosen, usable, builder, model, shared, {})
+
+
+def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, supervised: np.ndarray) -> Assembly:
+    """Wire a run that goes on from trained parts; nothing is made anew, and the encoder stays as it is.
+
+    Args:
+        start: The parts; heads and layers are trained in place.
+        recipe: The resolved recipe, of the same tasks, sequence and adapter as the parts.
+        log: The log, whose catalogue may have grown.
+        base: The base, bare; it carries the layers until `model.release()`.
+        supervised: (n,) bool, events that are targets; those that the split does not give to training are left out.
+
+    Raises:
+        DataError: The log lacks a column, or nothing is left to train on.
+    """
+    torch.manual_seed(recipe.train.seed)
+    chosen, usable = usable_events(log, recipe)
+    builder = RowBuilder(log, start.layout)
+    builder.prefix(0)
+    soft = None
+    if start.shared is not None:
+        soft = SoftTokens(start.shared.encoder, start.shared.encoder.table(log.catalogue, base))
+    for head in start.heads.values():
+        head.requires_grad_(True).dropout.p = recipe.train.dropout
+    model = Recommender(base, recipe.tasks, start.heads, soft, dropout=recipe.train.dropout)
+    model.put(start.layers)
+    return Assembly(recipe, log, base, chosen, usable, builder, model, start.shared, {}, supervised & usable)
 
 
 def fresh_encoder(

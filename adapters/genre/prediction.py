@@ -19,6 +19,7 @@ from genre.sequences import collate, plan_batches
 from genre.windows import evaluation_windows
 
 Advance = Callable[[int], None]
+Predicted = dict[str, tuple[Targets, np.ndarray, np.ndarray | None]]
 
 
 @torch.no_grad()
@@ -65,7 +66,7 @@ def predict(
     max_events: int,
     batch_tokens: int,
     advance: Advance | None = None,
-) -> dict[str, tuple[Targets, np.ndarray, np.ndarray | None]]:
+) -> Predicted:
     """Every task's targets and predictions, in the log's order.
 
     Returns:

@@ -34,6 +34,7 @@ from genre.sequences import FeedbackVocabulary, Layout
 from genre.tasks import Task
 
 Low = dict[str, tuple[Tensor, Tensor, float]]
+CATALOGUE = "catalogue.jsonl"
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def write_adapter(folder: Path, assembly: Assembly) -> None:
     if state:
         save_file(state, folder / "heads.safetensors", metadata={"format": "pt"})
     (folder / "recipe.yaml").write_text(assembly.recipe.dump(), encoding="utf-8")
-    if assembly.shared is None:
-        write_catalogue(folder, assembly.log.catalogue, assembly.recipe.sequence.text)
+    shared = assembly.shared
+    if shared is None or (shared.catalogue and any(item not in shared.catalogue for item in assembly.log.catalogue.item_ids)):
+        write_catalogue(folder, assembly.log.catalogue, _item_columns(assembly))
 
 
 def write_encoder(folder: Path, assembly: Assembly) -> None:
@@ -85,14 +87,20 @@ def write_encoder(folder: Path, assembly: Assembly) -> None:
         "feedback": {"column": vocabulary.column, "values": list(vocabulary.values)},
     }
     _write_json(folder / "encoder.json", described)
-    columns = [*assembly.recipe.sequence.text, *(name for name, _ in encoder.spec.dense)]
-    write_catalogue(folder, assembly.log.catalogue, tuple(columns))
+    write_catalogue(folder, assembly.log.catalogue, _item_columns(assembly))
+
+
+def _item_columns(assembly: Assembly) -> tuple[str, ...]:
+    """The item columns that an assembly reads, as text or as features."""
+    spec = assembly.shared.encoder.spec if assembly.shared else None
+    features = (*spec.text, *(name for name, _ in spec.dense)) if spec else ()
+    return (*assembly.recipe.sequence.text, *features)
 
 
 def write_catalogue(folder: Path, catalogue: Catalogue, columns: tuple[str, ...]) -> None:
     """The items' ids, titles and used columns, so that a version serves requests by id without the data set."""
     wanted = ["item_id", *dict.fromkeys(("title", *columns))]
-    catalogue.frame.select([name for name in wanted if name in catalogue.frame.columns]).write_ndjson(folder / "catalogue.jsonl")
+    catalogue.frame.select([name for name in wanted if name in catalogue.frame.columns]).write_ndjson(folder / CATALOGUE)
 
 
 def read_catalogue(folder: Path) -> Catalogue:
@@ -102,13 +110,19 @@ def read_catalogue(folder: Path) -> Catalogue:
         IntegrityError: It is missing or not JSON lines.
     """
     try:
-        return Catalogue(pl.read_ndjson(folder / "catalogue.jsonl", infer_schema_length=None))
+        return Catalogue(pl.read_ndjson(folder / CATALOGUE, infer_schema_length=None))
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise IntegrityError("catalogue.jsonl cannot be read", got=str(error).splitlines()[0]) from None
+        raise IntegrityError(f"{CATALOGUE} cannot be read", got=str(error).splitlines()[0]) from None
 
 
 def adapter_manifest(
-    assembly: Assembly, *, encoder: str | None, cost: Cost, metrics: dict[str, Any], parents: tuple[str, ...] = ()
+    assembly: Assembly,
+    *,
+    encoder: str | None,
+    cost: Cost,
+    metrics: dict[str, Any],
+    parents: tuple[str, ...] = (),
+    notes: dict[str, Any] | None = None,
 ) -> Manifest:
     """The manifest draft of a trained assembly."""
     recipe = assembly.recipe
@@ -116,7 +130,7 @@ def adapter_manifest(
         {
             **_common(assembly), "name": recipe.name, "kind": "adapter",
             "tasks": [task.model_dump(mode="json") for task in recipe.tasks],
-            "encoder": encoder, "metrics": metrics, "parents": parents, "cost": cost,
+            "encoder": encoder, "metrics": metrics, "parents": parents, "cost": cost, "notes": notes or {},
             "protocol": {task.name: protocol(assembly, task) for task in recipe.tasks},
         }
     )  # fmt: skip
@@ -164,7 +178,8 @@ def read_adapter(registry: Registry, ref: str, base: Base, *, encoders: dict[str
             held[manifest.encoder] = read_encoder(registry, manifest.encoder, base)
         shared = held[manifest.encoder]
         catalogue = shared.catalogue
-    catalogue = catalogue or read_catalogue(folder)
+    if catalogue is None or (folder / CATALOGUE).exists():  # its own, where it knows more items than its encoder
+        catalogue = read_catalogue(folder)
     low: Low = {}
     if (folder / "adapter_model.safetensors").exists():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))

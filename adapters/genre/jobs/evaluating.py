@@ -16,7 +16,7 @@ from genre.jobs.places import load_base
 from genre.lora import LoraLinear
 from genre.metrics_bootstrap import RESAMPLES
 from genre.model import Recommender, SoftTokens
-from genre.prediction import predict
+from genre.prediction import Predicted, predict
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.rows import RowBuilder
@@ -73,24 +73,30 @@ def evaluate(
 
 def restore(loaded: Loaded, log: Interactions, base: Base) -> tuple[Recommender, RowBuilder, Any]:
     """A published version as a model on a log, with the split it was trained under."""
-    base.need_bare()
     config = SplitConfig.model_validate((loaded.manifest.data.split or {}).get("split")) if loaded.manifest.data else None
     if config is None:
         raise ManifestError("data.split", got=None, expected="the split that the version was trained under")
+    chosen = split(log, config)
+    return *stand(loaded, log, base), chosen
+
+
+def stand(loaded: Loaded, log: Interactions, base: Base) -> tuple[Recommender, RowBuilder]:
+    """A published version as a model that scores events of a log; the base carries it until `release`."""
+    base.need_bare()
     soft = None
     if loaded.shared is not None:
         soft = SoftTokens(loaded.shared.encoder, loaded.shared.encoder.table(log.catalogue, base))
     model = Recommender(base, loaded.tasks.values(), dict(loaded.heads), soft)
     model.put(low_layers(base, loaded.low))
-    return model.eval(), RowBuilder(log, loaded.layout), split(log, config)
+    return model.eval(), RowBuilder(log, loaded.layout)
 
 
 @torch.no_grad()
-def low_layers(base: Base, low: Low) -> dict[str, LoraLinear]:
+def low_layers(base: Base, low: Low, *, dropout: float = 0.0) -> dict[str, LoraLinear]:
     """A stored update as layers over the base's linears, ready for `Recommender.put`; the base is not touched."""
     layers: dict[str, LoraLinear] = {}
     for name, (a, b, scale) in low.items():
-        layer = LoraLinear(base.model.get_submodule(name), rank=a.shape[0], scale=scale)
+        layer = LoraLinear(base.model.get_submodule(name), rank=a.shape[0], scale=scale, dropout=dropout)
         layer.lora_A.copy_(a)
         layer.lora_B.copy_(b)
         layers[name] = layer
@@ -101,7 +107,13 @@ def measure(
     model: Recommender, builder: RowBuilder, chosen: Any, *, part: int, max_events: int, batch_tokens: int = 16384
 ) -> dict[str, tuple[Figures, dict[str, Figures]]]:
     """Every task's figures on one part of a split, and the baselines' on the same targets."""
-    found = predict(model, builder, chosen, part, max_events=max_events, batch_tokens=batch_tokens)
+    return judge(predict(model, builder, chosen, part, max_events=max_events, batch_tokens=batch_tokens), model, builder, chosen)
+
+
+def judge(
+    found: Predicted, model: Recommender, builder: RowBuilder, chosen: Any
+) -> dict[str, tuple[Figures, dict[str, Figures]]]:
+    """Every task's figures of what was predicted, and the baselines' on the same targets."""
     results = {}
     for name, (targets, scores, top) in found.items():
         task = model.tasks[name]

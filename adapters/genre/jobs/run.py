@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -96,17 +97,36 @@ def train(
         write_text(root / "recipe.yaml", recipe.dump())
         write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
         fitted = fit(assembly, root, resume=resume, reporter=say)
-        return _finish(fitted, root, registry, say)
+        say.line("evaluating on the test part, beside the baselines")
+        part, most = PARTS["test"], recipe.data.max_events
+        results = measure(assembly.model, assembly.builder, assembly.split, part=part, max_events=most)
+        return finish(fitted, root, results, registry, say)
     finally:
         assembly.model.release()
 
 
-def _finish(fitted: Fitted, root: Path, registry: Registry | None, say: Reporter) -> Run:
+def finish(
+    fitted: Fitted,
+    root: Path,
+    results: dict[str, tuple[Figures, dict[str, Figures]]],
+    registry: Registry | None,
+    say: Reporter,
+    *,
+    parents: tuple[str, ...] = (),
+    notes: dict[str, Any] | None = None,
+) -> Run:
+    """Leave what a fitted run is worth, and the files that can be published, in its run folder.
+
+    Args:
+        fitted: The run, its best weights in its model.
+        root: The run folder.
+        results: For each task its test figures and its baselines'.
+        registry: Where an encoder that was fitted is published.
+        say: Where progress goes.
+        parents: Digests of the versions that it came from.
+        notes: More for the manifest.
+    """
     assembly = fitted.assembly
-    say.line("evaluating on the test part, beside the baselines")
-    results = measure(
-        assembly.model, assembly.builder, assembly.split, part=PARTS["test"], max_events=assembly.recipe.data.max_events
-    )
     metrics = {name: own for name, (own, _) in results.items()}
     baselines = {name: others for name, (_, others) in results.items()}
     cost = Cost(
@@ -123,7 +143,7 @@ def _finish(fitted: Fitted, root: Path, registry: Registry | None, say: Reporter
         shutil.rmtree(folder, ignore_errors=True)
         with appearing_folder(folder) as aside:
             write_adapter(aside, assembly)
-    manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics)
+    manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics, parents=parents, notes=notes)
     report = {
         "metrics": metrics, "baselines": baselines, "validation": fitted.state.history, "cost": cost.model_dump(),
         "skipped": assembly.skipped, "cut_texts": assembly.builder.cut,

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genre.errors import ManifestError, NotFoundError, RegistryError
+from genre.errors import ConflictError, ManifestError, NotFoundError, RegistryError
 from genre.registry import limits
 from genre.registry.cache import default_cache, fetch_cached
 from genre.registry.integrity import check_stored
@@ -185,6 +185,8 @@ class Registry:
         *,
         floor: Mapping[str, float] | None = None,
         not_worse: bool = False,
+        instead_of: str | None = None,
+        checks: Iterable[str] = (),
     ) -> Move:
         """Let an alias name a version, after checking it.
 
@@ -196,6 +198,8 @@ class Registry:
             alias: Which alias.
             floor: Bounds by metric or `task.metric`; for a metric where lower is better, a ceiling.
             not_worse: Refuse if any metric is worse than the present holder's, or cannot be compared with it.
+            instead_of: The version that the caller compared with: refuse if the alias names another one by now.
+            checks: What the caller compared, in words, for the journal.
 
         Raises:
             QualityError: The version is not good enough.
@@ -206,8 +210,15 @@ class Registry:
         version = self.resolve(ref)
         journal = Journal(self.store, version.name)
         seen = journal.state()
-        checks = check_floor(version.manifest, floor or {})
+        checks = [*checks, *check_floor(version.manifest, floor or {})]
         holder = seen.aliases.get(alias)
+        if instead_of is not None and (holder is None or holder.version != instead_of):
+            raise ConflictError(
+                f"{version.name}@{alias} was moved meanwhile",
+                got=holder.version if holder else "no holder",
+                expected=instead_of,
+                todo="compare with the present holder and decide again",
+            )
         if not_worse and holder is not None:
             checks += check_not_worse(version.manifest, self._open(version.name, holder.version).manifest)
         self.fetch(version)
