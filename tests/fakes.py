@@ -1,11 +1,15 @@
-"""Small real parts instead of mocks: a two-layer Llama with a byte tokenizer, and a log with a planted preference."""
+"""Small real parts instead of mocks: a two-layer Llama or BERT with a byte tokenizer, a planted log and planted texts."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from genre.interactions import Interactions
+
+if TYPE_CHECKING:
+    from genre.texts import Texts
 
 
 def make_base(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0, vocabulary: int = 260) -> Path:
@@ -37,6 +41,66 @@ def make_base(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0, 
             folder
         )
     return folder
+
+
+def make_encoder_base(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0, positions: int = 96) -> Path:
+    """Write a random BERT of the usual shape and a byte-level tokenizer with [CLS] and [SEP] as a transformers folder."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from genre.base import quiet
+
+    special = ("[PAD]", "[CLS]", "[SEP]")
+    words = {word: i for i, word in enumerate((*special, *sorted(pre_tokenizers.ByteLevel.alphabet())))}
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", words["[CLS]"]), ("[SEP]", words["[SEP]"])]
+    )
+    config = BertConfig(
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
+        vocab_size=len(words), max_position_embeddings=positions,
+    )  # fmt: skip
+    with quiet():
+        torch.manual_seed(seed)
+        model = BertModel(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.1)
+        model.save_pretrained(folder)
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", model_max_length=positions
+        ).save_pretrained(folder)
+    return folder
+
+
+def planted_texts(*, groups: int = 80, per_group: int = 4, seed: int = 0, noise: float = 0.05) -> "Texts":
+    """Reviews of products: `recommended` follows one word of the text but for `noise`, `rating` (1, 3 or 5) another one.
+
+    Reading the words gives an AUC of 1 - noise for `recommended` and an accuracy of 1 for `rating`. A tenth have no rating.
+    """
+    from genre.texts import Texts
+
+    draw = np.random.default_rng(seed)
+    rows = []
+    for number in range(groups * per_group):
+        good, stars = draw.random() < 0.7, int(draw.integers(3))
+        filler = " ".join(draw.choice(["the", "a", "it", "this"], size=draw.integers(1, 5)))
+        said = f"{filler} {'XX' if good else 'oo'} {('@@', '##', '++')[stars]}"
+        rows.append(
+            (
+                f"t{number}", f"g{number // per_group}", f"title {number % 7}", said,
+                int(good != (draw.random() < noise)), None if draw.random() < 0.1 else (1, 3, 5)[stars],
+            )
+        )  # fmt: skip
+    schema = ["text_id", "group_id", "title", "review", "recommended", "rating"]
+    return Texts.from_frame(
+        pl.DataFrame(rows, schema=schema, orient="row"), texts=["title", "review"], labels=["recommended", "rating"],
+        name="planted-texts",
+    )  # fmt: skip
 
 
 def planted_log(*, users: int = 60, items: int = 30, events: int = 24, seed: int = 0, noise: float = 0.1) -> Interactions:

@@ -1,6 +1,7 @@
 """The base: load, place and freeze a pretrained LLM, keep its first layers, tell which weights it has.
 
-Owns: loading (package, folder or hub id), quantization, depth, device and dtype, the fingerprint. Ignores: adapters, data.
+Owns: loading (package, folder or hub id), quantization, depth, device and dtype, the fingerprint, whether a base reads causally
+or is an encoder (BERT kind: every token sees every other one). Ignores: adapters, data.
 
     >>> base = Base.load("smollm2-135m", depth=4)      # doctest: +SKIP
     >>> base.hidden_size, base.depth, base.quantization  # doctest: +SKIP
@@ -51,13 +52,14 @@ class Base:
 
     Attributes:
         name: As the user gave it.
-        model: The transformers causal LM; its parameters never require gradients here.
+        model: The transformers causal LM, or the encoder's body; its parameters never require gradients here.
         tokenizer: The base's own tokenizer.
         quantization: `none`, `int8` or `nf4`.
         fingerprint: sha256 of the full-precision weights (all layers, whatever the depth), so it says which base this is.
         tokenizer_digest: sha256 of the vocabulary and merges as the tokenizer serializes them.
         folder: Where the weights were read from.
         full_depth: Layers that the base has on disk.
+        bidirectional: Whether it is an encoder.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Base:
     tokenizer_digest: str
     folder: Path
     full_depth: int
+    bidirectional: bool = False
     occupied_by: str | None = None
 
     @classmethod
@@ -90,9 +93,10 @@ class Base:
             dtype: bfloat16 on CUDA, float32 on CPU (where bfloat16 is hundreds of times slower).
 
         Raises:
-            BaseModelError: The folder is no causal LM, the depth is too large, or the device cannot hold the quantization.
+            BaseModelError: The folder is neither a causal LM nor an encoder, the depth is too large, or the device cannot hold
+                the quantization.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
         folder = find(name)
         place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -115,8 +119,10 @@ class Base:
             config.num_hidden_layers = depth or full_depth
             if getattr(config, "layer_types", None):
                 config.layer_types = config.layer_types[: config.num_hidden_layers]
+            bidirectional = is_encoder(config)
+            kind: Any = AutoModel if bidirectional else AutoModelForCausalLM
             try:
-                model = AutoModelForCausalLM.from_pretrained(
+                model = kind.from_pretrained(
                     folder,
                     config=config,
                     dtype=precision,
@@ -143,6 +149,7 @@ class Base:
             tokenizer_digest=_tokenizer_digest(tokenizer),
             folder=folder,
             full_depth=full_depth,
+            bidirectional=bidirectional,
         )
 
     @property
@@ -192,18 +199,56 @@ class Base:
                 todo="close the engine or the run that holds it, or load the base a second time",
             )  # fmt: skip
 
-    def hidden(self, embeds: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest row that an encoder's absolute positions reach; None for a base without such a limit."""
+        if not self.bidirectional:
+            return None
+        places = getattr(self.model.config, "max_position_embeddings", None)
+        said = self.tokenizer.model_max_length  # less than the places where a base counts from an offset; 1e30 if not said
+        return min(filter(None, (places, said)))
+
+    def need_causal(self, what: str) -> None:
+        """Check that the base reads from left to right, as slots, branches and many targets in one row need it.
+
+        Raises:
+            BaseModelError: It is an encoder.
+        """
+        if self.bidirectional:
+            raise BaseModelError(
+                f"{what} needs a causal base", got=f"the encoder {self.name!r}, in which every token sees every other one",
+                expected="a GPT-kind base", todo="an encoder reads labelled texts (tasks of kind text) and nothing else",
+            )  # fmt: skip
+
+    def hidden(
+        self,
+        embeds: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states after the final norm.
 
         Args:
             embeds: (B, T, D) token embeddings and soft tokens, right-padded.
             positions: (B, T) int64, or None for 0, 1, 2, …
-            mask: (B, 1, T, T) bool, True where a query may look at a key; None for plain causal attention (right padding
-                needs no mask, since nothing looks ahead).
+            mask: (B, 1, T, T) bool, True where a query may look at a key; None for plain attention.
+            lengths: (B,) int64 tokens of each row that are no padding, which an encoder must know; in plain causal attention
+                nothing looks ahead, so right padding needs no mask.
 
         Returns:
             (B, T, D) in the base's dtype.
+
+        Raises:
+            BaseModelError: Positions or a mask are given to an encoder.
         """
+        if self.bidirectional:
+            if positions is not None or mask is not None:
+                self.need_causal("a row with branches")
+            assert lengths is not None, "an encoder needs to know what is padding"
+            there = torch.arange(embeds.shape[1], device=embeds.device) < lengths.to(embeds.device)[:, None]
+            return self.body(inputs_embeds=embeds, attention_mask=there.long()).last_hidden_state
         if mask is not None:
             mask = torch.where(mask, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
         return self.body(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
@@ -217,7 +262,11 @@ class Base:
 
         Returns:
             (n, C) float32.
+
+        Raises:
+            BaseModelError: The base is an encoder.
         """
+        self.need_causal("head 'verbalizer'")
         head = self.model.get_output_embeddings()
         weight = head.weight[word_ids.to(head.weight.device)].to(hidden.dtype)
         return nn.functional.linear(hidden, weight.to(hidden.device)).float()
@@ -249,10 +298,19 @@ class Base:
             for place, row in enumerate(rows):
                 ids[place, : len(token_ids[row])] = torch.tensor(token_ids[row])
                 keep[place, : len(token_ids[row])] = 1
-            hidden = self.hidden(self.embedding(ids.to(self.device))).float().cpu()
+            lengths = torch.tensor([len(token_ids[row]) for row in rows])
+            hidden = self.hidden(self.embedding(ids.to(self.device)), lengths=lengths).float().cpu()
             vectors[rows] = (hidden * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
             start = end
         return vectors
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a transformers configuration is of an encoder: a masked language model that is no decoder and has none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return masked and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder
 
 
 def find(name: str) -> Path:
