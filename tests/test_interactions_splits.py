@@ -139,7 +139,7 @@ def test_shuffled_rows_are_split_alike(rows, config, random):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"kind": "random"}, "Input should be 'last_n', 'temporal', 'user_ratio' or 'given'"),
+        ({"kind": "random"}, "Input should be 'last_n', 'temporal', 'user_ratio', 'given' or 'group'"),
         ({"kind": "temporal", "tset": 0.1}, "Extra inputs are not permitted"),
         ({"kind": "temporal", "n": 1}, "n does not apply to temporal"),
         ({"kind": "last_n", "valid": 0.1}, "valid does not apply to last_n"),
@@ -175,3 +175,54 @@ def test_parts_are_not_writable():
     found = split(events_of(a=5), SplitConfig(kind="last_n"))
     with pytest.raises(ValueError, match="read-only"):
         found.part[0] = 1
+
+
+# --- folds by user ---------------------------------------------------------------------------------------------------
+
+FOLDS = {"kind": "last_n", "n": 1, "folds": 2, "fold_seed": 3}
+
+
+def test_a_fold_tests_its_own_users_and_learns_from_the_others_alone():
+    log = events_of(a=5, b=5, c=5, d=5, e=2)
+    plain = parts(log, kind="last_n", n=1)
+    both = [parts(log, **FOLDS, fold=fold) for fold in (1, 2)]
+    for user in "abcd":
+        assert sorted(found[user] for found in both) == ["----T", "tttv-"], user
+    assert plain["e"] == "tt" and sorted(found["e"] for found in both) == ["--", "tt"]  # has no test event
+    assert all([found[user] for user in "abcd"].count("----T") == 2 for found in both)  # spread evenly
+    chosen = split(log, SplitConfig(**FOLDS, fold=1))
+    assert chosen.counts["train"] == int((chosen.part == 0).sum()) and not chosen.transductive
+    outside = {log.user_ids[code] for code in np.unique(log.user_codes[chosen.outside])}
+    assert outside == {user for user, letters in both[0].items() if "t" not in letters}
+    assert np.array_equal(chosen.held_out, (chosen.part > 0) | chosen.outside)
+    assert np.array_equal(split(log, SplitConfig(kind="last_n")).held_out, split(log, SplitConfig(kind="last_n")).part > 0)
+
+
+def test_folds_are_a_function_of_their_seed_and_test_every_test_event_once():
+    log = events_of(**{f"u{n}": 4 + n % 5 for n in range(20)})
+    plain = split(log, SplitConfig(kind="user_ratio", valid=0.2, test=0.2)).part
+    config = {"kind": "user_ratio", "valid": 0.2, "test": 0.2, "folds": 3}
+    tests = [split(log, SplitConfig(**config, fold=fold, fold_seed=0)).part == 2 for fold in (1, 2, 3)]
+    assert np.array_equal(np.sum(tests, axis=0), plain == 2)
+    again = split(log, SplitConfig(**config, fold=1, fold_seed=0)).part == 2
+    other = split(log, SplitConfig(**config, fold=1, fold_seed=1)).part == 2
+    assert np.array_equal(again, tests[0]) and not np.array_equal(other, tests[0])
+
+
+def test_wrong_folds_are_refused():
+    log = events_of(a=5, b=5, c=2)
+    with pytest.raises(DataError) as error:
+        split(log, SplitConfig(kind="last_n", folds=3, fold=1, fold_seed=0))
+    assert str(error.value) == (
+        "there are more folds than users with test events: got 3 folds, 2 such users; expected 2 to 2 folds; "
+        "use fewer folds, or a last_n split with more test events"
+    )
+    for wrong, message in (
+        ({"folds": 2}, "folds, fold and fold_seed go together"),
+        ({"folds": 2, "fold": 3, "fold_seed": 0}, "there is no fold 3 of 2"),
+        ({"folds": 1, "fold": 1, "fold_seed": 0}, "greater than or equal to 2"),
+        ({"kind": "given", "n": None, "test_rows": "0-3", "folds": 2, "fold": 1, "fold_seed": 0}, "has no folds by user"),
+        ({"kind": "group", "n": None, "folds": 2, "fold": 1, "fold_seed": 0}, "labelled texts have no users"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            SplitConfig(**{"kind": "last_n", "n": 1} | wrong)

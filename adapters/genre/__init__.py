@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from genre.jobs import train as train
     from genre.recipe import Recipe as Recipe
     from genre.registry import Registry as Registry
+    from genre.texts import Texts as Texts
 
 _HOMES = {
     "Base": "genre.base",
@@ -25,11 +26,12 @@ _HOMES = {
     "Recipe": "genre.recipe",
     "Registry": "genre.registry",
     "Request": "genre.engine",
+    "Texts": "genre.texts",
     "evaluate": "genre.jobs",
     "train": "genre.jobs",
 }
 
-__all__ = ["Base", "Engine", "Interactions", "Recipe", "Registry", "Request", "__version__", "evaluate", "train"]
+__all__ = ["Base", "Engine", "Interactions", "Recipe", "Registry", "Request", "Texts", "__version__", "evaluate", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,6 @@ tensors and what is trained on it.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,19 +17,17 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from pydantic import ValidationError
 
 from genre.catalogue import Catalogue, hash_frame
 from genre.errors import DataError
 from genre.files import appearing_folder
-from genre.interactions_build import build, to_polars
+from genre.interactions_build import build
 from genre.interactions_describe import describe
+from genre.interactions_files import MARKER, read_info, read_parquet
 from genre.interactions_schema import MAX_BAD, DatasetInfo, event_columns, roles_of
 from genre.interactions_splits import Split, SplitConfig, split
 
-__all__ = ["DatasetInfo", "Interactions", "Split", "SplitConfig", "split"]
-
-MARKER = "dataset.json"
+__all__ = ["MARKER", "DatasetInfo", "Interactions", "Split", "SplitConfig", "split"]
 
 
 class Interactions:
@@ -152,10 +149,10 @@ class Interactions:
                 todo="make one with `genre data prepare` or `genre data import`",
             )
         return cls.from_frame(
-            _read_parquet(path / "interactions.parquet"),
-            _read_parquet(path / "items.parquet") if (path / "items.parquet").is_file() else None,
-            _read_parquet(path / "users.parquet") if (path / "users.parquet").is_file() else None,
-            info=_read_info(path / MARKER),
+            read_parquet(path / "interactions.parquet"),
+            read_parquet(path / "items.parquet") if (path / "items.parquet").is_file() else None,
+            read_parquet(path / "users.parquet") if (path / "users.parquet").is_file() else None,
+            info=read_info(path / MARKER),
             max_bad=max_bad,
         )
 
@@ -285,31 +282,3 @@ class Interactions:
 
 def _kept_roles(info: DatasetInfo) -> dict[str, dict[str, str]]:
     return {table: roles for table, roles in info.roles.items() if table not in ("interactions", "items", "users")}
-
-
-def _read_parquet(path: Path) -> pl.DataFrame:
-    try:
-        table = to_polars(pl.read_parquet(path), path.name)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read",
-            got=str(error).splitlines()[0][:200],
-            expected="a Parquet file",
-            todo="prepare or import the data set again",
-        ) from error
-    assert table is not None
-    return table
-
-
-def _read_info(path: Path) -> DatasetInfo:
-    if not path.is_file():
-        return DatasetInfo(name=path.parent.resolve().name)
-    try:
-        return DatasetInfo.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, ValidationError) as error:
-        raise DataError(
-            f"{path} is damaged",
-            got=str(error).splitlines()[0][:200],
-            expected="a JSON object",
-            todo="prepare or import the data set again, or remove the file",
-        ) from error

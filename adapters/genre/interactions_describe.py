@@ -47,12 +47,12 @@ def describe(
         "ties": round(tied_places(codes, frame["timestamp"].to_numpy()).size / frame.height, 6),
         "density": round(density, 6),
         "sparsity": round(1 - density, 6),
-        "events_per_user": _quantiles(events_per_user),
-        "events_per_item": _quantiles(events_per_item[events_per_item > 0]),
-        "feedback": {name: _distribution(frame[name]) for name in event_columns(frame) if name != "impression_id"},
+        "events_per_user": quantiles(events_per_user),
+        "events_per_item": quantiles(events_per_item[events_per_item > 0]),
+        "feedback": {name: distribution(frame[name]) for name in event_columns(frame) if name != "impression_id"},
         "impressions": frame["impression_id"].n_unique() if "impression_id" in frame.columns else None,
-        "item_columns": {name: _coverage(catalogue.frame[name]) for name in catalogue.frame.columns[1:]},
-        "user_columns": {} if users is None else {name: _coverage(users[name]) for name in users.columns[1:]},
+        "item_columns": {name: coverage(catalogue.frame[name]) for name in catalogue.frame.columns[1:]},
+        "user_columns": {} if users is None else {name: coverage(users[name]) for name in users.columns[1:]},
         "skipped": info.skipped,
         "examples": list(info.examples),
     }
@@ -64,12 +64,13 @@ def _span(times: pl.Series) -> dict[str, Any]:
     return {"first": iso[0], "last": iso[1], "days": round((last - first) / 86400, 2)}
 
 
-def _quantiles(counts: np.ndarray) -> dict[str, float]:
+def quantiles(counts: np.ndarray) -> dict[str, float]:
+    """Least, median, mean and greatest of some counts."""
     low, middle, high = np.quantile(counts, [0.0, 0.5, 1.0]).tolist()
     return {"min": low, "median": middle, "mean": round(float(counts.mean()), 3), "max": high}
 
 
-def _distribution(series: pl.Series) -> dict[str, Any]:
+def distribution(series: pl.Series) -> dict[str, Any]:
     """Counts per value where there are few; otherwise, quantiles of numbers, or the commonest texts."""
     known = series.drop_nulls()
     counts = known.value_counts(sort=True)
@@ -77,7 +78,7 @@ def _distribution(series: pl.Series) -> dict[str, Any]:
         rows = counts.sort(series.name).rows()
         return {"values": {_label(value): count for value, count in rows}, "empty": series.null_count()}
     if series.dtype.is_numeric():
-        return {**_quantiles(known.to_numpy().astype(np.float64)), "empty": series.null_count()}
+        return {**quantiles(known.to_numpy().astype(np.float64)), "empty": series.null_count()}
     return {
         "most": {_label(v): n for v, n in counts.rows()[:_MOST_VALUES]},
         "different": counts.height,
@@ -89,7 +90,8 @@ def _label(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _coverage(series: pl.Series) -> float:
+def coverage(series: pl.Series) -> float:
+    """Share of the cells that hold something."""
     there = series.is_not_null()
     if series.dtype == pl.String:
         there = there & (series != "").fill_null(False)

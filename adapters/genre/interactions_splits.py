@@ -1,6 +1,6 @@
 """Which events are learnt from, which validate, which are test targets.
 
-Owns: the four kinds of split and their configuration. Ignores models, metrics and how a history becomes a prompt.
+Owns: the kinds of split, folds by user, and their configuration. Ignores models, metrics and how a history becomes a prompt.
 
     split(log, SplitConfig(kind="temporal", valid=0.1, test=0.1)).part
     # int8[n] beside log.frame: 0 train, 1 valid, 2 test, -1 unused
@@ -34,6 +34,7 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "temporal": {"valid": 0.1, "test": 0.1},
     "user_ratio": {"valid": 0.1, "test": 0.1},
     "given": {"test_rows": None, "valid": 0.1, "seed": 0},
+    "group": {"valid": 0.1, "test": 0.1, "seed": 0},
 }
 
 
@@ -41,25 +42,32 @@ class SplitConfig(BaseModel):
     """How to split a log. Frozen; an unknown key, or one that the kind does not use, is an error.
 
     Attributes:
-        kind: `last_n`, `temporal`, `user_ratio` or `given`.
+        kind: `last_n`, `temporal`, `user_ratio` or `given`; for labelled texts `group` (see `texts_splits`).
         n: last_n: events per user that are test targets; as many before them validate. 1 is leave-one-out.
         valid: temporal and user_ratio: share (0 to 1) of the events that validate, just before the test ones; given:
-            share of the training rows.
-        test: temporal and user_ratio: share of the events that are test targets.
+            share of the training rows; group: share of the groups.
+        test: temporal and user_ratio: share of the events that are test targets; group: share of the groups.
         test_rows: given: the test events' places in the source file, first and last included, such as "0-19999,30000".
-        seed: given: draws the validation rows.
+        seed: given: draws the validation rows; group: draws the groups.
         min_events: Users with fewer events than this in the whole log are unused, and counted.
+        folds: Cross-validation by user: into so many folds the users are drawn.
+        fold: Which of them tests, from 1: its users' test events are the targets and none of their events is learnt from; all
+            other users' test events are unused.
+        fold_seed: Draws the folds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["last_n", "temporal", "user_ratio", "given"]
+    kind: Literal["last_n", "temporal", "user_ratio", "given", "group"]
     n: int | None = Field(default=None, ge=1)
     valid: float | None = Field(default=None, ge=0, lt=1)
     test: float | None = Field(default=None, gt=0, lt=1)
     test_rows: str | None = Field(default=None, pattern=r"^\s*\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*\s*$")
     seed: int | None = Field(default=None, ge=0)
     min_events: int = Field(default=0, ge=0)
+    folds: int | None = Field(default=None, ge=2)
+    fold: int | None = Field(default=None, ge=1)
+    fold_seed: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -71,12 +79,27 @@ class SplitConfig(BaseModel):
         foreign = {key for fields in _FIELDS.values() for key in fields} - set(defaults)
         if foreign & set(given):
             raise ValueError(f"{', '.join(sorted(foreign & set(given)))} does not apply to {data['kind']}")
+        if data["kind"] == "group" and given.get("min_events"):
+            raise ValueError("min_events does not apply to group")
         if data["kind"] == "given" and "test_rows" not in given:
             raise ValueError("kind 'given' needs test_rows, such as 0-19999")
         resolved = defaults | given
         if float(resolved.get("valid") or 0) + float(resolved.get("test") or 0) >= 1:
             raise ValueError("valid and test leave nothing to train on: their shares must add up to less than 1")
         return resolved
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> "SplitConfig":
+        named = [value for value in (self.folds, self.fold, self.fold_seed) if value is not None]
+        if named and len(named) < 3:
+            raise ValueError("folds, fold and fold_seed go together")
+        if self.folds is not None and self.fold is not None and self.fold > self.folds:
+            raise ValueError(f"there is no fold {self.fold} of {self.folds}")
+        if named and self.kind == "given":
+            raise ValueError("kind 'given' has no folds by user: its histories are training events, so its users must train")
+        if named and self.kind == "group":
+            raise ValueError("kind 'group' has no folds by user: labelled texts have no users")
+        return self
 
 
 @dataclass(frozen=True)
@@ -89,16 +112,23 @@ class Split:
         transductive: True if a target's history is the user's *training* events whatever their time (`given`); else it
             is everything of the user before the target.
         counts: Events per part; and what was set aside and why.
+        outside: bool[n], the events of users who are kept out of training as a whole; None if there are no folds.
     """
 
     config: SplitConfig
     part: np.ndarray
     transductive: bool
     counts: dict[str, int]
+    outside: np.ndarray | None = None
 
     def mask(self, name: str) -> np.ndarray:
         """Return where a part (`train`, `valid`, `test` or `unused`) is, bool[n]."""
         return self.part == PARTS[name]
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """bool[n]: what nothing may have been learnt from that is evaluated on this split."""
+        return self.part > TRAIN if self.outside is None else (self.part > TRAIN) | self.outside
 
     @cached_property
     def digest(self) -> str:
@@ -121,11 +151,19 @@ def split(log: "Interactions", config: SplitConfig) -> Split:
         "user_ratio": user_ratio,
         "given": given,
     }
+    if config.kind not in kinds:
+        raise DataError(
+            f"a log cannot be split by {config.kind}", expected=", ".join(kinds), todo="that kind is for labelled texts"
+        )
     counts: dict[str, int] = {}
     part = kinds[config.kind](log, config, counts)
     if config.kind != "given" and "impression_id" in log.frame.columns:
         part = _keep_impressions(log, part, counts)
     part = _drop_small_users(log, part, config.min_events, counts)
+    outside = None
+    if config.folds is not None:
+        outside = (user_folds(log, part, config) == config.fold)[log.user_codes]
+        part = np.where(outside, np.where(part == TEST, TEST, UNUSED), np.where(part == TEST, UNUSED, part)).astype(np.int8)
     counts = {name: int((part == code).sum()) for name, code in PARTS.items()} | counts
     for name in ("train", "test"):
         if not counts[name]:
@@ -137,7 +175,7 @@ def split(log: "Interactions", config: SplitConfig) -> Split:
                 todo=f"choose another {config.kind} split",
             )
     part.setflags(write=False)
-    return Split(config, part, config.kind == "given", counts)
+    return Split(config, part, config.kind == "given", counts, outside)
 
 
 def last_n(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
@@ -226,6 +264,29 @@ def given(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> n
     chosen = np.random.default_rng(config.seed).permutation(train.size)[: round(train.size * config.valid)]
     part[train[chosen]] = VALID
     return part
+
+
+def user_folds(log: "Interactions", part: np.ndarray, config: SplitConfig) -> np.ndarray:
+    """Draw the fold of every user, int64[U] from 1 to `config.folds`; users with test events are spread evenly.
+
+    Leakage: across users as the kind of split has it; nothing of a fold's own users is learnt from.
+
+    Raises:
+        DataError: There are fewer users with test events than folds.
+    """
+    assert config.folds is not None and config.fold_seed is not None
+    count = len(log.user_offsets) - 1
+    tested = np.bincount(log.user_codes[part == TEST], minlength=count) > 0
+    if tested.sum() < config.folds:
+        raise DataError(
+            "there are more folds than users with test events", got=f"{config.folds} folds, {tested.sum()} such users",
+            expected=f"2 to {tested.sum()} folds", todo=f"use fewer folds, or a {config.kind} split with more test events",
+        )  # fmt: skip
+    drawn = np.random.default_rng(config.fold_seed).permutation(count)
+    drawn = drawn[np.argsort(~tested[drawn], kind="stable")]
+    folds = np.empty(count, dtype=np.int64)
+    folds[drawn] = np.arange(count) % config.folds + 1
+    return folds
 
 
 def _keep_impressions(log: "Interactions", part: np.ndarray, counts: dict[str, int]) -> np.ndarray:
