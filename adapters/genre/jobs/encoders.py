@@ -67,7 +67,7 @@ def check_leak(encoder: Manifest, recipe: Recipe, log: Interactions) -> None:
         ManifestError: It was, or it cannot be told.
     """
     data = encoder.data
-    held_out = split(log, recipe.data.split).part > 0
+    held_out = split(log, recipe.data.split).held_out
     if data is not None and data.digest == log.digest and data.split is not None:
         theirs = split(log, SplitConfig.model_validate(data.split["split"])).part == 0
         for held in data.split.get("hold_out") or []:  # type: ignore[union-attr]
