@@ -122,3 +122,43 @@ def planted_log(*, users: int = 60, items: int = 30, events: int = 24, seed: int
     )
     people = pl.DataFrame({"user_id": [f"u{i}" for i in range(users)], "age": [20 + i for i in range(users)]})
     return Interactions.from_frame(frame, items=catalogue, users=people, name="planted")
+
+
+def browsing_log(
+    *, users: int = 200, items: int = 48, kinds: int = 4, views: int = 16, offers: int = 4, seed: int = 0, noise: float = 0.1,
+    focus: float = 0.9,
+) -> Interactions:  # fmt: skip
+    """Browsing in, purchases out: a preference that shows only in views and pays in purchases.
+
+    Every user has one of `kinds` hidden kinds, and so has every item (no title tells it). First come `views` events with items of
+    the user's kind, but for a share 1 - `focus` of any kind; their `behaviour` is `view`, and by chance alone `cart`. Then comes
+    one impression of `offers` items, every second one of the user's kind: an item is bought (`purchase`) if the kinds agree, and
+    viewed if not, but for `noise`. Siblings never see each other, users follow each other in time, and every kind has as many
+    users and items, so neither items' nor users' shares tell anything.
+
+    `bought` is 1 or 0 for offers and empty for views: the label of purchases among offers. Knowing both kinds gives an AUC of
+    1 - noise there. Times are in milliseconds in the source; split by time, the test users are new.
+    """
+    draw = np.random.default_rng(seed)
+    kind_of = draw.permutation(np.arange(items) % kinds)
+    of_kind = [np.flatnonzero(kind_of == kind) for kind in range(kinds)]
+    rows = []
+    for user in range(users):
+        kind = user % kinds
+        start = 1_700_000_000_000 + 86_400_000 * user
+        for step in range(views):
+            item = draw.choice(of_kind[kind]) if draw.random() < focus else draw.integers(items)
+            behaviour = "cart" if draw.random() < 0.15 else "view"
+            rows.append((f"u{user}", f"i{item}", behaviour, None, f"v{user}-{step}", start + 60_000 * step))
+        mine = draw.choice(of_kind[kind], size=(offers + 1) // 2, replace=False)
+        others = draw.choice(np.flatnonzero(kind_of != kind), size=offers // 2, replace=False)
+        for place, item in enumerate(draw.permutation([*mine, *others])):
+            bought = (kind_of[item] == kind) != (draw.random() < noise)
+            behaviour = "purchase" if bought else "view"
+            rows.append(
+                (f"u{user}", f"i{item}", behaviour, int(bought), f"o{user}", start + 60_000 * (views + 1) + 1_000 * place)
+            )
+    schema = {"user_id": str, "item_id": str, "behaviour": str, "bought": pl.Int8, "impression_id": str, "timestamp": pl.Int64}
+    frame = pl.DataFrame(rows, schema=schema, orient="row")
+    catalogue = pl.DataFrame({"item_id": [f"i{i}" for i in range(items)], "title": [f"thing {i}" for i in range(items)]})
+    return Interactions.from_frame(frame, items=catalogue, name="browsing", time_unit="ms")
