@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from genre.errors import DataError
-from genre.metrics import accuracy, auc, ece, gauc, log_loss, macro_f1, mae, rmse, user_aucs
+from genre.metrics import accuracy, auc, ece, f1, gauc, log_loss, macro_f1, mae, rmse, user_aucs
 
 EVENTS = st.lists(
     st.tuples(st.integers(0, 1), st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]), st.integers(0, 3), st.integers(0, 4)),
@@ -86,6 +86,9 @@ def test_classes_by_hand():
     assert accuracy([1, 0, 1], [0.5, 0.5, 0.1]) == 1 / 3  # exactly one half counts as 1
     assert accuracy([0, 1], [[0.5, 0.5], [0.4, 0.6]]) == 1  # of equal class scores the lower code
     assert macro_f1([1, 0, 1, 0], [0.9, 0.9, 0.9, 0.1]) == pytest.approx((4 / 5 + 2 / 3) / 2)
+    assert f1([1, 0, 1, 0], [0.5, 0.9, 0.9, 0.1]) == pytest.approx(2 * 2 / (2 * 2 + 1 + 0))  # one of three calls is wrong
+    assert f1([1, 0, 1], [0.9, 0.9, 0.1], weights=[3, 1, 2]) == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
+    assert math.isnan(f1([0, 0], [0.1, 0.2])) and f1([0, 1], [0.9, 0.2]) == 0
 
 
 def test_classes_like_scikit_learn():
@@ -100,7 +103,7 @@ def test_classes_like_scikit_learn():
     assert log_loss(labels, shares) == pytest.approx(sk.log_loss(labels, shares, labels=range(5)))
 
 
-@pytest.mark.parametrize("function", [auc, log_loss, rmse, mae, ece, accuracy, macro_f1])
+@pytest.mark.parametrize("function", [auc, log_loss, rmse, mae, ece, accuracy, f1, macro_f1])
 def test_no_event_gives_nan(function):
     assert math.isnan(function([], []))
     assert math.isnan(function([1, 0], [0.2, 0.3], weights=[0, 0]))
@@ -111,7 +114,7 @@ def test_one_label_gives_nan():
     assert math.isnan(gauc([], [], []))
 
 
-@pytest.mark.parametrize("function", [auc, log_loss, rmse, mae, ece, accuracy, macro_f1])
+@pytest.mark.parametrize("function", [auc, log_loss, rmse, mae, ece, accuracy, f1, macro_f1])
 def test_nan_score_names_its_row(function):
     with pytest.raises(DataError, match="the score of row 1 is not a finite number: got nan"):
         function([1, 0, 1], [0.2, math.nan, 0.3])

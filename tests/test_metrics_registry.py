@@ -14,7 +14,7 @@ ROWS, RELEVANT = [[0.1, 0.9, 0.5], [0.3, 0.3, 0.3]], [2, 0]
 
 
 def test_names_of_the_recipes_are_known():
-    for name in ("auc", "gauc", "log_loss", "rmse", "mae", "ece", "accuracy", "macro_f1"):
+    for name in ("auc", "gauc", "log_loss", "rmse", "mae", "ece", "accuracy", "f1", "macro_f1"):
         assert METRICS[name].kind == "feedback" and METRICS[name].name == name
     for k in (5, 10, 20):
         assert all(METRICS[f"{family}@{k}"].kind == "ranking" for family in ("hr", "ndcg", "mrr"))

@@ -11,7 +11,7 @@ Owns: the public names of `metrics_feedback`, `metrics_ranking`, `metrics_regist
 from genre.metrics_auc import auc, gauc, user_aucs
 from genre.metrics_bootstrap import Figure, bootstrap, paired_bootstrap
 from genre.metrics_evaluate import as_evaluate
-from genre.metrics_feedback import accuracy, ece, log_loss, macro_f1, mae, rmse
+from genre.metrics_feedback import accuracy, ece, f1, log_loss, macro_f1, mae, rmse
 from genre.metrics_ranking import coverage, gini, hr, mid_ranks, mrr, ndcg, top_items
 from genre.metrics_registry import METRICS, Metric, metric
 
@@ -25,6 +25,7 @@ __all__ = [
     "bootstrap",
     "coverage",
     "ece",
+    "f1",
     "gauc",
     "gini",
     "hr",

@@ -154,6 +154,24 @@ def f1_statistics(labels: Vector, scores: Vector) -> Floats:
     return np.concatenate([labelled & called, labelled.astype(np.float64) + called], axis=1)
 
 
+def f1(labels: Vector, scores: Vector, *, weights: Vector | None = None) -> float:
+    """Return F1 of label 1: 2 TP / (2 TP + FP + FN), by weight; predicted where p ≥ 0.5.
+
+    No ties. NaN for an empty input, and where label 1 is neither given nor predicted.
+
+    Raises:
+        DataError: A label is neither 0 nor 1, a score is no probability, or the lengths differ.
+    """
+    return _value(positive_statistics(labels, scores), positive_f1, weights)
+
+
+def positive_statistics(labels: Vector, scores: Vector) -> Floats:
+    """Return [n, 2]: whether the event is a true positive, and how often it is labelled or predicted 1."""
+    truth, called = binary_labels(labels), probabilities(scores) >= 0.5
+    same_length(labels=truth, scores=called)
+    return np.stack([truth * called, truth + called], axis=1)
+
+
 # --- totals to values -----------------------------------------------------------------------------------------------
 
 
@@ -170,6 +188,11 @@ def root_mean(totals: Floats) -> Floats:
 def calibration(totals: Floats) -> Floats:
     """[R, 1 + bins] totals of (one, residual per bin) to R calibration errors."""
     return ratio(np.abs(totals[:, 1:]).sum(axis=1), totals[:, 0])
+
+
+def positive_f1(totals: Floats) -> Floats:
+    """[R, 2] totals of `positive_statistics` to R values."""
+    return ratio(2 * totals[:, 0], totals[:, 1])
 
 
 def macro_mean(totals: Floats) -> Floats:

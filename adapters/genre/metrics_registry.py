@@ -145,6 +145,7 @@ _PLAIN = [
     _feedback("mae", "lower", feedback.mae, _additive(feedback.absolute_error_statistics, feedback.mean)),
     _feedback("ece", "lower", feedback.ece, _additive(feedback.calibration_statistics, feedback.calibration)),
     _feedback("accuracy", "higher", feedback.accuracy, _additive(feedback.accuracy_statistics, feedback.mean)),
+    _feedback("f1", "higher", feedback.f1, _additive(feedback.positive_statistics, feedback.positive_f1)),
     _feedback("macro_f1", "higher", feedback.macro_f1, _additive(feedback.f1_statistics, feedback.macro_mean)),
 ]
 

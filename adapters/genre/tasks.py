@@ -9,6 +9,11 @@ A task that is read in the item slot ("will they like it?"), and one that is rea
     array([ 1.,  0., nan])
     >>> Task(name="next_item", kind="next_item").head
     'catalogue'
+
+and one that is read off a labelled text as a whole:
+
+    >>> Task(name="stars", kind="text", label="rating", loss="cross_entropy", classes=(1, 2, 3, 4, 5)).head
+    'pooled'
 """
 
 import operator
@@ -21,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from genre.errors import DataError, RecipeError
 
-Kind = Literal["feedback", "next_item"]
-HeadName = Literal["verbalizer", "binary", "scalar", "categorical", "catalogue"]
+Kind = Literal["feedback", "next_item", "text"]
+HeadName = Literal["verbalizer", "binary", "scalar", "categorical", "catalogue", "pooled"]
 LossName = Literal["cross_entropy", "mse", "log_loss"]
 
 _EXPRESSION = re.compile(r"^\s*([A-Za-z_]\w*)\s*(?:(>=|<=|==|!=|>|<)\s*(.+?))?\s*$")
@@ -34,6 +39,7 @@ _LOSSES_OF_HEAD: dict[str, tuple[str, ...]] = {
     "scalar": ("mse",),
     "categorical": ("cross_entropy",),
     "catalogue": ("cross_entropy",),
+    "pooled": ("log_loss", "cross_entropy", "mse"),
     "verbalizer": ("cross_entropy", "log_loss", "mse"),
 }
 _METRICS_OF_LOSS = {
@@ -41,6 +47,9 @@ _METRICS_OF_LOSS = {
     "mse": ("rmse", "mae"),
     "cross_entropy": ("accuracy", "macro_f1"),
 }
+_METRICS_OF_TEXT = _METRICS_OF_LOSS | {"log_loss": ("auc", "f1", "log_loss")}
+_OWN_HEAD = {"next_item": "catalogue", "text": "pooled"}
+MAX_CLASSES = 1000
 _RANKING = (
     "ndcg@10",
     "hr@10",
@@ -84,13 +93,15 @@ class Task(BaseModel):
 
     Attributes:
         name: Its name in metrics and requests.
-        kind: `feedback` reads the item slot, `next_item` reads the feedback slot.
-        label: For feedback tasks, `column` or `column OP literal`.
+        kind: `feedback` reads the item slot, `next_item` reads the feedback slot, `text` a labelled text as a whole.
+        label: For feedback and text tasks, `column` or `column OP literal`.
         head: How the hidden state becomes a score.
         loss: `log_loss`, `mse` or `cross_entropy`.
         weight: Its share in the sum of losses of a joint adapter.
         metrics: Names from `genre.metrics`; the first one decides early stopping.
         words: For the verbalizer, one label word per class, worst first.
+        classes: For cross_entropy, the label column's values, one per class. Without them the labels are class numbers from 0
+            (feedback), or the column's own values are taken (text).
         seen: For ranking, whether items of the history are `masked` or `kept` as candidates.
     """
 
@@ -104,6 +115,7 @@ class Task(BaseModel):
     weight: float = Field(default=1.0, gt=0)
     metrics: tuple[str, ...] = ()
     words: tuple[str, ...] | None = None
+    classes: tuple[float, ...] | tuple[str, ...] | None = Field(default=None, min_length=2, max_length=MAX_CLASSES)
     seen: Literal["masked", "kept"] = "masked"
 
     @model_validator(mode="before")
@@ -117,21 +129,30 @@ class Task(BaseModel):
             data.setdefault("loss", "cross_entropy")
             data.setdefault("metrics", _RANKING)
         else:
-            data.setdefault("metrics", _METRICS_OF_LOSS.get(data.get("loss", "log_loss"), ()))
+            usual = _METRICS_OF_TEXT if data.get("kind") == "text" else _METRICS_OF_LOSS
+            data.setdefault("head", "pooled" if data.get("kind") == "text" else "binary")
+            data.setdefault("metrics", usual.get(data.get("loss", "log_loss"), ()))
         return data
 
     @model_validator(mode="after")
     def _check(self) -> "Task":
-        if (self.kind == "next_item") != (self.head == "catalogue"):
-            raise ValueError(f"kind {self.kind!r} does not go with head {self.head!r}: next_item needs catalogue")
-        if self.kind == "feedback":
+        if self.head != _OWN_HEAD.get(self.kind, self.head) or (self.kind == "feedback" and self.head in _OWN_HEAD.values()):
+            raise ValueError(
+                f"kind {self.kind!r} does not go with head {self.head!r}: next_item needs catalogue, and text needs pooled"
+            )
+        if self.kind != "next_item":
             if not self.label:
-                raise ValueError("a feedback task needs a label, for example: label: rating > 3")
+                raise ValueError(f"a {self.kind} task needs a label, for example: label: rating > 3")
             parse_label(self.label)
         if self.loss not in _LOSSES_OF_HEAD[self.head]:
             raise ValueError(f"head {self.head!r} takes loss {' or '.join(_LOSSES_OF_HEAD[self.head])}, not {self.loss!r}")
         if self.head == "verbalizer" and (not self.words or len(self.words) < 2):
             raise ValueError("head 'verbalizer' needs at least two label words, for example: words: [' No', ' Yes']")
+        if self.classes is not None:
+            if self.loss != "cross_entropy" or (self.label and parse_label(self.label)[1]) or self.kind == "next_item":
+                raise ValueError("classes are for loss cross_entropy and a label that is a bare column")
+            if len(set(self.classes)) < len(self.classes):
+                raise ValueError("two classes are the same")
         if not self.metrics:
             raise ValueError("a task needs at least one metric")
         return self
@@ -150,7 +171,8 @@ class Task(BaseModel):
         """Labels of all events.
 
         Args:
-            columns: The log's feedback columns, each (n,), float with NaN or object with None where missing.
+            columns: The log's feedback columns, or the texts' label columns: each (n,), float with NaN or object with None where
+                missing.
 
         Returns:
             (n,) float64, NaN where the event has no label.
@@ -161,10 +183,11 @@ class Task(BaseModel):
         if self.label is None:
             raise RecipeError(f"task {self.name!r} has no label of its own", got=self.kind, expected="a feedback task")
         column, op, literal = parse_label(self.label)
+        what = "label" if self.kind == "text" else "feedback"
         if column not in columns:
             raise DataError(
-                f"task {self.name!r} needs the feedback column {column!r}",
-                got=", ".join(sorted(columns)) or "no feedback column",
+                f"task {self.name!r} needs the {what} column {column!r}",
+                got=", ".join(sorted(columns)) or f"no {what} column",
                 todo="change the task's label, or import the log with --map " + f"{column}=THEIR_COLUMN",
             )
         values = columns[column]
@@ -178,6 +201,8 @@ class Task(BaseModel):
                 )
             safe = np.where(missing, np.array(literal, dtype=values.dtype), values)
             labels = _OPERATORS[op](safe, literal).astype(np.float64)
+        elif self.classes is not None:
+            labels = self._codes(column, values, missing)
         elif values.dtype == object:
             raise DataError(f"label {self.label!r} is text", got=column, expected="a comparison, like behaviour == 'purchase'")
         else:
@@ -190,4 +215,44 @@ class Task(BaseModel):
                 got=f"{column} from {known.min():g} to {known.max():g}",
                 todo=f"compare it, for example: label: {column} > {np.median(known):g}",
             )
+        if self.loss == "cross_entropy" and known.size and not ((known >= 0) & (known == np.floor(known))).all():
+            wrong = known[(known < 0) | (known != np.floor(known))][0]
+            raise DataError(
+                f"task {self.name!r} with loss cross_entropy needs classes as whole numbers from 0",
+                got=f"{wrong:g} in {column}",
+                todo="number the classes, or use head: scalar with loss: mse",
+            )
         return labels
+
+    def with_classes(self, columns: Mapping[str, np.ndarray]) -> "Task":
+        """The task with the classes of its label column's values written out; itself where it needs none or has them.
+
+        Raises:
+            DataError: The column is missing, has one value only, or too many.
+        """
+        if self.kind != "text" or self.loss != "cross_entropy" or self.classes is not None:
+            return self
+        column = self.column
+        values = columns.get(column or "", np.empty(0))
+        texts = values.dtype == object
+        found = sorted({v for v in values if v is not None}) if texts else np.unique(values[~np.isnan(values)]).tolist()
+        if column in columns and not 2 <= len(found) <= MAX_CLASSES:
+            raise DataError(
+                f"the label of task {self.name!r} has no classes", got=f"{len(found)} different values of {column}",
+                expected=f"2 to {MAX_CLASSES}", todo="choose another label, or loss: mse for a number",
+            )  # fmt: skip
+        return self.model_copy(update={"classes": tuple(found)}) if column in columns else self
+
+    def _codes(self, column: str, values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+        """Places of the values among the classes."""
+        assert self.classes is not None
+        code = {value: float(place) for place, value in enumerate(self.classes)}
+        unknown = next((value for value, gone in zip(values, missing, strict=True) if not gone and value not in code), None)
+        if unknown is not None:
+            shown = repr(unknown) if isinstance(unknown, str) else f"{unknown:g}"
+            raise DataError(
+                f"task {self.name!r} knows no class {shown}",
+                got=f"a value of {column}", expected=", ".join(map(str, self.classes[:20])),
+                todo="add it to the task's classes, or take the rows out",
+            )  # fmt: skip
+        return np.array([code.get(value, np.nan) for value in values], dtype=np.float64)
