@@ -28,6 +28,7 @@ class View:
         rows: (n,) int64 row of each target.
         seen: (n,) int64 events of the row that lie before the target's impression; the others are not looked at.
         items: (n,) int64 item code of each target.
+        weights: (B, E) float how much each event counts, 1 if None; explanations take gradients by it.
     """
 
     tables: tuple[Tensor, ...]
@@ -36,6 +37,13 @@ class View:
     rows: Tensor
     seen: Tensor
     items: Tensor
+    weights: Tensor | None = None
+
+    @property
+    def known(self) -> Tensor:
+        """(B, E) float: the weight of each event, 0 for padding."""
+        there = (self.history >= 0).float()
+        return there if self.weights is None else there * self.weights
 
 
 class Head(nn.Module):
@@ -93,7 +101,7 @@ class Affinity(nn.Module):
     def forward(self, view: View) -> Tensor:
         """(n,) float32."""
         item, taste, key = view.tables
-        known = ((view.history >= 0) & (view.feedback > 0)).float()
+        known = view.known * (view.feedback > 0)
         codes = view.history.clamp_min(0)
         residual = (self.worth[view.feedback] - item[codes]) * known
         count, total = before(known, view), before(residual, view)
@@ -236,7 +244,7 @@ class CatalogueHead(Head):
     def recall(self, view: View) -> Tensor:
         """(n, d): what is remembered of the events before each target; zero where there are none."""
         memories, count = view.tables[1], view.history.shape[1]
-        known = (view.history >= 0).float().unsqueeze(-1)
+        known = view.known.unsqueeze(-1)
         values = memories[view.history.clamp_min(0)] * known
         step = torch.arange(count, device=values.device)
         age = (step[:, None] - step[None, :]).float()

@@ -141,16 +141,17 @@ class LaneLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The base's product, plus each routed row's own update."""
         y = self.base(x)
+        if y.requires_grad:  # what a quantized product returns may be a view that autograd lets nobody change
+            y = y.clone()
         for rank, route in self.routing.routes.items():
             if not (route.used & self.group.used.get(rank, set())):
                 continue
             first = self.group.first(x, rank, route)[..., self.member * rank : (self.member + 1) * rank]
             stack = self.stacks[rank]
             if route.only is not None:
-                flat = y.view(-1, self.out_features)
-                torch.addmm(flat, first.reshape(-1, rank), stack[route.only], out=flat)
+                y.view(-1, self.out_features).addmm_(first.reshape(-1, rank), stack[route.only])
             elif route.rows is None:
-                torch.baddbmm(y, first, stack[route.slots], out=y)
+                y.baddbmm_(first, stack[route.slots])
             else:
                 y.index_add_(0, route.rows, torch.bmm(first, stack[route.slots]))
         return y

@@ -96,6 +96,7 @@ class Sequence:
         feedback: (T,) int32 feedback code where a feedback's soft token stands, else -1.
         positions: (T,) int32.
         hide: (T, 2) int32: token t does not see the tokens from hide[t, 0] up to, not including, hide[t, 1].
+        begins: (E,) int32, first token of each event's item slot; an event ends where the next one begins, or the trunk does.
         item_reads: (E,) int32, last token of each event's item slot: what a feedback task reads.
         next_reads: (E,) int32, last token before each event (before its impression): what a next-item task reads.
         candidate_reads: (C,) int32.
@@ -115,6 +116,7 @@ class Sequence:
     feedback: np.ndarray
     positions: np.ndarray
     hide: np.ndarray
+    begins: np.ndarray
     item_reads: np.ndarray
     next_reads: np.ndarray
     candidate_reads: np.ndarray
@@ -297,7 +299,7 @@ class Layout:
         asked = np.full(len(branches), -1) if candidate_events is None else candidate_events
         return Sequence(
             tokens=tokens, items=item_codes, feedback=feedback_codes, positions=positions, hide=hide,
-            item_reads=reads[:count].astype(np.int32), next_reads=before,
+            begins=begins.astype(np.int32), item_reads=reads[:count].astype(np.int32), next_reads=before,
             candidate_reads=reads[count:].astype(np.int32), codes=np.asarray(items, dtype=np.int32),
             given=np.asarray(feedback, dtype=np.int32), seen=seen, candidates=branches,
             events=np.full(count, -1) if events is None else np.asarray(events, dtype=np.int64),

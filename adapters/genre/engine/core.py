@@ -22,6 +22,7 @@ from torch import Tensor
 
 from genre.assembly import SharedEncoder
 from genre.base import Base
+from genre.catalogue import Catalogue
 from genre.engine.items import Inline, ItemSpace
 from genre.engine.requests import Request, Response, Scored
 from genre.errors import GenreError, InputError, RequestError
@@ -204,16 +205,39 @@ class Engine:
             for job in jobs:
                 done[job.number] = _respond(job)
         finally:
-            with self._table:
-                for job in jobs:
-                    job.resident.users -= 1
-                stale = any(not job.resident.names for job in jobs)
-            if stale and self._loading.acquire(blocking=False):  # who loads or swaps now drops them when done
-                try:
-                    self._drop_unused()
-                finally:
-                    self._loading.release()
+            self._release(jobs)
         return [response for response in done if response is not None]
+
+    def read_by(self, request: Request) -> tuple[Loaded, list[dict[str, Any]], int, dict[str, Any]]:
+        """What a request means now, before anything is scored.
+
+        Returns:
+            The version, the events of the history that it reads, how many older ones it does not, and the user's columns.
+
+        Raises:
+            GenreError: The version cannot be loaded, or the user is unknown.
+        """
+        request.check()
+        loaded = self._of(request.adapter).loaded
+        history, user = self._history(request)
+        kept = history[-(loaded.layout.max_events - 1) :]
+        return loaded, kept, len(history) - len(kept), user
+
+    def catalogue_of(self, loaded: Loaded) -> Catalogue:
+        """The items that a version's requests may name: those of the engine's data set, or else its own."""
+        return self.data.catalogue if self.data is not None else loaded.catalogue
+
+    def _release(self, jobs: Sequence[_Job]) -> None:
+        """Let go of the versions that jobs began with."""
+        with self._table:
+            for job in jobs:
+                job.resident.users -= 1
+            stale = any(not job.resident.names for job in jobs)
+        if stale and self._loading.acquire(blocking=False):  # who loads or swaps now drops them when done
+            try:
+                self._drop_unused()
+            finally:
+                self._loading.release()
 
     def _of(self, ref: str) -> Resident:
         with self._table:
@@ -258,7 +282,7 @@ class Engine:
         return resident
 
     def _space(self, loaded: Loaded) -> ItemSpace:
-        catalogue = self.data.catalogue if self.data is not None else loaded.catalogue
+        catalogue = self.catalogue_of(loaded)
         key = (loaded.shared.digest if loaded.shared else None, catalogue.digest, loaded.layout.text)
         if key not in self._spaces:
             self._spaces[key] = ItemSpace(catalogue, loaded.layout.text, loaded.shared, self.base, self._forward)
@@ -351,7 +375,7 @@ class Engine:
                 finally:
                     self.lanes.clear()
             for place, (job, row) in enumerate(part):
-                job.scores.append(_read(job, row, hidden[place], tables[id(job.resident.space)][1]))
+                job.scores.append(_read(job, row, hidden[place], tables[id(job.resident.space)][1]).cpu().numpy())
 
     def _embed(self, batch: Batch, jobs: Sequence[_Job], tables: dict[int, tuple[Sequence[str], Tensor | None]]) -> Tensor:
         embeds = self.base.embedding(batch.tokens)
@@ -430,8 +454,8 @@ def _groups(history: Sequence[dict[str, Any]]) -> np.ndarray | None:
     return np.array([-1 if (i := event.get("impression_id")) is None else number.setdefault(i, len(number)) for event in history])
 
 
-def _read(job: _Job, row: Row, hidden: Tensor, vectors: Tensor | None) -> np.ndarray:
-    """Scores of one row's candidates (or of all its job's codes), float32."""
+def _read(job: _Job, row: Row, hidden: Tensor, vectors: Tensor | None, weights: Tensor | None = None) -> Tensor:
+    """(n,) scores of one row's candidates (or of all its job's codes), float32; `weights` (1, E) as in `View`."""
     head, device = job.resident.loaded.heads[job.task.name], hidden.device
     ranking = isinstance(head, CatalogueHead)
     places = np.array([row.trunk - 1]) if ranking else row.candidate_reads
@@ -446,15 +470,15 @@ def _read(job: _Job, row: Row, hidden: Tensor, vectors: Tensor | None) -> np.nda
         view = View(
             tables, _tensor(row.codes, device)[None], _tensor(row.given, device)[None],
             torch.zeros(count, dtype=torch.long, device=device),
-            torch.full((count,), len(row.codes), dtype=torch.long, device=device), _tensor(items, device),
+            torch.full((count,), len(row.codes), dtype=torch.long, device=device), _tensor(items, device), weights,
         )  # fmt: skip
     output = head(hidden[_tensor(places, device)], view)
     if ranking:
-        return output[0, _tensor(job.codes, device)].float().cpu().numpy()
+        return output[0, _tensor(job.codes, device)].float()
     score = head.score(output)
     if score.ndim == 2:  # classes: the expectation over their numbers
         score = score @ torch.arange(score.shape[1], dtype=score.dtype, device=score.device)
-    return score.float().cpu().numpy()
+    return score.float()
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> Tensor:

@@ -1,0 +1,69 @@
+"""What each event of a history adds to one score, to first order: one forward and one backward pass.
+
+Owns: the pass with a weight per event. Ignores: what is made of the figures, who asks.
+
+Every event j gets a weight m_j = 1 that scales its input: the embeddings of its tokens, and what heads see of it beside
+hidden states (`View.weights`). With x_j all that event j puts in,
+
+    ∂s/∂m_j = Σ (∂s/∂x_j) · x_j
+
+is gradient × input, summed over the event. Source: Shrikumar et al., "Not just a black box" (2016).
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genre.engine.core import Engine, _Job, _read, _respond
+from genre.engine.requests import Request, Response
+from genre.errors import RequestError
+from genre.sequences import Sequence as Row
+from genre.sequences import collate
+
+
+def event_gradients(engine: Engine, request: Request) -> tuple[Response, np.ndarray]:
+    """The score of a request's one candidate, and gradient × input of each event that is read for it.
+
+    Returns:
+        The response, and (E,) float32 in the score's unit, in the history's order.
+
+    Raises:
+        GenreError: The request cannot be scored.
+    """
+    job = engine._plan(0, request, {})
+    try:
+        if len(job.codes) != 1:
+            raise RequestError("a gradient is of one score", got=f"{len(job.codes)} candidates", expected="one")
+        score, effects = _pass(engine, job, job.rows[0])
+    finally:
+        engine._release([job])
+    job.scores.append(score)
+    return _respond(job), effects
+
+
+def _pass(engine: Engine, job: _Job, row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """(1,) score and (E,) derivatives by the events' weights."""
+    texts, vectors = job.inline.tables()
+    device = engine.base.device
+    batch = collate([row], {}).to(device)
+    weights = torch.ones(1, len(row.codes), device=device, requires_grad=True)
+    with engine._forward, torch.enable_grad():  # backward too: it reads lanes that others must not write meanwhile
+        engine.lanes.route([job.resident.place], device)
+        try:
+            with torch.no_grad():
+                embeds = engine._embed(batch, [job], {id(job.resident.space): (texts, vectors)})
+            embeds = embeds * _per_token(weights, row).to(embeds.dtype)
+            hidden = engine.base.hidden(embeds, batch.positions, batch.mask)
+            score = _read(job, row, hidden[0], vectors, weights)
+            (gradient,) = torch.autograd.grad(score.sum(), weights)
+        finally:
+            engine.lanes.clear()
+    return score.detach().cpu().numpy(), gradient[0].float().cpu().numpy()
+
+
+def _per_token(weights: Tensor, row: Row) -> Tensor:
+    """(1, T, 1): the weight of the event that each token belongs to, 1 for instruction and candidates."""
+    owner = np.searchsorted(row.begins, np.arange(len(row)), side="right")  # 0 before the first event
+    owner[row.trunk :] = 0
+    padded = torch.cat([weights.new_ones(1, 1), weights], 1)
+    return padded[:, torch.from_numpy(owner).to(weights.device)].unsqueeze(-1)
