@@ -10,7 +10,7 @@ import genre
 from builders import LIKE, NEXT, RATING, recipe, with_values
 from genre.assembly import assemble
 from genre.base import Base
-from genre.errors import DivergedError, GenreError, InputError, JobError, RecipeError
+from genre.errors import DivergedError, InputError, JobError, RecipeError
 from genre.progress import Reporter
 from genre.training import Loop, fit
 
@@ -313,11 +313,14 @@ def test_a_first_task_without_validation_labels_leaves_the_next_one_to_decide(ba
     assert fitted.state.history[0]["like.auc"] == fitted.state.best_value
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="nobody compares the classes with the label words")
 def test_more_classes_than_label_words_are_refused(build, tmp_path):
     words = {"head": "verbalizer", "loss": "cross_entropy", "words": ["1", "2"], "label": "rating"}
-    with pytest.raises(GenreError, match="label words"):
+    with pytest.raises(RecipeError) as error:
         fit(build(LIKE | words), tmp_path)
+    assert str(error.value) == (
+        "task 'like' has more classes than label words: got classes 0 to 5; expected classes below 2; name one word per class "
+        "in the task's words"
+    )
 
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="resuming does not ask whether the run had stopped early")

@@ -17,6 +17,7 @@ from genre.errors import DataError, ManifestError, RecipeError
 from genre.heads import BinaryHead, CatalogueHead, Head, ScalarHead, make_head
 from genre.interactions import Interactions
 from genre.interactions_splits import Split, split
+from genre.labels import check_labels, check_spread, known_labels
 from genre.lora import LoraLinear
 from genre.model import Recommender, SoftTokens
 from genre.recipe import Recipe
@@ -149,6 +150,8 @@ def assemble(recipe: Recipe, log: Interactions, base: Base, shared: SharedEncode
     )  # fmt: skip
     builder = RowBuilder(log, layout)
     builder.prefix(0)  # an instruction that names an unknown user column is refused before anything is written
+    if recipe.sequence.item != "text" and shared is not None and shared.encoder.spec.text:
+        log.catalogue.texts(list(recipe.sequence.text))  # a misspelt column is refused even where a given encoder has its own
     soft = None
     if shared is not None:
         shared.encoder.to(base.device)
@@ -206,6 +209,8 @@ def fresh_encoder(
     if config.collaborative:
         feedback = log.column(vocabulary.column)
         numeric = feedback if feedback.dtype != object else None
+        if numeric is not None:
+            check_spread(f"feedback column {vocabulary.column!r} has a value", numeric, log, usable)
         vectors = torch.from_numpy(
             collaborative_vectors(log, usable, dimensions=config.collaborative, feedback=numeric, seed=recipe.train.seed)
         )
@@ -225,15 +230,20 @@ def make_heads(recipe: Recipe, base: Base, builder: RowBuilder, usable: np.ndarr
     """One head per task, started at the training labels' share, mean and deviation.
 
     Raises:
-        DataError: A task has no label among the training events.
+        DataError: A task's labels cannot train it.
+        RecipeError: A verbalizer has fewer words than its labels have classes.
     """
     heads = {}
     for task in recipe.tasks:
         _, labels = builder.supervise([task])[task.name]
-        known = labels[usable & _known(labels)]
-        if not len(known):
-            raise DataError(f"task {task.name!r} has no label among the training events", got=task.label, expected="at least one")
+        check_labels(task, labels, builder.log, usable)
+        known = labels[usable & known_labels(labels)]
         extra: dict[str, Any] = {"fuse": soft and recipe.encoder.fuse, "feedback_codes": builder.layout.feedback.size}
+        if task.head == "verbalizer" and task.loss == "cross_entropy" and labels.max() >= len(task.words or ()):
+            raise RecipeError(
+                f"task {task.name!r} has more classes than label words", got=f"classes 0 to {labels.max()}",
+                expected=f"classes below {len(task.words or ())}", todo="name one word per class in the task's words",
+            )  # fmt: skip
         if task.head == "categorical":
             extra["classes"] = int(labels.max()) + 1
         elif task.loss == "log_loss":
@@ -256,7 +266,7 @@ def _start_heads(model: Recommender, builder: RowBuilder, usable: np.ndarray) ->
             head.start_at(vectors, torch.from_numpy(np.log(events / events.sum())).float())
         elif isinstance(head, BinaryHead | ScalarHead) and head.affinity is not None:
             _, labels = builder.supervise([model.tasks[name]])[name]
-            chosen = usable & _known(labels)
+            chosen = usable & known_labels(labels)
             mean, spread = labels[chosen].mean(), labels[chosen].std() or 1.0
             unit = spread**2 if isinstance(head, BinaryHead) else spread  # logits move by 1 / (p (1 - p)) per unit of p
             item, weight = _worth(log.item_codes[chosen], (labels[chosen] - mean) / unit, count)
@@ -269,10 +279,6 @@ def _worth(codes: np.ndarray, values: np.ndarray, count: int, *, prior: float = 
     weight = np.bincount(codes, minlength=count)
     means = np.bincount(codes, values, count) / (weight + prior)
     return torch.from_numpy(means).float(), torch.from_numpy(weight).float()
-
-
-def _known(labels: np.ndarray) -> np.ndarray:
-    return ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
 
 
 def _first_feedback(log: Interactions) -> str:

@@ -3,6 +3,7 @@
 Owns: the one place where a log, a layout and a split meet. Ignores: tensors, devices, training.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,9 +11,28 @@ from typing import Any
 import numpy as np
 
 from genre.interactions import Interactions
+from genre.interactions_splits import Split
 from genre.sequences import Layout, Sequence, Slot
 from genre.tasks import Task
-from genre.windows import Window
+from genre.windows import Window, chosen_windows, evaluation_windows, training_windows
+
+
+class EventColumns(Mapping[str, np.ndarray]):
+    """A log's event columns by name, each made when it is asked for."""
+
+    def __init__(self, log: Interactions) -> None:
+        self.log = log
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.log.event_columns:
+            raise KeyError(name)
+        return self.log.column(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.log.event_columns)
+
+    def __len__(self) -> int:
+        return len(self.log.event_columns)
 
 
 @dataclass
@@ -67,11 +87,36 @@ class RowBuilder:
         self.cut += row.cut
         return row
 
+    def training_rows(
+        self, usable: np.ndarray, supervised: np.ndarray | None = None, *, max_events: int, min_events: int, shift: float = 0.0
+    ) -> tuple[list[Sequence], int]:
+        """Rows that supervise every usable event, or the chosen ones of them, once; see `windows`.
+
+        Returns:
+            The rows, and how many events were left out because their user has fewer than `min_events`.
+        """
+        if supervised is None:
+            windows, skipped = training_windows(self.log, usable, max_events=max_events, min_events=min_events, shift=shift)
+        else:
+            windows, skipped = chosen_windows(self.log, usable, supervised, max_events=max_events, min_events=min_events)
+        return [self.row(window) for window in windows], skipped
+
+    def evaluation_rows(self, split: Split, part: int, *, max_events: int) -> list[Sequence]:
+        """Rows in which every event of a part is a target once."""
+        return [self.row(window) for window in evaluation_windows(self.log, split, part, max_events=max_events)]
+
+    def owners(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The user codes and the item codes of some events."""
+        return self.log.user_codes[events], self.log.item_codes[events]
+
+    @property
+    def catalogue_size(self) -> int:
+        """N, the items that a ranking is over."""
+        return self.log.catalogue.size
+
     def supervise(self, tasks: list[Task]) -> dict[str, tuple[Slot, np.ndarray]]:
         """For each task its slot and its label of every event: float with NaN, or item codes with -1 where there is none."""
-        columns = {
-            name: self.log.column(name) for name in {task.column for task in tasks} - {None} if name in self.log.event_columns
-        }
+        columns = EventColumns(self.log)
         found: dict[str, tuple[Slot, np.ndarray]] = {}
         for task in tasks:
             if task.kind == "feedback":
