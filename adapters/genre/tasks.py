@@ -215,11 +215,11 @@ class Task(BaseModel):
                 got=f"{column} from {known.min():g} to {known.max():g}",
                 todo=f"compare it, for example: label: {column} > {np.median(known):g}",
             )
-        if self.loss == "cross_entropy" and known.size and not ((known >= 0) & (known == np.floor(known))).all():
-            wrong = known[(known < 0) | (known != np.floor(known))][0]
+        strange = ~(np.isfinite(known) & (known >= 0) & (known == np.floor(known)))
+        if self.loss == "cross_entropy" and strange.any():
             raise DataError(
                 f"task {self.name!r} with loss cross_entropy needs classes as whole numbers from 0",
-                got=f"{wrong:g} in {column}",
+                got=f"{known[strange][0]:g} in {column}",
                 todo="number the classes, or use head: scalar with loss: mse",
             )
         return labels
