@@ -162,3 +162,25 @@ def browsing_log(
     frame = pl.DataFrame(rows, schema=schema, orient="row")
     catalogue = pl.DataFrame({"item_id": [f"i{i}" for i in range(items)], "title": [f"thing {i}" for i in range(items)]})
     return Interactions.from_frame(frame, items=catalogue, name="browsing", time_unit="ms")
+
+
+def tastes_log(
+    *, users: int = 120, items: int = 36, events: int = 24, seed: int = 0, noise: float = 0.05, stay: float = 1 / 3
+) -> Interactions:
+    """Items of three kinds; users like or dislike each kind on its own, so that only events of a kind tell of that kind.
+
+    With `stay` above a third, users take that share of their items from one kind, and what they take next follows from it.
+    """
+    draw, rows = np.random.default_rng(seed), []
+    for user in range(users):
+        likes = draw.random(3) < 0.5
+        own = np.where(np.arange(items) % 3 == user % 3, stay, (1 - stay) / 2)
+        taken = draw.choice(items, size=events if stay < 0.5 else events // 2, replace=False, p=own / own.sum())
+        for step, item in enumerate(taken):
+            agrees = bool(likes[item % 3]) != (draw.random() < noise)
+            rating = float(draw.integers(4, 6) if agrees else draw.integers(1, 3))
+            rows.append((f"u{user}", f"i{item}", rating, 1000 * step + user))
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
+    titles = [f"{('war', 'love', 'farm')[item % 3]} {item}" for item in range(items)]
+    catalogue = pl.DataFrame({"item_id": [f"i{item}" for item in range(items)], "title": titles})
+    return Interactions.from_frame(frame, items=catalogue, name="tastes")
