@@ -8,7 +8,7 @@ Owns: how a batch becomes hidden states and task outputs, which parameters train
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from genre.base import Base
 from genre.encoder import BehaviourEncoder, ItemTable
 from genre.errors import DivergedError
-from genre.heads import Head, View
+from genre.heads import CatalogueHead, Head, View
 from genre.lora import LoraLinear, attach, detach, find_linears
-from genre.losses import LOSSES
-from genre.sequences import Batch
+from genre.losses import LOSSES, sampled_cross_entropy
+from genre.negatives import Negatives
+from genre.sequences import Batch, Reads
 from genre.tasks import Task
 
 
@@ -44,11 +45,21 @@ class SoftTokens:
         """(n, D) item vectors; all items if `codes` is None."""
         if any(parameter.requires_grad for parameter in self.encoder.parameters()):
             self.cached = None
+            if codes is None and not torch.is_grad_enabled():
+                return self.every()
             return self.encoder.item_vectors(self.table, codes)
         if self.cached is None:
-            with torch.no_grad():
-                self.cached = self.encoder.eval().item_vectors(self.table)
+            self.cached = self.every()
         return self.cached if codes is None else self.cached[codes]
+
+    @torch.no_grad()
+    def every(self) -> Tensor:
+        """(N, D) vectors of all items as they are used in evaluation, computed by parts so that a large catalogue fits."""
+        codes = torch.arange(len(self.table), device=self.table.known.device)
+        training = self.encoder.training
+        parts = [self.encoder.eval().item_vectors(self.table, some) for some in codes.split(65536)]
+        self.encoder.train(training)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def embed(base: Base, batch: Batch, soft: SoftTokens | None, dropout: float = 0.0) -> Tensor:
@@ -65,6 +76,15 @@ def embed(base: Base, batch: Batch, soft: SoftTokens | None, dropout: float = 0.
     return flat.view_as(embeds)
 
 
+def compact(*codes: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The different item codes (m,) among some tensors of codes, and those tensors with places among them; -1 stays."""
+    flat = torch.cat([some.reshape(-1) for some in codes])
+    found, places = torch.unique(flat.clamp_min(0), return_inverse=True)
+    places = torch.where(flat < 0, flat, places)
+    parts = places.split([some.numel() for some in codes])
+    return found, [part.view_as(some) for part, some in zip(parts, codes, strict=True)]
+
+
 class Recommender(nn.Module):
     """One adapter on one base, ready to train or to score.
 
@@ -73,6 +93,8 @@ class Recommender(nn.Module):
         tasks: The adapter's tasks by name.
         heads: One head per task.
         soft: The behaviour encoder and its item table; None where everything is text.
+        negatives: For each next-item task that trains on a sampled softmax, what it draws from.
+        name_events: How a message names events of the log.
         layers: The low-rank layers by the name of the linear they hold (empty for head-only and full).
     """
 
@@ -89,11 +111,14 @@ class Recommender(nn.Module):
         self._bare = (base,)  # in a tuple, the base stays out of the module tree and of every state dict
         self.soft, self.dropout = soft, dropout
         self.tasks = {task.name: task for task in tasks}
+        self.negatives: dict[str, Negatives] = {}
+        self.name_events: Callable[[list[int]], str] = lambda events: f"the events {events[:3]}"
         self.heads = nn.ModuleDict(heads)
         self.layers: dict[str, LoraLinear] = {}
         self.lora = nn.ModuleList()
         self.encoder = soft.encoder if soft is not None else None
         self._before: dict[str, Tensor] = {}
+        self._attached = False
         self.to(base.device)
 
     @property
@@ -101,12 +126,22 @@ class Recommender(nn.Module):
         """The frozen base."""
         return self._bare[0]
 
-    def attach(self, *, targets: Any, layers: Any, rank: int, alpha: float, dropout: float, rslora: bool) -> None:
-        """Put trainable low-rank layers on the base (mutates it until `release`); raises as `put` does."""
+    def attach(
+        self, *, targets: Any, layers: Any, rank: int, alpha: float, dropout: float, rslora: bool, bare: bool = False
+    ) -> None:
+        """Make trainable low-rank layers and put them on the base (mutates it until `release`); raises as `put` does.
+
+        With `bare` they are only held: the base stays bare until `put(model.layers)`.
+        """
+        self.base.need_bare()
         names = find_linears(self.base.model, targets, layers)
         scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         linears = {name: self.base.model.get_submodule(name) for name in names}
-        self.put({name: LoraLinear(linear, rank=rank, scale=scale, dropout=dropout) for name, linear in linears.items()})
+        made = {name: LoraLinear(linear, rank=rank, scale=scale, dropout=dropout) for name, linear in linears.items()}
+        if bare:
+            self.layers, self.lora = made, nn.ModuleList(made.values())
+        else:
+            self.put(made)
 
     def put(self, layers: dict[str, LoraLinear]) -> None:
         """Put low-rank layers that exist already on the base, by the name of the linear they hold.
@@ -118,6 +153,7 @@ class Recommender(nn.Module):
         attach(self.base.model, layers)
         self.layers, self.lora = layers, nn.ModuleList(layers.values())
         self.base.occupied_by = "one adapter's model" if layers else None
+        self._attached = bool(layers)
 
     def unfreeze(self) -> None:
         """Let every weight of the base train, for comparison with a full fine-tune; `release` puts the old weights back.
@@ -138,9 +174,9 @@ class Recommender(nn.Module):
             self.base.model.requires_grad_(False)
             self._before = {}
             self.base.occupied_by = None
-        if self.layers and self.base.occupied_by is not None:
+        if self._attached:
             detach(self.base.model, self.layers)
-            self.base.occupied_by = None
+            self.base.occupied_by, self._attached = None, False
 
     def lora_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of the low-rank update."""
@@ -160,37 +196,82 @@ class Recommender(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """(B, T, D) hidden states."""
         base = self.base
-        return base.hidden(embed(base, batch, self.soft, self.dropout if self.training else 0.0), batch.positions, batch.mask)
+        embeds = embed(base, batch, self.soft, self.dropout if self.training else 0.0)
+        return base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths)
 
-    def output(self, task: str, hidden: Tensor, batch: Batch) -> Tensor:
-        """A task's raw output at its reads: (n,), (n, C) or (n, N)."""
-        head, reads = self.heads[task], batch.reads[task]
-        state = hidden[reads.rows, reads.places]
-        if self.soft is None:
+    def output(
+        self, task: str, hidden: Tensor, batch: Batch, *, reads: Reads | None = None, tables: tuple[Tensor, ...] | None = None
+    ) -> Tensor:
+        """A task's raw output at its reads: (n,), (n, C) or (n, N).
+
+        Args:
+            task: Its name.
+            hidden: (B, T, D).
+            batch: What the hidden states are of.
+            reads: Some of the batch's reads of the task; all of them if None.
+            tables: Of a head over the whole catalogue (`Head.tables` of all item vectors), made anew if None.
+        """
+        head, chosen = self.heads[task], reads or batch.reads[task]
+        state = chosen.of(hidden)
+        if self.soft is None or not head.sees_items:
             return head(state)
-        tables = head.tables(self.soft.items())  # type: ignore[operator]
-        return head(state, View(tables, batch.history, batch.given, reads.rows, reads.seen, reads.items))
+        history, items = batch.history, chosen.items
+        if not head.per_item:  # only the items of these rows are looked at
+            codes, (history, items) = compact(history, items)
+            tables = head.tables(self.soft.items(codes))  # type: ignore[operator]
+        elif tables is None:
+            tables = head.tables(self.soft.items())  # type: ignore[operator]
+        assert tables is not None
+        return head(state, View(tables, history, batch.given, chosen.rows, chosen.seen, items))
+
+    def catalogue_tables(self) -> dict[str, tuple[Tensor, ...]]:
+        """For each task whose head scores the whole catalogue, its tables of all items as they are now."""
+        if self.soft is None:
+            return {}
+        heads = {name: head for name, head in self.heads.items() if head.per_item}
+        vectors = self.soft.items() if heads else None
+        return {name: head.tables(vectors) for name, head in heads.items()}  # type: ignore[operator]
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, tuple[float, int]]]:
-        """The weighted sum of the tasks' mean losses.
+        """The weighted sum of the tasks' mean losses, from a batch; see `losses`."""
+        return self.losses(self.hidden(batch), batch)
+
+    def losses(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, dict[str, tuple[float, int]]]:
+        """The weighted sum of the tasks' mean losses, from hidden states.
 
         Returns:
             The scalar to go backward from, and each task's mean loss and number of targets.
 
         Raises:
-            DivergedError: A loss is not finite; the message names the task and the events of the worst rows.
+            DivergedError: A loss is not finite; the message names the task and the events.
         """
-        hidden = self.hidden(batch)
         total = hidden.new_zeros((), dtype=torch.float32)
         parts: dict[str, tuple[float, int]] = {}
         for name, reads in batch.reads.items():
-            task = self.tasks[name]
-            value = LOSSES[task.loss](self.output(name, hidden, batch), reads.labels)
+            loss, given = self._compared(name, hidden, batch)
+            value = loss(*given)
             if not torch.isfinite(value):
+                bad = [i for i in range(len(reads.labels)) if not torch.isfinite(loss(*(each[i : i + 1] for each in given)))]
                 raise DivergedError(
                     f"the loss of task {name!r} is not finite", got=float(value.detach()), expected="a finite loss",
-                    todo=f"look at the events {reads.events[:3].tolist()}…, or lower train.learning_rate",
+                    todo=f"{len(bad)} of {len(reads.labels)} targets: {self.name_events(reads.events[bad].tolist())}; "
+                    "look at them, or lower train.learning_rate",
                 )  # fmt: skip
             parts[name] = (float(value.detach()), len(reads.labels))
-            total = total + task.weight * value
+            total = total + self.tasks[name].weight * value
         return total, parts
+
+    def _compared(self, name: str, hidden: Tensor, batch: Batch) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+        """A task's loss and what it takes, each with a row per target."""
+        reads = batch.reads[name]
+        if name not in self.negatives:
+            return LOSSES[self.tasks[name].loss], (self.output(name, hidden, batch), reads.labels)
+        head = self.heads[name]
+        assert isinstance(head, CatalogueHead) and self.soft is not None
+        drawn, log_count = self.negatives[name].draw(hidden.device)
+        codes, (history, own, others) = compact(batch.history, reads.items, drawn)
+        tables = head.tables(self.soft.items(codes))
+        query = head.ask(reads.of(hidden), View(tables, history, batch.given, reads.rows, reads.seen, own))
+        keys = tables[0]
+        given = (head.match(query, keys[own]), head.logits(query, keys[others]) - log_count, reads.items[:, None] == drawn)
+        return sampled_cross_entropy, given

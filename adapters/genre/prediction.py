@@ -1,22 +1,21 @@
-"""Running a model over windows of a log and reading every target's score.
+"""Running a model over the rows of a log, or of labelled texts, and reading every target's score.
 
 Owns: the one scoring pass that validation, evaluation and the quality gates share. Ignores: metrics, baselines.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import numpy as np
 import torch
 
 from genre.evaluation import Targets
-from genre.evaluation_ranking import rank_in_blocks
-from genre.interactions import Interactions
+from genre.evaluation_ranking import Ranker, block_rows, block_size
 from genre.interactions_splits import Split
 from genre.model import Recommender
 from genre.rows import RowBuilder
-from genre.sequences import collate, plan_batches
-from genre.windows import evaluation_windows
+from genre.sequences import Reads, collate, plan_batches
+from genre.text_rows import Builder
 
 Advance = Callable[[int], None]
 Predicted = dict[str, tuple[Targets, np.ndarray, np.ndarray | None]]
@@ -25,7 +24,7 @@ Predicted = dict[str, tuple[Targets, np.ndarray, np.ndarray | None]]
 @torch.no_grad()
 def outputs(
     model: Recommender,
-    builder: RowBuilder,
+    builder: Builder,
     split: Split,
     part: int,
     *,
@@ -33,24 +32,26 @@ def outputs(
     batch_tokens: int,
     advance: Advance | None = None,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Scores of every target of one part of a split, by one pass over the users' sequences.
+    """Scores of every target of one part of a split, by one pass over its rows.
 
     Yields:
-        A task's name, the (n,) events of a batch, and their scores: (n,) float64, (n, C) or (n, N) float32.
+        A task's name, some (n,) events, and their scores: (n,) float64, (n, C), or (n, N) float32 with a bounded n · N.
     """
-    rows = [builder.row(window) for window in evaluation_windows(builder.log, split, part, max_events=max_events)]
+    rows = builder.evaluation_rows(split, part, max_events=max_events)
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     supervise = builder.supervise(list(model.tasks.values()))
     training = model.training
     model.eval()
+    tables = model.catalogue_tables()
     try:
         for chosen in plan_batches(lengths, batch_tokens):
             batch = collate([rows[i] for i in chosen], supervise).to(model.base.device)
             hidden = model.hidden(batch)
             for name, reads in batch.reads.items():
-                if len(reads.labels):
-                    score = model.heads[name].score(model.output(name, hidden, batch))  # type: ignore[operator]
-                    yield name, reads.events.numpy(), score.float().cpu().numpy()
+                for piece in _pieces(reads, len(tables[name][0]) if name in tables else None):
+                    output = model.output(name, hidden, batch, reads=piece, tables=tables.get(name))
+                    score = model.heads[name].score(output)  # type: ignore[operator]
+                    yield name, piece.events.numpy(), score.float().cpu().numpy()
             if advance is not None:
                 advance(len(chosen))
     finally:
@@ -59,7 +60,7 @@ def outputs(
 
 def predict(
     model: Recommender,
-    builder: RowBuilder,
+    builder: Builder,
     split: Split,
     part: int,
     *,
@@ -72,31 +73,40 @@ def predict(
     Returns:
         For each task its targets, then scores (n,) [or (n, C)], then None; for ranking tasks ranks (n,) and top items (n, 20).
     """
-    log = builder.log
     found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]] = {name: [] for name in model.tasks}
+    rankers: dict[str, Ranker] = {}
     for name, events, scores in outputs(
         model, builder, split, part, max_events=max_events, batch_tokens=batch_tokens, advance=advance
     ):
         if model.tasks[name].kind == "next_item":
-            ranks, top = _rank(log, split, events, scores, seen=model.tasks[name].seen)
+            assert isinstance(builder, RowBuilder)
+            if name not in rankers:
+                rankers[name] = Ranker(builder.log, split, seen=model.tasks[name].seen)
+            ranks, top = rankers[name].rank(events, builder.log.item_codes[events], scores)
             found[name].append((events, ranks, top))
         else:
             found[name].append((events, scores, None))
     labels = {name: label for name, (_, label) in builder.supervise(list(model.tasks.values())).items()}
     return {
-        name: _in_order(log, labels[name], parts, ranking=model.tasks[name].kind == "next_item") for name, parts in found.items()
+        name: _in_order(builder, labels[name], parts, ranking=model.tasks[name].kind == "next_item")
+        for name, parts in found.items()
     }
 
 
-def _rank(
-    log: Interactions, split: Split, events: np.ndarray, scores: np.ndarray, *, seen: Literal["masked", "kept"]
-) -> tuple[np.ndarray, np.ndarray]:
-    some = Targets(events, log.user_codes[events], log.item_codes[events], None)
-    return rank_in_blocks(log, split, some, [(np.arange(len(events)), scores)], seen=seen)
+def _pieces(reads: Reads, items: int | None) -> Iterator[Reads]:
+    """The reads of a task; over a catalogue of so many items as few at a time as keep its scores bounded."""
+    count = len(reads.labels)
+    if items is None or count <= block_size(items):
+        if count:
+            yield reads
+        return
+    fields = {field.name: getattr(reads, field.name) for field in dataclasses.fields(reads)}
+    for rows in block_rows(count, block_size(items)):
+        yield Reads(**{name: None if value is None else value[rows] for name, value in fields.items()})
 
 
 def _in_order(
-    log: Interactions,
+    builder: Builder,
     labels: np.ndarray,
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
     *,
@@ -108,4 +118,4 @@ def _in_order(
     top = np.concatenate([part[2] for part in parts if part[2] is not None])[order] if parts and ranking else None
     events = events[order]
     label = None if ranking else labels[events].astype(np.float64)
-    return Targets(events, log.user_codes[events], log.item_codes[events], label), values, top
+    return Targets(events, *builder.owners(events), label), values, top

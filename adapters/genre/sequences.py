@@ -109,6 +109,7 @@ class Sequence:
         candidate_events: (C,) int64, -1 if it has none.
         trunk: Tokens before the first branch.
         cut: Item texts that were longer than the limit.
+        spans: (E,) int32, how many tokens up to `item_reads` a feedback task reads the mean of; None for that token alone.
     """
 
     tokens: np.ndarray
@@ -129,6 +130,7 @@ class Sequence:
     candidate_events: np.ndarray
     trunk: int
     cut: int = 0
+    spans: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -353,6 +355,7 @@ class Reads:
         items: (n,) int64 item code of the target.
         labels: (n,) float32 or int64.
         events: (n,) int64 the caller's numbers.
+        spans: (n,) int64, of how many tokens up to `places` the mean is read; None for that token alone.
     """
 
     rows: Tensor
@@ -361,6 +364,7 @@ class Reads:
     items: Tensor
     labels: Tensor
     events: Tensor
+    spans: Tensor | None = None
 
     def to(self, device: torch.device) -> "Reads":
         """The same on another device (events stay)."""
@@ -371,7 +375,14 @@ class Reads:
             self.items.to(device),
             self.labels.to(device),
             self.events,
+            None if self.spans is None else self.spans.to(device),
         )
+
+    def of(self, hidden: Tensor) -> Tensor:
+        """(n, D) states to read of (B, T, D) hidden states."""
+        if self.spans is None:
+            return hidden[self.rows, self.places]
+        return span_means(hidden[self.rows], self.places, self.spans)
 
 
 @dataclass(frozen=True)
@@ -388,6 +399,7 @@ class Batch:
         given: (B, E) int64 their feedback codes, 0 there.
         reads: What each task reads.
         used: Tokens that are no padding.
+        lengths: (B,) int64, the same of each row.
     """
 
     tokens: Tensor
@@ -400,6 +412,7 @@ class Batch:
     given: Tensor
     reads: dict[str, Reads]
     used: int
+    lengths: Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same on another device."""
@@ -411,7 +424,7 @@ class Batch:
         return Batch(
             move(self.tokens), move(self.items), move(self.feedback), move(self.positions), move(self.mask),
             move(self.lanes), move(self.history), move(self.given),
-            {name: reads.to(place) for name, reads in self.reads.items()}, self.used,
+            {name: reads.to(place) for name, reads in self.reads.items()}, self.used, move(self.lengths),
         )  # fmt: skip
 
 
@@ -442,8 +455,15 @@ def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray
         torch.as_tensor(list(lanes) if lanes is not None else [0] * len(rows)), torch.from_numpy(history),
         torch.from_numpy(given),
         {name: _reads(rows, slot, labels) for name, (slot, labels) in supervise.items()},
-        sum(len(row) for row in rows),
+        sum(len(row) for row in rows), torch.tensor([len(row) for row in rows]),
     )  # fmt: skip
+
+
+def span_means(hidden: Tensor, ends: Tensor, spans: Tensor) -> Tensor:
+    """The mean state of a span of each row: (n, T, D), the last token (n,) and the number of tokens (n,) → (n, D) float32."""
+    step = torch.arange(hidden.shape[1], device=hidden.device)
+    inside = (step <= ends[:, None]) & (step > (ends - spans)[:, None])
+    return torch.bmm((inside / spans[:, None]).unsqueeze(1), hidden.float()).squeeze(1)
 
 
 def _masked(rows: Rows[Sequence], longest: int) -> tuple[Tensor, Tensor]:
@@ -459,24 +479,27 @@ def _masked(rows: Rows[Sequence], longest: int) -> tuple[Tensor, Tensor]:
 
 
 def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:
-    columns: list[np.ndarray] = []  # row, place, seen, item and event of each target
+    columns: list[np.ndarray] = []  # row, place, span, seen, item and event of each target
+    spanned = slot == "item" and any(row.spans is not None for row in rows)
     for owner, row in enumerate(rows):
         inside, asked = row.targets & (row.events >= 0), row.candidate_events >= 0
         places = (row.item_reads if slot == "item" else row.next_reads)[inside]
         ends = row.candidate_reads[asked] if slot == "item" else np.full(int(asked.sum()), row.trunk - 1)
         place = np.concatenate([places, ends])
+        span = np.ones(len(place)) if row.spans is None else np.concatenate([row.spans[inside], np.ones(len(ends))])
         seen = np.concatenate([row.seen[inside], np.full(len(ends), len(row.codes))])
         event = np.concatenate([row.events[inside], row.candidate_events[asked]])
         item = np.concatenate([row.codes[inside], row.candidates[asked]])
-        columns.append(np.stack([np.full(len(place), owner), place, seen, item, event]).astype(np.int64))
-    owner_of, place_of, seen_of, item_of, event_of = np.concatenate(columns, axis=1)
+        columns.append(np.stack([np.full(len(place), owner), place, span, seen, item, event]).astype(np.int64))
+    owner_of, place_of, span_of, seen_of, item_of, event_of = np.concatenate(columns, axis=1)
     label = labels[event_of]
     known = ~np.isnan(label) if label.dtype.kind == "f" else label >= 0
     kind = np.float32 if label.dtype.kind == "f" else np.int64
-    owners, reads, before, items, events = (
-        torch.from_numpy(column[known]) for column in (owner_of, place_of, seen_of, item_of, event_of)
+    owners, reads, spans, before, items, events = (
+        torch.from_numpy(column[known]) for column in (owner_of, place_of, span_of, seen_of, item_of, event_of)
     )
-    return Reads(owners, reads, before, items, torch.from_numpy(label[known].astype(kind)), events)
+    truth = torch.from_numpy(label[known].astype(kind))
+    return Reads(owners, reads, before, items, truth, events, spans if spanned else None)
 
 
 def plan_batches(lengths: np.ndarray, budget: int, order: np.ndarray | None = None, *, pool: int = 2048) -> Iterator[np.ndarray]:

@@ -25,7 +25,6 @@ from genre.progress import Reporter
 from genre.sequences import Sequence, collate, plan_batches
 from genre.training.checks import check_trainable, check_trained
 from genre.training.state import Fitted, State, peak_memory_bytes
-from genre.windows import chosen_windows, training_windows
 
 
 def fit(
@@ -144,16 +143,14 @@ class Loop:
         """The rows of an epoch and its batches; a function of seed and epoch alone, so that a resumed run sees the same."""
         draw = np.random.default_rng([self.train.seed, epoch])
         data = self.recipe.data
-        log, usable, sizes = self.assembly.log, self.assembly.usable, {"max_events": data.max_events, "min_events": data.min_events}
-        if self.assembly.supervised is None:
-            windows, skipped = training_windows(log, usable, shift=draw.random(), **sizes)
-        else:
-            windows, skipped = chosen_windows(log, usable, self.assembly.supervised, **sizes)
+        rows, skipped = self.assembly.builder.training_rows(
+            self.assembly.usable, self.assembly.supervised, max_events=data.max_events, min_events=data.min_events,
+            shift=draw.random(),
+        )  # fmt: skip
         if skipped:
             self.assembly.skipped["events of users with fewer than min_events"] = skipped
-        if not windows:
+        if not rows:
             raise InputError("no user has enough training events", expected=f"data.min_events {data.min_events} or more")
-        rows = [self.assembly.builder.row(window) for window in windows]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         batches = list(plan_batches(lengths, self.train.batch_tokens, draw.permutation(len(rows))))
         order = draw.permutation(len(batches))
@@ -214,7 +211,7 @@ class Loop:
             if not len(targets.event):
                 continue
             if task.kind == "next_item":
-                figures = evaluate_ranking(task.metrics, targets, scores, top, self.assembly.log.catalogue.size, resamples=0)
+                figures = evaluate_ranking(task.metrics, targets, scores, top, self.assembly.builder.catalogue_size, resamples=0)
             else:
                 figures = evaluate_feedback(task.metrics, targets, scores, resamples=0)
             values |= {f"{task.name}.{name}": figure.value for name, figure in figures.items()}
