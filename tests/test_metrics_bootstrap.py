@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from genre.errors import DataError
-from genre.metrics import METRICS, Figure, bootstrap, metric, paired_bootstrap
+from genre.metrics import METRICS, Figure, bootstrap, metric, paired_bootstrap, paired_draws
 from genre.metrics_bootstrap import user_draws
 
 RESAMPLED = sorted(name for name, each in METRICS.items() if each.prepare)
@@ -61,6 +61,8 @@ def test_paired_equals_the_naive_difference(name):
     difference = naive(name, users, labels, scores, 60, 5) - naive(name, users, labels, other, 60, 5)
     assert (figure.low, figure.high) == pytest.approx(tuple(np.quantile(difference, [0.025, 0.975])))
     assert paired_bootstrap(name, users, labels, scores, scores).as_dict()["interval"] == [0, 0]
+    again, draws = paired_draws(name, users, labels, scores, other, resamples=60, seed=5)
+    assert again == figure and draws == pytest.approx(difference)
 
 
 def test_draws_are_multinomial_and_do_not_depend_on_blocks():

@@ -9,7 +9,7 @@ Owns: the public names of `metrics_feedback`, `metrics_ranking`, `metrics_regist
 """
 
 from genre.metrics_auc import auc, gauc, user_aucs
-from genre.metrics_bootstrap import Figure, bootstrap, paired_bootstrap
+from genre.metrics_bootstrap import Figure, bootstrap, paired_bootstrap, paired_draws
 from genre.metrics_evaluate import as_evaluate
 from genre.metrics_feedback import accuracy, ece, f1, log_loss, macro_f1, mae, rmse
 from genre.metrics_ranking import coverage, gini, hr, mid_ranks, mrr, ndcg, top_items
@@ -37,6 +37,7 @@ __all__ = [
     "mrr",
     "ndcg",
     "paired_bootstrap",
+    "paired_draws",
     "rmse",
     "top_items",
     "user_aucs",

@@ -84,7 +84,7 @@ def bootstrap(
     codes, count = _codes(users)
     prepared = chosen.prepare(labels, scores, codes, count) if chosen.prepare else _never()
     value = float(prepared(np.ones((1, count)))[0])
-    low, high = _percentiles([prepared], count, len(codes), resamples, seed)
+    low, high = _percentiles(_draws([prepared], count, len(codes), resamples, seed))
     n, kept = _counted(chosen, labels, scores, codes, count)
     return Figure(value, low, high, n, kept)
 
@@ -104,13 +104,27 @@ def paired_bootstrap(
     Both are computed on the same draws, so what users have in common cancels. Arguments, empty input and `Raises` as
     for `bootstrap`.
     """
+    return paired_draws(name, users, labels, scores_a, scores_b, resamples=resamples, seed=seed)[0]
+
+
+def paired_draws(
+    name: str | Metric,
+    users: Vector,
+    labels: Vector | None,
+    scores_a: Vector,
+    scores_b: Vector,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[Figure, Floats]:
+    """Return what `paired_bootstrap` does, and the difference of each resample that has one, float64 [≤ resamples]."""
     chosen = _resampled(name)
     codes, count = _codes(users)
     both = [chosen.prepare(labels, each, codes, count) if chosen.prepare else _never() for each in (scores_a, scores_b)]
     value = _difference(both, np.ones((1, count)))[0]
-    low, high = _percentiles(both, count, len(codes), resamples, seed)
+    drawn = _draws(both, count, len(codes), resamples, seed)
     n, kept = _counted(chosen, labels, scores_a, codes, count)
-    return Figure(float(value), low, high, n, kept)
+    return Figure(float(value), *_percentiles(drawn), n, kept), drawn
 
 
 def user_draws(users: int, resamples: int, seed: int, *, block: int) -> Iterator[Floats]:
@@ -122,12 +136,16 @@ def user_draws(users: int, resamples: int, seed: int, *, block: int) -> Iterator
         yield generator.multinomial(users, share, size=rows).astype(np.float64)
 
 
-def _percentiles(scorers: list[Prepared], users: int, events: int, resamples: int, seed: int) -> tuple[float, float]:
+def _draws(scorers: list[Prepared], users: int, events: int, resamples: int, seed: int) -> Floats:
+    """The metric (or difference) of each resample that has one."""
     if users == 0 or resamples == 0:
-        return math.nan, math.nan
+        return np.empty(0)
     block = max(1, _BLOCK // max(events, users))
     values = np.concatenate([_difference(scorers, draw) for draw in user_draws(users, resamples, seed, block=block)])
-    values = values[~np.isnan(values)]
+    return values[~np.isnan(values)]
+
+
+def _percentiles(values: Floats) -> tuple[float, float]:
     if not len(values):
         return math.nan, math.nan
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
