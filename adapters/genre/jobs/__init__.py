@@ -10,11 +10,15 @@ command lines.
 from genre.jobs.encoders import check_leak, encoder_name
 from genre.jobs.evaluating import Figures, evaluate, figures_of, low_layers, measure, restore
 from genre.jobs.places import environment, load_base, open_log, write_text
+from genre.jobs.refresh_recipe import RefreshOptions
+from genre.jobs.refreshing import Refreshed, refresh
 from genre.jobs.run import Run, train
 from genre.jobs.scoring import open_engine, read_requests, stream
 
 __all__ = [
     "Figures",
+    "RefreshOptions",
+    "Refreshed",
     "Run",
     "check_leak",
     "encoder_name",
@@ -27,6 +31,7 @@ __all__ = [
     "open_engine",
     "open_log",
     "read_requests",
+    "refresh",
     "restore",
     "stream",
     "train",

@@ -83,6 +83,18 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def claim_folder(name: str) -> Path:
+    """The next run folder of a name, made at once, so that two runs never share one."""
+    while True:
+        folder = run_folder(name, resume=False)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+
+
 def run_folder(name: str, resume: bool) -> Path:
     """The run folder of a recipe's name: the next number, or the last one to resume."""
     parent = Path("runs") / name

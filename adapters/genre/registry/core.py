@@ -59,7 +59,12 @@ class Registry:
             self.store = LocalStore(folder)
 
     def publish(
-        self, source: str | Path | Publishable, manifest: Manifest | None = None, *, alias: str | Iterable[str] = LATEST
+        self,
+        source: str | Path | Publishable,
+        manifest: Manifest | None = None,
+        *,
+        alias: str | Iterable[str] = LATEST,
+        latest: bool = True,
     ) -> Version:
         """Copy a folder's files into the registry as a new version, at once and for good.
 
@@ -70,6 +75,7 @@ class Registry:
             source: A folder with the files of a version, or a run that has one.
             manifest: The draft; by default the run's, or the folder's `manifest.json`.
             alias: Aliases that will name the new version, beside `latest`; an empty list moves none at all.
+            latest: Whether `latest` moves too.
 
         Raises:
             ManifestError: The manifest is wrong, or names an encoder that this registry does not have.
@@ -78,7 +84,7 @@ class Registry:
         """
         folder = Path(source) if isinstance(source, str | os.PathLike) else Path(source.folder)
         wanted = [alias] if isinstance(alias, str) else list(alias)
-        aliases = [check_name(item, "alias") for item in dict.fromkeys([LATEST, *wanted] if wanted else [])]
+        aliases = [check_name(item, "alias") for item in dict.fromkeys([LATEST, *wanted] if wanted and latest else wanted)]
         if not folder.is_dir():
             raise NotFoundError("no such folder to publish", got=folder, expected="a folder with the files of a version")
         draft = manifest or (read_draft(folder) if isinstance(source, str | os.PathLike) else source.manifest)
