@@ -74,6 +74,26 @@ def test_wrong_references_are_refused(registry: Registry, ref: str) -> None:
         registry.resolve(ref)
 
 
+def test_a_promotion_names_the_holder_that_it_was_compared_with(registry: Registry, adapter: Adapter) -> None:
+    first, second, third = (registry.publish(adapter(seed), draft()) for seed in range(3))
+    registry.promote(first, "production")
+    move = registry.promote(second, "production", instead_of=first.version, checks=["like.auc 0.8, before 0.7"])
+    assert move.previous == first.version and move.checks == ("like.auc 0.8, before 0.7",)
+    with pytest.raises(
+        ConflictError, match=f"like@production was moved meanwhile: got {second.version}; expected {first.version}"
+    ):
+        registry.promote(third, "production", instead_of=first.version)
+    with pytest.raises(ConflictError, match="like@staging was moved meanwhile: got no holder"):
+        registry.promote(third, "staging", instead_of=first.version)
+    assert registry.aliases("like")["production"] == second.version
+
+
+def test_a_publish_can_leave_latest_alone(registry: Registry, adapter: Adapter) -> None:
+    first = registry.publish(adapter(), draft())
+    second = registry.publish(adapter(1), draft(), alias="candidate", latest=False)
+    assert registry.aliases("like") == {"latest": first.version, "candidate": second.version}
+
+
 def test_promote_floor_and_not_worse(registry: Registry, adapter: Adapter) -> None:
     good = registry.publish(adapter(), draft(auc=0.75))
     worse = registry.publish(adapter(1), draft(auc=0.74))
