@@ -18,7 +18,7 @@ def render(template: str, **values: Any) -> str:
 
 def intervals(values: dict[str, tuple[float, list[float] | None]], label: str) -> Any:
     """Points with 95 % intervals; the first one is the adapter's."""
-    figure, axes = _figure(5.2, 0.4 * len(values) + 0.7)
+    figure, axes = figure_of(5.2, 0.4 * len(values) + 0.7)
     for place, (name, (value, interval)) in enumerate(reversed(values.items())):
         colour = ACCENT if name == "adapter" else INK
         low, high = interval or [value, value]
@@ -30,22 +30,23 @@ def intervals(values: dict[str, tuple[float, list[float] | None]], label: str) -
     axes.margins(x=0.12)
     axes.grid(axis="x", color=REST, alpha=0.25)
     axes.set_xlabel(label, fontsize=8, color=INK)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def curve(lines: list[dict[str, Any]], window: int = 20) -> Any:
     """Training loss by step, and its running mean."""
-    figure, axes = _figure(5.2, 1.9)
+    figure, axes = figure_of(5.2, 1.9)
     losses = [line["loss"] for line in lines if "loss" in line]
     means = [sum(losses[max(0, i - window) : i + 1]) / len(losses[max(0, i - window) : i + 1]) for i in range(len(losses))]
     axes.plot(losses, color=REST, linewidth=0.8, alpha=0.6)
     axes.plot(means, color=ACCENT, linewidth=1.6)
     axes.set_xlabel(f"step (line: mean of {window})", fontsize=8, color=INK)
     axes.set_ylabel("training loss", fontsize=8, color=INK)
-    return _svg(figure)
+    return svg_of(figure)
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
+    """A figure of so many inches and its axes, without ornament."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -59,7 +60,8 @@ def _figure(width: float, height: float) -> Any:
     return figure, axes
 
 
-def _svg(figure: Any) -> Any:
+def svg_of(figure: Any) -> Any:
+    """A figure as inline SVG."""
     from markupsafe import Markup
     from matplotlib import pyplot
 

@@ -1,0 +1,135 @@
+"""One self-contained page of what the benchmarks measured: build/bench/report.html."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from report import ACCENT, INK, REST, figure_of, intervals, render, svg_of
+
+BARS = {
+    "text_vs_prompts": 10, "token_vs_prompts": 60, "time_to_quality": 10, "lanes_16_vs_base": 0.93, "lanes_16_vs_peft_mixed": 1.6,
+    "lanes_16_vs_one_by_one": 2.4, "branches_vs_prompts": 16, "branches_vs_kv_cache": 1.5, "tasks_4_shared": 1.8,
+    "candidates_1000": 20, "lanes_64_of_1000": 0.6, "swap_throughput": 0.9, "adapter_vs_full_throughput": 1.25,
+    "fused_vs_peft_throughput": 1.15, "together_4_vs_one_after_the_other": 1.0,
+}  # fmt: skip
+CEILINGS = {
+    "memory_64_overhead": 0.10, "int8_linear_memory": 0.27, "int8_metric_loss": 0.01, "swap_ms_p99": 100, "failed": 0, "mixed": 0,
+    "adapter_vs_full_memory": 0.75, "together_4_vs_side_by_side_memory": 0.35, "lora_share_of_base": 0.03,
+}  # fmt: skip
+
+
+def load(out: Path) -> dict[str, dict[str, Any]]:
+    """Each benchmark's note (command, commit, seconds) and its figures."""
+    found = {}
+    for note in sorted(out.glob("*.run.json")):
+        name = note.name.removesuffix(".run.json")
+        figures = out / f"{name}.json"
+        found[name] = json.loads(note.read_text()) | {"figures": json.loads(figures.read_text()) if figures.exists() else {}}
+    return found
+
+
+def rows(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Ratios and counts beside what was aimed for."""
+    table = []
+    for name, entry in found.items():
+        figures = entry["figures"]
+        for kind, bounds, better in (("ratios", BARS, "at least"), ("counts", CEILINGS, "at most")):
+            for key, value in figures.get(kind, {}).items() if isinstance(figures.get(kind), dict) else ():
+                if not isinstance(value, int | float):
+                    continue
+                bound = bounds.get(key)
+                met = None if bound is None else (value >= bound if better == "at least" else value <= bound)
+                table.append({"benchmark": name, "figure": key, "value": value, "aim": bound, "better": better, "met": met})
+    return table
+
+
+def quality(figures: dict[str, Any]) -> dict[str, Any]:
+    """A plot of methods for each task of the baselines benchmark."""
+    plots = {}
+    for task, found in figures.get("tasks", {}).items():
+        metric = next(iter(next(iter(found["methods"].values()))["metrics"]))
+        values = {name: (m["metrics"][metric]["value"], m["metrics"][metric]["interval"]) for name, m in found["methods"].items()}
+        plots[task] = intervals(values, metric)
+    return plots
+
+
+def parameters(figures: dict[str, Any]) -> dict[str, Any]:
+    """Quality against trained parameters, one plot for each task."""
+    plots = {}
+    for task, ways in figures.get("tasks", {}).items():
+        figure, axes = figure_of(5.2, 3.2)
+        for way, row in ways.items():
+            low, high = row["test"]["interval"]
+            x = max(row["trained_parameters"] + row["head_parameters"], 1)
+            colour = INK if way == "full" else ACCENT
+            axes.plot([x, x], [low, high], color=colour, alpha=0.4)
+            axes.plot(x, row["test"]["value"], "o", color=colour)
+            axes.annotate(way, (x, row["test"]["value"]), (5, 4), textcoords="offset points", fontsize=8, color=colour)
+        axes.set_xscale("log")
+        axes.set_xlabel("trained parameters", fontsize=8, color=INK)
+        axes.set_ylabel(next(iter(ways.values()))["test"]["metric"], fontsize=8, color=INK)
+        plots[task] = svg_of(figure)
+    return plots
+
+
+def copies(figures: dict[str, Any], most: int = 20) -> Any:
+    """Memory of N tasks: N full models against one base and N adapters."""
+    ways = next(iter(figures.get("tasks", {}).values()), {})
+    if not {"full", "lora_8"} <= ways.keys():
+        return None
+    whole = 4 * ways["full"]["trained_parameters"]
+    figure, axes = figure_of(5.2, 2.6)
+    tasks = list(range(1, most + 1))
+    axes.plot(tasks, [n * whole / 2**20 for n in tasks], color=REST, label="N full models")
+    axes.plot(
+        tasks, [(whole + n * ways["lora_8"]["bytes"]) / 2**20 for n in tasks], color=ACCENT, label="one base and N adapters"
+    )
+    axes.set_xlabel("tasks", fontsize=8, color=INK)
+    axes.set_ylabel("MiB", fontsize=8, color=INK)
+    axes.legend(frameon=False, fontsize=8)
+    return svg_of(figure)
+
+
+def growth(figures: dict[str, Any]) -> dict[str, Any]:
+    """Seconds against size, both in logarithms."""
+    plots = {}
+    for part, found in figures.items():
+        if not isinstance(found, dict) or "exponent" not in found:
+            continue
+        figure, axes = figure_of(3.6, 2.4)
+        axes.loglog(found["sizes"], found["seconds"], "o-", color=ACCENT)
+        axes.set_title(f"{part}: size^{found['exponent']:.2f}", fontsize=9, color=INK)
+        axes.set_ylabel("seconds", fontsize=8, color=INK)
+        plots[part] = svg_of(figure)
+    return plots
+
+
+def write_report(out: Path) -> Path:
+    """Write the page and the Markdown summary beside it."""
+    found = load(out)
+    table = rows(found)
+    figures = {name: entry["figures"] for name, entry in found.items()}
+    page = render(
+        "bench.html", found=found, table=table, methods=figures.get("baselines", {}).get("tasks", {}),
+        quality=quality(figures.get("baselines", {})), ways=figures.get("adapter_vs_full", {}).get("tasks", {}),
+        parameters=parameters(figures.get("adapter_vs_full", {})), copies=copies(figures.get("adapter_vs_full", {})),
+        growth=growth(figures.get("scaling", {})),
+    )  # fmt: skip
+    (out / "report.html").write_text(page, encoding="utf-8")
+    (out / "summary.md").write_text(summary(found, table), encoding="utf-8")
+    return out / "report.html"
+
+
+def summary(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> str:
+    """What readme.py puts into the README: losses first, the command under each table."""
+    lines = []
+    for name, entry in found.items():
+        own = sorted((row for row in table if row["benchmark"] == name), key=lambda row: row["met"] is not False)
+        if not own:
+            continue
+        lines += ["| figure | measured | aim |", "|---|---|---|"]
+        for row in own:
+            aim = "" if row["aim"] is None else f"{row['better']} {row['aim']:g}{'' if row['met'] else ' (missed)'}"
+            lines.append(f"| {row['figure'].replace('_', ' ')} | {row['value']:.3g} | {aim} |")
+        lines += ["", f"Command: `{entry['command']}`", ""]
+    return "\n".join(lines)

@@ -1,0 +1,83 @@
+"""All benchmarks, one after the other, and one report.
+
+    python benchmarks/run.py --profile quick|full [--only training,inference,…] [--fresh]
+
+Each benchmark is a script of its own that writes JSON under build/bench/ and can run alone. One whose JSON is of this commit and
+profile is not run again unless `--fresh`; one that fails is named in the report, and the others go on. Then
+build/bench/report.html is written, and `python benchmarks/readme.py --bench` puts the summary into the README.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+SUITE: dict[str, dict[str, list[str]]] = {
+    "training": {"quick": ["--only", "throughput", "--rounds", "4"], "full": ["--minutes", "20"]},
+    "training_cost": {"quick": ["--rounds", "3"], "full": []},
+    "inference": {"quick": ["--only", "lanes,branches,candidates", "--rounds", "4", "--depth", "4"], "full": []},
+    "registry": {"quick": ["--scale", "0.05"], "full": []},
+    "scaling": {"quick": ["--quick"], "full": []},
+    "baselines": {"quick": ["--tasks", "like", "--seeds", "0", "--part", "valid"], "full": []},
+    "adapter_vs_full": {
+        "quick": ["--quick", "--tasks", "like", "--ways", "full,lora_8,head_only"], "full": [],
+    },
+}  # fmt: skip
+
+
+def commit() -> str:
+    """The commit that is measured, `-dirty` with changes in the tree."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def run(name: str, profile: str, out: Path, *, fresh: bool) -> dict[str, Any]:
+    """Run one benchmark unless its figures are there; what came of it."""
+    note = out / f"{name}.run.json"
+    arguments = SUITE[name][profile]
+    wanted = {"commit": commit(), "profile": profile, "command": f"python benchmarks/{name}.py {' '.join(arguments)}".strip()}
+    if not fresh and note.exists():
+        held = json.loads(note.read_text())
+        if all(held.get(key) == value for key, value in wanted.items()) and held["exit_code"] == 0:
+            print(f"{name}: measured already", flush=True)
+            return held
+    print(f"{name}: {wanted['command']}", flush=True)
+    begun = time.perf_counter()
+    (out / f"{name}.json").unlink(missing_ok=True)
+    with (out / f"{name}.log").open("w") as log:
+        command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(out / f"{name}.json"), *arguments]
+        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT).returncode
+    found = wanted | {"exit_code": code, "seconds": round(time.perf_counter() - begun, 1)}
+    if code:
+        found["error"] = (out / f"{name}.log").read_text().strip().splitlines()[-1:]
+    note.write_text(json.dumps(found, indent=2) + "\n")
+    print(f"{name}: {'done' if code == 0 else f'failed, see {out / name}.log'} after {found['seconds']:.0f} s", flush=True)
+    return found
+
+
+def main() -> None:
+    """Run the suite."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--profile", choices=["quick", "full"], default="quick")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(SUITE))
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is there already")
+    options = parser.parse_args()
+    unknown = sorted(set(options.only) - set(SUITE))
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(unknown)}; expected {', '.join(SUITE)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    notes = {name: run(name, options.profile, options.out, fresh=options.fresh) for name in options.only}
+    from bench_report import write_report
+
+    print(f"report: {write_report(options.out)}")
+    sys.exit(any(note["exit_code"] for note in notes.values()))
+
+
+if __name__ == "__main__":
+    main()
