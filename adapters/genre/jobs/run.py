@@ -15,8 +15,10 @@ from genre.files import appearing_folder
 from genre.interactions import Interactions
 from genre.interactions_splits import PARTS
 from genre.jobs.encoders import find_encoder, publish_encoder
-from genre.jobs.evaluating import Figures, measure
+from genre.jobs.evaluating import Figures, judge
 from genre.jobs.places import environment, open_log, run_folder, write_text
+from genre.jobs.predictions import write_predictions
+from genre.prediction import predict
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
@@ -99,7 +101,9 @@ def train(
         fitted = fit(assembly, root, resume=resume, reporter=say)
         say.line("evaluating on the test part, beside the baselines")
         part, most = PARTS["test"], recipe.data.max_events
-        results = measure(assembly.model, assembly.builder, assembly.split, part=part, max_events=most)
+        found = predict(assembly.model, assembly.builder, assembly.split, part, max_events=most, batch_tokens=16384)
+        write_predictions(root, found, recipe.tasks, data=log.digest, split=recipe.data.split, part="test")
+        results = judge(found, assembly.model, assembly.builder, assembly.split)
         return finish(fitted, root, results, registry, say)
     finally:
         assembly.model.release()
