@@ -4,6 +4,7 @@ Owns: the wiring of a run's parts and their defaults. Ignores: the loop, files, 
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from genre.errors import DataError, ManifestError, RecipeError
 from genre.heads import BinaryHead, CatalogueHead, Head, ScalarHead, make_head
 from genre.interactions import Interactions
 from genre.interactions_splits import Split, split
-from genre.labels import check_labels, check_spread, known_labels
+from genre.labels import check_labels, check_spread, known_labels, name_events
 from genre.lora import LoraLinear
 from genre.model import Recommender, SoftTokens
+from genre.negatives import Negatives
 from genre.recipe import Recipe
 from genre.rows import RowBuilder
 from genre.sequences import FeedbackVocabulary, Layout
@@ -115,7 +117,15 @@ def needs_encoder(recipe: Recipe) -> bool:
     )
 
 
-def assemble(recipe: Recipe, log: Interactions, base: Base, shared: SharedEncoder | None = None) -> Assembly:
+def assemble(
+    recipe: Recipe,
+    log: Interactions,
+    base: Base,
+    shared: SharedEncoder | None = None,
+    *,
+    soft: SoftTokens | None = None,
+    bare: bool = False,
+) -> Assembly:
     """Wire a run. The base carries the run's low-rank layers until `model.release()`.
 
     Args:
@@ -123,6 +133,8 @@ def assemble(recipe: Recipe, log: Interactions, base: Base, shared: SharedEncode
         log: The log.
         base: The base, bare.
         shared: A fitted encoder to use as it is; None fits a new one where one is needed.
+        soft: The shared encoder's item vectors of this log, where another run has them already.
+        bare: Leave the base bare: the layers are made and held, for a base that carries several runs' in turn.
 
     Raises:
         RecipeError, DataError, ManifestError: The recipe, the log and the encoder do not go together.
@@ -152,19 +164,19 @@ def assemble(recipe: Recipe, log: Interactions, base: Base, shared: SharedEncode
     builder.prefix(0)  # an instruction that names an unknown user column is refused before anything is written
     if recipe.sequence.item != "text" and shared is not None and shared.encoder.spec.text:
         log.catalogue.texts(list(recipe.sequence.text))  # a misspelt column is refused even where a given encoder has its own
-    soft = None
-    if shared is not None:
+    if shared is not None and soft is None:
         shared.encoder.to(base.device)
         soft = SoftTokens(shared.encoder, shared.encoder.table(log.catalogue, base, fit=shared.digest is None))
     heads = make_heads(recipe, base, builder, usable, soft is not None)
     model = Recommender(base, recipe.tasks, heads, soft, dropout=recipe.train.dropout)
+    _tell(model, recipe, log, usable)
     if soft is not None:
         _start_heads(model, builder, usable)
     adapter = recipe.adapter
     if adapter.kind in ("lora", "rslora"):
         model.attach(
             targets=adapter.targets, layers=adapter.layers, rank=adapter.rank, alpha=adapter.alpha,
-            dropout=adapter.dropout, rslora=adapter.kind == "rslora",
+            dropout=adapter.dropout, rslora=adapter.kind == "rslora", bare=bare,
         )  # fmt: skip
     elif adapter.kind == "full":
         if base.quantization != "none":
@@ -196,6 +208,7 @@ def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, s
     for head in start.heads.values():
         head.requires_grad_(True).dropout.p = recipe.train.dropout
     model = Recommender(base, recipe.tasks, start.heads, soft, dropout=recipe.train.dropout)
+    _tell(model, recipe, log, usable)
     model.put(start.layers)
     return Assembly(recipe, log, base, chosen, usable, builder, model, start.shared, {}, supervised & usable)
 
@@ -254,11 +267,21 @@ def make_heads(recipe: Recipe, base: Base, builder: RowBuilder, usable: np.ndarr
     return heads
 
 
+def _tell(model: Recommender, recipe: Recipe, log: Interactions, usable: np.ndarray) -> None:
+    """What a model takes from the log: how to name its events, and negatives where the catalogue is large."""
+    model.name_events = partial(name_events, log)
+    if log.catalogue.size > recipe.train.sampled.above:
+        counts = np.bincount(log.item_codes[usable], minlength=log.catalogue.size)
+        for task in recipe.tasks:
+            if task.head == "catalogue":
+                model.negatives[task.name] = Negatives(counts, recipe.train.sampled.negatives)
+
+
 @torch.no_grad()
 def _start_heads(model: Recommender, builder: RowBuilder, usable: np.ndarray) -> None:
     """Start heads that see item vectors at what the training events' counts and means say."""
     assert model.soft is not None
-    log, vectors = builder.log, model.soft.encoder.eval().item_vectors(model.soft.table)
+    log, vectors = builder.log, model.soft.every()
     count = log.catalogue.size
     for name, head in model.heads.items():
         if isinstance(head, CatalogueHead):

@@ -22,7 +22,7 @@ from genre.baselines_ease import EaseScorer, ease
 from genre.errors import DataError
 from genre.evaluation import Targets
 from genre.evaluation_history import Histories
-from genre.evaluation_ranking import Block, block_rows
+from genre.evaluation_ranking import Block, block_rows, block_size
 from genre.interactions import Interactions
 from genre.interactions_splits import TRAIN, Split
 from genre.metrics_checks import Floats, Integers
@@ -117,7 +117,7 @@ def popularity_blocks(log: Interactions, split: Split, targets: Targets) -> Iter
     """Yield the same scores, each item's number of training events, for every target."""
     counts = np.bincount(log.item_codes[np.asarray(split.part) == TRAIN], minlength=log.catalogue.size)
     row = counts.astype(np.float32)
-    for rows in block_rows(len(targets)):
+    for rows in block_rows(len(targets), block_size(len(row))):
         yield rows, np.broadcast_to(row, (rows.stop - rows.start, len(row)))
 
 

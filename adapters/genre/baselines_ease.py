@@ -22,7 +22,7 @@ import scipy.sparse as sp
 
 from genre.evaluation import Targets, targets
 from genre.evaluation_history import Histories
-from genre.evaluation_ranking import Block, block_rows, rank_in_blocks
+from genre.evaluation_ranking import Block, block_rows, block_size, rank_in_blocks
 from genre.interactions import Interactions
 from genre.interactions_splits import TRAIN, VALID, Split
 from genre.metrics_checks import Integers
@@ -61,7 +61,7 @@ class EaseScorer:
     def blocks(self, found: Targets) -> Iterator[Block]:
         """Yield (rows, float32 [b, N]) scores from each target's history; an item unknown to the model gets 0."""
         histories = Histories(self.log, self.split)
-        for rows in block_rows(len(found)):
+        for rows in block_rows(len(found), block_size(self.log.catalogue.size)):
             pair_rows, events = histories.pairs(found.event[rows])
             shape = (rows.stop - rows.start, self.log.catalogue.size)
             history = _binary(pair_rows, self.log.item_codes[events], shape)

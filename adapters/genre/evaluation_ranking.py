@@ -5,7 +5,7 @@ Owns: masking what the user has seen, the rank of each target among all that is 
 Ties: ranks are mid-ranks (`genre.metrics_ranking`); in a top list equal scores come in the order of
 sha256(item_id), which says nothing about an item and is the same in every catalogue.
 
-    blocks = ((rows, scorer(rows)) for rows in block_rows(len(found)))    # scores: float32 [b, N]
+    blocks = ((rows, scorer(rows)) for rows in block_rows(len(found), block_size(N)))    # scores: float32 [b, N]
     ranks, top = rank_in_blocks(log, split, found, blocks, seen="masked")
 """
 
@@ -27,6 +27,8 @@ from genre.metrics_checks import Floats, Integers
 from genre.metrics_ranking import mid_ranks, refuse_nan, top_items
 
 BLOCK = 256
+CELLS = 2**24
+"""Scores of one block, 64 MiB of float32: of a million items, 16 targets are ranked at a time."""
 TOP = 20
 
 Block: TypeAlias = tuple[slice | npt.NDArray[Any], npt.NDArray[np.float32]]
@@ -39,6 +41,11 @@ class Ranking(NamedTuple):
 
     ranks: Floats
     top: npt.NDArray[np.int32]
+
+
+def block_size(items: int) -> int:
+    """Return how many targets make a block over a catalogue of so many items."""
+    return max(1, min(BLOCK, CELLS // max(items, 1)))
 
 
 def block_rows(count: int, size: int = BLOCK) -> Iterator[slice]:
@@ -67,21 +74,46 @@ def rank_in_blocks(
         DataError: A score is NaN (the message names the target's row), a block has another shape, or a target is not
             scored exactly once.
     """
-    size = log.catalogue.size
-    histories = Histories(log, split) if seen == "masked" else None
-    ties = tie_order(log)
+    ranker = Ranker(log, split, seen=seen)
     ranks, top = np.full(len(targets), np.nan), np.full((len(targets), TOP), -1, dtype=np.int32)
     scored = np.zeros(len(targets), dtype=np.int64)
     for chosen, given in blocks:
         rows = np.arange(len(targets))[chosen]
-        _check_block(rows, given, size)
-        own = targets.item[rows]
-        scores, masked = _masked(log, histories, targets.event[rows], own, given)
-        ranks[rows] = mid_ranks(scores, own) - _masked_equals(scores, own, masked) / 2
-        top[rows] = top_items(scores, TOP, ties)
+        _check_block(rows, given, log.catalogue.size)
+        ranks[rows], top[rows] = ranker.rank(targets.event[rows], targets.item[rows], given)
         np.add.at(scored, rows, 1)
     _check_all(scored)
     return Ranking(ranks, top)
+
+
+class Ranker:
+    """Ranks blocks of targets of one log under one split; what takes long is made once.
+
+    Args:
+        log: The log.
+        split: A split of this log.
+        seen: `masked` or `kept`, as in `rank_in_blocks`.
+    """
+
+    def __init__(self, log: Interactions, split: Split, *, seen: Seen = "masked") -> None:
+        self.log = log
+        self.histories = Histories(log, split) if seen == "masked" else None
+        self.ties = tie_order(log)
+
+    def rank(self, events: Integers, own: npt.NDArray[np.int32], given: npt.NDArray[np.float32]) -> Ranking:
+        """Rank a block.
+
+        Args:
+            events: [b] events of the log.
+            own: [b] their items.
+            given: [b, N] scores, not changed.
+
+        Raises:
+            DataError: A score is NaN.
+        """
+        scores, masked = _masked(self.log, self.histories, events, own, given)
+        ranks = mid_ranks(scores, own) - _masked_equals(scores, own, masked) / 2
+        return Ranking(ranks, top_items(scores, TOP, self.ties))
 
 
 def tie_order(log: Interactions) -> Integers:

@@ -51,9 +51,11 @@ class Head(nn.Module):
 
     Attributes:
         per_item: Whether the output has one column per catalogue item instead of one score per read.
+        sees_items: Whether it looks at item vectors, through a `View`.
     """
 
     per_item = False
+    sees_items = False
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -62,6 +64,13 @@ class Head(nn.Module):
     def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
         """What the head needs of (N, D) item vectors, one row per item; computed once while nothing trains."""
         return ()
+
+    def extend(self, tables: tuple[Tensor, ...], vectors: Tensor) -> tuple[Tensor, ...]:
+        """The tables of (N + m, D) item vectors, given those of the first N."""
+        if not tables:
+            return tables
+        more = self.tables(vectors[len(tables[0]) :])
+        return tuple(torch.cat(pair) for pair in zip(tables, more, strict=True))
 
     def score(self, output: Tensor) -> Tensor:
         """What a user reads of the raw output."""
@@ -140,9 +149,14 @@ def before(values: Tensor, view: View) -> Tensor:
 
 def ridge(features: Tensor, wanted: Tensor, weight: Tensor, *, strength: float = 1e-2) -> Tensor:
     """Weights (D,) that give `wanted` (N,) from `features` (N, D), rows weighted, penalized relative to the rows' weight."""
-    x, y, w = features.double(), wanted.double().to(features.device), weight.double().to(features.device)
-    gram = x.t() @ (w[:, None] * x) + strength * w.sum() * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(gram, x.t() @ (w * y)).float()
+    y, w = wanted.double().to(features.device), weight.double().to(features.device)
+    gram = strength * w.sum() * torch.eye(features.shape[1], dtype=torch.float64, device=features.device)
+    right = gram.new_zeros(len(gram))
+    for rows in torch.arange(len(features), device=features.device).split(65536):  # a large catalogue fits in double by parts
+        x = features[rows].double()
+        gram += x.t() @ (w[rows, None] * x)
+        right += x.t() @ (w[rows] * y[rows])
+    return torch.linalg.solve(gram, right).float()
 
 
 class BinaryHead(Head):
@@ -154,6 +168,7 @@ class BinaryHead(Head):
         nn.init.normal_(self.linear.weight, std=0.1 / math.sqrt(width))
         nn.init.constant_(self.linear.bias, math.log(prior / (1 - prior)))
         self.affinity = Affinity(width, feedback_codes) if feedback_codes else None
+        self.sees_items = self.affinity is not None
 
     def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
         """What the affinity needs."""
@@ -181,6 +196,7 @@ class ScalarHead(Head):
         nn.init.zeros_(self.linear.bias)
         self.register_buffer("moments", torch.tensor([mean, deviation]))
         self.affinity = Affinity(width, feedback_codes) if feedback_codes else None
+        self.sees_items = self.affinity is not None
 
     def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
         """What the affinity needs."""
@@ -221,7 +237,7 @@ class CatalogueHead(Head):
     target sees the events before its own impression only.
     """
 
-    per_item = True
+    per_item = sees_items = True
     decays = (0.5, 0.9, 1.0)
 
     def __init__(self, width: int, *, size: int = 128, fuse: bool = True, dropout: float = 0.0) -> None:
@@ -237,15 +253,24 @@ class CatalogueHead(Head):
                 self.memory.weight.copy_(0.1 * self.key.weight[:size].repeat(len(self.decays), 1))
 
     def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        """(N, D) → (N, d + 1) keys, whose last column is the item's own bias, and (N, G · d) memories."""
-        unit = to_unit(vectors)
-        return (self.key(unit),) if self.memory is None else (self.key(unit), self.memory(unit))
+        """(N, D) → (N, d + 1) keys, whose last column is the item's own bias, and the vectors as they are.
+
+        What is remembered is computed for the items of a history only: a table of it would be thrice as large as the keys.
+        """
+        keys = self.key(to_unit(vectors))
+        return (keys,) if self.memory is None else (keys, vectors)
+
+    def extend(self, tables: tuple[Tensor, ...], vectors: Tensor) -> tuple[Tensor, ...]:
+        """As for any head, without a second copy of the vectors."""
+        keys = torch.cat([tables[0], self.key(to_unit(vectors[len(tables[0]) :]))])
+        return (keys,) if self.memory is None else (keys, vectors)
 
     def recall(self, view: View) -> Tensor:
         """(n, d): what is remembered of the events before each target; zero where there are none."""
-        memories, count = view.tables[1], view.history.shape[1]
+        assert self.memory is not None
+        vectors, count = view.tables[1], view.history.shape[1]
         known = view.known.unsqueeze(-1)
-        values = memories[view.history.clamp_min(0)] * known
+        values = self.memory(to_unit(vectors[view.history.clamp_min(0)])) * known
         step = torch.arange(count, device=values.device)
         age = (step[:, None] - step[None, :]).float()
         total = values.new_zeros(len(values), count, self.size)
@@ -264,14 +289,25 @@ class CatalogueHead(Head):
         """
         self.key.weight[-1] = ridge(to_unit(vectors), log_share - log_share.mean(), torch.ones_like(log_share))
 
-    def forward(self, hidden: Tensor, view: View | None = None) -> Tensor:
-        """(n, D) → (n, N)."""
-        assert view is not None, "a catalogue head scores against item tables"
+    def ask(self, hidden: Tensor, view: View) -> Tensor:
+        """(n, D) → (n, d): what each target looks for."""
         query = self.query(self.dropout(hidden.float()))
         if self.memory is not None:
             query = query + self.dropout(self.recall(view))
-        keys = view.tables[0]
+        return query
+
+    def logits(self, query: Tensor, keys: Tensor) -> Tensor:
+        """(n, d) against (m, d + 1) keys → (n, m)."""
         return query @ keys[:, :-1].t() / math.sqrt(self.size) + keys[:, -1]
+
+    def match(self, query: Tensor, keys: Tensor) -> Tensor:
+        """(n, d) against one of (n, d + 1) keys each → (n,)."""
+        return (query * keys[:, :-1]).sum(-1) / math.sqrt(self.size) + keys[:, -1]
+
+    def forward(self, hidden: Tensor, view: View | None = None) -> Tensor:
+        """(n, D) → (n, N)."""
+        assert view is not None, "a catalogue head scores against item tables"
+        return self.logits(self.ask(hidden, view), view.tables[0])
 
 
 class VerbalizerHead(Head):

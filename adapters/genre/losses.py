@@ -1,6 +1,6 @@
 """Losses as pure functions of logits and labels.
 
-Owns: the three losses of the method, with the formula. Ignores: tasks, models, where labels come from.
+Owns: the three losses of the method and the sampled softmax, with the formula. Ignores: tasks, models, where labels come from.
 
     >>> import torch
     >>> log_loss(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])).item()  # ln 2
@@ -37,6 +37,20 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
         weights: (n,) or None.
     """
     return _mean(F.cross_entropy(logits.float(), labels, reduction="none"), weights)
+
+
+def sampled_cross_entropy(own: Tensor, others: Tensor, hits: Tensor, weights: Tensor | None = None) -> Tensor:
+    """-log[exp(z) / (exp(z) + Σ_j exp(z_j - c_j))], averaged: cross-entropy with drawn items in the place of the catalogue.
+
+    Args:
+        own: (n,) logit z of each target's own item.
+        others: (n, m) logits of the drawn items less c_j, the log of how often the draw is expected to hold item j (the
+            logQ correction), so that the sum is that of all other items in expectation.
+        hits: (n, m) bool, where a drawn item is the target's own; those take no part.
+        weights: (n,) or None.
+    """
+    logits = torch.cat([own.float()[:, None], others.float().masked_fill(hits, -torch.inf)], dim=1)
+    return _mean(torch.logsumexp(logits, dim=1) - own.float(), weights)
 
 
 def mse(predictions: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -5,6 +5,7 @@ Owns: the one scoring pass that validation, evaluation and the quality gates sha
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,8 @@ def _pieces(reads: Reads, items: int | None) -> Iterator[Reads]:
         return
     fields = {field.name: getattr(reads, field.name) for field in dataclasses.fields(reads)}
     for rows in block_rows(count, block_size(items)):
-        yield Reads(**{name: None if value is None else value[rows] for name, value in fields.items()})
+        chosen: dict[str, Any] = {name: None if value is None else value[rows] for name, value in fields.items()}
+        yield Reads(**chosen)
 
 
 def _in_order(

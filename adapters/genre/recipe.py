@@ -63,6 +63,9 @@ class SequenceConfig(_Config):
         feedback: The feedback column that fills the feedback slot (the log's first one if None).
         instruction: What stands before the first event; `{column}` is replaced by the user's column.
         max_item_tokens: Longer item texts are cut (counted).
+        max_tokens: Of labelled texts: tokens of a row; longer texts are cut (counted).
+        pool: Of labelled texts: which states make the text's: their `mean`, or that of the `first` or `last` token; `auto` is
+            the mean on an encoder and the last token on a causal base.
     """
 
     item: Literal["text", "token", "both"] = "token"
@@ -70,6 +73,8 @@ class SequenceConfig(_Config):
     feedback: str | None = None
     instruction: str = "Items and feedback of one user, in order:"
     max_item_tokens: int = Field(default=24, ge=1, le=512)
+    max_tokens: int = Field(default=256, ge=8, le=8192)
+    pool: Literal["auto", "mean", "first", "last"] = "auto"
 
 
 class EncoderConfig(_Config):
@@ -113,6 +118,18 @@ class AdapterConfig(_Config):
     layers: Literal["all"] | tuple[int, ...] = "all"
 
 
+class SampledConfig(_Config):
+    """When a next-item task trains on a sampled softmax with logQ correction instead of the whole catalogue.
+
+    Attributes:
+        above: Catalogues of more items than this. Evaluation is exact whatever the size.
+        negatives: Items drawn by smoothed popularity in each step, shared by all its targets.
+    """
+
+    above: int = Field(default=50_000, ge=1)
+    negatives: int = Field(default=4096, ge=1, le=1_000_000)
+
+
 class TrainConfig(_Config):
     """How it is trained: AdamW, linear decay to a tenth, clipping, early stop on the first task's first metric."""
 
@@ -127,6 +144,7 @@ class TrainConfig(_Config):
     early_stop: int | None = Field(default=2, ge=1)
     tracker: Literal["tensorboard", "none"] = "tensorboard"
     checkpoint_every: int = Field(default=200, ge=1)
+    sampled: SampledConfig = SampledConfig()
 
 
 class Recipe(_Config):
@@ -141,16 +159,37 @@ class Recipe(_Config):
     adapter: AdapterConfig = AdapterConfig()
     train: TrainConfig = TrainConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        """Labelled texts have another split, and no instruction unless one is given."""
+        if not isinstance(data, Mapping) or not _of_texts(data.get("tasks")):
+            return data
+        filled = dict(data)
+        for section, key, value in (("data", "split", {"kind": "group"}), ("sequence", "instruction", "")):
+            given = filled.get(section, {})
+            if isinstance(given, Mapping):
+                filled[section] = {key: value, **given}
+        return filled
+
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
         names = [task.name for task in self.tasks]
         if len(set(names)) < len(names):
             raise ValueError(f"two tasks have the same name: {', '.join(names)}")
+        if self.reads_texts and any(task.kind != "text" for task in self.tasks):
+            raise ValueError("tasks of kind text go with no other kind: they read labelled texts, the others a log")
+        _refuse_foreign(self)
         if self.encoder.use == "none" and self.sequence.item != "text":
             raise ValueError("encoder.use none needs sequence.item text: soft tokens come from an encoder")
         if self.encoder.use == "none" and any(task.head == "catalogue" for task in self.tasks):
             raise ValueError("head 'catalogue' needs an encoder: its item vectors are what it scores against")
         return self
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it is about labelled texts, and not about a log."""
+        return self.tasks[0].kind == "text"
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, where: str = "recipe") -> "Recipe":
@@ -188,6 +227,32 @@ class Recipe(_Config):
     def dump(self) -> str:
         """The resolved recipe as YAML, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+_FOR_LOGS = {
+    "data": ("max_events", "min_events"),
+    "sequence": ("item", "feedback", "max_item_tokens"),
+    "encoder": tuple(EncoderConfig.model_fields),
+}
+_FOR_TEXTS = {"sequence": ("max_tokens", "pool")}
+
+
+def _of_texts(tasks: Any) -> bool:
+    kinds = [task.get("kind") if isinstance(task, Mapping) else getattr(task, "kind", None) for task in tasks or ()]
+    return "text" in kinds
+
+
+def _refuse_foreign(recipe: Recipe) -> None:
+    """Keys that the recipe's kind of data does not use must be left at their defaults, which a stored recipe writes out."""
+    if (recipe.data.split.kind == "group") != recipe.reads_texts:
+        kinds = "group" if recipe.reads_texts else "temporal, last_n, user_ratio or given"
+        raise ValueError(f"data.split.kind {recipe.data.split.kind!r} does not go with these tasks: they need {kinds}")
+    what, foreign = ("labelled texts", _FOR_LOGS) if recipe.reads_texts else ("a log", _FOR_TEXTS)
+    for section, keys in foreign.items():
+        given = getattr(recipe, section)
+        for key in keys:
+            if getattr(given, key) != type(given).model_fields[key].default:
+                raise ValueError(f"{section}.{key} says nothing about {what}")
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -463,8 +463,7 @@ def _read(job: _Job, row: Row, hidden: Tensor, vectors: Tensor | None, weights: 
     if vectors is not None:
         tables = job.resident.tables[job.task.name]
         if job.inline.rows and tables:
-            more = head.tables(vectors[len(tables[0]) :])
-            tables = tuple(torch.cat(pair) for pair in zip(tables, more, strict=True))
+            tables = head.extend(tables, vectors)
         count = len(places)
         items = np.zeros(1, dtype=np.int64) if ranking else row.candidates
         view = View(
