@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# How long `make bench` trains the way that it compares with, before it measures the time to the same quality.
-MINUTES ?= 20
+# make bench PROFILE=full measures everything (hours); quick takes about ten minutes.
+PROFILE ?= quick
 STAMP  := $(VENV)/.installed
 
 .PHONY: demo test lint slow bench clean
@@ -30,10 +30,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	mkdir -p build/bench
-	$(BIN)/python benchmarks/training.py --json build/bench/training.json --minutes $(MINUTES)
-	$(BIN)/python benchmarks/inference.py --json build/bench/inference.json
-	$(BIN)/python benchmarks/registry.py --json build/bench/registry.json
+	$(BIN)/python benchmarks/run.py --profile $(PROFILE)
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache

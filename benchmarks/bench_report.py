@@ -77,13 +77,11 @@ def copies(figures: dict[str, Any], most: int = 20) -> Any:
     ways = next(iter(figures.get("tasks", {}).values()), {})
     if not {"full", "lora_8"} <= ways.keys():
         return None
-    whole = 4 * ways["full"]["trained_parameters"]
+    whole, own = (size / 2**20 for size in (4 * ways["full"]["trained_parameters"], ways["lora_8"]["bytes"]))
     figure, axes = figure_of(5.2, 2.6)
     tasks = list(range(1, most + 1))
-    axes.plot(tasks, [n * whole / 2**20 for n in tasks], color=REST, label="N full models")
-    axes.plot(
-        tasks, [(whole + n * ways["lora_8"]["bytes"]) / 2**20 for n in tasks], color=ACCENT, label="one base and N adapters"
-    )
+    axes.plot(tasks, [n * whole for n in tasks], color=REST, label="N full models")
+    axes.plot(tasks, [whole + n * own for n in tasks], color=ACCENT, label="one base and N adapters")
     axes.set_xlabel("tasks", fontsize=8, color=INK)
     axes.set_ylabel("MiB", fontsize=8, color=INK)
     axes.legend(frameon=False, fontsize=8)

@@ -1,11 +1,18 @@
-"""Writes the demo's figures into the README: python benchmarks/readme.py build/demo/report.json."""
+"""Writes measured figures into the README, so that none is typed by hand.
+
+python benchmarks/readme.py build/demo/report.json        the demo's table
+python benchmarks/readme.py build/bench/summary.md        the benchmarks' tables
+"""
 
 import json
 import sys
 from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- demo table: python benchmarks/readme.py build/demo/report.json -->\n", "<!-- end of demo table -->"
+MARKS = {
+    ".json": ("<!-- demo table: python benchmarks/readme.py build/demo/report.json -->\n", "<!-- end of demo table -->"),
+    ".md": ("<!-- bench tables: python benchmarks/readme.py build/bench/summary.md -->\n", "<!-- end of bench tables -->"),
+}
 
 
 def table(report: dict) -> str:
@@ -29,11 +36,13 @@ def table(report: dict) -> str:
 
 def main() -> None:
     """Put the table between its marks."""
+    source = Path(sys.argv[1])
+    begin, end = MARKS[source.suffix]
+    held = source.read_text(encoding="utf-8")
     text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest[rest.index(END) :]
-    report = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    README.write_text(before + BEGIN + table(report) + after, encoding="utf-8")
+    before, rest = text.split(begin)
+    shown = table(json.loads(held)) if source.suffix == ".json" else held
+    README.write_text(before + begin + shown + rest[rest.index(end) :], encoding="utf-8")
 
 
 if __name__ == "__main__":
