@@ -1,7 +1,8 @@
 """Writes measured figures into the README, so that none is typed by hand.
 
-python benchmarks/readme.py build/demo/report.json        the demo's table
-python benchmarks/readme.py build/bench/summary.md        the benchmarks' tables
+The demo's table from build/demo/report.json, or the benchmarks' tables from build/bench/summary.md:
+
+    python benchmarks/readme.py FILE
 """
 
 import json
