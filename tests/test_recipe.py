@@ -216,3 +216,35 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, message):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="recipe .*none.yaml cannot be read: .*No such file.*; name a YAML file"):
         Recipe.read(tmp_path / "none.yaml")
+
+
+REVIEWS = {"name": "reviews", "data": {"path": "x"}, "tasks": [{"name": "good", "kind": "text", "label": "recommended"}]}
+
+
+def test_a_recipe_of_texts_splits_by_group_and_survives_its_dump():
+    recipe = Recipe.parse(REVIEWS)
+    assert recipe.reads_texts and recipe.data.split.kind == "group" and recipe.sequence.instruction == ""
+    assert Recipe.parse(yaml.safe_load(recipe.dump())) == recipe
+    asked = Recipe.parse(REVIEWS | {"sequence": {"instruction": "A review:", "pool": "first"}})
+    assert (asked.sequence.instruction, asked.sequence.pool) == ("A review:", "first")
+    assert not Recipe.parse(REVIEWS | {"tasks": [{"name": "n", "kind": "next_item"}]}).reads_texts
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": {"path": "x", "max_events": 5}}, "data.max_events says nothing about labelled texts"),
+        ({"sequence": {"item": "text"}}, "sequence.item says nothing about labelled texts"),
+        ({"encoder": {"use": "none"}}, "encoder.use says nothing about labelled texts"),
+        ({"data": {"path": "x", "split": {"kind": "temporal"}}}, "'temporal' does not go with these tasks: they need group"),
+        ({"tasks": [*REVIEWS["tasks"], {"name": "n", "kind": "next_item"}]}, "tasks of kind text go with no other kind"),
+        ({"tasks": [{"name": "n", "kind": "next_item"}], "sequence": {"pool": "mean"}}, "sequence.pool says nothing about a log"),
+        (
+            {"tasks": [{"name": "n", "kind": "next_item"}], "data": {"path": "x", "split": {"kind": "group"}}},
+            "'group' does not go with these tasks: they need temporal, last_n",
+        ),
+    ],
+)
+def test_texts_and_logs_do_not_mix(changed, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.parse(REVIEWS | changed)

@@ -238,8 +238,8 @@ _FOR_TEXTS = {"sequence": ("max_tokens", "pool")}
 
 
 def _of_texts(tasks: Any) -> bool:
-    kinds = [task.get("kind") if isinstance(task, Mapping) else getattr(task, "kind", None) for task in tasks or ()]
-    return "text" in kinds
+    found = tasks if isinstance(tasks, list | tuple) else ()
+    return "text" in [task.get("kind") if isinstance(task, Mapping) else getattr(task, "kind", None) for task in found]
 
 
 def _refuse_foreign(recipe: Recipe) -> None:
