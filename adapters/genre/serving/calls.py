@@ -1,0 +1,211 @@
+"""`/v1/score`, `/v1/recommend`, `/v1/explain`: from a call's bytes to its answer's.
+
+Owns: one row after the other through parsing, the queue and back; which answer a call as a whole has. Ignores: how rows are
+scored, limits before the body is there.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastapi import Request as Http
+from fastapi import Response as Reply
+from pydantic_core import to_json
+
+from genre.engine import Request, Response
+from genre.errors import GenreError, JobError, RequestError
+from genre.explain import ATTEMPTS, METHODS, ask, explain
+from genre.serving.batching import Answer, Ask, Call
+from genre.serving.bodies import read_rows
+from genre.serving.problems import Problem, shorten
+from genre.serving.service import Service
+
+DEFAULT_K = 10
+JSON = "application/json"
+Row = dict[str, Any]
+
+
+async def body_of(http: Http) -> bytes:
+    """The body of a call that says it is JSON, which no form of another site can say.
+
+    Raises:
+        Problem: 415, it says something else.
+    """
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != JSON:
+        raise Problem(415, "not_json", RequestError("a call needs a JSON body", got=repr(kind[:80]), expected=JSON))
+    return await http.body()
+
+
+def reply(value: Any, status: int = 200) -> Reply:
+    """A JSON answer."""
+    return Reply(to_json(value), status_code=status, media_type=JSON)
+
+
+async def score_call(service: Service, http: Http, *, recommend: bool = False) -> Reply:
+    """Answer `/v1/score`, or `/v1/recommend`, where k is ten unless given and results carry titles.
+
+    Raises:
+        Problem: The call as a whole cannot be answered.
+    """
+    rows = read_rows(await body_of(http), service.settings.call_rows)
+    answers: list[Answer | None] = []
+    asks: list[Ask] = []
+    for row in rows:
+        try:
+            asks.append(service.ask(_request(row, recommend=recommend)))
+            answers.append(None)
+        except GenreError as error:
+            service.metrics.row_failed("", "request")
+            answers.append(Answer(_refused(row, error), None))
+    found = iter(await _score(service, http, asks, service.settings.timeout_s))
+    whole = [answer or next(found) for answer in answers]
+    shown = [_titled(service, answer) if recommend else answer.response.to_json() for answer in whole]
+    _tell(service, http, rows, whole)
+    broken = all(answer.internal for answer in whole)
+    return reply({"responses": shown}, 500 if broken else 200)
+
+
+def _request(row: Any, *, recommend: bool) -> Request:
+    request = Request.from_json(row)
+    return replace(request, k=DEFAULT_K) if recommend and request.k is None else request
+
+
+def _refused(row: Any, error: GenreError | str) -> Response:
+    """The error row of something that may be anything."""
+    found = row if isinstance(row, dict) else {}
+    name = found.get("adapter")
+    number = found.get("id")
+    return Response(
+        None if number is None else shorten(str(number)),
+        shorten(name) if isinstance(name, str) else "",
+        error=shorten(str(error)),
+    )
+
+
+async def _score(service: Service, http: Http, asks: Sequence[Ask], timeout_s: float) -> list[Answer]:
+    """Answers to all asks.
+
+    Raises:
+        Problem: 429, the queue is full; 504, it took too long; 499, nobody waits any more.
+    """
+    call = service.batcher.submit(asks, request_id=http.scope["genre"]["request_id"], timeout_s=timeout_s)
+    await _wait(call, http, timeout_s)
+    return [answer for answer in call.answers if answer is not None]
+
+
+async def _wait(call: Call, http: Http, timeout_s: float) -> None:
+    if call.done.done():
+        return
+    gone = asyncio.ensure_future(_gone(http))
+    try:
+        await asyncio.wait({call.done, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        call.given_up = not call.done.done()
+        gone.cancel()
+    if call.given_up:
+        if gone.done() and not gone.cancelled():
+            raise Problem(499, "client_gone", "the client closed the connection")
+        raise timed_out(timeout_s)
+
+
+async def _gone(http: Http) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def timed_out(timeout_s: float) -> Problem:
+    """504."""
+    error = RequestError(
+        "the answer took too long", expected=f"within {timeout_s:g} seconds", todo="send fewer rows, or try again later"
+    )
+    return Problem(504, "timeout", error)
+
+
+def _titled(service: Service, answer: Answer) -> Row:
+    row = answer.response.to_json()
+    if answer.served is not None and "results" in row:
+        titles = service.lookup.titles(answer.served.ref)
+        row["results"] = [{**item, "title": titles.of(item["item_id"])} for item in row["results"]]
+    return row
+
+
+def _tell(service: Service, http: Http, rows: Sequence[Any], answers: Sequence[Answer]) -> None:
+    """What the call's log line says of its rows: who answered, not what was asked."""
+    told = http.scope["genre"]
+    told["rows"], told["errors"] = len(rows), sum(answer.response.error is not None for answer in answers)
+    told["digests"] = sorted({answer.response.digest for answer in answers if answer.response.digest})
+    if service.settings.log_rows:
+        told["requests"] = rows
+
+
+async def explain_call(service: Service, http: Http) -> Reply:
+    """Answer `/v1/explain`: one row after the other, each within what is left of the call's time.
+
+    Raises:
+        Problem: The call as a whole cannot be answered.
+    """
+    rows = read_rows(await body_of(http), service.settings.call_rows)
+    end = asyncio.get_running_loop().time() + service.settings.timeout_s
+    shown: list[Row] = []
+    for row in rows:
+        left = end - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise timed_out(service.settings.timeout_s)
+        try:
+            shown.append(await _explain(service, http, row, left))
+        except GenreError as error:
+            service.metrics.row_failed("", "request")
+            shown.append(_refused(row, str(error).replace(service.engine.registry.url, "the registry")).to_json())
+    told = http.scope["genre"]
+    told["rows"], told["errors"] = len(rows), sum("error" in row for row in shown)
+    told["digests"] = sorted({row["digest"] for row in shown if "digest" in row})
+    return reply({"responses": shown})
+
+
+async def _explain(service: Service, http: Http, row: Any, left: float) -> Row:
+    """One explanation; leave-one-out rows go through the queue like any others."""
+    request, item, method = _question(row)
+    chosen = service.ask(request)
+    served = chosen.instead or chosen.served
+    asked = replace(request, adapter=served.ref)
+    if method == "gradient":
+        found = await _aside(service, lambda: explain(service.engine, asked, item, method=method), left)
+        return _shown(request, found)
+    for _ in range(ATTEMPTS):
+        question = await _aside(service, lambda: ask(service.engine, asked, item, method=method), left)
+        answers = await _score(service, http, [Ask(one, served, chosen.tokens) for one in question.requests], left)
+        read = question.read([answer.response for answer in answers])
+        if read is not None:
+            return _shown(request, read)
+    raise JobError(f"{request.adapter} was swapped while a score of it was explained", todo="ask again")
+
+
+def _question(row: Any) -> tuple[Request, Any, str]:
+    if not isinstance(row, dict):
+        raise RequestError("a request is no JSON object", got=type(row).__name__)
+    item, method = row.get("item"), row.get("method", METHODS[0])
+    if item is None or not isinstance(item, str | dict):
+        raise RequestError("a request needs an item to explain", got=repr(item)[:80], expected="an item id, or its columns")
+    if method not in METHODS:
+        raise RequestError("no such method", got=repr(method)[:80], expected=" or ".join(METHODS))
+    known = {"id", "adapter", "task", "user_id", "history", "user", "item", "method"}
+    if stray := sorted(set(row) - known):
+        raise RequestError("a request has an unknown field", got=stray[0], expected=", ".join(sorted(known)))
+    fields = {key: value for key, value in row.items() if key not in ("item", "method")}
+    request = Request.from_json({**fields, "candidates": [item]})
+    request.check()
+    return request, item, method
+
+
+async def _aside(service: Service, work: Callable[[], Any], left: float) -> Any:
+    """Run what reads or differentiates outside of the event loop, within the time that is left."""
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(service.aside(work)), left)
+    except TimeoutError:
+        raise timed_out(service.settings.timeout_s) from None
+
+
+def _shown(request: Request, found: Any) -> Row:
+    return {"id": request.id, **found.to_json(), "adapter": request.adapter}

@@ -1,0 +1,184 @@
+"""A share of an adapter's traffic for its `candidate`, until it fails too often.
+
+Owns: whose requests go there, what counts as a failure, when traffic goes back. Ignores: how rows are scored.
+
+The rule: a user (or, without a user id, a request id, or else a history) is always on the same side. A row that the
+candidate fails, and that `production` then answers, is a failure of the candidate; one that both refuse is the request's own
+fault. With `failures` of them among the candidate's last `window` rows all traffic goes back to `production`, and stays there
+until `candidate` names another version or an operator sets the share again. The registry's aliases are left as they are.
+
+    canaries.pick(served, request)  ->  the Served of "like@candidate", for a tenth of the users
+"""
+
+import hashlib
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import to_json
+
+from genre.engine import Request
+from genre.errors import GenreError, InputError
+from genre.registry.names import PRODUCTION
+from genre.serving.fleet import Fleet
+from genre.serving.logs import Log
+from genre.serving.metrics import Metrics
+from genre.serving.served import Served
+
+CANDIDATE = "candidate"
+
+
+@dataclass
+class Canary:
+    """The canary of one adapter.
+
+    Attributes:
+        share: Of the traffic, while it runs.
+        state: `waiting` (for a candidate other than production), `running` or `halted`.
+        version: The candidate that the state is about.
+        rows: That it answered or failed.
+        outcomes: Of its last rows: whether each was a failure.
+        reason: Why it is halted.
+    """
+
+    share: float
+    outcomes: deque[bool]
+    state: str = "waiting"
+    version: str | None = None
+    rows: int = 0
+    failures: int = 0
+    reason: str | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def describe(self) -> dict[str, Any]:
+        """As the API shows it."""
+        fields = ("share", "state", "version", "rows", "failures", "reason")
+        return {name: getattr(self, name) for name in fields}
+
+
+class Canaries:
+    """The canaries of one service.
+
+    Args:
+        fleet: Where candidates are loaded.
+        failures, window: The rule's numbers.
+    """
+
+    def __init__(self, fleet: Fleet, log: Log, metrics: Metrics, *, failures: int, window: int) -> None:
+        self.fleet, self.log, self.metrics, self.failures, self.window = fleet, log, metrics, failures, window
+        self._canaries: dict[str, Canary] = {}
+        self._changing = threading.RLock()  # never taken by the thread that scores
+
+    def set(self, name: str, share: float) -> Canary | None:
+        """Give a name's candidate a share of its traffic; 0 ends it.
+
+        Raises:
+            InputError: The name's `production` is not served here.
+        """
+        if self.fleet.get(f"{name}@{PRODUCTION}") is None:
+            raise InputError(
+                "a canary needs the name's production to be served", got=name[:80], expected=f"NAME@{PRODUCTION} is served"
+            )
+        with self._changing:
+            if share == 0:
+                self._canaries.pop(name, None)
+                self._withdraw(name)
+                self.metrics.canary.labels(name).set(0)
+                return None
+            canary = self._canaries[name] = Canary(share, deque(maxlen=self.window))
+            self.sync()
+            return canary
+
+    def get(self, name: str) -> Canary | None:
+        """The canary of a name."""
+        return self._canaries.get(name)
+
+    def sync(self) -> None:
+        """Load candidates that have come or moved, withdraw those that are halted or have become production."""
+        with self._changing:
+            for name, canary in self._canaries.items():
+                self._sync(name, canary)
+
+    def _sync(self, name: str, canary: Canary) -> None:
+        try:
+            held = self.fleet.registry.aliases(name)
+        except GenreError as error:
+            self.log.write("aliases unreadable", level="error", adapter=name, error=str(error))
+            return
+        version = held.get(CANDIDATE)
+        if version != canary.version:
+            with canary.lock:
+                canary.state, canary.version, canary.reason = "waiting", version, None
+                canary.rows = canary.failures = 0
+                canary.outcomes.clear()
+        if canary.state != "halted" and version is not None and version != held.get(PRODUCTION):
+            self._run(name, canary)
+        else:
+            self._withdraw(name)
+            canary.state = "halted" if canary.state == "halted" else "waiting"
+        self.metrics.canary.labels(name).set(canary.share if canary.state == "running" else 0)
+
+    def _run(self, name: str, canary: Canary) -> None:
+        ref = f"{name}@{CANDIDATE}"
+        served = self.fleet.get(ref)
+        if canary.state == "running" and served is not None and served.version.version == canary.version:
+            return
+        try:
+            served = self.fleet.add(ref, public=False)
+        except Exception as error:  # whatever is wrong with it, production goes on
+            self._halt(name, canary, f"it cannot be loaded: {error}")
+            return
+        with canary.lock:
+            canary.state, canary.version = "running", served.version.version
+
+    def _withdraw(self, name: str) -> None:
+        served = self.fleet.get(f"{name}@{CANDIDATE}")
+        if served is not None and not served.public:
+            self.fleet.drop(served.ref)
+
+    def pick(self, served: Served, request: Request) -> Served | None:
+        """The candidate, if it is this request's turn."""
+        canary = self._canaries.get(served.name)
+        if canary is None or canary.state != "running" or served.alias != PRODUCTION:
+            return None
+        if fraction(served.name, request) >= canary.share:
+            return None
+        candidate = self.fleet.get(f"{served.name}@{CANDIDATE}")
+        return candidate if candidate is not None and self.runs(candidate) else None
+
+    def runs(self, served: Served) -> bool:
+        """Whether a candidate still has traffic."""
+        canary = self._canaries.get(served.name)
+        return canary is not None and canary.state == "running" and canary.version == served.version.version
+
+    def record(self, served: Served, *, failed: bool) -> None:
+        """What came of a row that went to a candidate. Called by the thread that scores; never waits for loading."""
+        canary, name = self._canaries.get(served.name), served.name
+        if canary is None or canary.version != served.version.version:
+            return
+        with canary.lock:
+            canary.rows += 1
+            canary.failures += failed
+            canary.outcomes.append(failed)
+            recent = sum(canary.outcomes)
+        if recent >= self.failures and canary.state == "running":
+            self._halt(name, canary, f"{recent} of its last {len(canary.outcomes)} rows failed where {PRODUCTION} answered")
+
+    def _halt(self, name: str, canary: Canary, reason: str) -> None:
+        canary.state, canary.reason = "halted", reason[:300]
+        self.metrics.canary_rollbacks.labels(name).inc()
+        self.metrics.canary.labels(name).set(0)
+        self.log.write("canary rolled back", level="error", adapter=name, version=canary.version, reason=canary.reason)
+
+
+def fraction(name: str, request: Request) -> float:
+    """Where a request stands between 0 and 1, the same for all requests of its user."""
+    if request.user_id is not None:
+        key = f"user {request.user_id}"
+    elif request.id is not None:
+        key = f"id {request.id}"
+    else:
+        key = "history " + to_json(request.history, inf_nan_mode="constants").decode()
+    digest = hashlib.sha256(f"{name}\x1f{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

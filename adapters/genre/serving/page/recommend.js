@@ -1,0 +1,232 @@
+// The first view: whose history, which adapters, and what they recommend side by side.
+
+import { aborted, gone, one } from "./api.js";
+import { byId, h, newId, put, settle } from "./dom.js";
+import { figure, scale } from "./format.js";
+import { person } from "./person.js";
+import { onServed, served, tasksOf } from "./served.js";
+import { why } from "./why.js";
+
+const CHOSEN = 3;
+const COUNTS = [5, 10, 20, 50];
+const SLOW_MS = 4000;
+
+const state = { fields: null, chosen: new Set(), k: 10 };
+const columns = new Map();
+let who = null;
+
+/** Draw the view and keep it up to date. */
+export function start() {
+  const again = settle(ask, 150);
+  who = person((fields) => {
+    state.fields = fields;
+    if (fields?.user_id !== undefined) history.replaceState(null, "", `#recommend/${encodeURIComponent(fields.user_id)}`);
+    again();
+  });
+  const choices = h("div", { class: "choices" });
+  const many = h("select", { id: newId("many"), onchange: ({ target }) => { state.k = Number(target.value); again(); } },
+    COUNTS.map((number) => h("option", { value: number, selected: number === state.k }, String(number))));
+  put(byId("ask"),
+    h("fieldset", {}, h("legend", {}, "History"), who.root),
+    h("fieldset", {}, h("legend", {}, "Adapters"), choices,
+      h("p", { class: "between" }, h("label", { for: many.id }, "Items from each"), many)));
+  byId("ask").addEventListener("submit", (event) => event.preventDefault());
+  let known = "";
+  onServed((overview) => {
+    const tasks = tasksOf(overview);
+    const now = tasks.map(({ key }) => key).join();
+    who.offer(overview);
+    if (now !== known) {
+      offer(choices, tasks, again);
+      known = now;
+      again();
+    }
+    for (const column of columns.values()) column.compare(overview);
+  });
+}
+
+/** Show a user whom the address names. */
+export const show = (id) => who.user(id);
+
+function offer(choices, tasks, again) {
+  const keys = new Set(tasks.map(({ key }) => key));
+  state.chosen = new Set([...state.chosen].filter((key) => keys.has(key)));
+  if (!state.chosen.size) state.chosen = new Set([...keys].slice(0, CHOSEN));
+  put(choices, tasks.length
+    ? tasks.map(({ key, adapter, task }) => {
+        const change = ({ target }) => {
+          target.checked ? state.chosen.add(key) : state.chosen.delete(key);
+          again();
+        };
+        return h("label", { class: "choice" }, h("input", { type: "checkbox", checked: state.chosen.has(key), onchange: change }),
+          h("span", {}, nameOf(adapter, task), h("small", {}, told(adapter, task))));
+      })
+    : h("p", { class: "muted" }, "No adapter is served."));
+}
+
+const nameOf = (adapter, task) => (adapter.tasks.length > 1 ? `${adapter.ref} · ${task.name}` : adapter.ref);
+
+function told(adapter, task) {
+  const [unit] = scale(task, adapter.feedback.values);
+  return task.kind === "next_item" ? "what comes next" : unit === "probability" ? `probability of ${task.label}` : (task.label ?? "");
+}
+
+/** Ask every chosen adapter, each in its own column. */
+function ask() {
+  const overview = served();
+  if (!overview) return;
+  const wanted = tasksOf(overview).filter(({ key }) => state.chosen.has(key));
+  for (const [key, column] of columns) {
+    if (!state.fields || !wanted.some((one) => one.key === key)) {
+      column.stop();
+      columns.delete(key);
+    }
+  }
+  if (!state.fields || !wanted.length) {
+    const text = !overview.adapters.length ? "No adapter is served." : wanted.length ? "Choose a user to see what the adapters recommend." : "Choose an adapter.";
+    put(byId("answers"), h("p", { class: "empty" }, text));
+    return;
+  }
+  for (const { key, adapter, task } of wanted) {
+    if (!columns.has(key)) columns.set(key, makeColumn(adapter, task));
+  }
+  const roots = wanted.map(({ key }) => columns.get(key).root);
+  const place = byId("answers");
+  if (roots.length !== place.children.length || roots.some((root, number) => root !== place.children[number])) put(place, ...roots);
+  for (const { key } of wanted) columns.get(key).load();
+}
+
+function makeColumn(adapter, task) {
+  const title = h("h2", {}, nameOf(adapter, task));
+  const digest = h("code", { title: "The version that answered" });
+  const note = h("p", { class: "note", hidden: true });
+  const body = h("div");
+  const [unit, low, high] = scale(task, adapter.feedback.values);
+  const root = h("article", { class: "column" },
+    h("header", {}, title, h("p", { class: "muted between" }, h("span", {}, told(adapter, task)), digest)), note, body);
+  let asking = null;
+  let answered = null;
+  let panels = [];
+
+  const tell = (...parts) => {
+    put(note, ...parts);
+    note.hidden = !parts.length;
+  };
+  const retry = () => h("button", { type: "button", class: "link", onclick: load }, "Try again");
+  const stop = () => {
+    asking?.abort();
+    for (const panel of panels) panel.stop();
+    panels = [];
+  };
+  async function load() {
+    stop();
+    const mine = (asking = new AbortController());
+    const { fields, k } = state;
+    tell();
+    root.setAttribute("aria-busy", "true");
+    if (!body.querySelector(".items")) put(body, skeleton(Math.min(k, 10)));
+    const slow = setTimeout(() => asking === mine && tell("Still working…"), SLOW_MS);
+    try {
+      const row = { adapter: adapter.ref, task: task.name, k, ...fields };
+      const busy = (seconds) => tell(`The server is full. Trying again in ${seconds} s…`);
+      const found = await one("/v1/recommend", row, { signal: mine.signal, busy });
+      if (asking !== mine) return;
+      tell();
+      answered = found.digest;
+      digest.textContent = found.digest.slice(0, 12);
+      put(body, items(found.results, fields));
+    } catch (error) {
+      if (aborted(error) || asking !== mine) return;
+      answered = null;
+      put(body);
+      tell(h("span", { class: "error" }, error.message), " ", retry());
+      if (gone(error)) window.addEventListener("back", () => asking === mine && load(), { once: true });
+    } finally {
+      clearTimeout(slow);
+      if (asking === mine) root.removeAttribute("aria-busy");
+    }
+  }
+  const items = (results, fields) => {
+    if (!results.length) return h("p", { class: "muted" }, "Nothing is left to recommend: every item was seen.");
+    const scores = results.map((item) => item.score);
+    const from = low ?? Math.min(...scores);
+    const to = high ?? Math.max(...scores);
+    const list = h("ol", { class: "items", "aria-label": `Recommended by ${nameOf(adapter, task)}` },
+      results.map((item, number) => entry(item, number, (item.score - from) / (to - from || 1), fields)));
+    list.addEventListener("keydown", walk);
+    return list;
+  };
+  const entry = (item, number, part, fields) => {
+    const panel = h("div", { id: newId("why"), hidden: true });
+    const bar = h("span", { class: "meter", "aria-hidden": "true" }, h("span"));
+    bar.firstChild.style.inlineSize = `${100 * Math.min(1, Math.max(0.02, part))}%`;
+    const toggle = () => {
+      const open = panel.hidden;
+      button.setAttribute("aria-expanded", String(open));
+      panel.hidden = !open;
+      if (open && !panel.hasChildNodes()) {
+        const reasons = why(fields, adapter.ref, task.name, item.item_id);
+        panels.push(reasons);
+        panel.append(reasons.root);
+      }
+    };
+    const button = h("button", {
+      type: "button", class: "item", "aria-expanded": "false", "aria-controls": panel.id, tabindex: number ? -1 : 0, "data-item": item.item_id,
+      onclick: toggle, onfocus: () => mark(item.item_id), onblur: () => mark(null),
+      onpointerenter: () => mark(item.item_id), onpointerleave: () => mark(null),
+    },
+    h("span", { class: "rank" }, String(number + 1)), h("span", { class: "title" }, item.title),
+    h("span", { class: "score" }, h("span", { class: "hidden" }, `${unit} `), figure(item.score), bar));
+    return h("li", {}, button, panel);
+  };
+  return {
+    root, load,
+    stop: () => {
+      stop();
+      asking = null;
+    },
+    /** Say so when what is served has moved on since the answer came. */
+    compare: (overview) => {
+      const now = overview.adapters.find((one) => one.ref === adapter.ref);
+      if (!now || !answered || now.canary || now.digest === answered || !note.hidden) return;
+      tell(`${adapter.ref} is version ${now.version} now. `, h("button", { type: "button", class: "link", onclick: load }, "Ask again"));
+    },
+  };
+}
+
+const skeleton = (rows) =>
+  h("div", { class: "skeleton", role: "img", "aria-label": "Loading" }, Array.from({ length: rows }, () => h("span")));
+
+/** The same item in the other columns. */
+function mark(item) {
+  for (const button of byId("answers").querySelectorAll(".item")) button.classList.toggle("same", item !== null && button.dataset.item === item);
+}
+
+/** Arrows up and down in a list, left and right between lists at the same place; Escape closes the reasons. */
+function walk(event) {
+  const button = event.target.closest(".item");
+  if (!button) {
+    if (event.key === "Escape") event.target.closest("li")?.querySelector(".item[aria-expanded=true]")?.click();
+    if (event.key === "Escape") event.target.closest("li")?.querySelector(".item")?.focus();
+    return;
+  }
+  const lists = [...byId("answers").querySelectorAll(".items")];
+  const list = button.closest(".items");
+  const own = [...list.querySelectorAll(".item")];
+  const place = own.indexOf(button);
+  const beside = (step) => {
+    const other = lists[lists.indexOf(list) + step]?.querySelectorAll(".item");
+    return other && other[Math.min(place, other.length - 1)];
+  };
+  const next = {
+    ArrowDown: () => own[place + 1], ArrowUp: () => own[place - 1], Home: () => own[0], End: () => own.at(-1),
+    ArrowLeft: () => beside(-1), ArrowRight: () => beside(1),
+  }[event.key];
+  if (event.key === "Escape" && button.getAttribute("aria-expanded") === "true") button.click();
+  if (!next || event.altKey || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  const other = next();
+  if (!other) return;
+  for (const one of other.closest(".items").querySelectorAll(".item")) one.tabIndex = one === other ? 0 : -1;
+  other.focus();
+}

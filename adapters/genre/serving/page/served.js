@@ -1,0 +1,46 @@
+// What is served: the answer of /v1/adapters, fetched in one place and told to whoever draws it.
+
+import { call } from "./api.js";
+
+const listeners = new Set();
+let current = null;
+let asking = null;
+
+/** The latest answer, or null. */
+export const served = () => current;
+
+/** Be told of every new answer. */
+export function onServed(listener) {
+  listeners.add(listener);
+  if (current) listener(current);
+}
+
+/** Fetch it again; calls that come meanwhile share the one that is under way. */
+export function refresh() {
+  asking ??= call("/v1/adapters")
+    .then((answer) => {
+      const main = ({ ref }) => !ref.endsWith("@production");
+      answer.adapters.sort((one, other) => one.name.localeCompare(other.name) || main(one) - main(other));
+      current = answer;
+      for (const listener of listeners) listener(answer);
+      return answer;
+    })
+    .finally(() => {
+      asking = null;
+    });
+  return asking;
+}
+
+/** Every task of everything that is served, in order. */
+export function tasksOf(overview) {
+  return overview.adapters.flatMap((adapter) => adapter.tasks.map((task) => ({ key: `${adapter.ref}|${task.name}`, adapter, task })));
+}
+
+/** The feedback columns that histories may carry, and the values that each can have. */
+export function feedbackOf(overview) {
+  const columns = new Map();
+  for (const { feedback } of overview.adapters) {
+    if (feedback.column && !columns.has(feedback.column)) columns.set(feedback.column, feedback.values ?? []);
+  }
+  return columns;
+}

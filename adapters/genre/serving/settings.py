@@ -1,0 +1,94 @@
+"""What a service may be told: places, limits, times.
+
+Owns: the fields, their defaults and bounds. Ignores: where they come from.
+
+    Settings.make(port=8080, canary={"like": 0.1})
+"""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+
+from genre.errors import InputError
+
+TOKEN_VARIABLE = "GENRE_ADMIN_TOKEN"
+SHORTEST_TOKEN = 16
+
+
+class Settings(BaseModel):
+    """Frozen settings of one service.
+
+    Attributes:
+        host, port: Where it listens; port 0 takes a free one.
+        hosts: Names that a request's Host header may carry; empty means loopback names where the host is one, else any.
+        batch_rows, batch_tokens: A micro-batch ends at either; a row that is larger goes alone.
+        gather_ms: How long an idle worker waits for more rows after the first one.
+        queue_rows: Rows that wait at most; more get 429.
+        call_rows: Rows of one call.
+        row_tokens: Estimated tokens of one row.
+        timeout_s: From the last byte of a call to its answer; later it gets 504.
+        body_bytes: Larger bodies get 413.
+        receive_s: A call's head, then its body, must arrive within so many seconds each.
+        idle_s: A connection without a call is closed after so many seconds.
+        connections: Open connections at most; more get 503.
+        follow_s: How often alias moves are looked for; 0 never looks.
+        drain_s: How long a stopping service goes on accepting, while `/readyz` says 503.
+        canary: Share of a name's traffic that goes to its `candidate`.
+        canary_failures, canary_window: So many failures among so many rows of a candidate send its traffic back.
+        log_rows: Log user ids and histories; off, so that logs hold no user's data.
+        token: What admin calls must carry; None switches them off.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    hosts: tuple[str, ...] = ()
+    batch_rows: int = Field(default=64, ge=1)
+    batch_tokens: int = Field(default=8192, ge=1)
+    gather_ms: float = Field(default=2.0, ge=0, le=1000)
+    queue_rows: int = Field(default=2048, ge=1)
+    call_rows: int = Field(default=256, ge=1)
+    row_tokens: int = Field(default=65_536, ge=1)
+    timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    body_bytes: int = Field(default=4 * 2**20, ge=1)
+    receive_s: float = Field(default=10.0, gt=0)
+    idle_s: int = Field(default=30, ge=1)
+    connections: int = Field(default=1024, ge=1)
+    follow_s: float = Field(default=1.0, ge=0)
+    drain_s: float = Field(default=1.0, ge=0)
+    canary: dict[str, float] = Field(default_factory=dict)
+    canary_failures: int = Field(default=3, ge=1)
+    canary_window: int = Field(default=100, ge=1)
+    log_rows: bool = False
+    token: SecretStr | None = Field(default=None, repr=False)
+
+    @field_validator("canary")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, share in value.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"the share of {name} must lie between 0 and 1")
+        return value
+
+    @field_validator("token")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().encode()) < SHORTEST_TOKEN:
+            raise ValueError(f"an admin token needs at least {SHORTEST_TOKEN} characters")
+        return value
+
+    @classmethod
+    def make(cls, **values: Any) -> Self:
+        """Settings from plain values.
+
+        Raises:
+            InputError: One cannot be used; the token is never shown.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            got = None if field == "token" else repr(values.get(str(first["loc"][0])))[:80]
+            raise InputError(f"{field} cannot be used", got=got, expected=first["msg"].removeprefix("Value error, ")) from None

@@ -1,0 +1,251 @@
+"""Operating: who may, what moves, what is followed, what is refused so that nothing breaks."""
+
+import io
+import json
+
+import pytest
+from serving_fakes import ADMIN, TOKEN, add_version, copy_of, open_engine, serving, wait_until
+
+import genre
+from builders import LIKE, RATING
+from fakes import make_base
+
+ACTS = ("load", "unload", "promote", "rollback", "canary")
+PLAIN = {"adapter": "like@production", "user_id": "u3", "candidates": ["i0", "i7"]}
+
+
+@pytest.fixture
+def registry(trained, tmp_path):
+    return copy_of(trained.registry, tmp_path / "registry")
+
+
+@pytest.fixture
+def second(trained, registry, base, tmp_path):
+    """Another version of like, under `latest` and `candidate`."""
+    version = add_version(registry, trained, base, tmp_path / "second", LIKE, seed=1)
+    registry.promote(version, "candidate")
+    return version
+
+
+@pytest.fixture
+def engine(trained, registry):
+    with open_engine(trained, registry) as engine:
+        yield engine
+
+
+def digest_of(client, row=PLAIN):
+    (answer,) = client.post("/v1/score", json={"requests": [row]}).json()["responses"]
+    assert "error" not in answer, answer
+    return answer["digest"]
+
+
+def act(client, path, /, **body):
+    return client.post(f"/v1/admin/{path}", json=body, headers=ADMIN)
+
+
+def test_without_a_token_there_are_no_admin_routes(asked):
+    for name in ACTS:
+        answer = asked.client.post(f"/v1/admin/{name}", json={"ref": "like"}, headers=ADMIN)
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    assert not [path for path in asked.client.get("/openapi.json").json()["paths"] if "admin" in path]
+
+
+def test_a_wrong_token_is_refused_and_no_token_is_ever_logged(engine):
+    log = io.StringIO()
+    with serving(engine, ["like@production"], token=TOKEN, stream=log) as (service, client):
+        for headers in (
+            {}, {"Authorization": TOKEN}, {"Authorization": f"Basic {TOKEN}"}, {"Authorization": "Bearer"},
+            {"Authorization": "Bearer x"}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": f"Bearer {TOKEN[:-1]}"},
+            {"Authorization": "Bearer \u00e4\u00f6".encode()}, {"Authorization": b"Bearer \xff\xfe"},
+        ):  # fmt: skip
+            for name in ACTS:
+                answer = client.post(f"/v1/admin/{name}", content=b"{", headers=headers)
+                assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert act(client, "load", ref="rating").status_code == 200
+        assert (
+            TOKEN not in log.getvalue() and TOKEN not in repr(service.settings) and TOKEN not in client.get("/openapi.json").text
+        )
+        assert client.get("/v1/adapters").json()["admin"] is True
+
+
+def test_a_short_token_is_refused_without_being_shown():
+    with pytest.raises(genre.errors.InputError) as caught:
+        genre.serving.Settings.make(token="short")
+    assert "at least 16 characters" in str(caught.value) and "short" not in str(caught.value).replace("shorter", "")
+
+
+def test_promote_and_roll_back_move_the_alias_and_the_answers(engine, registry, second):
+    first = registry.resolve("like@production")
+    with serving(engine, ["like@production"], token=TOKEN) as (_, client):
+        assert digest_of(client) == first.digest
+        answer = act(client, "promote", ref="like@candidate")
+        assert answer.status_code == 200 and answer.json()["move"]["version"] == second.version
+        assert answer.json()["serving"] == {"like@production": second.digest}
+        assert digest_of(client) == second.digest and registry.aliases("like")["production"] == second.version
+        answer = act(client, "rollback", name="like")
+        assert answer.json()["move"]["action"] == "rollback" and digest_of(client) == first.digest
+        again = act(client, "rollback", name="like")
+        assert (again.status_code, again.json()["code"]) == (404, "not_found") and digest_of(client) == first.digest
+
+
+def test_load_and_unload_go_by_name(engine, registry, second):
+    with serving(engine, ["like@production"], token=TOKEN) as (_, client):
+        pinned = {**PLAIN, "adapter": second.ref}
+        assert "no such adapter" in client.post("/v1/score", json={"requests": [pinned]}).json()["responses"][0]["error"]
+        assert act(client, "load", ref=second.ref).json()["digest"] == second.digest
+        assert digest_of(client, pinned) == second.digest
+        assert act(client, "load", ref="next_item").status_code == 200
+        assert act(client, "unload", ref=second.ref).json()["serving"].keys() == {"like@production", "next_item"}
+        assert second.ref not in engine.resident()
+        assert "no such adapter" in client.post("/v1/score", json={"requests": [pinned]}).json()["responses"][0]["error"]
+        assert act(client, "unload", ref=second.ref).status_code == 404
+        assert act(client, "unload", ref="like@production").status_code == 200
+        assert act(client, "unload", ref="next_item").status_code == 200
+        assert client.get("/readyz").json() == {"ok": False, "reasons": ["no adapter is served"]}
+        assert client.get("/livez").status_code == 200
+
+
+REFUSED = [
+    ("load", {"ref": "nothing"}, 404, "no adapter 'nothing'"),
+    ("load", {"ref": "../like"}, 422, "not a usable name"),
+    ("load", {"ref": "/etc/passwd"}, 422, "not a usable name"),
+    ("load", {"ref": "like@../../x"}, 422, "not a usable alias"),
+    ("load", {"ref": "like:../../etc/xx"}, 422, "not a version"),
+    ("load", {"ref": "s3://bucket/like"}, 422, "not a version"),
+    ("load", {"ref": "like\x00"}, 422, "not a usable name"),
+    ("load", {"ref": "like:0123456789ab"}, 404, "no version like:0123456789ab"),
+    ("load", {"ref": "encoder-planted"}, 422, "is a behaviour encoder"),
+    ("load", {"ref": 5}, 422, "ref cannot be used: got a number; expected a text"),
+    ("load", {}, 422, "the body has no ref"),
+    ("load", {"ref": "like", "more": 1}, 422, "unknown field: got more"),
+    ("promote", {"ref": "like", "alias": "a/b"}, 422, "not a usable alias"),
+    ("promote", {"ref": "like", "floor": {"auc": "x"}}, 422, "floor cannot be used"),
+    ("promote", {"ref": "like", "floor": {"auc": True}}, 422, "floor cannot be used"),
+    ("promote", {"ref": "like", "floor": {"auc": 1.0}}, 409, "misses the floor in like.auc"),
+    ("promote", {"ref": "like", "floor": {"fame": 1.0}}, 409, "no metric 'fame'"),
+    ("promote", {"ref": "like", "not_worse": "yes"}, 422, "not_worse cannot be used: got a text; expected true or false"),
+    ("rollback", {"name": "nothing"}, 404, "no adapter 'nothing'"),
+    ("rollback", {"name": "like"}, 404, "nothing to roll back to"),
+    ("rollback", {"name": "like@production"}, 422, "not a usable name"),
+    ("canary", {"name": "like", "share": 1.5}, 422, "share cannot be used"),
+    ("canary", {"name": "like", "share": True}, 422, "share cannot be used: got true or false; expected a number"),
+    ("canary", {"name": "rating", "share": 0.5}, 422, "needs the name's production to be served"),
+]  # fmt: skip
+
+
+def test_what_cannot_be_done_says_why_and_moves_nothing(engine, registry):
+    before = {name: registry.aliases(name) for name in registry.names()}
+    with serving(engine, ["like@production"], token=TOKEN) as (_, client):
+        served = digest_of(client)
+        for name, body, status, message in REFUSED:
+            answer = act(client, name, **body)
+            assert answer.status_code == status, (name, body, answer.text)
+            assert message in answer.json()["error"] and registry.url not in answer.text, (name, body, answer.text)
+        assert (
+            client.post("/v1/admin/load", content=b"[" * 9999, headers={**ADMIN, "Content-Type": "application/json"}).status_code
+            == 400
+        )
+        assert digest_of(client) == served
+    assert {name: registry.aliases(name) for name in registry.names()} == before
+
+
+@pytest.fixture
+def foreign(trained, registry, tmp_path):
+    """A version of like for another base: it cannot be loaded here."""
+    other = genre.Base.load(str(make_base(tmp_path / "other", seed=5)))
+    wanted = {"sequence": {"item": "text", "text": ["title"]}, "encoder": {"use": "none"}}
+    from builders import publish_stirred, recipe
+
+    return publish_stirred(registry, recipe(tmp_path / "other", LIKE, **wanted), trained.log, other, tmp_path / "foreign", seed=3)
+
+
+def test_a_version_that_does_not_load_here_is_not_promoted_here(engine, registry, foreign):
+    with serving(engine, ["like@production"], token=TOKEN) as (_, client):
+        served = digest_of(client)
+        answer = act(client, "promote", ref=foreign.ref)
+        assert answer.status_code == 422 and "base.fingerprint" in answer.json()["error"]
+        assert registry.aliases("like")["production"] == served[:12] and digest_of(client) == served
+
+
+def test_a_second_service_follows_and_a_version_that_fails_leaves_the_old_one(trained, registry, second, foreign):
+    log = io.StringIO()
+    with (
+        open_engine(trained, registry) as one,
+        open_engine(trained, registry) as two,
+        serving(one, ["like@production"], token=TOKEN) as (_, leader),
+        serving(two, ["like@production"], follow_s=0.05, stream=log) as (service, follower),
+    ):
+        first = registry.resolve("like@production").digest
+        assert digest_of(follower) == first
+        act(leader, "promote", ref=second.ref)
+        wait_until(lambda: digest_of(follower) == second.digest)
+        registry.promote(foreign, "production")
+        wait_until(lambda: '"event": "swap failed"' in log.getvalue())
+        assert digest_of(follower) == second.digest and follower.get("/readyz").status_code == 200
+        act(leader, "rollback", name="like")
+        registry.promote(f"like:{first[:12]}", "production")
+        wait_until(lambda: digest_of(follower) == first)
+        count = service.metrics.registry.get_sample_value
+        assert count("genre_swaps_total", {"adapter": "like"}) == 2
+        assert count("genre_swap_failures_total", {"adapter": "like"}) >= 1
+        (failed, *_) = [json.loads(line) for line in log.getvalue().splitlines() if "swap failed" in line]
+        assert failed["version"] == foreign.version and failed["serving"] == second.version
+
+
+def test_a_bare_name_means_production_and_then_what_is_served(trained, registry, second):
+    with (
+        open_engine(trained, registry) as engine,
+        serving(engine, ["like@production", "like@candidate", "rating", "next_item@production", f"next_item@{'latest'}"]) as (
+            _,
+            client,
+        ),
+    ):
+        for name, ref in (("like", "like@production"), ("rating", "rating@latest"), ("next_item", "next_item@production")):
+            assert digest_of(client, {**PLAIN, "adapter": name}) == registry.resolve(ref).digest
+        (error,) = client.post("/v1/score", json={"requests": [{**PLAIN, "adapter": "rating@production"}]}).json()["responses"]
+        assert "no such adapter is served here" in error["error"]
+
+
+def test_answers_under_swaps_are_each_of_the_version_they_name(trained, registry, second):
+    """Every score belongs to the digest beside it, while production goes back and forth."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with open_engine(trained, registry) as engine:
+        from genre.engine import Request
+
+        rows = [{"adapter": "like@production", "user_id": f"u{user}", "candidates": ["i0", "i7", "i12"]} for user in range(6)]
+        expected = {}
+        for version in (registry.resolve("like@production"), second):
+            for row in rows:
+                (answer,) = engine.score([Request.from_json({**row, "adapter": version.ref})])
+                expected[version.digest, row["user_id"]] = [item.score for item in answer.results]
+            engine.unload(version.ref)
+        with serving(engine, ["like@production"], token=TOKEN, follow_s=0.02) as (_, client), ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(client.post, "/v1/score", json={"requests": rows}) for _ in range(30)]
+            moves = []
+            for _ in range(3):
+                moves += [act(client, "promote", ref=second.ref), act(client, "rollback", name="like")]
+            assert all(move.status_code == 200 for move in moves)
+            seen = set()
+            for call in asked:
+                for row, answer in zip(rows, call.result().json()["responses"], strict=True):
+                    seen.add(answer["digest"])
+                    scores = [item["score"] for item in answer["results"]]
+                    assert scores == pytest.approx(expected[answer["digest"], row["user_id"]], abs=1e-5)
+            assert seen <= {digest for digest, _ in expected}
+            assert len(engine.resident()) == 1
+
+
+def test_default_references_are_production_or_latest_and_only_those_that_fit(trained, registry, foreign, base, tmp_path):
+    from genre.serving.fleet import default_refs, fitting
+
+    add_version(registry, trained, base, tmp_path / "new", RATING, seed=4, name="fresh")
+    refs = default_refs(registry)
+    assert refs == ["fresh@latest", "like@production", "next_item@production", "rating@production"]
+    registry.promote(foreign, "production")
+    kept, other = fitting(registry, refs, registry.resolve("rating@production"))
+    assert kept == ["fresh@latest", "next_item@production", "rating@production"]
+    assert list(other) == ["like@production"] and "base.fingerprint" in other["like@production"]
+    with pytest.raises(genre.errors.InputError, match="there is no adapter to serve"):
+        default_refs(genre.Registry(tmp_path / "empty"))
