@@ -283,7 +283,7 @@ def test_a_full_disk(command, refused, place):
 @pytest.mark.parametrize("size", [3000, 20_000])
 def test_a_disk_that_fills_in_training(size, refused, place):
     before = files(place / "registry")
-    run = [f"runs/like/1/{name}" for name in ("environment.json", "log.jsonl", "recipe.yaml")]
+    run = [f"runs/like/1/{name}" for name in ("environment.json", "recipe.yaml")]
     with disk_of(size):
         assert "last.pt cannot be written" in refused("train", "like.yaml", *QUICK, code=1, leaves=run)
     assert files(place / "registry") == before
@@ -297,6 +297,7 @@ def test_a_disk_that_fills_while_the_version_is_written(refused, place, monkeypa
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(run, "write_adapter", half)
-    left = [f"runs/like/1/{name}" for name in ("checkpoints/last.pt", "environment.json", "log.jsonl", "recipe.yaml")]
+    made = ("checkpoints/last.pt", "environment.json", "log.jsonl", "predictions.parquet", "recipe.yaml")
+    left = [f"runs/like/1/{name}" for name in made]
     said = refused("train", "like.yaml", *QUICK, code=1, leaves=left)
     assert contains(said, "cannot write", "no space left on device", "nothing half-written is left")

@@ -325,7 +325,6 @@ def test_more_classes_than_label_words_are_refused(build, tmp_path):
     )
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="resuming does not ask whether the run had stopped early")
 def test_resuming_a_run_that_stopped_early_trains_no_further(build, tmp_path):
     """A run that is cut after its last epoch, while it is evaluated, goes on with evaluating."""
     early = {"train": {"epochs": 12, "early_stop": 1, "learning_rate": 3e-2}}

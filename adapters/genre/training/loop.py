@@ -2,13 +2,16 @@
 
 Owns: one run from its first step to its best weights. Ignores: the registry, command lines.
 
-    run folder:  recipe.yaml  environment.json  log.jsonl  metrics.json  checkpoints/{last,best}.pt  tracker files
+    run folder:  recipe.yaml  environment.json  log.jsonl  metrics.json  checkpoints/last.pt  tracker files
 """
 
 import json
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +19,15 @@ import torch
 from torch import Tensor
 
 from genre.assembly import Assembly
-from genre.errors import DivergedError, InputError, InterruptedJobError
+from genre.errors import DataError, DivergedError, InputError, InterruptedJobError
 from genre.evaluation import evaluate_feedback, evaluate_ranking
-from genre.files import atomic
 from genre.metrics import metric
 from genre.prediction import predict
-from genre.progress import Reporter
+from genre.progress import Bar, Reporter
 from genre.sequences import Sequence, collate, plan_batches
-from genre.training.checks import check_trainable, check_trained
+from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoint
+from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
+from genre.training.interrupts import Interrupts
 from genre.training.state import Fitted, State, peak_memory_bytes
 
 
@@ -53,14 +57,14 @@ def fit(
     """
     loop = Loop(assembly, folder, reporter or Reporter.silent(), stop_at)
     loop.on_validation = on_validation
-    if resume:
-        loop.restore()
     try:
-        loop.run()
+        if resume:
+            loop.restore()
+        with loop.interrupts:
+            loop.run()
     except KeyboardInterrupt:
-        loop.save("last")
         raise InterruptedJobError(
-            f"interrupted after step {loop.state.step}",
+            f"interrupted after step {loop.saved or 0}",
             got="Ctrl-C",
             todo=f"the same command with --resume goes on from {folder}",
         ) from None
@@ -69,8 +73,19 @@ def fit(
     return Fitted(assembly, loop.state, peak_memory_bytes(assembly.base.device))
 
 
+SURGE = 100.0
+"""A gradient so many times larger than the median of the steps before is told, with the sequence that has the largest."""
+
+
 class Loop:
-    """One run, a step, an epoch or the whole at a time; `fit` is the way in."""
+    """One run, a step at a time or the whole; `fit` is the way in, and `genre.training.together` steps several.
+
+    Attributes:
+        state: Where the run stands.
+        saved: The step of the last checkpoint; None before the first.
+        on_validation: Told of the state after every epoch.
+        alone: What holds while this run's model is used by itself, for validation.
+    """
 
     def __init__(self, assembly: Assembly, folder: Path, reporter: Reporter, stop_at: int | None) -> None:
         from accelerate import Accelerator
@@ -97,47 +112,84 @@ class Loop:
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.supervise = assembly.builder.supervise(list(self.recipe.tasks))
         self.best: dict[str, Tensor] = {}
+        self.parts: dict[str, tuple[float, int]] = {}
+        self.saved: int | None = None
+        self.norms: deque[float] = deque(maxlen=50)
+        self.bar: Bar | None = None
+        self.interrupts = Interrupts()
         self.on_validation: Callable[[State], None] | None = None
+        self.alone: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def run(self) -> None:
         """Train to the last epoch or the early stop, then put the best weights back."""
-        stale = 0
-        while self.state.epoch < self.train.epochs:
-            self.epoch()
-            improved = self.validate()
+        for rows, share in self.steps():
+            begun = time.perf_counter()
+            found = self.step(rows, share)
+            self.account(share, *found, seconds=time.perf_counter() - begun)
+        self.finish()
+
+    @property
+    def over(self) -> bool:
+        """Whether the last epoch is done, or validation has been no better for `train.early_stop` epochs."""
+        return self.state.epoch >= self.train.epochs or self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the early stop has come."""
+        return self.train.early_stop is not None and self.state.stale >= self.train.early_stop
+
+    def steps(self) -> Iterator[tuple[list[Sequence], float]]:
+        """What is left of the run: the rows of each step and the share of the run that is done.
+
+        Who takes a step does it and accounts for it before the next one is asked for. In between, epochs are validated
+        and checkpoints written.
+
+        Raises:
+            KeyboardInterrupt: The user has asked to stop; a checkpoint of the last step was written.
+        """
+        if self.saved is None:
+            self.save("last")  # so that a run that is killed before its first checkpoint can be resumed too
+        while not self.over:
+            yield from self.epoch()
+            self.validate()
             self.state.epoch, self.state.batch = self.state.epoch + 1, 0
             self.save("last")
             if self.on_validation is not None:
                 self.on_validation(self.state)
-            recent = self.state.epoch - 1 - self.state.best_epoch
-            stale = 0 if improved else recent
-            if self.train.early_stop is not None and stale >= self.train.early_stop:
-                self.reporter.line(f"early stop: no better for {stale} epochs")
-                break
-        self.finish()
+            self.pause()
+        if self.stopped:
+            self.reporter.line(f"early stop: no better for {self.state.stale} epochs")
 
-    def epoch(self) -> None:
+    def epoch(self) -> Iterator[tuple[list[Sequence], float]]:
         """The batches of one epoch, from where the state stands."""
         rows, batches = self.plan(self.state.epoch)
         self.model.train()
         if self.assembly.shared is not None:
             self.assembly.shared.encoder.train(self.assembly.fits_encoder)
-        first, begun = self.state.batch, time.perf_counter()
-        before = self.state.seconds
-        with self.reporter.bar(f"epoch {self.state.epoch + 1}/{self.train.epochs}", len(batches)) as bar:
-            bar.advance(first)
-            for index in range(first, len(batches)):
-                share = (self.state.epoch + index / len(batches)) / self.train.epochs
-                loss, tokens, targets = self.step([rows[i] for i in batches[index]], share)
-                self.state.batch, self.state.step = index + 1, self.state.step + 1
-                self.state.tokens, self.state.targets = self.state.tokens + tokens, self.state.targets + targets
-                self.state.seconds = before + time.perf_counter() - begun
-                bar.advance(1, loss=loss, tokens=tokens)
-                self.record({"loss": loss, "learning_rate": self.rate(share)})
+        with self.reporter.bar(f"epoch {self.state.epoch + 1}/{self.train.epochs}", len(batches)) as self.bar:
+            self.bar.advance(self.state.batch)
+            for index in range(self.state.batch, len(batches)):
+                yield [rows[i] for i in batches[index]], (self.state.epoch + index / len(batches)) / self.train.epochs
                 if self.state.step % self.train.checkpoint_every == 0:
                     self.save("last")
-                if self.stop_at is not None and self.state.step >= self.stop_at:
-                    raise KeyboardInterrupt
+                self.pause()
+
+    def account(self, share: float, loss: float, tokens: int, targets: int, *, seconds: float) -> None:
+        """Count a step that was done, and write it down."""
+        state = self.state
+        state.batch, state.step = state.batch + 1, state.step + 1
+        state.tokens, state.targets, state.seconds = state.tokens + tokens, state.targets + targets, state.seconds + seconds
+        if self.bar is not None:
+            self.bar.advance(1, loss=loss, tokens=tokens)
+        parts = {f"loss.{name}": value for name, (value, _) in self.parts.items()} if len(self.parts) > 1 else {}
+        norm = {"gradient_norm": self.norms[-1]} if self.norms else {}
+        self.record({"loss": loss, **parts, **norm, "learning_rate": self.rate(share)})
+
+    def pause(self) -> None:
+        """Stop between two steps if the user has asked to; with a checkpoint, so that nothing is lost."""
+        if self.interrupts.asked or (self.stop_at is not None and self.state.step >= self.stop_at):
+            self.save("last")
+            raise KeyboardInterrupt
 
     def plan(self, epoch: int) -> tuple[list[Sequence], list[np.ndarray]]:
         """The rows of an epoch and its batches; a function of seed and epoch alone, so that a resumed run sees the same."""
@@ -152,6 +204,14 @@ class Loop:
         if not rows:
             raise InputError("no user has enough training events", expected=f"data.min_events {data.min_events} or more")
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        longest, places = int(lengths.argmax()), getattr(self.assembly.base.model.config, "max_position_embeddings", None)
+        if places is not None and lengths[longest] > places:
+            raise DataError(
+                "a sequence is longer than the base can read",
+                got=f"{lengths[longest]:,} tokens: {name_rows(self.assembly, [rows[longest]])}",
+                expected=f"at most {places:,}",
+                todo="lower data.max_events or sequence.max_item_tokens, or take long user columns out of sequence.instruction",
+            )
         batches = list(plan_batches(lengths, self.train.batch_tokens, draw.permutation(len(rows))))
         order = draw.permutation(len(batches))
         return rows, [batches[i] for i in order]
@@ -165,28 +225,61 @@ class Loop:
     def step(self, rows: list[Sequence], share: float) -> tuple[float, int, int]:
         """One optimizer step on some rows; the loss, the tokens and the targets of it."""
         batch = collate(rows, self.supervise).to(self.assembly.base.device)
+        loss, self.parts = self.wrapped(batch)
+        self.accelerator.backward(loss)
+        self.update(rows, share)
+        return float(loss.detach()), batch.used, sum(count for _, count in self.parts.values())
+
+    def update(self, rows: list[Sequence], share: float) -> None:
+        """Clip the gradients that some rows gave, step the optimizer, and forget them.
+
+        Raises:
+            DivergedError: A gradient is not finite; nothing was changed, and the message names the sequences.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(share)
-        loss, parts = self.wrapped(batch)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.train.clip)
-        if not math.isfinite(float(norm)):
+        norm = float(self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.train.clip))
+        if not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
+            own = self.own_norms(rows)
+            bad = [row for row, value in zip(rows, own, strict=True) if not math.isfinite(value)]
+            named = name_rows(self.assembly, bad) if bad else "alone, each sequence has a finite one"
             raise DivergedError(
-                f"a gradient is not finite at step {self.state.step}", got=float(norm),
-                todo="lower train.learning_rate; the last checkpoint is intact",
-            )  # fmt: skip
+                f"a gradient is not finite at step {self.state.step}",
+                got=norm,
+                todo=f"{len(bad)} of {len(rows)} sequences: {named}; look at them, or lower train.learning_rate; "
+                "the last checkpoint is intact",
+            )
+        if len(self.norms) >= 20 and norm > self.train.clip and norm > SURGE * statistics.median(self.norms):
+            self.tell_surge(norm, rows)
+        self.norms.append(norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach()), batch.used, sum(count for _, count in parts.values())
 
-    def validate(self) -> bool:
+    def own_norms(self, rows: list[Sequence]) -> list[float]:
+        """The norm of the gradient that each row gives by itself."""
+        device = self.assembly.base.device
+        with self.alone():
+            return gradient_norms(lambda some: self.model(collate(some, self.supervise).to(device))[0], rows, self.parameters)
+
+    def tell_surge(self, norm: float, rows: list[Sequence]) -> None:
+        """Say that a gradient exploded, and which sequence has the largest; clipping bounds what it does."""
+        own = self.own_norms(rows)
+        worst = rows[int(np.nanargmax(own))]
+        self.reporter.line(
+            f"step {self.state.step}: the gradient's norm is {norm:.3g}, {norm / statistics.median(self.norms):,.0f} times the "
+            f"usual, and is cut to {self.train.clip:g}; the largest comes from {name_rows(self.assembly, [worst])}"
+        )
+
+    def validate(self) -> None:
         """Evaluate the validation part; keep the weights if they are the best so far."""
-        values = self.measure()
+        check_finite(self.parameters, self.state.step)
+        with self.alone():
+            values = self.measure()
         first = next((task for task in self.recipe.tasks if f"{task.name}.{task.metrics[0]}" in values), self.recipe.tasks[0])
         if not values:  # nothing to validate on: the last weights are the ones to keep
             self.keep()
-            return True
+            return
         name = f"{first.name}.{first.metrics[0]}"
         value, chosen = values[name], metric(first.metrics[0])
         better = self.state.best_value is None or chosen.better(value, self.state.best_value)
@@ -197,7 +290,6 @@ class Loop:
         self.record({f"valid.{key}": number for key, number in values.items()})
         shown = "  ".join(f"{key} {number:.4f}" for key, number in list(values.items())[:4])
         self.reporter.line(f"epoch {self.state.epoch + 1}: validation {shown}{'  (best)' if better else ''}")
-        return better
 
     def measure(self) -> dict[str, float]:
         """Validation metrics by `task.metric`, without intervals."""
@@ -227,6 +319,7 @@ class Loop:
             with torch.no_grad():
                 for name, value in self.parameters.items():
                     value.copy_(self.best[name])
+        check_finite(self.parameters, self.state.step)
         check_trained(self.parameters, self.start)
 
     def record(self, values: dict[str, float]) -> None:
@@ -237,32 +330,33 @@ class Loop:
             file.write(json.dumps(line) + "\n")
 
     def save(self, name: str) -> None:
-        """Write a checkpoint aside and rename it into place, so that a cut never leaves half of one."""
-        payload = {
+        """Write a checkpoint of everything that the next step depends on.
+
+        Raises:
+            DivergedError: A weight is not finite; the last checkpoint stays.
+        """
+        check_finite(self.parameters, self.state.step)
+        write_checkpoint(self.folder, name, {
             "state": vars(self.state).copy(), "weights": {key: value.detach().cpu() for key, value in self.parameters.items()},
             "best": {key: value.cpu() for key, value in self.best.items()}, "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "random_device": torch.cuda.get_rng_state() if self.assembly.base.device.type == "cuda" else None,
-        }  # fmt: skip
-        with atomic(self.folder / "checkpoints" / f"{name}.pt") as aside:
-            torch.save(payload, aside)
+        })  # fmt: skip
+        self.saved = self.state.step
 
     def restore(self) -> None:
-        """Go on from `checkpoints/last.pt`."""
-        file = self.folder / "checkpoints" / "last.pt"
-        if not file.exists():
-            raise InputError(
-                "there is nothing to resume",
-                got=str(self.folder),
-                expected="checkpoints/last.pt",
-                todo="train without --resume",
-            )
-        payload = torch.load(file, map_location=self.assembly.base.device, weights_only=True)
-        theirs, own = set(payload["weights"]), set(self.parameters)
+        """Go on from `checkpoints/last.pt`, and take out of the log what came after it.
+
+        Raises:
+            InputError: There is no checkpoint, it is damaged, or it is of another recipe.
+        """
+        payload = read_checkpoint(self.folder, self.assembly.base.device)
+        theirs = {name: tuple(value.shape) for name, value in payload["weights"].items()}
+        own = {name: tuple(value.shape) for name, value in self.parameters.items()}
         if theirs != own:
             raise InputError(
                 "the checkpoint is of another recipe",
-                got=sorted(theirs ^ own)[:3],
+                got=sorted({name for name, _ in theirs.items() ^ own.items()})[:3],
                 expected="the same trained parameters",
             )
         with torch.no_grad():
@@ -274,6 +368,8 @@ class Loop:
         torch.set_rng_state(payload["random"].cpu())
         if payload["random_device"] is not None:
             torch.cuda.set_rng_state(payload["random_device"].cpu())
+        self.saved = self.state.step
+        trim_log(self.folder / "log.jsonl", self.state.step, self.state.epoch)
 
     def close(self) -> None:
         """End the trackers and let go of accelerate's references."""

@@ -1,9 +1,12 @@
-"""Where a run stands, and what a finished one holds."""
+"""Where a run stands, its random numbers, and what a finished one holds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from genre.assembly import Assembly
 
@@ -21,6 +24,11 @@ class State:
     best_value: float | None = None
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def stale(self) -> int:
+        """Epochs since the best validated one; 0 where nothing was validated."""
+        return 0 if self.best_value is None else self.epoch - 1 - self.best_epoch
 
 
 @dataclass
@@ -44,3 +52,33 @@ def peak_memory_bytes(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Stream:
+    """One run's own random numbers while several runs draw in turn: each draws what it would draw alone.
+
+    Args:
+        device: Of the base; on CUDA its generator is kept too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self._host: Tensor
+        self._device: Tensor | None = None
+        self.keep()
+
+    def keep(self) -> None:
+        """Remember torch's present random state as this run's."""
+        self._host = torch.get_rng_state()
+        self._device = torch.cuda.get_rng_state() if self.cuda else None
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """A block that draws from this run's numbers."""
+        torch.set_rng_state(self._host)
+        if self._device is not None:
+            torch.cuda.set_rng_state(self._device)
+        try:
+            yield
+        finally:
+            self.keep()
