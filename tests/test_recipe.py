@@ -112,7 +112,7 @@ WRONG = [
     ("train.learning_rate", "fast", "recipe: train.learning_rate: got 'fast'; expected a valid number"),
     ("train.learning_rate", 0, "recipe: train.learning_rate: got 0; expected greater than 0"),
     ("train.epochs", 0, "recipe: train.epochs: got 0; expected greater than or equal to 1"),
-    ("train.tracker", "wandb", "recipe: train.tracker: got 'wandb'; expected 'tensorboard' or 'none'"),
+    ("train.tracker", "mlflow", "recipe: train.tracker: got 'mlflow'; expected 'tensorboard', 'wandb' or 'none'"),
     ("tasks", [], "recipe: tasks: got []; expected Tuple should have at least 1 item"),
     ("tasks", [PLAIN["tasks"][0]] * 2, "recipe: recipe: expected two tasks have the same name: like, like"),
     ("tasks.0.loss", "mse", "recipe: tasks.0: expected head 'binary' takes loss log_loss, not 'mse'"),
@@ -192,7 +192,7 @@ def test_an_override_that_cannot_be_applied_says_why(file, override, message):
 def test_a_misspelt_override_is_an_unknown_key_of_the_file(file):
     with pytest.raises(RecipeError) as error:
         Recipe.read(file, ["train.epoch=3"])
-    assert str(error.value).startswith(f"{file}: unknown key 'train.epoch': got epoch; expected batch_tokens, ")
+    assert str(error.value).startswith(f"{file}: unknown key 'train.epoch': got epoch; expected accumulate, ")
     assert str(error.value).endswith("did you mean 'epochs'?")
 
 

@@ -9,6 +9,7 @@ or is an encoder (BERT kind: every token sees every other one). Ignores: adapter
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -227,6 +228,7 @@ class Base:
         mask: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -236,13 +238,18 @@ class Base:
             mask: (B, 1, T, T) bool, True where a query may look at a key; None for plain attention.
             lengths: (B,) int64 tokens of each row that are no padding, which an encoder must know; in plain causal attention
                 nothing looks ahead, so right padding needs no mask.
+            recompute: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
+                time, the same gradients.
 
         Returns:
             (B, T, D) in the base's dtype.
 
         Raises:
-            BaseModelError: Positions or a mask are given to an encoder.
+            BaseModelError: Positions or a mask are given to an encoder, or the base's layers cannot be run again.
         """
+        if recompute:
+            with self._recomputing():
+                return self.hidden(embeds, positions, mask, lengths=lengths)
         if self.bidirectional:
             if positions is not None or mask is not None:
                 self.need_causal("a row with branches")
@@ -252,6 +259,27 @@ class Base:
         if mask is not None:
             mask = torch.where(mask, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
         return self.body(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
+
+    @contextlib.contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """The base's layers ask for it by a flag, and look at it only while they train; their parts stay in evaluation."""
+        from torch.utils.checkpoint import checkpoint
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers: list[Any] = [module for module in self.body.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise BaseModelError(
+                f"the layers of base {self.name!r} cannot be run again", got=type(self.body).__name__,
+                expected="layers that transformers can checkpoint", todo="set train.checkpoint_activations: false",
+            )  # fmt: skip
+        for layer in layers:
+            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+            layer.gradient_checkpointing, layer.training = True, True
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.gradient_checkpointing, layer.training = False, False
 
     def word_logits(self, hidden: Tensor, word_ids: Tensor) -> Tensor:
         """The language-model head's logits of some tokens only.

@@ -8,7 +8,7 @@ Owns: how a batch becomes hidden states and task outputs, which parameters train
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,7 @@ class Recommender(nn.Module):
         negatives: For each next-item task that trains on a sampled softmax, what it draws from.
         name_events: How a message names events of the log.
         layers: The low-rank layers by the name of the linear they hold (empty for head-only and full).
+        recompute: In training, keep only the inputs of the base's layers and run these again in the backward pass.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Recommender(nn.Module):
         self.encoder = soft.encoder if soft is not None else None
         self._before: dict[str, Tensor] = {}
         self._attached = False
+        self.recompute = False
         self.to(base.device)
 
     @property
@@ -197,7 +199,8 @@ class Recommender(nn.Module):
         """(B, T, D) hidden states."""
         base = self.base
         embeds = embed(base, batch, self.soft, self.dropout if self.training else 0.0)
-        return base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths)
+        recompute = self.recompute and self.training
+        return base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths, recompute=recompute)
 
     def output(
         self, task: str, hidden: Tensor, batch: Batch, *, reads: Reads | None = None, tables: tuple[Tensor, ...] | None = None
@@ -232,12 +235,20 @@ class Recommender(nn.Module):
         vectors = self.soft.items() if heads else None
         return {name: head.tables(vectors) for name, head in heads.items()}  # type: ignore[operator]
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, tuple[float, int]]]:
+    def forward(self, batch: Batch, shares: Mapping[str, float] | None = None) -> tuple[Tensor, dict[str, tuple[float, int]]]:
         """The weighted sum of the tasks' mean losses, from a batch; see `losses`."""
-        return self.losses(self.hidden(batch), batch)
+        return self.losses(self.hidden(batch), batch, shares)
 
-    def losses(self, hidden: Tensor, batch: Batch) -> tuple[Tensor, dict[str, tuple[float, int]]]:
+    def losses(
+        self, hidden: Tensor, batch: Batch, shares: Mapping[str, float] | None = None
+    ) -> tuple[Tensor, dict[str, tuple[float, int]]]:
         """The weighted sum of the tasks' mean losses, from hidden states.
+
+        Args:
+            hidden: (B, T, D).
+            batch: What the hidden states are of.
+            shares: For each task, the share of a larger batch's targets that this one has; 1 if None. The sums over the
+                pieces of a batch are then the batch's own.
 
         Returns:
             The scalar to go backward from, and each task's mean loss and number of targets.
@@ -258,7 +269,7 @@ class Recommender(nn.Module):
                     "look at them, or lower train.learning_rate",
                 )  # fmt: skip
             parts[name] = (float(value.detach()), len(reads.labels))
-            total = total + self.tasks[name].weight * value
+            total = total + self.tasks[name].weight * (1.0 if shares is None else shares[name]) * value
         return total, parts
 
     def _compared(self, name: str, hidden: Tensor, batch: Batch) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:

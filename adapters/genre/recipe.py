@@ -131,7 +131,14 @@ class SampledConfig(_Config):
 
 
 class TrainConfig(_Config):
-    """How it is trained: AdamW, linear decay to a tenth, clipping, early stop on the first task's first metric."""
+    """How it is trained: AdamW, linear decay to a tenth, clipping, early stop on the first task's first metric.
+
+    Attributes:
+        batch_tokens: Padded tokens of one step, over all processes and pieces.
+        tracker: What gets the curves beside `log.jsonl`; `wandb` needs its package, and `WANDB_MODE=offline` keeps it local.
+        accumulate: Pieces that a step's batch is cut into, one after the other: less memory, the same gradient.
+        checkpoint_activations: Keep only the inputs of the base's layers, and run these again in the backward pass.
+    """
 
     epochs: int = Field(default=5, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -142,8 +149,10 @@ class TrainConfig(_Config):
     batch_tokens: int = Field(default=4096, ge=16)
     seed: int = 0
     early_stop: int | None = Field(default=2, ge=1)
-    tracker: Literal["tensorboard", "none"] = "tensorboard"
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     checkpoint_every: int = Field(default=200, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    checkpoint_activations: bool = False
     sampled: SampledConfig = SampledConfig()
 
 
