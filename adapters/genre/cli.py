@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre import cli_base, cli_data, cli_explain, cli_merge, cli_recipe, cli_refresh, cli_registry
+from genre import cli_base, cli_data, cli_explain, cli_merge, cli_recipe, cli_refresh, cli_registry, cli_serve, cli_tune
 from genre._version import __version__
 from genre.cli_output import show_figures, show_list
 from genre.errors import GenreError, InputError
@@ -210,8 +210,12 @@ def score(
 
 
 app.command()(cli_merge.merge)
+app.command()(cli_tune.tune)
+app.command()(cli_tune.crossval)
+app.command()(cli_tune.compare)
 app.command()(cli_refresh.refresh)
 app.command()(cli_explain.explain)
+app.command()(cli_serve.serve)
 
 
 def _check_resumable(recipe: "Recipe", out: Path | None) -> None:

@@ -25,9 +25,9 @@ from genre.tasks import Task
 
 FILE = "predictions.parquet"
 _KEY = "genre"
-_COLUMNS = {
-    "task": pl.String, "event": pl.Int64, "user": pl.Int32, "item": pl.Int32, "label": pl.Float64, "score": pl.Float64,
-    "rank": pl.Float64, "classes": pl.List(pl.Float64),
+_COLUMNS: dict[str, pl.DataType] = {
+    "task": pl.String(), "event": pl.Int64(), "user": pl.Int32(), "item": pl.Int32(), "label": pl.Float64(),
+    "score": pl.Float64(), "rank": pl.Float64(), "classes": pl.List(pl.Float64),
 }  # fmt: skip
 
 
@@ -75,18 +75,19 @@ def read_predictions(folder: Path) -> tuple[dict[str, tuple[Task, Targets, np.nd
 
 def _frame(task: Task, targets: Targets, scores: np.ndarray) -> pl.DataFrame:
     kind = "rank" if task.kind == "next_item" else "score" if scores.ndim == 1 else "classes"
-    values = {"task": [task.name] * len(targets), "event": targets.event, "user": targets.user, "item": targets.item}
-    values |= {"label": targets.label, kind: scores.astype(np.float64)}  # type: ignore[dict-item]
-    return pl.DataFrame({name: values.get(name, [None] * len(targets)) for name in _COLUMNS}, schema_overrides=_COLUMNS)
+    values: dict[str, Any] = {name: [None] * len(targets) for name in _COLUMNS}
+    values |= {"task": [task.name] * len(targets), "event": targets.event, "user": targets.user, "item": targets.item}
+    values |= {"label": targets.label, kind: scores.astype(np.float64)}
+    return pl.DataFrame(values, schema_overrides=_COLUMNS)
 
 
 def _of_task(task: Task, frame: pl.DataFrame) -> tuple[Task, Targets, np.ndarray]:
     label = None if task.kind == "next_item" else frame["label"].to_numpy()
-    codes = (frame[name].to_numpy() for name in ("event", "user", "item"))
+    event, user, item = (frame[name].to_numpy() for name in ("event", "user", "item"))
     if task.kind == "next_item":
         scores = frame["rank"].to_numpy()
     elif frame["classes"].null_count() < len(frame):
         scores = np.array(frame["classes"].to_list(), dtype=np.float64)
     else:
         scores = frame["score"].to_numpy()
-    return task, Targets(*codes, label), scores
+    return task, Targets(event, user, item, label), scores

@@ -1,0 +1,205 @@
+"""One model's predictions of some targets, with what they were made under.
+
+Owns: where predictions come from: a published version, a run folder, a baseline. Ignores: what is computed from them.
+
+    like = from_version(registry, "like@production", log, part="test")["like"]
+    like.under      # {"data": "9f3c…", "split": {"kind": "temporal", …}, "part": "test", "label": "rating > 3", …}
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genre.base import Base
+from genre.baselines import feedback_baselines, ranking_baselines
+from genre.errors import InputError
+from genre.evaluation import Targets
+from genre.evaluation_ranking import rank_in_blocks
+from genre.interactions import Interactions
+from genre.interactions_splits import PARTS, SplitConfig, split
+from genre.jobs import load_base, open_log, restore
+from genre.jobs.predictions import FILE, read_predictions
+from genre.prediction import predict
+from genre.registry import Registry
+from genre.tasks import Task
+from genre.versions import by_split, read_adapter
+
+BATCH_TOKENS = 16384
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model's predictions for one task.
+
+    Attributes:
+        name: Whose they are.
+        task: The task.
+        targets: What is predicted, in the log's order.
+        scores: (n,) or (n, C); ranks (n,) for next-item tasks.
+        under: What has to be equal for two to be compared, by name.
+        window: Events that the model saw at most; None if it is not known. May differ.
+    """
+
+    name: str
+    task: Task
+    targets: Targets
+    scores: np.ndarray
+    under: Mapping[str, Any]
+    window: int | None = None
+
+
+def from_version(registry: Registry, ref: str, log: Interactions, base: Base, *, part: str) -> dict[str, Scored]:
+    """A published version's predictions on its own split of a log, by task.
+
+    Raises:
+        ManifestError: It does not fit the base.
+        InputError: It was trained on other data, so that what it learnt from may be among the targets.
+    """
+    loaded = read_adapter(registry, ref, base)
+    data = loaded.manifest.data
+    if data is None or data.digest != log.digest:
+        raise InputError(
+            f"{ref} was trained on other data, so it may have learnt from the targets", got=f"a log of digest {log.digest[:12]}",
+            expected=f"that of digest {data.digest[:12]}" if data else "a version that says its data", todo="name its data set",
+        )  # fmt: skip
+    name, found = f"{loaded.name}:{loaded.version}", dict[str, Scored]()
+    for one in by_split(loaded):
+        model, builder, chosen = restore(one, log, base)
+        try:
+            window = one.layout.max_events
+            predicted = predict(model, builder, chosen, PARTS[part], max_events=window, batch_tokens=BATCH_TOKENS)
+        finally:
+            model.release()
+        for task, (targets, scores, _) in predicted.items():
+            under = _under(model.tasks[task], log.digest, chosen.config, part)
+            found[task] = Scored(name, model.tasks[task], targets, scores, under, window)
+    return found
+
+
+class Sources:
+    """Where the models of one comparison come from; the log and a base that both use are loaded once.
+
+    Args:
+        registry: A folder or URL.
+        data: The data set's folder or name, or None.
+        part: `valid` or `test`.
+    """
+
+    def __init__(self, registry: str, data: str | None, *, part: str) -> None:
+        self.registry, self.data, self.part = Registry(registry), data, part
+        self._log: Interactions | None = None
+        self._base: Base | None = None
+
+    def log(self, who: str) -> Interactions:
+        """The log.
+
+        Raises:
+            InputError: None was named.
+        """
+        if self.data is None:
+            raise InputError(f"{who} needs the data", got="no --data", expected="--data DIR")
+        self._log = self._log if self._log is not None else open_log(self.data)
+        return self._log
+
+    def read(self, ref: str, base: str | None = None) -> dict[str, Scored]:
+        """A run folder's predictions (a path with a slash, or a folder here), or a published version's, by task.
+
+        Raises:
+            InputError: There is nothing of that name, or it does not go with the data.
+        """
+        if "/" in ref or (Path(ref) / FILE).is_file():
+            if self.part != "test":
+                raise InputError("a run folder has predictions of its test part only", got=self.part, expected="--part test")
+            return from_run(Path(ref))
+        manifest = self.registry.resolve(ref).manifest
+        log, wanted = self.log(f"the version {ref}"), manifest.base
+        for task in manifest.tasks:
+            if task.get("kind") == "text":
+                raise InputError("versions of labelled texts are not compared here", got=ref, expected="events of users")
+        held = self._base
+        if held is None or (held.fingerprint, held.depth, held.quantization) != (
+            wanted.fingerprint, wanted.depth or held.full_depth, wanted.quantization,
+        ):  # fmt: skip
+            self._base = None  # two bases may not fit into memory
+            self._base = load_base(manifest, base)
+        assert self._base is not None
+        return from_version(self.registry, ref, log, self._base, part=self.part)
+
+
+def from_run(folder: Path) -> dict[str, Scored]:
+    """What a run predicted of its test part, by task.
+
+    Raises:
+        DataError: The folder holds no predictions.
+    """
+    tasks, about = read_predictions(folder)
+    config = SplitConfig.model_validate(about["split"])
+    return {
+        name: Scored(str(folder), task, targets, scores, _under(task, about["data"], config, about["part"]))
+        for name, (task, targets, scores) in tasks.items()
+    }
+
+
+def only(found: Mapping[str, Scored], task: str | None, whose: str) -> dict[str, Scored]:
+    """All tasks, or the one that is asked for.
+
+    Raises:
+        InputError: There is no such task.
+    """
+    if task is None:
+        return dict(found)
+    if task not in found:
+        raise InputError(f"{whose} has no such task", got=task, expected=", ".join(found) or "none")
+    return {task: found[task]}
+
+
+def with_baseline(found: Mapping[str, Scored], name: str, log: Interactions) -> list[tuple[Scored, Scored]]:
+    """Every task that has such a baseline, beside it.
+
+    Raises:
+        InputError: No task has one.
+    """
+    chosen, refused = [], dict[str, InputError]()
+    for task, scored in found.items():
+        try:
+            chosen.append((scored, from_baseline(name, scored, log)))
+        except InputError as error:
+            refused[task] = error
+    if not chosen:
+        raise next(iter(refused.values()))
+    return chosen
+
+
+def from_baseline(name: str, beside: Scored, log: Interactions) -> Scored:
+    """A baseline's predictions of another's targets.
+
+    Raises:
+        InputError: There is no such baseline for the task, or the log is another one.
+    """
+    if beside.under["data"] != log.digest:
+        raise InputError("the data are not what was predicted", got=log.digest[:12], expected=beside.under["data"][:12])
+    task, targets = beside.task, beside.targets
+    chosen = split(log, SplitConfig.model_validate(beside.under["split"]))
+    known: dict[str, Any] = {}
+    if task.kind == "next_item":
+        known = dict(ranking_baselines(log, chosen, targets))
+    elif task.kind == "feedback" and task.loss != "cross_entropy":
+        label = task.labels({column: log.column(column) for column in log.event_columns})
+        known = dict(feedback_baselines(log, chosen, label, targets, binary=task.is_binary))
+    if name not in known:
+        expected = ", ".join(known) or f"none is known for a task with loss {task.loss}"
+        raise InputError(f"task {task.name!r} has no such baseline", got=name, expected=expected)
+    if task.kind == "next_item":
+        return Scored(
+            name, task, targets, rank_in_blocks(log, chosen, targets, known[name](), seen=task.seen).ranks, beside.under
+        )
+    return Scored(name, task, targets, known[name], beside.under)
+
+
+def _under(task: Task, data: str, config: SplitConfig, part: str) -> dict[str, Any]:
+    under: dict[str, Any] = {"data": data, "split": config.model_dump(mode="json", exclude_none=True), "part": part}
+    under |= {"kind": task.kind, "label": task.label}
+    return under | ({"seen items": task.seen} if task.kind == "next_item" else {})

@@ -1,0 +1,178 @@
+"""One trial: a recipe trained on the training part, worth its best value on the validation part.
+
+Owns: what trials share (the log, the base, the encoder), training a point, what a trial leaves on disk. Ignores: who draws
+points.
+
+The test part is never looked at, and nothing is published.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genre.assembly import SharedEncoder, assemble, needs_encoder, usable_events
+from genre.base import Base
+from genre.errors import InputError, JobError, RecipeError
+from genre.interactions import Interactions
+from genre.interactions_splits import VALID
+from genre.jobs import write_text
+from genre.jobs.encoders import find_encoder
+from genre.metrics import Metric, metric
+from genre.progress import Reporter
+from genre.recipe import Recipe
+from genre.registry import Registry
+from genre.training import State, fit
+from genre.tuning.places import need_events
+from genre.tuning.space import Space
+
+FIXED_BY_ENCODER = ("encoder.text", "encoder.learned", "encoder.collaborative", "encoder.dense", "encoder.dropout")
+
+
+class Objective:
+    """The first task's first metric on the validation part.
+
+    Raises:
+        InputError: The validation part has no target of that task.
+    """
+
+    def __init__(self, recipe: Recipe, log: Interactions) -> None:
+        need_events(recipe, "genre tune")
+        task = recipe.tasks[0]
+        self.name, self.metric = f"{task.name}.{task.metrics[0]}", metric(task.metrics[0])
+        chosen, _ = usable_events(log, recipe)
+        wanted = chosen.part == VALID
+        if task.label is not None:
+            wanted = wanted & ~np.isnan(task.labels({name: log.column(name) for name in log.event_columns}))
+        if not wanted.any():
+            raise InputError(
+                f"the validation part has no target of task {task.name!r}, which trials are measured by", got="0",
+                expected="a split with validation events", todo="change data.split",
+            )  # fmt: skip
+
+    @property
+    def maximize(self) -> bool:
+        """Whether higher values are better."""
+        return self.metric.direction == "higher"
+
+    def by_epoch(self, state: State) -> dict[int, float]:
+        """The values so far, by epoch from 1."""
+        return {int(row["epoch"]): float(row[self.name]) for row in state.history if self.name in row}
+
+
+class Trainer:
+    """Trains points of a space one after the other on one log; the base and the encoder are loaded once.
+
+    Args:
+        recipe: The recipe that varies.
+        log: The log.
+        base: The recipe's base; trials of another base or depth load theirs.
+        registry: Where a fitted encoder is looked for; without one every trial fits its own, as `genre train` would.
+        reporter: Where progress goes.
+    """
+
+    def __init__(
+        self, recipe: Recipe, log: Interactions, base: Base | None, registry: Registry | None, reporter: Reporter
+    ) -> None:
+        self.recipe, self.log, self.registry, self.say = recipe, log, registry, reporter
+        self.objective = Objective(recipe, log)
+        self._base = (recipe.base, base) if base is not None else None
+        self._encoder: tuple[Any, SharedEncoder | None] | None = None
+
+    def parts(self, recipe: Recipe) -> tuple[Base, SharedEncoder | None]:
+        """The base of a recipe and its published encoder, if there is one; those of the last trial if they are the same."""
+        if self._base is None or self._base[0] != recipe.base:
+            self._base, self._encoder = None, None  # two bases may not fit into memory
+            wanted = recipe.base
+            self._base = (wanted, Base.load(wanted.name, quantization=wanted.quantization, depth=wanted.depth))
+        base = self._base[1]
+        asked = (recipe.encoder.use, needs_encoder(recipe))
+        if self._encoder is None or self._encoder[0] != asked:
+            self._encoder = (asked, find_encoder(recipe, self.log, base, self.registry, self.say))
+        return base, self._encoder[1]
+
+    def check_space(self, space: Space) -> None:
+        """Refuse keys that change nothing.
+
+        Raises:
+            RecipeError: The encoder is published already, so that what it is made of cannot vary.
+        """
+        _, shared = self.parts(self.recipe)
+        stuck = [each.key for each in space.parameters if each.key in FIXED_BY_ENCODER]
+        if shared is not None and stuck and all(each.key != "encoder.use" for each in space.parameters):
+            raise RecipeError(
+                f"{stuck[0]} changes nothing here", got="an encoder that is fitted and published",
+                expected="a new encoder in each trial", todo="add --set encoder.use=fit",
+            )  # fmt: skip
+
+    def train(self, recipe: Recipe, folder: Path, should_stop: Callable[[dict[int, float]], bool]) -> "Trained":
+        """Train a recipe, from its last checkpoint if it was cut.
+
+        Args:
+            recipe: A recipe at a point of the space.
+            folder: The trial's folder.
+            should_stop: Asked after each epoch with the values so far by epoch.
+
+        Raises:
+            GenreError: The point cannot be trained, or diverged.
+            JobError: There is no value.
+        """
+        base, shared = self.parts(recipe)
+        assembly = assemble(recipe, self.log, base, shared)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "recipe.yaml", recipe.dump())
+            resume = (folder / "checkpoints" / "last.pt").is_file()
+            trained = Trained()
+
+            def look(state: State) -> None:
+                trained.take(self.objective.by_epoch(state), state)
+                if should_stop(trained.values):
+                    raise _Pruned
+
+            try:
+                state = fit(assembly, folder, resume=resume, reporter=self.say, on_validation=look).state
+            except _Pruned:
+                trained.pruned = True
+            else:
+                trained.take(self.objective.by_epoch(state), state)
+                should_stop(trained.values)
+        finally:
+            assembly.model.release()
+        if not trained.pruned:
+            trained.value = best(self.objective.metric, trained.values)
+            if trained.value is None:
+                raise JobError(f"{self.objective.name} has no value on the validation part", got="NaN", expected="a number")
+        return trained
+
+    def clear(self, folder: Path) -> None:
+        """Remove the checkpoints of a trial that is over."""
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+class Trained:
+    """What a trial gave: its values by epoch, the best of them (None if it was pruned), its cost."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, float] = {}
+        self.value: float | None = None
+        self.pruned, self.seconds, self.tokens = False, 0.0, 0
+
+    def take(self, values: dict[int, float], state: State) -> None:
+        """Keep how far a run has come."""
+        self.values, self.seconds, self.tokens = values, round(state.seconds, 3), state.tokens
+
+
+def best(chosen: Metric, values: dict[int, float]) -> float | None:
+    """The best of some values; None if none is a number."""
+    found: float | None = None
+    for value in values.values():
+        if not np.isnan(value) and (found is None or chosen.better(value, found)):
+            found = value
+    return found
+
+
+class _Pruned(Exception):
+    """Ends a run from inside its loop; no error."""
