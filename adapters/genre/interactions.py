@@ -141,6 +141,13 @@ class Interactions:
             DataError: If a file is missing or damaged, or the log is not usable.
         """
         path = Path(path)
+        if (path / "texts.parquet").is_file():
+            raise DataError(
+                f"{path} holds labelled texts, no log",
+                got="texts.parquet",
+                expected="a folder with interactions.parquet",
+                todo="name a log, or use a recipe for texts",
+            )
         if not (path / "interactions.parquet").is_file():
             raise DataError(
                 f"{path} is no data set folder",

