@@ -42,7 +42,7 @@ def add_version(registry, trained, base, folder, task, *, seed, **sections):
 def serving(engine, refs, *, stream=None, **settings):
     """A started service behind a socket; yields it and a client."""
     service = Service(engine, Settings.make(**{"port": 0, "drain_s": 0.0, **settings}), stream=stream or io.StringIO())
-    listener = bind("127.0.0.1", 0)
+    listener = bind("127.0.0.1", service.settings.port)
     try:
         service.start(refs)
         server = make_server(service)

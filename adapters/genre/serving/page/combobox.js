@@ -5,6 +5,8 @@ import { aborted } from "./api.js";
 import { h, newId, put, say, settle } from "./dom.js";
 import { plural } from "./format.js";
 
+const LONGEST = 200; // characters that the service searches for
+
 /**
  * @param {object} options
  * @param {string} options.label
@@ -16,13 +18,15 @@ import { plural } from "./format.js";
 export function combobox({ label, placeholder, search, take, early = true }) {
   const list = h("ul", { role: "listbox", id: newId("list"), class: "options", "aria-label": label, hidden: true });
   const input = h("input", {
-    type: "text", id: newId("field"), role: "combobox", class: "field", placeholder, autocomplete: "off", spellcheck: "false",
+    type: "text", id: newId("field"), role: "combobox", class: "field", placeholder, autocomplete: "off", spellcheck: "false", maxlength: LONGEST,
     autocapitalize: "off", "aria-autocomplete": "list", "aria-expanded": "false", "aria-controls": list.id,
   });
   const root = h("div", { class: "combobox" }, h("label", { for: input.id }, label), input, list);
   let options = [];
   let active = -1;
   let waiting = null;
+  let stale = false; // the text has changed since it was looked for
+  let eager = false; // Enter came before the matches did: the first of them is taken
 
   const open = (yes) => {
     list.hidden = !yes;
@@ -50,6 +54,7 @@ export function combobox({ label, placeholder, search, take, early = true }) {
   const close = () => {
     waiting?.abort();
     waiting = null;
+    eager = false;
     open(false);
   };
   const note = (text) => {
@@ -71,10 +76,12 @@ export function combobox({ label, placeholder, search, take, early = true }) {
       }, h("span", { class: "main" }, option.main), option.side && h("span", { class: "side" }, option.side))));
     open(true);
     move(0);
-    say(plural(found.length, "match", "matches"));
+    if (eager) choose(0);
+    else say(plural(found.length, "match", "matches"));
   };
   const look = async () => {
     waiting?.abort();
+    stale = false;
     const mine = (waiting = new AbortController());
     const slow = setTimeout(() => waiting === mine && list.hidden && note("Searching…"), 300);
     try {
@@ -87,14 +94,21 @@ export function combobox({ label, placeholder, search, take, early = true }) {
       }
     } finally {
       clearTimeout(slow);
+      if (waiting === mine) waiting = null;
     }
   };
-  const soon = settle(() => document.activeElement === input && look(), 120);
+  const soon = settle(() => stale && document.activeElement === input && look(), 120);
+  const change = () => {
+    stale = true;
+    options = [];
+    eager = false;
+    soon();
+  };
 
-  input.addEventListener("input", soon);
+  input.addEventListener("input", change);
   input.addEventListener("focus", () => {
     input.select();
-    if (early) soon();
+    if (early) change();
   });
   input.addEventListener("blur", close);
   input.addEventListener("keydown", (event) => {
@@ -105,8 +119,9 @@ export function combobox({ label, placeholder, search, take, early = true }) {
       else if (options.length) move(event.key === "ArrowDown" ? (active >= last ? 0 : active + 1) : active <= 0 ? last : active - 1);
     } else if (event.key === "Enter") {
       event.preventDefault();
-      if (list.hidden) look();
-      else choose(active);
+      eager = true;
+      if (options.length && !list.hidden) choose(active);
+      else if (stale || !waiting) look();
     } else if (event.key === "Escape") {
       if (!list.hidden) close();
       else input.value = "";

@@ -22,9 +22,14 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** Replace what an element holds. */
+/** Replace what an element holds; if the focus was in it, it stays there and is not lost to the page. */
 export function put(element, ...children) {
+  const focused = element.contains(document.activeElement) && element !== document.activeElement;
   element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  if (focused && !element.contains(document.activeElement)) {
+    element.tabIndex = -1;
+    element.focus({ preventScroll: true });
+  }
   return element;
 }
 

@@ -57,10 +57,11 @@ function knownUser(changed, copy) {
   const load = async (id) => {
     loading?.abort();
     const mine = (loading = new AbortController());
+    const other = chosen !== id;
     chosen = id;
     field.input.value = id;
     put(about, h("p", { class: "muted" }, "Reading the history…"));
-    changed({ user_id: id });
+    if (other) changed({ user_id: id });
     try {
       const found = await call(`/v1/history?user_id=${encodeURIComponent(id)}&limit=100`, { signal: mine.signal });
       if (loading === mine) put(about, ...story(found));

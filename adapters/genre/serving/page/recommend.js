@@ -1,8 +1,8 @@
 // The first view: whose history, which adapters, and what they recommend side by side.
 
 import { aborted, gone, one } from "./api.js";
-import { byId, h, newId, put, settle } from "./dom.js";
-import { figure, scale } from "./format.js";
+import { byId, h, newId, put, say, settle } from "./dom.js";
+import { figure, plural, scale } from "./format.js";
 import { person } from "./person.js";
 import { onServed, served, tasksOf } from "./served.js";
 import { why } from "./why.js";
@@ -135,6 +135,7 @@ function makeColumn(adapter, task) {
       answered = found.digest;
       digest.textContent = found.digest.slice(0, 12);
       put(body, items(found.results, fields));
+      say(`${nameOf(adapter, task)}: ${plural(found.results.length, "item")}`);
     } catch (error) {
       if (aborted(error) || asking !== mine) return;
       answered = null;
