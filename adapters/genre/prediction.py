@@ -14,11 +14,13 @@ from genre.evaluation import Targets
 from genre.evaluation_ranking import Ranker, block_rows, block_size
 from genre.interactions_splits import Split
 from genre.model import Recommender
+from genre.ranks import Ranks
 from genre.rows import RowBuilder
 from genre.sequences import Reads, collate, plan_batches
 from genre.text_rows import Builder
 
 Advance = Callable[[int], None]
+ALONE = Ranks()
 Predicted = dict[str, tuple[Targets, np.ndarray, np.ndarray | None]]
 
 
@@ -32,13 +34,14 @@ def outputs(
     max_events: int,
     batch_tokens: int,
     advance: Advance | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Scores of every target of one part of a split, by one pass over its rows.
+    """Scores of every target of one part of a split, by one pass over its rows (of several processes, over this one's).
 
     Yields:
         A task's name, some (n,) events, and their scores: (n,) float64, (n, C), or (n, N) float32 with a bounded n · N.
     """
-    rows = builder.evaluation_rows(split, part, max_events=max_events)
+    rows = ranks.mine(builder.evaluation_rows(split, part, max_events=max_events))
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     supervise = builder.supervise(list(model.tasks.values()))
     training = model.training
@@ -68,8 +71,9 @@ def predict(
     max_events: int,
     batch_tokens: int,
     advance: Advance | None = None,
+    ranks: Ranks = ALONE,
 ) -> Predicted:
-    """Every task's targets and predictions, in the log's order.
+    """Every task's targets and predictions, in the log's order; several processes share the work, and all get the whole.
 
     Returns:
         For each task its targets, then scores (n,) [or (n, C)], then None; for ranking tasks ranks (n,) and top items (n, 20).
@@ -77,16 +81,17 @@ def predict(
     found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]] = {name: [] for name in model.tasks}
     rankers: dict[str, Ranker] = {}
     for name, events, scores in outputs(
-        model, builder, split, part, max_events=max_events, batch_tokens=batch_tokens, advance=advance
+        model, builder, split, part, max_events=max_events, batch_tokens=batch_tokens, advance=advance, ranks=ranks
     ):
         if model.tasks[name].kind == "next_item":
             assert isinstance(builder, RowBuilder)
             if name not in rankers:
                 rankers[name] = Ranker(builder.log, split, seen=model.tasks[name].seen)
-            ranks, top = rankers[name].rank(events, builder.log.item_codes[events], scores)
-            found[name].append((events, ranks, top))
+            at, top = rankers[name].rank(events, builder.log.item_codes[events], scores)
+            found[name].append((events, at, top))
         else:
             found[name].append((events, scores, None))
+    found = {name: [part for own in ranks.every(parts) for part in own] for name, parts in found.items()}
     labels = {name: label for name, (_, label) in builder.supervise(list(model.tasks.values())).items()}
     return {
         name: _in_order(builder, labels[name], parts, ranking=model.tasks[name].kind == "next_item")

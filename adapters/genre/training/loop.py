@@ -24,11 +24,14 @@ from genre.evaluation import evaluate_feedback, evaluate_ranking
 from genre.metrics import metric
 from genre.prediction import predict
 from genre.progress import Bar, Reporter
+from genre.ranks import Ranks
 from genre.sequences import Sequence, collate, plan_batches
 from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoint
 from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
 from genre.training.interrupts import Interrupts
+from genre.training.pieces import add_up, count_targets, cut, seed_apart, shares, start_alike
 from genre.training.state import Fitted, State, peak_memory_bytes
+from genre.training.trackers import need_tracker, start_tracker
 
 
 def fit(
@@ -90,33 +93,34 @@ class Loop:
     def __init__(self, assembly: Assembly, folder: Path, reporter: Reporter, stop_at: int | None) -> None:
         from accelerate import Accelerator
 
-        self.assembly, self.folder, self.reporter, self.stop_at = assembly, folder, reporter, stop_at
+        self.assembly, self.folder, self.stop_at = assembly, folder, stop_at
         self.recipe, self.train = assembly.recipe, assembly.recipe.train
-        self.state = State()
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self.state, self.ranks = State(), Ranks.here()
+        self.reporter = reporter if self.ranks.main else Reporter.silent()
+        if self.ranks.main:
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.model = assembly.model
+        self.model.recompute = self.train.checkpoint_activations
         self.parameters = self.model.trainable()
         check_trainable(assembly, self.parameters)
         self.start = {name: float(value.detach().float().sum()) for name, value in self.parameters.items()}
-        tracked = self.train.tracker != "none"
-        self.accelerator = Accelerator(
-            cpu=assembly.base.device.type == "cpu",
-            log_with=self.train.tracker if tracked else None,
-            project_dir=str(folder),
-        )
-        if tracked:
-            self.accelerator.init_trackers("tracker", config={"recipe": self.recipe.name, "seed": self.train.seed})
+        tracker, cpu = need_tracker(self.train.tracker), assembly.base.device.type == "cpu"
+        self.accelerator = Accelerator(cpu=cpu, log_with=tracker, project_dir=str(folder))
+        start_tracker(self.accelerator, self.recipe, folder)
         optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=self.train.learning_rate, weight_decay=self.train.weight_decay
         )
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        # Not wrapped for data parallel: gradients are added up here, weighted by targets, whatever module they are of.
+        self.wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.ranks.count > 1)
+        start_alike(self.ranks, self.model, self.train.seed)
         self.supervise = assembly.builder.supervise(list(self.recipe.tasks))
         self.best: dict[str, Tensor] = {}
         self.parts: dict[str, tuple[float, int]] = {}
         self.saved: int | None = None
         self.norms: deque[float] = deque(maxlen=50)
         self.bar: Bar | None = None
-        self.interrupts = Interrupts()
+        self.interrupts, self.agreed = Interrupts(), False
         self.on_validation: Callable[[State], None] | None = None
         self.alone: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -187,7 +191,8 @@ class Loop:
 
     def pause(self) -> None:
         """Stop between two steps if the user has asked to; with a checkpoint, so that nothing is lost."""
-        if self.interrupts.asked or (self.stop_at is not None and self.state.step >= self.stop_at):
+        asked = self.interrupts.asked if self.ranks.count == 1 else self.agreed
+        if asked or (self.stop_at is not None and self.state.step >= self.stop_at):
             self.save("last")
             raise KeyboardInterrupt
 
@@ -224,11 +229,21 @@ class Loop:
 
     def step(self, rows: list[Sequence], share: float) -> tuple[float, int, int]:
         """One optimizer step on some rows; the loss, the tokens and the targets of it."""
-        batch = collate(rows, self.supervise).to(self.assembly.base.device)
-        loss, self.parts = self.wrapped(batch)
-        self.accelerator.backward(loss)
+        whole = count_targets(rows, self.supervise)
+        told = torch.zeros(len(whole) + 1)
+        for piece in cut(rows, self.ranks, self.train.accumulate):
+            batch = collate(piece, self.supervise).to(self.assembly.base.device)
+            part = shares({name: len(reads.labels) for name, reads in batch.reads.items()}, whole)
+            loss, parts = self.wrapped(batch, part)
+            self.accelerator.backward(loss)
+            told += torch.tensor([*(part[name] * parts[name][0] for name in whole), 0.0])
+        told[-1] = float(self.interrupts.asked)
+        *means, asked = add_up(self.ranks, self.parameters.values(), told).tolist()
+        self.agreed = asked > 0
+        self.parts = {name: (mean, whole[name]) for name, mean in zip(whole, means, strict=True)}
         self.update(rows, share)
-        return float(loss.detach()), batch.used, sum(count for _, count in self.parts.values())
+        total = sum(self.model.tasks[name].weight * mean for name, (mean, _) in self.parts.items())
+        return total, sum(len(row) for row in rows), sum(whole.values())
 
     def update(self, rows: list[Sequence], share: float) -> None:
         """Clip the gradients that some rows gave, step the optimizer, and forget them.
@@ -295,7 +310,7 @@ class Loop:
         """Validation metrics by `task.metric`, without intervals."""
         found = predict(
             self.model, self.assembly.builder, self.assembly.split, 1,
-            max_events=self.recipe.data.max_events, batch_tokens=4 * self.train.batch_tokens,
+            max_events=self.recipe.data.max_events, batch_tokens=4 * self.train.batch_tokens, ranks=self.ranks,
         )  # fmt: skip
         values: dict[str, float] = {}
         for task in self.recipe.tasks:
@@ -307,7 +322,7 @@ class Loop:
             else:
                 figures = evaluate_feedback(task.metrics, targets, scores, resamples=0)
             values |= {f"{task.name}.{name}": figure.value for name, figure in figures.items()}
-        return values
+        return self.ranks.same(values)  # alike to the last bit, since all decide by them
 
     def keep(self) -> None:
         """Remember the present weights as the best."""
@@ -324,6 +339,8 @@ class Loop:
 
     def record(self, values: dict[str, float]) -> None:
         """One line for the log file and the tracker."""
+        if not self.ranks.main:
+            return
         self.accelerator.log(values, step=self.state.step)
         line = {"step": self.state.step, "epoch": self.state.epoch, "seconds": round(self.state.seconds, 3), **values}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
@@ -336,12 +353,13 @@ class Loop:
             DivergedError: A weight is not finite; the last checkpoint stays.
         """
         check_finite(self.parameters, self.state.step)
-        write_checkpoint(self.folder, name, {
-            "state": vars(self.state).copy(), "weights": {key: value.detach().cpu() for key, value in self.parameters.items()},
-            "best": {key: value.cpu() for key, value in self.best.items()}, "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_device": torch.cuda.get_rng_state() if self.assembly.base.device.type == "cuda" else None,
-        })  # fmt: skip
+        if self.ranks.main:
+            write_checkpoint(self.folder, name, {
+                "state": vars(self.state).copy(), "optimizer": self.optimizer.state_dict(),
+                "weights": {key: value.detach().cpu() for key, value in self.parameters.items()},
+                "best": {key: value.cpu() for key, value in self.best.items()}, "random": torch.get_rng_state(),
+                "random_device": torch.cuda.get_rng_state() if self.assembly.base.device.type == "cuda" else None,
+            })  # fmt: skip
         self.saved = self.state.step
 
     def restore(self) -> None:
@@ -365,10 +383,13 @@ class Loop:
         self.state = State(**payload["state"])
         self.best = payload["best"]
         self.optimizer.load_state_dict(payload["optimizer"])
+        self.saved = self.state.step
+        if not self.ranks.main:  # the checkpoint has the first process's random numbers
+            seed_apart(self.ranks, self.train.seed, self.state.step)
+            return
         torch.set_rng_state(payload["random"].cpu())
         if payload["random_device"] is not None:
             torch.cuda.set_rng_state(payload["random_device"].cpu())
-        self.saved = self.state.step
         trim_log(self.folder / "log.jsonl", self.state.step, self.state.epoch)
 
     def close(self) -> None:
