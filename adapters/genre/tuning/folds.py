@@ -21,7 +21,7 @@ import numpy as np
 
 from genre.assembly import assemble, usable_events
 from genre.base import Base
-from genre.errors import InputError, InterruptedJobError, JobError, RecipeError
+from genre.errors import DiskError, GenreError, InputError, InterruptedJobError, JobError, RecipeError
 from genre.files import disk_errors
 from genre.interactions import Interactions
 from genre.interactions_splits import TEST, Split
@@ -180,8 +180,12 @@ def _fold(recipe: Recipe, where: Path, log: Interactions, base: Base, say: Repor
     except (KeyboardInterrupt, InterruptedJobError):
         todo = f"the same command goes on in {where.parent}"
         raise InterruptedJobError(f"interrupted in fold {number}", got="Ctrl-C", todo=todo) from None
-    except JobError as error:
-        raise JobError(f"fold {number} failed: {error}", todo="the folds before it are kept") from None
+    except DiskError:
+        raise
+    except GenreError as error:
+        kind = JobError if isinstance(error, JobError) else InputError
+        todo = "; ".join(filter(None, (error.todo, "folds that are done are kept")))
+        raise kind(f"fold {number} failed: {error.what}", got=error.got, expected=error.expected, todo=todo) from None
     report = {
         "fold": number, "users": int(len(np.unique(log.user_codes[assembly.split.part == TEST]))),
         "metrics": {name: own for name, (own, _) in results.items()},
