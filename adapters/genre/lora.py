@@ -141,11 +141,12 @@ def peft_config(
     dropout: float = 0.0,
     rslora: bool = False,
     conv1d: bool = False,
+    encoder: bool = False,
 ) -> dict[str, Any]:
     """`adapter_config.json` as stock PEFT reads it; targets are whole module names, so that no other linear matches."""
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "FEATURE_EXTRACTION" if encoder else "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
         "lora_alpha": alpha,
