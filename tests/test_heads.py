@@ -211,5 +211,12 @@ def test_label_words_that_cannot_be_told_apart_are_refused(base):
 
 
 def test_an_unknown_head_is_refused(base):
-    with pytest.raises(RecipeError, match="unknown head: got pooled; expected verbalizer, binary"):
-        make_head("pooled", base, loss="log_loss")
+    with pytest.raises(RecipeError, match="unknown head: got pool; expected verbalizer, binary"):
+        make_head("pool", base, loss="log_loss")
+
+
+def test_a_pooled_head_is_what_its_loss_asks_for(base):
+    kinds = {"log_loss": BinaryHead, "cross_entropy": CategoricalHead, "mse": ScalarHead}
+    for loss, kind in kinds.items():
+        head = make_head("pooled", base, loss=loss, classes=3)
+        assert type(head) is kind and getattr(head, "affinity", None) is None

@@ -25,6 +25,7 @@ from genre.negatives import Negatives
 from genre.recipe import Recipe
 from genre.rows import RowBuilder
 from genre.sequences import FeedbackVocabulary, Layout
+from genre.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ def assemble(
     Raises:
         RecipeError, DataError, ManifestError: The recipe, the log and the encoder do not go together.
     """
+    base.need_causal(f"recipe {recipe.name!r}, whose rows are a user's events with many targets,")
     torch.manual_seed(recipe.train.seed)
     chosen, usable = usable_events(log, recipe)
     column = recipe.sequence.feedback or _first_feedback(log)
@@ -172,6 +174,16 @@ def assemble(
     _tell(model, recipe, log, usable)
     if soft is not None:
         _start_heads(model, builder, usable)
+    let_train(model, recipe, bare=bare)
+    return Assembly(recipe, log, base, chosen, usable, builder, model, shared, {})
+
+
+def let_train(model: Recommender, recipe: Recipe, *, bare: bool = False) -> None:
+    """Put on the base what the recipe's kind of adapter trains of it (mutates it until `model.release()`).
+
+    Raises:
+        RecipeError: A quantized base cannot be trained in full.
+    """
     adapter = recipe.adapter
     if adapter.kind in ("lora", "rslora"):
         model.attach(
@@ -179,10 +191,10 @@ def assemble(
             dropout=adapter.dropout, rslora=adapter.kind == "rslora", bare=bare,
         )  # fmt: skip
     elif adapter.kind == "full":
-        if base.quantization != "none":
-            raise RecipeError("adapter.kind full", got=f"a base in {base.quantization}", expected="base.quantization none")
+        quantization = model.base.quantization
+        if quantization != "none":
+            raise RecipeError("adapter.kind full", got=f"a base in {quantization}", expected="base.quantization none")
         model.unfreeze()
-    return Assembly(recipe, log, base, chosen, usable, builder, model, shared, {})
 
 
 def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, supervised: np.ndarray) -> Assembly:
@@ -259,12 +271,16 @@ def make_heads(recipe: Recipe, base: Base, builder: RowBuilder, usable: np.ndarr
             )  # fmt: skip
         if task.head == "categorical":
             extra["classes"] = int(labels.max()) + 1
-        elif task.loss == "log_loss":
-            extra["prior"] = float((known.sum() + 1) / (len(known) + 2))
-        elif task.loss == "mse":
-            extra |= {"mean": float(known.mean()), "deviation": float(known.std()) or 1.0}
+        extra |= start_of(task, known)
         heads[task.name] = make_head(task.head, base, loss=task.loss, words=task.words, dropout=recipe.train.dropout, **extra)
     return heads
+
+
+def start_of(task: Task, known: np.ndarray) -> dict[str, float]:
+    """What a task's training labels, (n,) without missing ones, say of where its head starts."""
+    if task.loss == "log_loss":
+        return {"prior": float((known.sum() + 1) / (len(known) + 2))}
+    return {"mean": float(known.mean()), "deviation": float(known.std()) or 1.0} if task.loss == "mse" else {}
 
 
 def _tell(model: Recommender, recipe: Recipe, log: Interactions, usable: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """Heads: from a hidden state to a score, one small module per task.
 
-Owns: verbalizer, binary, scalar, categorical, catalogue. Ignores: where labels come from.
+Owns: verbalizer, binary, scalar, categorical, catalogue, and pooled, which is one of them by its loss. Ignores: where labels
+come from.
 
 Every head maps (n, D) hidden states to logits or values in float32, and `score` maps those to what a user reads: a
 probability, a value, or one score per candidate. Heads over soft tokens also see the user's events before each target
@@ -357,8 +358,13 @@ def make_head(
     name: str, base: Any, *, loss: str, words: tuple[str, ...] | None = None, classes: int = 0, prior: float = 0.5,
     mean: float = 0.0, deviation: float = 1.0, feedback_codes: int = 0, fuse: bool = True, dropout: float = 0.0,
 ) -> Head:  # fmt: skip
-    """The head that a task names, on a base's width; `fuse` lets it see the user's earlier events."""
+    """The head that a task names, on a base's width; `fuse` lets it see the user's earlier events.
+
+    `pooled` reads the state of a whole text and is binary, categorical or scalar, as its loss asks.
+    """
     width, codes = base.hidden_size, feedback_codes if fuse else 0
+    if name == "pooled":
+        name = {"log_loss": "binary", "cross_entropy": "categorical", "mse": "scalar"}[loss]
     if name == "verbalizer":
         return VerbalizerHead(base, words or (), loss=loss, dropout=dropout)
     if name == "binary":
@@ -369,4 +375,4 @@ def make_head(
         return CategoricalHead(width, classes, dropout=dropout)
     if name == "catalogue":
         return CatalogueHead(width, fuse=fuse, dropout=dropout)
-    raise RecipeError("unknown head", got=name, expected="verbalizer, binary, scalar, categorical or catalogue")
+    raise RecipeError("unknown head", got=name, expected="verbalizer, binary, scalar, categorical, catalogue or pooled")

@@ -14,6 +14,7 @@ import numpy as np
 from genre.errors import DataError
 from genre.interactions import Interactions
 from genre.tasks import Task
+from genre.texts import Texts
 
 SPREADS = 1000.0
 """A label further from the training labels' median than so many of their spreads is taken for a mistake.
@@ -26,14 +27,20 @@ FEWEST = 10
 """Fewer training labels have no spread to speak of."""
 
 
-def name_events(log: Interactions, events: Iterable[int], *, most: int = 3) -> str:
-    """Name events by their row in the source file, their user and their item: "row 17 (user u3, item i5) and 2 more"."""
+def name_events(log: Interactions | Texts, events: Iterable[int], *, most: int = 3) -> str:
+    """Name events by their row in the source file, their user and their item: "row 17 (user u3, item i5) and 2 more".
+
+    Of labelled texts: "text 17 (group g3) and 2 more".
+    """
     places = [int(event) for event in events]
-    shown = [
-        f"row {log.rows[event]} (user {log.user_ids[log.user_codes[event]]}, "
-        f"item {log.catalogue.item_ids[log.item_codes[event]]})"
-        for event in places[:most]
-    ]
+    if isinstance(log, Texts):
+        shown = [f"text {log.frame['text_id'][place]} (group {log.frame['group_id'][place]})" for place in places[:most]]
+    else:
+        shown = [
+            f"row {log.rows[event]} (user {log.user_ids[log.user_codes[event]]}, "
+            f"item {log.catalogue.item_ids[log.item_codes[event]]})"
+            for event in places[:most]
+        ]
     more = f" and {len(places) - most} more" if len(places) > most else ""
     return ", ".join(shown) + more
 
@@ -43,13 +50,13 @@ def known_labels(labels: np.ndarray) -> np.ndarray:
     return ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
 
 
-def check_labels(task: Task, labels: np.ndarray, log: Interactions, usable: np.ndarray) -> None:
+def check_labels(task: Task, labels: np.ndarray, log: Interactions | Texts, usable: np.ndarray) -> None:
     """Refuse labels that cannot train a task.
 
     Args:
         task: The task.
-        labels: (n,) label of every event of the log, as `RowBuilder.supervise` gives them.
-        log: The log.
+        labels: (n,) label of every event of the log, as `supervise` of a builder gives them.
+        log: The log, or the labelled texts.
         usable: (n,) bool, events that train.
 
     Raises:
@@ -80,7 +87,7 @@ def check_labels(task: Task, labels: np.ndarray, log: Interactions, usable: np.n
         check_spread(f"task {task.name!r} has a label", labels, log, usable)
 
 
-def check_spread(what: str, values: np.ndarray, log: Interactions, usable: np.ndarray) -> None:
+def check_spread(what: str, values: np.ndarray, log: Interactions | Texts, usable: np.ndarray) -> None:
     """Refuse numbers that lie absurdly far from the training events' (see `SPREADS`).
 
     Args:

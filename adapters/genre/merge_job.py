@@ -32,6 +32,7 @@ from genre.progress import Reporter
 from genre.registry import Cost, DataInfo, Manifest, Registry, Version
 from genre.registry.manifest import canonical
 from genre.registry.names import check_name
+from genre.texts import Texts
 from genre.versions import Loaded, Low, read_adapter, write_catalogue
 
 
@@ -47,7 +48,7 @@ def merge_versions(
     registry: Registry,
     refs: Sequence[str],
     options: Options,
-    log: Interactions,
+    log: Interactions | Texts,
     *,
     base: Base | str | None = None,
     reporter: Reporter | None = None,
@@ -58,7 +59,8 @@ def merge_versions(
         registry: Where the parents are, and where the merged version goes.
         refs: The parents.
         options: How.
-        log: The data that weights, gate and report are measured on, each task under its parent's split.
+        log: The data that weights, gate and report are measured on, each task under its parent's split: a log, or labelled
+            texts for adapters that read those.
         base: The parents' base, or where it is; by default found by the name that the first parent's manifest gives.
         reporter: Where progress goes.
 
@@ -151,12 +153,12 @@ def _heads(parents: Sequence[Loaded]) -> dict[str, Any]:
     return {name: head for parent in parents for name, head in parent.heads.items()}
 
 
-def _write_files(folder: Path, parents: Sequence[Loaded], low: Low, log: Interactions, base: Base) -> None:
+def _write_files(folder: Path, parents: Sequence[Loaded], low: Low, log: Interactions | Texts, base: Base) -> None:
     if low:
         layers = low_layers(base, low)
         rank = next(iter(layers.values())).rank
         conv1d = any(type(layer.base).__name__ == "Conv1D" for layer in layers.values())
-        config = peft_config(layers, base=Path(base.name).name, rank=rank, alpha=rank, conv1d=conv1d)
+        config = peft_config(layers, base=Path(base.name).name, rank=rank, alpha=rank, conv1d=conv1d, encoder=base.bidirectional)
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(to_peft(layers), folder / "adapter_model.safetensors", metadata={"format": "pt"})
     state = {
@@ -166,7 +168,7 @@ def _write_files(folder: Path, parents: Sequence[Loaded], low: Low, log: Interac
     }
     if state:
         save_file(state, folder / "heads.safetensors", metadata={"format": "pt"})
-    if parents[0].shared is None:
+    if parents[0].shared is None and not isinstance(log, Texts):
         write_catalogue(folder, log.catalogue, parents[0].layout.text)
 
 
@@ -181,7 +183,7 @@ def _cost(parents: Sequence[Loaded], low: Low, seconds: float) -> Cost:
 def _manifest(
     name: str,
     parents: Sequence[Loaded],
-    log: Interactions,
+    log: Interactions | Texts,
     base: Base,
     metrics: Mapping[str, Figures],
     notes: Mapping[str, Any],
@@ -194,7 +196,8 @@ def _manifest(
             "name": name, "kind": MERGED, "base": first.base.model_copy(update={"quantization": base.quantization}),
             "tasks": list({str(task["name"]): task for manifest in manifests for task in manifest.tasks}.values()),
             "tokenizer": first.tokenizer, "sequence": first.sequence, "encoder": first.encoder,
-            "catalogue": log.catalogue.digest, "data": _data(manifests, log), "metrics": metrics,
+            "catalogue": None if isinstance(log, Texts) else log.catalogue.digest, "data": _data(manifests, log),
+            "metrics": metrics,
             "protocol": {task: line for manifest in manifests for task, line in manifest.protocol.items()},
             "parents": list(dict.fromkeys(parent.digest for parent in parents)), "notes": notes, "cost": cost,
             "code_version": __version__,
@@ -202,7 +205,7 @@ def _manifest(
     )  # fmt: skip
 
 
-def _data(manifests: Sequence[Manifest], log: Interactions) -> DataInfo:
+def _data(manifests: Sequence[Manifest], log: Interactions | Texts) -> DataInfo:
     """The log it is measured on; rows are the most that a parent trained on, the time span is that of all of them."""
     data = [manifest.data for manifest in manifests if manifest.data is not None]
     spans = [each.time_span for each in data if each.time_span is not None]

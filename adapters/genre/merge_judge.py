@@ -27,8 +27,9 @@ from genre.prediction import predict
 from genre.progress import Reporter
 from genre.registry import higher_is_better
 from genre.registry.manifest import canonical
-from genre.rows import RowBuilder
 from genre.tasks import Task
+from genre.text_rows import Builder
+from genre.texts import Texts
 from genre.versions import Loaded, Low, by_split
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -67,7 +68,7 @@ class _Bench:
     """The tasks that share a split, ready to be scored with any update."""
 
     model: Recommender
-    builder: RowBuilder
+    builder: Builder
     split: Any
 
     def figures(self, low: Low, part: str, *, resamples: int) -> dict[str, Figures]:
@@ -78,7 +79,7 @@ class _Bench:
                 model, builder, self.split, PARTS[part], max_events=builder.layout.max_events, batch_tokens=BATCH_TOKENS
             )
         return {
-            name: figures_of(model.tasks[name], targets, scores, top, builder.log.catalogue.size, resamples=resamples)
+            name: figures_of(model.tasks[name], targets, scores, top, builder.catalogue_size, resamples=resamples)
             for name, (targets, scores, top) in found.items()
             if len(targets)
         }
@@ -94,7 +95,7 @@ class Judge:
         splits: For each task the split that it is measured under.
     """
 
-    def __init__(self, parents: Sequence[Loaded], log: Interactions, base: Base, options: Options, say: Reporter) -> None:
+    def __init__(self, parents: Sequence[Loaded], log: Interactions | Texts, base: Base, options: Options, say: Reporter) -> None:
         self.parents, self.options, self.say = parents, options, say
         self.distinct = {f"{parent.name}:{parent.version}": parent for parent in parents}
         self.metrics = {name: _metric(task) for parent in parents for name, task in parent.tasks.items()}

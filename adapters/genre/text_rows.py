@@ -48,6 +48,8 @@ class TextLayout:
     pool: Pool
     start: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
+    max_events = 0
+    """No events stand in a row."""
 
     @classmethod
     def make(
@@ -113,6 +115,7 @@ class TextLayout:
         ]
 
     def _row(self, tokens: list[int], number: int, *, cut: bool) -> Sequence:
+        tokens = tokens or [0]
         count, none = len(tokens), np.empty(0, dtype=np.int32)
         place, span = (0, 1) if self.pool == "first" else (count - 1, count if self.pool == "mean" else 1)
         read, nothing = np.array([place], dtype=np.int32), np.full(1, -1, dtype=np.int32)
@@ -197,7 +200,7 @@ class TextRows:
         """Check that the layout's columns hold texts.
 
         Raises:
-            DataError: One is missing, or is a label.
+            DataError: One is missing or is a label, or there are none, or no row has a word in them.
         """
         for name in self.layout.text:
             if name in self.texts.label_columns:
@@ -205,7 +208,11 @@ class TextRows:
                     f"sequence.text names the label {name!r}", got=name, expected=", ".join(self.texts.text_columns),
                     todo="a text that holds a label of its own says the answer",
                 )  # fmt: skip
-        self.texts.join(self.layout.text)
+        if not any(self.texts.join(self.layout.text)):
+            raise DataError(
+                "sequence.text names no column with words", got=", ".join(self.layout.text) or "no columns",
+                expected=", ".join(self.texts.text_columns),
+            )  # fmt: skip
 
 
 Builder: TypeAlias = RowBuilder | TextRows

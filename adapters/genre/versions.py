@@ -24,7 +24,7 @@ from genre.assembly import Assembly, SharedEncoder
 from genre.base import Base
 from genre.catalogue import Catalogue
 from genre.encoder import BehaviourEncoder
-from genre.errors import IntegrityError, ManifestError
+from genre.errors import InputError, IntegrityError, ManifestError
 from genre.heads import Head, make_head
 from genre.lora import from_peft, peft_config, to_peft
 from genre.recipe import AdapterConfig
@@ -32,6 +32,8 @@ from genre.registry import Registry
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest, check_fit
 from genre.sequences import FeedbackVocabulary, Layout
 from genre.tasks import Task
+from genre.text_assembly import AnyAssembly, TextAssembly
+from genre.text_rows import TextLayout
 
 Low = dict[str, tuple[Tensor, Tensor, float]]
 CATALOGUE = "catalogue.jsonl"
@@ -44,6 +46,7 @@ class Loaded:
     Attributes:
         low: For each adapted linear: A (rank, in), B (out, rank), scale.
         heads: One per task, on the base's device, in evaluation mode.
+        reading: How events, or labelled texts, become rows.
         shared: The behaviour encoder it was trained with; None for text-only adapters.
         catalogue: The items it knows by id.
     """
@@ -55,12 +58,31 @@ class Loaded:
     low: Low
     tasks: dict[str, Task]
     heads: dict[str, Head]
-    layout: Layout
+    reading: Layout | TextLayout
     shared: SharedEncoder | None
     catalogue: Catalogue
 
+    @property
+    def text_layout(self) -> TextLayout | None:
+        """How it reads labelled texts; None if it reads a user's events."""
+        return self.reading if isinstance(self.reading, TextLayout) else None
 
-def write_adapter(folder: Path, assembly: Assembly) -> None:
+    @property
+    def layout(self) -> Layout:
+        """How it reads a user's events.
+
+        Raises:
+            InputError: It reads labelled texts.
+        """
+        if isinstance(self.reading, TextLayout):
+            raise InputError(
+                f"{self.name} reads labelled texts", got="a user's events", expected=f"texts with {', '.join(self.reading.text)}",
+                todo='ask it with "texts": [{…}]',
+            )  # fmt: skip
+        return self.reading
+
+
+def write_adapter(folder: Path, assembly: AnyAssembly) -> None:
     """Write the adapter files of a trained assembly into an empty folder."""
     folder.mkdir(parents=True, exist_ok=True)
     adapter, model = assembly.recipe.adapter, assembly.model
@@ -71,6 +93,8 @@ def write_adapter(folder: Path, assembly: Assembly) -> None:
     if state:
         save_file(state, folder / "heads.safetensors", metadata={"format": "pt"})
     (folder / "recipe.yaml").write_text(assembly.recipe.dump(), encoding="utf-8")
+    if isinstance(assembly, TextAssembly):
+        return
     shared = assembly.shared
     if shared is None or (shared.catalogue and any(item not in shared.catalogue for item in assembly.log.catalogue.item_ids)):
         write_catalogue(folder, assembly.log.catalogue, _item_columns(assembly))
@@ -116,7 +140,7 @@ def read_catalogue(folder: Path) -> Catalogue:
 
 
 def adapter_manifest(
-    assembly: Assembly,
+    assembly: AnyAssembly,
     *,
     encoder: str | None,
     cost: Cost,
@@ -141,10 +165,13 @@ def encoder_manifest(assembly: Assembly, name: str, *, cost: Cost) -> Manifest:
     return Manifest.model_validate({**_common(assembly), "name": name, "kind": "encoder", "cost": cost})
 
 
-def protocol(assembly: Assembly, task: Task) -> str:
-    """The evaluation protocol in a line: split, history, ranking, ties, windows."""
+def protocol(assembly: AnyAssembly, task: Task) -> str:
+    """The evaluation protocol in a line: split, history, ranking, ties, windows; for labelled texts, what is cut."""
     config = {key: value for key, value in assembly.recipe.data.split.model_dump().items() if value not in (None, 0)}
     kind = config.pop("kind")
+    if isinstance(assembly, TextAssembly):
+        shares = f"valid {config.get('valid', 0)}, test {config.get('test')} of the groups, seed {config.get('seed', 0)}"
+        return f"{kind} ({shares}): no group on two sides; texts of at most {assembly.builder.layout.max_tokens} tokens"
     how = "transductive history" if assembly.split.transductive else "prequential: all earlier events are history"
     window = f"windows of {assembly.recipe.data.max_events} events"
     ranking = f"; full catalogue, seen items {task.seen}, mid-rank for equal scores" if task.kind == "next_item" else ""
@@ -178,6 +205,15 @@ def read_adapter(registry: Registry, ref: str, base: Base, *, encoders: dict[str
             held[manifest.encoder] = read_encoder(registry, manifest.encoder, base)
         shared = held[manifest.encoder]
         catalogue = shared.catalogue
+    reading: Layout | TextLayout
+    if "pool" in manifest.sequence:
+        reading, catalogue = TextLayout.restore(base, manifest.sequence), Catalogue(pl.DataFrame(schema={"item_id": pl.String}))
+    else:
+        base.need_causal(f"{ref}, which reads a user's events,")
+        reading = Layout.restore(base.tokenizer, manifest.sequence)
+        if shared is not None and shared.vocabulary != reading.feedback:
+            theirs = f"{shared.vocabulary.values}, the encoder's"
+            raise ManifestError("sequence.values", got=reading.feedback.values, expected=theirs)
     if catalogue is None or (folder / CATALOGUE).exists():  # its own, where it knows more items than its encoder
         catalogue = read_catalogue(folder)
     low: Low = {}
@@ -186,10 +222,7 @@ def read_adapter(registry: Registry, ref: str, base: Base, *, encoders: dict[str
         low = from_peft(config, load_file(folder / "adapter_model.safetensors"))
     tasks = {str(row["name"]): Task.model_validate(row) for row in manifest.tasks}
     heads = _read_heads(folder, tasks, base)
-    layout = Layout.restore(base.tokenizer, manifest.sequence)
-    if shared is not None and shared.vocabulary != layout.feedback:
-        raise ManifestError("sequence.values", got=layout.feedback.values, expected=f"{shared.vocabulary.values}, the encoder's")
-    return Loaded(version.name, version.version, version.digest, manifest, low, tasks, heads, layout, shared, catalogue)
+    return Loaded(version.name, version.version, version.digest, manifest, low, tasks, heads, reading, shared, catalogue)
 
 
 def by_split(loaded: Loaded) -> list[Loaded]:
@@ -241,7 +274,7 @@ def _read_heads(folder: Path, tasks: dict[str, Task], base: Base) -> dict[str, H
     heads: dict[str, Head] = {}
     for name, task in tasks.items():
         own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-        classes = len(own["linear.bias"]) if task.head == "categorical" and "linear.bias" in own else 0
+        classes = len(own.get("linear.bias", ())) if task.loss == "cross_entropy" else 0
         codes = len(own.get("affinity.worth", ()))
         head = make_head(
             task.head, base, loss=task.loss, words=task.words, classes=classes, feedback_codes=codes,
@@ -256,17 +289,22 @@ def _read_heads(folder: Path, tasks: dict[str, Task], base: Base) -> dict[str, H
     return heads
 
 
-def _common(assembly: Assembly) -> dict[str, Any]:
-    base, log, recipe = assembly.base, assembly.log, assembly.recipe
-    times = log.timestamps[assembly.usable]
+def _common(assembly: AnyAssembly) -> dict[str, Any]:
+    base, recipe = assembly.base, assembly.recipe
+    span, catalogue = None, None
+    if isinstance(assembly, TextAssembly):
+        digest = assembly.texts.digest
+    else:
+        times = assembly.log.timestamps[assembly.usable]
+        digest, catalogue, span = assembly.log.digest, assembly.log.catalogue.digest, (int(times.min()), int(times.max()))
     return {
         "base": BaseInfo(
             name=Path(base.name).name if Path(base.name).expanduser().is_dir() else base.name,  # no path of this machine
             fingerprint=base.fingerprint, depth=base.depth, quantization=base.quantization,
         ),
-        "tokenizer": base.tokenizer_digest, "sequence": assembly.builder.layout.describe(), "catalogue": log.catalogue.digest,
+        "tokenizer": base.tokenizer_digest, "sequence": assembly.builder.layout.describe(), "catalogue": catalogue,
         "data": DataInfo(
-            digest=log.digest, rows=int(np.count_nonzero(assembly.usable)), time_span=(int(times.min()), int(times.max())),
+            digest=digest, rows=int(np.count_nonzero(assembly.usable)), time_span=span,
             split={
                 "split": recipe.data.split.model_dump(mode="json", exclude_none=True),
                 "hold_out": [held.model_dump(mode="json", exclude_none=True) for held in recipe.data.hold_out],
@@ -280,7 +318,7 @@ def _peft_config(adapter: AdapterConfig, base: Base, names: Any) -> dict[str, An
     conv1d = any(type(layer.base).__name__ == "Conv1D" for layer in names.values())
     return peft_config(
         names, base=Path(base.name).name, rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout,
-        rslora=adapter.kind == "rslora", conv1d=conv1d,
+        rslora=adapter.kind == "rslora", conv1d=conv1d, encoder=base.bidirectional,
     )  # fmt: skip
 
 

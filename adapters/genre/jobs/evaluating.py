@@ -7,7 +7,8 @@ import torch
 
 from genre.base import Base
 from genre.baselines import feedback_baselines, ranking_baselines
-from genre.errors import ManifestError
+from genre.baselines_text import text_baselines
+from genre.errors import InputError, ManifestError
 from genre.evaluation import Targets, evaluate_feedback, evaluate_ranking
 from genre.evaluation_ranking import rank_in_blocks
 from genre.interactions import Interactions
@@ -21,6 +22,8 @@ from genre.progress import Reporter
 from genre.registry import Registry
 from genre.rows import RowBuilder
 from genre.tasks import Task
+from genre.text_rows import Builder, TextRows
+from genre.texts import Texts
 from genre.versions import (
     Loaded,
     Low,
@@ -34,7 +37,7 @@ Figures = dict[str, dict[str, Any]]
 def evaluate(
     registry: Registry,
     ref: str,
-    log: Interactions,
+    log: Interactions | Texts,
     base: Base | None = None,
     *,
     part: str = "test",
@@ -57,7 +60,7 @@ def evaluate(
     for one in by_split(loaded):
         model, builder, chosen = restore(one, log, base)
         try:
-            results |= measure(model, builder, chosen, part=PARTS[part], max_events=one.layout.max_events)
+            results |= measure(model, builder, chosen, part=PARTS[part], max_events=one.reading.max_events)
         finally:
             model.release()
     tasks = {name: {"adapter": own, "baselines": others} for name, (own, others) in results.items()}
@@ -71,24 +74,39 @@ def evaluate(
     }
 
 
-def restore(loaded: Loaded, log: Interactions, base: Base) -> tuple[Recommender, RowBuilder, Any]:
-    """A published version as a model on a log, with the split it was trained under."""
+def restore(loaded: Loaded, log: Interactions | Texts, base: Base) -> tuple[Recommender, Builder, Any]:
+    """A published version as a model on a log (or on labelled texts), with the split it was trained under."""
     config = SplitConfig.model_validate((loaded.manifest.data.split or {}).get("split")) if loaded.manifest.data else None
     if config is None:
         raise ManifestError("data.split", got=None, expected="the split that the version was trained under")
-    chosen = split(log, config)
-    return *stand(loaded, log, base), chosen
+    if isinstance(log, Texts):
+        return *_stand_on_texts(loaded, log, base), log.split(config)
+    return *stand(loaded, log, base), split(log, config)
+
+
+def _stand_on_texts(loaded: Loaded, texts: Texts, base: Base) -> tuple[Recommender, TextRows]:
+    base.need_bare()
+    if loaded.text_layout is None:
+        raise InputError(f"{loaded.name} reads a log", got="labelled texts", expected="a folder with interactions.parquet")
+    model = Recommender(base, loaded.tasks.values(), dict(loaded.heads), None)
+    model.put(low_layers(base, loaded.low))
+    return model.eval(), TextRows(texts, loaded.text_layout)
 
 
 def stand(loaded: Loaded, log: Interactions, base: Base) -> tuple[Recommender, RowBuilder]:
-    """A published version as a model that scores events of a log; the base carries it until `release`."""
+    """A published version as a model that scores events of a log; the base carries it until `release`.
+
+    Raises:
+        InputError: The version reads labelled texts.
+    """
     base.need_bare()
+    layout = loaded.layout
     soft = None
     if loaded.shared is not None:
         soft = SoftTokens(loaded.shared.encoder, loaded.shared.encoder.table(log.catalogue, base))
     model = Recommender(base, loaded.tasks.values(), dict(loaded.heads), soft)
     model.put(low_layers(base, loaded.low))
-    return model.eval(), RowBuilder(log, loaded.layout)
+    return model.eval(), RowBuilder(log, layout)
 
 
 @torch.no_grad()
@@ -104,22 +122,20 @@ def low_layers(base: Base, low: Low, *, dropout: float = 0.0) -> dict[str, LoraL
 
 
 def measure(
-    model: Recommender, builder: RowBuilder, chosen: Any, *, part: int, max_events: int, batch_tokens: int = 16384
+    model: Recommender, builder: Builder, chosen: Any, *, part: int, max_events: int, batch_tokens: int = 16384
 ) -> dict[str, tuple[Figures, dict[str, Figures]]]:
     """Every task's figures on one part of a split, and the baselines' on the same targets."""
     return judge(predict(model, builder, chosen, part, max_events=max_events, batch_tokens=batch_tokens), model, builder, chosen)
 
 
-def judge(
-    found: Predicted, model: Recommender, builder: RowBuilder, chosen: Any
-) -> dict[str, tuple[Figures, dict[str, Figures]]]:
+def judge(found: Predicted, model: Recommender, builder: Builder, chosen: Any) -> dict[str, tuple[Figures, dict[str, Figures]]]:
     """Every task's figures of what was predicted, and the baselines' on the same targets."""
     results = {}
     for name, (targets, scores, top) in found.items():
         task = model.tasks[name]
         if not len(targets):
             continue
-        own = figures_of(task, targets, scores, top, builder.log.catalogue.size)
+        own = figures_of(task, targets, scores, top, builder.catalogue_size)
         results[name] = (own, _baselines(task, builder, chosen, targets))
     return results
 
@@ -133,7 +149,10 @@ def figures_of(
     return _plain(evaluate_feedback(task.metrics, targets, scores, resamples=resamples))
 
 
-def _baselines(task: Task, builder: RowBuilder, chosen: Any, targets: Targets) -> dict[str, Figures]:
+def _baselines(task: Task, builder: Builder, chosen: Any, targets: Targets) -> dict[str, Figures]:
+    if isinstance(builder, TextRows):
+        scores = text_baselines(builder, chosen, task, targets)
+        return {name: _plain(evaluate_feedback(task.metrics, targets, value)) for name, value in scores.items()}
     log = builder.log
     if task.kind == "next_item":
         found = {}

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from genre.base import Base
-from genre.errors import BaseModelError, DataError, ManifestError
+from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
 from genre.files import atomic
 from genre.interactions import Interactions
+from genre.recipe import Recipe
 from genre.registry.manifest import Manifest
+from genre.texts import Texts
 
 
 def open_log(path: str) -> Interactions:
@@ -22,15 +24,52 @@ def open_log(path: str) -> Interactions:
     Raises:
         DataError: Neither.
     """
+    return Interactions.read(_find(path))
+
+
+def open_data(path: str, *, texts: bool | None = None) -> Interactions | Texts:
+    """A log, or labelled texts.
+
+    Args:
+        path: A data set folder, or the name of a data set that comes as a package (prepared if need be).
+        texts: Which of them is wanted; None takes what is there, the log where both are.
+
+    Raises:
+        DataError: Neither is there, or not the one that is wanted.
+    """
+    folder = _find(path)
+    both = Texts.is_at(folder), (folder / "interactions.parquet").is_file()
+    if texts if texts is not None else both == (True, False):
+        return Texts.read(folder)
+    return Interactions.read(folder)
+
+
+def check_data(recipe: Recipe, data: Interactions | Texts) -> None:
+    """Check that a recipe about labelled texts meets labelled texts, and any other a log.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    if isinstance(data, Texts) != recipe.reads_texts:
+        kinds = "labelled texts", "a log"
+        wanted, there = kinds if recipe.reads_texts else kinds[::-1]
+        raise RecipeError(
+            f"task {recipe.tasks[0].name!r} of kind {recipe.tasks[0].kind} reads {wanted}", got=there, expected=wanted,
+            todo="change data.path or the kind of the tasks",
+        )  # fmt: skip
+
+
+def _find(path: str) -> Path:
     from genre import sources
 
     if Path(path).is_dir():
-        return Interactions.read(path)
+        return Path(path)
     name = Path(path).name
     if name in sources.DATA:
-        return Interactions.read(sources.prepare_data(name))
+        return sources.prepare_data(name)
     raise DataError(
-        "no data set folder", got=path, expected=f"a folder with interactions.parquet, or one of {', '.join(sources.DATA)}",
+        "no data set folder", got=path,
+        expected=f"a folder with interactions.parquet or texts.parquet, or one of {', '.join(sources.DATA)}",
         todo="genre data prepare or genre data import makes one",
     )  # fmt: skip
 

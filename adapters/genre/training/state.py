@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genre.assembly import Assembly
+from genre.text_assembly import AnyAssembly
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Fitted:
         peak_memory_bytes: Of the process on the CPU, of the device on CUDA.
     """
 
-    assembly: Assembly
+    assembly: AnyAssembly
     state: State
     peak_memory_bytes: int
 
