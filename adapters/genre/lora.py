@@ -1,7 +1,7 @@
 """Low-rank layers: y = x (W + s B A)ᵀ, attached to a base and taken off again.
 
-Owns: which linears are adapted, the trainable layer (fused where the base is full precision), PEFT's file format in and
-out. Ignores: tasks, paths, HTTP. Serving many adapters at once is `genre.lanes`.
+Owns: which linears are adapted, the trainable layer (fused where the base is full precision), several of them on one
+linear, PEFT's file format in and out. Ignores: tasks, paths, HTTP. Serving many adapters at once is `genre.lanes`.
 
     >>> import torch
     >>> layer = LoraLinear(torch.nn.Linear(4, 3), rank=2, scale=2.0)
@@ -13,7 +13,9 @@ Source: Hu et al., LoRA (2021), equation 3; the scale alpha / sqrt(rank) is Kala
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -72,6 +74,114 @@ class LoraLinear(nn.Module):
         if self.fused and x.shape[:-1].numel() >= 4 * self.rank:
             return _FusedLora.apply(x, self.base.weight, self.base.bias, a, b, self.scale)
         return self.base(x) + F.linear(F.linear(self.dropout(x), a), b) * self.scale
+
+
+class _FusedLanes(torch.autograd.Function):
+    """`_FusedLora` on one slice of the tokens after the other, each with its own update, into one output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, spans: list[tuple[int, int, int, float]], *pairs: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, *pairs)
+        ctx.spans = spans
+        y = x.new_empty(len(x), len(weight))
+        for start, stop, place, scale in spans:
+            merged = weight if place < 0 else torch.addmm(weight, pairs[place + 1], pairs[place], alpha=scale)
+            if bias is None:
+                torch.mm(x[start:stop], merged.t(), out=y[start:stop])
+            else:
+                torch.addmm(bias, x[start:stop], merged.t(), out=y[start:stop])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *pairs = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        to_pairs: list[Tensor | None] = [None] * len(pairs)
+        for start, stop, place, scale in ctx.spans:
+            own, inputs, merged = gradient[start:stop], x[start:stop], weight
+            if place >= 0:
+                a, b = pairs[place], pairs[place + 1]
+                to_pairs[place] = ((own @ b).t() @ inputs).mul_(scale)
+                to_pairs[place + 1] = (own.t() @ (inputs @ a.t())).mul_(scale)
+                merged = torch.addmm(weight, b, a, alpha=scale)
+            if to_x is not None:
+                torch.mm(own, merged, out=to_x[start:stop])
+        return to_x, None, None, None, *to_pairs
+
+
+@dataclass
+class LaneSpans:
+    """Whose the tokens of a flat batch are, in training; mutated before each pass.
+
+    Attributes:
+        spans: (lane, first token, end) in order, each lane once, together all tokens.
+        drawing: A lane's block for drawing its random numbers.
+    """
+
+    spans: tuple[tuple[int, int, int], ...] = ()
+    drawing: Callable[[int], AbstractContextManager[None]] = lambda lane: nullcontext()
+
+
+class LoraLanes(nn.Module):
+    """A frozen linear with one trainable low-rank update per lane; each lane's tokens are a slice of the batch.
+
+    What a lane's tokens give, and the gradient of its update, is what its own `LoraLinear` gives on them alone. The
+    updates may differ in rank, scale and dropout, and a lane may have none here.
+
+    Shapes: x (…, in) with T tokens in all → (…, out).
+
+    Attributes:
+        base: The frozen linear.
+        lanes: The update of each lane that adapts this linear, by lane; not submodules, since each belongs to a run.
+    """
+
+    def __init__(self, base: nn.Module, lanes: Mapping[int, LoraLinear], routing: LaneSpans) -> None:
+        super().__init__()
+        self.base, self.lanes, self.routing = base, dict(lanes), routing
+        self.int8 = type(base).__name__ == "Linear8bitLt"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base's product plus each slice's own update."""
+        here = {lane: self.lanes[lane] for lane, _, _ in self.routing.spans if lane in self.lanes}
+        flat = x.reshape(-1, x.shape[-1])
+        if not here:
+            return self._product(flat).view(*x.shape[:-1], -1)
+        if all(layer.fused for layer in here.values()):
+            place = {lane: 2 * i for i, lane in enumerate(here)}
+            scale = {lane: layer.scale for lane, layer in here.items()}
+            spans = [(start, stop, place.get(lane, -1), scale.get(lane, 0.0)) for lane, start, stop in self.routing.spans]
+            pairs = [part.to(x.dtype) for layer in here.values() for part in (layer.lora_A, layer.lora_B)]
+            y = _FusedLanes.apply(flat, self.base.weight, self.base.bias, spans, *pairs)
+        else:
+            y = self._product(flat)
+            y = y + torch.cat([self._update(*span, flat, y.shape[-1]) for span in self.routing.spans])
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _product(self, flat: Tensor) -> Tensor:
+        """(T, in) → (T, out) of the bare linear.
+
+        An 8-bit one rounds its inputs by columns of the whole batch unless it is in training, as it is where it is adapted:
+        so each slice goes alone, in the mode that it has in its own run.
+        """
+        if not self.int8:
+            return self.base(flat)
+        found = []
+        for lane, start, stop in self.routing.spans:
+            self.base.train(lane in self.lanes)
+            found.append(self.base(flat[None, start:stop])[0])
+        return torch.cat(found)
+
+    def _update(self, lane: int, start: int, stop: int, flat: Tensor, width: int) -> Tensor:
+        layer, own = self.lanes.get(lane), flat[start:stop]
+        if layer is None:
+            return own.new_zeros(len(own), width)
+        if layer.dropout.p > 0:
+            with self.routing.drawing(lane):
+                own = layer.dropout(own)
+        return F.linear(F.linear(own, layer.lora_A.to(own.dtype)), layer.lora_B.to(own.dtype)) * layer.scale
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

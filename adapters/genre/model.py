@@ -179,6 +179,7 @@ class Recommender(nn.Module):
         if self._attached:
             detach(self.base.model, self.layers)
             self.base.occupied_by, self._attached = None, False
+        self.base.model.eval()  # training sets the linears that layers hold to training, where int8 ones round otherwise
 
     def lora_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of the low-rank update."""
