@@ -1,0 +1,236 @@
+"""What an adapter gives and costs, against the full fine-tune of the same base at the same depth.
+
+    python benchmarks/adapter_vs_full.py --json build/bench/adapter_vs_full.json [--tasks like,next_item] [--quick]
+
+Ways: the full fine-tune; LoRA of ranks 2, 8, 32; rank 8 on an int8 and an nf4 base; one joint adapter for both tasks; the two
+rank-8 adapters merged; heads alone. Every way gets the same budget: so many epochs at each learning rate of its grid, the best on
+validation is kept, and its test part is read once. Each run is a process of its own (for its peak memory) and is kept beside
+the JSON file, so an interrupted benchmark goes on. Differences from the full fine-tune are paired over the same users.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import genre
+from genre.assembly import assemble
+from genre.interactions_splits import PARTS
+from genre.jobs import environment, load_base, open_log, restore, write_text
+from genre.jobs.encoders import find_encoder
+from genre.metrics_bootstrap import bootstrap, paired_bootstrap
+from genre.metrics_registry import metric
+from genre.prediction import predict
+from genre.progress import Reporter
+from genre.registry import Registry
+from genre.registry.manifest import Cost
+from genre.training import fit
+from genre.versions import adapter_manifest, read_adapter, write_adapter
+
+ROOT = Path(__file__).parent.parent
+TASKS = {"like": "auc", "next_item": "ndcg@10"}
+WAYS: dict[str, list[str]] = {
+    "full": ["adapter.kind=full"],
+    "lora_2": ["adapter.rank=2", "adapter.alpha=4"],
+    "lora_8": ["adapter.rank=8", "adapter.alpha=16"],
+    "lora_32": ["adapter.rank=32", "adapter.alpha=64"],
+    "lora_8_int8": ["adapter.rank=8", "adapter.alpha=16", "base.quantization=int8"],
+    "lora_8_nf4": ["adapter.rank=8", "adapter.alpha=16", "base.quantization=nf4"],
+    "head_only": ["adapter.kind=head_only"],
+    "joint": ["adapter.rank=8", "adapter.alpha=16"],
+}
+RATES = {"full": (1e-5, 3e-5, 1e-4)}
+USUAL_RATES = (5e-4, 1e-3, 2e-3)
+
+
+def recipe_of(task: str, way: str, rate: float, options: argparse.Namespace) -> genre.Recipe:
+    """The recipe of one run."""
+    common = [
+        f"base.depth={options.depth}", f"train.epochs={options.epochs}", f"train.learning_rate={rate}", "train.tracker=none",
+        "train.dropout=0.1", "train.early_stop=null", "data.max_events=60",
+    ]  # fmt: skip
+    if options.limit:
+        common.append(f"data.limit={options.limit}")
+    if way == "joint":
+        return genre.Recipe.read(ROOT / "recipes" / "multitask.yaml", [*common, *WAYS[way]])
+    split = '{"kind": "temporal", "valid": 0.1, "test": 0.1}'
+    return genre.Recipe.read(ROOT / "recipes" / f"{task}.yaml", [*common, f"data.split={split}", "data.hold_out=[]", *WAYS[way]])
+
+
+def worker(task: str, way: str, rate: float, folder: Path, options: argparse.Namespace) -> None:
+    """Train one way at one rate; write its validation value, cost, and test predictions."""
+    log = open_log("data/ml-100k")
+    recipe = recipe_of(task, way, rate, options)
+    base = genre.Base.load(recipe.base.name, quantization=recipe.base.quantization, depth=recipe.base.depth)
+    Path("/proc/self/clear_refs").write_text("5")
+    held = _status("VmRSS")
+    registry, say = Registry(folder.parent / "registry"), Reporter.for_terminal()
+    assembly = assemble(recipe, log, base, find_encoder(recipe, log, base, registry, say))
+    fitted = fit(assembly, folder, reporter=say)
+    peak = _status("VmHWM")
+    name = f"{task}.{TASKS[task]}"
+    history = [row[name] for row in fitted.state.history if name in row]
+    best = (max if metric(TASKS[task]).direction == "higher" else min)(history)
+    full = way == "full"
+    trained = dict(assembly.base.model.named_parameters()) if full else dict(assembly.model.lora_parameters())
+    heads = sum(value.numel() for value in assembly.model.heads.parameters())
+    result = {
+        "task": task, "way": way, "learning_rate": rate, "validation": best, "seconds": fitted.state.seconds,
+        "tokens_per_second": fitted.state.tokens / fitted.state.seconds, "peak_memory_beyond_base": peak - held,
+        "trained_parameters": sum(v.numel() for v in trained.values()), "head_parameters": heads,
+        "bytes": 4 * (sum(v.numel() for v in trained.values()) + heads), "epochs": options.epochs,
+    }  # fmt: skip
+    _keep(folder, result, predict_test(assembly.model, assembly.builder, assembly.split, recipe.data.max_events)[task])
+    if way in ("lora_8", "joint") and assembly.shared is not None:
+        write_adapter(folder / "version", assembly)
+        draft = adapter_manifest(assembly, encoder=assembly.shared.digest, cost=Cost(), metrics={})
+        write_text(folder / "draft.json", draft.model_dump_json())
+
+
+def predict_test(model: Any, builder: Any, split: Any, max_events: int) -> dict[str, Any]:
+    """Predictions on the test part, by task."""
+    return predict(model, builder, split, PARTS["test"], max_events=max_events, batch_tokens=16384)
+
+
+def _keep(folder: Path, result: dict[str, Any], found: Any) -> None:
+    targets, scores, _ = found
+    label = np.zeros(0) if targets.label is None else targets.label
+    np.savez(folder / "test.npz", event=targets.event, user=targets.user, label=label, scores=scores)
+    write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {key}")
+
+
+def run(task: str, way: str, rate: float, options: argparse.Namespace, runs: Path) -> Path:
+    """The folder of a finished run; runs it if it is not there yet."""
+    folder = runs / f"{task}-{way}-{rate:g}"
+    if not (folder / "result.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, "--worker", task, way, str(rate), str(folder), "--depth", str(options.depth)]
+        command += ["--epochs", str(options.epochs), "--limit", str(options.limit)]
+        begun = time.perf_counter()
+        with (folder / "output.txt").open("w") as output:
+            subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=True)
+        print(f"{task} {way} {rate:g}: {time.perf_counter() - begun:.0f} s", flush=True)
+    return folder
+
+
+def encoder_first(options: argparse.Namespace, runs: Path) -> None:
+    """Fit the behaviour encoder that every way shares, by a next-item run on the same training events."""
+    if (runs / "encoder" / "done").exists():
+        return
+    recipe = recipe_of("next_item", "lora_8", 1e-3, options)
+    log = open_log("data/ml-100k")
+    genre.train(recipe, log=log, registry=Registry(runs / "registry"), folder=runs / "encoder", reporter=Reporter.for_terminal())
+    (runs / "encoder" / "done").write_text("")
+
+
+def merged(tasks: list[str], chosen: dict[tuple[str, str], Path], options: argparse.Namespace, runs: Path) -> None:
+    """The two rank-8 adapters merged by SVD; its test predictions as one more way."""
+    from genre.merge_job import merge_versions
+    from genre.merge_judge import Options
+    from genre.registry.manifest import Manifest
+
+    registry, log = Registry(runs / "registry"), open_log("data/ml-100k")
+    refs = []
+    for task in tasks:
+        folder = chosen[task, "lora_8"]
+        draft = Manifest.model_validate_json((folder / "draft.json").read_text())
+        refs.append(registry.publish(folder / "version", draft).ref)
+    made = merge_versions(registry, refs, Options("merged", method="svd", floor=0.0), log)
+    base = load_base(made.version.manifest)
+    loaded = read_adapter(registry, made.version.ref, base)
+    model, builder, split = restore(loaded, log, base)
+    found = predict_test(model, builder, split, loaded.layout.max_events)
+    for task in tasks:
+        folder = runs / f"{task}-merged-0"
+        folder.mkdir(exist_ok=True)
+        cost = made.version.manifest.cost
+        result = {
+            "task": task, "way": "merged", "learning_rate": 0, "validation": made.report["gate"]["tasks"][task]["merged"],
+            "seconds": made.report["seconds"], "trained_parameters": cost.lora_params, "head_parameters": cost.head_params,
+            "bytes": 4 * (cost.lora_params + cost.head_params),
+        }  # fmt: skip
+        _keep(folder, result, found[task])
+        chosen[task, "merged"] = folder
+    model.release()
+
+
+def summary(task: str, ways: dict[str, Path]) -> dict[str, Any]:
+    """Each way's figure with its interval, its cost, and its paired difference from the full fine-tune."""
+    name = TASKS[task]
+    data = {way: np.load(folder / "test.npz") for way, folder in ways.items()}
+    table = {}
+    for way, folder in ways.items():
+        held, full = data[way], data["full"]
+        if not np.array_equal(held["event"], full["event"]):
+            raise RuntimeError(f"{way} scored other targets than the full fine-tune")
+        label = held["label"] if len(held["label"]) else None
+        figure = bootstrap(name, held["user"], label, held["scores"])
+        better = paired_bootstrap(name, held["user"], label, held["scores"], full["scores"])
+        table[way] = json.loads((folder / "result.json").read_text()) | {
+            "test": {"metric": name, "value": figure.value, "interval": [figure.low, figure.high], "n": figure.n},
+            "minus_full": {"value": better.value, "interval": [better.low, better.high]},
+        }  # fmt: skip
+    return table
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", type=Path, default=Path("build/bench/adapter_vs_full.json"))
+    parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
+    parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS))
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--limit", type=int, default=0, help="train on the latest so many events only; 0: all")
+    parser.add_argument("--quick", action="store_true", help="one epoch, 20,000 events, one learning rate for each way")
+    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        task, way, rate, folder = options.worker
+        worker(task, way, float(rate), Path(folder), options)
+        return
+    if options.quick:
+        options.epochs, options.limit = 1, 20_000
+    runs = options.json.parent / f"adapter_vs_full-runs{'-quick' if options.quick else ''}"
+    runs.mkdir(parents=True, exist_ok=True)
+    encoder_first(options, runs)
+    chosen: dict[tuple[str, str], Path] = {}
+    for task in options.tasks:
+        for way in options.ways:
+            rates = RATES.get(way, USUAL_RATES)
+            folders = [run(task, way, rate, options, runs) for rate in (rates[1:2] if options.quick else rates)]
+            sign = 1 if metric(TASKS[task]).direction == "higher" else -1
+            values = [sign * json.loads((folder / "result.json").read_text())["validation"] for folder in folders]
+            chosen[task, way] = folders[int(np.argmax(values))]
+    if "lora_8" in options.ways and len(options.tasks) > 1:
+        merged(options.tasks, chosen, options, runs)
+    result = {
+        "environment": environment(), "depth": options.depth, "epochs": options.epochs, "limit": options.limit, "seed": 0,
+        "protocol": "temporal 80/10/10, prequential; next_item: full catalogue, seen items masked; chosen on validation",
+        "tasks": {
+            task: summary(task, {way: folder for (owner, way), folder in chosen.items() if owner == task})
+            for task in options.tasks
+        },
+    }  # fmt: skip
+    write_text(options.json, json.dumps(result, indent=2) + "\n")
+    for task, table in result["tasks"].items():
+        print(f"\n{task}")
+        for way, row in table.items():
+            low, high = row["test"]["interval"]
+            print(f"  {way:12} {row['test']['value']:.4f} [{low:.4f}, {high:.4f}]  {row['trained_parameters']:>12,} trained")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""What an adapter costs to train: against the full fine-tune, against PEFT's layers in the same loop, and four at once.
+
+    python benchmarks/training_cost.py --json build/bench/training_cost.json [--depth 8] [--rounds 8]
+
+`like` with token items, 2,048 tokens a step, optimizer included. Throughput alternates between the ways, step by step, in one
+process. Peak memory is that of a process of its own for each way, less what the process held once the base was loaded
+(for four at once: the whole process against four whole processes).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import genre
+from genre.assembly import Assembly, SharedEncoder, assemble
+from genre.base import quiet
+from genre.jobs import environment, open_log, write_text
+from genre.progress import Reporter
+from genre.training import Loop
+from genre.training.state import Stream
+from genre.training.together import Group, Member, waves
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+KINDS = {"lora": "lora", "full": "full", "peft": "head_only", "together": "lora"}
+
+
+def prepared(kind: str, depth: int, log: genre.Interactions, base: genre.Base, *, number: int = 0) -> Assembly:
+    """The `like` recipe wired on a bare base, with an encoder that does not train."""
+    overrides = [
+        "train.tracker=none", "train.batch_tokens=2048", f"base.depth={depth}", "encoder.use=fit", f"name=like{number}",
+        f"train.seed={number}", *(["train.learning_rate=1e-5"] if kind == "full" else []),
+    ]  # fmt: skip
+    first = assemble(genre.Recipe.read(RECIPES / "like.yaml", [*overrides, "adapter.kind=head_only"]), log, base)
+    first.model.release()
+    assert first.shared is not None
+    shared = SharedEncoder(first.shared.encoder.eval().requires_grad_(False), first.shared.vocabulary, "shared")
+    recipe = genre.Recipe.read(RECIPES / "like.yaml", [*overrides, f"adapter.kind={KINDS[kind]}"])
+    return assemble(recipe, log, base, shared, bare=kind == "together")
+
+
+class Way:
+    """One way of training, a step at a time; the number of real tokens of each step."""
+
+    def __init__(self, kind: str, depth: int, folder: Path, log: genre.Interactions, base: genre.Base) -> None:
+        self.assembly = prepared(kind, depth, log, base)
+        added = inject_peft(base) if kind == "peft" else {}
+        self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
+        if added:
+            self.loop.optimizer.add_param_group({"params": list(added.values())})
+            self.loop.parameters |= added
+        self.rows, self.queue = self.loop.plan(0)
+
+    def step(self) -> int:
+        """One optimizer step; its tokens."""
+        if not self.queue:
+            self.rows, self.queue = self.loop.plan(1)
+        self.loop.model.train()
+        return int(self.loop.step([self.rows[i] for i in self.queue.pop()], 0.1)[1])
+
+
+class AtOnce:
+    """Several adapters on one base, a round (a step of each) at a time."""
+
+    def __init__(self, depth: int, folder: Path, log: genre.Interactions, adapters: int) -> None:
+        base = genre.Base.load("smollm2-135m", depth=depth)
+        members = [
+            Member(prepared("together", depth, log, base, number=number), folder / str(number), Stream(base.device))
+            for number in range(adapters)
+        ]
+        self.group = Group(members, Reporter.silent(), None, None)
+        self.group.segments.check()
+        self.group.attach()
+
+    def step(self) -> int:
+        """A step of each adapter; their tokens."""
+        before = self.group.used
+        due = [step for lane in self.group.lanes if (step := self.group.ask(lane)) is not None]
+        for wave in waves(due, self.group.tokens):
+            self.group.go(wave)
+        return self.group.used - before
+
+
+def inject_peft(base: genre.Base) -> dict[str, torch.nn.Parameter]:
+    """Put PEFT's own LoRA layers, of the recipe's rank, on the base's linears."""
+    with quiet():
+        from peft import LoraConfig, inject_adapter_in_model
+
+        names = [n for n, module in base.model.named_modules() if isinstance(module, torch.nn.Linear) and "lm_head" not in n]
+        inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, target_modules=names), base.model)
+    return {name: value for name, value in base.model.named_parameters() if "lora_" in name}
+
+
+def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -> dict[str, Any]:
+    """Tokens per second of each way, alternating step by step after a warm-up."""
+    ways = {
+        kind: Way(kind, depth, folder / kind, log, genre.Base.load("smollm2-135m", depth=depth))
+        for kind in ("lora", "full", "peft")
+    }
+    rates: dict[str, list[float]] = {kind: [] for kind in ways}
+    for turn in range(rounds + 2):
+        for kind, way in ways.items():
+            begun = time.perf_counter()
+            tokens = way.step()
+            if turn >= 2:
+                rates[kind].append(tokens / (time.perf_counter() - begun))
+    lora = ways["lora"].assembly
+    trained = sum(value.numel() for _, value in lora.model.lora_parameters())
+    whole = sum(value.numel() for value in lora.base.model.parameters() if value is not None) - trained
+    return {
+        "tokens_per_second": {kind: median(values) for kind, values in rates.items()},
+        "lora_parameters": trained, "base_parameters": whole,
+        "ratios": {
+            "adapter_vs_full_throughput": _ratio(rates["lora"], rates["full"]),
+            "fused_vs_peft_throughput": _ratio(rates["lora"], rates["peft"]),
+        },
+        "counts": {"lora_share_of_base": trained / whole},
+    }  # fmt: skip
+
+
+def _ratio(a: list[float], b: list[float]) -> float:
+    return median(x / y for x, y in zip(a, b, strict=True))
+
+
+def at_once(depth: int, rounds: int, log: genre.Interactions, folder: Path, adapters: int = 4) -> dict[str, Any]:
+    """Tokens per second of several adapters at once, against solo runs one after the other."""
+    ways = {
+        "solo": Way("lora", depth, folder / "solo", log, genre.Base.load("smollm2-135m", depth=depth)),
+        "at_once": AtOnce(depth, folder, log, adapters),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 2):
+        for name, way in ways.items():
+            begun, tokens = time.perf_counter(), 0
+            for _ in range(adapters if name == "solo" else 1):
+                tokens += way.step()
+            if turn >= 2:
+                rates[name].append(tokens / (time.perf_counter() - begun))
+    return {
+        "tokens_per_second": {name: median(values) for name, values in rates.items()},
+        "ratios": {"together_4_vs_one_after_the_other": _ratio(rates["at_once"], rates["solo"])},
+    }  # fmt: skip
+
+
+def memory(kind: str, depth: int) -> dict[str, int]:
+    """Peak memory of a fresh process that takes some steps, whole and beyond what it held once the base was loaded."""
+    command = [sys.executable, __file__, "--worker", kind, "--depth", str(depth)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def worker(kind: str, depth: int) -> None:
+    """Print what `memory` reads."""
+    log = open_log("data/ml-100k")
+    with tempfile.TemporaryDirectory() as folder:
+        if kind == "together":
+            step, held = AtOnce(depth, Path(folder), log, 4).step, 0
+        else:
+            base = genre.Base.load("smollm2-135m", depth=depth)
+            Path("/proc/self/clear_refs").write_text("5")
+            held = _status("VmRSS")
+            step = Way(kind, depth, Path(folder), log, base).step
+        for _ in range(4):
+            step()
+        peak = _status("VmHWM")
+    print(json.dumps({"peak": peak, "beyond_base": peak - held}))
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {key}")
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", type=Path, default=Path("build/bench/training_cost.json"))
+    parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--worker", choices=list(KINDS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(options.worker, options.depth)
+        return
+    log = open_log("data/ml-100k")
+    with tempfile.TemporaryDirectory() as folder:
+        alone = throughput(options.depth, options.rounds, log, Path(folder) / "alone")
+        group = at_once(options.depth, options.rounds, log, Path(folder) / "group")
+    peaks = {kind: memory(kind, options.depth) for kind in ("lora", "full", "together")}
+    result = {
+        "environment": environment(), "depth": options.depth, "tokens_per_step": 2048, "rounds": options.rounds,
+        "ratios": alone.pop("ratios") | group.pop("ratios"),
+        "counts": alone.pop("counts") | {
+            "adapter_vs_full_memory": peaks["lora"]["beyond_base"] / peaks["full"]["beyond_base"],
+            "together_4_vs_side_by_side_memory": peaks["together"]["peak"] / (4 * peaks["lora"]["peak"]),
+        },
+        "alone": alone, "together": group, "peak_bytes": peaks,
+    }  # fmt: skip
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.json, json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
