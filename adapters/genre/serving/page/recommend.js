@@ -17,7 +17,7 @@ let who = null;
 
 /** Draw the view and keep it up to date. */
 export function start() {
-  const again = settle(ask, 150);
+  const again = settle(ask, 200);
   who = person((fields) => {
     state.fields = fields;
     if (fields?.user_id !== undefined) history.replaceState(null, "", `#recommend/${encodeURIComponent(fields.user_id)}`);
@@ -128,7 +128,10 @@ function makeColumn(adapter, task) {
     const slow = setTimeout(() => asking === mine && tell("Still working…"), SLOW_MS);
     try {
       const row = { adapter: adapter.ref, task: task.name, k, ...fields };
-      const busy = (seconds) => tell(`The server is full. Trying again in ${seconds} s…`);
+      const busy = (seconds) => {
+        clearTimeout(slow);
+        tell(`The server is full. Trying again in ${seconds} s…`);
+      };
       const found = await one("/v1/recommend", row, { signal: mine.signal, busy });
       if (asking !== mine) return;
       tell();
