@@ -15,9 +15,12 @@ from genre import cli_base, cli_data, cli_explain, cli_merge, cli_recipe, cli_re
 from genre._version import __version__
 from genre.cli_output import show_figures, show_list
 from genre.errors import GenreError, InputError
+from genre.ranks import launched, own_rank
 
 if TYPE_CHECKING:
+    from genre.jobs import Run
     from genre.recipe import Recipe
+    from genre.registry import Registry
 
 app = typer.Typer(
     name="genre",
@@ -50,41 +53,70 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """One frozen base LLM, one small adapter per recommendation task."""
+    if launched() > 1 and context.invoked_subcommand != "train":
+        raise InputError(
+            "only genre train runs in several processes", got=f"genre {context.invoked_subcommand}", expected="one process"
+        )
 
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")],
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE…", help="A recipe file; several train at once on one base.")],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=1; may be repeated.")
     ] = None,
     registry: RegistryOption = "registry",
-    out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/NAME/N.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder, or the folder of several; by default runs/NAME/N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     alias: Annotated[str, typer.Option(help="The alias that the new version gets beside `latest`.")] = "candidate",
+    tokens: Annotated[
+        int | None, typer.Option("--tokens-at-once", help="Of several recipes: most tokens of one pass of the base.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Train a recipe's adapter, evaluate it beside the baselines, publish it."""
+    """Train a recipe's adapter, evaluate it beside the baselines, publish it; or several recipes at once."""
     from genre.progress import Reporter
     from genre.recipe import Recipe
 
-    wanted = Recipe.read(recipe, overrides or [])
+    wanted = [Recipe.read(recipe, overrides or []) for recipe in recipes]
     from genre.registry.names import check_name
 
     check_name(alias, "alias")
-    if resume:
-        _check_resumable(wanted, out)
+    if resume and len(wanted) == 1:
+        _check_resumable(wanted[0], out)
     if out is not None and out.is_file():
         raise InputError("--out is a file", got=out, expected="a folder, or a new name")
+    if tokens is not None and (tokens < 1 or len(wanted) == 1):
+        got = tokens if tokens < 1 else "one recipe"
+        raise InputError("--tokens-at-once is wrong", got=got, expected="1 or more, and several recipes")
     _check_file(json_file, "--json")
     from genre import jobs
     from genre.registry import Registry
 
-    store = Registry(registry)
-    run = jobs.train(wanted, registry=store, folder=out, resume=resume, reporter=Reporter.for_terminal())
+    store, say = Registry(registry), Reporter.for_terminal()
+    if len(wanted) == 1:
+        run = jobs.train(wanted[0], registry=store, folder=out, resume=resume, reporter=say)
+        if own_rank() > 0:  # the first process shows, writes and publishes
+            return
+        _write(json_file, _hand_over(run, store, alias))
+        return
+    found: dict[str, Any] = {}
+    try:
+        jobs.train_together(
+            wanted, registry=store, folder=out, resume=resume, reporter=say, tokens=tokens,
+            on_run=lambda run: found.update({run.manifest.name: _hand_over(run, store, alias)}),
+        )  # fmt: skip
+    finally:
+        if found:
+            _write(json_file, {"runs": found})
+
+
+def _hand_over(run: "Run", store: "Registry", alias: str) -> dict[str, Any]:
+    """Show a run's figures and publish it; what `--json` gets."""
     show_figures({name: {"adapter": own, "baselines": run.baselines[name]} for name, own in run.metrics.items()})
     result = {
         "run": str(run.root),
@@ -94,11 +126,10 @@ def train(
     }
     if run.files is None:
         print(f"a full fine-tune is compared, not published; run folder {run.root}")
-    else:
-        published = store.publish(run, alias=alias)
-        result |= {"ref": published.ref, "digest": published.digest}
-        print(f"published {published.ref} as {alias} and latest; run folder {run.root}")
-    _write(json_file, result)
+        return result
+    published = store.publish(run, alias=alias)
+    print(f"published {published.ref} as {alias} and latest; run folder {run.root}")
+    return result | {"ref": published.ref, "digest": published.digest}
 
 
 @app.command()
@@ -261,7 +292,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print("genre: " + " ".join(message.split()), file=sys.stderr)
+    which = f"rank {own_rank()}: " if own_rank() else ""
+    print(f"genre: {which}" + " ".join(message.split()), file=sys.stderr)
     return code
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from genre.errors import InputError
+from genre.errors import InputError, JobError
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,8 @@ class Ranks:
         from accelerate.utils import broadcast_object_list
 
         held = [value]
-        broadcast_object_list(held, 0)
+        with _together():
+            broadcast_object_list(held, 0)
         return held[0]
 
     def every(self, value: T) -> list[T]:
@@ -113,7 +114,8 @@ class Ranks:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
+        with _together():
+            dist.all_gather_object(found, value)
         return found
 
     def sum_(self, tensor: "torch.Tensor") -> None:
@@ -121,14 +123,16 @@ class Ranks:
         if self.count > 1:
             import torch.distributed as dist
 
-            dist.all_reduce(tensor)
+            with _together():
+                dist.all_reduce(tensor)
 
     def copy_(self, tensor: "torch.Tensor") -> None:
         """Take over the first process's tensor, in place."""
         if self.count > 1:
             import torch.distributed as dist
 
-            dist.broadcast(tensor, 0)
+            with _together():
+                dist.broadcast(tensor, 0)
 
     @contextmanager
     def first(self) -> Iterator[None]:
@@ -143,4 +147,16 @@ class Ranks:
         if self.count > 1:
             from accelerate import PartialState
 
-            PartialState().wait_for_everyone()
+            with _together():
+                PartialState().wait_for_everyone()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """An exchange; when it breaks off another process has failed, and has said why."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise JobError(
+            "another process of this run has ended", got=str(error).splitlines()[0][:120], todo="its own message says why"
+        ) from None

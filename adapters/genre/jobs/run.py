@@ -111,7 +111,7 @@ def train(
         )  # fmt: skip
         run = None
         if ranks.main:
-            write_predictions(root, found, recipe.tasks, data=assembly.log.digest, split=recipe.data.split, part="test")
+            write_predictions(root, found, recipe.tasks, data=_data(assembly).digest, split=recipe.data.split, part="test")
             results = judge(found, assembly.model, assembly.builder, assembly.split)
             run = finish(fitted, root, results, registry, say)
         done = ranks.same(run)
@@ -194,6 +194,10 @@ def finish(
     for reason, number in assembly.skipped.items():
         say.line(f"skipped: {number} {reason}")
     return Run(root, folder, manifest, metrics, baselines, reference)
+
+
+def _data(assembly: AnyAssembly) -> Interactions | Texts:
+    return assembly.log if isinstance(assembly, Assembly) else assembly.texts
 
 
 def _updated(assembly: AnyAssembly) -> dict[str, torch.nn.Parameter]:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre.assembly import Assembly
 from genre.errors import DataError, DivergedError, InputError, InterruptedJobError
 from genre.evaluation import evaluate_feedback, evaluate_ranking
 from genre.metrics import metric
@@ -26,6 +25,7 @@ from genre.prediction import predict
 from genre.progress import Bar, Reporter
 from genre.ranks import Ranks
 from genre.sequences import Sequence, collate, plan_batches
+from genre.text_assembly import AnyAssembly
 from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoint
 from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
 from genre.training.interrupts import Interrupts
@@ -35,7 +35,7 @@ from genre.training.trackers import need_tracker, start_tracker
 
 
 def fit(
-    assembly: Assembly,
+    assembly: AnyAssembly,
     folder: Path,
     *,
     resume: bool = False,
@@ -90,7 +90,7 @@ class Loop:
         alone: What holds while this run's model is used by itself, for validation.
     """
 
-    def __init__(self, assembly: Assembly, folder: Path, reporter: Reporter, stop_at: int | None) -> None:
+    def __init__(self, assembly: AnyAssembly, folder: Path, reporter: Reporter, stop_at: int | None) -> None:
         from accelerate import Accelerator
 
         self.assembly, self.folder, self.stop_at = assembly, folder, stop_at
