@@ -184,7 +184,7 @@ COMMANDS = {
     "base prepare nope": "unknown base: got 'nope'; expected smollm2-135m or minilm; choose one of those",
     "trian": "; did you mean 'train'?; see genre --help",
     "recipe nope": "no such command 'nope': expected new, check; see genre recipe --help",
-    "train": "missing argument 'RECIPE'; see genre train --help",
+    "train": "missing argument 'RECIPE...'; see genre train --help",
     "train like.yaml --nope": "no such option: --nope; see genre train --help",
 }
 

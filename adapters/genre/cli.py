@@ -65,7 +65,7 @@ def _root(
 
 @app.command()
 def train(
-    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE…", help="A recipe file; several train at once on one base.")],
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="A recipe file; several train at once on one base.")],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=1; may be repeated.")
     ] = None,

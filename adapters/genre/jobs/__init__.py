@@ -14,6 +14,7 @@ from genre.jobs.refresh_recipe import RefreshOptions
 from genre.jobs.refreshing import Refreshed, refresh
 from genre.jobs.run import Run, train
 from genre.jobs.scoring import open_engine, read_requests, stream
+from genre.jobs.several import train_together
 
 __all__ = [
     "Figures",
@@ -36,5 +37,6 @@ __all__ = [
     "restore",
     "stream",
     "train",
+    "train_together",
     "write_text",
 ]

@@ -28,6 +28,7 @@ from genre.registry.manifest import Cost, Manifest
 from genre.text_assembly import AnyAssembly, assemble_texts
 from genre.texts import Texts
 from genre.training import Fitted, fit
+from genre.training.checkpoints import fitted_encoder
 from genre.versions import (
     adapter_manifest,
     count,
@@ -95,34 +96,46 @@ def train(
     """
     ranks = Ranks.here()
     say = reporter if reporter is not None and ranks.main else Reporter.silent()
-    assembly = wire(recipe, log, base, registry, say, ranks)
-    recipe = assembly.recipe
+    root = ranks.same(Path(folder) if folder is not None else run_folder(recipe.name, resume))
+    assembly = wire(recipe, log, base, registry, say, ranks, own_encoder=resume and fitted_encoder(root))
     try:
-        root = ranks.same(Path(folder) if folder is not None else run_folder(recipe.name, resume))
         if ranks.main:
-            root.mkdir(parents=True, exist_ok=True)
-            write_text(root / "recipe.yaml", recipe.dump())
-            write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            describe_run(root, assembly.recipe)
         fitted = fit(assembly, root, resume=resume, reporter=say)
-        say.line("evaluating on the test part, beside the baselines")
-        part, most = PARTS["test"], recipe.data.max_events
-        found = predict(
-            assembly.model, assembly.builder, assembly.split, part, max_events=most, batch_tokens=16384, ranks=ranks
-        )  # fmt: skip
-        run = None
-        if ranks.main:
-            write_predictions(root, found, recipe.tasks, data=_data(assembly).digest, split=recipe.data.split, part="test")
-            results = judge(found, assembly.model, assembly.builder, assembly.split)
-            run = finish(fitted, root, results, registry, say)
-        done = ranks.same(run)
-        assert done is not None
-        return done
+        return conclude(fitted, root, registry, say, ranks)
     finally:
         assembly.model.release()
 
 
+def describe_run(root: Path, recipe: Recipe) -> None:
+    """Write what a run folder says before the first step: the resolved recipe and the environment."""
+    root.mkdir(parents=True, exist_ok=True)
+    write_text(root / "recipe.yaml", recipe.dump())
+    write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+
+def conclude(fitted: Fitted, root: Path, registry: Registry | None, say: Reporter, ranks: Ranks) -> Run:
+    """Evaluate a fitted run once on the test part, and leave its results in the run folder; its model must be on the base."""
+    assembly = fitted.assembly
+    recipe = assembly.recipe
+    say.line("evaluating on the test part, beside the baselines")
+    part, most = PARTS["test"], recipe.data.max_events
+    found = predict(
+        assembly.model, assembly.builder, assembly.split, part, max_events=most, batch_tokens=16384, ranks=ranks
+    )  # fmt: skip
+    run = None
+    if ranks.main:
+        write_predictions(root, found, recipe.tasks, data=_data(assembly).digest, split=recipe.data.split, part="test")
+        results = judge(found, assembly.model, assembly.builder, assembly.split)
+        run = finish(fitted, root, results, registry, say)
+    done = ranks.same(run)
+    assert done is not None
+    return done
+
+
 def wire(
-    recipe: Recipe, log: Interactions | Texts | None, base: Base | None, registry: Registry | None, say: Reporter, ranks: Ranks
+    recipe: Recipe, log: Interactions | Texts | None, base: Base | None, registry: Registry | None, say: Reporter, ranks: Ranks,
+    *, own_encoder: bool = False,
 ) -> AnyAssembly:  # fmt: skip
     """Load what a run is about and put it together; the base carries the result until `model.release()`.
 
@@ -133,6 +146,7 @@ def wire(
         registry: Where an encoder is looked for.
         say: Where progress goes.
         ranks: The processes; the first one unpacks what comes as a package.
+        own_encoder: Fit a new encoder whatever the registry has, as a run that is resumed does if it began so.
     """
     with ranks.first():
         data = log if log is not None else open_data(recipe.data.path, texts=recipe.reads_texts)
@@ -141,10 +155,10 @@ def wire(
             find_base(recipe.base.name)
     wanted = recipe.base
     base = base or Base.load(wanted.name, quantization=wanted.quantization, depth=wanted.depth, device=ranks.device)
-    _check_base(recipe, base)
+    check_base(recipe, base)
     if isinstance(data, Texts):
         return assemble_texts(recipe, data, base)
-    return assemble(recipe, data, base, find_encoder(recipe, data, base, registry, say))
+    return assemble(recipe, data, base, None if own_encoder else find_encoder(recipe, data, base, registry, say))
 
 
 def finish(
@@ -207,7 +221,12 @@ def _updated(assembly: AnyAssembly) -> dict[str, torch.nn.Parameter]:
     return dict(assembly.model.lora_parameters())
 
 
-def _check_base(recipe: Recipe, base: Base) -> None:
+def check_base(recipe: Recipe, base: Base) -> None:
+    """Check that a base has the depth and quantization that a recipe asks for.
+
+    Raises:
+        RecipeError: The message names the field and both values.
+    """
     wanted = recipe.base.depth or base.full_depth
     for field, got, expected in (
         ("base.depth", base.depth, wanted),

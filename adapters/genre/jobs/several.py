@@ -1,0 +1,175 @@
+"""Several recipes at once on one base: which are trained alone first, then the group, then each evaluated and handed over.
+
+Owns: the order of such a job, what its runs share. Ignores: command lines, how a group steps.
+
+A recipe that has to fit a behaviour encoder is trained alone and first, in the order given, and its encoder published, so
+that the others share it: `genre train next_item.yaml like.yaml rating.yaml` trains next_item, then like and rating at once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from genre.assembly import SharedEncoder, assemble, needs_encoder
+from genre.base import Base
+from genre.errors import GenreError, InputError, JobError
+from genre.interactions import Interactions
+from genre.jobs.encoders import find_encoder
+from genre.jobs.places import open_log, run_folder
+from genre.jobs.run import Run, check_base, conclude, describe_run, train
+from genre.model import SoftTokens
+from genre.progress import Reporter
+from genre.ranks import Ranks
+from genre.recipe import Recipe
+from genre.registry import Registry
+from genre.training.checkpoints import fitted_encoder
+from genre.training.state import Fitted, Stream
+from genre.training.together import Member, check_together, fit_together
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One recipe of the job, its log, its run folder, and the encoder it is given (None: it needs none)."""
+
+    recipe: Recipe
+    log: Interactions
+    root: Path
+    shared: SharedEncoder | None = None
+
+
+def train_together(
+    recipes: Sequence[Recipe],
+    *,
+    log: Interactions | None = None,
+    base: Base | None = None,
+    registry: Registry | None = None,
+    folder: Path | str | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    tokens: int | None = None,
+    on_run: Callable[[Run], None] | None = None,
+) -> list[Run]:
+    """Train several recipes on one frozen base; each result is that of its recipe alone.
+
+    Args:
+        recipes: With one base, depth and quantization; none of kind full.
+        log: Wins over every recipe's data path.
+        base: Wins over the recipes' base, and is checked against it.
+        registry: Where encoders are looked for and published; without one each recipe that needs an encoder fits its own
+            and is trained alone.
+        folder: Holds a run folder per recipe, by name; by default `runs/<name>/<n>` each.
+        resume: Go on from the run folders' last checkpoints; a run without one begins.
+        reporter: Where progress goes.
+        tokens: Most tokens that the base sees in one pass (see `genre.training.together.TOKENS`).
+        on_run: Told of each run as soon as it has ended, in the order in which they end.
+
+    Returns:
+        The runs, in the order of the recipes.
+
+    Raises:
+        GenreError: The recipes do not go together, a run that is trained alone fails, or the job is interrupted.
+        JobError: Some runs of the group failed; the others were finished and told to `on_run`.
+    """
+    say = reporter or Reporter.silent()
+    check_together(recipes)
+    if Ranks.here().count > 1:
+        raise InputError("several recipes train in one process", got=f"{Ranks.here().count} processes", expected="one")
+    wanted = recipes[0].base
+    base = base or Base.load(wanted.name, quantization=wanted.quantization, depth=wanted.depth)
+    check_base(recipes[0], base)
+    logs = {recipe.data.path: log for recipe in recipes} if log is not None else {}
+    places = []
+    for recipe in recipes:
+        if recipe.data.path not in logs:
+            logs[recipe.data.path] = open_log(recipe.data.path)
+        root = Path(folder) / recipe.name if folder is not None else run_folder(recipe.name, resume)
+        places.append(_Place(recipe, logs[recipe.data.path], root))
+    if resume and not any(_checkpoint(place) for place in places):
+        raise InputError(
+            "there is nothing to resume", got=", ".join(str(place.root) for place in places), expected="checkpoints/last.pt",
+            todo="train without --resume",
+        )  # fmt: skip
+    done: dict[str, Run] = {}
+
+    def hand_over(run: Run, name: str) -> None:
+        done[name] = run
+        if on_run is not None:
+            on_run(run)
+
+    group: list[_Place] = []
+    for place in places:
+        given = _encoder(place, group, base, registry, resume, say)
+        if needs_encoder(place.recipe) and given is None:
+            say.line(f"{place.recipe.name} fits an encoder, and is trained alone and first")
+            for each in places:  # now, so that a later --resume finds the folders of this job and not older ones
+                describe_run(each.root, each.recipe)
+            run = train(
+                place.recipe, log=place.log, base=base, registry=registry, folder=place.root,
+                resume=resume and _checkpoint(place), reporter=say,
+            )  # fmt: skip
+            hand_over(run, place.recipe.name)
+        else:
+            group.append(_Place(place.recipe, place.log, place.root, given))
+    failed = _train_group(group, base, registry, resume, say, tokens, hand_over) if group else {}
+    if failed:
+        name, first = next(iter(failed.items()))
+        raise JobError(f"{len(failed)} of {len(recipes)} recipes failed: {', '.join(failed)}", got=f"for {name}: {first}")
+    return [done[recipe.name] for recipe in recipes]
+
+
+def _encoder(
+    place: _Place, group: list[_Place], base: Base, registry: Registry | None, resume: bool, say: Reporter
+) -> SharedEncoder | None:
+    """The encoder that a recipe is given; the same object for all that are given the same version."""
+    if resume and fitted_encoder(place.root):
+        return None
+    given = find_encoder(place.recipe, place.log, base, registry, say)
+    if given is None:
+        return None
+    return next((other.shared for other in group if other.shared is not None and other.shared.digest == given.digest), given)
+
+
+def _train_group(
+    group: list[_Place],
+    base: Base,
+    registry: Registry | None,
+    resume: bool,
+    say: Reporter,
+    tokens: int | None,
+    hand_over: Callable[[Run, str], None],
+) -> dict[str, GenreError]:
+    """Train, evaluate and hand over a group; what failed, by name."""
+    members: list[Member] = []
+    for place in group:
+        assembly = assemble(place.recipe, place.log, base, place.shared, soft=_soft(place, members), bare=True)
+        members.append(Member(assembly, place.root, Stream(base.device), resume and _checkpoint(place)))
+    for place in group:
+        describe_run(place.root, place.recipe)
+    failed: dict[str, GenreError] = {}
+    for member, fitted in zip(members, fit_together(members, reporter=say, tokens=tokens), strict=True):
+        name, model = member.assembly.recipe.name, member.assembly.model
+        if not isinstance(fitted, Fitted):
+            failed[name] = fitted
+            continue
+        model.put(model.layers)
+        try:
+            hand_over(conclude(fitted, member.folder, registry, _named(say, name), Ranks()), name)
+        finally:
+            model.release()
+    return failed
+
+
+def _named(say: Reporter, name: str) -> Reporter:
+    return Reporter(lambda text: say.write(f"{name}: {text}"))
+
+
+def _soft(place: _Place, members: list[Member]) -> SoftTokens | None:
+    """The item vectors of another member with the same encoder and log."""
+    if place.shared is None:
+        return None
+    same = (member.assembly for member in members if member.assembly.shared is place.shared)
+    return next((other.model.soft for other in same if other.log is place.log), None)
+
+
+def _checkpoint(place: _Place) -> bool:
+    return (place.root / "checkpoints" / "last.pt").is_file()
