@@ -87,6 +87,14 @@ def test_metrics_are_what_prometheus_reads(engine):
     assert ("process_resident_memory_bytes", ()) in samples
 
 
+def test_swaps_and_evictions_are_counted(trained):
+    with open_engine(trained, lanes=2) as engine, serving(engine, ["like", "rating", "next_item"]) as (_, client):
+        page = client.get("/metrics").text
+        assert 'genre_lanes{state="used"} 2.0' in page and "genre_evictions_total 1.0" in page
+        client.post("/v1/score", json={"requests": [{**SECRET, "adapter": "like"}]})  # comes back for another one
+        assert "genre_evictions_total 2.0" in client.get("/metrics").text
+
+
 def test_services_in_one_process_count_apart(engine):
     with serving(engine, ["like@production"]) as (one, client), serving(engine, ["like@production"]) as (two, _):
         client.post("/v1/score", json={"requests": [SECRET]})

@@ -83,6 +83,9 @@ class Engine:
         data: A data set for `user_id` requests; its catalogue replaces the one that versions carry.
         batch_tokens: Padded tokens of one forward pass.
 
+    Attributes:
+        evictions: Versions that have left their lane.
+
     Raises:
         InputError: Something else is attached to the base.
     """
@@ -108,6 +111,7 @@ class Engine:
         )
         self.lanes = Lanes(base.model, find_linears(base.model, "all-linear"), slots=lanes + 1, dtype=base.dtype)
         base.occupied_by = "an engine"
+        self.evictions = 0
         self._serving: dict[str, Resident] = {}
         self._resident: OrderedDict[str, Resident] = OrderedDict()
         self._pinned: set[str] = set()
@@ -307,6 +311,7 @@ class Engine:
         self._resident.pop(resident.loaded.digest, None)
         with self._forward:
             self.lanes.erase(resident.place)
+        self.evictions += 1
 
     def _drop_unused(self) -> None:
         """Free the lanes of versions that no reference means any more.

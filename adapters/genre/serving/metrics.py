@@ -53,12 +53,21 @@ class Metrics:
         ProcessCollector(registry=own)
         self.live = Live()
         self._seen: dict[tuple[str, str, str], float] = {}
+        self._evicted, self._lock = 0, threading.Lock()
 
     def batch(self, rows: int, tokens: int, seconds: float) -> None:
         """A micro-batch was scored."""
         self.batch_rows.observe(rows)
         self.batch_tokens.observe(tokens)
         self.batch_seconds.observe(seconds)
+
+    def engine(self, used: int, lanes: int, evictions: int) -> None:
+        """What the engine says of itself: lanes that hold a version, all lanes, versions that have left theirs since it began."""
+        self.lanes.labels("used").set(used)
+        self.lanes.labels("total").set(lanes)
+        with self._lock:
+            self.evictions.inc(evictions - self._evicted)
+            self._evicted = evictions
 
     def row(self, adapter: str, task: str, version: str, seconds: float) -> None:
         """A row was answered."""

@@ -160,8 +160,7 @@ class Service:
 
     def _lanes(self) -> dict[str, int]:
         used = len(set(self.engine.resident().values()))
-        self.metrics.lanes.labels("used").set(used)
-        self.metrics.lanes.labels("total").set(self.engine.capacity)
+        self.metrics.engine(used, self.engine.capacity, self.engine.evictions)
         return {"used": used, "total": self.engine.capacity}
 
     def metrics_text(self) -> bytes:
