@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +23,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from genre.attention import Blocks
 from genre.errors import BaseModelError, InputError
 
 Quantization = Literal["none", "int8", "nf4"]
+
+IN_PARTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # layers, rotary positions, a final norm, and nothing between
 
 
 @contextlib.contextmanager
@@ -83,6 +86,8 @@ class Base:
         depth: int | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        device_map: Mapping[str, str | int] | None = None,
+        offload_folder: str | Path | None = None,
     ) -> "Base":
         """Load and freeze a base.
 
@@ -92,15 +97,21 @@ class Base:
             depth: Keep the first so many layers, followed by the base's own final norm.
             device: `cuda` if there is one, else `cpu`; `auto` lets accelerate spread the base over what there is.
             dtype: bfloat16 on CUDA, float32 on CPU (where bfloat16 is hundreds of times slower).
+            device_map: Where each module goes, as accelerate spells it (`{"model.layers.0": 0, …, "lm_head": "disk"}`), in
+                place of `device`; for bases that no one device holds.
+            offload_folder: For what the map, or `auto`, leaves on the disk.
 
         Raises:
-            BaseModelError: The folder is neither a causal LM nor an encoder, the depth is too large, or the device cannot hold
-                the quantization.
+            BaseModelError: The folder is neither a causal LM nor an encoder, the depth is too large, the map leaves a module
+                out, or the device cannot hold the quantization.
         """
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
         folder = find(name)
         place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device_map is not None:
+            on_gpu = any(isinstance(each, int) or str(each).startswith("cuda") for each in device_map.values())
+            place = "cuda" if on_gpu else "cpu"
         precision = dtype or (torch.float32 if place == "cpu" else torch.bfloat16)
         with quiet():
             try:
@@ -127,7 +138,8 @@ class Base:
                     folder,
                     config=config,
                     dtype=precision,
-                    device_map="auto" if place == "auto" else {"": place},
+                    device_map=dict(device_map) if device_map else "auto" if place == "auto" else {"": place},
+                    offload_folder=offload_folder,
                     quantization_config=_bits(quantization),
                     attn_implementation="sdpa",
                 )
@@ -170,8 +182,8 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in (the embedding's device)."""
-        return self.embedding.weight.device
+        """Where token ids go in (the device that the embedding computes on)."""
+        return device_of(self.embedding)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -186,7 +198,7 @@ class Base:
     @property
     def embedding_rms(self) -> float:
         """Root mean square of the token embedding's entries: the scale that soft tokens start at."""
-        return float(self.embedding.weight[:4096].float().square().mean().sqrt())
+        return float(weight_of(self.embedding)[:4096].float().square().mean().sqrt())
 
     def need_bare(self) -> None:
         """Check that nothing is attached.
@@ -228,6 +240,7 @@ class Base:
         mask: Tensor | None = None,
         *,
         lengths: Tensor | None = None,
+        blocks: Blocks | None = None,
         recompute: bool = False,
     ) -> Tensor:
         """Hidden states after the final norm.
@@ -238,6 +251,7 @@ class Base:
             mask: (B, 1, T, T) bool, True where a query may look at a key; None for plain attention.
             lengths: (B,) int64 tokens of each row that are no padding, which an encoder must know; in plain causal attention
                 nothing looks ahead, so right padding needs no mask.
+            blocks: The same as a mask, where `takes_blocks` holds and attention is installed (`genre.attention`).
             recompute: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
                 time, the same gradients.
 
@@ -256,9 +270,53 @@ class Base:
             assert lengths is not None, "an encoder needs to know what is padding"
             there = torch.arange(embeds.shape[1], device=embeds.device) < lengths.to(embeds.device)[:, None]
             return self.body(inputs_embeds=embeds, attention_mask=there.long()).last_hidden_state
+        more: dict[str, Any] = {}
         if mask is not None:
             mask = torch.where(mask, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
-        return self.body(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False).last_hidden_state
+        elif blocks is not None:
+            mask = embeds.new_zeros(1, 1, 1, 1)  # any 4-D mask keeps transformers from making a whole one; nobody reads it
+            more["blocks"] = blocks
+        return self.body(
+            inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more
+        ).last_hidden_state
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether attention by blocks works here: the model hands what it does not know on to the attention function."""
+        return not self.bidirectional and bool(getattr(self.model, "_supports_attention_backend", False))
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether some of the layers can be run alone (`run`)."""
+        return self.model.config.model_type in IN_PARTS
+
+    def run(self, hidden: Tensor, first: int, last: int, blocks: Blocks) -> Tensor:
+        """Run the layers from `first` up to, not including, `last`; the final norm follows the base's last layer.
+
+        Args:
+            hidden: (B, T, D) embeddings for layer 0, else what the layer before gave.
+            first: From 0.
+            last: Up to the depth.
+            blocks: What may see what, and the positions.
+
+        Returns:
+            (B, T, D).
+
+        Raises:
+            BaseModelError: The base's layers cannot be run apart.
+        """
+        if not self.in_parts:
+            raise BaseModelError(
+                "the base's layers cannot be run apart", got=self.model.config.model_type, expected=", ".join(IN_PARTS)
+            )
+        body: Any = self.body
+        rotary = body.rotary_emb(hidden, position_ids=blocks.positions)
+        for layer in body.layers[first:last]:
+            hidden = layer(
+                hidden, attention_mask=None, position_ids=blocks.positions, position_embeddings=rotary, use_cache=False,
+                blocks=blocks,
+            )  # fmt: skip
+        return body.norm(hidden) if first < last == self.depth else hidden
 
     @contextlib.contextmanager
     def _recomputing(self) -> Iterator[None]:
@@ -295,8 +353,8 @@ class Base:
             BaseModelError: The base is an encoder.
         """
         self.need_causal("head 'verbalizer'")
-        head = self.model.get_output_embeddings()
-        weight = head.weight[word_ids.to(head.weight.device)].to(hidden.dtype)
+        weight = weight_of(self.model.get_output_embeddings())
+        weight = weight[word_ids.to(weight.device)].to(hidden.dtype)
         return nn.functional.linear(hidden, weight.to(hidden.device)).float()
 
     @torch.no_grad()
@@ -331,6 +389,26 @@ class Base:
             vectors[rows] = (hidden * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
             start = end
         return vectors
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module with a weight computes: where its weight is, or where accelerate brings it for the pass."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    for each in getattr(hook, "hooks", (hook,)):
+        if getattr(each, "execution_device", None) is not None:
+            return torch.device(each.execution_device)
+    weight: Any = module.weight
+    return weight.device
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A module's weight, read from where accelerate keeps it if it is offloaded."""
+    weight: Any = module.weight
+    if weight.device.type != "meta":
+        return weight
+    hook: Any = module._hf_hook
+    held = next(each.weights_map for each in getattr(hook, "hooks", (hook,)) if getattr(each, "weights_map", None) is not None)
+    return held["weight"]
 
 
 def is_encoder(config: Any) -> bool:
