@@ -9,6 +9,7 @@ stored, who asks for them.
 
 import dataclasses
 import json
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from genre.errors import InputError, IntegrityError, ManifestError
 from genre.heads import Head, make_head
 from genre.lora import from_peft, peft_config, to_peft
 from genre.recipe import AdapterConfig
-from genre.registry import Registry
+from genre.registry import Registry, Version
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest, check_fit
 from genre.sequences import FeedbackVocabulary, Layout
 from genre.tasks import Task
@@ -179,37 +180,46 @@ def protocol(assembly: AnyAssembly, task: Task) -> str:
     return f"{kind} ({said}); {how}; equal seconds in hash order; {window}{ranking}"
 
 
-def read_adapter(registry: Registry, ref: str, base: Base, *, encoders: dict[str, SharedEncoder] | None = None) -> Loaded:
+def read_adapter(
+    registry: Registry,
+    ref: str | Version,
+    base: Base,
+    *,
+    encoders: MutableMapping[str, SharedEncoder] | None = None,
+    recheck: bool = True,
+) -> Loaded:
     """Load a version, check that it fits the base, and build its modules.
 
     Args:
         registry: Where it is.
-        ref: `name`, `name@alias` or `name:version`.
+        ref: `name`, `name@alias` or `name:version`, or the version itself.
         base: The base that it is to run on; not touched.
         encoders: Encoders that are loaded already, by digest; a new one is added.
+        recheck: Hash its files even if this registry has done so before; see `Registry.fetch`.
 
     Raises:
         ManifestError: Another base, depth, tokenizer, layout or encoder; the message names the field and both values.
         IntegrityError: The version is damaged.
     """
-    version = registry.resolve(ref)
-    folder = registry.fetch(version)
+    version, said = registry.resolve(ref), ref if isinstance(ref, str) else ref.ref
+    folder = registry.fetch(version, recheck=recheck)
     manifest = version.manifest
     if manifest.kind == "encoder":
-        raise ManifestError(f"{ref} is a behaviour encoder", got="encoder", expected="an adapter")
+        raise ManifestError(f"{said} is a behaviour encoder", got="encoder", expected="an adapter")
     _check(manifest, base)
     shared, catalogue = None, None
     if manifest.encoder is not None:
-        held = encoders if encoders is not None else {}
-        if manifest.encoder not in held:
-            held[manifest.encoder] = read_encoder(registry, manifest.encoder, base)
-        shared = held[manifest.encoder]
+        shared = encoders.get(manifest.encoder) if encoders is not None else None
+        if shared is None:
+            shared = read_encoder(registry, manifest.encoder, base)
+            if encoders is not None:
+                encoders[manifest.encoder] = shared
         catalogue = shared.catalogue
     reading: Layout | TextLayout
     if "pool" in manifest.sequence:
         reading, catalogue = TextLayout.restore(base, manifest.sequence), Catalogue(pl.DataFrame(schema={"item_id": pl.String}))
     else:
-        base.need_causal(f"{ref}, which reads a user's events,")
+        base.need_causal(f"{said}, which reads a user's events,")
         reading = Layout.restore(base.tokenizer, manifest.sequence)
         if shared is not None and shared.vocabulary != reading.feedback:
             theirs = f"{shared.vocabulary.values}, the encoder's"

@@ -26,6 +26,11 @@ def default_cache() -> Path:
     return Path(root) / "registry"
 
 
+def cached_folder(cache: Path, digest: str) -> Path:
+    """Where a version's copy lies, if there is one."""
+    return cache / digest
+
+
 def fetch_cached(cache: Path, store: Store, manifest: Manifest, manifest_bytes: bytes) -> Path:
     """Return a verified local copy of a version.
 
@@ -38,7 +43,7 @@ def fetch_cached(cache: Path, store: Store, manifest: Manifest, manifest_bytes: 
     Raises:
         IntegrityError: The stored version is damaged or unsafe; nothing is left in the cache.
     """
-    target = cache / manifest.digest
+    target = cached_folder(cache, manifest.digest)
     if target.is_dir():
         try:
             check_stored(target, manifest)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from genre.errors import ConflictError, ManifestError, NotFoundError, RegistryError
 from genre.registry import limits
-from genre.registry.cache import default_cache, fetch_cached
+from genre.registry.cache import cached_folder, default_cache, fetch_cached
+from genre.registry.checked import Checks
 from genre.registry.integrity import check_stored
 from genre.registry.journal import Journal, Move
 from genre.registry.manifest import BaseInfo, Manifest, open_sealed
@@ -47,6 +48,7 @@ class Registry:
         text = str(url)
         self.url = text
         self._cache = Path(cache) if cache is not None else default_cache()
+        self._checks = Checks()
         self.store: Store
         if "://" in text and not text.startswith("file://"):
             from genre.registry.remote import RemoteStore  # fsspec takes a while to import
@@ -130,8 +132,13 @@ class Registry:
                     return version
         raise NotFoundError(f"no version with digest {digest}", got=f"the registry at {self.url}", todo="publish it first")
 
-    def fetch(self, ref: str | Version) -> Path:
+    def fetch(self, ref: str | Version, *, recheck: bool = True) -> Path:
         """Return a folder on this machine with the version's files, re-hashed and checked just now.
+
+        Args:
+            ref: Which version.
+            recheck: False takes an earlier check by this registry for good while no file's name, size, times or inode differ
+                from then: a server that reads the same versions again and again need not hash them each time.
 
         Raises:
             NotFoundError: There is no such version.
@@ -139,12 +146,16 @@ class Registry:
         """
         version = self.resolve(ref)
         local = self.store.folder(version.name, version.version)
-        if local is None:
-            data = self.store.read(version.name, version.version, MANIFEST, limits.MAX_MANIFEST_BYTES)
-            manifest = open_sealed(data, version.name, version.version)
-            return fetch_cached(self._cache, self.store, manifest, data)
-        check_stored(local, self._open(version.name, version.version).manifest)
-        return local
+        folder = local or cached_folder(self._cache, version.digest)
+        if not recheck and self._checks.holds(folder, version.digest):
+            return folder
+        with self._checks.watch(folder, version.digest):
+            if local is None:
+                data = self.store.read(version.name, version.version, MANIFEST, limits.MAX_MANIFEST_BYTES)
+                fetch_cached(self._cache, self.store, open_sealed(data, version.name, version.version), data)
+            else:
+                check_stored(local, self._open(version.name, version.version).manifest)
+        return folder
 
     def names(self) -> builtins.list[str]:
         """All names that have a version."""
