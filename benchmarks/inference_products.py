@@ -60,7 +60,7 @@ def lanes(depth: int, rounds: int) -> dict[str, Any]:
     embeds = bare.embedding(ids)
 
     def mixed() -> torch.Tensor:
-        stack.route(places, ids.device)
+        stack.route(places)
         hidden = ours.hidden(embeds)
         stack.clear()
         return hidden

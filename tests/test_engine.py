@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import genre
-import genre.engine.core as core
 from builders import LIKE, NEXT, RATING, publish_stirred, recipe
 from genre.assembly import assemble
 from genre.engine import Engine, Request
@@ -112,12 +111,11 @@ def test_ranks_targets_and_kinds_mix_in_one_batch(base, trained, varied):
         assert np.abs(values(answer) - wanted).max() < CLOSE, request.adapter
 
 
-@pytest.mark.parametrize("size", [1, 7])
-def test_chunks_of_branches_change_nothing(engine, monkeypatch, size):
+@pytest.mark.parametrize("tokens", [1, 90, 300])
+def test_chunks_of_branches_change_nothing(engine, tokens):
     requests = mixed(["like", "rating"], candidates=tuple(f"i{i}" for i in range(30)))
     whole = [values(answer) for answer in engine.score(requests)]
-    monkeypatch.setattr(core, "BRANCHES", size)
-    engine.batch_tokens = 300
+    engine.passes.batch_tokens = tokens
     for one, other in zip(whole, engine.score(requests), strict=True):
         assert np.abs(one - values(other)).max() < CLOSE
 
@@ -263,7 +261,7 @@ def test_a_bad_request_fails_alone(engine):
         assert answer.error is not None and text in answer.error and not answer.results
     for number, answer in enumerate(answers[1::2]):
         assert answer.id == str(number) and len(values(answer)) == 2
-    assert all(resident.users == 0 for resident in engine._resident.values())
+    assert engine.occupancy()["requests"] == 0
 
 
 def test_no_request_is_no_response(engine):
@@ -330,7 +328,7 @@ def test_a_promotion_is_served_after_a_swap_only(base, trained, varied):
         trained.registry.promote(two.ref, "champion")
         assert engine.load("promoted@champion") == one.digest
         assert engine.swap("promoted@champion") == two.digest
-        assert list(engine._resident) == [two.digest]
+        assert engine.resident() == {"promoted@champion": two.digest} and engine.occupancy()["lanes"] == 1
 
 
 def test_the_least_recently_used_adapter_is_evicted_but_for_pinned_ones(base, trained, varied):
@@ -343,7 +341,7 @@ def test_the_least_recently_used_adapter_is_evicted_but_for_pinned_ones(base, tr
         assert set(engine.resident()) == {"like", "rating"} and values(answers[0]) == values(answers[1])
         assert engine.score([Request("next_item", user_id="u0", k=2)])[0].error is None
         engine.load("rank2", pin=True)
-        with pytest.raises(InputError, match="every lane is pinned or in use: got 2 lanes"):
+        with pytest.raises(InputError, match="every lane is pinned: got 2 lanes"):
             engine.load("rating")
         (refused,) = engine.score([Request("rating", user_id="u0", k=1)])
         assert "every lane is pinned" in refused.error
@@ -364,13 +362,12 @@ def test_without_pins_the_one_used_longest_ago_goes(base, trained):
 
 def test_names_of_one_version_share_a_lane(engine):
     assert engine.load("like") == engine.load("like@production") == engine.load("like@latest")
-    assert len(engine._resident) == 1 and len(engine.resident()) == 3
+    assert engine.occupancy()["lanes"] == 1 and len(engine.resident()) == 3
 
 
 def test_adapters_of_one_encoder_share_its_tables(engine):
-    for task in TASKS:
-        engine.load(task)
-    residents = list(engine._resident.values())
+    residents = [engine.residency.acquire(task) for task in TASKS]
+    engine.residency.release(residents)
     assert len({id(resident.loaded.shared) for resident in residents}) == 1
     assert len({id(resident.space) for resident in residents}) == 1
 

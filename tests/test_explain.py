@@ -250,7 +250,7 @@ BAD = [
 def test_what_cannot_be_explained_is_said(engine, request_, item, method, kind, text):
     with pytest.raises(kind, match=text):
         explain(engine, request_, item, method=method)
-    assert all(resident.users == 0 for resident in engine._resident.values())
+    assert engine.occupancy()["requests"] == 0
 
 
 # --- beside others ---------------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def test_explanations_and_swaps_beside_each_other(base, trained, hot):
         end.set()
         swapper.join()
         after = effects(explain(engine, request, "i2", method="gradient"))
-        assert all(resident.users == 0 for resident in engine._resident.values())
+        assert engine.occupancy()["requests"] == 0
         assert min(np.abs(after - one).max() for one in wanted.values()) < 1e-5
     assert not failures and got
     for found in got:

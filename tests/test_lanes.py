@@ -35,7 +35,7 @@ def alone(base, weights, embeds):
 
 
 def routed(base, lanes, places, embeds):
-    lanes.route(places, base.device)
+    lanes.route(places)
     try:
         return base.hidden(embeds)
     finally:

@@ -182,9 +182,8 @@ def peft_model(registry, ref, base_folder, out):
 
 def lane_hidden(engine, ref, ids):
     """Last hidden states of the engine's lane of an adapter for rows of token ids."""
-    engine.load(ref)
-    place = engine._serving[ref].place
-    engine.lanes.route([place] * len(ids), engine.base.device)
+    resident = engine.residency.acquire(ref)
+    engine.lanes.route([resident.place] * len(ids))
     try:
         return engine.base.hidden(engine.base.embedding(ids))
     finally:

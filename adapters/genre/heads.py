@@ -301,6 +301,13 @@ class CatalogueHead(Head):
         """(n, d) against (m, d + 1) keys → (n, m)."""
         return query @ keys[:, :-1].t() / math.sqrt(self.size) + keys[:, -1]
 
+    def direction(self, query: Tensor) -> Tensor:
+        """(n, d) → (n, D): an item's logit is its product with the item's unit vector, (Kᵀ q)·ē_i for q·(K ē_i).
+
+        For a catalogue that many heads look at: none of them needs a table of its own.
+        """
+        return query @ self.key.weight[:-1] / math.sqrt(self.size) + self.key.weight[-1]
+
     def match(self, query: Tensor, keys: Tensor) -> Tensor:
         """(n, d) against one of (n, d + 1) keys each → (n,)."""
         return (query * keys[:, :-1]).sum(-1) / math.sqrt(self.size) + keys[:, -1]

@@ -1,76 +1,38 @@
 """One base, many resident adapters: load, score mixed batches, swap, evict.
 
-Owns: who is resident, which version a name means now, the scoring pass. Ignores: training, HTTP.
+Owns: the parts of an engine and their life; the turns of a call. Ignores: training, HTTP.
 
     engine = Engine(base, registry, lanes=16)
     engine.score([Request("like@production", history=[…], candidates=["50"]), Request("next_item", history=[…], k=10)])
 
-Threads: any number may call `score`, `load`, `swap`; a forward pass is one at a time (the base is one), loading is outside
-of it. A request keeps the version it began with.
+Threads: any number may call any of it; a forward pass is one at a time (the base is one), loading is outside of it. A request
+keeps the version it began with.
 """
 
-import string
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from genre.assembly import SharedEncoder
+from genre.attention import install, restore
 from genre.base import Base
 from genre.catalogue import Catalogue
-from genre.engine.items import Inline, ItemSpace
-from genre.engine.requests import Request, Response, Scored
+from genre.engine.items import Inline
+from genre.engine.passes import Passes
+from genre.engine.planning import Job, history_of, plan
+from genre.engine.requests import Request, Response
+from genre.engine.residency import Residency
+from genre.engine.source import Source
+from genre.engine.tiers import Resident
 from genre.errors import GenreError, InputError, RequestError
-from genre.heads import CatalogueHead, View
 from genre.interactions import Interactions
-from genre.lanes import Lanes, Place
+from genre.lanes import Lanes
 from genre.lora import find_linears
 from genre.registry import Registry
-from genre.sequences import Batch, Layout, collate, plan_batches
-from genre.sequences import Sequence as Row
-from genre.tasks import Task
-from genre.versions import Loaded, read_adapter
+from genre.versions import Loaded
 
-BRANCHES = 512
-
-
-@dataclass(eq=False)
-class Resident:
-    """A version in a lane.
-
-    Attributes:
-        place: Its lane; None runs on the bare base.
-        space: The catalogue as its encoder sees it.
-        tables: What each head makes of the catalogue's item vectors.
-        users: Requests under way that began with it.
-        names: References that mean it now.
-    """
-
-    loaded: Loaded
-    place: Place | None
-    space: ItemSpace
-    tables: dict[str, tuple[Tensor, ...]]
-    users: int = 0
-    names: set[str] = field(default_factory=set)
-
-
-@dataclass
-class _Job:
-    """A request on its way through a call."""
-
-    number: int
-    request: Request
-    resident: Resident
-    task: Task
-    inline: Inline
-    codes: np.ndarray
-    rows: list[Row]
-    scores: list[np.ndarray] = field(default_factory=list)
+TURN_BATCHES = 32
+NAME = "an engine"
 
 
 class Engine:
@@ -80,11 +42,9 @@ class Engine:
         base: The base; the engine puts lane layers on it until `close`.
         registry: Where references are looked up.
         lanes: Adapters that are resident at once.
+        host: Adapters beyond those that stay in host memory when they leave their lane.
         data: A data set for `user_id` requests; its catalogue replaces the one that versions carry.
         batch_tokens: Padded tokens of one forward pass.
-
-    Attributes:
-        evictions: Versions that have left their lane.
 
     Raises:
         InputError: Something else is attached to the base.
@@ -96,30 +56,24 @@ class Engine:
         registry: Registry,
         *,
         lanes: int = 16,
+        host: int = 128,
         data: Interactions | None = None,
         batch_tokens: int = 8192,
     ) -> None:
         base.need_bare()
-        if lanes < 1:
-            raise InputError("lanes", got=lanes, expected="at least 1")
-        self.base, self.registry, self.data, self.batch_tokens, self.capacity = (
-            base,
-            registry,
-            data,
-            batch_tokens,
-            lanes,
-        )
+        for name, value, least in (("lanes", lanes, 1), ("host", host, 0), ("batch_tokens", batch_tokens, 1)):
+            if value < least:
+                raise InputError(name, got=value, expected=f"at least {least}")
+        self.base, self.registry, self.data, self.capacity = base, registry, data, lanes
         self.lanes = Lanes(base.model, find_linears(base.model, "all-linear"), slots=lanes + 1, dtype=base.dtype)
-        base.occupied_by = "an engine"
-        self.evictions = 0
-        self._serving: dict[str, Resident] = {}
-        self._resident: OrderedDict[str, Resident] = OrderedDict()
-        self._pinned: set[str] = set()
-        self._encoders: dict[str, SharedEncoder] = {}
-        self._spaces: dict[tuple[str | None, str, tuple[str, ...]], ItemSpace] = {}
-        self._table = threading.RLock()
-        self._loading = threading.Lock()
-        self._forward = threading.Lock()
+        self._attention = install(base.model) if base.takes_blocks else None
+        base.occupied_by = NAME
+        self.forward = threading.Lock()
+        self.residency = Residency(Source(base, registry, self.lanes, data, self.forward), capacity=lanes, host=host)
+        self.passes = Passes(base, self.lanes, self.forward, batch_tokens)
+        self._state = threading.Condition()
+        self._calls = 0
+        self._open = True
 
     def __enter__(self) -> "Engine":
         return self
@@ -128,28 +82,37 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Take the lane layers off the base."""
-        with self._table, self._forward:
-            if self.base.occupied_by == "an engine":
-                self.lanes.detach()
-                self.base.occupied_by = None
-            self._serving.clear()
-            self._resident.clear()
+        """Let calls under way end, refuse new ones, and take the lane layers off the base."""
+        with self._state:
+            was_open, self._open = self._open, False
+            self._state.wait_for(lambda: self._calls == 0)
+        if was_open:
+            self.residency.clear()
+            self.lanes.detach()
+            if self._attention is not None:
+                restore(self.base.model, self._attention)
+            self.base.occupied_by = None
 
     def load(self, ref: str, *, pin: bool = False) -> str:
-        """Make a version resident; a no-op for what is served already.
+        """Make a version resident; a no-op for what is resident already.
+
+        Args:
+            ref: `name`, `name@alias` or `name:version`; means the same version from then on, until a swap.
+            pin: Never evict what it means, after a swap too.
 
         Returns:
             Its digest.
 
         Raises:
             NotFoundError, ManifestError, IntegrityError: It cannot be loaded here.
+            InputError: Every lane is pinned.
         """
-        resident = self._of(ref)
-        if pin:
-            with self._table:
-                self._pinned.add(resident.loaded.digest)
-        return resident.loaded.digest
+        with self._held(ref, pin=pin) as resident:
+            return resident.digest
+
+    def unpin(self, ref: str) -> None:
+        """Undo the pin of `load`."""
+        self.residency.unpin(ref)
 
     def swap(self, name: str, ref: str | None = None) -> str:
         """Let `name` mean what `ref` (by default `name` itself) means in the registry now.
@@ -160,56 +123,52 @@ class Engine:
         Returns:
             The digest that is served from now on.
         """
-        with self._loading:
-            fresh = self._stage(ref or name, spare=1)
-            with self._table:
-                old = self._serving.get(name)
-                self._serving[name] = fresh
-                fresh.names.add(name)
-                if old is not None and old is not fresh:
-                    old.names.discard(name)
-            self._drop_unused()
-        return fresh.loaded.digest
+        with self._call():
+            return self.residency.swap(name, ref or name)
 
     def unload(self, ref: str) -> None:
         """Let a reference mean nothing again, and free its lane once no request uses it."""
-        with self._loading:
-            with self._table:
-                resident = self._serving.pop(ref, None)
-                if resident is None:
-                    raise RequestError(
-                        "nothing is loaded by that reference", got=ref, expected=", ".join(self._serving) or "none"
-                    )
-                resident.names.discard(ref)
-                self._pinned.discard(resident.loaded.digest)
-            self._drop_unused()
+        with self._call():
+            self.residency.unload(ref)
 
     def resident(self) -> dict[str, str]:
-        """The references that are served and the digests they mean."""
-        with self._table:
-            return {name: resident.loaded.digest for name, resident in self._serving.items()}
+        """The references whose version is in a lane, and its digest."""
+        return self.residency.served()
+
+    def occupancy(self) -> dict[str, int]:
+        """Versions in `lanes` and in the `host` tier, the bytes of their low-rank weights (`…_bytes`), `requests` under way."""
+        return self.residency.occupancy()
+
+    @property
+    def evictions(self) -> int:
+        """Versions that have left their lane, for whatever reason, since the engine began."""
+        return self.residency.evictions
 
     def score(self, requests: Iterable[Request]) -> list[Response]:
         """Score requests of any adapters and tasks; a bad one fails alone.
 
+        Adapters may be more than lanes: the call takes turns, those that are resident first.
+
         Returns:
             One response per request, in order.
+
+        Raises:
+            InputError: The engine is closed.
         """
         asked = list(requests)
         done: list[Response | None] = [None] * len(asked)
-        jobs: list[_Job] = []
-        inline: dict[int, Inline] = {}
-        try:
-            for number, request in enumerate(asked):
+        with self._call():
+            waiting = self._check(asked, done)
+            inline: dict[int, Inline] = {}
+            while waiting:
+                jobs: list[Job] = []
                 try:
-                    jobs.append(self._plan(number, request, inline))
-                except GenreError as error:
-                    done[number] = Response(request.id, request.adapter, error=str(error))
-            self._run(jobs)
-            for job in jobs:
-                done[job.number] = _respond(job)
-        finally:
-            self._release(jobs)
+                    waiting = self._turn(asked, waiting, jobs, done, inline)
+                    self.passes.run(jobs)
+                    for job in jobs:
+                        done[job.number] = job.respond()
+                finally:
+                    self.residency.release([job.resident for job in jobs])
         return [response for response in done if response is not None]
 
     def read_by(self, request: Request) -> tuple[Loaded, list[dict[str, Any]], int, dict[str, Any]]:
@@ -222,277 +181,110 @@ class Engine:
             GenreError: The version cannot be loaded, or the user is unknown.
         """
         request.check()
-        loaded = self._of(request.adapter).loaded
-        history, user = self._history(request)
-        kept = history[-(loaded.layout.max_events - 1) :]
-        return loaded, kept, len(history) - len(kept), user
+        with self._held(request.adapter) as resident:
+            loaded = resident.loaded
+            history, user = history_of(request, self.data)
+            kept = history[-(loaded.layout.max_events - 1) :]
+            return loaded, kept, len(history) - len(kept), user
 
     def catalogue_of(self, loaded: Loaded) -> Catalogue:
         """The items that a version's requests may name: those of the engine's data set, or else its own."""
-        return self.data.catalogue if self.data is not None else loaded.catalogue
+        return self.residency.source.catalogue_of(loaded)
 
-    def _release(self, jobs: Sequence[_Job]) -> None:
-        """Let go of the versions that jobs began with."""
-        with self._table:
-            for job in jobs:
-                job.resident.users -= 1
-            stale = any(not job.resident.names for job in jobs)
-        if stale and self._loading.acquire(blocking=False):  # who loads or swaps now drops them when done
-            try:
-                self._drop_unused()
-            finally:
-                self._loading.release()
+    @contextmanager
+    def planned(self, request: Request) -> Iterator[Job]:
+        """A request as rows of the version that it means, which stays in its lane meanwhile.
 
-    def _of(self, ref: str) -> Resident:
-        with self._table:
-            found = self._serving.get(ref)
-            if found is not None:
-                self._resident.move_to_end(found.loaded.digest)
-                return found
-        with self._loading:
-            with self._table:
-                if ref in self._serving:
-                    return self._serving[ref]
-            fresh = self._stage(ref)
-            with self._table:
-                self._serving[ref] = fresh
-                fresh.names.add(ref)
-            return fresh
-
-    def _stage(self, ref: str, *, spare: int = 0) -> Resident:
-        """Read a version and write it into a free lane; nothing is routed there yet. Held under `_loading`.
-
-        `spare` lanes beyond the capacity may be used: a swap stages beside the version that it replaces.
+        Raises:
+            GenreError: The request cannot be answered.
         """
-        loaded = read_adapter(self.registry, ref, self.base, encoders=self._encoders)
-        with self._table:
-            if loaded.digest in self._resident:
-                self._resident.move_to_end(loaded.digest)
-                return self._resident[loaded.digest]
-        unknown = sorted(set(loaded.low) - set(self.lanes.layers))
-        if unknown:
-            raise InputError(f"{ref} adapts a linear that the base does not have", got=unknown[0])
-        self._make_room(spare)
-        space = self._space(loaded)
-        tables = {}
-        if space.vectors is not None:
-            with torch.no_grad():
-                tables = {name: head.tables(space.vectors) for name, head in loaded.heads.items()}
-        with self._forward:  # a bucket may grow, which replaces its stacks
-            place = self.lanes.write(loaded.low)
-        resident = Resident(loaded, place, space, tables)
-        with self._table:
-            self._resident[loaded.digest] = resident
-        return resident
-
-    def _space(self, loaded: Loaded) -> ItemSpace:
-        catalogue = self.catalogue_of(loaded)
-        key = (loaded.shared.digest if loaded.shared else None, catalogue.digest, loaded.layout.text)
-        if key not in self._spaces:
-            self._spaces[key] = ItemSpace(catalogue, loaded.layout.text, loaded.shared, self.base, self._forward)
-        return self._spaces[key]
-
-    def _make_room(self, spare: int) -> None:
-        with self._table:
-            while len(self._resident) >= self.capacity + spare:
-                idle = [r for digest, r in self._resident.items() if r.users == 0 and digest not in self._pinned]
-                if not idle:
-                    raise InputError(
-                        "every lane is pinned or in use",
-                        got=f"{self.capacity} lanes",
-                        todo="give the engine more lanes or unpin one",
-                    )
-                self._evict(idle[0])
-
-    def _evict(self, resident: Resident) -> None:
-        for name in resident.names:
-            self._serving.pop(name, None)
-        resident.names.clear()
-        self._resident.pop(resident.loaded.digest, None)
-        with self._forward:
-            self.lanes.erase(resident.place)
-        self.evictions += 1
-
-    def _drop_unused(self) -> None:
-        """Free the lanes of versions that no reference means any more.
-
-        Held under `_loading`, as all eviction is: a version between being staged and being named must not be taken for unused.
-        """
-        with self._table:
-            for resident in [r for r in self._resident.values() if not r.names and r.users == 0]:
-                self._evict(resident)
-
-    def _plan(self, number: int, request: Request, inline: dict[int, Inline]) -> _Job:
         request.check()
-        while True:  # what is evicted or swapped between look-up and use is looked up again
-            resident = self._of(request.adapter)
-            with self._table:
-                if self._resident.get(resident.loaded.digest) is resident:
-                    resident.users += 1
-                    break
+        with self._held(request.adapter) as resident:
+            yield self._plan(0, request, resident, {})
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Counts a call, so that `close` waits for it."""
+        with self._state:
+            if not self._open:
+                raise InputError("the engine is closed", todo="open a new one on the base")
+            self._calls += 1
         try:
-            task = _task(resident.loaded, request)
-            items = inline.setdefault(id(resident.space), Inline(resident.space))
-            history, user = self._history(request)
-            seen = [items.code(event["item_id"] if "item_id" in event else event["item"]) for event in history]
-            codes = _candidates(request, items, set(seen))
-            job = _Job(number, request, resident, task, items, codes, [])
-            layout = resident.loaded.layout
-            kept = history[-(layout.max_events - 1) :]
-            job.rows = _rows(job, layout, kept, seen[len(history) - len(kept) :], user)
-            return job
-        except BaseException:
-            with self._table:
-                resident.users -= 1
-            raise
+            yield
+        finally:
+            with self._state:
+                self._calls -= 1
+                self._state.notify_all()
 
-    def _history(self, request: Request) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        user = dict(request.user or {})
-        if request.history is not None:
-            return [dict(event) for event in request.history], user
-        if self.data is None:
-            raise RequestError(
-                "user_id needs a data set",
-                got=request.user_id,
-                todo="give the history in the request, or give the engine data",
-            )
-        assert request.user_id is not None
-        history = self.data.history(request.user_id)
-        if self.data.users is not None:
-            user = {**self.data.users.row(self.data.user_code(request.user_id), named=True), **user}
-        return history, user
+    @contextmanager
+    def _held(self, ref: str, *, pin: bool = False) -> Iterator[Resident]:
+        """A version in its lane."""
+        with self._call():
+            resident = self.residency.acquire(ref, pin=pin)
+            assert resident is not None
+            try:
+                yield resident
+            finally:
+                self.residency.release([resident])
 
-    @torch.no_grad()
-    def _run(self, jobs: list[_Job]) -> None:
-        rows = [(job, row) for job in jobs for row in job.rows]
-        if not rows:
-            return
-        tables = {id(job.resident.space): job.inline.tables() for job in jobs}
-        lengths = np.array([max(map(len, job.rows)) for job, _ in rows])  # of the job: its rows stay in order when sorted
-        for chosen in plan_batches(lengths, self.batch_tokens):
-            part = [rows[i] for i in chosen]
-            batch = collate([row for _, row in part], {}).to(self.base.device)
-            with self._forward:
-                self.lanes.route([job.resident.place for job, _ in part], self.base.device)
+    def _check(self, asked: Sequence[Request], done: list[Response | None]) -> list[int]:
+        """Answer requests that are wrong in themselves; the others by adapter, those of resident ones first."""
+        waiting: dict[str, list[int]] = {}
+        for number, request in enumerate(asked):
+            try:
+                if not isinstance(request, Request):
+                    raise RequestError("a request is none", got=type(request).__name__, expected="a Request")
+                request.check()
+                waiting.setdefault(request.adapter, []).append(number)
+            except GenreError as error:
+                done[number] = _refused(request, error)
+        resident = self.residency.served()
+        order = sorted(waiting, key=lambda ref: ref not in resident)
+        return [number for ref in order for number in waiting[ref]]
+
+    def _turn(
+        self,
+        asked: Sequence[Request],
+        waiting: Sequence[int],
+        jobs: list[Job],
+        done: list[Response | None],
+        inline: dict[int, Inline],
+    ) -> list[int]:
+        """Plan as many requests as find a lane and are worth a turn; the caller runs and releases `jobs` (mutated).
+
+        Returns:
+            Those that are left.
+        """
+        tokens = 0
+        for place, number in enumerate(waiting):
+            if tokens >= TURN_BATCHES * self.passes.batch_tokens:
+                return list(waiting[place:])
+            request = asked[number]
+            try:
+                resident = self.residency.acquire(request.adapter, wait=not jobs)
+                if resident is None:
+                    return list(waiting[place:])
                 try:
-                    embeds = self._embed(batch, [job for job, _ in part], tables)
-                    hidden = self.base.hidden(embeds, batch.positions, batch.mask)
-                finally:
-                    self.lanes.clear()
-            for place, (job, row) in enumerate(part):
-                job.scores.append(_read(job, row, hidden[place], tables[id(job.resident.space)][1]).cpu().numpy())
+                    job = self._plan(number, request, resident, inline)
+                except BaseException:
+                    self.residency.release([resident])
+                    raise
+            except GenreError as error:
+                done[number] = _refused(request, error)
+            else:
+                jobs.append(job)
+                tokens += sum(map(len, job.rows))
+        return []
 
-    def _embed(self, batch: Batch, jobs: Sequence[_Job], tables: dict[int, tuple[Sequence[str], Tensor | None]]) -> Tensor:
-        embeds = self.base.embedding(batch.tokens)
-        by_space: dict[int, list[int]] = {}
-        for place, job in enumerate(jobs):
-            by_space.setdefault(id(job.resident.space), []).append(place)
-        for space, places in by_space.items():
-            shared, vectors = jobs[places[0]].resident.loaded.shared, tables[space][1]
-            if shared is None or vectors is None:
-                continue
-            mine = torch.zeros(len(jobs), 1, dtype=torch.bool, device=batch.tokens.device)
-            mine[places] = True
-            at = (batch.items >= 0) & mine
-            embeds[at] = vectors[batch.items[at]].to(embeds.dtype)
-            at = (batch.feedback >= 0) & mine
-            embeds[at] = shared.encoder.feedback_vectors(batch.feedback[at]).to(embeds.dtype)
-        return embeds
+    def _plan(self, number: int, request: Request, resident: Resident, inline: dict[int, Inline]) -> Job:
+        items = inline.setdefault(id(resident.space), Inline(resident.space))
+        return plan(number, request, resident, items, self.data, row_tokens=self.passes.row_tokens)
 
 
-def _task(loaded: Loaded, request: Request) -> Task:
-    if request.task is None:
-        if len(loaded.tasks) == 1:
-            return next(iter(loaded.tasks.values()))
-        raise RequestError("the adapter has several tasks", got="no task", expected=", ".join(loaded.tasks))
-    if request.task not in loaded.tasks:
-        raise RequestError("unknown task", got=request.task, expected=", ".join(loaded.tasks))
-    return loaded.tasks[request.task]
-
-
-def _candidates(request: Request, items: Inline, seen: set[int]) -> np.ndarray:
-    """Codes of what is to be scored, after the filters."""
-    catalogue = items.space.catalogue
-    if request.candidates is not None:
-        codes = [items.code(candidate) for candidate in request.candidates]
-    elif request.allow is not None:
-        codes = [items.code(item) for item in request.allow]
-    else:
-        codes = list(range(catalogue.size))
-    unwanted = {items.code(item) for item in request.deny or () if item in catalogue}
-    if request.candidates is None and request.exclude_seen:
-        unwanted |= seen
-    allowed = None if request.allow is None else {items.code(item) for item in request.allow}
-    kept = [code for code in codes if code not in unwanted and (allowed is None or code in allowed)]
-    return np.array(kept, dtype=np.int32)
-
-
-def _rows(job: _Job, layout: Layout, history: Sequence[dict[str, Any]], codes: Sequence[int], user: dict[str, Any]) -> list[Row]:
-    """The history once, with the candidates as branches in chunks; without any where the catalogue is scored by dot product."""
-    fields = [name for _, name, _, _ in string.Formatter().parse(layout.instruction) if name]
-    prefix = layout.prefix({name: user.get(name) for name in fields})
-    column = layout.feedback.column
-    raw = [event.get(column) for event in history]
-    if all(isinstance(value, str) for value in layout.feedback.values):
-        feedback = layout.feedback.encode(np.array(raw, dtype=object))
-    else:
-        try:
-            feedback = layout.feedback.encode(np.array([np.nan if v is None else float(v) for v in raw]))
-        except (TypeError, ValueError):
-            raise RequestError(f"{column} in the history is no number", got=repr(raw)[:80]) from None
-    groups = _groups(history)
-    texts = job.inline.tables()[0] if layout.item != "token" else None
-    items = np.array(codes, dtype=np.int32)
-
-    def build(candidates: np.ndarray | None) -> Row:
-        return layout.build(prefix, items, feedback, texts=texts, groups=groups, candidates=candidates)
-
-    if job.task.kind == "next_item":
-        return [build(None)] if len(job.codes) else []
-    return [build(job.codes[start : start + BRANCHES]) for start in range(0, len(job.codes), BRANCHES)]
-
-
-def _groups(history: Sequence[dict[str, Any]]) -> np.ndarray | None:
-    if not any(event.get("impression_id") is not None for event in history):
-        return None
-    number: dict[object, int] = {}
-    return np.array([-1 if (i := event.get("impression_id")) is None else number.setdefault(i, len(number)) for event in history])
-
-
-def _read(job: _Job, row: Row, hidden: Tensor, vectors: Tensor | None, weights: Tensor | None = None) -> Tensor:
-    """(n,) scores of one row's candidates (or of all its job's codes), float32; `weights` (1, E) as in `View`."""
-    head, device = job.resident.loaded.heads[job.task.name], hidden.device
-    ranking = isinstance(head, CatalogueHead)
-    places = np.array([row.trunk - 1]) if ranking else row.candidate_reads
-    view = None
-    if vectors is not None:
-        tables = job.resident.tables[job.task.name]
-        if job.inline.rows and tables:
-            tables = head.extend(tables, vectors)
-        count = len(places)
-        items = np.zeros(1, dtype=np.int64) if ranking else row.candidates
-        view = View(
-            tables, _tensor(row.codes, device)[None], _tensor(row.given, device)[None],
-            torch.zeros(count, dtype=torch.long, device=device),
-            torch.full((count,), len(row.codes), dtype=torch.long, device=device), _tensor(items, device), weights,
-        )  # fmt: skip
-    output = head(hidden[_tensor(places, device)], view)
-    if ranking:
-        return output[0, _tensor(job.codes, device)].float()
-    score = head.score(output)
-    if score.ndim == 2:  # classes: the expectation over their numbers
-        score = score @ torch.arange(score.shape[1], dtype=score.dtype, device=score.device)
-    return score.float()
-
-
-def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(values.astype(np.int64)).to(device)
-
-
-def _respond(job: _Job) -> Response:
-    scores = np.concatenate(job.scores) if job.scores else np.empty(0, dtype=np.float32)
-    order = np.arange(len(scores))
-    if job.request.k is not None:
-        order = np.lexsort((order, -scores))[: job.request.k]
-    results = tuple(Scored(job.inline.item_id(int(job.codes[i])), float(scores[i])) for i in order)
-    return Response(job.request.id, job.request.adapter, job.resident.loaded.digest, results)
+def _refused(request: Any, error: GenreError) -> Response:
+    """An error response; what is no request, or has an id or a reference that is none, has none."""
+    known: Any = getattr(request, "id", None)
+    adapter: Any = getattr(request, "adapter", None)
+    if not isinstance(known, str | int):
+        known = None
+    return Response(known, adapter if isinstance(adapter, str) else "", error=str(error))

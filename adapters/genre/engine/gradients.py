@@ -14,9 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre.engine.core import Engine, _Job, _read, _respond
+from genre.engine.core import Engine
+from genre.engine.passes import Unit, embed
+from genre.engine.planning import Job
+from genre.engine.reading import direct, logits_of, score
 from genre.engine.requests import Request, Response
 from genre.errors import RequestError
+from genre.heads import CatalogueHead
 from genre.sequences import Sequence as Row
 from genre.sequences import collate
 
@@ -30,35 +34,37 @@ def event_gradients(engine: Engine, request: Request) -> tuple[Response, np.ndar
     Raises:
         GenreError: The request cannot be scored.
     """
-    job = engine._plan(0, request, {})
-    try:
+    with engine.planned(request) as job:
         if len(job.codes) != 1:
             raise RequestError("a gradient is of one score", got=f"{len(job.codes)} candidates", expected="one")
-        score, effects = _pass(engine, job, job.rows[0])
-    finally:
-        engine._release([job])
-    job.scores.append(score)
-    return _respond(job), effects
+        job.scores[0], effects = _pass(engine, job, job.rows[0])
+        return job.respond(), effects
 
 
-def _pass(engine: Engine, job: _Job, row: Row) -> tuple[np.ndarray, np.ndarray]:
+def _pass(engine: Engine, job: Job, row: Row) -> tuple[np.ndarray, np.ndarray]:
     """(1,) score and (E,) derivatives by the events' weights."""
-    texts, vectors = job.inline.tables()
     device = engine.base.device
+    job.inline.catch_up()
     batch = collate([row], {}).to(device)
     weights = torch.ones(1, len(row.codes), device=device, requires_grad=True)
-    with engine._forward, torch.enable_grad():  # backward too: it reads lanes that others must not write meanwhile
-        engine.lanes.route([job.resident.place], device)
+    with engine.forward, torch.enable_grad():  # backward too: the base is one
+        engine.lanes.route([job.resident.place])
         try:
             with torch.no_grad():
-                embeds = engine._embed(batch, [job], {id(job.resident.space): (texts, vectors)})
+                embeds = embed(engine.base, [Unit(job.resident, row, job)])
             embeds = embeds * _per_token(weights, row).to(embeds.dtype)
-            hidden = engine.base.hidden(embeds, batch.positions, batch.mask)
-            score = _read(job, row, hidden[0], vectors, weights)
-            (gradient,) = torch.autograd.grad(score.sum(), weights)
+            hidden = engine.base.hidden(embeds, batch.positions, batch.mask).to(device)
+            found = _score(job, row, hidden, weights)
+            (gradient,) = torch.autograd.grad(found.sum(), weights)
         finally:
             engine.lanes.clear()
-    return score.detach().cpu().numpy(), gradient[0].float().cpu().numpy()
+    return found.detach().cpu().numpy(), gradient[0].float().cpu().numpy()
+
+
+def _score(job: Job, row: Row, hidden: Tensor, weights: Tensor) -> Tensor:
+    if isinstance(job.head, CatalogueHead):
+        return logits_of(job.inline, job.codes, direct(job.head, job.inline, [row], hidden, [0], weights)[0])
+    return score(job.head, job.inline, [row], hidden, [0], weights)
 
 
 def _per_token(weights: Tensor, row: Row) -> Tensor:

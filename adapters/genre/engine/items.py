@@ -1,12 +1,12 @@
 """Items that requests name: catalogue codes, and items that are given by their columns only.
 
-Owns: the codes of one `score` call, the item vectors of each encoder for them. Ignores: requests, adapters.
+Owns: the codes of one `score` call, texts and item vectors behind them. Ignores: requests, adapters.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, overload
 
 import polars as pl
 import torch
@@ -19,12 +19,14 @@ from genre.errors import GenreError, RequestError
 
 
 class ItemSpace:
-    """A catalogue as one encoder (or a text-only adapter) sees it; its tables are computed once.
+    """A catalogue as one encoder (or a text-only adapter) sees it; its tables are computed once, whoever uses them.
 
     Attributes:
         catalogue: N items.
+        text: Columns of an item's text slot.
         texts: (N,) text of each item, for text slots.
         vectors: (N, D) item vectors of the encoder; None without one.
+        scales: (N,) what brings each of them to a mean square of one.
     """
 
     def __init__(
@@ -34,17 +36,26 @@ class ItemSpace:
         self.catalogue, self.text, self.shared, self.base = catalogue, text, shared, base
         self.texts = catalogue.texts(list(text))
         self.vectors: Tensor | None = None
+        self.scales: Tensor | None = None
         if shared is not None:
             with forward:  # texts are embedded by the bare base: no other batch may route rows meanwhile
                 self.vectors = vectors_of(shared, catalogue, base)
+            self.scales = scales_of(self.vectors)
 
 
 class Inline:
-    """The items of one call that only have columns; their codes follow the catalogue's."""
+    """The items of one call that only have columns; their codes follow the catalogue's, and their tables grow with them.
+
+    Attributes:
+        rows: The columns of each.
+    """
 
     def __init__(self, space: ItemSpace) -> None:
         self.space = space
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows: list[dict[str, Any]] = []
+        self._number: dict[str, int] = {}
+        self._texts: list[str] = []
+        self._vectors: Tensor | None = None
 
     def code(self, item: str | Mapping[str, Any]) -> int:
         """The code of an item id or of an item given by its columns.
@@ -70,17 +81,44 @@ class Inline:
         if stray := sorted(set(columns) - known):
             raise RequestError("an item has an unknown column", got=stray[0], expected=", ".join(sorted(known)))
         key = json.dumps(columns, sort_keys=True, default=str)
-        if key not in self.rows:
+        if key not in self._number:
             self._check(columns)
-            self.rows[key] = columns
-        return self.space.catalogue.size + list(self.rows).index(key)
+            self._number[key] = len(self.rows)
+            self.rows.append(columns)
+        return self.space.catalogue.size + self._number[key]
 
     def item_id(self, code: int) -> str:
         """The id that a result carries: the catalogue's, or the one given inline, or the title."""
-        if code < self.space.catalogue.size:
+        number = code - self.space.catalogue.size
+        if number < 0:
             return self.space.catalogue.item_ids[code]
-        row = list(self.rows.values())[code - self.space.catalogue.size]
-        return str(row.get("item_id") or row.get("title") or f"inline-{code - self.space.catalogue.size}")
+        row = self.rows[number]
+        return str(row.get("item_id") or row.get("title") or f"inline-{number}")
+
+    @property
+    def texts(self) -> "Texts":
+        """The text of every code."""
+        self.catch_up()
+        return Texts(self.space.texts, self._texts)
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """(n, D) item vectors of some codes, which `catch_up` has seen; only where the space has an encoder."""
+        known, size = self.space.vectors, self.space.catalogue.size
+        assert known is not None
+        if self._vectors is None:
+            return known[codes]
+        found = known[codes.clamp_max(size - 1)]
+        inline = codes >= size
+        found[inline] = self._vectors[codes[inline] - size]
+        return found
+
+    def catch_up(self) -> None:
+        """Embed the rows that came since the last time. Takes the forward lock."""
+        if len(self._texts) < len(self.rows):
+            texts, vectors = self._extra(self.rows[len(self._texts) :])
+            self._texts += texts
+            if vectors is not None:
+                self._vectors = vectors if self._vectors is None else torch.cat([self._vectors, vectors])
 
     def _check(self, columns: dict[str, Any]) -> None:
         """Refuse an item that cannot become a row, so that it fails with its own request and not with the whole call."""
@@ -99,24 +137,34 @@ class Inline:
                 pl.Series("item_id", [f"\x00inline-{i}" for i in range(len(values))])
             )
             extra = Catalogue(frame.select("item_id", *schema))
-            with space.forward:
-                vectors = None if space.shared is None else vectors_of(space.shared, extra, space.base)
+            vectors = None
+            if space.shared is not None:
+                with space.forward:
+                    vectors = vectors_of(space.shared, extra, space.base)
             return extra.texts(list(space.text)), vectors
-        except (TypeError, ValueError, RuntimeError, pl.exceptions.PolarsError, GenreError) as error:
+        except (TypeError, ValueError, OverflowError, RuntimeError, pl.exceptions.PolarsError, GenreError) as error:
             raise RequestError("an inline item cannot be used", got=str(error).splitlines()[0][:160]) from None
 
-    def tables(self) -> tuple[Sequence[str], Tensor | None]:
-        """Texts and vectors of catalogue and inline items together.
 
-        Raises:
-            RequestError: The inline columns cannot become a catalogue.
-        """
-        space = self.space
-        if not self.rows:
-            return space.texts, space.vectors
-        texts, vectors = self._extra(list(self.rows.values()))
-        both = None if vectors is None or space.vectors is None else torch.cat([space.vectors, vectors])
-        return [*space.texts, *texts], both
+class Texts(Sequence[str]):
+    """The catalogue's texts and those of inline items after them, without a copy of the first."""
+
+    def __init__(self, known: Sequence[str], inline: Sequence[str]) -> None:
+        self.known, self.inline = known, inline
+
+    def __len__(self) -> int:
+        return len(self.known) + len(self.inline)
+
+    @overload
+    def __getitem__(self, code: int) -> str: ...
+
+    @overload
+    def __getitem__(self, code: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, code: int | slice) -> str | Sequence[str]:
+        if isinstance(code, slice):
+            return [self[place] for place in range(*code.indices(len(self)))]
+        return self.known[code] if code < len(self.known) else self.inline[code - len(self.known)]
 
 
 @torch.no_grad()
@@ -124,3 +172,8 @@ def vectors_of(shared: SharedEncoder, catalogue: Catalogue, base: Base) -> Tenso
     """(N, D) float32 item vectors of a catalogue."""
     encoder = shared.encoder.eval()
     return encoder.item_vectors(encoder.table(catalogue, base).to(base.device))
+
+
+def scales_of(vectors: Tensor) -> Tensor:
+    """(N,) float32: what brings each of (N, D) vectors to a mean square of one."""
+    return torch.rsqrt(vectors.float().square().mean(-1) + 1e-6)

@@ -6,7 +6,7 @@ Owns: their fields, the JSON rows of `genre score`, checks that need no model. I
     {"id": "1", "adapter": "like@production", "digest": "9f2c…", "results": [{"item_id": "181", "score": 0.83}, …]}
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,15 @@ from genre.errors import RequestError
 MAX_CANDIDATES = 100_000
 MAX_HISTORY = 100_000
 
-_TYPES: tuple[tuple[str, type, str], ...] = (
+_TYPES: tuple[tuple[str, Any, str], ...] = (
+    ("adapter", str, "a reference such as like@production"),
     ("user_id", str, "a text"),
     ("task", str, "the name of a task"),
     ("user", Mapping, "an object with the user's columns"),
     ("exclude_seen", bool, "true or false"),
+    ("id", str | int, "a text"),
 )
+_LISTS = ("history", "candidates", "allow", "deny")
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,10 @@ class Request:
                 got=repr(row.get("adapter")),
                 expected="a reference such as like@production",
             )
-        for name in ("history", "candidates", "allow", "deny"):
+        for name in _LISTS:
             if row.get(name) is not None and not isinstance(row[name], list):
                 raise RequestError(f"{name} is no list", got=type(row[name]).__name__)
+        _check_text(row)
         values: dict[str, Any] = {key: str(value) if key == "id" and value is not None else value for key, value in row.items()}
         return cls(**values)
 
@@ -87,21 +91,25 @@ class Request:
             raise RequestError("a request needs a history or a user_id", todo="give history: [] for a user without events")
         for name, kind, what in _TYPES:
             value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
+            if (value is None and name == "adapter") or (value is not None and not isinstance(value, kind)):
                 raise RequestError(f"{name} cannot be used", got=repr(value)[:80], expected=what)
+        for name in _LISTS:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection)):
+                raise RequestError(f"{name} is no list", got=repr(value)[:80])
         for name in ("allow", "deny"):
             stray = [item for item in getattr(self, name) or () if not isinstance(item, str)]
             if stray:
                 raise RequestError(f"{name} cannot be used", got=repr(stray[0])[:80], expected="item ids")
         if self.k is not None and (not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1):
-            raise RequestError("k cannot be used", got=repr(self.k), expected="a whole number from 1")
+            raise RequestError("k cannot be used", got=repr(self.k)[:80], expected="a whole number from 1")
         if self.k is None and self.candidates is None:
             raise RequestError("a request needs candidates or k")
         for name, most in (("history", MAX_HISTORY), ("candidates", MAX_CANDIDATES)):
             value = getattr(self, name)
             if value is not None and len(value) > most:
                 raise RequestError(f"{name} is too long", got=len(value), expected=f"at most {most:,}")
-        for event in self.history or ():
+        for event in () if self.history is None else self.history:
             if not isinstance(event, Mapping) or not ({"item_id", "item"} & event.keys()):
                 raise RequestError(
                     "an event of the history names no item",
@@ -110,6 +118,23 @@ class Request:
                 )
             if not isinstance(event.get("impression_id"), str | int | None):
                 raise RequestError("impression_id cannot be used", got=repr(event["impression_id"])[:80], expected="a text")
+        _check_text({name: getattr(self, name) for name in self.__dataclass_fields__})
+
+
+def _check_text(value: Any) -> None:
+    """Refuse half a surrogate pair anywhere: JSON can say it, but no text file, tokenizer or table can hold it."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise RequestError("a text is no Unicode", got=ascii(value)[:80], expected="no half of a surrogate pair") from None
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_text(key)
+            _check_text(inner)
+    elif isinstance(value, Collection) and not isinstance(value, bytes):
+        for inner in value:
+            _check_text(inner)
 
 
 @dataclass(frozen=True)

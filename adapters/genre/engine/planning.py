@@ -1,0 +1,218 @@
+"""A request on its way: which task, which items, which rows.
+
+Owns: reading a request against the version that answers it; the history, the candidates, chunks of branches. Ignores: lanes,
+forward passes, heads.
+
+A request is one history and C candidates. The history is laid out once, the candidates after it as branches that see it and
+themselves. So many candidates share a row as its token budget holds; each further row repeats the history, in equal shares.
+Tasks that score the whole catalogue by a dot product need no branches.
+"""
+
+import math
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from genre.engine.items import Inline
+from genre.engine.requests import Request, Response, Scored
+from genre.engine.tiers import Resident
+from genre.errors import RequestError
+from genre.interactions import Interactions
+from genre.sequences import Layout
+from genre.sequences import Sequence as Row
+from genre.tasks import Task
+from genre.versions import Loaded
+
+
+@dataclass(eq=False)
+class Job:
+    """A request with all that its scores need.
+
+    Attributes:
+        number: Its place in the call.
+        resident: The version that answers it.
+        inline: Codes of the call's items.
+        codes: (C,) int32 what is scored.
+        rows: The history with the candidates in chunks, or alone for a task that scores the catalogue.
+        scores: For each row, the scores of its candidates (of all codes where the history is alone); None until they are known.
+    """
+
+    number: int
+    request: Request
+    resident: Resident
+    task: Task
+    inline: Inline
+    codes: np.ndarray
+    rows: list[Row]
+    scores: list[np.ndarray | None] = field(default_factory=list)
+
+    @property
+    def head(self) -> Any:
+        """The task's head."""
+        return self.resident.loaded.heads[self.task.name]
+
+    def respond(self) -> Response:
+        """The response, once every row is scored; equal scores stay in the order of the codes."""
+        scores = np.concatenate([np.empty(0, dtype=np.float32), *(part for part in self.scores if part is not None)])
+        order = np.arange(len(scores)) if self.request.k is None else best(scores, self.request.k)
+        results = tuple(Scored(self.inline.item_id(int(self.codes[i])), float(scores[i])) for i in order)
+        return Response(self.request.id, self.request.adapter, self.resident.digest, results)
+
+
+def plan(number: int, request: Request, resident: Resident, inline: Inline, data: Interactions | None, *, row_tokens: int) -> Job:
+    """Turn a checked request into rows.
+
+    Args:
+        number: Its place in the call.
+        request: The request.
+        resident: The version that answers it.
+        inline: The call's items, of the version's catalogue.
+        data: Where the history of a `user_id` comes from.
+        row_tokens: Tokens of one row at most, unless a history and one branch are more.
+
+    Raises:
+        GenreError: The request cannot be answered.
+    """
+    try:
+        loaded = resident.loaded
+        task = task_of(loaded, request)
+        history, user = history_of(request, data)
+        seen = [inline.code(event["item_id"] if "item_id" in event else event["item"]) for event in history]
+        codes = _candidates(request, inline, seen)
+        layout = loaded.layout
+        kept = layout.max_events - 1
+        rows = _rows(task, inline, layout, history[-kept:], seen[-kept:], user, codes, row_tokens)
+        return Job(number, request, resident, task, inline, codes, rows, [None] * len(rows))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:  # odd values of a type that no check foresaw
+        raise RequestError("the request cannot be used", got=f"{type(error).__name__}: {error}"[:160]) from error
+
+
+def task_of(loaded: Loaded, request: Request) -> Task:
+    """The task that a request asks for.
+
+    Raises:
+        RequestError: There is no such task, or several and none is named.
+    """
+    if request.task is None:
+        if len(loaded.tasks) == 1:
+            return next(iter(loaded.tasks.values()))
+        raise RequestError("the adapter has several tasks", got="no task", expected=", ".join(loaded.tasks))
+    if request.task not in loaded.tasks:
+        raise RequestError("unknown task", got=request.task, expected=", ".join(loaded.tasks))
+    return loaded.tasks[request.task]
+
+
+def history_of(request: Request, data: Interactions | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A request's events and its user's columns.
+
+    Raises:
+        RequestError, DataError: The user cannot be looked up.
+    """
+    user = dict(request.user or {})
+    if request.history is not None:
+        return [dict(event) for event in request.history], user
+    if data is None:
+        raise RequestError(
+            "user_id needs a data set",
+            got=request.user_id,
+            todo="give the history in the request, or give the engine data",
+        )
+    assert request.user_id is not None
+    history = data.history(request.user_id)
+    if data.users is not None:
+        user = {**data.users.row(data.user_code(request.user_id), named=True), **user}
+    return history, user
+
+
+def best(scores: np.ndarray, k: int) -> np.ndarray:
+    """Places of the k largest scores, the largest first, equal ones in order."""
+    places = np.arange(len(scores))
+    if 4 * k < len(scores):  # sorting a whole catalogue for ten of its items would take longer than scoring it
+        least = np.partition(scores, len(scores) - k)[len(scores) - k]
+        places = np.flatnonzero(scores >= least)
+    return places[np.lexsort((places, -scores[places]))[:k]]
+
+
+def _candidates(request: Request, inline: Inline, seen: Sequence[int]) -> np.ndarray:
+    """Codes of what is to be scored, after the filters."""
+    catalogue = inline.space.catalogue
+    asked = request.candidates if request.candidates is not None else request.allow
+    if asked is not None:
+        codes = np.array([inline.code(item) for item in asked], dtype=np.int32)
+    else:
+        codes = np.arange(catalogue.size, dtype=np.int32)
+    unwanted = [catalogue.code(item) for item in request.deny or () if item in catalogue]
+    if request.candidates is None and request.exclude_seen:
+        unwanted += seen
+    if unwanted:
+        codes = codes[~np.isin(codes, unwanted)]
+    if request.candidates is not None and request.allow is not None:
+        codes = codes[np.isin(codes, [inline.code(item) for item in request.allow])]
+    return codes
+
+
+def _rows(
+    task: Task,
+    inline: Inline,
+    layout: Layout,
+    history: Sequence[dict[str, Any]],
+    seen: Sequence[int],
+    user: dict[str, Any],
+    codes: np.ndarray,
+    row_tokens: int,
+) -> list[Row]:
+    fields = [name for _, name, _, _ in string.Formatter().parse(layout.instruction) if name]
+    prefix = layout.prefix({name: user.get(name) for name in fields})
+    feedback, groups = _feedback(layout, history), _groups(history)
+    texts = inline.texts if layout.item != "token" else None
+    items = np.array(seen, dtype=np.int32)
+
+    def build(candidates: np.ndarray | None) -> Row:
+        return layout.build(prefix, items, feedback, texts=texts, groups=groups, candidates=candidates)
+
+    if not len(codes):
+        return []
+    if task.kind == "next_item":
+        return [build(None)]
+    lengths = np.ones(len(codes), dtype=np.int64)
+    if texts is not None:
+        lengths = np.array([len(layout.item_tokens(texts[code])[0]) + (layout.item == "both") for code in codes.tolist()])
+    trunk = len(build(None)) if lengths.sum() > row_tokens // 2 else 0  # not looked at where everything fits in any case
+    return [build(part) for part in _chunks(codes, lengths, max(row_tokens - trunk, trunk))]
+
+
+def _chunks(codes: np.ndarray, lengths: np.ndarray, room: int) -> list[np.ndarray]:
+    """Parts of about the same number of tokens, each within the room (but for an item that is longer)."""
+    total = int(lengths.sum())
+    share = total / math.ceil(total / max(room, 1))
+    number = (np.cumsum(lengths) - lengths) // share  # by where a branch begins
+    return np.split(codes, np.flatnonzero(np.diff(number)) + 1)
+
+
+def _feedback(layout: Layout, history: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(E,) feedback codes."""
+    column = layout.feedback.column
+    raw = [event.get(column) for event in history]
+    if all(isinstance(value, str) for value in layout.feedback.values):
+        if stray := [value for value in raw if not isinstance(value, str | None)]:
+            raise RequestError(f"{column} in the history is no text", got=repr(stray[0])[:80])
+        return layout.feedback.encode(np.array(raw, dtype=object))
+    try:
+        numbers = np.array([np.nan if value is None else float(value) for value in raw], dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise RequestError(f"{column} in the history is no number", got=repr(raw)[:80]) from None
+    given = np.array([value is not None for value in raw], dtype=bool)
+    if not np.isfinite(numbers[given]).all():
+        stray = numbers[given][~np.isfinite(numbers[given])]
+        raise RequestError(f"{column} in the history is no number", got=float(stray[0]), expected="a finite number, or null")
+    return layout.feedback.encode(numbers)
+
+
+def _groups(history: Sequence[dict[str, Any]]) -> np.ndarray | None:
+    if not any(event.get("impression_id") is not None for event in history):
+        return None
+    number: dict[object, int] = {}
+    return np.array([-1 if (i := event.get("impression_id")) is None else number.setdefault(i, len(number)) for event in history])

@@ -1,0 +1,84 @@
+"""Versions out of the registry, ready for a lane.
+
+Owns: reading a version once, sharing what versions have in common (encoder, catalogue tables, layout). Ignores: who is resident.
+
+What is shared lives as long as a version that uses it is in a lane, in the host tier, or under a request.
+"""
+
+import dataclasses
+import json
+import re
+from threading import Lock
+from weakref import WeakValueDictionary
+
+from genre.assembly import SharedEncoder
+from genre.base import Base
+from genre.catalogue import Catalogue
+from genre.engine.items import ItemSpace
+from genre.engine.tiers import Ready
+from genre.errors import InputError
+from genre.interactions import Interactions
+from genre.lanes import Lanes
+from genre.registry import Registry, Version
+from genre.sequences import Layout
+from genre.text_rows import TextLayout
+from genre.versions import Loaded, read_adapter
+
+
+class Source:
+    """Reads versions for one engine.
+
+    Args:
+        base: What they must fit.
+        registry: Where they are.
+        lanes: The lane layers that they are packed for.
+        data: A data set whose catalogue replaces the versions' own.
+        forward: Held while the bare base embeds texts.
+    """
+
+    def __init__(self, base: Base, registry: Registry, lanes: Lanes, data: Interactions | None, forward: Lock) -> None:
+        self.base, self.registry, self.lanes, self.data = base, registry, lanes, data
+        self._forward = forward
+        self._encoders: WeakValueDictionary[str, SharedEncoder] = WeakValueDictionary()
+        self._spaces: WeakValueDictionary[tuple[str | None, str, tuple[str, ...]], ItemSpace] = WeakValueDictionary()
+        self._readings: WeakValueDictionary[str, Layout | TextLayout] = WeakValueDictionary()
+
+    def read(self, version: Version) -> Ready:
+        """Read and check a version. One thread at a time.
+
+        Raises:
+            ManifestError, IntegrityError: It cannot be loaded here.
+            InputError: It adapts what the base does not have.
+        """
+        loaded = read_adapter(self.registry, version, self.base, encoders=self._encoders, recheck=False)
+        unknown = sorted(set(loaded.low) - set(self.lanes.layers))
+        if unknown:
+            raise InputError(f"{version.ref} adapts a linear that the base does not have", got=unknown[0])
+        space = self._space(loaded)
+        first = min((layer_of(name) for name in loaded.low), default=self.base.depth)
+        kept = dataclasses.replace(loaded, low={}, reading=self._reading(loaded.reading), catalogue=space.catalogue)
+        return Ready(kept, self.lanes.pack(loaded.low), space, first)
+
+    def catalogue_of(self, loaded: Loaded) -> Catalogue:
+        """The items that a version's requests may name."""
+        return self.data.catalogue if self.data is not None else loaded.catalogue
+
+    def _space(self, loaded: Loaded) -> ItemSpace:
+        catalogue = self.catalogue_of(loaded)
+        text = () if loaded.text_layout is not None else loaded.layout.text
+        key = (loaded.shared.digest if loaded.shared else None, catalogue.digest, text)
+        space = self._spaces.get(key)
+        if space is None:
+            space = self._spaces[key] = ItemSpace(catalogue, text, loaded.shared, self.base, self._forward)
+        return space
+
+    def _reading(self, reading: Layout | TextLayout) -> Layout | TextLayout:
+        """One layout for all versions that lay out events alike: it remembers the tokens of texts."""
+        return self._readings.setdefault(json.dumps(reading.describe(), sort_keys=True), reading)
+
+
+def layer_of(name: str) -> int:
+    """The number of the layer that a linear is in: 3 for `model.layers.3.mlp.up_proj`."""
+    match = re.search(r"\.(\d+)\.", name)
+    assert match is not None, name
+    return int(match.group(1))
