@@ -41,7 +41,19 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
-SCREENS = ["", "train", "evaluate", "recommend", "score", "merge", "refresh", "data import", "recipe new", "registry promote"]
+SCREENS = [
+    "",
+    "train",
+    "evaluate",
+    "recommend",
+    "score",
+    "explain",
+    "merge",
+    "refresh",
+    "data import",
+    "recipe new",
+    "registry promote",
+]
 
 
 @pytest.mark.parametrize("command", SCREENS)
