@@ -75,7 +75,11 @@ def stream(
     written = failed = 0
     say = reporter or Reporter.for_terminal()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(output) as aside, aside.open("w", encoding="utf-8", errors="backslashreplace") as file, say.bar("scoring", total) as bar:
+    with (
+        atomic(output) as aside,
+        aside.open("w", encoding="utf-8", errors="backslashreplace") as file,
+        say.bar("scoring", total) as bar,
+    ):
         for block in batched(requests, at_once):
             good = [request for request in block if not isinstance(request, dict)]
             answers = iter(engine.score(good))
