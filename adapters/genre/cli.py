@@ -15,7 +15,7 @@ from genre import cli_base, cli_data, cli_explain, cli_merge, cli_recipe, cli_re
 from genre._version import __version__
 from genre.cli_output import show_figures, show_list
 from genre.errors import GenreError, InputError
-from genre.ranks import launched, own_rank
+from genre.ranks import Ranks, launched, own_rank
 
 if TYPE_CHECKING:
     from genre.jobs import Run
@@ -86,6 +86,8 @@ def train(
     from genre.registry.names import check_name
 
     check_name(alias, "alias")
+    if launched() > 1 and len(wanted) > 1:
+        raise InputError("several recipes train in one process", got=f"{launched()} processes", todo="launch them one by one")
     if resume and len(wanted) == 1:
         _check_resumable(wanted[0], out)
     if out is not None and out.is_file():
@@ -100,6 +102,7 @@ def train(
     store, say = Registry(registry), Reporter.for_terminal()
     if len(wanted) == 1:
         run = jobs.train(wanted[0], registry=store, folder=out, resume=resume, reporter=say)
+        Ranks.part()
         if own_rank() > 0:  # the first process shows, writes and publishes
             return
         _write(json_file, _hand_over(run, store, alias))

@@ -78,6 +78,14 @@ class Ranks:
         state = PartialState(cpu=cpu, timeout=timedelta(hours=HOURS))
         return cls(state.process_index, state.num_processes)
 
+    @staticmethod
+    def part() -> None:
+        """Leave the process group, if there is one: when all is done, so that nobody takes the end for a failure."""
+        if launched() > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()
+
     @property
     def main(self) -> bool:
         """Whether this process writes, prints and publishes."""

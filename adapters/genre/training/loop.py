@@ -393,6 +393,7 @@ class Loop:
         trim_log(self.folder / "log.jsonl", self.state.step, self.state.epoch)
 
     def close(self) -> None:
-        """End the trackers and let go of accelerate's references."""
-        self.accelerator.end_training()
+        """End the trackers and let go of accelerate's references; the processes stay together for the evaluation."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         self.accelerator.free_memory()
