@@ -96,9 +96,11 @@ class Ranks:
         """The device of this process; None where there is one process only, which may choose."""
         if self.count == 1:
             return None
+        import torch
         from accelerate import PartialState
 
-        return PartialState().device
+        device = PartialState().device
+        return torch.device("cpu") if device.type == "cpu" else device  # accelerate numbers it, and a base looks for plain `cpu`
 
     def mine(self, rows: Sequence[T]) -> Sequence[T]:
         """This process's part of some rows: together the processes have each exactly once."""
