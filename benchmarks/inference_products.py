@@ -130,7 +130,8 @@ def branches(depth: int, rounds: int) -> dict[str, Any]:
         none, empty = np.full(total, -1, dtype=np.int32), np.empty(0, dtype=np.int32)
         return Sequence(
             tokens=torch.cat([history, candidates.reshape(-1)]).numpy().astype(np.int32), items=none, feedback=none,
-            positions=positions, hide=hide, begins=empty, item_reads=empty, next_reads=empty, candidate_reads=reads, codes=empty, given=empty,
+            positions=positions, hide=hide, begins=empty, item_reads=empty, next_reads=empty,
+            candidate_reads=reads, codes=empty, given=empty,
             seen=empty, events=empty, targets=np.empty(0, dtype=bool), candidates=np.zeros(CANDIDATES, dtype=np.int32),
             candidate_events=np.full(CANDIDATES, -1), trunk=HISTORY,
         )  # fmt: skip
