@@ -180,7 +180,7 @@ COMMANDS = {
     "registry promote like production --floor auc=2": "misses the floor in like.auc: got",
     "registry rollback like": "like@production has nothing to roll back to",
     "data describe nope": "nope is no data set folder: got no such folder",
-    "data prepare nope": "unknown data set: got 'nope'; expected ml-100k or ml-100k-kg or womens-clothing or open-bandit; choose one of those",
+    "data prepare nope": "unknown data set: got 'nope'; expected ml-100k or ml-100k-kg or womens-clothing or open-bandit",
     "base prepare nope": "unknown base: got 'nope'; expected smollm2-135m or minilm; choose one of those",
     "trian": "; did you mean 'train'?; see genre --help",
     "recipe nope": "no such command 'nope': expected new, check; see genre recipe --help",
