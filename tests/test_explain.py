@@ -242,6 +242,9 @@ BAD = [
     (Request("ghost", history=[], k=1), "i1", "leave_one_out", NotFoundError, "ghost"),
     (Request("like", history=[], k=1, task="other"), "i1", "gradient", RequestError, "unknown task: got other"),
     (Request("like", history=[{"item_id": "ghost"}], k=1), "i1", "leave_one_out", RequestError, "unknown item: got ghost"),
+    (Request("like", history=[{"item_id": 7}], k=1), "i1", "leave_one_out", RequestError, "an item cannot be read: got 7"),
+    (Request("like", history=[{"item": ["i1"]}], k=1), "i1", "gradient", RequestError, "an item cannot be read"),
+    (Request("like", history=[], k=1), 7, "leave_one_out", RequestError, "an item cannot be read: got 7"),
     (Request("like", history=[{"item_id": "i1", "rating": "good"}], k=1), "i1", "gradient", RequestError, "no number"),
 ]
 

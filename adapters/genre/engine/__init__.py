@@ -4,6 +4,6 @@
 """
 
 from genre.engine.core import Engine
-from genre.engine.requests import Request, Response, Scored
+from genre.engine.requests import Request, Response, Scored, ScoredText
 
-__all__ = ["Engine", "Request", "Response", "Scored"]
+__all__ = ["Engine", "Request", "Response", "Scored", "ScoredText"]

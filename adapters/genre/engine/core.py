@@ -23,6 +23,7 @@ from genre.engine.planning import Job, history_of, plan
 from genre.engine.requests import Request, Response
 from genre.engine.residency import Residency
 from genre.engine.source import Source
+from genre.engine.texts import plan_texts
 from genre.engine.tiers import Resident
 from genre.errors import GenreError, InputError, RequestError
 from genre.interactions import Interactions
@@ -278,6 +279,8 @@ class Engine:
 
     def _plan(self, number: int, request: Request, resident: Resident, inline: dict[int, Inline]) -> Job:
         items = inline.setdefault(id(resident.space), Inline(resident.space))
+        if request.texts is not None or resident.loaded.text_layout is not None:
+            return plan_texts(number, request, resident, items)
         return plan(number, request, resident, items, self.data, row_tokens=self.passes.row_tokens)
 
 

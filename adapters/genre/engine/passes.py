@@ -148,7 +148,7 @@ class Passes:
         embeds, rows = embed(self.base, batch), [unit.row for unit in batch]
         with self._routed(batch):
             if not any(row.branches for row in rows):
-                return self.base.hidden(embeds)
+                return self.base.hidden(embeds, lengths=torch.tensor([len(row) for row in rows]))
             if self.base.takes_blocks:
                 blocks = self._blocks(batch)
                 return self.base.hidden(embeds, blocks.positions, blocks=blocks)

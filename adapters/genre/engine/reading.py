@@ -15,6 +15,7 @@ from torch import Tensor
 
 from genre.engine.items import Inline, scales_of
 from genre.engine.planning import Job
+from genre.engine.texts import TextJob, judge
 from genre.heads import CatalogueHead, Head, View
 from genre.sequences import Sequence as Row
 
@@ -47,7 +48,10 @@ def read(readers: Sequence[Reader], hidden: Tensor) -> None:
         by_head.setdefault((id(reader.job.resident), reader.job.task.name), []).append(reader)
     for own in by_head.values():
         rows, places, job = [reader.row for reader in own], [reader.place for reader in own], own[0].job
-        if isinstance(job.head, CatalogueHead):
+        scores: Sequence[np.ndarray]
+        if isinstance(job, TextJob):
+            scores = judge(job.head, rows, hidden, places)
+        elif isinstance(job.head, CatalogueHead):
             codes = [reader.job.codes for reader in own]
             scores = rank(job.head, job.inline, rows, codes, hidden, places)
         else:

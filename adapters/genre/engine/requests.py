@@ -14,6 +14,7 @@ from genre.errors import RequestError
 
 MAX_CANDIDATES = 100_000
 MAX_HISTORY = 100_000
+MAX_TEXTS = 10_000
 
 _TYPES: tuple[tuple[str, Any, str], ...] = (
     ("adapter", str, "a reference such as like@production"),
@@ -23,7 +24,8 @@ _TYPES: tuple[tuple[str, Any, str], ...] = (
     ("exclude_seen", bool, "true or false"),
     ("id", str | int, "a text"),
 )
-_LISTS = ("history", "candidates", "allow", "deny")
+_LISTS = ("history", "candidates", "allow", "deny", "texts")
+_NOT_OF_TEXTS = ("history", "candidates", "user_id", "user", "allow", "deny")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Request:
         user: The user's columns, for the instruction.
         exclude_seen: Leave the history's items out of what is recommended (when `candidates` is None).
         allow, deny: Only these items, none of these items.
+        texts: Of an adapter that reads labelled texts: texts by their columns, each with a `text_id` or known by its place.
         id: Comes back in the response.
     """
 
@@ -54,6 +57,7 @@ class Request:
     exclude_seen: bool = True
     allow: Sequence[str] | None = None
     deny: Sequence[str] | None = None
+    texts: Sequence[Mapping[str, Any]] | None = None
     id: str | None = None
 
     @classmethod
@@ -87,7 +91,7 @@ class Request:
         Raises:
             RequestError: A value cannot be used.
         """
-        if self.history is None and self.user_id is None:
+        if self.history is None and self.user_id is None and self.texts is None:
             raise RequestError("a request needs a history or a user_id", todo="give history: [] for a user without events")
         for name, kind, what in _TYPES:
             value = getattr(self, name)
@@ -103,12 +107,13 @@ class Request:
                 raise RequestError(f"{name} cannot be used", got=repr(stray[0])[:80], expected="item ids")
         if self.k is not None and (not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1):
             raise RequestError("k cannot be used", got=repr(self.k)[:80], expected="a whole number from 1")
-        if self.k is None and self.candidates is None:
+        if self.k is None and self.candidates is None and self.texts is None:
             raise RequestError("a request needs candidates or k")
-        for name, most in (("history", MAX_HISTORY), ("candidates", MAX_CANDIDATES)):
+        for name, most in (("history", MAX_HISTORY), ("candidates", MAX_CANDIDATES), ("texts", MAX_TEXTS)):
             value = getattr(self, name)
             if value is not None and len(value) > most:
                 raise RequestError(f"{name} is too long", got=len(value), expected=f"at most {most:,}")
+        self._check_texts()
         for event in () if self.history is None else self.history:
             if not isinstance(event, Mapping) or not ({"item_id", "item"} & event.keys()):
                 raise RequestError(
@@ -118,7 +123,30 @@ class Request:
                 )
             if not isinstance(event.get("impression_id"), str | int | None):
                 raise RequestError("impression_id cannot be used", got=repr(event["impression_id"])[:80], expected="a text")
+            _check_item(event["item_id"] if "item_id" in event else event["item"])
+        for item in () if self.candidates is None else self.candidates:
+            _check_item(item)
         _check_text({name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    def _check_texts(self) -> None:
+        """What goes with texts, and that each is an object of texts and numbers."""
+        if self.texts is None:
+            return
+        if beside := [name for name in _NOT_OF_TEXTS if getattr(self, name) is not None]:
+            raise RequestError(f"{beside[0]} does not go with texts", got=beside[0], expected="texts, and k or nothing")
+        for text in self.texts:
+            if not isinstance(text, Mapping) or not text:
+                raise RequestError("a text cannot be read", got=repr(text)[:80], expected="an object with its columns")
+            for name, value in text.items():
+                right = isinstance(value, str | int | float | None) and not isinstance(value, bool)
+                if not isinstance(name, str) or not right or (name == "text_id" and value is None):
+                    raise RequestError(f"column {name!r} of a text cannot be used", got=repr(value)[:80], expected="a text")
+
+
+def _check_item(item: Any) -> None:
+    """Refuse what is neither an item's id nor its columns."""
+    if not isinstance(item, str | Mapping):
+        raise RequestError("an item cannot be read", got=repr(item)[:80], expected="an item id, or an object with its columns")
 
 
 def _check_text(value: Any) -> None:
@@ -146,18 +174,39 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class ScoredText:
+    """One text and its score.
+
+    Attributes:
+        score: A probability, a value, or the expected value of the classes; where those are words, the likeliest one's share.
+        classes: The probability of each class; None for tasks without classes.
+    """
+
+    text_id: str
+    score: float
+    classes: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
 class Response:
     """What came of a request; `digest` names the version that answered, `error` says why nothing did."""
 
     id: str | None
     adapter: str
     digest: str | None = None
-    results: tuple[Scored, ...] = ()
+    results: "tuple[Scored, ...] | tuple[ScoredText, ...]" = ()
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The row of a score file."""
         if self.error is not None:
             return {"id": self.id, "adapter": self.adapter, "error": self.error}
-        results = [{"item_id": item.item_id, "score": item.score} for item in self.results]
+        results = [_row(item) for item in self.results]
         return {"id": self.id, "adapter": self.adapter, "digest": self.digest, "results": results}
+
+
+def _row(item: Scored | ScoredText) -> dict[str, Any]:
+    if isinstance(item, Scored):
+        return {"item_id": item.item_id, "score": item.score}
+    row = {"text_id": item.text_id, "score": item.score}
+    return row if item.classes is None else row | {"classes": dict(item.classes)}
