@@ -62,6 +62,9 @@ def test_the_search_list_is_a_combobox(page):
     assert user.get_attribute("aria-activedescendant") is None
     page.keyboard.press("Escape")
     assert user.input_value() == ""
+    page.keyboard.press("Enter")  # shows all, takes none
+    page.locator("[role=option] .main").first.wait_for()
+    assert user.input_value() == "" and user.get_attribute("aria-expanded") == "true"
     user.fill("nobody at all")
     page.get_by_text("Nothing matches.").first.wait_for()
     page.keyboard.press("Enter")
@@ -114,6 +117,7 @@ def test_arrows_walk_in_a_list_and_between_lists(page):
 def test_a_history_is_put_together_by_title(page, shown):
     page.get_by_role("radio", name="Your own").check()
     settled(page)  # what a new user gets
+    assert page.url.endswith("#recommend")
     sent = []
     page.on("request", lambda request: "recommend" in request.url and sent.append(json.loads(request.post_data)["requests"][0]))
     add = field(page, "Add an item")

@@ -6,7 +6,7 @@ Owns: who waits, what goes together, time-outs, whose fault a failure is. Ignore
     await call.done                      # call.answers[0]  ->  Answer(Response(…), served)
 
 An idle worker waits a few milliseconds after the first row for more; a busy one takes what has come meanwhile. A batch ends at
-its rows, its tokens, or as many adapters as the engine has lanes. Rows are served in the order in which they came. A batch that
+its rows or its tokens. Rows are served in the order in which they came. A batch that
 breaks is scored again row by row, so that only the row that breaks it fails.
 """
 
@@ -212,15 +212,14 @@ class Batcher:
 
     def _cut(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
-        tokens, adapters = 0, set()
+        tokens = 0
         while self._queue and len(batch) < self.settings.batch_rows:
             first = self._queue[0]
             if first.call.given_up:
                 self._queue.popleft()
                 continue
-            adapters.add(first.ask.served.ref)
             tokens += first.ask.tokens
-            if batch and (tokens > self.settings.batch_tokens or len(adapters) > self.engine.capacity):
+            if batch and tokens > self.settings.batch_tokens:
                 break
             batch.append(self._queue.popleft())
         return batch

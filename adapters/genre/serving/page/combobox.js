@@ -54,6 +54,7 @@ export function combobox({ label, placeholder, search, take, early = true }) {
   const close = () => {
     waiting?.abort();
     waiting = null;
+    stale = false;
     eager = false;
     open(false);
   };
@@ -119,7 +120,7 @@ export function combobox({ label, placeholder, search, take, early = true }) {
       else if (options.length) move(event.key === "ArrowDown" ? (active >= last ? 0 : active + 1) : active <= 0 ? last : active - 1);
     } else if (event.key === "Enter") {
       event.preventDefault();
-      eager = true;
+      eager = input.value.trim() !== "";
       if (options.length && !list.hidden) choose(active);
       else if (stale || !waiting) look();
     } else if (event.key === "Escape") {

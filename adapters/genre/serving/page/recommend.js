@@ -20,7 +20,9 @@ export function start() {
   const again = settle(ask, 200);
   who = person((fields) => {
     state.fields = fields;
-    if (fields?.user_id !== undefined) history.replaceState(null, "", `#recommend/${encodeURIComponent(fields.user_id)}`);
+    if (fields && !byId("recommend").hidden) {
+      history.replaceState(null, "", fields.history ? "#recommend" : `#recommend/${encodeURIComponent(fields.user_id)}`);
+    }
     again();
   });
   const choices = h("div", { class: "choices" });
