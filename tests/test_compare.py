@@ -186,7 +186,7 @@ def test_tasks_of_another_kind_are_refused(trained):
 def test_a_version_of_other_data_is_refused(trained, base):
     from fakes import planted_log
 
-    with pytest.raises(InputError, match="like was trained on other data, so it may have learnt from the targets: got a log of"):
+    with pytest.raises(InputError, match="like was trained on other data, so it may have learnt from the targets: got data of"):
         from_version(trained.registry, "like", planted_log(seed=1), base, part="test")
 
 
@@ -266,3 +266,30 @@ def test_wrong_input_is_one_line(trained, common, capsys):
         assert main(["compare", *arguments]) == 2, arguments
         lines = capsys.readouterr().err.splitlines()
         assert lines[-1].startswith(message), lines
+
+
+def test_versions_of_labelled_texts_are_compared_with_their_runs_and_baselines(tmp_path, capsys):
+    import genre
+    from fakes import make_encoder_base, planted_texts
+
+    texts, base = planted_texts(), tmp_path / "bert"
+    make_encoder_base(base)
+    raw = {
+        "name": "good", "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.3}},
+        "base": {"name": str(base)}, "sequence": {"text": ["title", "review"], "max_tokens": 64},
+        "tasks": [{"name": "good", "kind": "text", "label": "recommended"}],
+        "train": {"epochs": 1, "batch_tokens": 4096, "tracker": "none"},
+    }  # fmt: skip
+    registry = genre.Registry(tmp_path / "registry")
+    run = genre.train(genre.Recipe.parse(raw), log=texts, registry=registry, folder=tmp_path / "run")
+    registry.publish(run, alias="candidate")
+    texts.write(tmp_path / "texts")
+    common = ["--data", str(tmp_path / "texts"), "--registry", registry.url, "--base", str(base)]
+    file = tmp_path / "found.json"
+    for second in (["--baseline", "tfidf_linear"], [str(tmp_path / "run")]):
+        assert main(["compare", "good", *second, *common, "--json", str(file)]) == 0
+        (auc, *_) = json.loads(file.read_text())["tasks"]["good"]
+        stored = run.baselines["good"]["tfidf_linear"] if second[0] == "--baseline" else run.metrics["good"]
+        assert auc["b"] == pytest.approx(stored["auc"]["value"], abs=1e-6)
+    assert main(["compare", str(tmp_path / "run"), "--baseline", "majority", *common]) == 2
+    assert "does not say which columns a baseline is to read: got a run folder" in capsys.readouterr().err

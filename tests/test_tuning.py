@@ -513,3 +513,20 @@ def test_a_killed_study_goes_on_bit_for_bit(files, capsys):
     assert main(["tune", "like.yaml", *options, "--study", "cut", "--json", "cut.json"]) == 0
     through, cut = (json.loads((files / f"{name}.json").read_text()) for name in ("through", "cut"))
     assert results(through) == results(cut) and through["best"]["value"] == cut["best"]["value"]
+
+
+def test_labelled_texts_are_searched_too(tmp_path_factory, tmp_path):
+    from fakes import make_base, planted_texts
+
+    raw = {
+        "name": "good", "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.2}},
+        "base": {"name": str(make_base(tmp_path_factory.mktemp("texts") / "llama"))},
+        "sequence": {"text": ["title", "review"], "max_tokens": 64},
+        "tasks": [{"name": "good", "kind": "text", "label": "recommended"}],
+        "train": {"epochs": 1, "batch_tokens": 4096, "tracker": "none"},
+    }  # fmt: skip
+    of, texts = genre.Recipe.parse(raw), planted_texts()
+    found = tune(of, read_space(of, [RATES]), Search(sampler="grid"), tmp_path / "study", trials=None, log=texts)
+    assert found["objective"] == "good.auc" and found["counts"]["complete"] == 2
+    with pytest.raises(RecipeError, match="reads labelled texts: got a log"):
+        tune(of, read_space(of, [RATES]), Search(), tmp_path / "2", trials=1, log=planted_log())

@@ -127,7 +127,8 @@ def compare(
     bases = [*(base or []), *(base or [])[-1:], None, None]
     ours = only(sources.read(first, bases[0]), task, first)
     if baseline is not None:
-        chosen = with_baseline(ours, baseline, sources.log("a baseline"))
+        texts = any(each.task.kind == "text" for each in ours.values())
+        chosen = with_baseline(ours, baseline, sources.open("a baseline", texts=texts))
     else:
         assert second is not None
         chosen = pairs(ours, only(sources.read(second, bases[1]), task, second))

@@ -6,7 +6,7 @@ Owns: where predictions come from: a published version, a run folder, a baseline
     like.under      # {"data": "9f3c…", "split": {"kind": "temporal", …}, "part": "test", "label": "rating > 3", …}
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,20 @@ import numpy as np
 
 from genre.base import Base
 from genre.baselines import feedback_baselines, ranking_baselines
+from genre.baselines_text import text_baselines
 from genre.errors import InputError
 from genre.evaluation import Targets
 from genre.evaluation_ranking import rank_in_blocks
 from genre.interactions import Interactions
 from genre.interactions_splits import PARTS, SplitConfig, split
-from genre.jobs import load_base, open_log, restore
+from genre.jobs import load_base, open_data, restore
 from genre.jobs.predictions import FILE, read_predictions
 from genre.prediction import predict
 from genre.registry import Registry
+from genre.rows import EventColumns
 from genre.tasks import Task
+from genre.text_rows import TextRows
+from genre.texts import Texts
 from genre.versions import by_split, read_adapter
 
 BATCH_TOKENS = 16384
@@ -41,6 +45,7 @@ class Scored:
         scores: (n,) or (n, C); ranks (n,) for next-item tasks.
         under: What has to be equal for two to be compared, by name.
         window: Events that the model saw at most; None if it is not known. May differ.
+        rows: For versions of labelled texts, what they read.
     """
 
     name: str
@@ -49,10 +54,11 @@ class Scored:
     scores: np.ndarray
     under: Mapping[str, Any]
     window: int | None = None
+    rows: TextRows | None = None
 
 
-def from_version(registry: Registry, ref: str, log: Interactions, base: Base, *, part: str) -> dict[str, Scored]:
-    """A published version's predictions on its own split of a log, by task.
+def from_version(registry: Registry, ref: str, log: Interactions | Texts, base: Base, *, part: str) -> dict[str, Scored]:
+    """A published version's predictions on its own split of a log (or of labelled texts), by task.
 
     Raises:
         ManifestError: It does not fit the base.
@@ -62,20 +68,20 @@ def from_version(registry: Registry, ref: str, log: Interactions, base: Base, *,
     data = loaded.manifest.data
     if data is None or data.digest != log.digest:
         raise InputError(
-            f"{ref} was trained on other data, so it may have learnt from the targets", got=f"a log of digest {log.digest[:12]}",
+            f"{ref} was trained on other data, so it may have learnt from the targets", got=f"data of digest {log.digest[:12]}",
             expected=f"that of digest {data.digest[:12]}" if data else "a version that says its data", todo="name its data set",
         )  # fmt: skip
     name, found = f"{loaded.name}:{loaded.version}", dict[str, Scored]()
     for one in by_split(loaded):
         model, builder, chosen = restore(one, log, base)
         try:
-            window = one.layout.max_events
-            predicted = predict(model, builder, chosen, PARTS[part], max_events=window, batch_tokens=BATCH_TOKENS)
+            predicted = predict(model, builder, chosen, PARTS[part], max_events=one.reading.max_events, batch_tokens=BATCH_TOKENS)
         finally:
             model.release()
         for task, (targets, scores, _) in predicted.items():
             under = _under(model.tasks[task], log.digest, chosen.config, part)
-            found[task] = Scored(name, model.tasks[task], targets, scores, under, window)
+            read = (None, builder) if isinstance(builder, TextRows) else (one.reading.max_events, None)
+            found[task] = Scored(name, model.tasks[task], targets, scores, under, *read)
     return found
 
 
@@ -90,19 +96,20 @@ class Sources:
 
     def __init__(self, registry: str, data: str | None, *, part: str) -> None:
         self.registry, self.data, self.part = Registry(registry), data, part
-        self._log: Interactions | None = None
+        self._opened: Interactions | Texts | None = None
         self._base: Base | None = None
 
-    def log(self, who: str) -> Interactions:
-        """The log.
+    def open(self, who: str, *, texts: bool) -> Interactions | Texts:
+        """The log, or the labelled texts.
 
         Raises:
             InputError: None was named.
         """
         if self.data is None:
             raise InputError(f"{who} needs the data", got="no --data", expected="--data DIR")
-        self._log = self._log if self._log is not None else open_log(self.data)
-        return self._log
+        if self._opened is None or isinstance(self._opened, Texts) != texts:
+            self._opened = open_data(self.data, texts=texts)
+        return self._opened
 
     def read(self, ref: str, base: str | None = None) -> dict[str, Scored]:
         """A run folder's predictions (a path with a slash, or a folder here), or a published version's, by task.
@@ -115,10 +122,8 @@ class Sources:
                 raise InputError("a run folder has predictions of its test part only", got=self.part, expected="--part test")
             return from_run(Path(ref))
         manifest = self.registry.resolve(ref).manifest
-        log, wanted = self.log(f"the version {ref}"), manifest.base
-        for task in manifest.tasks:
-            if task.get("kind") == "text":
-                raise InputError("versions of labelled texts are not compared here", got=ref, expected="events of users")
+        wanted, texts = manifest.base, any(task.get("kind") == "text" for task in manifest.tasks)
+        log = self.open(f"the version {ref}", texts=texts)
         held = self._base
         if held is None or (held.fingerprint, held.depth, held.quantization) != (
             wanted.fingerprint, wanted.depth or held.full_depth, wanted.quantization,
@@ -156,7 +161,7 @@ def only(found: Mapping[str, Scored], task: str | None, whose: str) -> dict[str,
     return {task: found[task]}
 
 
-def with_baseline(found: Mapping[str, Scored], name: str, log: Interactions) -> list[tuple[Scored, Scored]]:
+def with_baseline(found: Mapping[str, Scored], name: str, log: Interactions | Texts) -> list[tuple[Scored, Scored]]:
     """Every task that has such a baseline, beside it.
 
     Raises:
@@ -173,30 +178,45 @@ def with_baseline(found: Mapping[str, Scored], name: str, log: Interactions) -> 
     return chosen
 
 
-def from_baseline(name: str, beside: Scored, log: Interactions) -> Scored:
+def from_baseline(name: str, beside: Scored, log: Interactions | Texts) -> Scored:
     """A baseline's predictions of another's targets.
 
     Raises:
-        InputError: There is no such baseline for the task, or the log is another one.
+        InputError: There is no such baseline for the task, or the data are others.
     """
     if beside.under["data"] != log.digest:
         raise InputError("the data are not what was predicted", got=log.digest[:12], expected=beside.under["data"][:12])
-    task, targets = beside.task, beside.targets
-    chosen = split(log, SplitConfig.model_validate(beside.under["split"]))
-    known: dict[str, Any] = {}
-    if task.kind == "next_item":
-        known = dict(ranking_baselines(log, chosen, targets))
-    elif task.kind == "feedback" and task.loss != "cross_entropy":
-        label = task.labels({column: log.column(column) for column in log.event_columns})
-        known = dict(feedback_baselines(log, chosen, label, targets, binary=task.is_binary))
+    task = beside.task
+    known = _text_baselines(beside, log) if isinstance(log, Texts) else _baselines(beside, log)
     if name not in known:
         expected = ", ".join(known) or f"none is known for a task with loss {task.loss}"
         raise InputError(f"task {task.name!r} has no such baseline", got=name, expected=expected)
+    return Scored(name, task, beside.targets, known[name](), beside.under)
+
+
+def _baselines(beside: Scored, log: Interactions) -> dict[str, Callable[[], np.ndarray]]:
+    task, targets = beside.task, beside.targets
+    chosen = split(log, SplitConfig.model_validate(beside.under["split"]))
     if task.kind == "next_item":
-        return Scored(
-            name, task, targets, rank_in_blocks(log, chosen, targets, known[name](), seen=task.seen).ranks, beside.under
+        blocks = ranking_baselines(log, chosen, targets)
+        return {
+            name: lambda make=make: rank_in_blocks(log, chosen, targets, make(), seen=task.seen).ranks  # type: ignore[misc]
+            for name, make in blocks.items()
+        }
+    if task.loss == "cross_entropy":
+        return {}
+    scores = feedback_baselines(log, chosen, task.labels(EventColumns(log)), targets, binary=task.is_binary)
+    return {name: lambda value=value: value for name, value in scores.items()}  # type: ignore[misc]
+
+
+def _text_baselines(beside: Scored, texts: Texts) -> dict[str, Callable[[], np.ndarray]]:
+    if beside.rows is None:
+        raise InputError(
+            f"{beside.name} does not say which columns a baseline is to read", got="a run folder", expected="a published version"
         )
-    return Scored(name, task, targets, known[name], beside.under)
+    chosen = texts.split(SplitConfig.model_validate(beside.under["split"]))
+    scores = text_baselines(beside.rows, chosen, beside.task, beside.targets)
+    return {name: lambda value=value: value for name, value in scores.items()}  # type: ignore[misc]
 
 
 def _under(task: Task, data: str, config: SplitConfig, part: str) -> dict[str, Any]:

@@ -19,10 +19,12 @@ import torch
 from genre.base import Base
 from genre.errors import DiskError, GenreError, InputError, InterruptedJobError, JobError
 from genre.interactions import Interactions
-from genre.jobs import environment, open_log, write_text
+from genre.jobs import environment, open_data, write_text
+from genre.jobs.places import check_data
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
+from genre.texts import Texts
 from genre.tuning.places import working_folder
 from genre.tuning.plots import draw
 from genre.tuning.report import importance, said, write_files
@@ -41,7 +43,7 @@ def tune(
     *,
     trials: int | None,
     timeout_s: float | None = None,
-    log: Interactions | None = None,
+    log: Interactions | Texts | None = None,
     base: Base | None = None,
     registry: Registry | None = None,
     reporter: Reporter | None = None,
@@ -55,7 +57,7 @@ def tune(
         folder: The study's folder; a study that is there already goes on, if it is of the same recipe, space and data.
         trials: Trials that the study is to have in all; None, for a grid only, for all of its points.
         timeout_s: No trial begins after so many seconds.
-        log: Wins over the recipe's data path.
+        log: Wins over the recipe's data path; labelled texts where the recipe is about them.
         base: Wins over the recipe's base.
         registry: Where a fitted encoder is looked for; without one every trial fits its own.
         reporter: Where progress goes.
@@ -71,8 +73,9 @@ def tune(
     _check(trials, timeout_s, search)
     need_optuna()
     say = reporter or Reporter.silent()
-    log = log if log is not None else open_log(recipe.data.path)
-    trainer = Trainer(recipe, log, base=base, registry=registry, reporter=say)
+    data = log if log is not None else open_data(recipe.data.path, texts=recipe.reads_texts)
+    check_data(recipe, data)
+    trainer = Trainer(recipe, data, base=base, registry=registry, reporter=say)
     trainer.check_space(space)
     objective = trainer.objective
     with working_folder(folder, JOURNAL):
@@ -109,7 +112,7 @@ def _about(trainer: Trainer, space: Space, search: Search) -> dict[str, Any]:
     raw = trainer.recipe.model_dump(mode="json")
     del raw["data"]["path"], raw["base"]["name"]
     return {
-        "recipe": raw, "search": vars(search), "space": space.describe(), "data": trainer.log.digest,
+        "recipe": raw, "search": vars(search), "space": space.describe(), "data": trainer.data.digest,
         "base": base.fingerprint, "encoder": None if shared is None else shared.digest,
     }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """One trial: a recipe trained on the training part, worth its best value on the validation part.
 
-Owns: what trials share (the log, the base, the encoder), training a point, what a trial leaves on disk. Ignores: who draws
+Owns: what trials share (the data, the base, the encoder), training a point, what a trial leaves on disk. Ignores: who draws
 points.
 
 The test part is never looked at, and nothing is published.
@@ -24,8 +24,10 @@ from genre.metrics import Metric, metric
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
+from genre.rows import EventColumns
+from genre.text_assembly import AnyAssembly, assemble_texts, usable_texts
+from genre.texts import Texts
 from genre.training import State, fit
-from genre.tuning.places import need_events
 from genre.tuning.space import Space
 
 FIXED_BY_ENCODER = ("encoder.text", "encoder.learned", "encoder.collaborative", "encoder.dense", "encoder.dropout")
@@ -38,14 +40,15 @@ class Objective:
         InputError: The validation part has no target of that task.
     """
 
-    def __init__(self, recipe: Recipe, log: Interactions) -> None:
-        need_events(recipe, "genre tune")
+    def __init__(self, recipe: Recipe, data: Interactions | Texts) -> None:
         task = recipe.tasks[0]
         self.name, self.metric = f"{task.name}.{task.metrics[0]}", metric(task.metrics[0])
-        chosen, _ = usable_events(log, recipe)
-        wanted = chosen.part == VALID
+        if isinstance(data, Texts):
+            task, wanted = task.with_classes(data.labels), usable_texts(data, recipe)[0].part == VALID
+        else:
+            wanted = usable_events(data, recipe)[0].part == VALID
         if task.label is not None:
-            wanted = wanted & ~np.isnan(task.labels({name: log.column(name) for name in log.event_columns}))
+            wanted = wanted & ~np.isnan(task.labels(data.labels if isinstance(data, Texts) else EventColumns(data)))
         if not wanted.any():
             raise InputError(
                 f"the validation part has no target of task {task.name!r}, which trials are measured by", got="0",
@@ -63,21 +66,21 @@ class Objective:
 
 
 class Trainer:
-    """Trains points of a space one after the other on one log; the base and the encoder are loaded once.
+    """Trains points of a space one after the other on the same data; the base and the encoder are loaded once.
 
     Args:
         recipe: The recipe that varies.
-        log: The log.
+        data: The log, or labelled texts.
         base: The recipe's base; trials of another base or depth load theirs.
         registry: Where a fitted encoder is looked for; without one every trial fits its own, as `genre train` would.
         reporter: Where progress goes.
     """
 
     def __init__(
-        self, recipe: Recipe, log: Interactions, base: Base | None, registry: Registry | None, reporter: Reporter
+        self, recipe: Recipe, data: Interactions | Texts, *, base: Base | None, registry: Registry | None, reporter: Reporter
     ) -> None:
-        self.recipe, self.log, self.registry, self.say = recipe, log, registry, reporter
-        self.objective = Objective(recipe, log)
+        self.recipe, self.data, self.registry, self.say = recipe, data, registry, reporter
+        self.objective = Objective(recipe, data)
         self._base = (recipe.base, base) if base is not None else None
         self._encoder: tuple[Any, SharedEncoder | None] | None = None
 
@@ -90,7 +93,8 @@ class Trainer:
         base = self._base[1]
         asked = (recipe.encoder.use, needs_encoder(recipe))
         if self._encoder is None or self._encoder[0] != asked:
-            self._encoder = (asked, find_encoder(recipe, self.log, base, self.registry, self.say))
+            found = None if isinstance(self.data, Texts) else find_encoder(recipe, self.data, base, self.registry, self.say)
+            self._encoder = (asked, found)
         return base, self._encoder[1]
 
     def check_space(self, space: Space) -> None:
@@ -120,7 +124,11 @@ class Trainer:
             JobError: There is no value.
         """
         base, shared = self.parts(recipe)
-        assembly = assemble(recipe, self.log, base, shared)
+        assembly: AnyAssembly
+        if isinstance(self.data, Texts):
+            assembly = assemble_texts(recipe, self.data, base)
+        else:
+            assembly = assemble(recipe, self.data, base, shared)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "recipe.yaml", recipe.dump())
