@@ -113,7 +113,7 @@ def train_together(
     failed = _train_group(group, base, registry, resume, say, tokens, hand_over) if group else {}
     if failed:
         name, first = next(iter(failed.items()))
-        raise JobError(f"{len(failed)} of {len(recipes)} recipes failed: {', '.join(failed)}", got=f"for {name}: {first}")
+        raise JobError(f"{len(failed)} of {len(recipes)} recipes failed ({', '.join(failed)})", got=f"{name}: {first}")
     return [done[recipe.name] for recipe in recipes]
 
 
