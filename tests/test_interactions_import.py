@@ -127,7 +127,7 @@ def test_movielens_latest(tmp_path):
         (
             "a.csv",
             "user_id,item_id,timestamp\n1,2,3\n1,2,3,4\n",
-            "a.csv, line 3 has too many cells: got 4; expected 3, as in the header; quote the cells that hold a separator",
+            "1 of 2 rows are not usable: got a.csv, line 3 has too many cells: got 4; expected 3 cells, as in the header",
         ),
         (
             "a.xlsx",
@@ -135,7 +135,12 @@ def test_movielens_latest(tmp_path):
             "a.xlsx is of an unknown kind: got .xlsx; expected .csv, .tsv, .parquet, .jsonl (or these with "
             ".gz); rename or convert the file",
         ),  # fmt: skip
-        ("a.jsonl", '{"user_id": 1}\n{"user_id"\n', "a.jsonl, line 2 is no JSON: got "),
+        (
+            "a.jsonl",
+            '{"user_id": 1, "item_id": 2, "timestamp": 3}\n{"user_id"\n',
+            "1 of 2 rows are not usable: got a.jsonl, line 2 is no JSON: ",
+        ),
+        ("a.jsonl", '{"user_id": 1}\n{"user_id"\n', "column 'item_id' is missing: got user_id; expected"),
         ("a.jsonl", "[1]\n", "a.jsonl, line 1 is no object: got [1]; expected one JSON object per line"),
         ("a.jsonl", "\n", "a.jsonl is empty: got no line; expected one JSON object per line"),
         ("a.parquet", "PAR1", "a.parquet cannot be read: got "),
@@ -175,8 +180,8 @@ def test_encodings(tmp_path):
 def test_missing_files_and_unknown_formats(tmp_path):
     with pytest.raises(DataError, match=r"none.csv cannot be read: got no such file"):
         import_log(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="unknown format: got 'mind'; expected csv, atomic, movielens"):
-        import_log(tmp_path / "none.csv", format="mind")
+    with pytest.raises(InputError, match="unknown format: got 'xml'; expected csv, atomic, movielens, mind, amazon"):
+        import_log(tmp_path / "none.csv", format="xml")
     with pytest.raises(DataError, match=r"is no MovieLens data: got no file of ratings; expected a folder with u.data or"):
         import_log(tmp_path)
     with pytest.raises(InputError, match="unknown time unit: got 'h'; expected s, ms, us, ns"):

@@ -53,7 +53,7 @@ def describe(
 def import_(
     log: Annotated[Path, typer.Argument(help="The log: a file, or a folder of MovieLens or atomic files.")],
     out: Annotated[Path, typer.Option(help="The data set folder to make.")],
-    format: Annotated[str | None, typer.Option(help="csv (any table), atomic or movielens.")] = None,
+    format: Annotated[str | None, typer.Option(help="csv (any table), atomic, movielens, mind or amazon.")] = None,
     items: Annotated[Path | None, typer.Option(help="A table of items.")] = None,
     users: Annotated[Path | None, typer.Option(help="A table of users.")] = None,
     map_: Annotated[list[str] | None, typer.Option("--map", help="OURS=THEIRS: user_id=userId.")] = None,

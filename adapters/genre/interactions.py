@@ -24,7 +24,7 @@ from genre.files import appearing_folder
 from genre.interactions_build import build
 from genre.interactions_describe import describe
 from genre.interactions_files import MARKER, read_info, read_parquet
-from genre.interactions_schema import MAX_BAD, DatasetInfo, event_columns, roles_of
+from genre.interactions_schema import MAX_BAD, DatasetInfo, Report, event_columns, roles_of
 from genre.interactions_splits import Split, SplitConfig, split
 
 __all__ = ["MARKER", "DatasetInfo", "Interactions", "Split", "SplitConfig", "split"]
@@ -82,6 +82,7 @@ class Interactions:
         max_bad: float = MAX_BAD,
         item_columns: list[str] | None = None,
         guess_numbers: bool = False,
+        report: Report | None = None,
     ) -> "Interactions":
         """Check a polars or pandas frame of events and bring it into the contract's order.
 
@@ -100,6 +101,7 @@ class Interactions:
             max_bad: The share of bad rows above which the log is refused.
             item_columns: Columns of the log that describe items; None looks for usual names.
             guess_numbers: Take columns of texts that are all numbers for numbers, as tables from text files need.
+            report: What reading the source has left out already.
 
         Raises:
             DataError: If a column is missing, the log is empty, or too many rows are bad.
@@ -113,6 +115,7 @@ class Interactions:
             max_bad=max_bad,
             item_columns=item_columns,
             guess_numbers=guess_numbers,
+            report=report,
         )
         info = info or DatasetInfo(name=name)
         skipped = {

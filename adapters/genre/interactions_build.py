@@ -44,13 +44,14 @@ def build(
     max_bad: float = MAX_BAD,
     item_columns: list[str] | None = None,
     guess_numbers: bool = False,
+    report: Report | None = None,
 ) -> Built:
     """Check a log and bring it into the contract's order. See `Interactions.from_frame` for the arguments.
 
     Raises:
         DataError: If a column is missing, too many rows are bad, or no event is left.
     """
-    report = Report()
+    report = report or Report()
     tables = {"log": to_polars(frame, "log"), "items": to_polars(items, "items"), "users": to_polars(users, "users")}
     tables = rename(tables, mapping or {}, report)
     if guess_numbers:
@@ -58,7 +59,7 @@ def build(
     log = tables["log"]
     assert log is not None
     log, item_table = take_item_columns(log, tables["items"], item_columns, report)
-    events = check_events(_keep_known(log, report), time_unit, max_bad, report)
+    events = check_events(_keep_known(log, report, max_bad), time_unit, max_bad, report)
     user_ids = events["user_id"].unique().sort()
     used = events["item_id"].unique()
     if tables["items"] is None and item_table is not None:  # not those that only stand in bad rows
@@ -128,23 +129,29 @@ def rename(tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], r
     return renamed
 
 
-def _keep_known(log: pl.DataFrame, report: Report) -> pl.DataFrame:
+def _keep_known(log: pl.DataFrame, report: Report, max_bad: float) -> pl.DataFrame:
     """Check the required columns; leave out columns of a kind that an event cannot hold."""
     for name in REQUIRED:
         if name not in log.columns:
-            close = [c for c in log.columns if c.lower() in ALIASES[name]]
+            close = [c for c in log.columns if plain_name(c) in (plain_name(name), *ALIASES[name])]
             raise DataError(
                 f"column '{name}' is missing",
-                got=", ".join(log.columns) or "no columns",
+                got=", ".join(c for c in log.columns if c != "row") or "no columns",
                 expected=", ".join(REQUIRED),
                 todo=f"name yours with --map {name}={close[0] if close else 'THEIRS'}",
             )
     if log.is_empty():
+        report.check(0, 0, None, max_bad)
         raise DataError("the log is empty", got="0 events", expected="at least one event")
     odd = [c for c in log.columns if c not in REQUIRED and log[c].dtype.is_nested() or log[c].dtype == pl.Object]
     odd += [c for c in log.columns if log[c].dtype.is_temporal() and c != "timestamp"]
     report.add("columns of the log that are no number or text", len(odd), ", ".join(odd))
     return _with_rows(log.drop(odd))
+
+
+def plain_name(name: str) -> str:
+    """A column's name without case, spaces and other signs: "User ID" and "userId" are alike."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _with_rows(log: pl.DataFrame) -> pl.DataFrame:
@@ -169,28 +176,17 @@ def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Repo
     """
     names = [*REQUIRED, "row", *event_columns(log)]
     cleaned = pl.DataFrame([clean(name, log[name], time_unit) for name in names])
-    checked = [name for name in names if name in EXPECTED]
     bad = np.zeros(log.height, dtype=bool)
-    worst: str | None = None
-    for name in checked:
-        here = cleaned[name].is_null().to_numpy() & ~bad
-        if here.any():
-            example = _name_row(log, name, int(np.argmax(here)), time_unit)
-            report.add(f"bad {name}", int(here.sum()), example)
-            worst = worst or f"{example}; expected {EXPECTED[name]}"
-            bad |= here
-    if worst is None:
-        return cleaned
-    count = int(bad.sum())
-    if count > max_bad * log.height or count == log.height:
-        got, _, expected = worst.partition("; expected ")
-        raise DataError(
-            f"{count:,} of {log.height:,} rows are not usable",
-            got=got,
-            expected=expected,
-            todo=f"repair them, or allow more than {max_bad:.0%} bad rows with --max-bad",
-        )
-    return cleaned.filter(~pl.Series(bad))
+    worst: tuple[str, str] | None = None
+    for name in (name for name in names if name in EXPECTED):
+        here = np.flatnonzero(cleaned[name].is_null().to_numpy() & ~bad)
+        if here.size:
+            example = _name_row(log, name, int(here[0]), time_unit)
+            report.add(f"bad {name}", here.size, example, log["row"].to_numpy()[here].tolist())
+            worst = worst or (example, EXPECTED[name])
+            bad[here] = True
+    report.check(int(bad.sum()), log.height, worst, max_bad)
+    return cleaned if worst is None else cleaned.filter(~pl.Series(bad))
 
 
 def _name_row(log: pl.DataFrame, name: str, place: int, time_unit: str) -> str:

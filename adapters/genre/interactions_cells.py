@@ -9,7 +9,7 @@ Every function takes a column of any type and returns one of ours where a null m
 import polars as pl
 
 from genre.errors import InputError
-from genre.interactions_schema import FEEDBACK, LAST_SECOND, RATING_LIMIT
+from genre.interactions_schema import FEEDBACK, LAST_SECOND, PLACE, RATING_LIMIT
 
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """Units of numeric timestamps: how many make a second."""
@@ -25,7 +25,8 @@ EXPECTED = {
 }
 """What each column wants, for messages."""
 
-_DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d")
+_DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S", "%Y%m%d")
+_ZONED_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%z", "%Y%m%d %H%M%S%z")
 
 
 def clean(name: str, series: pl.Series, time_unit: str = "s") -> pl.Series:
@@ -90,6 +91,8 @@ def times(series: pl.Series, time_unit: str = "s") -> pl.Series:
         seconds = _whole_seconds(series.cast(pl.Float64), time_unit)
     elif series.dtype == pl.String:
         text = series.str.strip_chars()
+        if _all_days(text):
+            return _where(_dates(text), pl.col("x").is_between(0, LAST_SECOND))
         exact = text.cast(pl.Int64, strict=False)  # first, since a float64 cannot hold every nanosecond
         seconds = exact // UNITS[time_unit]
         if seconds.null_count() > text.null_count():
@@ -104,14 +107,29 @@ def _whole_seconds(values: pl.Series, time_unit: str) -> pl.Series:
     return _where(seconds, pl.col("x").is_finite()).cast(pl.Int64, strict=False)
 
 
+def _all_days(text: pl.Series) -> bool:
+    """Whether every text is a day such as 20240301; as seconds, all of them would lie in August 1970."""
+    known = text.drop_nulls()
+    pattern = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])$"
+    return len(known) > 0 and bool(known.str.contains(pattern).all())
+
+
 def _dates(text: pl.Series) -> pl.Series:
-    plain = text.str.replace("T", " ", literal=True)
-    local = plain.str.replace(r"(Z| UTC)$", "")
+    """ISO dates to seconds: with T or a space, with or without seconds, fractions after a point or a comma, and a zone."""
+    plain = text.str.replace(r"[Tt]", " ").str.replace(r"(:\d{2}),(\d+)", "$1.$2").str.replace(r"\s*(Z|z|UTC|GMT)$", "")
+    found = _parse(plain, _DATE_FORMATS, None)
+    if found.null_count() == text.null_count():
+        return found
+    full = plain.str.replace(r"([\d:])\s*([+-]\d{2})$", "$1$2:00").str.replace(r"\s+([+-]\d{2}:?\d{2})$", "$1")
+    return found.fill_null(_parse(full, _ZONED_FORMATS, "UTC"))
+
+
+def _parse(text: pl.Series, formats: tuple[str, ...], zone: str | None) -> pl.Series:
     found = pl.Series(text.name, [None] * len(text), dtype=pl.Int64)
-    for form in _DATE_FORMATS:
-        found = found.fill_null(local.str.to_datetime(form, strict=False, time_unit="us").dt.epoch("s"))
-    zoned = plain.str.to_datetime("%Y-%m-%d %H:%M:%S%.f%z", strict=False, time_unit="us", time_zone="UTC")
-    return found.fill_null(zoned.dt.epoch("s"))
+    for form in formats:
+        if found.null_count() > text.null_count():
+            found = found.fill_null(text.str.to_datetime(form, strict=False, time_unit="us", time_zone=zone).dt.epoch("s"))
+    return found
 
 
 def _plain(series: pl.Series) -> pl.Series:
@@ -123,16 +141,21 @@ def _plain(series: pl.Series) -> pl.Series:
 def to_numbers(table: pl.DataFrame) -> pl.DataFrame:
     """Turn columns of texts that are all numbers into numbers, but ids, titles and those with a rule of their own.
 
-    A column where a number starts with a needless zero (a zip code) stays text.
+    A column where a number starts with a needless zero (a zip code) stays text. Decimals may stand after a comma, unless there
+    are three in every value: that may be thousands, and stays text.
     """
-    texts = [c for c in table.columns if table[c].dtype == pl.String and c not in EXPECTED and c not in ("title", "row")]
+    texts = [c for c in table.columns if table[c].dtype == pl.String and c not in EXPECTED and c not in ("title", "row", PLACE)]
     found = []
     for name in texts:
         known = table[name].drop_nulls()
-        if len(known) and known.str.contains(r"^-?(0|[1-9]\d{0,17})$").all():
+        if not len(known):
+            continue
+        if known.str.contains(r"^-?(0|[1-9]\d{0,17})$").all():
             found.append(table[name].cast(pl.Int64))
-        elif len(known) and known.str.contains(r"^-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$").all():
+        elif known.str.contains(r"^-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$").all():
             found.append(table[name].cast(pl.Float64, strict=False))
+        elif known.str.contains(r"^-?(0|[1-9]\d*)(,\d+)?$").all() and known.str.contains(r",(\d{1,2}|\d{4,})$").any():
+            found.append(table[name].str.replace(",", ".", literal=True).cast(pl.Float64))
     return table.with_columns(found)
 
 

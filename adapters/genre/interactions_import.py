@@ -7,19 +7,21 @@ for events (`interactions_build`).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import polars as pl
 
 from genre.errors import DataError, InputError
 from genre.interactions import DatasetInfo, Interactions
+from genre.interactions_amazon import read_metadata, read_reviews
 from genre.interactions_atomic import read_atomic
+from genre.interactions_mind import BEHAVIORS, read_mind
 from genre.interactions_movielens import Tables, read_movielens
 from genre.interactions_read import read_table
-from genre.interactions_schema import MAX_BAD
+from genre.interactions_schema import MAX_BAD, PLACE, Report
 
-FORMATS = ("csv", "atomic", "movielens")
+FORMATS = ("csv", "atomic", "movielens", "mind", "amazon")
 """csv stands for every table with a header: CSV, TSV, Parquet, JSON lines."""
 
 
@@ -37,14 +39,15 @@ def import_log(
     item_columns: list[str] | None = None,
     separator: str | None = None,
     encoding: str = "utf-8",
+    columns: list[str] | None = None,
 ) -> Interactions:
     """Read a log, and its items and users, in one of `FORMATS`.
 
     Args:
-        log: A file; for atomic and movielens also the folder it is in.
-        format: None takes atomic for .inter, movielens for its file names, csv otherwise.
-        items: A table of items; atomic and movielens find theirs beside the log.
-        users: A table of users; likewise.
+        log: A file; for atomic, movielens and mind also the folder it is in.
+        format: None takes atomic for .inter, movielens and mind for their file names, csv otherwise.
+        items: A table of items; atomic, movielens and mind find theirs beside the log.
+        users: A table of users; atomic and movielens find theirs.
         mapping: Our column to theirs, in all three.
         name: The data set's name; None takes the log's.
         licence: Terms of use, kept in dataset.json.
@@ -53,6 +56,7 @@ def import_log(
         item_columns: Columns of the log that describe items; None looks for usual names.
         separator: Of a CSV; None finds it.
         encoding: Of a CSV or JSON lines.
+        columns: The columns' names of a CSV log without a header.
 
     Raises:
         InputError: If the format is unknown.
@@ -62,35 +66,39 @@ def import_log(
     format = format or _guess_format(log)
     if format not in FORMATS:
         raise InputError("unknown format", got=repr(format), expected=", ".join(FORMATS))
-    if format == "movielens":
-        tables = read_movielens(log)
-    elif format == "atomic":
-        log = _find_atomic(log)
-        tables = _read_atomic_set(log)
-    else:
-        tables = read_table(log, separator=separator, encoding=encoding), None, None
-    beside = [_read_side(path, separator, encoding) for path in (items, users)]
+    if columns is not None and format != "csv":
+        raise InputError("--columns names the columns of a CSV", got=f"--format {format}", expected="--format csv")
+    report = Report()
+    read: dict[str, Callable[[], Tables]] = {
+        "csv": lambda: (read_table(log, separator=separator, encoding=encoding, columns=columns, report=report), None, None),
+        "atomic": lambda: _read_atomic_set(_find_atomic(log)),
+        "movielens": lambda: read_movielens(log),
+        "mind": lambda: read_mind(log, report, max_bad=max_bad),
+        "amazon": lambda: (read_reviews(log, report), None, None),
+    }
+    own = read[format]()
+    read_items = read_metadata if format == "amazon" else _side_reader(separator, encoding)
+    item_table = own[1] if items is None else _read_side(Path(items), read_items, "items", report)
+    user_table = own[2] if users is None else _read_side(Path(users), _side_reader(separator, encoding), "users", report)
     return Interactions.from_frame(
-        tables[0],
-        beside[0] if beside[0] is not None else tables[1],
-        beside[1] if beside[1] is not None else tables[2],
+        _with_places(own[0]),
+        item_table,
+        user_table,
         mapping,
-        info=DatasetInfo(
-            name=name or log.name.partition(".")[0] or "log",
-            source=log.name,
-            checksum=_checksum(log),
-            licence=licence,
-        ),
-        time_unit=time_unit,
+        info=source_info(log, name, licence),
+        time_unit="s" if format in ("mind", "amazon", "movielens") else time_unit,
         max_bad=max_bad,
         item_columns=item_columns,
         guess_numbers=True,
+        report=report,
     )
 
 
 def _guess_format(log: Path) -> str:
     if log.suffix == ".inter" or (log.is_dir() and any(log.glob("*.inter"))):
         return "atomic"
+    if log.name == BEHAVIORS or (log.is_dir() and any([*log.glob(BEHAVIORS), *log.glob(f"*/{BEHAVIORS}")])):
+        return "mind"
     movielens = log.name in ("u.data", "ratings.dat") or (log.name == "ratings.csv" and log.with_name("movies.csv").is_file())
     return "movielens" if log.is_dir() or movielens else "csv"
 
@@ -110,15 +118,38 @@ def _read_atomic_set(log: Path) -> Tables:
     return read_atomic(log), items, users
 
 
-def _read_side(path: str | Path | None, separator: str | None, encoding: str) -> pl.DataFrame | None:
-    if path is None:
-        return None
-    path = Path(path)
-    return read_atomic(path) if path.suffix in (".item", ".user") else read_table(path, separator=separator, encoding=encoding)
+def _side_reader(separator: str | None, encoding: str) -> Callable[[Path, Report], pl.DataFrame]:
+    def read(path: Path, report: Report) -> pl.DataFrame:
+        if path.suffix in (".item", ".user"):
+            return read_atomic(path)
+        return read_table(path, separator=separator, encoding=encoding, report=report)
+
+    return read
 
 
-def _checksum(log: Path) -> str:
-    if not log.is_file():
-        return ""
-    with log.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+def _read_side(path: Path, read: Callable[[Path, Report], pl.DataFrame], what: str, report: Report) -> pl.DataFrame:
+    """A table of items or users; what it leaves out is counted under its name, and is no bad row of the log."""
+    own = Report()
+    table = read(path, own).drop(PLACE, strict=False)
+    for reason, count in own.counts.items():
+        report.add(f"{what}: {reason}", count)
+    report.examples += [f"{what}: {example}" for example in own.examples]
+    return table
+
+
+def _with_places(log: pl.DataFrame) -> pl.DataFrame:
+    """The log with `row` where reading left lines out, unless it has such a column of its own."""
+    if PLACE not in log.columns:
+        return log
+    return log.drop(PLACE) if "row" in log.columns else log.rename({PLACE: "row"})
+
+
+def source_info(source: Path, name: str | None, licence: str) -> DatasetInfo:
+    """What is remembered of a stranger's file: its name and checksum, the licence that was named."""
+    checksum = ""
+    if source.is_file():
+        with source.open("rb") as file:
+            checksum = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return DatasetInfo(
+        name=name or source.name.partition(".")[0] or "log", source=source.name, checksum=checksum, licence=licence
+    )

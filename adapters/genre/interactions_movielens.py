@@ -1,12 +1,15 @@
 """MovieLens as GroupLens hands it out.
 
-Owns: the three layouts: 100K (u.data, u.item, u.user), 1M and 10M (ratings.dat, movies.dat, users.dat), and 20M, 25M,
-32M, latest (ratings.csv, movies.csv). Ignores the smaller files (tags, links, genome).
+Owns: the three layouts: 100K (u.data, u.item, u.user), 1M and 10M (ratings.dat, movies.dat, users.dat, tags.dat), and 20M, 25M,
+32M, latest (ratings.csv, movies.csv, tags.csv). Ignores links and the tag genome.
 
     u.data     196 <tab> 242 <tab> 3 <tab> 881250949
     u.item     242|Kolya (1996)|24-Jan-1997||http://…|0|0|0|0|0|1|0|…            (Latin-1)
     movies.dat 1::Toy Story (1995)::Animation|Children's|Comedy                  (Latin-1)
     movies.csv 1,Toy Story (1995),Adventure|Animation|Children|Comedy|Fantasy    (UTF-8)
+    tags.csv   336,1,pixar,1139045764          ->   item 1, tags "pixar, fun, animation"
+
+Tags are given by users over all the time of the log: a recipe that reads them knows of movies what was said later.
 """
 
 from collections.abc import Sequence
@@ -15,7 +18,8 @@ from pathlib import Path
 import polars as pl
 
 from genre.errors import DataError
-from genre.interactions_read import read_table, read_text
+from genre.interactions_csv import read_lines
+from genre.interactions_read import read_table
 
 GENRES_100K = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
@@ -25,6 +29,7 @@ GENRES_100K = (
 
 _LOGS = ("u.data", "ratings.dat", "ratings.csv")
 _LOG_COLUMNS = ("user_id", "item_id", "rating", "timestamp")
+_TAGS = 5
 _USERS_100K = ("user_id", "age", "gender", "occupation", "zip_code")
 _USERS_1M = ("user_id", "gender", "age", "occupation", "zip_code")
 
@@ -35,7 +40,8 @@ Tables = tuple[pl.DataFrame, pl.DataFrame | None, pl.DataFrame | None]
 def read_movielens(path: str | Path) -> Tables:
     """Read a folder of MovieLens, or the file of ratings in it; items and users are those beside it, where there.
 
-    Titles lose their year, which becomes `year`; genres become one text, "Animation, Comedy".
+    Titles lose their year, which becomes `year`; genres become one text, "Animation, Comedy"; an item's commonest tags, where
+    there is a file of tags, become `tags`.
 
     Raises:
         DataError: If there is no file of ratings, or a line has too few fields.
@@ -69,6 +75,9 @@ def _read_dat(path: Path) -> Tables:
     log = _split_lines(path, "::", _LOG_COLUMNS)
     items, users = path.with_name("movies.dat"), path.with_name("users.dat")
     table = _movies(_split_lines(items, "::", ("item_id", "title", "genres"))) if items.is_file() else None
+    tags = path.with_name("tags.dat")
+    if table is not None and tags.is_file():
+        table = _with_tags(table, _split_lines(tags, "::", ("user_id", "item_id", "tag", "timestamp"), "utf-8"))
     return log, table, _split_lines(users, "::", _USERS_1M) if users.is_file() else None
 
 
@@ -77,7 +86,11 @@ def _read_csv(path: Path) -> Tables:
     items = path.with_name("movies.csv")
     if not items.is_file():
         return log, None, None
-    return log, _movies(read_table(items).rename({"movieId": "item_id"}, strict=False)), None
+    table = _movies(read_table(items).rename({"movieId": "item_id"}, strict=False))
+    tags = path.with_name("tags.csv")
+    if tags.is_file():
+        table = _with_tags(table, read_table(tags).rename({"movieId": "item_id"}, strict=False))
+    return log, table, None
 
 
 def _movies(table: pl.DataFrame) -> pl.DataFrame:
@@ -95,11 +108,19 @@ def _with_year(items: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _split_lines(path: Path, separator: str, columns: Sequence[str]) -> pl.DataFrame:
-    """Split Latin-1 lines without a header; cells beyond the columns are refused, missing ones too."""
-    lines = pl.DataFrame({"line": read_text(path, "latin-1").splitlines()}).with_row_index("number", 1)
-    lines = lines.filter(pl.col("line").str.strip_chars() != "")
-    cells = lines.select("number", pl.col("line").str.split(separator).alias("cells"))
+def _with_tags(items: pl.DataFrame, tags: pl.DataFrame) -> pl.DataFrame:
+    """Give each item its commonest tags, in small letters, most often given first, equal ones by letters."""
+    plain = tags.select("item_id", pl.col("tag").str.to_lowercase().str.strip_chars()).filter(pl.col("tag") != "")
+    counted = plain.group_by("item_id", "tag").len().sort("len", "tag", descending=[True, False])
+    named = counted.group_by("item_id", maintain_order=True).agg(pl.col("tag").head(_TAGS))
+    joined = named.select("item_id", pl.col("tag").list.join(", ").alias("tags"))
+    return items.join(joined, on="item_id", how="left", maintain_order="left")
+
+
+def _split_lines(path: Path, separator: str, columns: Sequence[str], encoding: str = "latin-1") -> pl.DataFrame:
+    """Split lines without a header; cells beyond the columns are refused, missing ones too."""
+    lines = read_lines(path, encoding).with_row_index("number", 1).filter(pl.col("text").str.strip_chars() != "")
+    cells = lines.select("number", pl.col("text").str.split(separator).alias("cells"))
     wrong = cells.filter(pl.col("cells").list.len() != len(columns))
     if wrong.height:
         number, found = wrong.row(0)

@@ -7,10 +7,13 @@ skipped. Ignores files and events.
      "skipped": {"bad rating": 3, "duplicate events": 1}}
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
+
+from genre.errors import DataError
 
 REQUIRED = ("user_id", "item_id", "timestamp")
 """Columns without which a log is refused."""
@@ -27,26 +30,27 @@ RATING_LIMIT = 1e6
 LAST_SECOND = 253_402_300_799
 """The last second of the year 9999; a later timestamp is taken for a mistake (milliseconds, most often)."""
 
+PLACE = "place in the source"
+"""The column that carries rows' places from a reader that left lines out."""
+
 MAX_BAD = 0.05
 """The share of bad rows up to which they are counted, reported and left out; above it the log is refused."""
 
 ALIASES = {
-    "user_id": ("userid", "user", "uid", "visitorid", "customer_id", "reviewerid", "session_id"),
-    "item_id": (
-        "itemid",
-        "item",
-        "iid",
-        "movieid",
-        "movie_id",
-        "product_id",
-        "asin",
-        "parent_asin",
-        "news_id",
-        "book_id",
+    "user_id": (
+        *("userid", "user", "uid", "username", "visitor", "visitorid", "customer", "customerid", "client", "clientid", "account"),
+        *("accountid", "reviewerid", "sessionid"),
     ),
-    "timestamp": ("time", "ts", "date", "datetime", "unixreviewtime", "unix_timestamp", "event_time", "created_at"),
+    "item_id": (
+        *("itemid", "item", "iid", "movieid", "product", "productid", "sku", "article", "articleid", "contentid", "trackid"),
+        *("songid", "asin", "parentasin", "newsid", "bookid", "adid", "videoid"),
+    ),
+    "timestamp": (
+        *("time", "ts", "date", "datetime", "when", "unixreviewtime", "unixtimestamp", "unixtime", "eventtime", "eventdate"),
+        *("createdat", "created", "orderdate", "purchasedate", "reviewdate"),
+    ),
 }
-"""Names under which strangers keep the required columns: only hints for a message, never taken silently."""
+"""Names under which strangers keep the required columns, in small letters alone: hints for a message, never taken silently."""
 
 
 class DatasetInfo(BaseModel):
@@ -73,19 +77,66 @@ class DatasetInfo(BaseModel):
     examples: tuple[str, ...] = ()
 
 
+_NAMED = 10
+
+
 @dataclass
 class Report:
-    """What was skipped or repaired: a count per reason, and the first case of each."""
+    """What was skipped or repaired: a count per reason, and the first cases of each.
+
+    Attributes:
+        counts: How often, by reason.
+        examples: The first case of each, and where the next ones are.
+        lost: Rows that reading left out; they count as bad rows.
+        worst: The first of these, and what was expected.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
+    lost: int = 0
+    worst: tuple[str, str] | None = None
 
-    def add(self, reason: str, count: int, example: str = "") -> None:
-        """Count `count` more of `reason`."""
+    def add(self, reason: str, count: int, example: str = "", rows: Sequence[int] = ()) -> None:
+        """Count `count` more of `reason`; `rows` are where all of them are, the first that of the example."""
         if count:
             self.counts[reason] = self.counts.get(reason, 0) + count
             if example:
-                self.examples.append(f"{reason}: {example}")
+                self.examples.append(f"{reason}: {example}{_others(rows)}")
+
+    def lose(self, reason: str, lines: Sequence[int], example: str, expected: str) -> None:
+        """Count lines of the source that are no row."""
+        self.add(reason, len(lines), example, lines)
+        self.lost += len(lines)
+        self.worst = self.worst or (example, expected)
+
+    def check(self, bad: int, rows: int, worst: tuple[str, str] | None, max_bad: float) -> None:
+        """Refuse a source with too many bad rows, those counted that reading left out.
+
+        Args:
+            bad: Bad rows among those that were read.
+            rows: How many were read.
+            worst: The first of them, and what was expected.
+            max_bad: The share that may be bad.
+
+        Raises:
+            DataError: More are, or all.
+        """
+        bad, rows = bad + self.lost, rows + self.lost
+        first = self.worst or worst
+        if first is not None and (bad > max_bad * rows or bad == rows):
+            raise DataError(
+                f"{bad:,} of {rows:,} rows are not usable",
+                got=first[0],
+                expected=first[1],
+                todo=f"repair them, or allow more than {max_bad:.0%} bad rows with --max-bad",
+            )
+
+
+def _others(rows: Sequence[int]) -> str:
+    if len(rows) < 2:
+        return ""
+    more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
+    return f"; then {', '.join(str(row) for row in rows[1:_NAMED])}{more}"
 
 
 def event_columns(frame: pl.DataFrame) -> list[str]:

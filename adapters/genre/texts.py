@@ -26,7 +26,7 @@ from genre.errors import DataError
 from genre.files import appearing_folder
 from genre.interactions_describe import coverage, distribution, quantiles
 from genre.interactions_files import MARKER, read_info, read_parquet
-from genre.interactions_schema import MAX_BAD, DatasetInfo
+from genre.interactions_schema import MAX_BAD, DatasetInfo, Report
 from genre.interactions_splits import Split, SplitConfig
 from genre.texts_build import TEXT_KEYS, build_texts
 from genre.texts_splits import split_groups
@@ -66,6 +66,7 @@ class Texts:
         info: DatasetInfo | None = None,
         max_bad: float = MAX_BAD,
         guess_numbers: bool = False,
+        report: Report | None = None,
     ) -> "Texts":
         """Check a polars or pandas frame of labelled texts.
 
@@ -83,11 +84,12 @@ class Texts:
             info: The rest of dataset.json; wins over `name`.
             max_bad: The share of bad rows above which the table is refused.
             guess_numbers: Take columns of texts that are all numbers for numbers, as tables from text files need.
+            report: What reading the source has left out already.
 
         Raises:
             DataError: If a column is missing, there is no text, or too many rows are bad.
         """
-        built = build_texts(frame, texts, labels, mapping=mapping, max_bad=max_bad, guess_numbers=guess_numbers)
+        built = build_texts(frame, texts, labels, mapping=mapping, max_bad=max_bad, guess_numbers=guess_numbers, report=report)
         info = info or DatasetInfo(name=name)
         counts = built.report.counts
         facts = {

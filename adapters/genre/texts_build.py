@@ -17,12 +17,10 @@ import polars as pl
 from genre.errors import DataError
 from genre.interactions_build import rename, to_polars
 from genre.interactions_cells import ids, numbers, to_numbers
-from genre.interactions_schema import Report
+from genre.interactions_schema import PLACE, Report
 
 TEXT_KEYS = ("text_id", "group_id")
 """Columns of every frame, in this order; text columns, labels and others follow."""
-
-_PLACE = "place in the source"
 
 
 @dataclass(frozen=True)
@@ -43,26 +41,30 @@ def build_texts(
     mapping: Mapping[str, str] | None,
     max_bad: float,
     guess_numbers: bool,
+    report: Report | None = None,
 ) -> BuiltTexts:
     """Check a table of labelled texts. See `Texts.from_frame` for the arguments.
 
     Raises:
         DataError: If a column is missing, too many rows are bad, or no text is left.
     """
-    report = Report()
+    report = report or Report()
     renamed = rename({"log": to_polars(frame, "input")}, mapping or {}, report)["log"]
     assert renamed is not None
     table = _drop_odd(renamed, report)
+    if PLACE not in table.columns:
+        table = table.with_columns(pl.int_range(pl.len()).alias(PLACE))
     if table.is_empty():
+        report.check(0, 0, None, max_bad)
         raise DataError("there are no texts", got="0 rows", expected="at least one")
     texts, labels = _choose(table, texts, labels)
     if guess_numbers:  # a text or a label has a rule of its own
-        others = table.drop(*texts, *labels)
+        others = table.drop(PLACE, *texts, *labels)
         table = table.with_columns(to_numbers(others).get_columns())
     checked, rules = _check(table, texts, labels, max_bad if guess_numbers else 0.0)
     kept = checked.filter(_good_rows(table, rules, max_bad, report))
     kept = _keep_once(kept, [name for name in TEXT_KEYS if name not in table.columns], report)
-    rest = [name for name in table.columns if name not in (*TEXT_KEYS, *texts, *labels)]
+    rest = [name for name in table.columns if name not in (*TEXT_KEYS, PLACE, *texts, *labels)]
     return BuiltTexts(kept.select(*TEXT_KEYS, *texts, *labels, *rest).rechunk(), tuple(texts), tuple(labels), report)
 
 
@@ -74,7 +76,7 @@ def _drop_odd(table: pl.DataFrame, report: Report) -> pl.DataFrame:
 
 def _choose(table: pl.DataFrame, texts: Sequence[str] | None, labels: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """The text and label columns that were named; else every column of texts, and every column of numbers."""
-    free = [name for name in table.columns if name not in TEXT_KEYS]
+    free = [name for name in table.columns if name not in (*TEXT_KEYS, PLACE)]
     chosen = list(dict.fromkeys(texts if texts is not None else [c for c in free if table[c].dtype == pl.String]))
     marked = [c for c in free if c not in chosen and (table[c].dtype.is_numeric() or table[c].dtype == pl.Boolean)]
     marked = list(dict.fromkeys(labels if labels is not None else marked))
@@ -88,9 +90,7 @@ def _choose(table: pl.DataFrame, texts: Sequence[str] | None, labels: Sequence[s
                     todo=f"name one of those, or rename yours with --map {name}=THEIRS",
                 )
     if not chosen:
-        raise DataError(
-            "no column holds texts", got=", ".join(table.columns), expected="a text column", todo="name it with --text"
-        )
+        raise DataError("no column holds texts", got=", ".join(free), expected="a text column", todo="name it with --text")
     both = [name for name in chosen if name in marked]
     if both:
         raise DataError(f"column '{both[0]}' is named as a text and as a label", expected="one of them")
@@ -106,12 +106,12 @@ def _check(
     table: pl.DataFrame, texts: Sequence[str], labels: Sequence[str], max_words: float
 ) -> tuple[pl.DataFrame, dict[str, tuple[np.ndarray, str]]]:
     """Our columns, and for each rule the rows that break it with what was expected."""
-    place = pl.Series(_PLACE, np.arange(table.height))
+    place = table[PLACE]
     text_id = ids(table["text_id"]) if "text_id" in table.columns else place.cast(pl.String).alias("text_id")
     group_id = ids(table["group_id"]) if "group_id" in table.columns else text_id.alias("group_id")
     words = [_words(table[name]) for name in texts]
     marks = {name: _label(table[name], max_words) for name in labels}
-    checked = table.with_columns(place, text_id, group_id, *words, *(mark for mark, _ in marks.values()))
+    checked = table.with_columns(text_id, group_id, *words, *(mark for mark, _ in marks.values()))
     rules = {name: (checked[name].is_null().to_numpy(), "an id, not empty") for name in TEXT_KEYS}
     rules["text"] = np.logical_and.reduce([word.is_null().to_numpy() for word in words]), f"words in {' or '.join(texts)}"
     rules |= {name: (bad, "a number, or nothing") for name, (_, bad) in marks.items()}
@@ -156,29 +156,23 @@ def _good_rows(table: pl.DataFrame, rules: Mapping[str, tuple[np.ndarray, str]],
     bad = np.zeros(table.height, dtype=bool)
     worst: tuple[str, str] | None = None
     for name, (broken, expected) in rules.items():
-        here = broken & ~bad
-        if here.any():
-            place = int(np.argmax(here))
-            value = table[name][place] if name in table.columns else None
-            example = f"row {place} (the first is 0): {name} {value if value is None else repr(value)[:60]}"
-            report.add(f"bad {name}" if name != "text" else "no text", int(here.sum()), example)
+        here = np.flatnonzero(broken & ~bad)
+        if here.size:
+            rows = table[PLACE].to_numpy()[here].tolist()
+            value = table[name][int(here[0])] if name in table.columns else None
+            example = f"row {rows[0]} (the first is 0): {name} {value if value is None else repr(value)[:60]}"
+            report.add(f"bad {name}" if name != "text" else "no text", here.size, example, rows)
             worst = worst or (example, expected)
-            bad |= here
-    if worst is not None and (bad.sum() > max_bad * table.height or bad.all()):
-        raise DataError(
-            f"{int(bad.sum()):,} of {table.height:,} rows are not usable",
-            got=worst[0],
-            expected=worst[1],
-            todo=f"repair them, or allow more than {max_bad:.0%} bad rows with --max-bad",
-        )
+            bad[here] = True
+    report.check(int(bad.sum()), table.height, worst, max_bad)
     return pl.Series(~bad)
 
 
 def _keep_once(checked: pl.DataFrame, made: Sequence[str], report: Report) -> pl.DataFrame:
     """Drop texts whose id came before; where ids were made here, rows that equal an earlier one in all their own columns."""
-    own = [name for name in checked.columns if name not in (_PLACE, *made)]
+    own = [name for name in checked.columns if name not in (PLACE, *made)]
     kept = checked.unique(subset=own if "text_id" in made else ["text_id"], keep="first", maintain_order=True)
     if kept.height < checked.height:
-        again = checked.filter(~checked[_PLACE].is_in(kept[_PLACE].implode()))
-        report.add("duplicate texts" if "text_id" in made else "texts given twice", again.height, f"row {again[_PLACE][0]}")
+        again = checked.filter(~checked[PLACE].is_in(kept[PLACE].implode()))
+        report.add("duplicate texts" if "text_id" in made else "texts given twice", again.height, f"row {again[PLACE][0]}")
     return kept
