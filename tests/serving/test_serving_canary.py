@@ -156,3 +156,14 @@ def test_a_canary_needs_its_production(engine):
         service.start(["like@production"])
     with pytest.raises(InputError, match="canary cannot be used.*between 0 and 1"):
         Settings.make(canary={"like": 2})
+
+
+def test_rows_that_wait_for_a_candidate_that_goes_are_answered_by_production(engine, publish):
+    publish(1)
+    with serving(engine, ["like@production"], canary={"like": 1.0}) as (service, _):
+        row = service.ask(Request("like@production", user_id="u1", candidates=["i0"]))
+        assert row.served.ref == "like@candidate" and service.now(row) is row
+        service.fleet.drop("like@candidate")  # as when it becomes production, before the canary has been told
+        now = service.now(row)
+        assert now is not None and (now.served.ref, now.instead) == ("like@production", None)
+        assert service.ask(Request("like@production", user_id="u1", candidates=["i0"])).served.ref == "like@production"

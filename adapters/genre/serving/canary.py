@@ -115,8 +115,9 @@ class Canaries:
         if canary.state != "halted" and version is not None and version != held.get(PRODUCTION):
             self._run(name, canary)
         else:
+            if canary.state != "halted":
+                canary.state = "waiting"
             self._withdraw(name)
-            canary.state = "halted" if canary.state == "halted" else "waiting"
         self.metrics.canary.labels(name).set(canary.share if canary.state == "running" else 0)
 
     def _run(self, name: str, canary: Canary) -> None:
@@ -148,9 +149,10 @@ class Canaries:
         return candidate if candidate is not None and self.runs(candidate) else None
 
     def runs(self, served: Served) -> bool:
-        """Whether a candidate still has traffic."""
+        """Whether a candidate still has traffic, and can answer it."""
         canary = self._canaries.get(served.name)
-        return canary is not None and canary.state == "running" and canary.version == served.version.version
+        meant = canary is not None and canary.state == "running" and canary.version == served.version.version
+        return meant and self.fleet.get(served.ref) is not None
 
     def record(self, served: Served, *, failed: bool) -> None:
         """What came of a row that went to a candidate. Called by the thread that scores; never waits for loading."""
