@@ -85,6 +85,7 @@ FAILS = [
     ({"adapter": "like", "history": [], "candidates": [{"colour": "red"}]}, "an item has an unknown column: got colour"),
     ({"adapter": "like", "history": [{"item_id": "i1", "rating": "x"}], "k": 1}, "rating in the history is no number"),
     ({"adapter": "like", "task": "other", "history": [], "k": 1}, "unknown task"),
+    ({"adapter": "like", "task": [[]], "history": [], "k": 1}, "task cannot be used: got [[]]"),
     ({"adapter": "like", "history": [], "candidates": ["i1"] * 70_000}, "the request asks for too much at once"),
 ]  # fmt: skip
 
