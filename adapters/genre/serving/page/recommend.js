@@ -17,7 +17,11 @@ let who = null;
 
 /** Draw the view and keep it up to date. */
 export function start() {
-  const again = settle(ask, 200);
+  const soon = settle(ask, 200);
+  const again = () => {  // what is shown answers the question before
+    for (const { root } of columns.values()) root.setAttribute("aria-busy", "true");
+    soon();
+  };
   who = person((fields) => {
     state.fields = fields;
     if (fields && !byId("recommend").hidden) {
