@@ -333,3 +333,24 @@ def test_resuming_a_run_that_stopped_early_trains_no_further(build, tmp_path):
     assert stopped.state.epoch < 12
     again = fit(build(LIKE, **early), tmp_path, resume=True)
     assert again.state.epoch == stopped.state.epoch and same(weights(again.assembly), wanted)
+
+
+def test_a_finished_run_leaves_a_curve(tiny, log, tmp_path):
+    import genre
+
+    wanted = recipe(tiny, LIKE, train={"epochs": 2, "tracker": "none"})
+    genre.train(wanted, log=log, base=genre.Base.load(str(tiny)), folder=tmp_path)
+    drawn = (tmp_path / "curve.svg").read_text(encoding="utf-8")
+    assert "<svg" in drawn and "line2d" in drawn
+
+
+@pytest.mark.slow
+def test_wandb_keeps_its_files_in_the_run_folder_offline(tiny, log, tmp_path, monkeypatch):
+    """Slow: wandb starts a process of its own."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    import genre
+
+    wanted = recipe(tiny, LIKE, train={"epochs": 1, "tracker": "wandb"})
+    genre.train(wanted, log=log, base=genre.Base.load(str(tiny)), folder=tmp_path)
+    assert list((tmp_path / "wandb").glob("offline-run-*"))

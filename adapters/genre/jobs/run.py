@@ -29,6 +29,7 @@ from genre.text_assembly import AnyAssembly, assemble_texts
 from genre.texts import Texts
 from genre.training import Fitted, fit
 from genre.training.checkpoints import fitted_encoder
+from genre.training.curve import draw_curve
 from genre.versions import (
     adapter_manifest,
     count,
@@ -205,6 +206,7 @@ def finish(
         "skipped": assembly.skipped, "cut_texts": assembly.builder.cut,
     }  # fmt: skip
     write_text(root / "metrics.json", json.dumps(report, indent=2) + "\n")
+    draw_curve(root)
     for reason, number in assembly.skipped.items():
         say.line(f"skipped: {number} {reason}")
     return Run(root, folder, manifest, metrics, baselines, reference)

@@ -2,7 +2,7 @@
 
 Owns: one run from its first step to its best weights. Ignores: the registry, command lines.
 
-    run folder:  recipe.yaml  environment.json  log.jsonl  metrics.json  checkpoints/last.pt  tracker files
+    run folder:  recipe.yaml  environment.json  log.jsonl  metrics.json  curve.svg  checkpoints/last.pt  tracker files
 """
 
 import json

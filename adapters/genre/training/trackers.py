@@ -14,8 +14,6 @@ from typing import Any
 from genre.errors import JobError, RecipeError
 from genre.recipe import Recipe
 
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
-
 
 def need_tracker(name: str) -> str | None:
     """What accelerate calls a recipe's tracker; None for `none`.
@@ -25,10 +23,10 @@ def need_tracker(name: str) -> str | None:
     """
     if name == "none":
         return None
-    if find_spec(_PACKAGES[name]) is None:
+    if find_spec(name) is None:
         raise RecipeError(
-            f"train.tracker {name} needs a package that is not installed", got=f"no {_PACKAGES[name]}",
-            expected=f"pip install {_PACKAGES[name]}", todo="install it, or set train.tracker to tensorboard or none",
+            f"train.tracker {name} needs a package that is not installed", got=f"no {name}",
+            expected=f"pip install {name}", todo="install it, or set train.tracker to tensorboard or none",
         )  # fmt: skip
     return name
 
