@@ -221,6 +221,8 @@ class Layout:
     def item_tokens(self, text: str) -> tuple[np.ndarray, bool]:
         """Token ids of one item's text slot and whether it was cut."""
         if text not in self._texts:
+            if len(self._texts) > 100_000:  # a service sees new titles for ever
+                self._texts.clear()
             ids = self.tokenize("\n" + text)
             kept = ids[: self.max_item_tokens]
             end = self.tokenize(":") if self.item == "text" else []
