@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from fakes import make_encoder_base, planted_texts
 from genre.recipe import Recipe
 from standins import ROOT, deep_base, movies
 
@@ -16,7 +17,9 @@ def world(tmp_path_factory):
     import genre
 
     folder = tmp_path_factory.mktemp("recipes")
-    return folder, movies(), deep_base(folder / "base"), genre.Registry(folder / "registry")
+    logs = {False: movies(), True: planted_texts()}
+    bases = {False: deep_base(folder / "base"), True: make_encoder_base(folder / "encoder", positions=256)}
+    return folder, logs, bases, genre.Registry(folder / "registry")
 
 
 def test_the_readme_lists_them_all():
@@ -30,11 +33,11 @@ def test_the_readme_lists_them_all():
 def test_recipe_trains(file, world):
     import genre
 
-    folder, log, base, registry = world
+    folder, logs, bases, registry = world
     recipe = Recipe.read(file, ["train.epochs=1", "train.tracker=none"])
     assert recipe.name == file.stem
-    bare = genre.Base.load(str(base), quantization=recipe.base.quantization, depth=recipe.base.depth)
-    run = genre.train(recipe, log=log, base=bare, registry=registry, folder=folder / recipe.name)
+    bare = genre.Base.load(str(bases[recipe.reads_texts]), quantization=recipe.base.quantization, depth=recipe.base.depth)
+    run = genre.train(recipe, log=logs[recipe.reads_texts], base=bare, registry=registry, folder=folder / recipe.name)
     for task in recipe.tasks:
         figures = run.metrics[task.name]
         assert set(figures) == set(task.metrics)
