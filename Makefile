@@ -30,6 +30,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
+	$(BIN)/pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py --profile $(PROFILE)
 
 clean:
