@@ -84,6 +84,8 @@ class Ranks:
         if launched() > 1:
             from accelerate import PartialState
 
+            with _together():  # one that tears down while another is still in an exchange may be killed by its own threads
+                PartialState().wait_for_everyone()
             PartialState().destroy_process_group()
 
     @property
