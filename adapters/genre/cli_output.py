@@ -37,18 +37,25 @@ def say_steps(title: str) -> Iterator[Callable[[str], None]]:
 
 def show_figures(tasks: dict[str, Any]) -> None:
     """A table per task: a row per metric, the adapter with its interval, every baseline beside it."""
+    show_table(tasks, "adapter, 95 % interval", _with_interval, _value)
+
+
+def show_table(
+    tasks: dict[str, Any], heading: str, own: Callable[[dict[str, Any]], str], other: Callable[[dict[str, Any] | None], str]
+) -> None:
+    """A table per task: a row per metric; how the adapter's and the baselines' figures read is the caller's."""
     from rich.table import Table
 
     for name, found in tasks.items():
         table = Table(title=f"task {name}", title_justify="left")
         table.add_column("metric", no_wrap=True)
         table.add_column("n", justify="right", no_wrap=True)
-        table.add_column("adapter, 95 % interval", justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
         for baseline in found["baselines"]:
             table.add_column(baseline.replace("_", " "), justify="right")
         for metric, figure in found["adapter"].items():
-            others = (_value(figures.get(metric)) for figures in found["baselines"].values())
-            table.add_row(metric, f"{figure['n']:,}", _with_interval(figure), *others)
+            others = (other(figures.get(metric)) for figures in found["baselines"].values())
+            table.add_row(metric, f"{figure['n']:,}", own(figure), *others)
         console().print(table)
 
 

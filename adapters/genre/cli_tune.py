@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli_output import console
+from genre.cli_output import console, show_table
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -155,20 +155,8 @@ def _show_study(found: dict[str, Any]) -> None:
 
 
 def _show_folds(found: dict[str, Any]) -> None:
-    """A table per task: a row per metric, mean and deviation of the adapter and of every baseline."""
-    from rich.table import Table
-
-    for name, task in found["tasks"].items():
-        table = Table(title=f"task {name}", title_justify="left")
-        table.add_column("metric", no_wrap=True)
-        table.add_column("n", justify="right", no_wrap=True)
-        table.add_column("adapter", justify="right", no_wrap=True)
-        for baseline in task["baselines"]:
-            table.add_column(baseline.replace("_", " "), justify="right")
-        for metric, figure in task["adapter"].items():
-            others = (_spread(figures.get(metric)) for figures in task["baselines"].values())
-            table.add_row(metric, f"{figure['n']:,}", _spread(figure), *others)
-        console().print(table)
+    """Mean and deviation of the adapter and of every baseline."""
+    show_table(found["tasks"], "adapter", _spread, _spread)
 
 
 def _spread(figure: dict[str, Any] | None) -> str:
