@@ -112,10 +112,12 @@ def branches(depth: int, rounds: int) -> dict[str, Any]:
     """100 candidates on one history."""
     from transformers import DynamicCache
 
-    from genre.sequences import Sequence, collate
+    from genre.attention import install, plan_blocks
+    from genre.sequences import Sequence
 
     draw = torch.Generator().manual_seed(0)
     base = genre.Base.load("smollm2-135m", depth=depth)
+    install(base.model)  # as the engine does; without blocks, attention is transformers' own
     history = torch.randint(0, 49152, (HISTORY,), generator=draw)
     candidates = torch.randint(0, 49152, (CANDIDATES, LENGTH), generator=draw)
 
@@ -137,8 +139,9 @@ def branches(depth: int, rounds: int) -> dict[str, Any]:
         )  # fmt: skip
 
     def one_row() -> torch.Tensor:
-        batch = collate([row()], {})
-        hidden = base.hidden(base.embedding(batch.tokens), batch.positions, batch.mask)
+        one = row()
+        blocks = plan_blocks([one.hide], torch.from_numpy(one.positions).long()[None])
+        hidden = base.hidden(base.embedding(torch.from_numpy(one.tokens).long()[None]), blocks.positions, blocks=blocks)
         return hidden[0, HISTORY + LENGTH - 1 :: LENGTH]
 
     def prompts() -> torch.Tensor:

@@ -41,6 +41,8 @@ def main() -> None:
     begin, end = MARKS[source.suffix]
     held = source.read_text(encoding="utf-8")
     text = README.read_text(encoding="utf-8")
+    if begin not in text:
+        sys.exit(f"README.md has no place for it: put {begin.strip()} and {end} there")
     before, rest = text.split(begin)
     shown = table(json.loads(held)) if source.suffix == ".json" else held
     README.write_text(before + begin + shown + rest[rest.index(end) :], encoding="utf-8")

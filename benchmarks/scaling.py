@@ -112,7 +112,7 @@ def catalogue(quick: bool) -> dict[str, Any]:
     rows = torch.arange(32)
 
     def make(size: int) -> Callable[[], object]:
-        tables = (torch.randn(size, head.size + 1), torch.zeros(size, len(head.decays) * head.size))
+        tables = (torch.randn(size, head.size + 1), torch.zeros(size, width))
         history, seen = torch.randint(0, size, (32, 50)), torch.full((32,), 50)
         view = View(tables, history, torch.ones_like(history), rows, seen, torch.zeros(32, dtype=torch.long))
         hidden = torch.randn(32, width)
