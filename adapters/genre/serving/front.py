@@ -141,6 +141,8 @@ class _Passage:
         """Pass an answer's part on, its head with our headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if str(getattr(self.scope.get("route"), "path", "")).startswith("/v1/"):
+                self.service.metrics.live.call()  # before the client can ask for the figures
             there = {name for name, _ in message.get("headers", ())}
             own = [(b"x-request-id", self.request_id.encode()), *(pair for pair in _HEADERS if pair[0] not in there)]
             if b"cache-control" not in there:
@@ -158,8 +160,6 @@ class _Passage:
         self.service.metrics.calls.labels(path, str(status)).observe(seconds)
         if status >= 400:
             self.service.metrics.refused.labels(str(self.told.get("code", status))).inc()
-        if path.startswith("/v1/"):
-            self.service.metrics.live.call()
         quiet = path in ("/livez", "/readyz", "/metrics") and status == 200
         if not quiet:
             self.service.log.write(
