@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/python benchmarks/demo.py --out build/demo
 
+# A worker a core, one thread each.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
