@@ -37,9 +37,9 @@ def movies() -> Interactions:
     return Interactions.from_frame(frame, items=pl.DataFrame(items), users=pl.DataFrame(users), name="ml-100k")
 
 
-def deep_base(folder: Path) -> Path:
-    """Eight layers, and a tokenizer that tells " No" from " Yes" by their first token, as every real one does."""
-    file = make_base(folder, layers=8, vocabulary=264) / "tokenizer.json"
+def deep_base(folder: Path, *, layers: int = 8) -> Path:
+    """Eight layers (or so many), and a tokenizer that tells " No" from " Yes" by their first token, as every real one does."""
+    file = make_base(folder, layers=layers, vocabulary=264) / "tokenizer.json"
     tokenizer = json.loads(file.read_text(encoding="utf-8"))
     for number, letter in enumerate("NY"):
         tokenizer["model"]["vocab"][f"Ġ{letter}"] = 259 + number
