@@ -111,6 +111,15 @@ def usable_events(log: Interactions, recipe: Recipe) -> tuple[Split, np.ndarray]
     return chosen, usable
 
 
+def known_items(recipe: Recipe, log: Interactions, usable: np.ndarray) -> np.ndarray:
+    """(N,) bool: items with training events enough for vectors that are bound to their ids; see `encoder.min_events`."""
+    return np.bincount(log.item_codes[usable], minlength=log.catalogue.size) >= _least(recipe)
+
+
+def _least(recipe: Recipe) -> int:
+    return max(recipe.encoder.min_events, int(recipe.data.split.cold_items is not None))
+
+
 def needs_encoder(recipe: Recipe) -> bool:
     """Whether soft tokens or catalogue vectors are used at all."""
     return recipe.encoder.use != "none" and (
@@ -247,7 +256,10 @@ def fresh_encoder(
     )  # fmt: skip
     if not spec.sources:
         raise RecipeError("the encoder projects nothing", expected="encoder.text, learned, collaborative or dense columns")
-    encoder = BehaviourEncoder(spec, log.catalogue.item_ids, scale=base.embedding_rms, collaborative=vectors)
+    bound = known_items(recipe, log, usable)
+    ids = [item for item, kept in zip(log.catalogue.item_ids, bound.tolist(), strict=True) if kept]
+    vectors = None if vectors is None else vectors[torch.from_numpy(bound)]
+    encoder = BehaviourEncoder(spec, ids, scale=base.embedding_rms, collaborative=vectors)
     return SharedEncoder(encoder, vocabulary, None)
 
 
@@ -286,11 +298,14 @@ def start_of(task: Task, known: np.ndarray) -> dict[str, float]:
 def _tell(model: Recommender, recipe: Recipe, log: Interactions, usable: np.ndarray) -> None:
     """What a model takes from the log: how to name its events, and negatives where the catalogue is large."""
     model.name_events = partial(name_events, log)
+    counts = np.bincount(log.item_codes[usable], minlength=log.catalogue.size)
+    absent = counts == 0 if _least(recipe) else None
     if log.catalogue.size > recipe.train.sampled.above:
-        counts = np.bincount(log.item_codes[usable], minlength=log.catalogue.size)
         for task in recipe.tasks:
             if task.head == "catalogue":
-                model.negatives[task.name] = Negatives(counts, recipe.train.sampled.negatives)
+                model.negatives[task.name] = Negatives(counts, recipe.train.sampled.negatives, absent)
+    if absent is not None and absent.any():
+        model.absent = torch.from_numpy(absent).to(model.base.device)
 
 
 @torch.no_grad()
@@ -302,7 +317,13 @@ def _start_heads(model: Recommender, builder: RowBuilder, usable: np.ndarray) ->
     for name, head in model.heads.items():
         if isinstance(head, CatalogueHead):
             events = np.bincount(log.item_codes[usable], minlength=count) + 0.5
-            head.start_at(vectors, torch.from_numpy(np.log(events / events.sum())).float())
+            share = torch.from_numpy(np.log(events / events.sum())).float()
+            if model.absent is None:
+                head.start_at(vectors, share)
+            else:  # as much from what is known of a new item as training shows items like one
+                hidden, there = model.soft.encoder.spec.dropout, (~model.absent).to("cpu", torch.float32)
+                weight = torch.cat([there * (1 - hidden), there * hidden])
+                head.start_at(torch.cat([vectors, model.soft.every(known=False)]), share.repeat(2), weight)
         elif isinstance(head, BinaryHead | ScalarHead) and head.affinity is not None:
             _, labels = builder.supervise([model.tasks[name]])[name]
             chosen = usable & known_labels(labels)

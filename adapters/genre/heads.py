@@ -281,14 +281,16 @@ class CatalogueHead(Head):
         return torch.cat([total.new_zeros(len(values), 1, self.size), total], 1)[view.rows, view.seen]
 
     @torch.no_grad()
-    def start_at(self, vectors: Tensor, log_share: Tensor) -> None:
+    def start_at(self, vectors: Tensor, log_share: Tensor, weight: Tensor | None = None) -> None:
         """Start the items' bias at their share of the training events, by ridge regression on their vectors (mutates).
 
         Args:
             vectors: (N, D) item vectors.
             log_share: (N,) log of each item's smoothed share.
+            weight: (N,) how much each item counts, 1 if None.
         """
-        self.key.weight[-1] = ridge(to_unit(vectors), log_share - log_share.mean(), torch.ones_like(log_share))
+        there = torch.ones_like(log_share) if weight is None else weight
+        self.key.weight[-1] = ridge(to_unit(vectors), log_share - (log_share * there).sum() / there.sum(), there)
 
     def ask(self, hidden: Tensor, view: View) -> Tensor:
         """(n, D) → (n, d): what each target looks for."""

@@ -21,6 +21,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from genre.errors import DataError
+from genre.interactions_cold import hold_out_items
 from genre.interactions_order import tie_keys
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class SplitConfig(BaseModel):
         test_rows: given: the test events' places in the source file, first and last included, such as "0-19999,30000".
         seed: given: draws the validation rows; group: draws the groups.
         min_events: Users with fewer events than this in the whole log are unused, and counted.
+        cold_items: Items of which nothing is learnt, since their training events are unused (see `interactions_cold`): below 1
+            a share of the items, drawn by `cold_seed`; a whole number n means those with fewer than n training events.
+        cold_seed: Draws them; 0 by default.
         folds: Cross-validation by user: into so many folds the users are drawn.
         fold: Which of them tests, from 1: its users' test events are the targets and none of their events is learnt from; all
             other users' test events are unused.
@@ -65,6 +69,8 @@ class SplitConfig(BaseModel):
     test_rows: str | None = Field(default=None, pattern=r"^\s*\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*\s*$")
     seed: int | None = Field(default=None, ge=0)
     min_events: int = Field(default=0, ge=0)
+    cold_items: float | None = Field(default=None, gt=0)
+    cold_seed: int | None = Field(default=None, ge=0)
     folds: int | None = Field(default=None, ge=2)
     fold: int | None = Field(default=None, ge=1)
     fold_seed: int | None = Field(default=None, ge=0)
@@ -87,6 +93,18 @@ class SplitConfig(BaseModel):
         if float(resolved.get("valid") or 0) + float(resolved.get("test") or 0) >= 1:
             raise ValueError("valid and test leave nothing to train on: their shares must add up to less than 1")
         return resolved
+
+    @model_validator(mode="after")
+    def _check_cold(self) -> "SplitConfig":
+        if self.cold_items is None:
+            if self.cold_seed is not None:
+                raise ValueError("cold_seed goes with cold_items")
+            return self
+        if self.kind == "group":
+            raise ValueError("kind 'group' has no cold_items: labelled texts have no items")
+        if self.cold_items >= 1 and (self.cold_items % 1 or self.cold_seed is not None):
+            raise ValueError("cold_items is a share below 1 (with a cold_seed), or a whole number of training events")
+        return self
 
     @model_validator(mode="after")
     def _check_folds(self) -> "SplitConfig":
@@ -160,6 +178,8 @@ def split(log: "Interactions", config: SplitConfig) -> Split:
     if config.kind != "given" and "impression_id" in log.frame.columns:
         part = _keep_impressions(log, part, counts)
     part = _drop_small_users(log, part, config.min_events, counts)
+    if config.cold_items is not None:
+        part = hold_out_items(log, part, config.cold_items, config.cold_seed or 0, counts)
     outside = None
     if config.folds is not None:
         outside = (user_folds(log, part, config) == config.fold)[log.user_codes]

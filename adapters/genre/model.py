@@ -53,11 +53,15 @@ class SoftTokens:
         return self.cached if codes is None else self.cached[codes]
 
     @torch.no_grad()
-    def every(self) -> Tensor:
-        """(N, D) vectors of all items as they are used in evaluation, computed by parts so that a large catalogue fits."""
+    def every(self, *, known: bool = True) -> Tensor:
+        """(N, D) vectors of all items as they are used in evaluation, computed by parts so that a large catalogue fits.
+
+        With `known` false as they would be if the encoder had seen none of them.
+        """
         codes = torch.arange(len(self.table), device=self.table.known.device)
+        table = self.table if known else ItemTable(self.table.features, torch.full_like(self.table.known, -1))
         training = self.encoder.training
-        parts = [self.encoder.eval().item_vectors(self.table, some) for some in codes.split(65536)]
+        parts = [self.encoder.eval().item_vectors(table, some) for some in codes.split(65536)]
         self.encoder.train(training)
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
@@ -94,6 +98,7 @@ class Recommender(nn.Module):
         heads: One head per task.
         soft: The behaviour encoder and its item table; None where everything is text.
         negatives: For each next-item task that trains on a sampled softmax, what it draws from.
+        absent: (N,) bool, items that no training event names and that are no negatives of next-item tasks; None if all are.
         name_events: How a message names events of the log.
         layers: The low-rank layers by the name of the linear they hold (empty for head-only and full).
         recompute: In training, keep only the inputs of the base's layers and run these again in the backward pass.
@@ -113,6 +118,7 @@ class Recommender(nn.Module):
         self.soft, self.dropout = soft, dropout
         self.tasks = {task.name: task for task in tasks}
         self.negatives: dict[str, Negatives] = {}
+        self.absent: Tensor | None = None
         self.name_events: Callable[[list[int]], str] = lambda events: f"the events {events[:3]}"
         self.heads = nn.ModuleDict(heads)
         self.layers: dict[str, LoraLinear] = {}
@@ -277,7 +283,10 @@ class Recommender(nn.Module):
         """A task's loss and what it takes, each with a row per target."""
         reads = batch.reads[name]
         if name not in self.negatives:
-            return LOSSES[self.tasks[name].loss], (self.output(name, hidden, batch), reads.labels)
+            output = self.output(name, hidden, batch)
+            if self.absent is not None and self.heads[name].per_item:
+                output = output.masked_fill(self.absent, -torch.inf)
+            return LOSSES[self.tasks[name].loss], (output, reads.labels)
         head = self.heads[name]
         assert isinstance(head, CatalogueHead) and self.soft is not None
         drawn, log_count = self.negatives[name].draw(hidden.device)

@@ -25,14 +25,20 @@ class Negatives:
     Args:
         counts: (N,) training events of each item.
         size: M, how many are drawn; N or more means every item once, with nothing to correct.
+        absent: (N,) bool, items that are never drawn.
     """
 
-    def __init__(self, counts: np.ndarray, size: int) -> None:
+    def __init__(self, counts: np.ndarray, size: int, absent: np.ndarray | None = None) -> None:
         weight = (counts.astype(np.float64) + 1) ** POWER
+        self.present = torch.arange(len(counts))
+        if absent is not None:
+            weight[absent] = 0
+            self.present = self.present[torch.from_numpy(~absent)]
         share = weight / weight.sum()
         self.size = size
         self.upper = torch.from_numpy(np.cumsum(share))
-        self.log_expected = torch.from_numpy(np.log(share * size))
+        with np.errstate(divide="ignore"):
+            self.log_expected = torch.from_numpy(np.log(share * size))
 
     def draw(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Different items and the log of what each counts for too much: (m,) int64 and (m,) float32, m at most M.
@@ -40,8 +46,8 @@ class Negatives:
         Uses torch's own random numbers on the CPU, so that a resumed run draws what an uninterrupted one does.
         """
         count = len(self.upper)
-        if self.size >= count:
-            return torch.arange(count, device=device), torch.zeros(count, device=device)
+        if self.size >= len(self.present):
+            return self.present.to(device), torch.zeros(len(self.present), device=device)
         drawn = torch.searchsorted(self.upper, torch.rand(self.size, dtype=torch.float64)).clamp_max(count - 1)
         codes, times = torch.unique(drawn, return_counts=True)
         log_count = (self.log_expected[codes] - times.double().log()).float()

@@ -89,6 +89,9 @@ class EncoderConfig(_Config):
         dense: List-of-float item columns to project.
         fuse: Heads see the user's earlier events through item vectors, beside the base's state.
         dropout: Probability that an item's learned and collaborative vectors are hidden in training (so that new items work).
+        min_events: Items with fewer training events get no learned and no collaborative vector: the model knows them as it
+            knows new ones. 0 gives one to every item, 1 if the split holds items out; from 1 up an item without training
+            events is no negative either.
     """
 
     use: str = "auto"
@@ -97,6 +100,7 @@ class EncoderConfig(_Config):
     collaborative: int = Field(default=64, ge=0, le=1024)
     dense: tuple[str, ...] = ()
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    min_events: int = Field(default=0, ge=0)
     fuse: bool = True
 
 

@@ -111,6 +111,8 @@ def write_encoder(folder: Path, assembly: Assembly) -> None:
         "spec": dataclasses.asdict(encoder.spec),
         "feedback": {"column": vocabulary.column, "values": list(vocabulary.values)},
     }
+    if len(encoder.item_ids) < assembly.log.catalogue.size:  # the ids that its vectors are bound to, where some have none
+        described["items"] = encoder.item_ids
     _write_json(folder / "encoder.json", described)
     write_catalogue(folder, assembly.log.catalogue, _item_columns(assembly))
 
@@ -266,7 +268,8 @@ def read_encoder(registry: Registry, digest: str, base: Base) -> SharedEncoder:
     folder = registry.fetch(version)
     described = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
     catalogue = read_catalogue(folder)
-    encoder = BehaviourEncoder.restore(described["spec"], catalogue.item_ids, load_file(folder / "encoder.safetensors"))
+    bound = described.get("items", catalogue.item_ids)
+    encoder = BehaviourEncoder.restore(described["spec"], bound, load_file(folder / "encoder.safetensors"))
     vocabulary = FeedbackVocabulary(described["feedback"]["column"], tuple(described["feedback"]["values"]))
     return SharedEncoder(encoder.to(base.device), vocabulary, digest, catalogue)
 
