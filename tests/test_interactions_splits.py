@@ -226,3 +226,53 @@ def test_wrong_folds_are_refused():
     ):
         with pytest.raises(ValidationError, match=message):
             SplitConfig(**{"kind": "last_n", "n": 1} | wrong)
+
+
+def test_cold_items_train_on_nothing():
+    log = events_of(a=12, b=12, c=12)
+    plain = split(log, SplitConfig(kind="last_n", n=2)).part
+    found = split(log, SplitConfig(kind="last_n", n=2, cold_items=0.25))
+    held = (plain == 0) & (found.part == -1)
+    cold = set(log.frame["item_id"].to_numpy()[held])
+    assert len(cold) == round(24 / 4) == found.counts["cold items"]  # 24 items have a training event
+    assert not cold & set(log.frame["item_id"].to_numpy()[found.part == 0])
+    assert np.array_equal(found.part[plain > 0], plain[plain > 0])
+    other = split(log, SplitConfig(kind="last_n", n=2, cold_items=0.25, cold_seed=1))
+    assert not np.array_equal(other.part, found.part) and other.counts["cold items"] == 6
+
+
+def test_the_draw_of_cold_items_does_not_depend_on_their_order():
+    log = events_of(a=12, b=12)
+    turned = Interactions.from_frame(log.frame.drop("row"), items=log.catalogue.frame.reverse())
+    config = SplitConfig(kind="last_n", cold_items=0.5, cold_seed=3)
+    assert np.array_equal(split(log, config).part, split(turned, config).part)
+
+
+def test_cold_items_by_their_training_events():
+    rows = [
+        (f"u{user}", item, 10 * place + user, 3.0) for user in range(4) for place, item in enumerate("xyzw"[: user + 1] + "ab")
+    ]
+    log = make(rows)  # training events: x 4, y 3, z 2, w 1
+    found = split(log, SplitConfig(kind="last_n", cold_items=3))
+    assert set(log.frame["item_id"].to_numpy()[found.part == 0]) == {"x", "y"}
+    assert found.counts["cold items"] == 2 and found.counts["training events of cold items, unused"] == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"cold_items": 0}, "greater than 0"),
+        ({"cold_items": 2.5}, "a share below 1"),
+        ({"cold_items": 5, "cold_seed": 1}, "a share below 1"),
+        ({"cold_seed": 1}, "cold_seed goes with cold_items"),
+        ({"kind": "group", "cold_items": 0.1}, "labelled texts have no items"),
+    ],
+)
+def test_bad_cold_items_are_refused(config, message):
+    with pytest.raises(ValidationError, match=message):
+        SplitConfig(**{"kind": "last_n", **config})
+
+
+def test_cold_items_that_leave_nothing_are_refused():
+    with pytest.raises(DataError, match="the split leaves no train events"):
+        split(events_of(a=6, b=6), SplitConfig(kind="last_n", cold_items=100))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genre.errors import DataError, RecipeError
-from genre.metrics import METRICS, as_evaluate, metric
+from genre.metrics import METRICS, ListFacts, as_evaluate, metric
 
 PROBABILITIES, LABELS, USERS = [0.9, 0.2, 0.6, 0.4], [1, 0, 0, 1], ["a", "a", "b", "b"]
 ROWS, RELEVANT = [[0.1, 0.9, 0.5], [0.3, 0.3, 0.3]], [2, 0]
@@ -19,6 +19,7 @@ def test_names_of_the_recipes_are_known():
     for k in (5, 10, 20):
         assert all(METRICS[f"{family}@{k}"].kind == "ranking" for family in ("hr", "ndcg", "mrr"))
         assert all(METRICS[f"{family}@{k}"].kind == "list" for family in ("coverage", "gini"))
+        assert all(METRICS[f"{family}@{k}"].kind == "quality" for family in ("diversity", "novelty", "serendipity"))
     lower = {name for name, each in METRICS.items() if each.direction == "lower"}
     assert lower == {"log_loss", "rmse", "mae", "ece", "gini@5", "gini@10", "gini@20"}
 
@@ -63,6 +64,13 @@ def test_every_metric_is_an_evaluate_metric_offline(name, offline, tmp_path):
         assert result == {name: chosen.function(LABELS, PROBABILITIES, **extra)}
     elif chosen.kind == "ranking":
         assert wrapped.compute(predictions=ROWS, references=RELEVANT) == {name: chosen.function([2, 2])}
+    elif chosen.kind == "quality":
+        counts, vectors, lists = [4, 2, 2], [[1.0, 0], [1, 1], [0, 1]], [[1, 2, 0], [0, 1, 2]]
+        facts = ListFacts(np.array(counts), np.array(vectors), np.array([2.5, 1]))
+        result = wrapped.compute(predictions=ROWS, references=RELEVANT, counts=counts, vectors=vectors)
+        assert result == {name: chosen.function([2, 2] if chosen.of_ranks else lists, facts)}
+        with pytest.raises(DataError, match=f"{name} needs (vectors|counts) of the candidates: got none; .*one each of 3"):
+            wrapped.compute(predictions=ROWS, references=RELEVANT)
     else:
         lists = [[1, 2, 0], [0, 1, 2]]
         assert wrapped.compute(predictions=ROWS, references=RELEVANT) == {name: chosen.function(lists, 3)}

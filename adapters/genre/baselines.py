@@ -22,7 +22,7 @@ from genre.baselines_ease import EaseScorer, ease
 from genre.errors import DataError
 from genre.evaluation import Targets
 from genre.evaluation_history import Histories
-from genre.evaluation_ranking import Block, block_rows, block_size
+from genre.evaluation_ranking import Block, Seen, block_rows, block_size
 from genre.interactions import Interactions
 from genre.interactions_splits import TRAIN, Split
 from genre.metrics_checks import Floats, Integers
@@ -35,6 +35,7 @@ within, and shares that differ by a standard deviation of about .2 have .04 betw
 1 within and .25 between: 4. Five is between the two; from 2 to 10, no figure on ML-100K moves by .01."""
 BIAS_ROUNDS = 10
 _EDGE = 1e-6
+_HISTORIES = 1024
 
 Blocks: TypeAlias = Callable[[], Iterator[Block]]
 
@@ -119,6 +120,25 @@ def popularity_blocks(log: Interactions, split: Split, targets: Targets) -> Iter
     row = counts.astype(np.float32)
     for rows in block_rows(len(targets), block_size(len(row))):
         yield rows, np.broadcast_to(row, (rows.stop - rows.start, len(row)))
+
+
+def popularity_ranks(log: Interactions, split: Split, targets: Targets, *, seen: Seen = "masked") -> tuple[Integers, Floats]:
+    """Return int64[N] training events of each item, and float64[n] what `rank_in_blocks` makes of them, without a score block."""
+    counts = np.bincount(log.item_codes[np.asarray(split.part) == TRAIN], minlength=log.catalogue.size)
+    own, ordered = counts[targets.item], np.sort(counts)
+    low, high = np.searchsorted(ordered, own, "left"), np.searchsorted(ordered, own, "right")
+    better, equal = len(counts) - high, high - low - 1
+    if seen == "masked":
+        histories = Histories(log, split)
+        for rows in block_rows(len(targets), _HISTORIES):
+            pair_rows, events = histories.pairs(targets.event[rows])
+            row, item = np.unique(np.stack([pair_rows, log.item_codes[events]]), axis=1)
+            other = item != targets.item[rows][row]
+            row, passed = row[other], counts[item[other]]
+            size = rows.stop - rows.start
+            better[rows] -= np.bincount(row[passed > own[rows][row]], minlength=size)
+            equal[rows] -= np.bincount(row[passed == own[rows][row]], minlength=size)
+    return counts, 1 + better + equal / 2
 
 
 def _ease_blocks(log: Interactions, split: Split, targets: Targets) -> Blocks:

@@ -161,6 +161,7 @@ def evaluate(
     loaded = jobs.load_base(manifest, base, quantization=quantization)
     found = jobs.evaluate(store, ref, log, loaded, part=part, reporter=Reporter.for_terminal())
     show_figures(found["tasks"])
+    show_figures({f"{name}, {task['cold']['items']}": task["cold"] for name, task in found["tasks"].items() if "cold" in task})
     for name, line in found["protocol"].items():
         print(f"protocol of {name}: {line}")
     _write(json_file, found)

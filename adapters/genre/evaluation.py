@@ -23,6 +23,7 @@ from genre.interactions import Interactions
 from genre.interactions_splits import Split
 from genre.metrics_bootstrap import RESAMPLES, Figure, bootstrap
 from genre.metrics_checks import Floats, Vector, same_length
+from genre.metrics_lists import ListFacts
 from genre.metrics_registry import Kind, Metric, metric
 
 
@@ -103,10 +104,11 @@ def evaluate_ranking(
     top: npt.NDArray[np.int32] | None,
     catalogue_size: int,
     *,
+    facts: ListFacts | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Figure]:
-    """Return ranking and list metrics of one rank and one top list per target.
+    """Return ranking, list and quality metrics of one rank and one top list per target.
 
     A list metric has no interval (its `low` and `high` are NaN): a resample of the users never covers as much of the
     catalogue as all of them.
@@ -117,23 +119,39 @@ def evaluate_ranking(
         ranks: float64[n] from 1, by the mid-rank rule.
         top: int32[n, K] item codes, best first, -1 where a list ends early; None if no metric is of lists.
         catalogue_size: N.
+        facts: What quality metrics need; None if there are none among the metrics.
         resamples: Of the user bootstrap.
         seed: Of the user bootstrap.
 
     Raises:
         RecipeError: A name is unknown or a feedback metric.
-        DataError: A rank is missing or not finite, or lists are missing or too short.
+        DataError: A rank is missing or not finite, or lists are missing or too short, or facts are missing.
     """
-    chosen = _of_kinds(metrics, "ranking", "list")
+    chosen = _of_kinds(metrics, "ranking", "list", "quality")
     given: Floats = np.asarray(ranks, dtype=np.float64)
     same_length(targets=targets.event, ranks=given, lists=top)
     figures = {}
     for each in chosen:
         if each.kind == "ranking":
             figures[each.name] = bootstrap(each, targets.user, None, given, resamples=resamples, seed=seed)
+        elif each.terms is not None:
+            values = _judged(each, given, top, facts)
+            known = ~np.isnan(values)
+            figures[each.name] = bootstrap(each, targets.user[known], None, values[known], resamples=resamples, seed=seed)
         else:
             figures[each.name] = _listed(each, targets, top, catalogue_size)
     return figures
+
+
+def _judged(chosen: Metric, ranks: Floats, top: npt.NDArray[np.int32] | None, facts: ListFacts | None) -> Floats:
+    assert chosen.terms is not None
+    if facts is None:
+        raise DataError(f"{chosen.name} needs facts of the items", got="none", expected="training counts and item vectors")
+    if chosen.of_ranks:
+        return chosen.terms(ranks, facts)
+    if top is None:
+        raise DataError(f"{chosen.name} needs top lists", got="ranks only", expected="the best items of each target")
+    return chosen.terms(top, facts)
 
 
 def _listed(chosen: Metric, targets: Targets, top: npt.NDArray[np.int32] | None, catalogue_size: int) -> Figure:

@@ -23,7 +23,7 @@ from genre.jobs import Figures, figures_of, low_layers, restore
 from genre.merging import Method, merge
 from genre.metrics_bootstrap import RESAMPLES
 from genre.model import Recommender
-from genre.prediction import predict
+from genre.prediction import list_facts, predict
 from genre.progress import Reporter
 from genre.registry import higher_is_better
 from genre.registry.manifest import canonical
@@ -78,11 +78,13 @@ class _Bench:
             found = predict(
                 model, builder, self.split, PARTS[part], max_events=builder.layout.max_events, batch_tokens=BATCH_TOKENS
             )
-        return {
-            name: figures_of(model.tasks[name], targets, scores, top, builder.catalogue_size, resamples=resamples)
-            for name, (targets, scores, top) in found.items()
-            if len(targets)
-        }
+        figures = {}
+        for name, (targets, scores, top) in found.items():
+            if len(targets):
+                task, size = model.tasks[name], builder.catalogue_size
+                facts = list_facts(model, builder, self.split, task, targets)
+                figures[name] = figures_of(task, targets, scores, top, size, facts=facts, resamples=resamples)
+        return figures
 
 
 class Judge:

@@ -1,6 +1,6 @@
 """The metrics, in one import.
 
-Owns: the public names of `metrics_feedback`, `metrics_ranking`, `metrics_registry`, `metrics_bootstrap` and
+Owns: the public names of `metrics_feedback`, `metrics_ranking`, `metrics_lists`, `metrics_registry`, `metrics_bootstrap` and
 `metrics_evaluate`. Ignores everything else.
 
     >>> from genre.metrics import bootstrap, metric
@@ -12,18 +12,21 @@ from genre.metrics_auc import auc, gauc, user_aucs
 from genre.metrics_bootstrap import Figure, bootstrap, paired_bootstrap, paired_draws
 from genre.metrics_evaluate import as_evaluate
 from genre.metrics_feedback import accuracy, ece, f1, log_loss, macro_f1, mae, rmse
+from genre.metrics_lists import ListFacts, diversity, novelty, serendipity
 from genre.metrics_ranking import coverage, gini, hr, mid_ranks, mrr, ndcg, top_items
 from genre.metrics_registry import METRICS, Metric, metric
 
 __all__ = [
     "METRICS",
     "Figure",
+    "ListFacts",
     "Metric",
     "accuracy",
     "as_evaluate",
     "auc",
     "bootstrap",
     "coverage",
+    "diversity",
     "ece",
     "f1",
     "gauc",
@@ -36,9 +39,11 @@ __all__ = [
     "mid_ranks",
     "mrr",
     "ndcg",
+    "novelty",
     "paired_bootstrap",
     "paired_draws",
     "rmse",
+    "serendipity",
     "top_items",
     "user_aucs",
 ]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genre.errors import DataError
+from genre.metrics_lists import ListFacts
 from genre.metrics_ranking import mid_ranks, top_items
 from genre.metrics_registry import Metric, metric
 
@@ -34,7 +35,8 @@ def as_evaluate(name: str, **options: Any) -> evaluate.Metric:
       `gauc` also `users=`, whose event each is;
     - ranking metrics: rows of scores over all candidates, and the relevant item's column;
     - list metrics: the same; the top k of each row are the lists, of equal scores the lower column first, and the
-      catalogue is as large as a row is long. The relevant items do not matter.
+      catalogue is as large as a row is long. The relevant items do not matter;
+    - quality metrics: the same, with `counts=`, the training events of each candidate, or for diversity `vectors=`, one each.
 
     Args:
         name: As in a recipe, such as `ndcg@10`.
@@ -62,14 +64,16 @@ def as_evaluate(name: str, **options: Any) -> evaluate.Metric:
                 features=forms if len(forms) > 1 else forms[0],
             )
 
-        def _compute(self, *, predictions: Any, references: Any, users: Any = None) -> dict[str, float]:
-            return {chosen.name: _evaluated(chosen, predictions, references, users)}
+        def _compute(self, *, predictions: Any, references: Any, users: Any = None, **known: Any) -> dict[str, float]:
+            return {chosen.name: _evaluated(chosen, predictions, references, users, **known)}
 
     Wrapped.__name__ = Wrapped.__qualname__ = "".join(x.title() for x in chosen.name.replace("@", "_").split("_"))
     return Wrapped(**({"keep_in_memory": True} | options))
 
 
-def _evaluated(chosen: Metric, predictions: Any, references: Any, users: Any) -> float:
+def _evaluated(
+    chosen: Metric, predictions: Any, references: Any, users: Any, *, counts: Any = None, vectors: Any = None
+) -> float:
     if chosen.by_user:
         if users is None:
             raise DataError(f"{chosen.name} needs to know whose event it is", got="no users", expected="users=[…]")
@@ -79,7 +83,18 @@ def _evaluated(chosen: Metric, predictions: Any, references: Any, users: Any) ->
     if not len(predictions):
         return float("nan")
     scores = np.asarray(predictions, dtype=np.float64)
+    own = np.asarray(references, dtype=np.int64)
     if chosen.kind == "ranking":
-        return chosen.function(mid_ranks(scores, np.asarray(references, dtype=np.int64)))
+        return chosen.function(mid_ranks(scores, own))
     size = scores.shape[1]
-    return chosen.function(top_items(scores.astype(np.float32), chosen.k or size, np.arange(size)), size)
+    top = top_items(scores.astype(np.float32), chosen.k or size, np.arange(size))
+    if chosen.kind == "list":
+        return chosen.function(top, size)
+    needed, values = ("vectors", vectors) if chosen.name.startswith("diversity") else ("counts", counts)
+    if values is None or len(values) != size:
+        got = "none" if values is None else len(values)
+        raise DataError(f"{chosen.name} needs {needed} of the candidates", got=got, expected=f"{needed}=[…], one each of {size}")
+    events = np.zeros(size) if counts is None else np.asarray(counts, dtype=np.float64)
+    popular = mid_ranks(np.broadcast_to(events, scores.shape), own)
+    facts = ListFacts(events, None if vectors is None else np.asarray(vectors, dtype=np.float64), popular)
+    return chosen.function(mid_ranks(scores, own) if chosen.of_ranks else top, facts)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genre.errors import DataError
-from genre.metrics_checks import Floats, Integers, Vector, event_weights, finite, ratio, same_length
+from genre.metrics_checks import Floats, Integers, Vector, event_weights, finite, ratio
 
 
 def mid_ranks(scores: npt.NDArray[Any], relevant: npt.NDArray[Any]) -> Floats:
@@ -177,17 +177,26 @@ def _mean(terms: Floats, weights: Vector | None) -> float:
 
 def _exposure(top: npt.ArrayLike, k: int, size: int, weights: Vector | None) -> tuple[Floats, int]:
     """Return [N] the weight of the lists that hold each item, and the number of lists that weigh anything."""
-    lists = np.asarray(top, dtype=np.int64)
-    lists = lists if lists.ndim == 2 else lists.reshape(len(lists), 0 if len(lists) == 0 else 1)
-    if len(lists) and lists.shape[1] < min(k, size):
-        raise DataError("the top lists are too short", got=lists.shape[1], expected=f"at least {k} items in each")
-    weight = event_weights(weights, len(lists))
-    same_length(lists=lists, weights=weight)
-    cut = lists[:, :k]
-    if (cut >= size).any():
-        row = int(np.argmax((cut >= size).any(axis=1)))
-        raise DataError(f"list {row} holds an unknown item", got=cut[row].max(), expected=f"codes below {size}")
+    cut = cut_lists(top, k, size)
+    weight = event_weights(weights, len(cut))
     listed = cut >= 0
     each = np.broadcast_to(weight[:, None], cut.shape)
     exposure: Floats = np.bincount(cut[listed], weights=each[listed], minlength=size).astype(np.float64)
     return exposure, int(np.count_nonzero(weight))
+
+
+def cut_lists(top: npt.ArrayLike, k: int, size: int) -> Integers:
+    """Return [n, ≤ k] item codes of lists over a catalogue of `size` items.
+
+    Raises:
+        DataError: The lists are shorter than k (and than the catalogue), or a code is not in the catalogue.
+    """
+    lists = np.asarray(top, dtype=np.int64)
+    lists = lists if lists.ndim == 2 else lists.reshape(len(lists), 0 if len(lists) == 0 else 1)
+    if len(lists) and lists.shape[1] < min(k, size):
+        raise DataError("the top lists are too short", got=lists.shape[1], expected=f"at least {k} items in each")
+    cut = lists[:, :k]
+    if (cut >= size).any():
+        row = int(np.argmax((cut >= size).any(axis=1)))
+        raise DataError(f"list {row} holds an unknown item", got=cut[row].max(), expected=f"codes below {size}")
+    return cut

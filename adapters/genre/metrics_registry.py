@@ -18,13 +18,14 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from genre import metrics_feedback as feedback
+from genre import metrics_lists as lists
 from genre import metrics_ranking as ranking
 from genre.errors import RecipeError
 from genre.metrics_auc import AucOrder, auc, gauc, user_aucs
 from genre.metrics_checks import Floats, Integers, Vector, binary_labels, finite, same_length, sums_by
 
 Direction: TypeAlias = Literal["higher", "lower"]
-Kind: TypeAlias = Literal["feedback", "ranking", "list"]
+Kind: TypeAlias = Literal["feedback", "ranking", "list", "quality"]
 Prepared: TypeAlias = Callable[[Floats], Floats]
 """Weights of the users, [R, U], to R values of the metric."""
 Prepare: TypeAlias = Callable[[Any, Any, Integers, int], Prepared]
@@ -40,12 +41,16 @@ class Metric:
     Attributes:
         name: As in a recipe, such as `auc` or `hr@10`.
         direction: Whether a `higher` or a `lower` value is better.
-        kind: `feedback` (of labels and scores), `ranking` (of the ranks of the targets) or `list` (of top lists).
-        function: The formula. Called with (labels, scores), (labels, scores, users) if `by_user`, (ranks) or
-            (top, catalogue_size); all take `weights=`.
+        kind: `feedback` (of labels and scores), `ranking` (of the ranks of the targets), `list` (of all top lists together) or
+            `quality` (of each top list or rank, beside what is known of items).
+        function: The formula. Called with (labels, scores), (labels, scores, users) if `by_user`, (ranks),
+            (top, catalogue_size) or (top or ranks, facts); all take `weights=`.
         prepare: For the bootstrap: sorts or sums once, then weighs users many times. None for lists.
         k: The cut-off of a ranking or list metric.
         by_user: Whether the formula needs to know whose event it is.
+        terms: Of a quality metric: (top or ranks, facts) to the value of each target, NaN where it has none; what `prepare` takes
+            for scores.
+        of_ranks: Whether a quality metric is of ranks, and not of top lists.
     """
 
     name: str
@@ -55,6 +60,8 @@ class Metric:
     prepare: Prepare | None
     k: int | None = None
     by_user: bool = False
+    terms: Callable[..., Floats] | None = None
+    of_ranks: bool = False
 
     def better(self, value: float, than: float) -> bool:
         """Return whether `value` is strictly better; any number is better than NaN, NaN than nothing."""
@@ -129,12 +136,26 @@ def _listed(family: str, direction: Direction, function: Callable[..., float], k
     return Metric(f"{family}@{k}", direction, "list", cut, None, k)
 
 
+def _judged(family: str, function: Callable[..., float], terms: Callable[..., Floats], k: int) -> Metric:
+    def cut(given: Any, facts: lists.ListFacts, *, weights: Vector | None = None) -> float:
+        return function(given, k, facts, weights=weights)
+
+    def values(given: Any, facts: lists.ListFacts) -> Floats:
+        return terms(given, k, facts)
+
+    prepare = _of_ranks(lambda each, _: finite(each, "value"), k)
+    return Metric(f"{family}@{k}", "higher", "quality", cut, prepare, k, terms=values, of_ranks=family == "serendipity")
+
+
 _CUT: dict[str, Callable[[int], Metric]] = {
     "hr": partial(_ranked, "hr", ranking.hr, ranking.hits),
     "ndcg": partial(_ranked, "ndcg", ranking.ndcg, ranking.gains),
     "mrr": partial(_ranked, "mrr", ranking.mrr, ranking.reciprocals),
     "coverage": partial(_listed, "coverage", "higher", ranking.coverage),
     "gini": partial(_listed, "gini", "lower", ranking.gini),
+    "diversity": partial(_judged, "diversity", lists.diversity, lists.distances),
+    "novelty": partial(_judged, "novelty", lists.novelty, lists.information),
+    "serendipity": partial(_judged, "serendipity", lists.serendipity, lists.surprises),
 }
 
 _PLAIN = [

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from genre.baselines import popularity_ranks
 from genre.evaluation import Targets
 from genre.evaluation_ranking import Ranker, block_rows, block_size
 from genre.interactions_splits import Split
+from genre.metrics_lists import ListFacts
+from genre.metrics_registry import metric
 from genre.model import Recommender
 from genre.ranks import Ranks
 from genre.rows import RowBuilder
 from genre.sequences import Reads, collate, plan_batches
+from genre.tasks import Task
 from genre.text_rows import Builder
 
 Advance = Callable[[int], None]
@@ -97,6 +101,14 @@ def predict(
         name: _in_order(builder, labels[name], parts, ranking=model.tasks[name].kind == "next_item")
         for name, parts in found.items()
     }
+
+
+def list_facts(model: Recommender, builder: Builder, split: Split, task: Task, targets: Targets) -> ListFacts | None:
+    """What quality metrics of a next-item task need: training counts and the encoder's item vectors; None where it has none."""
+    if not isinstance(builder, RowBuilder) or not any(metric(name).kind == "quality" for name in task.metrics):
+        return None
+    counts, popular = popularity_ranks(builder.log, split, targets, seen=task.seen)
+    return ListFacts(counts, None if model.soft is None else model.soft.every().cpu().numpy(), popular)
 
 
 def _pieces(reads: Reads, items: int | None) -> Iterator[Reads]:

@@ -62,6 +62,9 @@ _RANKING = (
     "mrr@20",
     "coverage@10",
     "gini@10",
+    "diversity@10",
+    "novelty@10",
+    "serendipity@10",
 )
 
 

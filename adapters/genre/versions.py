@@ -107,7 +107,7 @@ def write_encoder(folder: Path, assembly: Assembly) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     encoder, vocabulary = assembly.shared.encoder, assembly.shared.vocabulary
     save_file(encoder.payload(), folder / "encoder.safetensors", metadata={"format": "pt"})
-    described = {
+    described: dict[str, Any] = {
         "spec": dataclasses.asdict(encoder.spec),
         "feedback": {"column": vocabulary.column, "values": list(vocabulary.values)},
     }

@@ -1,5 +1,6 @@
 """A published version, or a trained model, on a part of a split: every task's figures beside its baselines'."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,15 @@ from genre.errors import InputError, ManifestError
 from genre.evaluation import Targets, evaluate_feedback, evaluate_ranking
 from genre.evaluation_ranking import rank_in_blocks
 from genre.interactions import Interactions
+from genre.interactions_cold import training_events
 from genre.interactions_splits import PARTS, SplitConfig, split
 from genre.jobs.places import load_base
 from genre.lora import LoraLinear
 from genre.metrics_bootstrap import RESAMPLES
+from genre.metrics_lists import ListFacts
+from genre.metrics_registry import metric
 from genre.model import Recommender, SoftTokens
-from genre.prediction import Predicted, predict
+from genre.prediction import Predicted, list_facts, predict
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.rows import RowBuilder
@@ -32,6 +36,9 @@ from genre.versions import (
 )
 
 Figures = dict[str, dict[str, Any]]
+COLD = 5
+"""Items with fewer training events are cold."""
+BATCH_TOKENS = 16384
 
 
 def evaluate(
@@ -47,6 +54,7 @@ def evaluate(
 
     Returns:
         `{"ref", "digest", "protocol", "tasks": {task: {"adapter": {metric: figure}, "baselines": {name: {metric: figure}}}}}`.
+        Where a log's task has targets on cold items it has `"cold": {"items", "adapter", "baselines"}` as well, on those alone.
 
     Raises:
         ManifestError: The version does not fit the base.
@@ -56,14 +64,15 @@ def evaluate(
     base = base or load_base(manifest)
     loaded = read_adapter(registry, ref, base)
     say.line(f"evaluating {ref} ({loaded.version}) on the {part} part")
-    results: dict[str, tuple[Figures, dict[str, Figures]]] = {}
+    tasks: dict[str, Any] = {}
     for one in by_split(loaded):
         model, builder, chosen = restore(one, log, base)
         try:
-            results |= measure(model, builder, chosen, part=PARTS[part], max_events=one.reading.max_events)
+            found = predict(model, builder, chosen, PARTS[part], max_events=one.reading.max_events, batch_tokens=BATCH_TOKENS)
+            judged = judged_tasks(found, model, builder, chosen)
         finally:
             model.release()
-    tasks = {name: {"adapter": own, "baselines": others} for name, (own, others) in results.items()}
+        tasks |= {name: _with_cold(task, builder, chosen) for name, task in judged.items()}
     return {
         "ref": ref,
         "digest": loaded.digest,
@@ -72,6 +81,57 @@ def evaluate(
         "quantization": base.quantization,
         "tasks": tasks,
     }
+
+
+Said = tuple[np.ndarray, np.ndarray | None]
+"""Scores or ranks, one per target; and top lists of next-item tasks."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an adapter and the baselines say of a task's targets."""
+
+    task: Task
+    targets: Targets
+    own: Said
+    others: dict[str, Said]
+    size: int
+    facts: ListFacts | None
+
+    def whole(self) -> tuple[Figures, dict[str, Figures]]:
+        """The figures on all targets, the adapter's and the baselines'."""
+        return self._of(self.own), {name: self._of(said) for name, said in self.others.items()}
+
+    def part(self, mask: np.ndarray) -> tuple[Figures, dict[str, Figures]]:
+        """The figures on some targets, (n,) bool, without those of all lists together (coverage, Gini)."""
+        metrics = tuple(name for name in self.task.metrics if metric(name).kind != "list")
+        if not metrics or not mask.any():
+            return {}, {name: {} for name in self.others}
+        cut = Judged(
+            self.task.model_copy(update={"metrics": metrics}), self.targets.take(np.flatnonzero(mask)), _cut(self.own, mask),
+            {name: _cut(said, mask) for name, said in self.others.items()}, self.size,
+            None if self.facts is None else self.facts.take(mask),
+        )  # fmt: skip
+        return cut.whole()
+
+    def _of(self, said: Said) -> Figures:
+        return figures_of(self.task, self.targets, *said, self.size, facts=self.facts)
+
+
+def _cut(said: Said, mask: np.ndarray) -> Said:
+    return said[0][mask], None if said[1] is None else said[1][mask]
+
+
+def _with_cold(judged: Judged, builder: Builder, chosen: Any) -> dict[str, Any]:
+    """A task's figures on all targets, and beside them on those of items with fewer than `COLD` training events."""
+    own, others = judged.whole()
+    result: dict[str, Any] = {"adapter": own, "baselines": others}
+    if isinstance(builder, RowBuilder):
+        mask = training_events(builder.log, chosen.part)[judged.targets.item] < COLD
+        if mask.any():
+            own, others = judged.part(mask)
+            result["cold"] = {"items": f"items with fewer than {COLD} training events", "adapter": own, "baselines": others}
+    return result
 
 
 def restore(loaded: Loaded, log: Interactions | Texts, base: Base) -> tuple[Recommender, Builder, Any]:
@@ -122,7 +182,7 @@ def low_layers(base: Base, low: Low, *, dropout: float = 0.0) -> dict[str, LoraL
 
 
 def measure(
-    model: Recommender, builder: Builder, chosen: Any, *, part: int, max_events: int, batch_tokens: int = 16384
+    model: Recommender, builder: Builder, chosen: Any, *, part: int, max_events: int, batch_tokens: int = BATCH_TOKENS
 ) -> dict[str, tuple[Figures, dict[str, Figures]]]:
     """Every task's figures on one part of a split, and the baselines' on the same targets."""
     return judge(predict(model, builder, chosen, part, max_events=max_events, batch_tokens=batch_tokens), model, builder, chosen)
@@ -130,41 +190,50 @@ def measure(
 
 def judge(found: Predicted, model: Recommender, builder: Builder, chosen: Any) -> dict[str, tuple[Figures, dict[str, Figures]]]:
     """Every task's figures of what was predicted, and the baselines' on the same targets."""
+    return {name: judged.whole() for name, judged in judged_tasks(found, model, builder, chosen).items()}
+
+
+def judged_tasks(found: Predicted, model: Recommender, builder: Builder, chosen: Any) -> dict[str, Judged]:
+    """What was predicted beside what the baselines say of the same targets; tasks without targets are left out."""
     results = {}
     for name, (targets, scores, top) in found.items():
         task = model.tasks[name]
-        if not len(targets):
-            continue
-        own = figures_of(task, targets, scores, top, builder.catalogue_size)
-        results[name] = (own, _baselines(task, builder, chosen, targets))
+        if len(targets):
+            facts = list_facts(model, builder, chosen, task, targets)
+            others = _baselines(task, builder, chosen, targets)
+            results[name] = Judged(task, targets, (scores, top), others, builder.catalogue_size, facts)
     return results
 
 
 def figures_of(
-    task: Task, targets: Targets, scores: np.ndarray, top: np.ndarray | None, size: int, *, resamples: int = RESAMPLES
+    task: Task,
+    targets: Targets,
+    scores: np.ndarray,
+    top: np.ndarray | None,
+    size: int,
+    *,
+    facts: ListFacts | None = None,
+    resamples: int = RESAMPLES,
 ) -> Figures:
-    """A task's metrics of what `predict` found, in a catalogue of `size` items."""
+    """A task's metrics of what `predict` found, in a catalogue of `size` items; `facts` for quality metrics."""
     if task.kind == "next_item":
-        return _plain(evaluate_ranking(task.metrics, targets, scores, top, size, resamples=resamples))
+        return _plain(evaluate_ranking(task.metrics, targets, scores, top, size, facts=facts, resamples=resamples))
     return _plain(evaluate_feedback(task.metrics, targets, scores, resamples=resamples))
 
 
-def _baselines(task: Task, builder: Builder, chosen: Any, targets: Targets) -> dict[str, Figures]:
+def _baselines(task: Task, builder: Builder, chosen: Any, targets: Targets) -> dict[str, Said]:
     if isinstance(builder, TextRows):
-        scores = text_baselines(builder, chosen, task, targets)
-        return {name: _plain(evaluate_feedback(task.metrics, targets, value)) for name, value in scores.items()}
+        return {name: (value, None) for name, value in text_baselines(builder, chosen, task, targets).items()}
     log = builder.log
     if task.kind == "next_item":
-        found = {}
-        for name, blocks in ranking_baselines(log, chosen, targets).items():
-            ranks, top = rank_in_blocks(log, chosen, targets, blocks(), seen=task.seen)
-            found[name] = _plain(evaluate_ranking(task.metrics, targets, ranks, top, log.catalogue.size))
-        return found
+        blocks = ranking_baselines(log, chosen, targets)
+        ranked = {name: rank_in_blocks(log, chosen, targets, make(), seen=task.seen) for name, make in blocks.items()}
+        return {name: (found.ranks, found.top) for name, found in ranked.items()}
     if task.loss == "cross_entropy":
         return {}
     _, label = builder.supervise([task])[task.name]
     scores = feedback_baselines(log, chosen, label, targets, binary=task.is_binary)
-    return {name: _plain(evaluate_feedback(task.metrics, targets, value)) for name, value in scores.items()}
+    return {name: (value, None) for name, value in scores.items()}
 
 
 def _plain(figures: dict[str, Any]) -> Figures:

@@ -13,7 +13,7 @@ from genre.errors import QualityError
 from genre.registry.manifest import Manifest, MetricValue, canonical
 
 _HIGHER = {"auc", "gauc", "accuracy", "balanced_accuracy", "f1", "macro_f1", "micro_f1", "precision", "recall"}
-_HIGHER |= {"average_precision", "map", "mrr", "ndcg", "hr", "hit_rate", "coverage", "diversity", "novelty"}
+_HIGHER |= {"average_precision", "map", "mrr", "ndcg", "hr", "hit_rate", "coverage", "diversity", "novelty", "serendipity"}
 _HIGHER |= {"r2", "pearson", "spearman", "kendall"}
 _LOWER = {"log_loss", "loss", "rmse", "mse", "mae", "brier", "ece", "perplexity", "gini", "popularity_bias"}
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from genre.errors import DataError, DivergedError, InputError, InterruptedJobError
 from genre.evaluation import evaluate_feedback, evaluate_ranking
 from genre.metrics import metric
-from genre.prediction import predict
+from genre.prediction import list_facts, predict
 from genre.progress import Bar, Reporter
 from genre.ranks import Ranks
 from genre.sequences import Sequence, collate, plan_batches
@@ -318,7 +318,9 @@ class Loop:
             if not len(targets.event):
                 continue
             if task.kind == "next_item":
-                figures = evaluate_ranking(task.metrics, targets, scores, top, self.assembly.builder.catalogue_size, resamples=0)
+                builder = self.assembly.builder
+                facts = list_facts(self.model, builder, self.assembly.split, task, targets)
+                figures = evaluate_ranking(task.metrics, targets, scores, top, builder.catalogue_size, facts=facts, resamples=0)
             else:
                 figures = evaluate_feedback(task.metrics, targets, scores, resamples=0)
             values |= {f"{task.name}.{name}": figure.value for name, figure in figures.items()}
