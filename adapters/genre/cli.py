@@ -4,16 +4,26 @@ Owns: commands and options, one-line errors, JSON files. Ignores: arithmetic. Li
 imported in the commands that need them.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre import cli_base, cli_data, cli_explain, cli_merge, cli_recipe, cli_refresh, cli_registry, cli_serve, cli_tune
+from genre import (
+    cli_base,
+    cli_data,
+    cli_explain,
+    cli_merge,
+    cli_recipe,
+    cli_recommend,
+    cli_refresh,
+    cli_registry,
+    cli_serve,
+    cli_tune,
+)
 from genre._version import __version__
-from genre.cli_output import show_figures, show_list
+from genre.cli_output import check_file, show_figures, write_result
 from genre.errors import GenreError, InputError
 from genre.ranks import Ranks, launched, own_rank
 
@@ -95,7 +105,7 @@ def train(
     if tokens is not None and (tokens < 1 or len(wanted) == 1):
         got = tokens if tokens < 1 else "one recipe"
         raise InputError("--tokens-at-once is wrong", got=got, expected="1 or more, and several recipes")
-    _check_file(json_file, "--json")
+    check_file(json_file, "--json")
     from genre import jobs
     from genre.registry import Registry
 
@@ -105,7 +115,7 @@ def train(
         Ranks.part()
         if own_rank() > 0:  # the first process shows, writes and publishes
             return
-        _write(json_file, _hand_over(run, store, alias))
+        write_result(json_file, _hand_over(run, store, alias))
         return
     found: dict[str, Any] = {}
     try:
@@ -115,7 +125,7 @@ def train(
         )  # fmt: skip
     finally:
         if found:
-            _write(json_file, {"runs": found})
+            write_result(json_file, {"runs": found})
 
 
 def _hand_over(run: "Run", store: "Registry", alias: str) -> dict[str, Any]:
@@ -150,7 +160,7 @@ def evaluate(
         raise InputError("no such part", got=f"--part {part}", expected="valid or test")
     if quantization not in (None, "none", "int8", "nf4"):
         raise InputError("no such quantization", got=f"--quantization {quantization}", expected="none, int8 or nf4")
-    _check_file(json_file, "--json")
+    check_file(json_file, "--json")
     from genre import jobs
     from genre.progress import Reporter
     from genre.registry import Registry
@@ -164,52 +174,10 @@ def evaluate(
     show_figures({f"{name}, {task['cold']['items']}": task["cold"] for name, task in found["tasks"].items() if "cold" in task})
     for name, line in found["protocol"].items():
         print(f"protocol of {name}: {line}")
-    _write(json_file, found)
+    write_result(json_file, found)
 
 
-@app.command()
-def recommend(
-    ref: RefArgument,
-    data: DataOption,
-    user: Annotated[str | None, typer.Option("--user", help="A user of the data set.")] = None,
-    all_users: Annotated[bool, typer.Option("--all-users", help="Every user, one JSON line each, to --output.")] = False,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="The JSON lines file of --all-users.")] = None,
-    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
-    task: Annotated[str | None, typer.Option(help="Which task of a joint adapter.")] = None,
-    registry: RegistryOption = "registry",
-    base: BaseOption = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Recommend for one user, or for all of them."""
-    if (user is None) == (not all_users):
-        raise InputError(
-            "name one user or all", got="both" if user else "neither", expected="--user ID or --all-users --output F"
-        )
-    if all_users and output is None:
-        raise InputError("--all-users needs a file", got="no --output", expected="--output F", todo="name a JSON lines file")
-    if k < 1:
-        raise InputError("-k is too small", got=k, expected="1 or more")
-    _check_file(json_file, "--json")
-    _check_file(output, "--output")
-    from genre import jobs
-    from genre.engine import Request
-
-    log = jobs.open_log(data)
-    if user is not None:
-        log.user_code(user)
-    engine = jobs.open_engine(registry, [ref], log, base=base)
-    if user is not None:
-        response = engine.score([Request(ref, user_id=user, k=k, task=task)])[0]
-        if response.error is not None:
-            raise InputError(response.error)
-        titles = dict(zip(log.catalogue.item_ids, log.catalogue.titles(), strict=True))
-        show_list(ref, response, titles)
-        _write(json_file, response.to_json())
-        return
-    assert output is not None
-    requests = (Request(ref, user_id=one, k=k, task=task, id=one) for one in log.user_ids)
-    written, failed = jobs.stream(engine, requests, len(log.user_ids), output)
-    print(f"{written} rows in {output}, {failed} of them errors")
+app.command()(cli_recommend.recommend)
 
 
 @app.command()
@@ -229,7 +197,7 @@ def score(
         raise InputError("--lanes is too small", got=lanes, expected="1 or more")
     if not source.is_file():
         raise InputError("no such input file", got=source, expected="JSON lines of requests")
-    _check_file(output, "--output")
+    check_file(output, "--output")
     from genre import jobs
 
     try:
@@ -260,20 +228,6 @@ def _check_resumable(recipe: "Recipe", out: Path | None) -> None:
     folder = out or runs / str(max(numbers, default=1))
     if not (folder / "checkpoints" / "last.pt").is_file():
         raise InputError("there is nothing to resume", got=folder, expected="checkpoints/last.pt", todo="train without --resume")
-
-
-def _check_file(path: Path | None, option: str) -> None:
-    if path is not None and path.is_dir():
-        raise InputError(f"{option} is a folder", got=path, expected="a file to write")
-
-
-def _write(path: Path | None, value: Any) -> None:
-    if path is None:
-        return
-    from genre.jobs import write_text
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

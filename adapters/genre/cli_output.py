@@ -1,16 +1,20 @@
 """How commands speak.
 
 Owns: a spinner on a terminal, plain lines otherwise; a console that does not wrap when piped; tables of figures and of
-recommended items. Ignores how what is said came about.
+recommended items; JSON files of results. Ignores how what is said came about.
 
     with say_steps("preparing ml-100k") as say:
         say("downloading recbole 1.2.1 (2 MB)")
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from genre.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,3 +89,23 @@ def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
     console().print(table)
     if not response.results:
         print("nothing is left to recommend: the user has seen every item")
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """Refuse a folder where a file is to be written, before the work begins.
+
+    Raises:
+        InputError: It is one.
+    """
+    if path is not None and path.is_dir():
+        raise InputError(f"{option} is a folder", got=path, expected="a file to write")
+
+
+def write_result(path: Path | None, value: Any) -> None:
+    """Write what a command found as JSON, if a file was asked for."""
+    if path is None:
+        return
+    from genre.jobs import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

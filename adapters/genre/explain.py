@@ -150,7 +150,7 @@ def explain(engine: Engine, request: Request, item: Item, *, method: str = "leav
 def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out") -> Question:
     """The rows of an explanation, for callers that score them on their own way (raises as `explain` does)."""
     check_method(method)
-    request = replace(request, candidates=[item], k=None, allow=None, deny=None)
+    request = replace(request, candidates=[item], k=None, allow=None, deny=None, where=None, diversity=None)
     loaded, history, older, user = engine.read_by(request)
     whole = replace(request, history=history, user=user, user_id=None)
     parts = [history, []]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any, overload
 
+import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
@@ -15,7 +16,11 @@ from torch import Tensor
 from genre.assembly import SharedEncoder
 from genre.base import Base
 from genre.catalogue import Catalogue
+from genre.engine.filters import Condition
 from genre.errors import GenreError, RequestError
+
+CONDITIONS = 16
+"""Conditions whose items are kept, a byte per item each."""
 
 
 class ItemSpace:
@@ -35,12 +40,27 @@ class ItemSpace:
         self.forward = forward
         self.catalogue, self.text, self.shared, self.base = catalogue, text, shared, base
         self.texts = catalogue.texts(list(text))
+        self._met: dict[str, np.ndarray] = {}
         self.vectors: Tensor | None = None
         self.scales: Tensor | None = None
         if shared is not None:
             with forward:  # texts are embedded by the bare base: no other batch may route rows meanwhile
                 self.vectors = vectors_of(shared, catalogue, base)
             self.scales = scales_of(self.vectors)
+
+    def met(self, condition: str) -> np.ndarray:
+        """(N,) bool: the items that meet a condition; those of the last few conditions are kept.
+
+        Raises:
+            RequestError: It does not fit the catalogue's columns.
+        """
+        found = self._met.get(condition)
+        if found is None:
+            found = Condition.read(condition).met(self.catalogue.frame)
+            while len(self._met) >= CONDITIONS:
+                self._met.pop(next(iter(self._met), ""), None)
+            self._met[condition] = found
+        return found
 
 
 class Inline:
@@ -94,6 +114,24 @@ class Inline:
             return self.space.catalogue.item_ids[code]
         row = self.rows[number]
         return str(row.get("item_id") or row.get("title") or f"inline-{number}")
+
+    def met(self, condition: str, codes: np.ndarray) -> np.ndarray:
+        """(n,) bool: which codes meet a condition.
+
+        Raises:
+            RequestError: It does not fit the items' columns.
+        """
+        known, size = self.space.met(condition), self.space.catalogue.size
+        inline = codes >= size
+        found = np.zeros(len(codes), dtype=bool)
+        found[~inline] = known[codes[~inline]]
+        if inline.any():
+            rows = [self.rows[code - size] for code in codes[inline].tolist()]
+            schema = self.space.catalogue.frame.schema
+            found[inline] = Condition.read(condition).met(
+                pl.DataFrame([{n: r.get(n) for n in schema} for r in rows], schema=schema)
+            )
+        return found
 
     @property
     def texts(self) -> "Texts":

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from genre.engine.items import Inline
 from genre.engine.requests import Request, Response, Scored
+from genre.engine.reranking import POOL, diversify
 from genre.engine.tiers import Resident
 from genre.errors import RequestError
 from genre.interactions import Interactions
@@ -57,9 +59,17 @@ class Job:
     def respond(self) -> Response:
         """The response, once every row is scored; equal scores stay in the order of the codes."""
         scores = np.concatenate([np.empty(0, dtype=np.float32), *(part for part in self.scores if part is not None)])
-        order = np.arange(len(scores)) if self.request.k is None else best(scores, self.request.k)
+        order = np.arange(len(scores)) if self.request.k is None else self._choose(scores, self.request.k)
         results = tuple(Scored(self.inline.item_id(int(self.codes[i])), float(scores[i])) for i in order)
         return Response(self.request.id, self.request.adapter, self.resident.digest, results)
+
+    def _choose(self, scores: np.ndarray, k: int) -> np.ndarray:
+        """Places of the best k, or of k good ones that differ."""
+        if not self.request.diversity:
+            return best(scores, k)
+        pool = best(scores, max(k, POOL))
+        vectors = self.inline.vectors(torch.from_numpy(self.codes[pool].astype(np.int64))).cpu().numpy()
+        return pool[diversify(scores[pool], vectors, k, float(self.request.diversity))]
 
 
 def plan(number: int, request: Request, resident: Resident, inline: Inline, data: Interactions | None, *, row_tokens: int) -> Job:
@@ -81,6 +91,12 @@ def plan(number: int, request: Request, resident: Resident, inline: Inline, data
         task = task_of(loaded, request)
         history, user = history_of(request, data)
         seen = [inline.code(event["item_id"] if "item_id" in event else event["item"]) for event in history]
+        if request.diversity and inline.space.vectors is None:
+            raise RequestError(
+                "diversity needs item vectors",
+                got=f"{request.adapter}, which reads items as text",
+                expected="an adapter with an encoder",
+            )
         codes = _candidates(request, inline, seen)
         layout = loaded.layout
         kept = layout.max_events - 1
@@ -151,6 +167,8 @@ def _candidates(request: Request, inline: Inline, seen: Sequence[int]) -> np.nda
         codes = codes[~np.isin(codes, unwanted)]
     if request.candidates is not None and request.allow is not None:
         codes = codes[np.isin(codes, [inline.code(item) for item in request.allow])]
+    for condition in request.where or ():
+        codes = codes[inline.met(condition, codes)]
     return codes
 
 

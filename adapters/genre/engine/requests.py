@@ -10,11 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from genre.engine.filters import Condition
 from genre.errors import RequestError
 
 MAX_CANDIDATES = 100_000
 MAX_HISTORY = 100_000
 MAX_TEXTS = 10_000
+MAX_CONDITIONS = 32
 
 _TYPES: tuple[tuple[str, Any, str], ...] = (
     ("adapter", str, "a reference such as like@production"),
@@ -24,8 +26,8 @@ _TYPES: tuple[tuple[str, Any, str], ...] = (
     ("exclude_seen", bool, "true or false"),
     ("id", str | int, "a text"),
 )
-_LISTS = ("history", "candidates", "allow", "deny", "texts")
-_NOT_OF_TEXTS = ("history", "candidates", "user_id", "user", "allow", "deny")
+_LISTS = ("history", "candidates", "allow", "deny", "where", "texts")
+_NOT_OF_TEXTS = ("history", "candidates", "user_id", "user", "allow", "deny", "where", "diversity")
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Request:
         user: The user's columns, for the instruction.
         exclude_seen: Leave the history's items out of what is recommended (when `candidates` is None).
         allow, deny: Only these items, none of these items.
+        where: Only items that meet all of these conditions on their columns, such as `in_stock == true` (see `filters`).
+        diversity: λ of maximal marginal relevance, from 0 to 1 (see `reranking`): how much the k items are to differ; 0 or None
+            gives the best k. Scores stay the items' own. Needs k and an adapter with item vectors.
         texts: Of an adapter that reads labelled texts: texts by their columns, each with a `text_id` or known by its place.
         id: Comes back in the response.
     """
@@ -57,6 +62,8 @@ class Request:
     exclude_seen: bool = True
     allow: Sequence[str] | None = None
     deny: Sequence[str] | None = None
+    where: Sequence[str] | None = None
+    diversity: float | None = None
     texts: Sequence[Mapping[str, Any]] | None = None
     id: str | None = None
 
@@ -107,9 +114,12 @@ class Request:
                 raise RequestError(f"{name} cannot be used", got=repr(stray[0])[:80], expected="item ids")
         if self.k is not None and (not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1):
             raise RequestError("k cannot be used", got=repr(self.k)[:80], expected="a whole number from 1")
+        self._check_choice()
         if self.k is None and self.candidates is None and self.texts is None:
             raise RequestError("a request needs candidates or k")
-        for name, most in (("history", MAX_HISTORY), ("candidates", MAX_CANDIDATES), ("texts", MAX_TEXTS)):
+        for name, most in (
+            ("history", MAX_HISTORY), ("candidates", MAX_CANDIDATES), ("texts", MAX_TEXTS), ("where", MAX_CONDITIONS)
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and len(value) > most:
                 raise RequestError(f"{name} is too long", got=len(value), expected=f"at most {most:,}")
@@ -127,6 +137,17 @@ class Request:
         for item in () if self.candidates is None else self.candidates:
             _check_item(item)
         _check_text({name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    def _check_choice(self) -> None:
+        """What is said about which items are chosen, beside lists of ids."""
+        for text in self.where or ():
+            Condition.read(text)
+        if self.diversity is None:
+            return
+        if isinstance(self.diversity, bool) or not isinstance(self.diversity, int | float) or not 0 <= self.diversity <= 1:
+            raise RequestError("diversity cannot be used", got=repr(self.diversity)[:80], expected="a number from 0 to 1")
+        if self.diversity and self.k is None:
+            raise RequestError("diversity needs k", got="no k", expected="how many items are to differ")
 
     def _check_texts(self) -> None:
         """What goes with texts, and that each is an object of texts and numbers."""

@@ -10,39 +10,13 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import polars as pl
-
-from genre.catalogue import Catalogue
 from genre.engine import Engine
 from genre.errors import DataError, NotFoundError
 from genre.interactions import Interactions
 from genre.serving.fleet import Fleet
+from genre.titles import Titles
 
 KEPT = 8
-
-
-class Titles:
-    """The titles of one catalogue, made once."""
-
-    def __init__(self, catalogue: Catalogue) -> None:
-        self.catalogue = catalogue
-        self.titles = catalogue.titles()
-        self.folded = pl.Series(
-            [f"{title.lower()}\n{item.lower()}" for title, item in zip(self.titles, catalogue.item_ids, strict=True)]
-        )
-
-    def of(self, item_id: str) -> str:
-        """The title of an item; what the catalogue does not have is its own title."""
-        return self.titles[self.catalogue.code(item_id)] if item_id in self.catalogue else item_id
-
-    def search(self, text: str, limit: int) -> list[dict[str, str]]:
-        """Items whose title or id contains a text, case aside; those that begin with it first, then in the catalogue's order."""
-        wanted = text.lower().strip()
-        found = self.folded.str.contains(wanted, literal=True).to_numpy()
-        first = self.folded.str.starts_with(wanted).to_numpy()
-        codes = [*np.flatnonzero(first)[:limit], *np.flatnonzero(found & ~first)[:limit]][:limit]
-        return [{"item_id": self.catalogue.item_ids[code], "title": self.titles[code]} for code in codes]
 
 
 class Lookup:

@@ -37,6 +37,8 @@ class Row(_Model):
     exclude_seen: bool = True
     allow: list[str] | None = None
     deny: list[str] | None = None
+    where: list[str] | None = Field(default=None, description="Conditions on item columns, such as in_stock == true.")
+    diversity: float | None = Field(default=None, ge=0, le=1, description="How much the k items are to differ; 0 is off.")
 
 
 class ScoreBody(_Model):
@@ -285,6 +287,9 @@ SCORE_EXAMPLES: dict[str, Any] = {
 }  # fmt: skip
 RECOMMEND_EXAMPLES: dict[str, Any] = {
     "ten films for a user": {"value": {"requests": [{"adapter": "next_item@production", "user_id": "196"}]}},
+    "ten different films of the nineties": {
+        "value": {"requests": [{"adapter": "next_item", "user_id": "196", "k": 10, "where": ["year >= 1990"], "diversity": 0.3}]}
+    },
     "after two films": {
         "value": {
             "requests": [
