@@ -25,6 +25,8 @@ SUITE: dict[str, dict[str, list[str]]] = {
     "scaling": {"quick": ["--quick"], "full": []},
     "serving": {"quick": ["--scale", "0.02", "--depth", "2"], "full": []},
     "baselines": {"full": []},
+    "cold_items": {"full": []},
+    "ablation": {"full": []},
     "adapter_vs_full": {
         "quick": ["--quick", "--tasks", "like", "--ways", "full,lora_8,head_only"], "full": [],
     },

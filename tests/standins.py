@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 GENRES = ("Drama, War", "Comedy, Romance")
 ITEMS = [*range(40, 60), *range(170, 190)]
 USERS = range(150, 210)
+KNOWN = {50: "Star Wars: ", 172: "Empire Strikes Back, The: ", 181: "Return of the Jedi: "}
 
 
 def movies() -> Interactions:
@@ -24,7 +25,7 @@ def movies() -> Interactions:
     frame = log.frame.with_columns(pl.col("user_id").replace(of_user), pl.col("item_id").replace(of_item)).drop("row")
     items = {
         "item_id": [str(item) for item in ITEMS],
-        "title": [f"{'Battle' if i % 2 else 'Wedding'} {item}" for i, item in enumerate(ITEMS)],
+        "title": [f"{KNOWN.get(item, '')}{'Battle' if i % 2 else 'Wedding'} {item}" for i, item in enumerate(ITEMS)],
         "year": [1950 + i for i in range(len(ITEMS))],
         "genres": [GENRES[1 - i % 2] for i in range(len(ITEMS))],
     }

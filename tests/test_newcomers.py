@@ -1,4 +1,4 @@
-"""An item that is known by its text alone, for somebody who is known by three titles alone, from the command line and the engine."""
+"""An item known by its text alone, for somebody known by three titles alone, from the command line and the engine."""
 
 import json
 

@@ -65,6 +65,8 @@ def test_console_lines(ran, place):
     assert re.search(r"auc .*0\.\d{4} \[", ran["genre evaluate like@production --data data/ml-100k"])
     recommended = ran["genre recommend next_item --data data/ml-100k --user 196 -k 10"]
     assert recommended.count("Battle") + recommended.count("Wedding") == 10
+    (liked,) = (shown for command, shown in ran.items() if "--liked" in command)
+    assert liked.count("liked: ") == 3 and "liked: Star Wars: Wedding 50 (50)" in liked and "next_item" in liked
     lines = [json.loads(line) for line in (place / "out" / "next.jsonl").read_text().splitlines()]
     assert len(lines) == 60 and all(len(line["results"]) == 10 for line in lines)
     assert "3 versions, all whole" in ran["genre registry verify"]
