@@ -53,14 +53,14 @@ class Cold:
     """The cold targets of one part, and what methods say of them, kept on disk."""
 
     def __init__(self, folder: Path, recipe: genre.Recipe, log: genre.Interactions, part: str) -> None:
-        self.folder, self.recipe, self.log, self.part = folder, recipe, log, PARTS[part]
+        self.run, self.folder, self.recipe, self.log, self.part = folder / "run", folder / part, recipe, log, PARTS[part]
         self.split = split(log, recipe.data.split)
         self.events = training_events(log, self.split.part)
         self.cold = self.events < FEWER_THAN
         self.all = targets(log, self.split, self.part)
         self.targets: Targets = self.all.take(self.cold[self.all.item])
         self.histories = Histories(log, self.split)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def of(self, method: str) -> dict[str, np.ndarray]:
         """For each scope (n, 2) int64: how many other candidates are better, and how many equal."""
@@ -117,7 +117,7 @@ class Cold:
             yield rows, ((history @ vectors) @ vectors.T).astype(np.float32)
 
     def _adapter(self) -> tuple[Iterator[Block], dict[str, Any]]:
-        recipe, folder = self.recipe, self.folder / "run"
+        recipe, folder = self.recipe, self.run  # trained once, whichever part is read
         assembly = assemble(recipe, self.log, genre.Base.load(recipe.base.name, depth=recipe.base.depth))
         resume = (folder / "checkpoints" / "last.pt").exists()
         fitted = fit(assembly, folder, resume=resume, reporter=Reporter.for_terminal())
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     parser.add_argument("--fresh", action="store_true", help="do not go on from an interrupted run")
     options = parser.parse_args()
-    folder = options.json.parent / f"{options.json.stem}-runs" / options.part
+    folder = options.json.parent / f"{options.json.stem}-runs"
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     recipe = genre.Recipe.read(RECIPE, options.overrides)

@@ -20,6 +20,8 @@ def small(name, seed=3):
     users = random.integers(0, 12, 80) * 7
     if metric(name).kind == "ranking":
         return users, None, random.integers(2, 40, 80) / 2
+    if metric(name).kind == "quality":  # what it is of each target
+        return users, None, random.integers(0, 9, 80) / 8
     return users, random.integers(0, 2, 80), random.integers(0, 11, 80) / 10
 
 
@@ -27,6 +29,8 @@ def apply(name, users, labels, scores, rows):
     """Compute a metric on the named rows, each draw of a user standing for a user of its own."""
     if metric(name).kind == "ranking":
         return metric(name).function(scores[rows])
+    if metric(name).kind == "quality":
+        return scores[rows].mean()
     extra = (users,) if metric(name).by_user else ()
     return metric(name).function(labels[rows], scores[rows], *extra)
 

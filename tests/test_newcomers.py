@@ -35,7 +35,7 @@ def wins(ordered, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_items_for_a_new_user_on_the_command_line(trained, grown, tiny, kind, capsys, tmp_path):
     liked = [argument for title in KINDS[kind] for argument in ("--liked", title.upper())]
-    asked = ["recommend", "like", "--data", str(grown), "--registry", str(trained.registry.root), "--base", str(tiny), *liked]
+    asked = ["recommend", "like", "--data", str(grown), "--registry", str(trained.registry.url), "--base", str(tiny), *liked]
     assert cli.main([*asked, "-k", "16", "--where", "new == true", "--json", str(tmp_path / "out.json")]) == 0
     shown = capsys.readouterr().out
     assert all(f"liked: {title} (i{title.split()[1]})" in shown for title in KINDS[kind])
@@ -66,7 +66,7 @@ def test_new_items_given_by_their_columns(trained, tiny, kind):
     ],
 )
 def test_what_cannot_be_meant_is_told_in_a_line(trained, grown, tiny, arguments, message, capsys):
-    asked = ["recommend", "like", "--data", str(grown), "--registry", str(trained.registry.root), "--base", str(tiny), *arguments]
+    asked = ["recommend", "like", "--data", str(grown), "--registry", str(trained.registry.url), "--base", str(tiny), *arguments]
     assert cli.main(asked) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("\n") == 1
@@ -79,7 +79,7 @@ def test_all_users_with_a_condition_and_diversity(trained, grown, tiny, tmp_path
         "--data",
         str(grown),
         "--registry",
-        str(trained.registry.root),
+        str(trained.registry.url),
         "--base",
         str(tiny),
         "-k",

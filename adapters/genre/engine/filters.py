@@ -95,7 +95,7 @@ class Condition:
             return series.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64).to_numpy() / 1e6
         if isinstance(series.dtype, _TEXTS):
             texts = series.cast(pl.String)
-            seconds = {text: _instant(text) for text in texts.drop_nulls().unique().to_list() if text.strip()}
+            seconds = {text: _instant(text) for text in texts.drop_nulls().unique(maintain_order=True).to_list() if text.strip()}
             if strange := [text for text, second in seconds.items() if second is None]:
                 raise self._foreign("texts that are no times", f"e.g. {strange[0][:40]!r}", "== or != for texts, or ISO times")
             return np.array([np.nan if (second := seconds.get(text)) is None else second for text in texts.to_list()], float)
