@@ -1,5 +1,7 @@
 """Heads against numpy, where they start, and what a verbalizer reads."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -52,44 +54,75 @@ def array(value):
     return value.detach().numpy().astype(np.float64)
 
 
-def affinity_by_hand(head, vectors):
-    """b·e_i + α m + (K e_i)·Σ r V e_j / √(d (n + λ)), event by event."""
+def affinity_by_hand(head, vectors, stands=None):
+    """b·e_t + α kᵀ (K + I)⁻¹ r, target by target, from the events that it sees."""
     e, b = unit(vectors), array(head.item.weight)[0]
-    keys, tastes, worth = array(head.key.weight), array(head.taste.weight), array(head.worth)
+    variance, span, worth = array(head.log_variance.exp()), array(head.log_span.exp()), array(head.worth)
+
+    def kernel(i, j, steps):
+        drift = sum(variance[2 + m] * np.exp(-steps / span[m]) for m in range(2))
+        return variance[0] + variance[1] * (e[i] @ e[j]) / WIDTH + drift
+
     found = []
-    for row, seen, item in zip(ROWS.tolist(), SEEN.tolist(), TARGETS.tolist(), strict=True):
-        count, total, taste = 0, 0.0, np.zeros(head.size)
-        for place in range(seen):
-            j, code = int(HISTORY[row, place]), int(FEEDBACK[row, place])
-            if j < 0 or code == 0:
-                continue
-            residual = worth[code] - b @ e[j]
-            count, total, taste = count + 1, total + residual, taste + residual * (tastes @ e[j])
-        mean = total / (count + 5)
-        found.append(b @ e[item] + head.share.item() * mean + (keys @ e[item]) @ taste / np.sqrt(head.size * (count + 5)))
+    for place, (row, seen, item) in enumerate(zip(ROWS.tolist(), SEEN.tolist(), TARGETS.tolist(), strict=True)):
+        rated = [j for j in range(seen) if int(HISTORY[row, j]) >= 0 and int(FEEDBACK[row, j]) > 0]
+        items = [int(HISTORY[row, j]) for j in rated]
+        residual = np.array([worth[int(FEEDBACK[row, j])] - b @ e[i] for j, i in zip(rated, items, strict=True)])
+        placed = list(zip(items, rated, strict=True))
+        own = np.array([[kernel(i, k, abs(s - t)) for k, t in placed] for i, s in placed])
+        stand = seen if stands is None else int(stands[place])
+        cross = np.array([kernel(item, i, stand - j if j < stand else j - stand + 1) for i, j in placed])
+        fit = cross @ np.linalg.solve(own + np.eye(len(rated)), residual) if rated else 0.0
+        found.append(b @ e[item] + head.share.item() * fit)
     return np.array(found)
 
 
 @torch.no_grad()
 def test_affinity_is_its_formula(vectors):
-    head = stirred(Affinity(WIDTH, CODES, size=5))
+    head = stirred(Affinity(WIDTH, CODES))
     assert np.allclose(array(head(view(head, vectors))), affinity_by_hand(head, vectors), atol=1e-5)
 
 
 @torch.no_grad()
-def test_affinity_starts_as_the_additive_baseline(vectors):
-    """Item mean plus the user's mean residual, but for the small first taste; vectors as many as dimensions, so exact."""
+def test_affinity_of_a_target_between_the_events_that_it_sees(vectors):
+    head, stands = stirred(Affinity(WIDTH, CODES)), torch.tensor([0, 1, 5, 0, 0, 2])
+    got = head(dataclasses.replace(view(head, vectors), stands=stands))
+    assert np.allclose(array(got), affinity_by_hand(head, vectors, stands), atol=1e-5)
+    assert not torch.allclose(got, head(view(head, vectors)))
+
+
+@torch.no_grad()
+def test_affinity_without_events_is_the_items_worth(vectors):
+    head = stirred(Affinity(WIDTH, CODES))
+    shown = view(head, vectors)
+    nothing = torch.zeros(2, 0, dtype=torch.long)
+    got = head(dataclasses.replace(shown, history=nothing, feedback=nothing, seen=torch.zeros_like(SEEN)))
+    assert torch.equal(got, shown.tables[0][TARGETS])
+
+
+@torch.no_grad()
+def test_affinity_starts_near_the_additive_baseline(vectors):
+    """With the users' mean alone it is the item mean plus the smoothed mean residual; vectors as many as dimensions, so exact."""
     square = torch.eye(ITEMS) + 0.1 * torch.randn(ITEMS, ITEMS, generator=torch.Generator().manual_seed(3))
-    head = Affinity(ITEMS, CODES, size=4)
+    head = Affinity(ITEMS, CODES)
     means, worth = torch.linspace(-1, 1, ITEMS), torch.tensor([0.0, -1.0, 0.2, 1.5])
     head.start_at(square, means, torch.full((ITEMS,), 10.0), worth)
     assert head.tables(square)[0].numpy() == pytest.approx(means.numpy(), abs=0.2)
-    head.key.weight.zero_()
+    near = head(view(head, square))
+    head.log_variance[1:] = -50.0
     got, item = head(view(head, square)), head.tables(square)[0]
     for place, (row, seen, target) in enumerate(zip(ROWS.tolist(), SEEN.tolist(), TARGETS.tolist(), strict=True)):
         known = [k for k in range(seen) if FEEDBACK[row, k] > 0]
         residuals = [float(worth[FEEDBACK[row, k]] - item[HISTORY[row, k]]) for k in known]
         assert got[place].item() == pytest.approx(float(item[target]) + sum(residuals) / (len(known) + 5), abs=1e-5)
+        assert near[place].item() == pytest.approx(got[place].item(), abs=0.5)
+
+
+def test_every_part_of_the_affinity_learns(vectors):
+    head = stirred(Affinity(WIDTH, CODES))
+    head(view(head, vectors)).square().sum().backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
 @torch.no_grad()

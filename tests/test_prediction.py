@@ -74,8 +74,8 @@ def test_a_score_is_that_of_the_history_before_the_target(assembly):
             if len(history) > 9:
                 continue  # where windows cut depends on the other targets
         row = builder.layout.build(
-            builder.prefix(user), log.item_codes[[*history, event]], np.append(builder.feedback[history], 0),
-            events=np.array([-1] * len(history) + [0]),
+            builder.prefix(user), log.item_codes[history], builder.feedback[history], candidates=log.item_codes[[event]],
+            candidate_events=np.array([0]), candidate_stands=np.array([(history < event).sum()]),
         )  # fmt: skip
         batch = collate([row], {"like": ("item", np.array([0.0]))})
         alone = model.heads["like"].score(model.output("like", model.hidden(batch), batch)).item()

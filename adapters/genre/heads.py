@@ -9,42 +9,13 @@ probability, a value, or one score per candidate. Heads over soft tokens also se
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from genre.affinity import Affinity, View, ridge, to_unit
 from genre.errors import RecipeError
-
-
-@dataclass(frozen=True)
-class View:
-    """What a head sees beside hidden states: n targets in B rows of at most E events.
-
-    Attributes:
-        tables: What `Head.tables` made of the item vectors.
-        history: (B, E) int64 item codes, -1 for padding at the end.
-        feedback: (B, E) int64 feedback codes, 0 where there is none.
-        rows: (n,) int64 row of each target.
-        seen: (n,) int64 events of the row that lie before the target's impression; the others are not looked at.
-        items: (n,) int64 item code of each target.
-        weights: (B, E) float how much each event counts, 1 if None; explanations take gradients by it.
-    """
-
-    tables: tuple[Tensor, ...]
-    history: Tensor
-    feedback: Tensor
-    rows: Tensor
-    seen: Tensor
-    items: Tensor
-    weights: Tensor | None = None
-
-    @property
-    def known(self) -> Tensor:
-        """(B, E) float: the weight of each event, 0 for padding."""
-        there = (self.history >= 0).float()
-        return there if self.weights is None else there * self.weights
 
 
 class Head(nn.Module):
@@ -76,88 +47,6 @@ class Head(nn.Module):
     def score(self, output: Tensor) -> Tensor:
         """What a user reads of the raw output."""
         return output
-
-
-class Affinity(nn.Module):
-    """How well a target's item fits what its user said of the items before: a small factor model over item vectors.
-
-        a = b·ē_i + α m + (K ē_i)·Σ_j r_j V ē_j / √(d (n + λ)),   m = Σ_j r_j / (n + λ),   r_j = s(f_j) - b·ē_j
-
-    over the n events j before the target that have feedback f_j; s is a learned worth of each feedback value. It starts as
-    the additive baseline (item mean plus the user's mean residual), see `start_at`. Source: Koren, SVD++ (2008), with item
-    vectors from the encoder in the place of id factors.
-    """
-
-    prior = 5.0
-
-    def __init__(self, width: int, feedback_codes: int, *, size: int = 64) -> None:
-        super().__init__()
-        self.size = size
-        self.item = nn.Linear(width, 1, bias=False)
-        self.taste = nn.Linear(width, size, bias=False)
-        self.key = nn.Linear(width, size, bias=False)
-        self.worth = nn.Parameter(torch.zeros(feedback_codes))
-        self.share = nn.Parameter(torch.ones(()))
-        nn.init.zeros_(self.item.weight)
-        nn.init.normal_(self.taste.weight, std=1 / math.sqrt(width))
-        with torch.no_grad():
-            self.key.weight.copy_(0.05 * self.taste.weight)
-
-    def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        """(N, D) → item worth (N,), tastes (N, d), keys (N, d)."""
-        unit = to_unit(vectors)
-        return self.item(unit).squeeze(-1), self.taste(unit), self.key(unit)
-
-    def forward(self, view: View) -> Tensor:
-        """(n,) float32."""
-        item, taste, key = view.tables
-        known = view.known * (view.feedback > 0)
-        codes = view.history.clamp_min(0)
-        residual = (self.worth[view.feedback] - item[codes]) * known
-        count, total = before(known, view), before(residual, view)
-        tastes = before(residual.unsqueeze(-1) * taste[codes], view)
-        fit = (tastes * key[view.items]).sum(-1) / (self.size * (count + self.prior)).sqrt()
-        return item[view.items] + self.share * total / (count + self.prior) + fit
-
-    @torch.no_grad()
-    def start_at(self, vectors: Tensor, worth_of_item: Tensor, weight: Tensor, worth: Tensor) -> None:
-        """Start at the additive baseline (mutates).
-
-        Args:
-            vectors: (N, D) item vectors.
-            worth_of_item: (N,) smoothed mean label of each item, in the head's own units, less the overall mean.
-            weight: (N,) training events of each item.
-            worth: (codes,) the same for each feedback value.
-        """
-        self.item.weight[0] = ridge(to_unit(vectors), worth_of_item, weight)
-        self.worth.copy_(worth)
-
-
-def to_unit(vectors: Tensor) -> Tensor:
-    """Rows scaled to a mean square of one, float32."""
-    return vectors.float() * torch.rsqrt(vectors.float().square().mean(-1, keepdim=True) + 1e-6)
-
-
-def before(values: Tensor, view: View) -> Tensor:
-    """(B, E, …) per event → (n, …) sums over each target's earlier events."""
-    sums = (
-        torch.cat([torch.zeros_like(values[:, :1]), values.cumsum(1)], 1)
-        if values.shape[1]
-        else values.new_zeros((len(values), 1, *values.shape[2:]))
-    )
-    return sums[view.rows, view.seen]
-
-
-def ridge(features: Tensor, wanted: Tensor, weight: Tensor, *, strength: float = 1e-2) -> Tensor:
-    """Weights (D,) that give `wanted` (N,) from `features` (N, D), rows weighted, penalized relative to the rows' weight."""
-    y, w = wanted.double().to(features.device), weight.double().to(features.device)
-    gram = strength * w.sum() * torch.eye(features.shape[1], dtype=torch.float64, device=features.device)
-    right = gram.new_zeros(len(gram))
-    for rows in torch.arange(len(features), device=features.device).split(65536):  # a large catalogue fits in double by parts
-        x = features[rows].double()
-        gram += x.t() @ (w[rows, None] * x)
-        right += x.t() @ (w[rows] * y[rows])
-    return torch.linalg.solve(gram, right).float()
 
 
 class BinaryHead(Head):

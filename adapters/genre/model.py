@@ -232,7 +232,7 @@ class Recommender(nn.Module):
         elif tables is None:
             tables = head.tables(self.soft.items())  # type: ignore[operator]
         assert tables is not None
-        return head(state, View(tables, history, batch.given, chosen.rows, chosen.seen, items))
+        return head(state, View(tables, history, batch.given, chosen.rows, chosen.seen, items, chosen.stands))
 
     def catalogue_tables(self) -> dict[str, tuple[Tensor, ...]]:
         """For each task whose head scores the whole catalogue, its tables of all items as they are now."""

@@ -83,6 +83,7 @@ class RowBuilder:
             self.prefix(window.user), self.log.item_codes[events], self.feedback[events], texts=self.texts,
             groups=None if self.groups is None else self.groups[events], events=events, targets=window.targets,
             candidates=self.log.item_codes[window.branches], candidate_events=window.branches,
+            candidate_stands=np.searchsorted(events, window.branches),
         )  # fmt: skip
         self.cut += row.cut
         return row

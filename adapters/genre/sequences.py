@@ -107,6 +107,7 @@ class Sequence:
         targets: (E,) bool, whether the event is supervised or scored in this row.
         candidates: (C,) int32 catalogue codes.
         candidate_events: (C,) int64, -1 if it has none.
+        candidate_stands: (C,) int32, how many of the events come before it in time; fewer than all in transductive scoring only.
         trunk: Tokens before the first branch.
         cut: Item texts that were longer than the limit.
         spans: (E,) int32, how many tokens up to `item_reads` a feedback task reads the mean of; None for that token alone.
@@ -128,6 +129,7 @@ class Sequence:
     targets: np.ndarray
     candidates: np.ndarray
     candidate_events: np.ndarray
+    candidate_stands: np.ndarray
     trunk: int
     cut: int = 0
     spans: np.ndarray | None = None
@@ -241,6 +243,7 @@ class Layout:
         targets: np.ndarray | None = None,
         candidates: np.ndarray | None = None,
         candidate_events: np.ndarray | None = None,
+        candidate_stands: np.ndarray | None = None,
     ) -> Sequence:
         """Lay out one row.
 
@@ -254,6 +257,7 @@ class Layout:
             targets: (E,) bool, all if None.
             candidates: (C,) catalogue codes, each a branch after the last event.
             candidate_events: (C,) the caller's number of each candidate.
+            candidate_stands: (C,) how many of the events come before each candidate in time, all if None.
         """
         count = len(items)
         branches = np.empty(0, dtype=np.int32) if candidates is None else np.asarray(candidates, dtype=np.int32)
@@ -301,6 +305,7 @@ class Layout:
             positions[start:end] = here + np.arange(end - start)
             hide[start:end] = (trunk, start)
         asked = np.full(len(branches), -1) if candidate_events is None else candidate_events
+        stands = np.full(len(branches), count) if candidate_stands is None else candidate_stands
         return Sequence(
             tokens=tokens, items=item_codes, feedback=feedback_codes, positions=positions, hide=hide,
             begins=begins.astype(np.int32), item_reads=reads[:count].astype(np.int32), next_reads=before,
@@ -308,7 +313,8 @@ class Layout:
             given=np.asarray(feedback, dtype=np.int32), seen=seen, candidates=branches,
             events=np.full(count, -1) if events is None else np.asarray(events, dtype=np.int64),
             targets=np.ones(count, dtype=bool) if targets is None else np.asarray(targets, dtype=bool),
-            candidate_events=np.asarray(asked, dtype=np.int64), trunk=trunk, cut=cut,
+            candidate_events=np.asarray(asked, dtype=np.int64), candidate_stands=np.asarray(stands, dtype=np.int32),
+            trunk=trunk, cut=cut,
         )  # fmt: skip
 
     def _word(self, code: int) -> np.ndarray:
@@ -353,7 +359,8 @@ class Reads:
     Attributes:
         rows: (n,) int64 row of the batch.
         places: (n,) int64 token of the row.
-        seen: (n,) int64 events of the row that lie before the target.
+        seen: (n,) int64 events of the row that the target may see.
+        stands: (n,) int64, how many of them come before it in time.
         items: (n,) int64 item code of the target.
         labels: (n,) float32 or int64.
         events: (n,) int64 the caller's numbers.
@@ -363,6 +370,7 @@ class Reads:
     rows: Tensor
     places: Tensor
     seen: Tensor
+    stands: Tensor
     items: Tensor
     labels: Tensor
     events: Tensor
@@ -374,6 +382,7 @@ class Reads:
             self.rows.to(device),
             self.places.to(device),
             self.seen.to(device),
+            self.stands.to(device),
             self.items.to(device),
             self.labels.to(device),
             self.events,
@@ -481,7 +490,7 @@ def _masked(rows: Rows[Sequence], longest: int) -> tuple[Tensor, Tensor]:
 
 
 def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:
-    columns: list[np.ndarray] = []  # row, place, span, seen, item and event of each target
+    columns: list[np.ndarray] = []  # row, place, span, seen, stand, item and event of each
     spanned = slot == "item" and any(row.spans is not None for row in rows)
     for owner, row in enumerate(rows):
         inside, asked = row.targets & (row.events >= 0), row.candidate_events >= 0
@@ -490,18 +499,19 @@ def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:
         place = np.concatenate([places, ends])
         span = np.ones(len(place)) if row.spans is None else np.concatenate([row.spans[inside], np.ones(len(ends))])
         seen = np.concatenate([row.seen[inside], np.full(len(ends), len(row.codes))])
+        stand = np.concatenate([row.seen[inside], row.candidate_stands[asked]])
         event = np.concatenate([row.events[inside], row.candidate_events[asked]])
         item = np.concatenate([row.codes[inside], row.candidates[asked]])
-        columns.append(np.stack([np.full(len(place), owner), place, span, seen, item, event]).astype(np.int64))
-    owner_of, place_of, span_of, seen_of, item_of, event_of = np.concatenate(columns, axis=1)
+        columns.append(np.stack([np.full(len(place), owner), place, span, seen, stand, item, event]).astype(np.int64))
+    owner_of, place_of, span_of, seen_of, stand_of, item_of, event_of = np.concatenate(columns, axis=1)
     label = labels[event_of]
     known = ~np.isnan(label) if label.dtype.kind == "f" else label >= 0
     kind = np.float32 if label.dtype.kind == "f" else np.int64
-    owners, reads, spans, before, items, events = (
-        torch.from_numpy(column[known]) for column in (owner_of, place_of, span_of, seen_of, item_of, event_of)
+    owners, reads, spans, before, stands, items, events = (
+        torch.from_numpy(column[known]) for column in (owner_of, place_of, span_of, seen_of, stand_of, item_of, event_of)
     )
     truth = torch.from_numpy(label[known].astype(kind))
-    return Reads(owners, reads, before, items, truth, events, spans if spanned else None)
+    return Reads(owners, reads, before, stands, items, truth, events, spans if spanned else None)
 
 
 def plan_batches(lengths: np.ndarray, budget: int, order: np.ndarray | None = None, *, pool: int = 2048) -> Iterator[np.ndarray]:

@@ -125,7 +125,8 @@ class TextLayout:
             hide=np.zeros((count, 2), dtype=np.int32), begins=np.zeros(1, dtype=np.int32), item_reads=read, next_reads=read,
             candidate_reads=none, codes=nothing, given=np.zeros(1, dtype=np.int32), seen=np.zeros(1, dtype=np.int32),
             events=np.array([number], dtype=np.int64), targets=np.ones(1, dtype=bool), candidates=none,
-            candidate_events=np.empty(0, dtype=np.int64), trunk=count, cut=int(cut), spans=np.array([span], dtype=np.int32),
+            candidate_events=np.empty(0, dtype=np.int64), candidate_stands=none, trunk=count,
+            cut=int(cut), spans=np.array([span], dtype=np.int32),
         )  # fmt: skip
 
 

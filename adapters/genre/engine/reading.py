@@ -167,7 +167,7 @@ def _view(
         head.tables(inline.vectors(torch.from_numpy(needed).to(device))),
         torch.from_numpy(history).to(device), torch.from_numpy(given).to(device), torch.from_numpy(owners).to(device),
         torch.tensor([len(rows[owner].codes) for owner in owners], device=device),
-        torch.from_numpy(local[there.sum() : len(local) - 1].astype(np.int64)).to(device), weights,
+        torch.from_numpy(local[there.sum() : len(local) - 1].astype(np.int64)).to(device), weights=weights,
     )  # fmt: skip
 
 
