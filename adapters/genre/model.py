@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genre.affinity import View
 from genre.base import Base
 from genre.encoder import BehaviourEncoder, ItemTable
 from genre.errors import DivergedError
-from genre.heads import CatalogueHead, Head, View
+from genre.heads import CatalogueHead, Head
 from genre.lora import LoraLinear, attach, detach, find_linears
 from genre.losses import LOSSES, sampled_cross_entropy
 from genre.negatives import Negatives

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genre.affinity import View
 from genre.engine.items import Inline, scales_of
 from genre.engine.planning import Job
 from genre.engine.texts import TextJob, judge
-from genre.heads import CatalogueHead, Head, View
+from genre.heads import CatalogueHead, Head
 from genre.sequences import Sequence as Row
 
 MOST_LOGITS = 2**24
