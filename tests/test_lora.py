@@ -65,6 +65,34 @@ def test_gradcheck_in_double_precision():
     assert torch.autograd.gradcheck(lambda x, a, b: _FusedLora.apply(x, weight, None, a, b, 0.5), (x, a, b))
 
 
+def test_gradcheck_of_the_update_added_to_a_product():
+    from genre.lora import _AddUpdate
+
+    y, x, a, b = draw(2, 5, 4).double(), draw(2, 5, 6, seed=1).double(), draw(3, 6, seed=2).double(), draw(4, 3, seed=3).double()
+    for value in (y, x, a, b):
+        value.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *given: _AddUpdate.apply(*given, 0.5), (y, x, a, b))
+    wanted = y + 0.5 * x @ a.t() @ b.t()
+    assert torch.allclose(_AddUpdate.apply(y, x, a, b, 0.5), wanted)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5], ids=["few tokens", "dropout"])
+def test_the_plain_form_has_the_gradients_of_plain_autograd(dropout):
+    made, x, gradient = layer(dropout=dropout), draw(9, 12, seed=2), draw(9, 10, seed=3)
+    made.fused = False
+    own = x.clone().requires_grad_()
+    torch.manual_seed(5)
+    made(own).backward(gradient)
+
+    def plain(x, a, b):
+        torch.manual_seed(5)
+        return made.base(x) + 1.7 * (made.dropout(x) @ a.t() @ b.t())
+
+    _, *wanted = gradients(plain, x, made.lora_A, made.lora_B, gradient)
+    for got, want in zip((own.grad, made.lora_A.grad, made.lora_B.grad), wanted, strict=True):
+        assert torch.allclose(got, want, atol=2e-5)
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 def test_output_and_gradients_equal_pefts_layer(rslora):
     with quiet():

@@ -86,6 +86,7 @@ def train(
     tokens: Annotated[
         int | None, typer.Option("--tokens-at-once", help="Of several recipes: most tokens of one pass of the base.")
     ] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Take one step, say what the run would take, keep nothing.")] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Train a recipe's adapter, evaluate it beside the baselines, publish it; or several recipes at once."""
@@ -98,6 +99,8 @@ def train(
     check_name(alias, "alias")
     if launched() > 1 and len(wanted) > 1:
         raise InputError("several recipes train in one process", got=f"{launched()} processes", todo="launch them one by one")
+    if dry and resume:
+        raise InputError("--dry-run begins anew and keeps nothing", got="--resume beside it", expected="one of the two")
     if resume and len(wanted) == 1:
         _check_resumable(wanted[0], out)
     if out is not None and out.is_file():
@@ -110,6 +113,13 @@ def train(
     from genre.registry import Registry
 
     store, say = Registry(registry), Reporter.for_terminal()
+    if dry:
+        from genre.cli_dry import show_dry_run, to_json
+
+        expected = jobs.dry_run(wanted, registry=store, folder=out, reporter=say, tokens=tokens)
+        show_dry_run(expected, registry, alias)
+        _write(json_file, to_json(expected, registry))
+        return
     if len(wanted) == 1:
         run = jobs.train(wanted[0], registry=store, folder=out, resume=resume, reporter=say)
         Ranks.part()

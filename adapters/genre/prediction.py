@@ -4,7 +4,7 @@ Owns: the one scoring pass that validation, evaluation and the quality gates sha
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from genre.metrics_registry import metric
 from genre.model import Recommender
 from genre.ranks import Ranks
 from genre.rows import RowBuilder
-from genre.sequences import Reads, collate, plan_batches
+from genre.sequences import Reads, Sequence, Slot, collate, plan_batches
 from genre.tasks import Task
 from genre.text_rows import Builder
 
@@ -53,17 +53,24 @@ def outputs(
     tables = model.catalogue_tables()
     try:
         for chosen in plan_batches(lengths, batch_tokens):
-            batch = collate([rows[i] for i in chosen], supervise).to(model.base.device)
-            hidden = model.hidden(batch)
-            for name, reads in batch.reads.items():
-                for piece in _pieces(reads, len(tables[name][0]) if name in tables else None):
-                    output = model.output(name, hidden, batch, reads=piece, tables=tables.get(name))
-                    score = model.heads[name].score(output)  # type: ignore[operator]
-                    yield name, piece.events.numpy(), score.float().cpu().numpy()
+            yield from score_batch(model, [rows[i] for i in chosen], supervise, tables)
             if advance is not None:
                 advance(len(chosen))
     finally:
         model.train(training)
+
+
+def score_batch(
+    model: Recommender, rows: list[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray]], tables: dict[str, Any]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """One batch of `outputs`; the model in evaluation mode, without gradients, its catalogue's tables given."""
+    batch = collate(rows, supervise).to(model.base.device)
+    hidden = model.hidden(batch)
+    for name, reads in batch.reads.items():
+        for piece in _pieces(reads, len(tables[name][0]) if name in tables else None):
+            output = model.output(name, hidden, batch, reads=piece, tables=tables.get(name))
+            score = model.heads[name].score(output)  # type: ignore[operator]
+            yield name, piece.events.numpy(), score.float().cpu().numpy()
 
 
 def predict(

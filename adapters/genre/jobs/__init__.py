@@ -7,6 +7,7 @@ command lines.
     registry.publish(run, alias="production")
 """
 
+from genre.jobs.dry import DryRun, dry_run
 from genre.jobs.encoders import check_leak, encoder_name
 from genre.jobs.evaluating import Figures, evaluate, figures_of, low_layers, measure, restore
 from genre.jobs.places import environment, load_base, open_data, open_log, write_text
@@ -17,11 +18,13 @@ from genre.jobs.scoring import open_engine, read_requests, stream
 from genre.jobs.several import train_together
 
 __all__ = [
+    "DryRun",
     "Figures",
     "RefreshOptions",
     "Refreshed",
     "Run",
     "check_leak",
+    "dry_run",
     "encoder_name",
     "environment",
     "evaluate",
