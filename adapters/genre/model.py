@@ -103,6 +103,7 @@ class Recommender(nn.Module):
         name_events: How a message names events of the log.
         layers: The low-rank layers by the name of the linear they hold (empty for head-only and full).
         recompute: In training, keep only the inputs of the base's layers and run these again in the backward pass.
+        in_step: The base's weights are spread over processes, each of which must run it as often as the others.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Recommender(nn.Module):
         self.encoder = soft.encoder if soft is not None else None
         self._before: dict[str, Tensor] = {}
         self._attached = False
-        self.recompute = False
+        self.recompute = self.in_step = False
         self.to(base.device)
 
     @property

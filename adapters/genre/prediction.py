@@ -45,17 +45,21 @@ def outputs(
     Yields:
         A task's name, some (n,) events, and their scores: (n,) float64, (n, C), or (n, N) float32 with a bounded n · N.
     """
-    rows = ranks.mine(builder.evaluation_rows(split, part, max_events=max_events))
+    every = builder.evaluation_rows(split, part, max_events=max_events)
+    rows = ranks.mine(every)
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     supervise = builder.supervise(list(model.tasks.values()))
     training = model.training
     model.eval()
     tables = model.catalogue_tables()
     try:
-        for chosen in plan_batches(lengths, batch_tokens):
+        batches = list(plan_batches(lengths, batch_tokens))
+        for chosen in batches:
             yield from score_batch(model, [rows[i] for i in chosen], supervise, tables)
             if advance is not None:
                 advance(len(chosen))
+        for _ in range(max(ranks.every(len(batches))) - len(batches) if model.in_step else 0):
+            model.hidden(collate(every[:1], supervise).to(model.base.device))
     finally:
         model.train(training)
 

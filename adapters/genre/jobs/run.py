@@ -30,6 +30,7 @@ from genre.texts import Texts
 from genre.training import Fitted, fit
 from genre.training.checkpoints import fitted_encoder
 from genre.training.curve import draw_curve
+from genre.training.sharding import check_launch
 from genre.versions import (
     adapter_manifest,
     count,
@@ -95,6 +96,7 @@ def train(
     Raises:
         GenreError: See the error's message; a run that diverges or is interrupted keeps its last checkpoint.
     """
+    check_launch(recipe)
     ranks = Ranks.here()
     say = reporter if reporter is not None and ranks.main else Reporter.silent()
     root = ranks.same(Path(folder) if folder is not None else run_folder(recipe.name, resume))

@@ -30,6 +30,7 @@ from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoi
 from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
 from genre.training.interrupts import Interrupts
 from genre.training.pieces import add_up, count_targets, cut, seed_apart, shares, start_alike
+from genre.training.sharding import spread
 from genre.training.state import Fitted, State, peak_memory_bytes
 from genre.training.trackers import need_tracker, start_tracker
 
@@ -110,10 +111,12 @@ class Loop:
         optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=self.train.learning_rate, weight_decay=self.train.weight_decay
         )
-        self.optimizer = self.accelerator.prepare(optimizer)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         # Not wrapped for data parallel: gradients are added up here, weighted by targets, whatever module they are of.
         self.wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.ranks.count > 1)
         start_alike(self.ranks, self.model, self.train.seed)
+        if spoken := spread(self.model, self.parameters.values(), self.ranks):
+            self.reporter.line(spoken)
         self.supervise = assembly.builder.supervise(list(self.recipe.tasks))
         self.best: dict[str, Tensor] = {}
         self.parts: dict[str, tuple[float, int]] = {}
@@ -231,12 +234,17 @@ class Loop:
         """One optimizer step on some rows; the loss, the tokens and the targets of it."""
         whole = count_targets(rows, self.supervise)
         told = torch.zeros(len(whole) + 1)
-        for piece in cut(rows, self.ranks, self.train.accumulate):
+        pieces = cut(rows, self.ranks, self.train.accumulate)
+        more = len(cut(rows, Ranks(0, self.ranks.count), self.train.accumulate)) - len(pieces) if self.model.in_step else 0
+        for piece in pieces:
             batch = collate(piece, self.supervise).to(self.assembly.base.device)
             part = shares({name: len(reads.labels) for name, reads in batch.reads.items()}, whole)
             loss, parts = self.wrapped(batch, part)
             self.accelerator.backward(loss)
             told += torch.tensor([*(part[name] * parts[name][0] for name in whole), 0.0])
+        for _ in range(more):  # to run the base as often as the other processes; it counts for nothing
+            batch = collate(rows[:1], self.supervise).to(self.assembly.base.device)
+            self.accelerator.backward(self.wrapped(batch, dict.fromkeys(whole, 0.0))[0])
         told[-1] = float(self.interrupts.asked)
         *means, asked = add_up(self.ranks, self.parameters.values(), told).tolist()
         self.agreed = asked > 0

@@ -1,0 +1,82 @@
+"""The frozen base spread over processes: each holds a part of every layer, and gathers a layer's whole while it runs.
+
+Owns: what is spread (FSDP2's `fully_shard`, layer by layer), what cannot be. Ignores: gradients and the adapter, which every
+process holds whole: they are small, and `genre.training.pieces` adds gradients up.
+
+    accelerate launch --config_file recipes/accelerate/fsdp2.yaml -m genre train recipes/like.yaml
+
+Gathering is an exchange, so every process must run the base as often as the others: `Recommender.in_step`.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from genre.errors import InputError, RecipeError
+from genre.model import Recommender
+from genre.ranks import Ranks, launched
+from genre.recipe import Recipe
+
+
+def check_launch(recipe: Recipe) -> None:
+    """Check that a recipe can train the way it was launched.
+
+    Raises:
+        InputError: accelerate was configured for something that does not train here.
+        RecipeError: The base's weights cannot be spread.
+    """
+    if launched() < 2:
+        return
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise InputError(
+            "genre does not train in DeepSpeed's engine", got="an accelerate configuration for DeepSpeed",
+            expected="FSDP2 or plain data parallel", todo="use recipes/accelerate/fsdp2.yaml: it spreads the base as ZeRO-3 does",
+        )  # fmt: skip
+    if not _asked():
+        return
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise InputError("only FSDP2 spreads a base", got="fsdp_version 1", expected="fsdp_version: 2")
+    if recipe.adapter.kind == "full":
+        raise RecipeError("a full fine-tune does not train under FSDP2", got="adapter.kind full", todo="use plain data parallel")
+    if recipe.base.quantization != "none":
+        raise RecipeError(
+            "a quantized base is not spread by FSDP2", got=f"base.quantization {recipe.base.quantization}", expected="none",
+            todo="use plain data parallel: a quantized base is small",
+        )  # fmt: skip
+
+
+def spread(model: Recommender, trained: Iterable[nn.Parameter], ranks: Ranks) -> str | None:
+    """Under an FSDP2 launch, spread the base's layers over the processes (mutates the base, for good).
+
+    Returns:
+        What was done, in a line; None where nothing was.
+    """
+    if ranks.count == 1 or not _asked():
+        return None
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    base: Any = model.base
+    mesh, whole = init_device_mesh(base.device.type, (ranks.count,)), set(trained)
+    for layer in _layers(base.body):
+        own = {value for value in layer.parameters() if value in whole}
+        fully_shard(layer, mesh=mesh, ignored_params=own, reshard_after_forward=_flag("FSDP_RESHARD_AFTER_FORWARD", default=True))
+    model.in_step = True
+    held = [value for value in base.body.parameters() if value not in whole]
+    mine = sum(getattr(value, "_local_tensor", value).numel() for value in held)
+    return f"FSDP2: a process holds {mine:,} of the base's {sum(value.numel() for value in held):,} numbers"
+
+
+def _layers(body: nn.Module) -> Iterable[nn.Module]:
+    """The stack of layers: the longest list of modules."""
+    return max((module for module in body.modules() if isinstance(module, nn.ModuleList)), key=len)
+
+
+def _asked() -> bool:
+    return _flag("ACCELERATE_USE_FSDP", default=False)
+
+
+def _flag(name: str, *, default: bool) -> bool:
+    return os.environ.get(name, str(default)).lower() == "true"
