@@ -15,6 +15,7 @@ BARS = {
 CEILINGS = {
     "memory_64_overhead": 0.10, "int8_linear_memory": 0.27, "int8_metric_loss": 0.01, "swap_ms_p99": 100, "failed": 0, "mixed": 0,
     "adapter_vs_full_memory": 0.75, "together_4_vs_side_by_side_memory": 0.35, "lora_share_of_base": 0.03,
+    "two_processes_loss_difference": 1e-3, "two_processes_auc_difference": 0.01,
 }  # fmt: skip
 
 

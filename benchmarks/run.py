@@ -18,8 +18,10 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 SUITE: dict[str, dict[str, list[str]]] = {
-    "training": {"quick": ["--only", "throughput", "--rounds", "4"], "full": ["--minutes", "20"]},
-    "training_cost": {"quick": ["--rounds", "2", "--depth", "4"], "full": []},
+    "training": {
+        "quick": ["--only", "throughput,cost,processes", "--rounds", "3", "--cost-depth", "4", "--events", "4000"],
+        "full": ["--minutes", "20"],
+    },
     "inference": {"quick": ["--only", "lanes,tasks,candidates", "--rounds", "4", "--depth", "4"], "full": []},
     "registry": {"quick": ["--scale", "0.05"], "full": []},
     "scaling": {"quick": ["--quick"], "full": []},

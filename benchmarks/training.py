@@ -1,6 +1,9 @@
-"""Training throughput and time to quality, against one prompt per target.
+"""Training: throughput and time to quality against one prompt per target, what an adapter costs, two processes.
 
-    python benchmarks/training.py --json build/bench/training.json [--minutes 20] [--only throughput|quality]
+    python benchmarks/training.py --json build/bench/training.json [--minutes 20] [--only throughput,quality,cost,processes]
+
+`cost` is benchmarks/training_cost.py, `processes` benchmarks/training_processes.py; the first two are here. The JSON holds every
+ratio and count with what was aimed for, under `bars`.
 
 The other way is what LLM recommenders commonly do (TALLRec's prompt, PEFT): each target is a prompt of its own with the
 user's ten latest titles, liked and disliked, and the answer Yes or No. Same base, depth, device, rank and linears, the
@@ -13,7 +16,7 @@ that start at the additive baseline (`encoder.fuse`).
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -24,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 import genre
+from bench_report import rows
 from genre.assembly import SharedEncoder, assemble, usable_events
 from genre.base import quiet
 from genre.evaluation import targets as targets_of
@@ -34,6 +38,8 @@ from genre.prediction import predict
 from genre.progress import Reporter
 from genre.sequences import plan_batches
 from genre.training import Loop
+from training_cost import cost
+from training_processes import processes
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 TOKENS, DEPTH, RANK, HISTORY = 2048, 4, 8, 10
@@ -210,33 +216,52 @@ def reach(log: genre.Interactions, labels: np.ndarray, wanted: float, out: Path,
     return found
 
 
+PARTS = ("throughput", "quality", "cost", "processes")
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, default=Path("build/bench/training.json"))
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--only", choices=["throughput", "quality"])
+    parser.add_argument("--cost-depth", type=int, default=8, help="layers of the base in the part `cost`")
+    parser.add_argument("--events", type=int, default=20_000, help="that the part `processes` trains on")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), metavar="PART,PART")
     parser.add_argument("--reach", type=float, metavar="AUC", help="only measure the seconds of ours to a validation AUC")
     options = parser.parse_args()
+    if stray := set(options.only) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(stray))}; there are {', '.join(PARTS)}")
     log = open_log("data/ml-100k")
     labels = (log.column("rating") > 3).astype(np.float64)
     recipe = genre.Recipe.read(RECIPES / "like.yaml")
     train = np.flatnonzero(usable_events(log, recipe)[1])
     out = options.json.parent / "training-runs"
-    result: dict[str, Any] = {"environment": environment(), "depth": DEPTH, "rank": RANK, "tokens_per_step": TOKENS, "ratios": {}}
+    measured: dict[str, Callable[[], dict[str, Any]]] = {
+        "throughput": lambda: throughput(log, labels, train, options.rounds, out),
+        "quality": lambda: quality(log, labels, train, options.minutes, out),
+        "cost": lambda: cost(options.cost_depth, options.rounds),
+        "processes": lambda: processes(DEPTH, options.events, out / "processes"),
+    }
+    result: dict[str, Any] = {"environment": environment(), "depth": DEPTH, "rank": RANK, "tokens_per_step": TOKENS}
+    result |= {"ratios": {}, "counts": {}}
     if options.reach is not None:
         result["reach"] = reach(log, labels, options.reach, out)
-        options.only = "none"
-    if options.only in (None, "throughput"):
-        result["throughput"] = throughput(log, labels, train, options.rounds, out)
-        result["ratios"] |= result["throughput"].pop("ratios")
-    if options.only in (None, "quality"):
-        result["quality"] = quality(log, labels, train, options.minutes, out)
-        result["ratios"] |= result["quality"].pop("ratios")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.json, json.dumps(result, indent=2) + "\n")
-    print(json.dumps({key: result[key] for key in ("throughput", "quality", "reach", "ratios") if key in result}, indent=2))
+    for name in () if options.reach is not None else options.only:
+        result[name] = measured[name]()
+        for kind in ("ratios", "counts"):
+            result[kind] |= result[name].pop(kind, {})
+        write(options.json, result)  # after each part, so that none is lost with a later one
+    write(options.json, result)
+    print(json.dumps({key: value for key, value in result.items() if key != "environment"}, indent=2))
+
+
+def write(file: Path, result: dict[str, Any]) -> None:
+    """Write the figures, with what was aimed for beside them."""
+    table = rows({"training": {"figures": result}})
+    result["bars"] = [{key: row[key] for key in ("figure", "value", "better", "aim", "met")} for row in table]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

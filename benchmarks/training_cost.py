@@ -1,13 +1,13 @@
 """What an adapter costs to train: against the full fine-tune, against PEFT's layers in the same loop, and four at once.
 
-    python benchmarks/training_cost.py --json build/bench/training_cost.json [--depth 8] [--rounds 8]
+The part `cost` of benchmarks/training.py.
 
 `like` with token items, 2,048 tokens a step, optimizer included. Throughput alternates between the ways, step by step, in one
-process. Peak memory is that of a process of its own for each way, less what the process held once the base was loaded
+process; `bare` is the floor: the base forward and backward without any adapter, so `bare_vs_peft` is what the best possible
+layer would reach. Peak memory is that of a process of its own for each way, less what the process held once the base was loaded
 (for four at once: the whole process against four whole processes).
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -22,14 +22,14 @@ import torch
 import genre
 from genre.assembly import Assembly, SharedEncoder, assemble
 from genre.base import quiet
-from genre.jobs import environment, open_log, write_text
+from genre.jobs import open_log
 from genre.progress import Reporter
 from genre.training import Loop
 from genre.training.state import Stream
 from genre.training.together import Group, Member, waves
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-KINDS = {"lora": "lora", "full": "full", "peft": "head_only", "together": "lora"}
+KINDS = {"lora": "lora", "full": "full", "peft": "head_only", "bare": "head_only", "together": "lora"}
 
 
 def prepared(kind: str, depth: int, log: genre.Interactions, base: genre.Base, *, number: int = 0) -> Assembly:
@@ -52,6 +52,8 @@ class Way:
     def __init__(self, kind: str, depth: int, folder: Path, log: genre.Interactions, base: genre.Base) -> None:
         self.assembly = prepared(kind, depth, log, base)
         added = inject_peft(base) if kind == "peft" else {}
+        if kind == "bare":  # the gradient goes through the whole base, as an adapter's does, and nothing of it trains
+            base.embedding.register_forward_hook(lambda module, given, output: output.requires_grad_())
         self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
         if added:
             self.loop.optimizer.add_param_group({"params": list(added.values())})
@@ -102,7 +104,7 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
     """Tokens per second of each way, alternating step by step after a warm-up."""
     ways = {
         kind: Way(kind, depth, folder / kind, log, genre.Base.load("smollm2-135m", depth=depth))
-        for kind in ("lora", "full", "peft")
+        for kind in ("lora", "full", "peft", "bare")
     }
     rates: dict[str, list[float]] = {kind: [] for kind in ways}
     for turn in range(rounds + 2):
@@ -120,6 +122,7 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
         "ratios": {
             "adapter_vs_full_throughput": _ratio(rates["lora"], rates["full"]),
             "fused_vs_peft_throughput": _ratio(rates["lora"], rates["peft"]),
+            "bare_vs_peft_throughput": _ratio(rates["bare"], rates["peft"]),
         },
         "counts": {"lora_share_of_base": trained / whole},
     }  # fmt: skip
@@ -151,7 +154,7 @@ def at_once(depth: int, rounds: int, log: genre.Interactions, folder: Path, adap
 
 def memory(kind: str, depth: int) -> dict[str, int]:
     """Peak memory of a fresh process that takes some steps, whole and beyond what it held once the base was loaded."""
-    command = [sys.executable, __file__, "--worker", kind, "--depth", str(depth)]
+    command = [sys.executable, __file__, kind, str(depth)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -180,24 +183,15 @@ def _status(key: str) -> int:
     raise RuntimeError(f"no {key}")
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path, default=Path("build/bench/training_cost.json"))
-    parser.add_argument("--depth", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--worker", choices=list(KINDS), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        worker(options.worker, options.depth)
-        return
+def cost(depth: int, rounds: int) -> dict[str, Any]:
+    """All of it: ratios, counts, and what they are of."""
     log = open_log("data/ml-100k")
     with tempfile.TemporaryDirectory() as folder:
-        alone = throughput(options.depth, options.rounds, log, Path(folder) / "alone")
-        group = at_once(options.depth, options.rounds, log, Path(folder) / "group")
-    peaks = {kind: memory(kind, options.depth) for kind in ("lora", "full", "together")}
-    result = {
-        "environment": environment(), "depth": options.depth, "tokens_per_step": 2048, "rounds": options.rounds,
+        alone = throughput(depth, rounds, log, Path(folder) / "alone")
+        group = at_once(depth, rounds, log, Path(folder) / "group")
+    peaks = {kind: memory(kind, depth) for kind in ("lora", "full", "together")}
+    return {
+        "depth": depth, "tokens_per_step": 2048, "rounds": rounds,
         "ratios": alone.pop("ratios") | group.pop("ratios"),
         "counts": alone.pop("counts") | {
             "adapter_vs_full_memory": peaks["lora"]["beyond_base"] / peaks["full"]["beyond_base"],
@@ -205,10 +199,7 @@ def main() -> None:
         },
         "alone": alone, "together": group, "peak_bytes": peaks,
     }  # fmt: skip
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.json, json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
-    main()
+    worker(sys.argv[1], int(sys.argv[2]))
