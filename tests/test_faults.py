@@ -52,11 +52,11 @@ def scored(log, cells):
 
 
 def nan_hidden(loop):
-    """A norm of the base gives one value that is no number, in the forward pass."""
+    """The base's last norm gives a row that is no number, in the forward pass."""
 
     def spoil(module, given, output):
         output = output.clone()
-        output[0, 0, 0] = float("nan")
+        output[0] = float("nan")
         return output
 
     return loop.assembly.base.body.norm.register_forward_hook(spoil)
@@ -117,15 +117,13 @@ def test_the_checkpoint_before_a_fault_goes_on_to_the_uninterrupted_end(build, l
 
 def test_an_exploding_gradient_is_cut_and_its_sequence_named(build, log, tmp_path):
     """One label 500 times further out than the others, which passes as a heavy tail."""
-    place = 7  # an early event of its user: in training
-    lines = []
-    reporter = Reporter(lines.append)
-    many = planted_log(users=120)
+    place, lines = 7, []  # an early event of its user: in training
     wanted = [RATING | {"label": "score"}]
-    sections = {"sequence": {"feedback": "rating"}, "train": EXACT | {"epochs": 4, "batch_tokens": 256, "dropout": 0.0}}
-    fitted = fit(build(scored(many, {place: 1000.0}), *wanted, **sections), tmp_path, reporter=reporter)
+    sections = {"sequence": {"feedback": "rating"}, "train": EXACT | {"batch_tokens": 64, "dropout": 0.0}}
+    reporter = Reporter(lines.append)
+    fitted = fit(build(scored(log, {place: 1000.0}), *wanted, **sections), tmp_path, reporter=reporter)
     told = [line for line in lines if "is cut to 1" in line]
-    user = many.user_ids[many.user_codes[place]]
+    user = log.user_ids[log.user_codes[place]]
     assert told and all(f"(user {user}, " in line for line in told)
     assert re.search(r"step \d+: the gradient's norm is .*, [\d,]+ times the usual", told[0])
     assert all(torch.isfinite(value).all() for value in weights(fitted.assembly).values())
@@ -174,21 +172,17 @@ def test_a_user_column_of_a_hundred_thousand_characters_is_named_by_its_user(bui
     with pytest.raises(DataError) as error:
         fit(build(long, LIKE, **sections), tmp_path)
     text = str(error.value)
-    assert text.startswith("a sequence is longer than the base can read: got 120,0") and "(user u5, " in text
+    assert re.match(
+        r"a sequence is longer than the base can read: got 120,\d{3} tokens: the sequence of row \d+ \(user u5, ", text
+    )
     assert "expected at most 4,096; lower data.max_events" in text
     assert list(torch.load(tmp_path / "checkpoints/last.pt", weights_only=True)["state"].values())[:3] == [0, 0, 0]
 
 
-def test_a_dense_column_that_overflows_is_named_by_events_and_spoils_nothing(build, log, tmp_path):
-    """A finite value so large that its square is infinite in single precision: no check of finite numbers sees it."""
+def test_a_picture_of_enormous_numbers_does_no_harm(build, log, tmp_path):
+    """Dense columns are standardized; one item's value, whose square single precision cannot hold, leaves all weights finite."""
     vectors = [[3e38 if item == "i4" else 0.1, 0.2] for item in log.catalogue.frame["item_id"]]
     items = log.catalogue.frame.with_columns(pl.Series("picture", vectors, dtype=pl.List(pl.Float32)))
     dense = genre.Interactions.from_frame(log.frame.drop("row"), items=items, users=log.users, name="dense")
-    sections = {"encoder": {"dense": ["picture"], "learned": 8, "collaborative": 0}}
-    try:
-        fit(build(dense, LIKE, **sections), tmp_path)
-    except (DivergedError, DataError) as error:
-        assert "i4" in str(error) or "picture" in str(error), error
-        file = tmp_path / "checkpoints/last.pt"
-        if file.exists():
-            assert all(torch.isfinite(v).all() for v in torch.load(file, weights_only=True)["weights"].values())
+    fitted = fit(build(dense, LIKE, encoder={"dense": ["picture"], "learned": 8, "collaborative": 0}), tmp_path)
+    assert fitted.state.best_value > 0.75 and all(torch.isfinite(value).all() for value in weights(fitted.assembly).values())

@@ -43,24 +43,22 @@ def test_an_unknown_key_is_refused(tmp_path):
 
 LAUNCH = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 REFUSED = {
-    "deepspeed": (
-        {"ACCELERATE_USE_DEEPSPEED": "true"},
-        {},
-        InputError,
-        "genre does not train in DeepSpeed's engine: .* fsdp2.yaml",
-    ),
-    "fsdp1": (FSDP | {"FSDP_VERSION": "1"}, {}, InputError, "only FSDP2 spreads a base: got fsdp_version 1"),
-    "full": (FSDP, {"adapter": {"kind": "full"}}, RecipeError, "a full fine-tune does not train under FSDP2"),
-    "int8": (FSDP, {"base": {"quantization": "int8"}}, RecipeError, "a quantized base is not spread by FSDP2: got base.quantiz"),
+    "deepspeed": (ZERO, {}, {}, InputError, "genre does not train in DeepSpeed's engine: got .* recipes/accelerate/fsdp2.yaml"),
+    "fsdp1": (FSDP | {"FSDP_VERSION": "1"}, {}, {}, InputError, "only FSDP2 spreads a base: got fsdp_version 1"),
+    "full": (FSDP, {"kind": "full"}, {}, RecipeError, "a full fine-tune does not train under FSDP2"),
+    "int8": (FSDP, {}, {"quantization": "int8"}, RecipeError, "a quantized base is not spread by FSDP2: got base.quantiz"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_launch_that_cannot_train_is_refused_before_anything_is_read(case, tiny, tmp_path, monkeypatch):
-    environment, sections, kind, message = REFUSED[case]
+    environment, adapter, base, kind, message = REFUSED[case]
     for name, value in (LAUNCH | environment).items():
         monkeypatch.setenv(name, value)
+    wanted = recipe(tiny, LIKE, adapter=adapter)
+    wanted = wanted.model_copy(update={"base": wanted.base.model_copy(update=base)})
     with pytest.raises(kind, match=message):
-        genre.train(recipe(tiny, LIKE, **sections), folder=tmp_path / "run")
+        genre.train(wanted, folder=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
