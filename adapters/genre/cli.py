@@ -118,7 +118,7 @@ def train(
 
         expected = jobs.dry_run(wanted, registry=store, folder=out, reporter=say, tokens=tokens)
         show_dry_run(expected, registry, alias)
-        _write(json_file, to_json(expected, registry))
+        write_result(json_file, to_json(expected, registry))
         return
     if len(wanted) == 1:
         run = jobs.train(wanted[0], registry=store, folder=out, resume=resume, reporter=say)
