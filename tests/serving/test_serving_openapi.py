@@ -77,7 +77,7 @@ def test_the_examples_of_the_document_are_answered(service):
             answers = client.post(path, json=eval(text, {"__builtins__": {}})).json()["responses"]
             assert answers and not [answer for answer in answers if "error" in answer], (path, name, answers)
             count += 1
-    assert count == 7
+    assert count == 8
 
 
 def test_every_reference_of_the_document_is_there(service):

@@ -287,8 +287,10 @@ SCORE_EXAMPLES: dict[str, Any] = {
 }  # fmt: skip
 RECOMMEND_EXAMPLES: dict[str, Any] = {
     "ten films for a user": {"value": {"requests": [{"adapter": "next_item@production", "user_id": "196"}]}},
-    "ten different films of the nineties": {
-        "value": {"requests": [{"adapter": "next_item", "user_id": "196", "k": 10, "where": ["year >= 1990"], "diversity": 0.3}]}
+    "five different films, but not that one": {
+        "value": {
+            "requests": [{"adapter": "next_item", "user_id": "196", "k": 5, "where": ["title != 'Toy Story'"], "diversity": 0.3}]
+        }
     },
     "after two films": {
         "value": {
