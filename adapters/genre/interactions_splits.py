@@ -130,7 +130,8 @@ class Split:
         transductive: True if a target's history is the user's *training* events whatever their time (`given`); else it
             is everything of the user before the target.
         counts: Events per part; and what was set aside and why.
-        outside: bool[n], the events of users who are kept out of training as a whole; None if there are no folds.
+        outside: bool[n], the events of users who are kept out of training as a whole, and what would train of items that are;
+            None without folds and cold items.
     """
 
     config: SplitConfig
@@ -178,12 +179,14 @@ def split(log: "Interactions", config: SplitConfig) -> Split:
     if config.kind != "given" and "impression_id" in log.frame.columns:
         part = _keep_impressions(log, part, counts)
     part = _drop_small_users(log, part, config.min_events, counts)
-    if config.cold_items is not None:
-        part = hold_out_items(log, part, config.cold_items, config.cold_seed or 0, counts)
     outside = None
+    if config.cold_items is not None:
+        whole, part = part, hold_out_items(log, part, config.cold_items, config.cold_seed or 0, counts)
+        outside = part != whole
     if config.folds is not None:
-        outside = (user_folds(log, part, config) == config.fold)[log.user_codes]
-        part = np.where(outside, np.where(part == TEST, TEST, UNUSED), np.where(part == TEST, UNUSED, part)).astype(np.int8)
+        away = (user_folds(log, part, config) == config.fold)[log.user_codes]
+        part = np.where(away, np.where(part == TEST, TEST, UNUSED), np.where(part == TEST, UNUSED, part)).astype(np.int8)
+        outside = away if outside is None else away | outside
     counts = {name: int((part == code).sum()) for name, code in PARTS.items()} | counts
     for name in ("train", "test"):
         if not counts[name]:
