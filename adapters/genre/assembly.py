@@ -14,7 +14,7 @@ from genre.base import Base
 from genre.catalogue import Catalogue
 from genre.collaborative import collaborative_vectors
 from genre.encoder import BehaviourEncoder, EncoderSpec
-from genre.errors import DataError, ManifestError, RecipeError
+from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
 from genre.heads import BinaryHead, CatalogueHead, Head, ScalarHead, make_head
 from genre.interactions import Interactions
 from genre.interactions_splits import Split, split
@@ -192,8 +192,14 @@ def let_train(model: Recommender, recipe: Recipe, *, bare: bool = False) -> None
 
     Raises:
         RecipeError: A quantized base cannot be trained in full.
+        BaseModelError: Some of the base's layers are offloaded.
     """
     adapter = recipe.adapter
+    if model.base.offloaded:
+        raise BaseModelError(
+            f"recipe {recipe.name!r} cannot train on this base", got="layers that are offloaded to the CPU's memory or the disk",
+            expected="every layer on a device", todo="load it in int8 or nf4, with fewer layers (base.depth), or on more devices",
+        )  # fmt: skip
     if adapter.kind in ("lora", "rslora"):
         model.attach(
             targets=adapter.targets, layers=adapter.layers, rank=adapter.rank, alpha=adapter.alpha,

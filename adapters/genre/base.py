@@ -102,8 +102,8 @@ class Base:
             offload_folder: For what the map, or `auto`, leaves on the disk.
 
         Raises:
-            BaseModelError: The folder is neither a causal LM nor an encoder, the depth is too large, the map leaves a module
-                out, or the device cannot hold the quantization.
+            BaseModelError: The folder is neither a causal LM nor an encoder, the depth is too large, or the device cannot hold
+                the quantization.
         """
         from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -199,6 +199,11 @@ class Base:
     def embedding_rms(self) -> float:
         """Root mean square of the token embedding's entries: the scale that soft tokens start at."""
         return float(weight_of(self.embedding)[:4096].float().square().mean().sqrt())
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether weights are left in CPU memory or on the disk until a layer runs; such a base scores but trains nothing."""
+        return any(parameter.is_meta for parameter in self.model.parameters())
 
     def need_bare(self) -> None:
         """Check that nothing is attached.
