@@ -105,9 +105,11 @@ class Routing:
 
     def __init__(self) -> None:
         self.routes: dict[int, Route] = {}
+        self.count = 0
 
     def set(self, places: Sequence[Place | None]) -> None:
         """Route a batch: one place per row, None for the bare base."""
+        self.count = len(places)
         by_rank: dict[int, tuple[list[int], list[int]]] = {}
         for row, place in enumerate(places):
             if place is not None:
@@ -197,6 +199,8 @@ class LaneLinear(nn.Module):
         passes over the output once less.
         """
         routes = [(rank, route) for rank, route in self.routing.routes.items() if route.serves(self.group.used.get(rank, ()))]
+        if routes and x.ndim == 2:  # some bases (OPT) lay the rows of a batch end to end
+            return self.forward(x.view(self.routing.count, -1, x.shape[-1])).flatten(0, 1)
         if len(routes) == 1 and self.adds_onto and routes[0][1].rows == slice(0, len(x)):
             y = self._update(x, *routes[0])
             y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), self.base.weight.t())  # type: ignore[operator]
