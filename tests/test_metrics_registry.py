@@ -59,7 +59,7 @@ def test_every_metric_is_an_evaluate_metric_offline(name, offline, tmp_path):
     wrapped, chosen = as_evaluate(name, cache_dir=str(tmp_path)), METRICS[name]
     assert isinstance(wrapped, evaluate.Metric)
     if chosen.kind == "feedback":
-        extra = {"users": USERS} if chosen.by_user else {}
+        extra = {"users": USERS} if chosen.by_user else {"impressions": USERS} if chosen.by_impression else {}
         result = wrapped.compute(predictions=PROBABILITIES, references=LABELS, **extra)
         assert result == {name: chosen.function(LABELS, PROBABILITIES, **extra)}
     elif chosen.kind == "ranking":

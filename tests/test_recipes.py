@@ -1,14 +1,22 @@
 """Every recipe as it is committed, on a log in its data's exact format and a small base, by the commands that users type."""
 
+import dataclasses
 import json
 import math
 import re
 
+import numpy as np
 import pytest
+import torch
 
+from builders import stir
 from fakes import make_encoder_base
+from genre.assembly import assemble
+from genre.base import Base
 from genre.cli import main
+from genre.interactions import Interactions
 from genre.recipe import Recipe
+from genre.sequences import collate
 from standins import ROOT, deep_base
 from worlds import WORLDS, prepare_world
 
@@ -54,3 +62,35 @@ def test_recipe_trains(file, place, capsys):
         assert set(found["metrics"][task.name]) == set(task.metrics)
         assert all(math.isfinite(figure["value"]) for figure in found["metrics"][task.name].values())
         assert found["baselines"][task.name]
+
+
+def test_news_of_one_impression_never_see_each_other(place):
+    """All clicks but one's own are turned, in the rows that train: nothing of its impression changes, what comes later does."""
+    recipe = Recipe.read(ROOT / "recipes" / "news.yaml", ["base.name=causal", "base.depth=2", "train.dropout=0"])
+    prepare_world(ROOT / "recipes" / "news.yaml")
+    log = Interactions.read("data/mind")
+    assembly = assemble(recipe, log, Base.load("causal", depth=2))
+    try:
+        stir(assembly)
+        (row,) = assembly.builder.training_rows(log.user_codes == 0, None, max_events=200, min_events=1)[0]
+        shown = log.impressions[row.events]
+        news = assembly.model.eval()
+        tasks = assembly.builder.supervise(list(recipe.tasks))
+        for impression in (shown[8], shown[-1]):
+            assert (shown == impression).sum() == 5
+            given = np.where(shown == impression, 3 - row.feedback[row.feedback >= 0], row.feedback[row.feedback >= 0])
+            turned = dataclasses.replace(row, feedback=row.feedback.copy(), given=given)
+            turned.feedback[row.feedback >= 0] = given
+            scores = [scores_of(news, collate([each], tasks)) for each in (row, turned)]
+            changed = {log.impressions[event] for event, score in scores[0].items() if score != scores[1][event]}
+            after = set(shown[np.flatnonzero(shown == impression)[-1] + 1 :].tolist())
+            assert changed == after and impression not in changed
+    finally:
+        assembly.model.release()
+
+
+def scores_of(model, batch):
+    """The score of every target, by its event."""
+    with torch.no_grad():
+        output = model.output("news", model.hidden(batch), batch)
+        return dict(zip(batch.reads["news"].events.tolist(), model.heads["news"].score(output).tolist(), strict=True))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,7 @@ class Targets:
         item: int32[n], item codes.
         label: float64[n] without NaN; None for next-item tasks.
         dropped: Events of the part that have no label and so are no targets.
+        impression: int64[n], which of them were shown together; None if the log has no impressions.
     """
 
     event: npt.NDArray[np.int64]
@@ -44,6 +46,7 @@ class Targets:
     item: npt.NDArray[np.int32]
     label: npt.NDArray[np.float64] | None
     dropped: int = 0
+    impression: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.event)
@@ -51,7 +54,8 @@ class Targets:
     def take(self, rows: npt.NDArray[np.integer] | slice) -> Targets:
         """Return some of the targets; `dropped` stays that of the whole."""
         label = None if self.label is None else self.label[rows]
-        return Targets(self.event[rows], self.user[rows], self.item[rows], label, self.dropped)
+        shown = None if self.impression is None else self.impression[rows]
+        return Targets(self.event[rows], self.user[rows], self.item[rows], label, self.dropped, shown)
 
 
 def targets(log: Interactions, split: Split, part: int, label: npt.NDArray[np.float64] | None = None) -> Targets:
@@ -70,7 +74,8 @@ def targets(log: Interactions, split: Split, part: int, label: npt.NDArray[np.fl
     event = np.flatnonzero(split.part == part)
     known = event if label is None else event[~np.isnan(label[event])]
     chosen = None if label is None else np.asarray(label, dtype=np.float64)[known]
-    return Targets(known, log.user_codes[known], log.item_codes[known], chosen, len(event) - len(known))
+    shown = None if log.impressions is None else log.impressions[known]
+    return Targets(known, log.user_codes[known], log.item_codes[known], chosen, len(event) - len(known), shown)
 
 
 def evaluate_feedback(
@@ -94,7 +99,8 @@ def evaluate_feedback(
     chosen = _of_kinds(metrics, "feedback")
     given = np.asarray(scores)
     same_length(targets=targets.event, scores=given)
-    return {each.name: bootstrap(each, targets.user, targets.label, given, resamples=resamples, seed=seed) for each in chosen}
+    about: dict[str, Any] = {"impressions": targets.impression, "resamples": resamples, "seed": seed}
+    return {each.name: bootstrap(each, targets.user, targets.label, given, **about) for each in chosen}
 
 
 def evaluate_ranking(

@@ -222,6 +222,17 @@ class Interactions:
         return series.cast(pl.Float64).to_numpy(writable=True)
 
     @cached_property
+    def impressions(self) -> np.ndarray | None:
+        """Which events of a user were shown together, int64[n]: equal numbers for one user's equal `impression_id`.
+
+        None if the log has no such column.
+        """
+        if "impression_id" not in self.frame.columns:
+            return None
+        named = pl.DataFrame({"user": self.user_codes, "impression": self.frame["impression_id"]})
+        return named.select(pl.struct("user", "impression").rank("dense").cast(pl.Int64) - 1).to_series().to_numpy()
+
+    @cached_property
     def _codes(self) -> dict[str, int]:
         return {user: code for code, user in enumerate(self.user_ids)}
 

@@ -17,7 +17,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from genre.errors import DataError
@@ -314,8 +313,8 @@ def user_folds(log: "Interactions", part: np.ndarray, config: SplitConfig) -> np
 
 def _keep_impressions(log: "Interactions", part: np.ndarray, counts: dict[str, int]) -> np.ndarray:
     """Raise cut impressions to their latest part, and the user's later events with them, until nothing changes."""
-    named = pl.DataFrame({"user": log.user_codes, "impression": log.frame["impression_id"]})
-    groups = named.select(pl.struct("user", "impression").rank("dense") - 1).to_series().to_numpy()
+    groups = log.impressions
+    assert groups is not None
     users = log.user_codes.astype(np.int64) * len(PARTS)
     raised = part.astype(np.int64)
     while True:

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from genre.errors import DataError
+from genre.errors import DataError, RecipeError
 from genre.interactions import Interactions
+from genre.metrics_impressions import need_impressions
+from genre.metrics_registry import metric
 from genre.tasks import Task
 from genre.texts import Texts
 
@@ -45,6 +47,24 @@ def name_events(log: Interactions | Texts, events: Iterable[int], *, most: int =
     return ", ".join(shown) + more
 
 
+def check_metrics(task: Task, log: Interactions | Texts) -> None:
+    """Refuse metrics that a task cannot have, before anything is trained.
+
+    Raises:
+        RecipeError: A name is unknown, or of another kind of task.
+        DataError: It is a mean over impressions, and the log has none.
+    """
+    ranks = task.kind == "next_item"
+    for name in task.metrics:
+        chosen = metric(name)
+        if ranks == (chosen.kind == "feedback"):
+            what = "a next-item task" if ranks else f"a {task.kind} task"
+            expected = "such as ndcg@10" if ranks else "such as auc, rmse or accuracy"
+            raise RecipeError(f"task {task.name!r}: a metric does not fit {what}", got=name, expected=expected)
+        if chosen.by_impression:
+            need_impressions(name, log.impressions if isinstance(log, Interactions) else None)
+
+
 def known_labels(labels: np.ndarray) -> np.ndarray:
     """(n,) bool: events that have a label; float labels miss as NaN, whole ones as -1."""
     return ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
@@ -60,8 +80,11 @@ def check_labels(task: Task, labels: np.ndarray, log: Interactions | Texts, usab
         usable: (n,) bool, events that train.
 
     Raises:
-        DataError: No training event has a label, all have the same one, one is infinite, or one of any part is absurd.
+        DataError: No training event has a label, all have the same one, one is infinite, or one of any part is absurd; or as
+            `check_metrics`.
+        RecipeError: As `check_metrics`.
     """
+    check_metrics(task, log)
     known = known_labels(labels)
     training = labels[usable & known]
     if not len(training):

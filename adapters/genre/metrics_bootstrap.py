@@ -24,6 +24,7 @@ import numpy as np
 from genre.errors import DataError
 from genre.metrics_auc import user_aucs
 from genre.metrics_checks import Floats, Integers, Vector, same_length
+from genre.metrics_impressions import auc_values
 from genre.metrics_registry import Metric, Prepared, metric
 
 RESAMPLES = 1000
@@ -41,7 +42,8 @@ class Figure:
         low: The 2.5 % percentile; NaN where there is no interval.
         high: The 97.5 % percentile; NaN where there is no interval.
         n: Events (or lists) that the value is made of.
-        users: Users that they belong to. For GAUC, `n` and `users` leave out the users of one label.
+        users: Users that they belong to. For GAUC, `n` and `users` leave out the users of one label. For metrics over
+            impressions, `n` counts impressions, and both leave out those of one label.
     """
 
     value: float
@@ -62,6 +64,7 @@ def bootstrap(
     labels: Vector | None,
     scores: Vector,
     *,
+    impressions: Vector | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Figure:
@@ -72,6 +75,7 @@ def bootstrap(
         users: [n] whose event it is, codes or names in any order.
         labels: [n]; None for a ranking metric.
         scores: [n] (or [n, C]); the ranks for a ranking metric.
+        impressions: [n] which events were shown together, each impression one user's; needed for metrics over impressions.
         resamples: How often users are drawn.
         seed: Of the draws; equal seeds and users give equal draws, whatever the metric.
 
@@ -82,10 +86,10 @@ def bootstrap(
     """
     chosen = _resampled(name)
     codes, count = _codes(users)
-    prepared = chosen.prepare(labels, scores, codes, count) if chosen.prepare else _never()
+    prepared = chosen.prepare(labels, scores, codes, count, impressions) if chosen.prepare else _never()
     value = float(prepared(np.ones((1, count)))[0])
     low, high = _percentiles(_draws([prepared], count, len(codes), resamples, seed))
-    n, kept = _counted(chosen, labels, scores, codes, count)
+    n, kept = _counted(chosen, labels, scores, codes, count, impressions)
     return Figure(value, low, high, n, kept)
 
 
@@ -96,6 +100,7 @@ def paired_bootstrap(
     scores_a: Vector,
     scores_b: Vector,
     *,
+    impressions: Vector | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Figure:
@@ -104,7 +109,8 @@ def paired_bootstrap(
     Both are computed on the same draws, so what users have in common cancels. Arguments, empty input and `Raises` as
     for `bootstrap`.
     """
-    return paired_draws(name, users, labels, scores_a, scores_b, resamples=resamples, seed=seed)[0]
+    draws = paired_draws(name, users, labels, scores_a, scores_b, impressions=impressions, resamples=resamples, seed=seed)
+    return draws[0]
 
 
 def paired_draws(
@@ -114,16 +120,19 @@ def paired_draws(
     scores_a: Vector,
     scores_b: Vector,
     *,
+    impressions: Vector | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[Figure, Floats]:
     """Return what `paired_bootstrap` does, and the difference of each resample that has one, float64 [≤ resamples]."""
     chosen = _resampled(name)
     codes, count = _codes(users)
-    both = [chosen.prepare(labels, each, codes, count) if chosen.prepare else _never() for each in (scores_a, scores_b)]
+    both = [
+        chosen.prepare(labels, each, codes, count, impressions) if chosen.prepare else _never() for each in (scores_a, scores_b)
+    ]
     value = _difference(both, np.ones((1, count)))[0]
     drawn = _draws(both, count, len(codes), resamples, seed)
-    n, kept = _counted(chosen, labels, scores_a, codes, count)
+    n, kept = _counted(chosen, labels, scores_a, codes, count, impressions)
     return Figure(float(value), *_percentiles(drawn), n, kept), drawn
 
 
@@ -181,7 +190,12 @@ def _codes(users: Vector) -> tuple[Integers, int]:
     return codes.astype(np.int64), len(names)
 
 
-def _counted(chosen: Metric, labels: Any, scores: Any, codes: Integers, count: int) -> tuple[int, int]:
+def _counted(
+    chosen: Metric, labels: Any, scores: Any, codes: Integers, count: int, impressions: Vector | None
+) -> tuple[int, int]:
+    if chosen.by_impression:
+        first = auc_values(labels, scores, impressions).first  # type: ignore[arg-type]
+        return len(first), len(np.unique(codes[first]))
     if not chosen.by_user:
         return same_length(scores=np.asarray(scores), users=codes), count
     found = user_aucs(labels, scores, codes)

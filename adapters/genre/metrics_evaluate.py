@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genre.errors import DataError
+from genre.metrics_impressions import need_impressions
 from genre.metrics_lists import ListFacts
 from genre.metrics_ranking import mid_ranks, top_items
 from genre.metrics_registry import Metric, metric
@@ -32,7 +33,7 @@ def as_evaluate(name: str, **options: Any) -> evaluate.Metric:
     `compute(predictions=, references=)` takes, and returns `{name: value}`:
 
     - feedback metrics: scores and labels, numbers ([n, C] class scores for log_loss, accuracy and macro_f1 as well);
-      `gauc` also `users=`, whose event each is;
+      `gauc` also `users=`, whose event each is; those over impressions `impressions=`, in which it was shown;
     - ranking metrics: rows of scores over all candidates, and the relevant item's column;
     - list metrics: the same; the top k of each row are the lists, of equal scores the lower column first, and the
       catalogue is as large as a row is long. The relevant items do not matter;
@@ -72,8 +73,12 @@ def as_evaluate(name: str, **options: Any) -> evaluate.Metric:
 
 
 def _evaluated(
-    chosen: Metric, predictions: Any, references: Any, users: Any, *, counts: Any = None, vectors: Any = None
-) -> float:
+    chosen: Metric, predictions: Any, references: Any, users: Any, *, impressions: Any = None, counts: Any = None,
+    vectors: Any = None,
+) -> float:  # fmt: skip
+    if chosen.by_impression:
+        need_impressions(chosen.name, impressions)
+        return chosen.function(references, predictions, impressions)
     if chosen.by_user:
         if users is None:
             raise DataError(f"{chosen.name} needs to know whose event it is", got="no users", expected="users=[…]")

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from genre import metrics_feedback as feedback
+from genre import metrics_impressions as impressions
 from genre import metrics_lists as lists
 from genre import metrics_ranking as ranking
 from genre.errors import RecipeError
@@ -28,8 +29,8 @@ Direction: TypeAlias = Literal["higher", "lower"]
 Kind: TypeAlias = Literal["feedback", "ranking", "list", "quality"]
 Prepared: TypeAlias = Callable[[Floats], Floats]
 """Weights of the users, [R, U], to R values of the metric."""
-Prepare: TypeAlias = Callable[[Any, Any, Integers, int], Prepared]
-"""Labels (None for ranks), scores or ranks, user codes [n] and U to a `Prepared`."""
+Prepare: TypeAlias = Callable[[Any, Any, Integers, int, Any], Prepared]
+"""Labels (None for ranks), scores or ranks, user codes [n], U, and impressions [n] or None, to a `Prepared`."""
 
 CUTOFFS = (5, 10, 20)
 
@@ -43,11 +44,12 @@ class Metric:
         direction: Whether a `higher` or a `lower` value is better.
         kind: `feedback` (of labels and scores), `ranking` (of the ranks of the targets), `list` (of all top lists together) or
             `quality` (of each top list or rank, beside what is known of items).
-        function: The formula. Called with (labels, scores), (labels, scores, users) if `by_user`, (ranks),
-            (top, catalogue_size) or (top or ranks, facts); all take `weights=`.
+        function: The formula. Called with (labels, scores), (labels, scores, users) if `by_user`, (labels, scores, impressions)
+            if `by_impression`, (ranks), (top, catalogue_size) or (top or ranks, facts); all take `weights=`.
         prepare: For the bootstrap: sorts or sums once, then weighs users many times. None for lists.
         k: The cut-off of a ranking or list metric.
         by_user: Whether the formula needs to know whose event it is.
+        by_impression: Whether it needs to know which events were shown together.
         terms: Of a quality metric: (top or ranks, facts) to the value of each target, NaN where it has none; what `prepare` takes
             for scores.
         of_ranks: Whether a quality metric is of ranks, and not of top lists.
@@ -60,6 +62,7 @@ class Metric:
     prepare: Prepare | None
     k: int | None = None
     by_user: bool = False
+    by_impression: bool = False
     terms: Callable[..., Floats] | None = None
     of_ranks: bool = False
 
@@ -88,7 +91,7 @@ def metric(name: str) -> Metric:
 
 
 def _additive(statistics: Callable[[Any, Any], Floats], finish: feedback.Finish) -> Prepare:
-    def prepare(labels: Any, scores: Any, users: Integers, count: int) -> Prepared:
+    def prepare(labels: Any, scores: Any, users: Integers, count: int, shown: Any = None) -> Prepared:
         each = statistics(labels, scores)
         same_length(scores=each, users=users)
         totals = sums_by(users, each, count)
@@ -97,14 +100,14 @@ def _additive(statistics: Callable[[Any, Any], Floats], finish: feedback.Finish)
     return prepare
 
 
-def _prepare_auc(labels: Any, scores: Any, users: Integers, count: int) -> Prepared:
+def _prepare_auc(labels: Any, scores: Any, users: Integers, count: int, shown: Any = None) -> Prepared:
     truth, values = binary_labels(labels), finite(scores, "score")
     same_length(labels=truth, scores=values, users=users)
     order = AucOrder(truth, values)
     return lambda weights: order(weights[:, users])
 
 
-def _prepare_gauc(labels: Any, scores: Any, users: Integers, count: int) -> Prepared:
+def _prepare_gauc(labels: Any, scores: Any, users: Integers, count: int, shown: Any = None) -> Prepared:
     # All events of a user share one weight here, so its own AUC never changes: it is a mean over users.
     found = user_aucs(labels, scores, users)
     codes = np.unique(users)[found.users]
@@ -123,6 +126,27 @@ def _of_ranks(terms: Callable[[Vector, int], Floats], k: int) -> Prepare:
 
 def _feedback(name: str, direction: Direction, function: Callable[..., float], prepare: Prepare) -> Metric:
     return Metric(name, direction, "feedback", function, prepare, by_user=name == "gauc")
+
+
+def _shown(
+    name: str,
+    function: Callable[..., float],
+    values: Callable[[Any, Any, Any], impressions.ImpressionValues],
+    k: int | None = None,
+) -> Metric:
+    def prepare(labels: Any, scores: Any, users: Integers, count: int, shown: Any = None) -> Prepared:
+        impressions.need_impressions(name, shown)
+        found = values(labels, scores, shown)
+        each = np.stack([np.ones(len(found.values)), found.values], axis=1)
+        totals = sums_by(users[found.first], each, count)
+        return lambda weights: feedback.mean(weights @ totals)
+
+    return Metric(name, "higher", "feedback", function, prepare, k, by_impression=True)
+
+
+def _shown_ndcg(k: int) -> Metric:
+    name = f"impression_ndcg@{k}"
+    return _shown(name, partial(impressions.impression_ndcg, k=k), partial(impressions.ndcg_values, k=k), k)
 
 
 def _ranked(family: str, function: Callable[..., float], terms: Callable[[Vector, int], Floats], k: int) -> Metric:
@@ -156,6 +180,7 @@ _CUT: dict[str, Callable[[int], Metric]] = {
     "diversity": partial(_judged, "diversity", lists.diversity, lists.distances),
     "novelty": partial(_judged, "novelty", lists.novelty, lists.information),
     "serendipity": partial(_judged, "serendipity", lists.serendipity, lists.surprises),
+    "impression_ndcg": _shown_ndcg,
 }
 
 _PLAIN = [
@@ -167,6 +192,8 @@ _PLAIN = [
     _feedback("ece", "lower", feedback.ece, _additive(feedback.calibration_statistics, feedback.calibration)),
     _feedback("accuracy", "higher", feedback.accuracy, _additive(feedback.accuracy_statistics, feedback.mean)),
     _feedback("f1", "higher", feedback.f1, _additive(feedback.positive_statistics, feedback.positive_f1)),
+    _shown("impression_auc", impressions.impression_auc, impressions.auc_values),
+    _shown("impression_mrr", impressions.impression_mrr, impressions.reciprocal_values),
     _feedback("macro_f1", "higher", feedback.macro_f1, _additive(feedback.f1_statistics, feedback.macro_mean)),
 ]
 

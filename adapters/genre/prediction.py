@@ -148,4 +148,4 @@ def _in_order(
     top = np.concatenate([part[2] for part in parts if part[2] is not None])[order] if parts and ranking else None
     events = events[order]
     label = None if ranking else labels[events].astype(np.float64)
-    return Targets(events, *builder.owners(events), label), values, top
+    return Targets(events, *builder.owners(events), label, impression=builder.impressions(events)), values, top

@@ -56,15 +56,6 @@ class RowBuilder:
         return self.layout.feedback.encode(self.log.column(self.layout.feedback.column))
 
     @cached_property
-    def groups(self) -> np.ndarray | None:
-        """(n,) int64 impression of every event, -1 for none; None if the log has no impressions."""
-        if "impression_id" not in self.log.frame.columns:
-            return None
-        column = self.log.frame["impression_id"]
-        ranks = column.rank("dense").fill_null(0).to_numpy().astype(np.int64) - 1
-        return ranks
-
-    @cached_property
     def texts(self) -> list[str] | None:
         """Text of every catalogue item; None where items are soft tokens only."""
         return None if self.layout.item == "token" else self.log.catalogue.texts(list(self.layout.text))
@@ -81,7 +72,7 @@ class RowBuilder:
         events = window.events
         row = self.layout.build(
             self.prefix(window.user), self.log.item_codes[events], self.feedback[events], texts=self.texts,
-            groups=None if self.groups is None else self.groups[events], events=events, targets=window.targets,
+            groups=self.impressions(events), events=events, targets=window.targets,
             candidates=self.log.item_codes[window.branches], candidate_events=window.branches,
             candidate_stands=np.searchsorted(events, window.branches),
         )  # fmt: skip
@@ -109,6 +100,10 @@ class RowBuilder:
     def owners(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The user codes and the item codes of some events."""
         return self.log.user_codes[events], self.log.item_codes[events]
+
+    def impressions(self, events: np.ndarray) -> np.ndarray | None:
+        """The impressions of some events, int64; None if the log has none."""
+        return None if self.log.impressions is None else self.log.impressions[events]
 
     @property
     def catalogue_size(self) -> int:

@@ -178,6 +178,9 @@ class TextRows:
         """The group of each text, int32 (what a bootstrap draws), and its own number."""
         return self.texts.group_codes[numbers], numbers.astype(np.int32)
 
+    def impressions(self, numbers: np.ndarray) -> None:
+        """None: texts are not shown together."""
+
     @property
     def catalogue_size(self) -> int:
         """No items are ranked."""

@@ -2,7 +2,7 @@
 
 Owns: the file `predictions.parquet`. Ignores: how predictions came about, what is computed from them.
 
-    task: str, event: int64 (place in the log's order), user: int32, item: int32 (codes), label: float64,
+    task: str, event: int64 (place in the log's order), user: int32, item: int32 (codes), label: float64, impression: int64,
     score: float64 (a probability or a value) or classes: list of float64; rank: float64 for next-item tasks
 
 Its metadata say what they were made on: the data's digest, the split, the part, the tasks.
@@ -27,7 +27,7 @@ FILE = "predictions.parquet"
 _KEY = "genre"
 _COLUMNS: dict[str, pl.DataType] = {
     "task": pl.String(), "event": pl.Int64(), "user": pl.Int32(), "item": pl.Int32(), "label": pl.Float64(),
-    "score": pl.Float64(), "rank": pl.Float64(), "classes": pl.List(pl.Float64),
+    "impression": pl.Int64(), "score": pl.Float64(), "rank": pl.Float64(), "classes": pl.List(pl.Float64),
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def _frame(task: Task, targets: Targets, scores: np.ndarray) -> pl.DataFrame:
     kind = "rank" if task.kind == "next_item" else "score" if scores.ndim == 1 else "classes"
     values: dict[str, Any] = {name: [None] * len(targets) for name in _COLUMNS}
     values |= {"task": [task.name] * len(targets), "event": targets.event, "user": targets.user, "item": targets.item}
-    values |= {"label": targets.label, kind: scores.astype(np.float64)}
+    values |= {"label": targets.label, "impression": targets.impression, kind: scores.astype(np.float64)}
     return pl.DataFrame(values, schema_overrides=_COLUMNS)
 
 
@@ -90,4 +90,6 @@ def _of_task(task: Task, frame: pl.DataFrame) -> tuple[Task, Targets, np.ndarray
         scores = np.array(frame["classes"].to_list(), dtype=np.float64)
     else:
         scores = frame["score"].to_numpy()
-    return task, Targets(event, user, item, label), scores
+    shown = frame["impression"] if "impression" in frame.columns else None
+    impression = None if shown is None or shown.null_count() else shown.to_numpy()
+    return task, Targets(event, user, item, label, impression=impression), scores

@@ -77,8 +77,9 @@ def _verdict(task: Task, targets: Targets, old: np.ndarray, new: np.ndarray, tol
         raise RecipeError(
             f"task {task.name!r} has no metric to decide on", got=", ".join(task.metrics), expected="auc, ndcg@10 …"
         )
-    found = paired_bootstrap(name, targets.user, targets.label, new, old)
-    before, after = (bootstrap(name, targets.user, targets.label, each, resamples=0).value for each in (old, new))
+    about: dict[str, Any] = {"impressions": targets.impression}
+    found = paired_bootstrap(name, targets.user, targets.label, new, old, **about)
+    before, after = (bootstrap(name, targets.user, targets.label, each, resamples=0, **about).value for each in (old, new))
     sign = 1 if metric(name).direction == "higher" else -1
     margin = tolerance if sign > 0 else tolerance * abs(before)
     low = found.low if sign > 0 else -found.high

@@ -158,7 +158,9 @@ def _metrics(first: Scored, second: Scored, wanted: list[str] | None) -> list[st
 def _compared(name: str, first: Scored, second: Scored, resamples: int, seed: int) -> Compared:
     targets, chosen = first.targets, metric(name)
     scores = first.scores, second.scores
-    figure, draws = paired_draws(name, targets.user, targets.label, *scores, resamples=resamples, seed=seed)
+    figure, draws = paired_draws(
+        name, targets.user, targets.label, *scores, impressions=targets.impression, resamples=resamples, seed=seed
+    )
     a, b = (_value(name, targets, each) for each in scores)
     sign = 1 if chosen.direction == "higher" else -1
     if not math.isfinite(figure.value) or not len(draws) or not math.isfinite(figure.low):
@@ -179,7 +181,7 @@ def _compared(name: str, first: Scored, second: Scored, resamples: int, seed: in
 
 
 def _value(name: str, targets: Targets, scores: np.ndarray) -> float | None:
-    value = bootstrap(name, targets.user, targets.label, scores, resamples=0).value
+    value = bootstrap(name, targets.user, targets.label, scores, impressions=targets.impression, resamples=0).value
     return value if math.isfinite(value) else None
 
 
