@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from fakes import planted_texts
+from fakes import browsing_log, planted_texts
 from genre import sources
 from genre.cli import main
 from genre.interactions_import import import_log
@@ -156,6 +156,14 @@ def kuairec(users: int = 40, videos: int = 24, seed: int = 0) -> None:
     (folder / "kuairec_caption_category.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def shop_events() -> None:
+    """A shop's log as it might come out of a warehouse: what was browsed, offered, put into the cart and bought; milliseconds."""
+    log = browsing_log(users=80, items=24, views=8)
+    names = {"user_id": "customer", "item_id": "sku", "behaviour": "action", "impression_id": "list"}
+    frame = log.frame.join(log.catalogue.frame, on="item_id").with_columns((pl.col("timestamp") * 1000).alias("at"))
+    frame.select(*names, "at", "bought", "title").rename(names).write_csv("shop-events.csv")
+
+
 WORLDS: dict[str, Callable[[], None]] = {
     "like": ml_100k,
     "like_text": ml_100k,
@@ -165,6 +173,7 @@ WORLDS: dict[str, Callable[[], None]] = {
     "rating": ml_100k,
     "reviews": womens_clothing,
     "shop": amazon,
+    "shop_joint": shop_events,
     "video": kuairec,
 }
 """A recipe's name to what writes its data into the current folder."""
