@@ -121,6 +121,18 @@ def test_not_worse_needs_the_same_data_and_protocol(registry: Registry, adapter:
         registry.promote(other, "production", not_worse=True)
 
 
+def test_a_better_ranking_may_be_less_novel(registry: Registry, adapter: Adapter) -> None:
+    def ranked(ndcg: float, novelty: float) -> Manifest:
+        values = {"ndcg@10": MetricValue(value=ndcg), "novelty@10": MetricValue(value=novelty)}
+        return draft(metrics={"like": values})
+
+    registry.promote(registry.publish(adapter(), ranked(0.1, 9.0)), "production")
+    move = registry.promote(registry.publish(adapter(1), ranked(0.2, 8.0)), "production", not_worse=True)
+    assert "like.novelty@10 not compared (often the price of better lists)" in move.checks
+    with pytest.raises(QualityError, match="misses the floor in like.novelty@10"):
+        registry.promote(registry.publish(adapter(2), ranked(0.3, 7.0)), "production", floor={"novelty@10": 7.5})
+
+
 def test_lower_is_better_turns_the_checks_round(registry: Registry, adapter: Adapter) -> None:
     def loss(value: float) -> Manifest:
         return draft(metrics={"like": {"log_loss": MetricValue(value=value), "odd": MetricValue(value=1)}})

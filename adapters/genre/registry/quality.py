@@ -16,6 +16,7 @@ _HIGHER = {"auc", "gauc", "accuracy", "balanced_accuracy", "f1", "macro_f1", "mi
 _HIGHER |= {"average_precision", "map", "mrr", "ndcg", "hr", "hit_rate", "coverage", "diversity", "novelty", "serendipity"}
 _HIGHER |= {"r2", "pearson", "spearman", "kendall"}
 _LOWER = {"log_loss", "loss", "rmse", "mse", "mae", "brier", "ece", "perplexity", "gini", "popularity_bias"}
+_TRADED = {"diversity", "novelty"}
 
 
 def higher_is_better(metric: str) -> bool | None:
@@ -60,7 +61,7 @@ def check_not_worse(new: Manifest, holder: Manifest) -> list[str]:
     """Check that no metric of the holder's whose direction is known is worse in the new version.
 
     Values are compared, not intervals: on the same data by the same protocol the noise is shared. Metrics with an
-    unknown direction are listed as not compared.
+    unknown direction are listed as not compared, and so are diversity and novelty, which a better ranking may cost.
 
     Returns:
         What was compared, in words.
@@ -80,8 +81,9 @@ def check_not_worse(new: Manifest, holder: Manifest) -> list[str]:
     for task, metric, old in _rows(holder):
         value = new.metrics.get(task, {}).get(metric)
         direction = higher_is_better(metric)
-        if direction is None:
-            words.append(f"{task}.{metric} not compared (direction unknown)")
+        if direction is None or metric.partition("@")[0] in _TRADED:
+            why = "direction unknown" if direction is None else "often the price of better lists"
+            words.append(f"{task}.{metric} not compared ({why})")
             continue
         expected = f"{'>=' if direction else '<='} {old.value!r} of {holder.version}"
         if value is None or (value.value < old.value if direction else value.value > old.value):
