@@ -41,6 +41,9 @@ def serve(
     body_bytes: Annotated[int, typer.Option(help="Bytes of a body at most; more get 413.")] = 4 * 2**20,
     drain: Annotated[float, typer.Option(help="Seconds a stopping service still accepts while /readyz says 503.")] = 1.0,
     follow: Annotated[float, typer.Option(help="Seconds between looks at the registry's aliases; 0 never looks.")] = 1.0,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="FILE", help="Keeps over a restart what operators load, unload and share.")
+    ] = None,
     log_rows: Annotated[bool, typer.Option("--log-rows", help="Log what was asked: user ids and histories.")] = False,
 ) -> None:
     """Serve adapters over HTTP. The environment's GENRE_ADMIN_TOKEN switches the admin calls on."""
@@ -62,8 +65,8 @@ def serve(
         raise InputError("no such quantization", got=f"--quantization {quantization}", expected="none, int8 or nf4")
     listener = bind(host, port)
     try:
-        service = _open(registry, adapters or [], data, base, quantization, lanes, settings)
-        names = ", ".join(served.ref for served in service.fleet.all() if served.public)
+        service = _open(registry, adapters or [], data, base, quantization, lanes, settings, state)
+        names = ", ".join(served.ref for served in service.fleet.all() if served.public) or "nothing"
         print(f"serving {names} at {url_of(listener)}", flush=True)
         run(service, listener)
     finally:
@@ -79,11 +82,13 @@ def _share(text: str) -> tuple[str, float]:
 
 
 def _open(
-    registry: str, adapters: list[str], data: str | None, base: str | None, quantization: str | None, lanes: int, settings: Any
-) -> Any:
+    registry: str, adapters: list[str], data: str | None, base: str | None, quantization: str | None, lanes: int, settings: Any,
+    state: Path | None,
+) -> Any:  # fmt: skip
     """A started service; its parts in the order in which they can fail soonest."""
     from genre.registry import Registry
     from genre.serving.fleet import default_refs, fitting
+    from genre.serving.state import StateFile
 
     if "://" not in registry and not Path(registry).is_dir():
         raise InputError("no such registry", got=registry, expected="a folder that `genre train` has published into")
@@ -91,13 +96,14 @@ def _open(
     refs = list(dict.fromkeys(adapters)) or default_refs(store)
     first = store.resolve(refs[0])
     refs, others = (refs, {}) if adapters else fitting(store, refs, first)
+    kept = None if state is None else StateFile(state)
     from genre import jobs
     from genre.engine import Engine
     from genre.serving import Service
 
     log = None if data is None else jobs.open_log(data)
     loaded = jobs.load_base(first.manifest, base, quantization=quantization)
-    service = Service(Engine(loaded, store, lanes=lanes, data=log, batch_tokens=settings.batch_tokens), settings)
+    service = Service(Engine(loaded, store, lanes=lanes, data=log, batch_tokens=settings.batch_tokens), settings, state=kept)
     for ref, why in others.items():
         service.log.write("not served", level="warning", ref=ref, why=why)
     service.start(refs)

@@ -52,7 +52,7 @@ def test_without_a_token_there_are_no_admin_routes(asked):
 
 def test_a_wrong_token_is_refused_and_no_token_is_ever_logged(engine):
     log = io.StringIO()
-    with serving(engine, ["like@production"], token=TOKEN, stream=log) as (service, client):
+    with serving(engine, ["like@production"], token=TOKEN, token_guesses=100, stream=log) as (service, client):
         for headers in (
             {}, {"Authorization": TOKEN}, {"Authorization": f"Basic {TOKEN}"}, {"Authorization": "Bearer"},
             {"Authorization": "Bearer x"}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": f"Bearer {TOKEN[:-1]}"},
@@ -67,6 +67,44 @@ def test_a_wrong_token_is_refused_and_no_token_is_ever_logged(engine):
             TOKEN not in log.getvalue() and TOKEN not in repr(service.settings) and TOKEN not in client.get("/openapi.json").text
         )
         assert client.get("/v1/adapters").json()["admin"] is True
+
+
+def test_who_guesses_tokens_waits_longer_and_longer(engine):
+    with serving(engine, ["like@production"], token=TOKEN, token_guesses=2) as (service, client):
+        now = service.guesses.clock = Clock()
+        wrong = {"Authorization": "Bearer another token"}
+        assert [client.post("/v1/admin/load", headers=wrong).status_code for _ in range(4)] == [401, 401, 401, 429]
+        refused = client.post("/v1/admin/load", json={"ref": "rating"}, headers=ADMIN)  # not even looked at
+        assert (refused.status_code, refused.json()["code"], refused.headers["Retry-After"]) == (429, "too_many_guesses", "1")
+        assert digest_of(client)  # nobody else waits
+        for seconds in (1, 2, 4, 8, 16, 32, 60, 60):
+            assert client.post("/v1/admin/load", headers=wrong).headers.get("Retry-After") == str(seconds)
+            now.seconds += seconds
+            assert client.post("/v1/admin/load", headers=wrong).status_code == 401
+        now.seconds += 60
+        assert act(client, "load", ref="rating").status_code == 200
+        assert [client.post("/v1/admin/load", headers=wrong).status_code for _ in range(4)] == [401, 401, 401, 429]
+
+
+class Clock:
+    """Seconds that a test moves."""
+
+    seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def test_only_so_many_guessers_are_remembered():
+    from genre.serving.backoff import CLIENTS, Backoff
+
+    guesses = Backoff(0, Clock())
+    for client in range(CLIENTS + 1):
+        guesses.wrong(str(client))
+    assert guesses.wait_s("0") == 0 and guesses.wait_s("1") == guesses.wait_s(str(CLIENTS)) == 1
+    for _ in range(2000):
+        guesses.wrong("1")
+    assert guesses.wait_s("1") == 60
 
 
 def test_a_short_token_is_refused_without_being_shown():
@@ -249,3 +287,91 @@ def test_default_references_are_production_or_latest_and_only_those_that_fit(tra
     assert list(other) == ["like@production"] and "base.fingerprint" in other["like@production"]
     with pytest.raises(genre.errors.InputError, match="there is no adapter to serve"):
         default_refs(genre.Registry(tmp_path / "empty"))
+
+
+def test_a_journal_that_has_not_grown_is_not_read_again(engine, registry, second, monkeypatch):
+    for ref in ("like@candidate", "like@production") * 40:
+        registry.promote(ref, "shadow")
+    read, original = [], registry.store.read_entry
+    with serving(engine, ["like@production", "like@candidate"], follow_s=0) as (_, client):
+
+        def shown():
+            read.clear()
+            monkeypatch.setattr(registry.store, "read_entry", lambda *given: read.append(given) or original(*given))
+            adapters = client.get("/v1/adapters").json()["adapters"]
+            monkeypatch.undo()
+            assert [one["ref"] for one in adapters] == ["like@candidate", "like@production"]
+            for one in adapters:
+                assert one["aliases"] == registry.aliases("like")
+                assert [move["n"] for move in one["history"]] == [move.n for move in registry.history("like")[-50:]]
+            return len(read)
+
+        before = len(registry.history("like"))
+        assert before > 80 and shown() == before and shown() == 0
+        registry.promote(second, "production")
+        assert shown() == 1 and shown() == 0
+
+
+def test_a_journal_that_cannot_be_read_is_shown_as_it_was(engine, registry, second):
+    log = io.StringIO()
+    with serving(engine, ["like@production"], follow_s=0, stream=log) as (_, client):
+        before = client.get("/v1/adapters").json()["adapters"]
+        entries = sorted((registry.store.root / "like" / "aliases").glob("*.json"))
+        (entries[-1].parent / f"{len(entries) + 1}.json").write_text("{")
+        assert client.get("/v1/adapters").json()["adapters"] == before
+        assert '"event": "history unreadable"' in log.getvalue()
+
+
+def test_an_explanation_does_not_bring_back_what_was_unloaded(engine, registry):
+    """Explanations run beside the thread that scores, so that an unload may come between asking and explaining."""
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
+    asked = {"adapter": "like@production", "user_id": "u3", "item": "i0"}
+    with (
+        serving(engine, ["like@production", "rating@production"], token=TOKEN) as (service, client),
+        ThreadPoolExecutor(2) as pool,
+    ):
+        busy = threading.Event()
+        service.aside(lambda: busy.wait(30))
+        calls = [
+            pool.submit(client.post, "/v1/explain", json={"requests": [{**asked, "method": method}]})
+            for method in ("gradient", "leave_one_out")
+        ]
+        wait_until(lambda: len(service._pending) == 3)
+        assert act(client, "unload", ref="like@production").status_code == 200
+        busy.set()
+        for call in calls:
+            (answer,) = call.result().json()["responses"]
+            assert "the adapter is served no longer" in answer["error"]
+        assert engine.resident().keys() == {"rating@production"}
+
+
+def test_an_unload_waits_for_the_explanation_under_way(engine):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with (
+        serving(engine, ["like@production", "rating@production"], token=TOKEN) as (service, client),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with service.fleet.held("like@production"):
+            unloading = pool.submit(act, client, "unload", ref="like@production")
+            wait_until(lambda: service.fleet.get("like@production") is None)
+            assert not unloading.done() and "like@production" in engine.resident()
+            assert digest_of(client, {**PLAIN, "adapter": "rating@production"})  # scoring goes on
+        assert unloading.result().status_code == 200 and "like@production" not in engine.resident()
+
+
+def test_titles_do_not_bring_back_what_was_unloaded(trained, registry):
+    with (
+        open_engine(trained, registry, data=False) as engine,
+        serving(engine, ["like@production", "rating@production"]) as (
+            service,
+            client,
+        ),
+    ):
+        gone = service.fleet.get("like@production")
+        service.fleet.drop("like@production")
+        assert service.lookup.titles(gone.catalogue).of("i0") == "love 0"
+        assert client.get("/v1/items", params={"q": "love 0"}).json()["items"] == [{"item_id": "i0", "title": "love 0"}]
+        assert engine.resident().keys() == {"rating@production"}

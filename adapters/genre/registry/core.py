@@ -186,14 +186,19 @@ class Registry:
         """The version that each alias of a name names now."""
         return {alias: held.version for alias, held in sorted(Journal(self.store, check_name(name)).state().aliases.items())}
 
-    def history(self, name: str, alias: str | None = None) -> builtins.list[Move]:
+    def history(self, name: str, alias: str | None = None, *, after: int = 0) -> builtins.list[Move]:
         """All alias moves of a name, oldest first.
+
+        Args:
+            name: Whose.
+            alias: Of this alias only.
+            after: Only what came after the move of this number; earlier ones are not read again, as they never change.
 
         Raises:
             NotFoundError: There is no such name.
         """
         self.versions(name)
-        return Journal(self.store, name).moves(alias)
+        return Journal(self.store, name).moves(alias, after=after)
 
     def promote(
         self,

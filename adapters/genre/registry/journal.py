@@ -76,8 +76,8 @@ class Journal:
         numbers = self.store.entries(self.name)
         return self._read(numbers[-1])[1] if numbers else State(0, {})
 
-    def moves(self, alias: str | None = None) -> list[Move]:
-        """All moves, oldest first, of one alias or of all.
+    def moves(self, alias: str | None = None, *, after: int = 0) -> list[Move]:
+        """All moves, or those after a number, oldest first, of one alias or of all.
 
         Raises:
             IntegrityError: An entry is damaged or missing.
@@ -85,7 +85,7 @@ class Journal:
         numbers = self.store.entries(self.name)
         if numbers != list(range(1, len(numbers) + 1)):
             raise IntegrityError(f"the journal of {self.name} has a gap", got=f"{len(numbers)} entries up to {numbers[-1]}")
-        moves = [self._read(number)[0] for number in numbers]
+        moves = [self._read(number)[0] for number in numbers[after:]]
         return [move for move in moves if alias is None or move.alias == alias]
 
     def move(self, alias: str, version: str, action: Action, *, seen: State | None = None, checks: tuple[str, ...] = ()) -> Move:

@@ -8,6 +8,7 @@ Owns: who may, and what operators may say. Ignores: how versions are loaded. Wit
 
 import hashlib
 import hmac
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,19 +28,25 @@ Fields = dict[str, type | tuple[type, ...]]
 
 
 def check_token(service: Service, http: Http) -> None:
-    """Compare in constant time, whatever the lengths.
+    """Compare in constant time, whatever the lengths; a client that guesses has to wait.
 
     Raises:
-        Problem: 401, no token or a wrong one.
+        Problem: 401, no token or a wrong one; 429, too many wrong ones.
     """
+    client = http.client.host if http.client is not None else ""
+    if (seconds := service.guesses.wait_s(client)) > 0:
+        error = RequestError("too many wrong admin tokens", todo=f"try again in {math.ceil(seconds)} s")
+        raise Problem(429, "too_many_guesses", error, {"Retry-After": str(math.ceil(seconds))})
     token = service.settings.token
     assert token is not None
     kind, _, given = http.headers.get("authorization", "").partition(" ")
     sent, wanted = given.strip().encode("latin-1"), token.get_secret_value().encode()  # headers are decoded as Latin-1
     same = hmac.compare_digest(hashlib.sha256(sent).digest(), hashlib.sha256(wanted).digest())
     if not same or kind.lower() != "bearer":
+        service.guesses.wrong(client)
         error = RequestError("this needs the admin token", expected="the header Authorization: Bearer TOKEN")
         raise Problem(401, "unauthorized", error, {"WWW-Authenticate": "Bearer"})
+    service.guesses.right(client)
 
 
 async def act(service: Service, http: Http, name: str) -> Reply:
@@ -64,13 +71,14 @@ async def act(service: Service, http: Http, name: str) -> Reply:
 
 def load(service: Service, body: dict[str, Any]) -> dict[str, Any]:
     """Serve one more reference."""
-    return {"digest": service.fleet.add(body["ref"]).version.digest}
+    digest = service.fleet.add(body["ref"]).version.digest
+    return {"digest": digest, "remembered": service.memory.save()}
 
 
 def unload(service: Service, body: dict[str, Any]) -> dict[str, Any]:
     """Serve a reference no longer."""
-    service.fleet.drop(body["ref"])
-    return {}
+    service.memory.unload(body["ref"])
+    return {"remembered": service.memory.save()}
 
 
 def promote(service: Service, body: dict[str, Any]) -> dict[str, Any]:
@@ -96,8 +104,10 @@ def canary(service: Service, body: dict[str, Any]) -> dict[str, Any]:
     """Give a name's candidate a share of its traffic; 0 ends it."""
     if not 0 <= body["share"] <= 1:
         raise InputError("share cannot be used", got=body["share"], expected="a number from 0 to 1")
-    found = service.canaries.set(check_name(body["name"]), float(body["share"]))
-    return {"canary": None if found is None else found.describe()}
+    name, share = check_name(body["name"]), float(body["share"])
+    found = service.canaries.set(name, share)
+    service.memory.share(name, share)
+    return {"canary": None if found is None else found.describe(), "remembered": service.memory.save()}
 
 
 ACTS: dict[str, tuple[Fields, tuple[str, ...], Act]] = {

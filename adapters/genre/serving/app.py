@@ -136,7 +136,7 @@ def _admin(app: FastAPI, service: Service) -> None:
 
         app.add_api_route(
             f"/v1/admin/{name}", operate, methods=["POST"], operation_id=f"admin_{name}", summary=ACTS[name][2].__doc__,
-            response_model=schema.Done, responses=troubles(400, 401, 404, 408, 409, 413, 415, 421, 422, 500),
+            response_model=schema.Done, responses=troubles(400, 401, 404, 408, 409, 413, 415, 421, 422, 429, 500),
             openapi_extra={**body(schema.ADMIN[name]), "security": [{"token": []}]},
         )  # fmt: skip
 

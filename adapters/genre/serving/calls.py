@@ -19,6 +19,7 @@ from genre.explain import ATTEMPTS, METHODS, ask, explain
 from genre.serving.batching import Answer, Ask, Call
 from genre.serving.bodies import read_rows
 from genre.serving.problems import Problem, shorten
+from genre.serving.served import Served
 from genre.serving.service import Service
 
 DEFAULT_K = 10
@@ -125,8 +126,8 @@ def timed_out(timeout_s: float) -> Problem:
 
 def _titled(service: Service, answer: Answer) -> Row:
     row = answer.response.to_json()
-    if answer.served is not None and "results" in row:
-        titles = service.lookup.titles(answer.served.ref)
+    if answer.served is not None and row.get("results") and "item_id" in row["results"][0]:
+        titles = service.lookup.titles(answer.served.catalogue)
         row["results"] = [{**item, "title": titles.of(item["item_id"])} for item in row["results"]]
     return row
 
@@ -171,10 +172,10 @@ async def _explain(service: Service, http: Http, row: Any, left: float) -> Row:
     served = chosen.instead or chosen.served
     asked = replace(request, adapter=served.ref)
     if method == "gradient":
-        found = await _aside(service, lambda: explain(service.engine, asked, item, method=method), left)
+        found = await _aside(service, served, lambda: explain(service.engine, asked, item, method=method), left)
         return _shown(request, found)
     for _ in range(ATTEMPTS):
-        question = await _aside(service, lambda: ask(service.engine, asked, item, method=method), left)
+        question = await _aside(service, served, lambda: ask(service.engine, asked, item, method=method), left)
         answers = await _score(service, http, [Ask(one, served, chosen.tokens) for one in question.requests], left)
         read = question.read([answer.response for answer in answers])
         if read is not None:
@@ -199,10 +200,15 @@ def _question(row: Any) -> tuple[Request, Any, str]:
     return request, item, method
 
 
-async def _aside(service: Service, work: Callable[[], Any], left: float) -> Any:
-    """Run what reads or differentiates outside of the event loop, within the time that is left."""
+async def _aside(service: Service, served: Served, work: Callable[[], Any], left: float) -> Any:
+    """Run what reads or differentiates outside of the event loop, within the time that is left, while it is served."""
+
+    def held() -> Any:
+        with service.fleet.held(served.ref):
+            return work()
+
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(service.aside(work)), left)
+        return await asyncio.wait_for(asyncio.wrap_future(service.aside(held)), left)
     except TimeoutError:
         raise timed_out(service.settings.timeout_s) from None
 

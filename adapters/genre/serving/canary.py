@@ -70,8 +70,14 @@ class Canaries:
         self._canaries: dict[str, Canary] = {}
         self._changing = threading.RLock()  # never taken by the thread that scores
 
-    def set(self, name: str, share: float) -> Canary | None:
+    def set(self, name: str, share: float, *, halted: str | None = None, reason: str | None = None) -> Canary | None:
         """Give a name's candidate a share of its traffic; 0 ends it.
+
+        Args:
+            name: Whose.
+            share: Of the requests to its `production`.
+            halted: A version that was given up before, which gets none of it.
+            reason: Why it was.
 
         Raises:
             InputError: The name's `production` is not served here.
@@ -87,12 +93,18 @@ class Canaries:
                 self.metrics.canary.labels(name).set(0)
                 return None
             canary = self._canaries[name] = Canary(share, deque(maxlen=self.window))
+            if halted is not None:
+                canary.state, canary.version, canary.reason = "halted", halted, reason
             self.sync()
             return canary
 
     def get(self, name: str) -> Canary | None:
         """The canary of a name."""
         return self._canaries.get(name)
+
+    def all(self) -> list[tuple[str, Canary]]:
+        """All canaries by name."""
+        return list(self._canaries.items())
 
     def sync(self) -> None:
         """Load candidates that have come or moved, withdraw those that are halted or have become production."""
@@ -181,6 +193,7 @@ def fraction(name: str, request: Request) -> float:
     elif request.id is not None:
         key = f"id {request.id}"
     else:
-        key = "history " + to_json(request.history, inf_nan_mode="constants").decode()
+        told = request.history if request.texts is None else request.texts
+        key = "history " + to_json(told, inf_nan_mode="constants").decode()
     digest = hashlib.sha256(f"{name}\x1f{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -11,18 +11,23 @@ Threads: any may call anything, but the one that scores only reads. One operatio
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
+import polars as pl
+
+from genre.catalogue import Catalogue
 from genre.engine import Engine, Request
 from genre.errors import GenreError, InputError, NotFoundError, RequestError
 from genre.registry import Move, Registry, Version
 from genre.registry.names import LATEST, PRODUCTION, parse_ref
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
-from genre.serving.served import Served, Weight
+from genre.serving.served import Served, Weight, reads_texts
 
 RETRY_S = 30.0
+NO_ITEMS = Catalogue(pl.DataFrame(schema={"item_id": pl.String, "title": pl.String}))
 Errand = Callable[[Callable[[], None]], None]
 
 
@@ -40,6 +45,7 @@ class Fleet:
         self._served: Mapping[str, Served] = {}  # replaced as a whole, so that readers need no lock
         self._failed: dict[str, tuple[str, float]] = {}
         self._operations = threading.RLock()
+        self._held = threading.Lock()
 
     def all(self) -> list[Served]:
         """Everything that is served, hidden candidates too."""
@@ -80,11 +86,23 @@ class Fleet:
                 public = public or self._served[ref].public
             else:
                 self._put(ref, self.engine.load(ref))
-            self._set(ref, Served(ref, self._served[ref].version, self._served[ref].weight, public))
+            self._set(ref, replace(self._served[ref], public=public))
             return self._served[ref]
 
+    @contextmanager
+    def held(self, ref: str) -> Iterator[None]:
+        """Within the block a reference is not unloaded; for what asks the engine beside the thread that scores.
+
+        Raises:
+            RequestError: It is served no longer: the engine would load it again.
+        """
+        with self._held:
+            if ref not in self._served:
+                raise RequestError("the adapter is served no longer", got=ref, todo="GET /v1/adapters lists what is")
+            yield
+
     def drop(self, ref: str) -> None:
-        """Serve a reference no longer and free its lane, once nothing that is being scored needs it.
+        """Serve a reference no longer and free its lane, once nothing that is being scored or explained needs it.
 
         Raises:
             NotFoundError: It is not served.
@@ -94,7 +112,8 @@ class Fleet:
                 raise NotFoundError("nothing is served by that reference", got=ref[:80], expected=", ".join(self._served) or None)
             self._served = {key: served for key, served in self._served.items() if key != ref}
             self._failed.pop(ref, None)
-            self.between(lambda: self._unload(ref))
+            with self._held:
+                self.between(lambda: self._unload(ref))
 
     def follow(self, name: str | None = None) -> list[str]:
         """Swap to what aliases name now, of one adapter or of all; what cannot be loaded leaves the old version serving.
@@ -173,18 +192,16 @@ class Fleet:
         """Write down what the engine serves for a reference."""
         version = self.registry.open_version(parse_ref(ref).name, digest[:12])
         old = self._served.get(ref)
-        self._set(ref, Served(ref, version, Weight.of(version.manifest, self._items(ref)), old.public if old else True))
+        catalogue = NO_ITEMS if reads_texts(version.manifest) else self._catalogue(ref)
+        weight = Weight.of(version.manifest, catalogue.size)
+        self._set(ref, Served(ref, version, weight, catalogue, old.public if old else True))
 
     def _set(self, ref: str, served: Served) -> None:
         self._served = {**self._served, ref: served}
 
-    def _items(self, ref: str) -> int:
+    def _catalogue(self, ref: str) -> Catalogue:
         if self.engine.data is not None:
-            return self.engine.data.catalogue.size
-        return self.catalogue(ref).size
-
-    def catalogue(self, ref: str) -> Any:
-        """The items that requests of a reference may name."""
+            return self.engine.data.catalogue
         loaded, *_ = self.engine.read_by(Request(ref, history=[], k=1))
         return self.engine.catalogue_of(loaded)
 

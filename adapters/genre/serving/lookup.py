@@ -27,9 +27,8 @@ class Lookup:
         self._kept: dict[int, Titles] = {}
         self._lock = threading.Lock()
 
-    def titles(self, ref: str) -> Titles:
-        """The titles of what requests of a reference may name."""
-        catalogue = self.engine.data.catalogue if self.engine.data is not None else self.fleet.catalogue(ref)
+    def titles(self, catalogue: Catalogue) -> Titles:
+        """The titles of a catalogue."""
         with self._lock:
             found = self._kept.get(id(catalogue))
             if found is None or found.catalogue is not catalogue:
@@ -42,7 +41,9 @@ class Lookup:
         """Items whose title or id contains a text: of the data set, or of what is served, in turn."""
         found: dict[str, dict[str, str]] = {}
         for served in self.fleet.all():
-            for item in self.titles(served.ref).search(text, limit):
+            if not served.catalogue.size:  # it reads texts
+                continue
+            for item in self.titles(served.catalogue).search(text, limit):
                 found.setdefault(item["item_id"], item)
             if self.engine.data is not None or len(found) >= limit:
                 break
@@ -72,7 +73,7 @@ class Lookup:
             code = log.user_code(user_id)
         except DataError:
             raise NotFoundError("unknown user", got=repr(user_id[:80]), expected=f"one of {len(log.user_ids):,} users") from None
-        titles = self.titles("")
+        titles = self.titles(log.catalogue)
         events = [{**event, "title": titles.of(event["item_id"])} for event in log.history(user_id)[-limit:]]
         columns = {} if log.users is None else log.users.row(code, named=True)
         columns.pop("user_id", None)

@@ -11,8 +11,6 @@ from genre.registry.names import PRODUCTION
 from genre.serving.served import Served
 from genre.serving.service import Service
 
-MOVES = 50
-
 
 def overview(service: Service) -> dict[str, Any]:
     """Base, data set and every public reference."""
@@ -37,9 +35,9 @@ def overview(service: Service) -> dict[str, Any]:
 
 
 def _adapter(service: Service, served: Served, counts: Counter[tuple[str, str]]) -> dict[str, Any]:
-    registry, manifest = service.engine.registry, served.version.manifest
+    manifest = served.version.manifest
     canary = service.canaries.get(served.name) if served.alias == PRODUCTION else None
-    moves = registry.history(served.name)[-MOVES:]
+    shown = service.moves.of(served.name)
     return {
         "ref": served.ref,
         "name": served.name,
@@ -48,14 +46,14 @@ def _adapter(service: Service, served: Served, counts: Counter[tuple[str, str]])
         "created": manifest.created,
         "kind": manifest.kind,
         "resident": service.engine.resident().get(served.ref) == served.version.digest,
-        "aliases": registry.aliases(served.name),
+        "aliases": shown.aliases,
         "tasks": [{key: task.get(key) for key in ("name", "kind", "label", "head")} for task in manifest.tasks],
         "feedback": {"column": manifest.sequence.get("feedback"), "values": manifest.sequence.get("values")},
         "metrics": {
             task: {name: value.model_dump(mode="json") for name, value in values.items()}
             for task, values in manifest.metrics.items()
         },
-        "history": [{**vars(move), "checks": list(move.checks)} for move in moves],
+        "history": [{**vars(move), "checks": list(move.checks)} for move in shown.latest],
         "versions": [
             {"version": version, "rows": rows} for (name, version), rows in sorted(counts.items()) if name == served.name
         ],

@@ -39,6 +39,10 @@ class Row(_Model):
     deny: list[str] | None = None
     where: list[str] | None = Field(default=None, description="Conditions on item columns, such as in_stock == true.")
     diversity: float | None = Field(default=None, ge=0, le=1, description="How much the k items are to differ; 0 is off.")
+    texts: list[dict[str, JsonValue]] | None = Field(
+        default=None,
+        description="Of an adapter that reads labelled texts, instead of a history: each by its columns, and a text_id.",
+    )
 
 
 class ScoreBody(_Model):
@@ -66,6 +70,14 @@ class ExplainBody(_Model):
     requests: list[ExplainRow] = Field(min_length=1)
 
 
+class Text(BaseModel):
+    """A text; its score is a probability or a value, or for classes their expected value, with each one's probability."""
+
+    text_id: str
+    score: float
+    classes: dict[str, float] | None = None
+
+
 class Item(BaseModel):
     """An item; a score is a probability, a value, or a logit over the catalogue."""
 
@@ -80,7 +92,7 @@ class Answer(BaseModel):
     id: str | None = None
     adapter: str
     digest: str | None = None
-    results: list[Item] | None = None
+    results: list[Item] | list[Text] | None = None
     error: str | None = None
 
 
@@ -223,12 +235,13 @@ class Trouble(_Model):
 
 
 class Done(BaseModel):
-    """What an operator's act led to: what is served now, and the move, the digest or the canary."""
+    """What an operator's act led to: what is served now; the move, the digest or the canary; whether a restart remembers it."""
 
     serving: dict[str, str]
     move: dict[str, JsonValue] | None = None
     digest: str | None = None
     canary: Canary | None = None
+    remembered: bool | None = None
 
 
 class LoadBody(_Model):

@@ -4,12 +4,18 @@ Owns: the small frozen values that cross the service's threads. Ignores: how the
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from genre.catalogue import Catalogue
 from genre.engine import Request
 from genre.registry import Manifest, Version
 from genre.registry.names import parse_ref
+
+
+def reads_texts(manifest: Manifest) -> bool:
+    """Whether a version reads labelled texts, and no user's events."""
+    return "pool" in manifest.sequence
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class Weight:
         events: Events of one row at most.
         catalogue: Items that a row without candidates is scored against, by branches.
         ranking: Tasks that score the whole catalogue by one dot product, without branches.
+        text: Of one text, for a version that reads labelled texts.
     """
 
     instruction: int
@@ -30,11 +37,14 @@ class Weight:
     events: int
     catalogue: int
     ranking: frozenset[str]
+    text: int = 0
 
     @classmethod
     def of(cls, manifest: Manifest, catalogue: int) -> "Weight":
         """From what the manifest says of its sequence and tasks."""
         sequence: Mapping[str, Any] = manifest.sequence
+        if reads_texts(manifest):
+            return cls(0, 0, 0, 0, 0, frozenset(), int(sequence["max_tokens"]))
         item = 1 if sequence["item"] == "token" else int(sequence["max_item_tokens"]) + 1
         ranking = frozenset(str(task["name"]) for task in manifest.tasks if task.get("kind") == "next_item")
         event = item + (1 if sequence["soft_feedback"] else 4)
@@ -42,6 +52,8 @@ class Weight:
 
     def tokens(self, request: Request, events: int) -> int:
         """Tokens of one request's rows at most, with `events` events in its history."""
+        if request.texts is not None:
+            return len(request.texts) * self.text
         user = sum(len(str(value)) for value in (request.user or {}).values()) if isinstance(request.user, Mapping) else 0
         trunk = self.instruction + user + min(events, self.events) * self.event
         if request.task in self.ranking or (request.task is None and len(self.ranking) == 1):
@@ -58,12 +70,14 @@ class Served:
         ref: As the engine knows it: `name`, `name@alias` or `name:version`.
         version: The version behind it.
         weight: Of its requests.
+        catalogue: The items that its requests may name.
         public: Whether requests may name it; a canary's candidate is served for others.
     """
 
     ref: str
     version: Version
     weight: Weight
+    catalogue: Catalogue = field(repr=False, compare=False)
     public: bool = True
 
     @property

@@ -9,8 +9,10 @@ socket closed; what is under way is answered; the queue is scored to its end; th
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import h11
@@ -165,9 +167,25 @@ def make_server(service: Service, app: ASGIApp | None = None) -> OrderlyServer:
     return OrderlyServer(config, service)
 
 
+@contextlib.contextmanager
+def few_to_collect() -> Iterator[None]:
+    """Within the block the garbage collector takes what there is now for permanent.
+
+    Most of it is (modules, the base): to look through it took so long that full collections came rarely, and versions that
+    had been swapped out waited for one with their tensors.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.collect()  # the collector compares what is new with what this leaves
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def run(service: Service, listener: socket.socket) -> None:
     """Serve until a signal, then stop the service."""
-    with server_messages(service.log):
+    with server_messages(service.log), few_to_collect():
         try:
             make_server(service).run(sockets=[listener])
         finally:

@@ -16,14 +16,18 @@ from typing import Any, TextIO
 
 from genre.engine import Engine, Request
 from genre.errors import DataError, RequestError
+from genre.serving.backoff import Backoff
 from genre.serving.batching import Ask, Batcher
 from genre.serving.canary import Canaries
 from genre.serving.fleet import Fleet
 from genre.serving.logs import Log
 from genre.serving.lookup import Lookup
+from genre.serving.memory import Memory
 from genre.serving.metrics import Metrics
+from genre.serving.moves import Moves
 from genre.serving.problems import Problem
 from genre.serving.settings import Settings
+from genre.serving.state import StateFile
 
 ASIDE = 16
 
@@ -35,9 +39,12 @@ class Service:
         engine: Closed by whoever opened it, after `stop`.
         settings: What the service was told.
         stream: Where log lines go; standard error by default.
+        state: Where operators' acts are kept over a restart; closed by `stop`.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, *, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, *, stream: TextIO | None = None, state: StateFile | None = None
+    ) -> None:
         self.engine, self.settings = engine, settings
         self.log, self.metrics = Log(stream), Metrics()
         self.batcher = Batcher(engine, settings, self.log, self.metrics, self)
@@ -45,7 +52,9 @@ class Service:
         self.canaries = Canaries(
             self.fleet, self.log, self.metrics, failures=settings.canary_failures, window=settings.canary_window
         )
-        self.lookup = Lookup(engine, self.fleet)
+        self.memory = Memory(state, self.fleet, self.canaries, self.log)
+        self.lookup, self.moves = Lookup(engine, self.fleet), Moves(engine.registry, self.log)
+        self.guesses = Backoff(settings.token_guesses)
         self.draining = False
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="genre-aside")
         self._pending: set[Future[Any]] = set()
@@ -58,10 +67,7 @@ class Service:
         Raises:
             GenreError: A reference cannot be served; nothing has started then.
         """
-        for ref in refs:
-            self.fleet.add(ref)
-        for name, share in self.settings.canary.items():
-            self.canaries.set(name, share)
+        self.memory.start(refs, self.settings.canary)
         for served in self.fleet.all():
             self.log.write("serving", ref=served.ref, version=served.version.version, digest=served.version.digest)
         self.batcher.start()
@@ -75,6 +81,8 @@ class Service:
             self._follower.join()
         self.batcher.stop()
         self._aside.shutdown(cancel_futures=True)
+        self.memory.save()
+        self.memory.close()
         self.log.write("stopped")
 
     def _follow(self) -> None:
@@ -88,7 +96,9 @@ class Service:
         """Catch up with the registry once."""
         self.fleet.follow()
         self.canaries.sync()
+        self.memory.save()
         self.metrics.forget({served.version.version for served in self.fleet.all()})
+        self.moves.keep({served.name for served in self.fleet.all()})
 
     def aside(self, work: Callable[[], Any]) -> "Future[Any]":
         """Run something that is no row beside the worker. Called on the event loop.

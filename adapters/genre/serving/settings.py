@@ -35,6 +35,7 @@ class Settings(BaseModel):
         drain_s: How long a stopping service goes on accepting, while `/readyz` says 503.
         canary: Share of a name's traffic that goes to its `candidate`.
         canary_failures, canary_window: So many failures among so many rows of a candidate send its traffic back.
+        token_guesses: Wrong admin tokens of a client before it has to wait.
         log_rows: Log user ids and histories; off, so that logs hold no user's data.
         token: What admin calls must carry; None switches them off.
     """
@@ -60,6 +61,7 @@ class Settings(BaseModel):
     canary: dict[str, float] = Field(default_factory=dict)
     canary_failures: int = Field(default=3, ge=1)
     canary_window: int = Field(default=100, ge=1)
+    token_guesses: int = Field(default=5, ge=0)
     log_rows: bool = False
     token: SecretStr | None = Field(default=None, repr=False)
 

@@ -67,7 +67,7 @@ function offer(choices, tasks, again) {
         return h("label", { class: "choice" }, h("input", { type: "checkbox", checked: state.chosen.has(key), onchange: change }),
           h("span", {}, nameOf(adapter, task), h("small", {}, told(adapter, task))));
       })
-    : h("p", { class: "muted" }, "No adapter is served."));
+    : h("p", { class: "muted" }, "No adapter that reads a history is served."));
 }
 
 const nameOf = (adapter, task) => (adapter.tasks.length > 1 ? `${adapter.ref} · ${task.name}` : adapter.ref);
@@ -89,7 +89,7 @@ function ask() {
     }
   }
   if (!state.fields || !wanted.length) {
-    const text = !overview.adapters.length ? "No adapter is served." : wanted.length ? "Choose a user to see what the adapters recommend." : "Choose an adapter.";
+    const text = !tasksOf(overview).length ? "No adapter that reads a history is served." : wanted.length ? "Choose a user to see what the adapters recommend." : "Choose an adapter.";
     put(byId("answers"), h("p", { class: "empty" }, text));
     return;
   }

@@ -31,9 +31,10 @@ export function refresh() {
   return asking;
 }
 
-/** Every task of everything that is served, in order. */
+/** Every task that reads a history, of everything that is served, in order. */
 export function tasksOf(overview) {
-  return overview.adapters.flatMap((adapter) => adapter.tasks.map((task) => ({ key: `${adapter.ref}|${task.name}`, adapter, task })));
+  return overview.adapters.flatMap((adapter) =>
+    adapter.tasks.filter(({ kind }) => kind !== "text").map((task) => ({ key: `${adapter.ref}|${task.name}`, adapter, task })));
 }
 
 /** The feedback columns that histories may carry, and the values that each can have. */
