@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from genre._version import __version__
 from genre.errors import NotFoundError, RequestError
-from genre.serving import page, schema
+from genre.serving import examples, page, schema
 from genre.serving.admin import ACTS, act
 from genre.serving.calls import explain_call, reply, score_call
 from genre.serving.front import Front
@@ -59,7 +59,7 @@ def create_app(service: Service) -> FastAPI:
 def _calls(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/score", response_model=schema.Answers, responses=troubles(*ROWS),
-        openapi_extra=body(schema.ScoreBody, schema.SCORE_EXAMPLES),
+        openapi_extra=body(schema.ScoreBody, examples.SCORE_EXAMPLES),
     )  # fmt: skip
     async def score(http: Http) -> Reply:
         """Score candidates, or the best k of the catalogue; a row for each adapter and task."""
@@ -67,7 +67,7 @@ def _calls(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/recommend", response_model=schema.Answers, responses=troubles(*ROWS),
-        openapi_extra=body(schema.ScoreBody, schema.RECOMMEND_EXAMPLES),
+        openapi_extra=body(schema.ScoreBody, examples.RECOMMEND_EXAMPLES),
     )  # fmt: skip
     async def recommend(http: Http) -> Reply:
         """The best k items, ten unless given, with titles."""
@@ -75,7 +75,7 @@ def _calls(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/explain", response_model=schema.Explanations, responses=troubles(*ROWS),
-        openapi_extra=body(schema.ExplainBody, schema.EXPLAIN_EXAMPLES),
+        openapi_extra=body(schema.ExplainBody, examples.EXPLAIN_EXAMPLES),
     )  # fmt: skip
     async def explain(http: Http) -> Reply:
         """Which events of the history an item's score comes from."""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from genre.catalogue import Catalogue
 from genre.engine import Engine
 from genre.errors import DataError, NotFoundError
 from genre.interactions import Interactions
@@ -40,13 +41,11 @@ class Lookup:
     def items(self, text: str, limit: int) -> list[dict[str, str]]:
         """Items whose title or id contains a text: of the data set, or of what is served, in turn."""
         found: dict[str, dict[str, str]] = {}
-        for served in self.fleet.all():
-            if not served.catalogue.size:  # it reads texts
-                continue
-            for item in self.titles(served.catalogue).search(text, limit):
-                found.setdefault(item["item_id"], item)
-            if self.engine.data is not None or len(found) >= limit:
-                break
+        data = self.engine.data
+        for catalogue in [served.catalogue for served in self.fleet.all()] if data is None else [data.catalogue]:
+            if catalogue.size and len(found) < limit:  # one that reads texts has no items
+                for item in self.titles(catalogue).search(text, limit):
+                    found.setdefault(item["item_id"], item)
         return list(found.values())[:limit]
 
     def users(self, text: str, limit: int) -> list[dict[str, Any]]:
