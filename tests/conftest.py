@@ -10,7 +10,7 @@ from builders import LIKE, NEXT, RATING, Trained, recipe
 from fakes import make_base, planted_log
 from genre.interactions import Interactions
 
-REAL_DATA = {"test_sources_real", "test_baselines_ml100k", "test_quickstart"}  # these read prepared packages from the user's cache
+REAL_DATA = {"test_sources_real", "test_baselines_ml100k", "test_quickstart"}  # these read the user's cache
 
 
 @pytest.fixture(scope="session", autouse=True)
