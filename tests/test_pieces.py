@@ -10,7 +10,7 @@ from genre.progress import Reporter
 from genre.ranks import Ranks
 from genre.sequences import collate
 from genre.training import Loop, fit
-from genre.training.pieces import count_targets, cut, shares
+from genre.training.pieces import count_targets, cut, most_pieces, shares
 from genre.windows import training_windows
 
 STILL = {"dropout": 0.0}  # what is drawn at random differs with the pieces
@@ -35,6 +35,13 @@ def build(base, tiny, log):
 def rows(assembly, count):
     windows, _ = training_windows(assembly.log, assembly.usable, max_events=16, min_events=2)
     return sorted(rows_of(assembly, windows[:count]), key=len)
+
+
+def test_the_process_with_the_most_pieces_need_not_have_the_most_rows():
+    """Seven rows on two processes, in three pieces: four rows make two and two, three make one each."""
+    seven = list(range(7))
+    assert [len(cut(seven, Ranks(rank, 2), 3)) for rank in (0, 1)] == [2, 3] and most_pieces(seven, Ranks(0, 2), 3) == 3
+    assert most_pieces(seven[:1], Ranks(1, 2), 3) == 1 and most_pieces(seven, Ranks(), 9) == 7
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 9])

@@ -19,61 +19,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genre.errors import BaseModelError, ManifestError
+from genre.lora_products import AddUpdate, FusedLanes, FusedLora, FusedShared
 
 PEFT_PREFIX = "base_model.model."
-
-
-class _FusedLora(torch.autograd.Function):
-    """One product with the merged weight instead of three with its parts; the merged weight is never kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(x, weight, a, b)
-        ctx.scale = scale
-        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b = ctx.saved_tensors
-        gradient = gradients[0].reshape(-1, weight.shape[0])
-        flat = x.reshape(-1, weight.shape[1])
-        to_x = (gradient @ torch.addmm(weight, b, a, alpha=ctx.scale)).view_as(x) if ctx.needs_input_grad[0] else None
-        return to_x, None, None, *_to_update(flat, gradient, a, b, ctx.scale), None
-
-
-def _to_update(x: Tensor, gradient: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Gradients of A (r, in) and B (out, r), given x (T, in) and the gradient of the output (T, out).
-
-    The rank is always the number of rows of a product: with it as the number of columns, the processor's libraries are up to
-    ten times slower.
-    """
-    to_a = (b.t() @ gradient.t()) @ x
-    to_b = ((a @ x.t()) @ gradient).t()
-    return to_a.mul_(scale), to_b.mul_(scale)
-
-
-class _AddUpdate(torch.autograd.Function):
-    """y + s x Aᵀ Bᵀ in one pass over y, for a base whose weight cannot be merged or an update with an input of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(x, a, b)
-        ctx.scale = scale
-        flat = x.reshape(-1, a.shape[1])
-        return torch.addmm(y.reshape(len(flat), -1), (a @ flat.t()).t(), b.t(), alpha=scale).view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, b = ctx.saved_tensors
-        gradient, flat = gradients[0].reshape(-1, len(b)), x.reshape(-1, a.shape[1])
-        back = b.t() @ gradient.t()  # (r, T)
-        to_x = (back.t() @ a).mul_(ctx.scale).view_as(x) if ctx.needs_input_grad[1] else None
-        to_b = ((a @ flat.t()) @ gradient).t()
-        return gradients[0], to_x, (back @ flat).mul_(ctx.scale), to_b.mul_(ctx.scale), None
+SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
+"""Linears of one module that read the same input."""
 
 
 class LoraLinear(nn.Module):
@@ -84,6 +37,7 @@ class LoraLinear(nn.Module):
     Attributes:
         base: The frozen linear: `nn.Linear`, transformers' `Conv1D`, or a bitsandbytes linear.
         scale: alpha / rank, or alpha / sqrt(rank).
+        shared: The linears that read the same input, and its number among them; None where there are none (`share_inputs`).
     """
 
     def __init__(self, base: nn.Module, *, rank: int, scale: float, dropout: float = 0.0) -> None:
@@ -96,48 +50,58 @@ class LoraLinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.dropout = nn.Dropout(dropout)
         self.fused = type(base) is nn.Linear and dropout == 0
+        self.shared: tuple[SharedInput, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's product plus the update's."""
+        enough = self.fused and x.shape[:-1].numel() >= 4 * self.rank
+        if enough and self.shared is not None:
+            return self.shared[0].take(self.shared[1], x)
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        if self.fused and x.shape[:-1].numel() >= 4 * self.rank:
-            return _FusedLora.apply(x, self.base.weight, self.base.bias, a, b, self.scale)
-        return _AddUpdate.apply(self.base(x), self.dropout(x), a, b, self.scale)
+        if enough:
+            return FusedLora.apply(x, self.base.weight, self.base.bias, a, b, self.scale)
+        return AddUpdate.apply(self.base(x), self.dropout(x), a, b, self.scale)
 
 
-class _FusedLanes(torch.autograd.Function):
-    """`_FusedLora` on one slice of the tokens after the other, each with its own update, into one output."""
+class SharedInput:
+    """Fused linears that read the same input: the first that is asked computes all of them.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, spans: list[tuple[int, int, int, float]], *pairs: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, *pairs)
-        ctx.spans = spans
-        y = x.new_empty(len(x), len(weight))
-        for start, stop, place, scale in spans:
-            merged = weight if place < 0 else torch.addmm(weight, pairs[place + 1], pairs[place], alpha=scale)
-            if bias is None:
-                torch.mm(x[start:stop], merged.t(), out=y[start:stop])
-            else:
-                torch.addmm(bias, x[start:stop], merged.t(), out=y[start:stop])
+    Args:
+        members: The layers; they do not own each other.
+    """
+
+    def __init__(self, members: list[LoraLinear]) -> None:
+        self.members = members
+        self._input: Tensor | None = None
+        self._found: dict[int, Tensor] = {}
+        self._graph = False
+
+    def take(self, number: int, x: Tensor) -> Tensor:
+        """A member's output, given once: asked again, or for another input, all are computed anew."""
+        if self._input is not x or number not in self._found or self._graph != torch.is_grad_enabled():
+            members = self.members
+            parts: list[Tensor] = [each.base.weight for each in members]  # type: ignore[misc]
+            parts += [part.to(x.dtype) for each in members for part in (each.lora_A, each.lora_B)]
+            found = FusedShared.apply(x, [each.base.bias for each in members], [each.scale for each in members], *parts)
+            self._input, self._found, self._graph = x, dict(enumerate(found)), torch.is_grad_enabled()
+        y = self._found.pop(number)
+        if not self._found:
+            self._input = None
         return y
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *pairs = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        to_pairs: list[Tensor | None] = [None] * len(pairs)
-        for start, stop, place, scale in ctx.spans:
-            own, inputs, merged = gradient[start:stop], x[start:stop], weight
-            if place >= 0:
-                a, b = pairs[place], pairs[place + 1]
-                to_pairs[place], to_pairs[place + 1] = _to_update(inputs, own, a, b, scale)
-                merged = torch.addmm(weight, b, a, alpha=scale)
-            if to_x is not None:
-                torch.mm(own, merged, out=to_x[start:stop])
-        return to_x, None, None, None, *to_pairs
+
+def share_inputs(layers: Mapping[str, LoraLinear]) -> None:
+    """Tell fused layers that stand beside each other and read the same input of one another (mutates them)."""
+    for name, layer in layers.items():
+        parent, _, own = name.rpartition(".")
+        names = next((group for group in SHARING if own in group), ())
+        members = [layers[f"{parent}.{each}"] for each in names if f"{parent}.{each}" in layers]
+        if len(members) < 2 or layer is not members[0] or not all(each.fused for each in members):
+            continue
+        if len({(each.lora_A.device, each.base.weight.dtype) for each in members}) == 1:  # type: ignore[union-attr]
+            group = SharedInput(members)
+            for number, each in enumerate(members):
+                each.shared = (group, number)
 
 
 @dataclass
@@ -182,7 +146,7 @@ class LoraLanes(nn.Module):
             scale = {lane: layer.scale for lane, layer in here.items()}
             spans = [(start, stop, place.get(lane, -1), scale.get(lane, 0.0)) for lane, start, stop in self.routing.spans]
             pairs = [part.to(x.dtype) for layer in here.values() for part in (layer.lora_A, layer.lora_B)]
-            y = _FusedLanes.apply(flat, self.base.weight, self.base.bias, spans, *pairs)
+            y = FusedLanes.apply(flat, self.base.weight, self.base.bias, spans, *pairs)
         else:
             y = self._product(flat)
             y = torch.cat([self._updated(*span, flat, y) for span in self.routing.spans])
@@ -210,7 +174,7 @@ class LoraLanes(nn.Module):
         if layer.dropout.p > 0:
             with self.routing.drawing(lane):
                 own = layer.dropout(own)
-        return _AddUpdate.apply(y[start:stop], own, layer.lora_A.to(own.dtype), layer.lora_B.to(own.dtype), layer.scale)
+        return AddUpdate.apply(y[start:stop], own, layer.lora_A.to(own.dtype), layer.lora_B.to(own.dtype), layer.scale)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:

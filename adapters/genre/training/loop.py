@@ -29,7 +29,7 @@ from genre.text_assembly import AnyAssembly
 from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoint
 from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
 from genre.training.interrupts import Interrupts
-from genre.training.pieces import add_up, count_targets, cut, seed_apart, shares, start_alike
+from genre.training.pieces import add_up, count_targets, cut, most_pieces, seed_apart, shares, start_alike
 from genre.training.sharding import spread
 from genre.training.state import Fitted, State, peak_memory_bytes
 from genre.training.trackers import need_tracker, start_tracker
@@ -235,7 +235,7 @@ class Loop:
         whole = count_targets(rows, self.supervise)
         told = torch.zeros(len(whole) + 1)
         pieces = cut(rows, self.ranks, self.train.accumulate)
-        more = len(cut(rows, Ranks(0, self.ranks.count), self.train.accumulate)) - len(pieces) if self.model.in_step else 0
+        more = most_pieces(rows, self.ranks, self.train.accumulate) - len(pieces) if self.model.in_step else 0
         for piece in pieces:
             batch = collate(piece, self.supervise).to(self.assembly.base.device)
             part = shares({name: len(reads.labels) for name, reads in batch.reads.items()}, whole)

@@ -31,6 +31,11 @@ def cut(rows: Rows[Sequence], ranks: Ranks, pieces: int) -> list[Rows[Sequence]]
     return [mine[start : start + size] for start in range(0, len(mine), size or 1)]
 
 
+def most_pieces(rows: Rows[Sequence], ranks: Ranks, pieces: int) -> int:
+    """Into how many parts the process with the most cuts its rows; with fewer rows a process may cut them into more parts."""
+    return max(len(cut(rows, Ranks(rank, ranks.count), pieces)) for rank in range(ranks.count))
+
+
 def count_targets(rows: Iterable[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray]]) -> dict[str, int]:
     """How many targets each task has in some rows: what `collate` would read."""
     events = [np.concatenate([row.events[row.targets & (row.events >= 0)], row.candidate_events[row.candidate_events >= 0]])
