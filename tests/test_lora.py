@@ -11,7 +11,7 @@ from builders import LIKE, recipe, stir
 from genre.assembly import assemble
 from genre.base import Base, quiet
 from genre.errors import BaseModelError, InputError, ManifestError
-from genre.lora import LoraLinear, attach, detach, find_linears, from_peft, peft_config, share_inputs, to_peft
+from genre.lora import LoraLinear, attach, detach, find_linears, from_peft, peft_config, to_peft
 from genre.versions import write_adapter
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -152,74 +152,6 @@ def test_a_new_layer_is_the_base(base):
         again = base.hidden(base.embedding(ids))
     assert len(names) == 14 and torch.equal(adapted, bare) and torch.equal(again, bare)
     assert all(type(base.model.get_submodule(name)) is torch.nn.Linear for name in names)
-
-
-# --- linears that read the same input ----------------------------------------------------------------------------------
-
-
-def trio(*, bias=False, dropout=0.0, ranks=(3, 3, 3)):
-    names, widths = ("q_proj", "k_proj", "v_proj"), (10, 4, 6)
-    torch.manual_seed(0)
-    made = {}
-    for name, width, rank in zip(names, widths, ranks, strict=True):
-        linear = torch.nn.Linear(12, width, bias=bias).requires_grad_(False)
-        made[f"layers.0.{name}"] = LoraLinear(linear, rank=rank, scale=1.0 + width, dropout=dropout)
-        with torch.no_grad():
-            made[f"layers.0.{name}"].lora_B.copy_(draw(width, rank, seed=width))
-    return made
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("ranks", [(3, 3, 3), (2, 4, 1)])
-def test_linears_that_share_their_input_give_what_each_gives_alone(bias, ranks):
-    alone, together = trio(bias=bias, ranks=ranks), trio(bias=bias, ranks=ranks)
-    share_inputs(together)
-    found = []
-    for layers in (alone, together):
-        x = draw(3, 9, 12, seed=2).requires_grad_()
-        outs = [each(x) for each in layers.values()]
-        torch.cat([(y * draw(*y.shape, seed=i)).sum()[None] for i, y in enumerate(outs)]).sum().backward()
-        grads = [part.grad for each in layers.values() for part in (each.lora_A, each.lora_B)]
-        found.append([*outs, x.grad, *grads])
-        assert {type(y.grad_fn).__name__ for y in outs} == {"FusedLoraBackward" if layers is alone else "FusedSharedBackward"}
-    for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, atol=1e-4, rtol=1e-5)
-
-
-def test_gradcheck_of_linears_that_share_their_input():
-    from genre.lora_products import FusedShared
-
-    given = [draw(3, 4, 6).double(), *(draw(o, 6, seed=o).double() for o in (4, 2))]
-    lows = [draw(*shape, seed=i).double() for i, shape in enumerate([(2, 6), (4, 2), (3, 6), (2, 3)])]
-    for value in (given[0], *lows):
-        value.requires_grad_()
-    call = lambda x, *lows: FusedShared.apply(x, [None, None], [0.5, 2.0], *given[1:], *lows)  # noqa: E731
-    assert torch.autograd.gradcheck(call, (given[0], *lows))
-
-
-def test_a_shared_input_is_computed_anew_for_another_input_and_after_a_change():
-    layers = trio()
-    share_inputs(layers)
-    q, k, _ = layers.values()
-    x, other = draw(30, 12), draw(30, 12, seed=1)
-    first = q(x)
-    assert torch.allclose(k(other), trio()["layers.0.k_proj"](other), atol=1e-5)  # another input than q's
-    with torch.no_grad():
-        q.lora_B.zero_()
-    assert not torch.equal(q(x), first)  # its own output was taken: asked again, it is computed from the weights as they are
-    with torch.no_grad():
-        assert k(x).grad_fn is None  # what was made with gradients is not given where there are none
-
-
-def test_what_cannot_share_does_not():
-    for layers in (trio(dropout=0.1), {"layers.0.q_proj": trio()["layers.0.q_proj"]}):
-        share_inputs(layers)
-        assert all(each.shared is None for each in layers.values())
-    two = {name: layer for name, layer in trio().items() if not name.endswith("k_proj")}  # a recipe that adapts q and v only
-    share_inputs(two)
-    assert [each.shared[1] for each in two.values()] == [0, 1]
-    x = draw(30, 12)
-    assert torch.allclose(two["layers.0.v_proj"](x), trio()["layers.0.v_proj"](x), atol=1e-5)
 
 
 # --- which linears ---------------------------------------------------------------------------------------------------

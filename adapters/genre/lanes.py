@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from genre.base import device_of
 from genre.errors import ManifestError
-from genre.lora import SHARING, linear_shape
+from genre.lora import linear_shape
 
+SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
 FEWEST_SLOTS = 4
 
 Low = Mapping[str, tuple[Tensor, Tensor, float]]

@@ -22,11 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from genre.errors import BaseModelError, ManifestError
-from genre.lora_products import AddUpdate, FusedLanes, FusedLora, FusedShared
+from genre.lora_products import AddUpdate, FusedLanes, FusedLora
 
 PEFT_PREFIX = "base_model.model."
-SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
-"""Linears of one module that read the same input."""
 
 
 class LoraLinear(nn.Module):
@@ -37,7 +35,6 @@ class LoraLinear(nn.Module):
     Attributes:
         base: The frozen linear: `nn.Linear`, transformers' `Conv1D`, or a bitsandbytes linear.
         scale: alpha / rank, or alpha / sqrt(rank).
-        shared: The linears that read the same input, and its number among them; None where there are none (`share_inputs`).
     """
 
     def __init__(self, base: nn.Module, *, rank: int, scale: float, dropout: float = 0.0) -> None:
@@ -50,58 +47,13 @@ class LoraLinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.dropout = nn.Dropout(dropout)
         self.fused = type(base) is nn.Linear and dropout == 0
-        self.shared: tuple[SharedInput, int] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's product plus the update's."""
-        enough = self.fused and x.shape[:-1].numel() >= 4 * self.rank
-        if enough and self.shared is not None:
-            return self.shared[0].take(self.shared[1], x)
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
-        if enough:
+        if self.fused and x.shape[:-1].numel() >= 4 * self.rank:
             return FusedLora.apply(x, self.base.weight, self.base.bias, a, b, self.scale)
         return AddUpdate.apply(self.base(x), self.dropout(x), a, b, self.scale)
-
-
-class SharedInput:
-    """Fused linears that read the same input: the first that is asked computes all of them.
-
-    Args:
-        members: The layers; they do not own each other.
-    """
-
-    def __init__(self, members: list[LoraLinear]) -> None:
-        self.members = members
-        self._input: Tensor | None = None
-        self._found: dict[int, Tensor] = {}
-        self._graph = False
-
-    def take(self, number: int, x: Tensor) -> Tensor:
-        """A member's output, given once: asked again, or for another input, all are computed anew."""
-        if self._input is not x or number not in self._found or self._graph != torch.is_grad_enabled():
-            members = self.members
-            parts: list[Tensor] = [each.base.weight for each in members]  # type: ignore[misc]
-            parts += [part.to(x.dtype) for each in members for part in (each.lora_A, each.lora_B)]
-            found = FusedShared.apply(x, [each.base.bias for each in members], [each.scale for each in members], *parts)
-            self._input, self._found, self._graph = x, dict(enumerate(found)), torch.is_grad_enabled()
-        y = self._found.pop(number)
-        if not self._found:
-            self._input = None
-        return y
-
-
-def share_inputs(layers: Mapping[str, LoraLinear]) -> None:
-    """Tell fused layers that stand beside each other and read the same input of one another (mutates them)."""
-    for name, layer in layers.items():
-        parent, _, own = name.rpartition(".")
-        names = next((group for group in SHARING if own in group), ())
-        members = [layers[f"{parent}.{each}"] for each in names if f"{parent}.{each}" in layers]
-        if len(members) < 2 or layer is not members[0] or not all(each.fused for each in members):
-            continue
-        if len({(each.lora_A.device, each.base.weight.dtype) for each in members}) == 1:  # type: ignore[union-attr]
-            group = SharedInput(members)
-            for number, each in enumerate(members):
-                each.shared = (group, number)
 
 
 @dataclass

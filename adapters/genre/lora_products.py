@@ -46,45 +46,6 @@ def to_update(x: Tensor, gradient: Tensor, a: Tensor, b: Tensor, scale: float) -
     return to_a.mul_(scale), to_b.mul_(scale)
 
 
-class FusedShared(torch.autograd.Function):
-    """`FusedLora` of G linears that read the same input: one product forward, one gradient of the input, A's side by side."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, biases: list[Tensor | None], scales: list[float], *parts: Tensor) -> tuple[Tensor, ...]:
-        """X (…, in), then the weights W, then A and B of each linear → (…, out) each."""
-        weights, lows = parts[: len(scales)], parts[len(scales) :]
-        ctx.save_for_backward(x, *parts)
-        ctx.scales = scales
-        sizes = [len(weight) for weight in weights]
-        merged = x.new_empty(sum(sizes), x.shape[-1])
-        for weight, a, b, scale, place in zip(weights, lows[::2], lows[1::2], scales, merged.split(sizes), strict=True):
-            torch.addmm(weight, b, a, alpha=scale, out=place)
-        found = F.linear(x, merged).split(sizes, dim=-1)
-        return tuple(y if bias is None else y + bias for y, bias in zip(found, biases, strict=True))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, if it needs one, and of each A and B."""
-        x, *parts = ctx.saved_tensors
-        weights, lows = parts[: len(ctx.scales)], parts[len(ctx.scales) :]
-        flat, own = x.reshape(-1, x.shape[-1]), [each.reshape(-1, each.shape[-1]) for each in gradients]
-        to_x: Tensor | None = None
-        if ctx.needs_input_grad[0]:
-            for weight, a, b, scale, gradient in zip(weights, lows[::2], lows[1::2], ctx.scales, own, strict=True):
-                merged = torch.addmm(weight, b, a, alpha=scale)
-                to_x = gradient @ merged if to_x is None else to_x.addmm_(gradient, merged)
-            assert to_x is not None
-            to_x = to_x.view_as(x)
-        ranks = [len(a) for a in lows[::2]]
-        back = torch.cat([b.t() @ gradient.t() for b, gradient in zip(lows[1::2], own, strict=True)])
-        to_a = (back @ flat).split(ranks)
-        inner = (torch.cat(lows[::2]) @ flat.t()).split(ranks)
-        to_low: list[Tensor] = []
-        for a, z, gradient, scale in zip(to_a, inner, own, ctx.scales, strict=True):
-            to_low += [a.mul(scale), (z @ gradient).t().mul_(scale)]
-        return to_x, None, None, *[None] * len(weights), *to_low
-
-
 class AddUpdate(torch.autograd.Function):
     """y + s x Aᵀ Bᵀ in one pass over y, for a base whose weight cannot be merged or an update with an input of its own."""
 

@@ -21,7 +21,7 @@ from genre.base import Base
 from genre.encoder import BehaviourEncoder, ItemTable
 from genre.errors import DivergedError
 from genre.heads import CatalogueHead, Head
-from genre.lora import LoraLinear, attach, detach, find_linears, share_inputs
+from genre.lora import LoraLinear, attach, detach, find_linears
 from genre.losses import LOSSES, sampled_cross_entropy
 from genre.negatives import Negatives
 from genre.sequences import Batch, Reads
@@ -161,7 +161,6 @@ class Recommender(nn.Module):
         """
         self.base.need_bare()
         attach(self.base.model, layers)
-        share_inputs(layers)
         self.layers, self.lora = layers, nn.ModuleList(layers.values())
         self.base.occupied_by = "one adapter's model" if layers else None
         self._attached = bool(layers)
