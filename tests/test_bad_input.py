@@ -84,7 +84,7 @@ LOGS = {
     "a rating that is no number": (HEADER + "1,a,1,five\n1,b,2,4\n", "rating 'five'; expected a number"),
     "an empty log": (HEADER, "the log is empty: got 0 events; expected at least one event"),
     "an empty file": ("", "log.csv is empty: got no header; expected a header and rows"),
-    "bytes": (b"\xff\xfe\x00abc\n", "column 'user_id' is missing"),
+    "bytes": (b"\xff\xfe\x00abc\n", "columns 'user_id', 'item_id', 'timestamp' are missing"),
 }
 
 

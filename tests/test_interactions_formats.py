@@ -126,6 +126,9 @@ def test_a_strangers_csv_is_imported_with_its_bad_rows_counted(tmp_path, capsys)
     assert len(log) == 200 and set(log.column("rating").tolist()) == {1.5, 2.5, 3.5, 4.5}
     assert log.timestamps.min() == 1709283600  # 09:00 UTC
     assert log.info.skipped["bad rating"] == 6 and log.info.skipped["duplicate events"] == 2
+    said = capsys.readouterr().out
+    assert "skipped: bad rating: 6" in said and "row 202 (the first is 0): rating 'viel'; then 203, 204, 205, 206, 207" in said
+    assert "duplicate events: row 200; then 201" in said and "columns of interactions: rating (feedback)" in said
 
 
 def test_a_csv_with_too_many_bad_rows_is_refused_with_the_row_named(tmp_path, capsys):
@@ -139,3 +142,33 @@ def test_a_csv_with_too_many_bad_rows_is_refused_with_the_row_named(tmp_path, ca
         and len([line for line in said.splitlines() if line.startswith("genre: ")]) == 1
     )
     assert not (tmp_path / "shop").exists()
+
+
+def test_a_strangers_missing_columns_are_named_at_once(tmp_path):
+    file = tmp_path / "export.csv"
+    file.write_bytes(dirty(0))
+    with pytest.raises(DataError) as caught:
+        import_log(file, mapping={"rating": "Sterne"})
+    assert "columns 'user_id', 'item_id', 'timestamp' are missing: got Kunde, Artikel-Nr., Wann, rating; expected" in str(
+        caught.value
+    )
+    assert str(caught.value).endswith("--map user_id=THEIRS --map item_id=THEIRS --map timestamp=THEIRS")
+    (tmp_path / "b.csv").write_text("userId,sku\n1,2\n", encoding="utf-8")
+    with pytest.raises(DataError, match="--map user_id=userId --map item_id=sku --map timestamp=THEIRS"):
+        import_log(tmp_path / "b.csv")
+
+
+def test_the_commonest_reason_speaks_for_a_refused_log(tmp_path):
+    lines = [f"u{n},i{n},03/0{1 + n % 9}/2024" for n in range(20)]
+    (tmp_path / "a.csv").write_text("\n".join(["user_id,item_id,timestamp", ",i,03/01/2024", *lines]) + "\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"21 of 21 rows are not usable: got row 1 \(the first is 0\): timestamp '03/01/2024'; .*ISO"
+    ):
+        import_log(tmp_path / "a.csv")
+
+
+def test_bad_rows_say_nothing_of_items(tmp_path):
+    lines = ["u1,a,soon,Wrong title", *[f"u{n},a,{n},Right title" for n in range(30)]]
+    (tmp_path / "a.csv").write_text("\n".join(["user_id,item_id,timestamp,title", *lines]) + "\n", encoding="utf-8")
+    log = import_log(tmp_path / "a.csv")
+    assert log.catalogue.titles() == ["Right title"] and log.info.skipped == {"bad timestamp": 1}

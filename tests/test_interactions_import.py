@@ -140,7 +140,7 @@ def test_movielens_latest(tmp_path):
             '{"user_id": 1, "item_id": 2, "timestamp": 3}\n{"user_id"\n',
             "1 of 2 rows are not usable: got a.jsonl, line 2 is no JSON: ",
         ),
-        ("a.jsonl", '{"user_id": 1}\n{"user_id"\n', "column 'item_id' is missing: got user_id; expected"),
+        ("a.jsonl", '{"user_id": 1}\n{"user_id"\n', "columns 'item_id', 'timestamp' are missing: got user_id; expected"),
         ("a.jsonl", "[1]\n", "a.jsonl, line 1 is no object: got [1]; expected one JSON object per line"),
         ("a.jsonl", "\n", "a.jsonl is empty: got no line; expected one JSON object per line"),
         ("a.parquet", "PAR1", "a.parquet cannot be read: got "),

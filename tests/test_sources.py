@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from genre import sources, sources_bandit, sources_fetch, sources_graph, sources_titles
+from genre import interactions_graph, sources, sources_bandit, sources_fetch, sources_titles
 from genre.errors import DataError, DiskError, DownloadError, InputError
 from genre.interactions import Interactions
 from genre.texts import Texts
@@ -361,7 +361,7 @@ def test_graph_vectors_keep_what_items_share():
     """With all dimensions kept, the vectors' products are those of the weighted rows; the first columns hold the most."""
     rows = [("1", "p"), ("1", "q"), ("2", "q"), ("2", "r"), ("3", "r"), ("3", "p"), ("4", "q"), ("4", "alone")]
     triples = pl.DataFrame([(item, "has", tail) for item, tail in rows], schema=["item_id", "relation", "tail"], orient="row")
-    found = sources_graph.graph_vectors(triples, 6)
+    found = interactions_graph.graph_vectors(triples, 6)
     vectors = np.array(found["kg"].to_list())
     assert found["item_id"].to_list() == ["1", "2", "3", "4"] and vectors.shape == (4, 6) and not vectors[:, 4:].any()
     p, q, r = math.log(4 / 2), math.log(4 / 3), math.log(4 / 2)
@@ -370,9 +370,9 @@ def test_graph_vectors_keep_what_items_share():
     np.testing.assert_allclose(vectors @ vectors.T, weighted @ weighted.T, atol=1e-3)
     assert (np.diff((vectors**2).sum(axis=0)) <= 1e-6).all()
     assert (vectors[np.abs(vectors).argmax(axis=0), np.arange(6)] >= 0).all()
-    shuffled = sources_graph.graph_vectors(triples.sample(fraction=1.0, shuffle=True, seed=1), 6)
+    shuffled = interactions_graph.graph_vectors(triples.sample(fraction=1.0, shuffle=True, seed=1), 6)
     assert shuffled.equals(found)
-    assert sources_graph.graph_vectors(triples.filter(pl.col("tail") == "alone")).is_empty()
+    assert interactions_graph.graph_vectors(triples.filter(pl.col("tail") == "alone")).is_empty()
 
 
 def test_reviews_become_labelled_texts(tmp_path, monkeypatch):

@@ -164,6 +164,32 @@ def shop_events() -> None:
     frame.select(*names, "at", "bought", "title").rename(names).write_csv("shop-events.csv")
 
 
+def network(users: int = 30, posts: int = 24, seed: int = 0) -> None:
+    """A network of two circles: members follow their own, and like or answer what their own post, but for a tenth."""
+    draw, folder = np.random.default_rng(seed), Path("network")
+    folder.mkdir(exist_ok=True)
+    names, author = [f"member{n}" for n in range(users)], draw.permutation(posts) % users
+    follows = [(a, b) for a in range(users) for b in range(users) if a != b and a % 2 == b % 2 and draw.random() < 0.3]
+    lines = ["follower,followed", *(f"{names[a]},{names[b]}" for a, b in follows)]
+    (folder / "follows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    items = [
+        {"item": f"p{n}", "kind": ("post", "comment")[n % 3 == 0], "author": names[author[n]], "text": f"Some words {n}",
+         "parent": f"p{n - 1}" if n % 3 == 0 and n else None}
+        for n in range(posts)
+    ] + [{"item": name, "kind": "account", "author": name, "text": f"I am {name}", "parent": None} for name in names]  # fmt: skip
+    (folder / "posts.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    lines = ["user,item,action,at,engaged"]
+    for user in range(users):
+        start = FIRST + 86_400 * user
+        for step, other in enumerate([b for a, b in follows if a == user][:3]):
+            lines.append(f"{names[user]},{names[other]},follow,{start + step},")
+        for step, post in enumerate(draw.choice(posts, size=8, replace=False).tolist()):
+            engaged = (author[post] % 2 == user % 2) != (draw.random() < 0.1)
+            action = draw.choice(["like", "reply"]) if engaged else "view"
+            lines.append(f"{names[user]},p{post},{action},{start + 3600 * (step + 1)},{int(engaged)}")
+    (folder / "events.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 WORLDS: dict[str, Callable[[], None]] = {
     "like": ml_100k,
     "like_text": ml_100k,
@@ -174,6 +200,7 @@ WORLDS: dict[str, Callable[[], None]] = {
     "reviews": womens_clothing,
     "shop": amazon,
     "shop_joint": shop_events,
+    "social": network,
     "video": kuairec,
 }
 """A recipe's name to what writes its data into the current folder."""

@@ -56,6 +56,7 @@ def import_(
     format: Annotated[str | None, typer.Option(help="csv (any table), atomic, movielens, mind or amazon.")] = None,
     items: Annotated[Path | None, typer.Option(help="A table of items.")] = None,
     users: Annotated[Path | None, typer.Option(help="A table of users.")] = None,
+    graph: Annotated[Path | None, typer.Option(help="A table of edges, source and target: vectors of items.")] = None,
     map_: Annotated[list[str] | None, typer.Option("--map", help="OURS=THEIRS: user_id=userId.")] = None,
     item_column: Annotated[list[str] | None, typer.Option(help="A column that describes items.")] = None,
     name: Annotated[str | None, typer.Option(help="The data set's name.")] = None,
@@ -83,6 +84,7 @@ def import_(
             item_columns=item_column,
             separator=separator,
             encoding=encoding,
+            graph=graph,
         )
         say(f"writing {out}")
         data.write(out)
@@ -112,6 +114,10 @@ def parse_mapping(pairs: list[str]) -> dict[str, str]:
 def _report(data: "Interactions", out: Path) -> None:
     out_console = console()
     out_console.print(f"{data!r}\nready: {out}", highlight=False)
+    for table in ("interactions", "items", "users"):
+        roles = data.info.roles.get(table, {})
+        named = [name if role in ("event", "text", "number") else f"{name} ({role})" for name, role in roles.items()]
+        out_console.print(f"columns of {table}: {', '.join(named) or 'none'}", highlight=False, soft_wrap=True)
     for reason, count in data.info.skipped.items():
         out_console.print(f"skipped: {reason}: {count:,}", highlight=False)
     for example in data.info.examples:

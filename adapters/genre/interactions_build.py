@@ -16,7 +16,7 @@ import polars as pl
 from genre.catalogue import Catalogue
 from genre.errors import DataError
 from genre.interactions_cells import EXPECTED, clean, to_numbers
-from genre.interactions_features import align_users, complete_items, take_item_columns
+from genre.interactions_features import align_users, complete_items, describe_items, item_columns_of
 from genre.interactions_order import order_events
 from genre.interactions_schema import ALIASES, MAX_BAD, REQUIRED, Report, event_columns
 
@@ -58,12 +58,14 @@ def build(
         tables = {name: None if table is None else to_numbers(table) for name, table in tables.items()}
     log = tables["log"]
     assert log is not None
-    log, item_table = take_item_columns(log, tables["items"], item_columns, report)
-    events = check_events(_keep_known(log, report, max_bad), time_unit, max_bad, report)
+    described = item_columns_of(log, tables["items"], item_columns)
+    known = _keep_known(log.drop(described), report, max_bad)
+    events = check_events(known, time_unit, max_bad, report)
+    item_table = tables["items"]
+    if described:  # what bad rows say of items does not count
+        item_table = describe_items(log.filter(known["row"].is_in(events["row"].implode())), item_table, described, report)
     user_ids = events["user_id"].unique().sort()
     used = events["item_id"].unique()
-    if tables["items"] is None and item_table is not None:  # not those that only stand in bad rows
-        item_table = item_table.filter(pl.col("item_id").is_in(used.implode()))
     catalogue = complete_items(item_table, used, report)
     codes = _encode(events["user_id"], user_ids), _encode(events["item_id"], catalogue.frame["item_id"])
     place = order_events(user_ids.to_list(), catalogue.item_ids, *codes, events["timestamp"].to_numpy(), events["row"].to_numpy())
@@ -131,15 +133,16 @@ def rename(tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], r
 
 def _keep_known(log: pl.DataFrame, report: Report, max_bad: float) -> pl.DataFrame:
     """Check the required columns; leave out columns of a kind that an event cannot hold."""
-    for name in REQUIRED:
-        if name not in log.columns:
-            close = [c for c in log.columns if plain_name(c) in (plain_name(name), *ALIASES[name])]
-            raise DataError(
-                f"column '{name}' is missing",
-                got=", ".join(c for c in log.columns if c != "row") or "no columns",
-                expected=", ".join(REQUIRED),
-                todo=f"name yours with --map {name}={close[0] if close else 'THEIRS'}",
-            )
+    missing = [name for name in REQUIRED if name not in log.columns]
+    if missing:
+        close = {c: name for name in missing for c in log.columns if plain_name(c) in (plain_name(name), *ALIASES[name])}
+        theirs = {name: c for c, name in reversed(close.items())}
+        raise DataError(
+            f"column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} {'are' if len(missing) > 1 else 'is'} missing",
+            got=", ".join(c for c in log.columns if c != "row") or "no columns",
+            expected=", ".join(REQUIRED),
+            todo="name yours with " + " ".join(f"--map {name}={theirs.get(name, 'THEIRS')}" for name in missing),
+        )
     if log.is_empty():
         report.check(0, 0, None, max_bad)
         raise DataError("the log is empty", got="0 events", expected="at least one event")
@@ -177,13 +180,14 @@ def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Repo
     names = [*REQUIRED, "row", *event_columns(log)]
     cleaned = pl.DataFrame([clean(name, log[name], time_unit) for name in names])
     bad = np.zeros(log.height, dtype=bool)
-    worst: tuple[str, str] | None = None
+    worst, most = None, 0
     for name in (name for name in names if name in EXPECTED):
         here = np.flatnonzero(cleaned[name].is_null().to_numpy() & ~bad)
         if here.size:
             example = _name_row(log, name, int(here[0]), time_unit)
             report.add(f"bad {name}", here.size, example, log["row"].to_numpy()[here].tolist())
-            worst = worst or (example, EXPECTED[name])
+            if here.size > most:  # the commonest reason speaks for all
+                worst, most = (example, EXPECTED[name]), here.size
             bad[here] = True
     report.check(int(bad.sum()), log.height, worst, max_bad)
     return cleaned if worst is None else cleaned.filter(~pl.Series(bad))
@@ -213,5 +217,6 @@ def _without_duplicates(
     group = events[place[near]].with_columns(pl.Series("near", near))
     first = group.unique(subset=[c for c in events.columns if c != "row"], keep="first", maintain_order=True)
     drop = np.setdiff1d(near, first["near"].to_numpy())
-    report.add("duplicate events", drop.size, f"row {events['row'][int(place[drop[0]])]}" if drop.size else "")
+    rows = np.sort(events["row"].to_numpy()[place[drop]])
+    report.add("duplicate events", drop.size, f"row {rows[0]}" if drop.size else "", rows.tolist())
     return np.delete(place, drop)

@@ -24,35 +24,40 @@ ITEM_NAMES = frozenset(
 """Columns of a log that describe its items, by their lower-case name."""
 
 
-def take_item_columns(
-    log: pl.DataFrame, items: pl.DataFrame | None, columns: list[str] | None, report: Report
-) -> tuple[pl.DataFrame, pl.DataFrame | None]:
-    """Move item columns from the log to a table of items, when none is given: the first value of each item.
+def item_columns_of(log: pl.DataFrame, items: pl.DataFrame | None, columns: list[str] | None) -> list[str]:
+    """Return which of a log's columns describe its items.
 
     Args:
-        log: A log with an `item_id`.
-        items: A table of items; when given, the log's columns stay events'.
+        log: A log.
+        items: A table of items; when given, the log's columns stay events' unless they are named.
         columns: Which ones; None takes those with a usual name (`ITEM_NAMES`) and lists of numbers.
-        report: Where items with several values are counted.
 
     Raises:
         DataError: If a named column is missing.
     """
     if columns is None and items is not None or "item_id" not in log.columns:
-        return log, items
+        return []
     if columns is None:
-        columns = [c for c in log.columns if c not in (*KEYS, *FEEDBACK, "impression_id") and _describes_items(c, log[c])]
+        return [c for c in log.columns if c not in (*KEYS, *FEEDBACK, "impression_id") and _describes_items(c, log[c])]
     for name in columns:
         if name not in log.columns:
             raise DataError(f"the log has no item column '{name}'", got=", ".join(log.columns), expected=f"a column '{name}'")
-    if not columns:
-        return log, items
+    return list(columns)
+
+
+def describe_items(log: pl.DataFrame, items: pl.DataFrame | None, columns: list[str], report: Report) -> pl.DataFrame:
+    """Return a table of items with columns of the log: the first value of each item, beside what `items` says.
+
+    Args:
+        log: The usable rows of a log with an `item_id`.
+        items: A table of items, or None.
+        columns: Which of the log's columns.
+        report: Where items with several values are counted.
+    """
     with_id = log.select("item_id", *columns).with_columns(ids(log["item_id"])).drop_nulls("item_id")
     table = with_id.group_by("item_id", maintain_order=True).agg(pl.col(columns).drop_nulls().first()).sort("item_id")
     _count_conflicts(with_id, columns, report)
-    if items is not None:
-        table = items.with_columns(ids(items["item_id"])).join(table, on="item_id", how="left")
-    return log.drop(columns), table
+    return table if items is None else items.with_columns(ids(items["item_id"])).join(table, on="item_id", how="left")
 
 
 def _describes_items(name: str, series: pl.Series) -> bool:

@@ -16,6 +16,8 @@ from genre.errors import DataError, InputError
 from genre.interactions import DatasetInfo, Interactions
 from genre.interactions_amazon import read_metadata, read_reviews
 from genre.interactions_atomic import read_atomic
+from genre.interactions_build import rename
+from genre.interactions_graph import with_graph
 from genre.interactions_mind import BEHAVIORS, read_mind
 from genre.interactions_movielens import Tables, read_movielens
 from genre.interactions_read import read_table
@@ -40,6 +42,7 @@ def import_log(
     separator: str | None = None,
     encoding: str = "utf-8",
     columns: list[str] | None = None,
+    graph: str | Path | None = None,
 ) -> Interactions:
     """Read a log, and its items and users, in one of `FORMATS`.
 
@@ -57,6 +60,7 @@ def import_log(
         separator: Of a CSV; None finds it.
         encoding: Of a CSV or JSON lines.
         columns: The columns' names of a CSV log without a header.
+        graph: A table of edges, source and target (who follows whom): vectors of items, see `interactions_graph.with_graph`.
 
     Raises:
         InputError: If the format is unknown.
@@ -80,6 +84,12 @@ def import_log(
     read_items = read_metadata if format == "amazon" else _side_reader(separator, encoding)
     item_table = own[1] if items is None else _read_side(Path(items), read_items, "items", report)
     user_table = own[2] if users is None else _read_side(Path(users), _side_reader(separator, encoding), "users", report)
+    if graph is not None:
+        edges = _read_side(Path(graph), _side_reader(separator, encoding), "graph", report)
+        ends = {name: mapping[name] for name in ("source", "target") if name in (mapping or {})} if mapping else {}
+        mapping = {ours: theirs for ours, theirs in (mapping or {}).items() if ours not in ends}
+        edges = rename({"log": edges}, ends, report)["log"]
+        item_table = _with_graph(item_table, edges, mapping, report)
     return Interactions.from_frame(
         _with_places(own[0]),
         item_table,
@@ -92,6 +102,18 @@ def import_log(
         guess_numbers=True,
         report=report,
     )
+
+
+def _with_graph(
+    items: pl.DataFrame | None, edges: pl.DataFrame | None, mapping: Mapping[str, str], report: Report
+) -> pl.DataFrame:
+    if items is None or edges is None:
+        raise InputError(
+            "--graph needs a table of items", got="none", expected="--items F, with an item_id and perhaps an author"
+        )
+    names = {ours: mapping.get(ours, ours) for ours in ("item_id", "author")}
+    names = {ours: theirs if theirs in items.columns else ours for ours, theirs in names.items()}
+    return with_graph(items, edges, report, **names)
 
 
 def _guess_format(log: Path) -> str:

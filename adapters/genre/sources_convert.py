@@ -19,8 +19,8 @@ import polars as pl
 
 from genre.interactions import DatasetInfo, Interactions
 from genre.interactions_atomic import read_atomic
+from genre.interactions_graph import graph_vectors
 from genre.sources_fetch import Source
-from genre.sources_graph import graph_vectors
 from genre.sources_titles import match_movies, read_titles
 
 PREPARED = "prepared.json"
