@@ -88,8 +88,7 @@ def import_log(
         edges = _read_side(Path(graph), _side_reader(separator, encoding), "graph", report)
         ends = {name: mapping[name] for name in ("source", "target") if name in (mapping or {})} if mapping else {}
         mapping = {ours: theirs for ours, theirs in (mapping or {}).items() if ours not in ends}
-        edges = rename({"log": edges}, ends, report)["log"]
-        item_table = _with_graph(item_table, edges, mapping, report)
+        item_table = _with_graph(item_table, rename({"log": edges}, ends, report)["log"], mapping, report)
     return Interactions.from_frame(
         _with_places(own[0]),
         item_table,
