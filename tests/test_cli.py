@@ -73,6 +73,7 @@ def test_train_evaluate_recommend(place, tiny, capsys):
     assert result["metrics"]["like"]["auc"]["n"] == 144 and result["cost"]["lora_params"] > 0
     shown = run(capsys, "evaluate", "like@production", "--data", "shop", "--base", tiny, "--json", "eval.json")
     assert "protocol of like: temporal" in shown and "prequential" in shown
+    assert "reliability of like: eval.reliability.like.svg" in shown and (place / "eval.reliability.like.svg").exists()
     again = json.loads((place / "eval.json").read_text())["tasks"]["like"]["adapter"]["auc"]["value"]
     assert again == pytest.approx(result["metrics"]["like"]["auc"]["value"], abs=1e-6)
     arguments = ["like", "--data", "shop", "--base", tiny, "--user", "u1", "-k", "3", "--json", "u1.json"]

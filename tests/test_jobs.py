@@ -2,12 +2,13 @@
 
 import json
 
+import polars as pl
 import pytest
 
 import genre
 from builders import LIKE, NEXT, recipe
 from genre.errors import ManifestError, RecipeError
-from genre.jobs import check_leak, evaluate
+from genre.jobs import check_leak, draw_reliability, evaluate
 from genre.progress import Reporter
 
 LAST = {"split": {"kind": "last_n", "n": 4}}  # reaches further back than the temporal split
@@ -52,6 +53,20 @@ def test_evaluation_of_a_version_gives_its_runs_own_figures(trained, base, task)
         assert figure["n"] == run.metrics[task][name]["n"]
     assert others == run.baselines[task]
     assert base.occupied_by is None
+
+
+def test_a_log_loss_task_has_a_reliability_plot(trained, base, tmp_path):
+    """The bins hold every target once, agree with the task's own predictions, and are drawn; other tasks have none."""
+    found = evaluate(trained.registry, "like", trained.log, base)
+    bins = found["tasks"]["like"]["reliability"]
+    assert sum(each["n"] for each in bins) == found["tasks"]["like"]["adapter"]["auc"]["n"]
+    predicted = pl.read_parquet(trained.runs["like"].root / "predictions.parquet")
+    assert sum(each["n"] * each["share"] for each in bins) == pytest.approx(predicted["label"].sum())
+    assert sum(each["n"] * each["score"] for each in bins) == pytest.approx(predicted["score"].sum(), rel=1e-4)
+    drawn = draw_reliability(found, tmp_path / "report.json")
+    assert drawn == {"like": tmp_path / "report.reliability.like.svg"} and "<svg" in drawn["like"].read_text()
+    assert "<svg" in (trained.runs["like"].root / "reliability.like.svg").read_text()
+    assert "reliability" not in evaluate(trained.registry, "rating", trained.log, base)["tasks"]["rating"]
 
 
 def test_validation_is_another_part(trained, base):

@@ -77,11 +77,6 @@ def test_means_by_hand():
     assert mae([1, 2, 3], [1, 4, 2], weights=[0, 1, 3]) == 5 / 4
 
 
-def test_calibration_by_hand():
-    # Bins of width 1/15: .5 and .52 share one (.4667, .5333], 1.0 is in the last, 0.0 in the first.
-    assert ece([1, 0, 1, 1], [0.5, 0.52, 1.0, 0.0]) == pytest.approx((abs(1 - 1.02) + 0 + 1) / 4)
-
-
 def test_classes_by_hand():
     assert accuracy([1, 0, 1], [0.5, 0.5, 0.1]) == 1 / 3  # exactly one half counts as 1
     assert accuracy([0, 1], [[0.5, 0.5], [0.4, 0.6]]) == 1  # of equal class scores the lower code

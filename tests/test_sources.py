@@ -436,7 +436,11 @@ def test_ads_keep_what_off_policy_evaluation_needs(tmp_path, monkeypatch):
     assert log.catalogue.frame["item_feature_1"].to_list() == ["all A", "all B", "all A", "men A", "men B", "women A"]
     dense = log.catalogue.dense("features")
     assert dense[:, 0].tolist() == [-0.5, 0.5, 1.5, -0.5, 0.5, -0.5] and set(dense[:, 1:].sum(axis=1)) == {3.0}
-    assert log.users is not None and log.users.columns == ["user_id", *(f"user_feature_{i}" for i in range(4))]
+    assert log.users is not None
+    assert log.users.columns == ["user_id", *(f"user_feature_{i}" for i in range(4)), "position", "past_clicks"]
+    assert log.users.filter(pl.col("user_id").is_in(["bts-men-1", "bts-men-2"])).select("position", "past_clicks").rows() == [
+        (2, 1), (3, 0),  # of the men's two items the third impression's user has clicked none
+    ]  # fmt: skip
     assert log.users["user_feature_0"].value_counts().sort("user_feature_0").rows() == [("A", 12), ("B", 6)]
     affinity = pl.read_parquet(folder / "affinity.parquet")
     assert affinity.filter(pl.col("user_id") == "random-all-2").rows() == [("random-all-2", "all-2", 1.0)]

@@ -18,7 +18,7 @@ from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
 from genre.heads import BinaryHead, CatalogueHead, Head, ScalarHead, make_head
 from genre.interactions import Interactions
 from genre.interactions_splits import Split, split
-from genre.labels import check_labels, check_spread, known_labels, name_events
+from genre.labels import check_labels, check_spread, known_labels, name_events, smoothing
 from genre.lora import LoraLinear
 from genre.model import Recommender, SoftTokens
 from genre.negatives import Negatives
@@ -335,12 +335,13 @@ def _start_heads(model: Recommender, builder: RowBuilder, usable: np.ndarray) ->
             chosen = usable & known_labels(labels)
             mean, spread = labels[chosen].mean(), labels[chosen].std() or 1.0
             unit = spread**2 if isinstance(head, BinaryHead) else spread  # logits move by 1 / (p (1 - p)) per unit of p
-            item, weight = _worth(log.item_codes[chosen], (labels[chosen] - mean) / unit, count)
-            feedback, _ = _worth(builder.feedback[chosen], (labels[chosen] - mean) / unit, builder.layout.feedback.size)
+            prior = smoothing(mean) if isinstance(head, BinaryHead) else 5.0
+            item, weight = _worth(log.item_codes[chosen], (labels[chosen] - mean) / unit, count, prior)
+            feedback, _ = _worth(builder.feedback[chosen], (labels[chosen] - mean) / unit, builder.layout.feedback.size, prior)
             head.affinity.start_at(vectors, item, weight, feedback)
 
 
-def _worth(codes: np.ndarray, values: np.ndarray, count: int, *, prior: float = 5.0) -> tuple[torch.Tensor, torch.Tensor]:
+def _worth(codes: np.ndarray, values: np.ndarray, count: int, prior: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Smoothed mean of the values of each code, and how many there are."""
     weight = np.bincount(codes, minlength=count)
     means = np.bincount(codes, values, count) / (weight + prior)

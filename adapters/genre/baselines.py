@@ -25,6 +25,7 @@ from genre.evaluation_history import Histories
 from genre.evaluation_ranking import Block, Seen, block_rows, block_size
 from genre.interactions import Interactions
 from genre.interactions_splits import TRAIN, Split
+from genre.labels import smoothing
 from genre.metrics_checks import Floats, Integers
 
 SMOOTHING = 5.0
@@ -32,7 +33,8 @@ SMOOTHING = 5.0
 
 The best such constant is the variance within items (or users) over the variance between them. A like has at most .25
 within, and shares that differ by a standard deviation of about .2 have .04 between: 6. A rating of five stars has about
-1 within and .25 between: 4. Five is between the two; from 2 to 10, no figure on ML-100K moves by .01."""
+1 within and .25 between: 4. Five is between the two; from 2 to 10, no figure on ML-100K moves by .01. Shares of a rare label
+are smoothed more (`genre.labels.smoothing`)."""
 BIAS_ROUNDS = 10
 _EDGE = 1e-6
 _HISTORIES = 1024
@@ -64,8 +66,9 @@ def feedback_baselines(
         raise DataError("no training event has a label", got="NaN only", expected="labels in the training part")
     overall = float(label[known].mean())
     histories = Histories(log, split)
-    item = item_mean(log, label, known)[targets.item]
-    user = running_mean(histories, label, targets.event, overall)
+    prior = smoothing(overall) if binary else SMOOTHING
+    item = item_mean(log, label, known, prior)[targets.item]
+    user = running_mean(histories, label, targets.event, overall, prior)
     scores = {"item_mean": item, "running_user_share": user}
     if binary:
         return scores | {"additive": _sigmoid(_logit(item) + _logit(user) - _logit(np.array(overall)))}
@@ -75,16 +78,16 @@ def feedback_baselines(
     }
 
 
-def item_mean(log: Interactions, label: Floats, known: npt.NDArray[np.bool_]) -> Floats:
-    """Return float64[N]: (Σ y + 5 μ) / (n + 5) over an item's training labels; μ, their overall mean, without any."""
+def item_mean(log: Interactions, label: Floats, known: npt.NDArray[np.bool_], prior: float = SMOOTHING) -> Floats:
+    """Return float64[N]: (Σ y + k μ) / (n + k) over an item's training labels, k the prior; μ, their overall mean, without any."""
     sums, counts = _item_sums(log, label, known)
-    return (sums + SMOOTHING * label[known].mean()) / (counts + SMOOTHING)
+    return (sums + prior * label[known].mean()) / (counts + prior)
 
 
-def running_mean(histories: Histories, label: Floats, events: Integers, overall: float) -> Floats:
-    """Return float64[m]: (Σ y + 5 μ) / (n + 5) over the labels of an event's history; μ without any."""
+def running_mean(histories: Histories, label: Floats, events: Integers, overall: float, prior: float = SMOOTHING) -> Floats:
+    """Return float64[m]: (Σ y + k μ) / (n + k) over the labels of an event's history, k the prior; μ without any."""
     sums, counts = histories.sums(label, events)
-    return (sums + SMOOTHING * overall) / (counts + SMOOTHING)
+    return (sums + prior * overall) / (counts + prior)
 
 
 def bias_only(log: Interactions, histories: Histories, label: Floats, known: npt.NDArray[np.bool_], targets: Targets) -> Floats:

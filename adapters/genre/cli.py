@@ -165,7 +165,7 @@ def evaluate(
     quantization: Annotated[str | None, typer.Option(help="none, int8 or nf4, if not the one it was trained on.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Evaluate a published version under its own protocol, beside the baselines."""
+    """Evaluate a published version under its own protocol, beside the baselines; --json leaves reliability plots beside it."""
     if part not in ("valid", "test"):
         raise InputError("no such part", got=f"--part {part}", expected="valid or test")
     if quantization not in (None, "none", "int8", "nf4"):
@@ -185,6 +185,8 @@ def evaluate(
     for name, line in found["protocol"].items():
         print(f"protocol of {name}: {line}")
     write_result(json_file, found)
+    for name, plot in jobs.draw_reliability(found, json_file).items() if json_file is not None else ():
+        print(f"reliability of {name}: {plot}")
 
 
 app.command()(cli_recommend.recommend)

@@ -7,7 +7,7 @@ Ignores: models, losses, what a label means.
     task 'rating' has a label far from all others: got 1e+09 at row 17 (user u3, item i5); expected between -1107 and 1115; …
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -108,6 +108,31 @@ def check_labels(task: Task, labels: np.ndarray, log: Interactions | Texts, usab
         )
     if task.loss == "mse":
         check_spread(f"task {task.name!r} has a label", labels, log, usable)
+
+
+def thin_negatives(tasks: Iterable[Task], labels: Mapping[str, np.ndarray], draw: np.random.Generator) -> dict[str, np.ndarray]:
+    """Labels of every task, those of negatives that `keep_negatives` leaves out taken away; label 1 always stays.
+
+    Args:
+        tasks: The tasks; those without `keep_negatives` keep all of their labels.
+        labels: For each task (n,) labels, as `supervise` of a builder gives them; left as they are.
+        draw: Draws each negative by itself, so that the share holds on average.
+    """
+    found = dict(labels)
+    for task in tasks:
+        if task.keep_negatives is not None:
+            own = labels[task.name]
+            found[task.name] = np.where((own == 0) & (draw.random(len(own)) >= task.keep_negatives), np.nan, own)
+    return found
+
+
+def smoothing(share: float) -> float:
+    """How many events of the overall mean a mean of 0/1 labels counts beside its own: five, or as many as hold one rarer label.
+
+    The best such constant is the variance within items over the variance between them. Within, it is p (1 - p); the shares of a
+    rare label differ by a part of themselves, so between it is some p², and the ratio grows like 1 / p.
+    """
+    return max(5.0, 1 / max(min(share, 1 - share), 1e-6))
 
 
 def check_spread(what: str, values: np.ndarray, log: Interactions | Texts, usable: np.ndarray) -> None:

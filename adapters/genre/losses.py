@@ -10,6 +10,7 @@ Every function takes an optional weight per target, returns the weighted mean as
 to the graph, so that backward works) for an empty input.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -61,6 +62,21 @@ def mse(predictions: Tensor, labels: Tensor, weights: Tensor | None = None) -> T
 def log_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """-[y log σ(z) + (1 - y) log(1 - σ(z))], averaged; logits z and labels y in [0, 1] are (n,) float."""
     return _mean(F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none"), weights)
+
+
+def sampled_log_loss(logits: Tensor, labels: Tensor, kept: float, weights: Tensor | None = None) -> Tensor:
+    """`log_loss` of z - log s, where a share s of the negatives was kept.
+
+    Leaving negatives out multiplies the odds of label 1 among what is left by 1/s, and nothing else; z, without the shift, is the
+    logit over all events (King and Zeng 2001, section 4.1).
+
+    Args:
+        logits: (n,) z.
+        labels: (n,) in [0, 1].
+        kept: s, in (0, 1].
+        weights: (n,) or None.
+    """
+    return log_loss(logits.float() - math.log(kept), labels, weights)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "log_loss": log_loss}

@@ -1,4 +1,4 @@
-"""Metrics of a predicted feedback that are additive: log loss, errors, calibration, classification.
+"""Metrics of a predicted feedback that are additive: log loss, errors, classification.
 
 Owns: the formula of each metric, as a function of labels and scores with an optional weight per event, and as
 statistics per event whose weighted totals give the value, so that a bootstrap needs one matrix product. Ignores where
@@ -32,8 +32,6 @@ from genre.metrics_checks import (
 
 CLIP = 1e-7
 """Log loss takes a probability for at least this and at most 1 minus this."""
-BINS = 15
-"""Equal-width bins of the calibration error (Guo et al. 2017, section 2)."""
 
 Finish = Callable[[Floats], Floats]
 """Totals [R, S] of the statistics, for R weightings, to R values."""
@@ -92,29 +90,6 @@ def mae(labels: Vector, scores: Vector, *, weights: Vector | None = None) -> flo
 def absolute_error_statistics(labels: Vector, scores: Vector) -> Floats:
     """Return [n, 2]: one, and the absolute error."""
     return _with_one(np.abs(_errors(labels, scores)))
-
-
-def ece(labels: Vector, scores: Vector, *, weights: Vector | None = None) -> float:
-    """Return the expected calibration error over 15 equal-width bins of the score.
-
-    ECE = Σ_b |Σ_{i in b} w_i (y_i - p_i)| / Σ w, bin b holding (b/15, (b+1)/15], 0 in the first (Guo et al. 2017,
-    eq. 5). No ties. NaN for an empty input.
-
-    Raises:
-        DataError: A label is neither 0 nor 1, a score is no probability, or the lengths differ.
-    """
-    return _value(calibration_statistics(labels, scores), calibration, weights)
-
-
-def calibration_statistics(labels: Vector, scores: Vector) -> Floats:
-    """Return [n, 1 + 15]: one, and the label minus the score, in the score's bin."""
-    truth, given = binary_labels(labels), probabilities(scores)
-    count = same_length(labels=truth, scores=given)
-    bins = np.clip(np.ceil(given * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    statistics = np.zeros((count, 1 + BINS))
-    statistics[:, 0] = 1
-    statistics[np.arange(count), 1 + bins] = truth - given
-    return statistics
 
 
 def accuracy(labels: Vector, scores: Vector, *, weights: Vector | None = None) -> float:
@@ -183,11 +158,6 @@ def mean(totals: Floats) -> Floats:
 def root_mean(totals: Floats) -> Floats:
     """[R, 2] totals of (one, square) to R root means."""
     return np.sqrt(mean(totals))
-
-
-def calibration(totals: Floats) -> Floats:
-    """[R, 1 + bins] totals of (one, residual per bin) to R calibration errors."""
-    return ratio(np.abs(totals[:, 1:]).sum(axis=1), totals[:, 0])
 
 
 def positive_f1(totals: Floats) -> Floats:

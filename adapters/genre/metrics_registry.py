@@ -23,7 +23,8 @@ from genre import metrics_lists as lists
 from genre import metrics_ranking as ranking
 from genre.errors import RecipeError
 from genre.metrics_auc import AucOrder, auc, gauc, user_aucs
-from genre.metrics_checks import Floats, Integers, Vector, binary_labels, finite, same_length, sums_by
+from genre.metrics_calibration import CalibrationOrder, ece
+from genre.metrics_checks import Floats, Integers, Vector, binary_labels, finite, probabilities, same_length, sums_by
 
 Direction: TypeAlias = Literal["higher", "lower"]
 Kind: TypeAlias = Literal["feedback", "ranking", "list", "quality"]
@@ -104,6 +105,13 @@ def _prepare_auc(labels: Any, scores: Any, users: Integers, count: int, shown: A
     truth, values = binary_labels(labels), finite(scores, "score")
     same_length(labels=truth, scores=values, users=users)
     order = AucOrder(truth, values)
+    return lambda weights: order(weights[:, users])
+
+
+def _prepare_ece(labels: Any, scores: Any, users: Integers, count: int, shown: Any = None) -> Prepared:
+    truth, values = binary_labels(labels), probabilities(scores)
+    same_length(labels=truth, scores=values, users=users)
+    order = CalibrationOrder(truth, values)
     return lambda weights: order(weights[:, users])
 
 
@@ -189,7 +197,7 @@ _PLAIN = [
     _feedback("log_loss", "lower", feedback.log_loss, _additive(feedback.log_loss_statistics, feedback.mean)),
     _feedback("rmse", "lower", feedback.rmse, _additive(feedback.squared_error_statistics, feedback.root_mean)),
     _feedback("mae", "lower", feedback.mae, _additive(feedback.absolute_error_statistics, feedback.mean)),
-    _feedback("ece", "lower", feedback.ece, _additive(feedback.calibration_statistics, feedback.calibration)),
+    _feedback("ece", "lower", ece, _prepare_ece),
     _feedback("accuracy", "higher", feedback.accuracy, _additive(feedback.accuracy_statistics, feedback.mean)),
     _feedback("f1", "higher", feedback.f1, _additive(feedback.positive_statistics, feedback.positive_f1)),
     _shown("impression_auc", impressions.impression_auc, impressions.auc_values),

@@ -10,6 +10,7 @@ Owns: how a batch becomes hidden states and task outputs, which parameters train
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from genre.encoder import BehaviourEncoder, ItemTable
 from genre.errors import DivergedError
 from genre.heads import CatalogueHead, Head
 from genre.lora import LoraLinear, attach, detach, find_linears
-from genre.losses import LOSSES, sampled_cross_entropy
+from genre.losses import LOSSES, sampled_cross_entropy, sampled_log_loss
 from genre.negatives import Negatives
 from genre.sequences import Batch, Reads
 from genre.tasks import Task
@@ -288,7 +289,9 @@ class Recommender(nn.Module):
             output = self.output(name, hidden, batch)
             if self.absent is not None and self.heads[name].per_item:
                 output = output.masked_fill(self.absent, -torch.inf)
-            return LOSSES[self.tasks[name].loss], (output, reads.labels)
+            kept = self.tasks[name].keep_negatives
+            loss = LOSSES[self.tasks[name].loss] if kept is None else partial(sampled_log_loss, kept=kept)
+            return loss, (output, reads.labels)
         head = self.heads[name]
         assert isinstance(head, CatalogueHead) and self.soft is not None
         drawn, log_count = self.negatives[name].draw(hidden.device)

@@ -86,6 +86,7 @@ DATA: dict[str, Source] = {
         version="0.4.1",
         sha256="87dec9caf4283c25ab13036532e0a24566f1c7bdcad1653a8ded43b2f5ef8208",
         megabytes=1,
+        format=2,
         members=("obp/dataset/obd/",),
         licence="the package, which holds this small version: Apache-2.0; cite Saito et al., Open Bandit Dataset and Pipeline, "
         "2020 (arXiv:2008.07146); the full data and its terms: research.zozo.com/data.html",

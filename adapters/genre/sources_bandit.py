@@ -4,7 +4,8 @@ Owns: its six logs as one, short names for hashed features, vectors of items. Ig
 
     user_id bts-men-17, item_id men-4, click 0, position 2, propensity 0.12453, policy bts, campaign men
 
-One impression is one user: the log names nobody. The four features of who was shown an item are that user's columns.
+One impression is one user: the log names nobody, so there is no history and nothing is learnt of a person. What is known when an
+item is chosen are that user's columns: four features, the position to fill, and how often whoever is there has clicked before.
 """
 
 from pathlib import Path
@@ -26,13 +27,16 @@ def convert_open_bandit(unpacked: Path, folder: Path, source: Source) -> None:
     """Write the data set folder: impressions with clicks, items, users, and affinity (user_id, item_id, affinity, where not 0).
 
     Of an impression: `click`; what off-policy evaluation needs: `policy`, `campaign`, `position` (1 to 3), `propensity` (the
-    probability with which the policy showed this item at this position). Of an item: its campaign, the features, and `features`,
+    probability with which the policy showed this item at this position). Of a user: the features, `position`, and `past_clicks`,
+    the sum of the affinities, which count earlier clicks on each item. Of an item: its campaign, the features, and `features`,
     the same as a vector. Hashes become short names, since those of one campaign's policies differ.
     """
     parts = [_read(unpacked, policy, campaign) for policy in POLICIES for campaign in CAMPAIGNS]
     shown = pl.concat([part.select(*_EVENT) for part in parts])
-    people = _short_names(pl.concat([part.select("user_id", *_USER) for part in parts]), _USER)
     affinity = pl.concat([_affinity(part) for part in parts])
+    people = _short_names(pl.concat([part.select("user_id", *_USER, "position") for part in parts]), _USER)
+    clicks = affinity.group_by("user_id").agg(pl.col("affinity").sum().round().cast(pl.Int64).alias("past_clicks"))
+    people = people.join(clicks, on="user_id", how="left", maintain_order="left").with_columns(pl.col("past_clicks").fill_null(0))
     items = pl.concat([_items(unpacked, campaign) for campaign in CAMPAIGNS])
     items = items.with_columns(pl.Series("features", _vectors(items).tolist(), dtype=pl.List(pl.Float32)))
     info = DatasetInfo(

@@ -106,6 +106,8 @@ class Task(BaseModel):
         classes: For cross_entropy, the label column's values, one per class. Without them the labels are class numbers from 0
             (feedback), or the column's own values are taken (text).
         seen: For ranking, whether items of the history are `masked` or `kept` as candidates.
+        keep_negatives: With log_loss, the share of the training events with label 0 that each epoch learns from, drawn anew.
+            The loss corrects the logit, so that probabilities stay those of the whole log. None keeps all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -120,6 +122,7 @@ class Task(BaseModel):
     words: tuple[str, ...] | None = None
     classes: tuple[float, ...] | tuple[str, ...] | None = Field(default=None, min_length=2, max_length=MAX_CLASSES)
     seen: Literal["masked", "kept"] = "masked"
+    keep_negatives: float | None = Field(default=None, gt=0, le=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -156,6 +159,8 @@ class Task(BaseModel):
                 raise ValueError("classes are for loss cross_entropy and a label that is a bare column")
             if len(set(self.classes)) < len(self.classes):
                 raise ValueError("two classes are the same")
+        if self.keep_negatives is not None and not self.is_binary:
+            raise ValueError("keep_negatives is for loss log_loss: other losses have no negatives")
         if not self.metrics:
             raise ValueError("a task needs at least one metric")
         return self

@@ -13,6 +13,7 @@ from genre.jobs.evaluating import Figures, evaluate, figures_of, low_layers, mea
 from genre.jobs.places import environment, load_base, open_data, open_log, write_text
 from genre.jobs.refresh_recipe import RefreshOptions
 from genre.jobs.refreshing import Refreshed, refresh
+from genre.jobs.reliability import draw_reliability
 from genre.jobs.run import Run, train
 from genre.jobs.scoring import open_engine, read_requests, stream
 from genre.jobs.several import train_together
@@ -24,6 +25,7 @@ __all__ = [
     "Refreshed",
     "Run",
     "check_leak",
+    "draw_reliability",
     "dry_run",
     "encoder_name",
     "environment",

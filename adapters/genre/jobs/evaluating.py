@@ -16,6 +16,7 @@ from genre.interactions import Interactions
 from genre.interactions_cold import training_events
 from genre.interactions_splits import PARTS, SplitConfig, split
 from genre.jobs.places import load_base
+from genre.jobs.reliability import reliability_of
 from genre.lora import LoraLinear
 from genre.metrics_bootstrap import RESAMPLES
 from genre.metrics_lists import ListFacts
@@ -54,7 +55,8 @@ def evaluate(
 
     Returns:
         `{"ref", "digest", "protocol", "tasks": {task: {"adapter": {metric: figure}, "baselines": {name: {metric: figure}}}}}`.
-        Where a log's task has targets on cold items it has `"cold": {"items", "adapter", "baselines"}` as well, on those alone.
+        Where a log's task has targets on cold items it has `"cold": {"items", "adapter", "baselines"}` as well, on those alone;
+        a task with loss log_loss has the bins of its reliability plot, `"reliability": [{n, score, share, interval}]`.
 
     Raises:
         ManifestError: The version does not fit the base.
@@ -70,9 +72,12 @@ def evaluate(
         try:
             found = predict(model, builder, chosen, PARTS[part], max_events=one.reading.max_events, batch_tokens=BATCH_TOKENS)
             judged = judged_tasks(found, model, builder, chosen)
+            bins = reliability_of(found, model.tasks.values())
         finally:
             model.release()
         tasks |= {name: _with_cold(task, builder, chosen) for name, task in judged.items()}
+        for name, own in bins.items():
+            tasks[name]["reliability"] = own
     return {
         "ref": ref,
         "digest": loaded.digest,

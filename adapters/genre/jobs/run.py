@@ -19,6 +19,7 @@ from genre.jobs.encoders import find_encoder, publish_encoder
 from genre.jobs.evaluating import Figures, judge
 from genre.jobs.places import check_data, environment, open_data, run_folder, write_text
 from genre.jobs.predictions import write_predictions
+from genre.jobs.reliability import draw_bins, plot_name, reliability_of
 from genre.prediction import predict
 from genre.progress import Reporter
 from genre.ranks import Ranks
@@ -130,6 +131,8 @@ def conclude(fitted: Fitted, root: Path, registry: Registry | None, say: Reporte
     if ranks.main:
         write_predictions(root, found, recipe.tasks, data=_data(assembly).digest, split=recipe.data.split, part="test")
         results = judge(found, assembly.model, assembly.builder, assembly.split)
+        for name, bins in reliability_of(found, recipe.tasks).items():
+            draw_bins(bins, root / plot_name(name), f"{name}, test")
         run = finish(fitted, root, results, registry, say)
     done = ranks.same(run)
     assert done is not None

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from genre.errors import DataError, DivergedError, InputError, InterruptedJobError
 from genre.evaluation import evaluate_feedback, evaluate_ranking
+from genre.labels import known_labels, thin_negatives
 from genre.metrics import metric
 from genre.prediction import list_facts, predict
 from genre.progress import Bar, Reporter
@@ -204,7 +205,7 @@ class Loop:
         draw = np.random.default_rng([self.train.seed, epoch])
         data = self.recipe.data
         rows, skipped = self.assembly.builder.training_rows(
-            self.assembly.usable, self.assembly.supervised, max_events=data.max_events, min_events=data.min_events,
+            self.assembly.usable, self.thin(epoch), max_events=data.max_events, min_events=data.min_events,
             shift=draw.random(),
         )  # fmt: skip
         if skipped:
@@ -223,6 +224,23 @@ class Loop:
         batches = list(plan_batches(lengths, self.train.batch_tokens, draw.permutation(len(rows))))
         order = draw.permutation(len(batches))
         return rows, [batches[i] for i in order]
+
+    def thin(self, epoch: int) -> np.ndarray | None:
+        """Take away the labels that this epoch does not learn from (see `Task.keep_negatives`); the events that are targets.
+
+        Where every task has left some out, rows are made for what is left alone.
+        """
+        supervised = self.assembly.supervised
+        tasks = self.recipe.tasks
+        if all(task.keep_negatives is None for task in tasks):
+            return supervised
+        every = self.assembly.builder.supervise(list(tasks))
+        labels = thin_negatives(tasks, {name: own for name, (_, own) in every.items()}, np.random.default_rng([self.train.seed, epoch, 1]))
+        self.supervise = {name: (slot, labels[name]) for name, (slot, _) in every.items()}
+        if any(task.keep_negatives is None for task in tasks):
+            return supervised
+        left = self.assembly.usable & np.any([known_labels(own) for own in labels.values()], axis=0)
+        return left if supervised is None else left & supervised
 
     def rate(self, share: float) -> float:
         """Linear warm-up, then linear decay to a tenth; `share` of the run is in [0, 1)."""
