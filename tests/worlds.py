@@ -23,6 +23,7 @@ from genre import sources
 from genre.cli import main
 from genre.interactions_import import import_log
 from genre.interactions_movielens import GENRES_100K
+from genre.sources_bandit import convert_open_bandit
 from genre.sources_reviews import convert_reviews
 from standins import movies
 
@@ -130,6 +131,34 @@ def amazon(users: int = 40, items: int = 24, seed: int = 0) -> None:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def open_bandit(rounds: int = 40, seed: int = 0) -> None:
+    """Open Bandit: an impression a row under each policy and campaign; two kinds of people click the ads of theirs but a tenth.
+
+    Hashes differ between the policies of a campaign, and `bts` shows the first item half of the time.
+    """
+    draw, folder = np.random.default_rng(seed), Path("obd")
+    for policy in ("random", "bts"):
+        for campaign, count in (("all", 6), ("men", 4), ("women", 4)):
+            place = folder / policy / campaign
+            place.mkdir(parents=True, exist_ok=True)
+            items = [f"{i},{i},{i / 2 - 1},{policy}-kind-{i % 2},{policy}-b{i % 3},{policy}-c" for i in range(count)]
+            head = ",item_id,item_feature_0,item_feature_1,item_feature_2,item_feature_3"
+            (place / "item_context.csv").write_text("\n".join([head, *items]) + "\n", encoding="utf-8")
+            names = [*(f"user_feature_{i}" for i in range(4)), *(f"user-item_affinity_{i}" for i in range(count))]
+            lines = [",timestamp,item_id,position,click,propensity_score," + ",".join(names)]
+            shares = np.full(count, 1 / count) if policy == "random" else np.array([0.5, *[0.5 / (count - 1)] * (count - 1)])
+            for row in range(rounds):
+                item, kind = int(draw.choice(count, p=shares)), int(draw.integers(2))
+                click = int((item % 2 == kind) != (draw.random() < 0.1))
+                when = datetime.fromtimestamp(FIRST + 600 * row, UTC)
+                features = [f"{policy}-person-{kind}", f"{policy}-x", f"{policy}-y{row % 3}", f"{policy}-z"]
+                affinity = [f"{float(other == item and row % 5 == 0)}" for other in range(count)]
+                cells = [row, f"{when:%Y-%m-%d %H:%M:%S}.5+00:00", item, row % 3 + 1, click, shares[item], *features, *affinity]
+                lines.append(",".join(map(str, cells)))
+            (place / f"{campaign}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    convert_open_bandit(folder, Path("data/open-bandit"), sources.DATA["open-bandit"])
+
+
 def kuairec(users: int = 40, videos: int = 24, seed: int = 0) -> None:
     """KuaiRec: big_matrix.csv, and captions with a title, a description and tags; seconds with a fraction, some words unknown."""
     draw, kind, folder = np.random.default_rng(seed), kinds_of(videos), Path("KuaiRec/data")
@@ -191,6 +220,7 @@ def network(users: int = 30, posts: int = 24, seed: int = 0) -> None:
 
 
 WORLDS: dict[str, Callable[[], None]] = {
+    "ads": open_bandit,
     "like": ml_100k,
     "like_text": ml_100k,
     "multitask": ml_100k,

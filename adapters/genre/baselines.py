@@ -79,7 +79,7 @@ def feedback_baselines(
 
 
 def item_mean(log: Interactions, label: Floats, known: npt.NDArray[np.bool_], prior: float = SMOOTHING) -> Floats:
-    """Return float64[N]: (Σ y + k μ) / (n + k) over an item's training labels, k the prior; μ, their overall mean, without any."""
+    """Return float64[N]: (Σ y + k μ) / (n + k) over an item's training labels, k the prior; μ, the overall mean, without any."""
     sums, counts = _item_sums(log, label, known)
     return (sums + prior * label[known].mean()) / (counts + prior)
 

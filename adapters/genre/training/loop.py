@@ -235,7 +235,8 @@ class Loop:
         if all(task.keep_negatives is None for task in tasks):
             return supervised
         every = self.assembly.builder.supervise(list(tasks))
-        labels = thin_negatives(tasks, {name: own for name, (_, own) in every.items()}, np.random.default_rng([self.train.seed, epoch, 1]))
+        draw = np.random.default_rng([self.train.seed, epoch, 1])
+        labels = thin_negatives(tasks, {name: own for name, (_, own) in every.items()}, draw)
         self.supervise = {name: (slot, labels[name]) for name, (slot, _) in every.items()}
         if any(task.keep_negatives is None for task in tasks):
             return supervised
