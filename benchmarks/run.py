@@ -29,6 +29,7 @@ SUITE: dict[str, dict[str, list[str]]] = {
     "baselines": {"full": []},
     "cold_items": {"full": []},
     "ablation": {"full": []},
+    "ads": {"full": []},
     "adapter_vs_full": {
         "quick": ["--quick", "--tasks", "like", "--ways", "full,lora_8,head_only"], "full": [],
     },
