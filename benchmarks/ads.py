@@ -98,7 +98,7 @@ def adapter_table(ref: str, registry: genre.Registry, log: genre.Interactions, b
     assert log.users is not None
     columns = log.users.select(PERSON)[users]
     alike = columns.unique(maintain_order=True).with_row_index("place")
-    place = columns.join(alike, on=PERSON, how="left", maintain_order="left")["place"].to_numpy()
+    place = columns.with_row_index("row").join(alike, on=PERSON, how="left").sort("row")["place"].to_numpy()
     engine = genre.Engine(base, registry, lanes=1, data=log)
     ids = log.catalogue.item_ids
     requests = [genre.Request(ref, history=[], user=row, candidates=ids) for row in alike.drop("place").to_dicts()]

@@ -36,7 +36,7 @@ def convert_open_bandit(unpacked: Path, folder: Path, source: Source) -> None:
     affinity = pl.concat([_affinity(part) for part in parts])
     people = _short_names(pl.concat([part.select("user_id", *_USER, "position") for part in parts]), _USER)
     clicks = affinity.group_by("user_id").agg(pl.col("affinity").sum().round().cast(pl.Int64).alias("past_clicks"))
-    people = people.join(clicks, on="user_id", how="left", maintain_order="left").with_columns(pl.col("past_clicks").fill_null(0))
+    people = people.join(clicks, on="user_id", how="left").with_columns(pl.col("past_clicks").fill_null(0))
     items = pl.concat([_items(unpacked, campaign) for campaign in CAMPAIGNS])
     items = items.with_columns(pl.Series("features", _vectors(items).tolist(), dtype=pl.List(pl.Float32)))
     info = DatasetInfo(
