@@ -72,9 +72,9 @@ def test_the_interval_holds_a_known_error():
     held = 0
     for seed in range(12):
         random = np.random.default_rng(seed)
-        truth = random.uniform(0.05, 0.2, 1000)
-        labels = (random.random(1000) < truth).astype(float)
-        figure = bootstrap("ece", np.arange(1000), labels, 2 * truth, resamples=200)
+        truth = random.uniform(0.05, 0.2, 2000)
+        labels = (random.random(2000) < truth).astype(float)
+        figure = bootstrap("ece", np.arange(2000), labels, 2 * truth, resamples=100)
         held += figure.low <= 0.125 <= figure.high
     assert held >= 10
 
