@@ -53,8 +53,8 @@ def test_recipe_trains(file, place, capsys):
     prepare_world(file)
     base, small = ("encoder", []) if recipe.reads_texts else ("causal", ["--set", "base.depth=2"])
     small += ["--set", f"base.name={base}", "--set", "train.epochs=1", "--set", "train.tracker=none"]
-    if not recipe.reads_texts:
-        assert main(["recipe", "check", str(file), *small]) == 0
+    assert main(["recipe", "check", str(file), *small]) == 0
+    assert "one training row: " in capsys.readouterr().out
     assert main(["train", str(file), *small, "--json", f"{file.stem}.json"]) == 0
     found = json.loads((place / f"{file.stem}.json").read_text())
     assert found["ref"].startswith(f"{recipe.name}:")

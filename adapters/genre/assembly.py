@@ -152,12 +152,7 @@ def assemble(
     base.need_causal(f"recipe {recipe.name!r}, whose rows are a user's events with many targets,")
     torch.manual_seed(recipe.train.seed)
     chosen, usable = usable_events(log, recipe)
-    column = recipe.sequence.feedback or _first_feedback(log)
-    if column not in log.event_columns:
-        raise DataError(
-            f"sequence.feedback {column!r} is no column of the log", got=", ".join(log.event_columns) or "none",
-            todo="set sequence.feedback to one of them",
-        )  # fmt: skip
+    column = feedback_column(recipe, log)
     observed = log.column(column)
     if needs_encoder(recipe):
         shared = shared or fresh_encoder(recipe, log, base, usable, FeedbackVocabulary.fit(column, observed[usable]))
@@ -348,12 +343,22 @@ def _worth(codes: np.ndarray, values: np.ndarray, count: int, prior: float) -> t
     return torch.from_numpy(means).float(), torch.from_numpy(weight).float()
 
 
-def _first_feedback(log: Interactions) -> str:
-    for name in ("rating", "click", "behaviour"):
-        if name in log.event_columns:
-            return name
-    raise DataError(
-        "the log has no feedback column",
-        expected="rating, click or behaviour",
-        todo="import it with --map rating=THEIRS",
+def feedback_column(recipe: Recipe, log: Interactions) -> str:
+    """The column that fills the feedback slots: the recipe's, or rating, click or behaviour, the first that is there.
+
+    Raises:
+        DataError: There is no such column.
+    """
+    column = recipe.sequence.feedback or next(
+        (name for name in ("rating", "click", "behaviour") if name in log.event_columns), None
     )
+    if column is None:
+        raise DataError(
+            "the log has no feedback column", expected="rating, click or behaviour", todo="import it with --map rating=THEIRS"
+        )
+    if column not in log.event_columns:
+        raise DataError(
+            f"sequence.feedback {column!r} is no column of the log", got=", ".join(log.event_columns) or "none",
+            todo="set sequence.feedback to one of them",
+        )  # fmt: skip
+    return column

@@ -220,11 +220,7 @@ class Base:
     @property
     def max_tokens(self) -> int | None:
         """The longest row that an encoder's absolute positions reach; None for a base without such a limit."""
-        if not self.bidirectional:
-            return None
-        places = getattr(self.model.config, "max_position_embeddings", None)
-        said = self.tokenizer.model_max_length  # less than the places where a base counts from an offset; 1e30 if not said
-        return min(filter(None, (places, said)))
+        return _places(self.model.config, self.tokenizer) if self.bidirectional else None
 
     def need_causal(self, what: str) -> None:
         """Check that the base reads from left to right, as slots, branches and many targets in one row need it.
@@ -232,11 +228,7 @@ class Base:
         Raises:
             BaseModelError: It is an encoder.
         """
-        if self.bidirectional:
-            raise BaseModelError(
-                f"{what} needs a causal base", got=f"the encoder {self.name!r}, in which every token sees every other one",
-                expected="a GPT-kind base", todo="an encoder reads labelled texts (tasks of kind text) and nothing else",
-            )  # fmt: skip
+        _need_causal(self, what)
 
     def hidden(
         self,
@@ -394,6 +386,70 @@ class Base:
             vectors[rows] = (hidden * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
             start = end
         return vectors
+
+
+@dataclass(frozen=True)
+class Face:
+    """What a base says of itself without its weights; for the attributes see `Base`.
+
+    Attributes:
+        full_depth: None where its configuration has no layers.
+    """
+
+    name: str
+    tokenizer: Any
+    bidirectional: bool
+    max_tokens: int | None
+    full_depth: int | None
+
+    @classmethod
+    def read(cls, name: str) -> "Face | None":
+        """Read the tokenizer and the configuration of a base that is on this machine; None where it is not.
+
+        Raises:
+            BaseModelError: The folder holds no base, or no name, folder or hub id is meant.
+        """
+        from transformers import AutoConfig, AutoTokenizer
+
+        from genre import sources
+
+        folder: Path | None = Path(name).expanduser()
+        assert folder is not None
+        if not folder.is_dir():
+            if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+                return None  # a hub id, which may have to be fetched
+            folder = sources.prepared_path(name) if name in sources.BASES else find(name)
+        if folder is None:
+            return None
+        with quiet():
+            try:
+                config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+            except (OSError, ValueError) as error:
+                raise BaseModelError(
+                    f"base {name!r} cannot be read", got=_first_line(error), expected="a folder with config.json and a tokenizer"
+                ) from None
+        encoder = is_encoder(config)
+        places = _places(config, tokenizer) if encoder else None
+        return cls(name, tokenizer, encoder, places, getattr(config, "num_hidden_layers", None))
+
+    def need_causal(self, what: str) -> None:
+        """As `Base.need_causal`."""
+        _need_causal(self, what)
+
+
+def _need_causal(base: Base | Face, what: str) -> None:
+    if base.bidirectional:
+        raise BaseModelError(
+            f"{what} needs a causal base", got=f"the encoder {base.name!r}, in which every token sees every other one",
+            expected="a GPT-kind base", todo="an encoder reads labelled texts (tasks of kind text) and nothing else",
+        )  # fmt: skip
+
+
+def _places(config: Any, tokenizer: Any) -> int:
+    """The longest row of an encoder."""
+    places = getattr(config, "max_position_embeddings", None)
+    said = tokenizer.model_max_length  # less than the places where a base counts from an offset; 1e30 if not said
+    return int(min(filter(None, (places, said))))
 
 
 def device_of(module: nn.Module) -> torch.device:

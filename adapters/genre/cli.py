@@ -177,9 +177,9 @@ def evaluate(
 
     store = Registry(registry)
     manifest = store.resolve(ref).manifest
-    log = jobs.open_log(data)
+    measured = jobs.open_data(data, texts=manifest.reads_texts)
     loaded = jobs.load_base(manifest, base, quantization=quantization)
-    found = jobs.evaluate(store, ref, log, loaded, part=part, reporter=Reporter.for_terminal())
+    found = jobs.evaluate(store, ref, measured, loaded, part=part, reporter=Reporter.for_terminal())
     show_figures(found["tasks"])
     show_figures({f"{name}, {task['cold']['items']}": task["cold"] for name, task in found["tasks"].items() if "cold" in task})
     for name, line in found["protocol"].items():
@@ -194,9 +194,12 @@ app.command()(cli_recommend.recommend)
 
 @app.command()
 def score(
-    data: DataOption,
     source: Annotated[Path, typer.Option("--input", metavar="FILE", help="JSON lines of requests.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines of results.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DIR", help="A data set folder or name; rows with texts, or a history, need none."),
+    ] = None,
     registry: RegistryOption = "registry",
     engine: Annotated[str, typer.Option(help="local: an engine in this process.")] = "local",
     lanes: Annotated[int, typer.Option(help="Adapters that are resident at once.")] = 16,
@@ -211,6 +214,7 @@ def score(
         raise InputError("no such input file", got=source, expected="JSON lines of requests")
     check_file(output, "--output")
     from genre import jobs
+    from genre.interactions import Interactions
 
     try:
         requests = jobs.read_requests(source)
@@ -218,8 +222,12 @@ def score(
         raise InputError("the input is no UTF-8 text", got=f"{source}: {error.reason}", expected="JSON lines") from None
     refs = [request.adapter for request in requests if not isinstance(request, dict)]
     if not refs:
-        raise InputError("no row of the input is a request", got=source, expected='{"adapter": …, "history": […], "k": 10}')
-    running = jobs.open_engine(registry, list(dict.fromkeys(refs)), jobs.open_log(data), base=base, lanes=lanes)
+        raise InputError(
+            "no row of the input is a request", got=source, expected='{"adapter": …, "history": […], "k": 10} or "texts"'
+        )
+    log = None if data is None else jobs.open_data(data)
+    known = log if isinstance(log, Interactions) else None  # texts come with their rows
+    running = jobs.open_engine(registry, list(dict.fromkeys(refs)), known, base=base, lanes=lanes)
     written, failed = jobs.stream(running, requests, len(requests), output)
     print(f"{written} rows in {output}, {failed} of them errors")
 

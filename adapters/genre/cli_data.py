@@ -3,6 +3,7 @@
 Owns: the words and tables of these commands. Ignores everything that the library does: every error passes to `cli`.
 
     genre data import events.csv --map user_id=uid --map item_id=sku --map timestamp=when --out data/shop
+    genre data import reviews.csv --text review --label stars --map group_id=product --out data/reviews
 """
 
 import json
@@ -16,6 +17,7 @@ from genre.errors import InputError
 
 if TYPE_CHECKING:
     from genre.interactions import Interactions
+    from genre.texts import Texts
 
 app = typer.Typer(help="Data sets: get, look at, import.", no_args_is_help=True)
 
@@ -39,10 +41,11 @@ def describe(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a data set in figures: users, items, events, time span, ties, sparsity, feedback, text coverage."""
+    """Show a data set in figures: users, items, events, ties, feedback; or texts, groups, words, labels."""
     from genre.interactions import Interactions
+    from genre.texts import Texts
 
-    facts = Interactions.read(folder).describe()
+    facts = Texts.read(folder).describe() if Texts.is_at(folder) else Interactions.read(folder).describe()
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -51,7 +54,7 @@ def describe(
 
 @app.command("import")
 def import_(
-    log: Annotated[Path, typer.Argument(help="The log: a file, or a folder of MovieLens or atomic files.")],
+    log: Annotated[Path, typer.Argument(help="A file, or a folder of MovieLens, MIND or atomic files.")],
     out: Annotated[Path, typer.Option(help="The data set folder to make.")],
     format: Annotated[str | None, typer.Option(help="csv (any table), atomic, movielens, mind or amazon.")] = None,
     items: Annotated[Path | None, typer.Option(help="A table of items.")] = None,
@@ -65,8 +68,25 @@ def import_(
     max_bad: Annotated[float, typer.Option(help="The share of bad rows above which the log is refused.")] = 0.05,
     separator: Annotated[str | None, typer.Option(help="Between the columns of a CSV; found by default.")] = None,
     encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
+    text: Annotated[list[str] | None, typer.Option(help="Of labelled texts: a column that is read.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Of labelled texts: a column that is learnt.")] = None,
 ) -> None:
-    """Make a data set folder of a log: CSV, TSV, Parquet, JSON lines, RecBole atomic files or MovieLens."""
+    """Make a data set folder of a log, or with --text of labelled texts."""
+    if text or label:
+        foreign = {
+            "--items": items, "--users": users, "--item-column": item_column, "--time-unit": time_unit != "s",
+            "--format": format not in (None, "csv"),
+        }  # fmt: skip
+        if given := next((option for option, value in foreign.items() if value), None):
+            raise InputError(
+                f"{given} is about a log", got="--text or --label, about labelled texts", expected="one or the other"
+            )
+        if not text:
+            raise InputError("no column is named as a text", got="--label alone", expected="--text COLUMN")
+        mapping = parse_mapping(map_ or [])
+        options = {"name": name, "licence": licence, "max_bad": max_bad, "separator": separator, "encoding": encoding}
+        _import_texts(log, out, texts=text, labels=label or [], mapping=mapping, **options)
+        return
     from genre.interactions_import import import_log
 
     with say_steps(f"importing {log}") as say:
@@ -91,6 +111,19 @@ def import_(
     _report(data, out)
 
 
+def _import_texts(source: Path, out: Path, *, mapping: dict[str, str], **options: Any) -> None:
+    from genre.texts_import import import_texts
+
+    with say_steps(f"importing {source}") as say:
+        say(f"reading {source}")
+        data = import_texts(source, mapping=mapping, **options)
+        say(f"writing {out}")
+        data.write(out)
+    _report(data, out)
+    if data.frame["group_id"].n_unique() == len(data) and "group_id" not in mapping:
+        print("each text is a group of its own; with --map group_id=COLUMN texts about one thing stay on one side of a split")
+
+
 def parse_mapping(pairs: list[str]) -> dict[str, str]:
     """Return {ours: theirs} of "ours=theirs" texts.
 
@@ -111,7 +144,7 @@ def parse_mapping(pairs: list[str]) -> dict[str, str]:
     return mapping
 
 
-def _report(data: "Interactions", out: Path) -> None:
+def _report(data: "Interactions | Texts", out: Path) -> None:
     out_console = console()
     out_console.print(f"{data!r}\nready: {out}", highlight=False)
     for table in ("interactions", "items", "users"):
@@ -134,6 +167,8 @@ def _show(facts: dict[str, Any]) -> None:
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    if "texts" in facts:
+        return _rows_of_texts(facts)
     span = facts["time_span"]
     rows = [(key.replace("_", " "), f"{facts[key]:,}") for key in ("events", "users", "items", "items_without_events")]
     rows.append(("time", f"{span['first']} to {span['last']} ({span['days']:,} days)"))
@@ -141,11 +176,31 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("sparsity", f"{facts['sparsity']:.2%}"))
     for key in ("events_per_user", "events_per_item"):
         rows.append((key.replace("_", " "), ", ".join(f"{name} {value:,g}" for name, value in facts[key].items())))
-    for name, spread in facts["feedback"].items():
-        values = spread.get("values") or spread.get("most") or {k: v for k, v in spread.items() if k != "empty"}
-        rows.append((name, ", ".join(f"{value}: {count:,g}" for value, count in values.items())))
+    rows += [(name, _spread(spread)) for name, spread in facts["feedback"].items()]
     for table in ("item", "user"):
         coverage = [f"{name} {share:.1%}" for name, share in facts[f"{table}_columns"].items()]
         rows.append((f"{table} columns filled", ", ".join(coverage) or "none"))
-    rows += [(f"skipped: {reason}", f"{count:,}") for reason, count in facts["skipped"].items()]
+    return [*rows, *_origin(facts)]
+
+
+def _rows_of_texts(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [(key, f"{facts[key]:,}") for key in ("texts", "groups")]
+    for key in ("texts_per_group", "words_per_text"):
+        rows.append((key.replace("_", " "), ", ".join(f"{name} {value:,g}" for name, value in facts[key].items())))
+    rows += [(f"label {name}", _spread(spread)) for name, spread in facts["labels"].items()]
+    for what in ("text", "other"):
+        coverage = [f"{name} {share:.1%}" for name, share in facts[f"{what}_columns"].items()]
+        rows.append((f"{what} columns filled", ", ".join(coverage) or "none"))
+    return [*rows, *_origin(facts)]
+
+
+def _spread(spread: dict[str, Any]) -> str:
+    """How often the values of a column are there."""
+    values = spread.get("values") or spread.get("most") or {k: v for k, v in spread.items() if k != "empty"}
+    return ", ".join(f"{value}: {count:,g}" for value, count in values.items())
+
+
+def _origin(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was left out, and where it all came from."""
+    rows = [(f"skipped: {reason}", f"{count:,}") for reason, count in facts["skipped"].items()]
     return [*rows, ("source", facts["source"] or "not said"), ("licence", facts["licence"] or "not said")]

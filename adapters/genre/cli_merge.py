@@ -40,7 +40,7 @@ def merge(
         raise InputError("a merge needs at least two adapters", got=", ".join(refs), expected="REF REF …")
     if json_file is not None and json_file.is_dir():
         raise InputError("--json is a folder", got=json_file, expected="a file to write")
-    from genre.jobs import open_log, write_text
+    from genre.jobs import open_data, write_text
     from genre.merge_job import merge_versions
     from genre.merge_judge import Options
     from genre.merging import METHODS
@@ -50,7 +50,9 @@ def merge(
     if method not in METHODS:
         raise InputError("no such method", got=f"--method {method}", expected=", ".join(METHODS))
     options = Options(name, method=method, weights=given, rank=rank, density=density, floor=floor, seed=seed, aliases=(alias,))
-    merged = merge_versions(Registry(registry), refs, options, open_log(data), base=base, reporter=Reporter.for_terminal())
+    store = Registry(registry)
+    measured = open_data(data, texts=store.resolve(refs[0]).manifest.reads_texts)
+    merged = merge_versions(store, refs, options, measured, base=base, reporter=Reporter.for_terminal())
     show(merged.report)
     print(f"published {merged.version.ref} as {alias} and latest")
     if json_file is not None:

@@ -1,12 +1,12 @@
-"""`genre recipe new|check`: write a starting recipe, check one against its data.
+"""`genre recipe new|check`: write a starting recipe, check one against its data and base.
 
-Owns: the two commands. Ignores: training.
+Owns: the two commands. Ignores: training; which keys a starting recipe has (`cli_recipe_new`); how a row is shown
+(`cli_recipe_row`).
 """
 
-import json
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,93 +16,51 @@ from genre.files import disk_errors
 if TYPE_CHECKING:
     import numpy as np
 
+    from genre.base import Face
     from genre.interactions import Interactions
     from genre.recipe import Recipe
+    from genre.texts import Texts
 
 app = typer.Typer(no_args_is_help=True)
 
-_TASKS: dict[str, dict[str, Any]] = {
-    "like": {"kind": "feedback", "label": "", "head": "binary", "loss": "log_loss", "metrics": ["auc", "gauc", "log_loss"]},
-    "rating": {"kind": "feedback", "label": "", "head": "scalar", "loss": "mse", "metrics": ["rmse", "mae"]},
-    "next_item": {"kind": "next_item", "seen": "masked"},
-}
-_SPLITS = {"next_item": {"kind": "last_n", "n": 1}}
-_TEMPORAL = {"kind": "temporal", "valid": 0.1, "test": 0.1}
+TASKS = ("like", "rating", "next_item", "text")
 
 
 @app.command()
 def new(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="like, rating or next_item.")],
     data: Annotated[str, typer.Option("--data", metavar="DIR", help="A data set folder.")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write; by default TASK.yaml.")] = None,
-    base: Annotated[str, typer.Option(help="A base's name, folder or hub id.")] = "smollm2-135m",
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="like, rating or next_item of a log; text.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="A column, or a comparison: 'stars > 3'; of texts, one or more.")
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="A text column: of the items, or of the texts.")
+    ] = None,
+    feedback: Annotated[str | None, typer.Option(metavar="COLUMN", help="Of a log: the column of the feedback slot.")] = None,
+    name: Annotated[str | None, typer.Option(help="The adapter's name; by default the task's, or the label's.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write; by default NAME.yaml.")] = None,
+    base: Annotated[str | None, typer.Option(help="A base's name, folder or hub id.")] = None,
 ) -> None:
-    """Write a working recipe for a data set."""
-    if task not in _TASKS:
-        raise InputError("unknown kind of task", got=task, expected=", ".join(_TASKS))
-    path = out or Path(f"{task}.yaml")
+    """Write a working recipe for a data set; on a terminal, asks for what the options leave open."""
+    from genre.cli_recipe_new import Wanted, for_events, for_texts, write
+
+    if task is not None and task not in TASKS:
+        raise InputError("unknown kind of task", got=task, expected=", ".join(TASKS))
+    if out is not None and out.exists():
+        raise InputError("the file exists", got=out, expected="a new file", todo="name another with --out")
+    from genre.jobs import open_data
+    from genre.texts import Texts
+
+    found = open_data(data)
+    wanted = Wanted(data, task, tuple(label or ()), tuple(text or ()), feedback, name, base)
+    sections = for_texts(wanted, found) if isinstance(found, Texts) else for_events(wanted, found)
+    path = out or Path(f"{sections['name']}.yaml")
     if path.exists():
         raise InputError("the file exists", got=path, expected="a new file", todo="name another with --out")
-    from genre.jobs import open_log, write_text
-
-    log = open_log(data)
-    column = _column(log, numeric=task == "rating")
-    about = dict(_TASKS[task])
-    if task != "next_item":
-        about["label"] = column if task == "rating" else _like(column, log.column(column))
-    text = ["title"] if "title" in log.catalogue.frame.columns else []
-    sections = {
-        "name": task,
-        "data": {"path": data, "split": _SPLITS.get(task, _TEMPORAL)},
-        "base": {"name": base, "depth": 4},
-        "sequence": {"item": "token", "text": text, "feedback": column},
-        "encoder": {"use": "auto", "text": bool(text)},
-        "tasks": [{"name": task, **about}],
-        "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
-        "train": {"epochs": 3, "learning_rate": 0.001, "batch_tokens": 2048},
-    }
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(_line(key, value) for key, value in sections.items()))
+    write(path, sections)
     print(f"wrote {path}; next: genre recipe check {path}, then genre train {path}")
-
-
-def _line(key: str, value: Any) -> str:
-    import yaml
-
-    shown = yaml.safe_dump({"it": value}, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
-    return f"{key}: {shown.strip()[len('{it: ') : -1]}\n"
-
-
-def _column(log: "Interactions", *, numeric: bool) -> str:
-    """The feedback column that a task is about: rating, click or behaviour, in this order."""
-    known = [name for name in ("rating", "click", "behaviour") if name in log.event_columns]
-    known = [name for name in known if not numeric or log.column(name).dtype != object]
-    if not known:
-        what = "feedback column of numbers" if numeric else "feedback column"
-        got = ", ".join(log.event_columns) or "none"
-        raise RecipeError(f"the log has no {what}", got=got, todo="import it with --map rating=THEIRS")
-    return known[0]
-
-
-def _like(column: str, values: "np.ndarray") -> str:
-    """A comparison that cuts the events as near to halves as it can."""
-    import numpy as np
-
-    if values.dtype == object:
-        texts = [str(value) for value in values if value is not None]
-        counts = {value: texts.count(value) for value in dict.fromkeys(texts)}
-        if len(counts) > 1:
-            return f"{column} == {min(counts, key=lambda value: abs(counts[value] - len(texts) / 2))!r}"
-    else:
-        numbers = np.sort(values[~np.isnan(values)])
-        cuts, first = np.unique(numbers, return_index=True)
-        if len(cuts) > 1:
-            return f"{column} > {float(cuts[np.abs(first[1:] - len(numbers) / 2).argmin()]):.6g}"
-    raise RecipeError(
-        f"column {column!r} tells no likes from dislikes", got="one value in every event", expected="at least two values",
-        todo="write a recipe for next_item, or import another feedback column",
-    )  # fmt: skip
 
 
 @app.command()
@@ -112,43 +70,108 @@ def check(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=1; may be repeated.")
     ] = None,
 ) -> None:
-    """Check a recipe against its schema and its data: columns, labels, split."""
+    """Check a recipe against its schema, its data and its base, and show what one row is to the model."""
     from genre.recipe import Recipe
 
     wanted = Recipe.read(recipe, overrides or [])
-    from genre.assembly import usable_events
-    from genre.jobs import open_log
+    from genre.base import Face
+    from genre.jobs import check_data, open_data
+    from genre.texts import Texts
 
-    log = open_log(wanted.data.path)
-    _check_columns(wanted, log)
-    _check_base(wanted.base.name, wanted.base.depth)
-    chosen, usable = usable_events(log, wanted)
-    columns = {name: log.column(name) for name in log.event_columns}
-    valid, test = (chosen.part == 1).sum(), (chosen.part == 2).sum()
-    print(f"{recipe}: {len(log):,} events; {usable.sum():,} train, {valid:,} validate, {test:,} test")
-    for task in wanted.tasks:
-        if task.label is None:
-            print(f"task {task.name}: next item among {log.catalogue.size:,}, seen items {task.seen}")
-            continue
-        labels = task.labels(columns)[usable]
-        labels = labels[labels == labels]
-        if not len(labels) or labels.min() == labels.max():
-            raise RecipeError(
-                f"task {task.name!r}: label {task.label!r} tells no two training events apart",
-                got="no label" if not len(labels) else f"{labels[0]:g} for every event", todo="change the label",
-            )  # fmt: skip
-        print(f"task {task.name}: {len(labels):,} training labels, mean {labels.mean():.4f}")
+    found = open_data(wanted.data.path, texts=wanted.reads_texts)
+    check_data(wanted, found)
+    face = Face.read(wanted.base.name)
+    if face is not None:
+        _check_base(wanted, face)
+    lines = _check_texts(recipe, wanted, found, face) if isinstance(found, Texts) else _check_log(recipe, wanted, found, face)
+    for line in lines:
+        print(line)
+    if face is None:
+        how = "" if "/" in wanted.base.name else f" (genre base prepare {wanted.base.name} gets it)"
+        print(f"a row is not shown: base {wanted.base.name} is not on this machine yet{how}")
     print("the recipe is fine")
+
+
+def _check_base(recipe: "Recipe", face: "Face") -> None:
+    if not recipe.reads_texts:
+        face.need_causal(f"recipe {recipe.name!r}, whose rows are a user's events with many targets,")
+    depth, layers = recipe.base.depth, face.full_depth
+    if depth is not None and layers is not None and depth > layers:
+        raise RecipeError("base.depth is out of range", got=depth, expected=f"1 to {layers} for base {face.name!r}")
+
+
+def _check_log(path: Path, recipe: "Recipe", log: "Interactions", face: "Face | None") -> list[str]:
+    from genre.assembly import usable_events
+    from genre.cli_recipe_row import picture_of_events
+    from genre.rows import EventColumns
+
+    _check_columns(recipe, log)
+    chosen, usable = usable_events(log, recipe)
+    columns = EventColumns(log)
+    valid, test = (chosen.part == 1).sum(), (chosen.part == 2).sum()
+    lines = [f"{path}: {len(log):,} events; {usable.sum():,} train, {valid:,} validate, {test:,} test"]
+    for task in recipe.tasks:
+        if task.label is None:
+            lines.append(f"task {task.name}: next item among {log.catalogue.size:,}, seen items {task.seen}")
+            continue
+        lines.append(_said_of(task.name, task.label, task.labels(columns)[usable], "event"))
+    return lines + ([] if face is None else picture_of_events(recipe, log, usable, face))
+
+
+def _check_texts(path: Path, recipe: "Recipe", texts: "Texts", face: "Face | None") -> list[str]:
+    from genre.cli_recipe_row import picture_of_text
+    from genre.labels import check_labels
+    from genre.text_assembly import usable_texts
+    from genre.text_rows import TextLayout, TextRows
+
+    recipe = recipe.model_copy(update={"tasks": tuple(task.with_classes(texts.labels) for task in recipe.tasks)})
+    chosen, usable = usable_texts(texts, recipe)
+    valid, test = (chosen.part == 1).sum(), (chosen.part == 2).sum()
+    lines = [
+        f"{path}: {len(texts):,} texts in {texts.group_codes.max() + 1:,} groups; {usable.sum():,} train, {valid:,} validate, "
+        f"{test:,} test, no group on two sides"
+    ]
+    sequence = recipe.sequence
+    layout = (
+        TextLayout(None, sequence.text, sequence.instruction, sequence.max_tokens, "mean") if face is None
+        else TextLayout.make(face, text=sequence.text, instruction=sequence.instruction, max_tokens=sequence.max_tokens,
+                             pool=sequence.pool)
+    )  # fmt: skip
+    builder = TextRows(texts, layout)
+    builder.check_columns()
+    for task in recipe.tasks:
+        labels = builder.supervise([task])[task.name][1]
+        check_labels(task, labels, texts, usable)
+        lines.append(_said_of(task.name, task.label or "", labels[usable], "text", classes=task.classes))
+    return lines + ([] if face is None else picture_of_text(recipe, builder, usable, face))
+
+
+def _said_of(name: str, label: str, labels: "np.ndarray", what: str, *, classes: tuple[float | str, ...] | None = None) -> str:
+    """A line on a task's training labels.
+
+    Raises:
+        RecipeError: They tell no two events or texts apart.
+    """
+    known = labels[labels == labels]
+    known = known[known >= 0] if classes is not None else known
+    if not len(known) or known.min() == known.max():
+        raise RecipeError(
+            f"task {name!r}: label {label!r} tells no two training {what}s apart",
+            got="no label" if not len(known) else f"{known[0]:g} for every {what}", todo="change the label",
+        )  # fmt: skip
+    if classes is None:
+        return f"task {name}: {len(known):,} training labels, mean {known.mean():.4f}"
+    shares = ", ".join(f"{value if isinstance(value, str) else f'{value:g}'} {(known == code).mean():.1%}"
+                       for code, value in enumerate(classes[:10]))  # fmt: skip
+    more = f" and {len(classes) - 10} more" if len(classes) > 10 else ""
+    return f"task {name}: {len(known):,} training labels, classes {shares}{more}"
 
 
 def _check_columns(recipe: "Recipe", log: "Interactions") -> None:
     """Every column that the recipe names is there: feedback, item texts, dense columns, the instruction's user columns."""
-    column = recipe.sequence.feedback
-    if column is not None and column not in log.event_columns:
-        raise RecipeError(
-            f"sequence.feedback {column!r} is no column of the log", got=", ".join(log.event_columns) or "none",
-            todo="set sequence.feedback to one of them",
-        )  # fmt: skip
+    from genre.assembly import feedback_column
+
+    feedback_column(recipe, log)
     log.catalogue.texts(list(recipe.sequence.text))
     for name in recipe.encoder.dense:
         log.catalogue.dense(name)
@@ -159,19 +182,3 @@ def _check_columns(recipe: "Recipe", log: "Interactions") -> None:
                 f"sequence.instruction needs the user column {field!r}", got=", ".join(users) or "no user columns",
                 todo="take {" + field + "} out of it, or import the log with --users",
             )  # fmt: skip
-
-
-def _check_base(name: str, depth: int | None) -> None:
-    """Look at what a base says of itself; nothing is loaded or fetched."""
-    from genre import sources
-    from genre.base import find
-
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-            return  # a hub id
-        folder = (sources.prepared_path(name) if name in sources.BASES else find(name)) or folder
-    file = folder / "config.json"
-    layers = json.loads(file.read_text(encoding="utf-8")).get("num_hidden_layers") if file.is_file() else None
-    if depth is not None and layers is not None and depth > layers:
-        raise RecipeError("base.depth is out of range", got=depth, expected=f"1 to {layers} for base {name!r}")

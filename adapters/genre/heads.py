@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from genre.affinity import Affinity, View, ridge, to_unit
 from genre.errors import RecipeError
+from genre.terms import Terms
 
 
 class Head(nn.Module):
@@ -24,6 +25,7 @@ class Head(nn.Module):
     Attributes:
         per_item: Whether the output has one column per catalogue item instead of one score per read.
         sees_items: Whether it looks at item vectors, through a `View`.
+        terms: Of a pooled head that counts words too: what they say, which `count` adds.
     """
 
     per_item = False
@@ -32,6 +34,7 @@ class Head(nn.Module):
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
+        self.terms: Terms | None = None
 
     def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
         """What the head needs of (N, D) item vectors, one row per item; computed once while nothing trains."""
@@ -43,6 +46,10 @@ class Head(nn.Module):
             return tables
         more = self.tables(vectors[len(tables[0]) :])
         return tuple(torch.cat(pair) for pair in zip(tables, more, strict=True))
+
+    def count(self, output: Tensor, tokens: Tensor, lengths: Tensor, numbers: Tensor | None = None) -> Tensor:
+        """The raw output plus what the terms of the rows say: (n,) or (n, C), of (n, T) tokens; see `Terms`."""
+        return output if self.terms is None else output + self.terms(tokens, lengths, numbers).view_as(output)
 
     def score(self, output: Tensor) -> Tensor:
         """What a user reads of the raw output."""
@@ -255,14 +262,18 @@ class VerbalizerHead(Head):
 def make_head(
     name: str, base: Any, *, loss: str, words: tuple[str, ...] | None = None, classes: int = 0, prior: float = 0.5,
     mean: float = 0.0, deviation: float = 1.0, feedback_codes: int = 0, fuse: bool = True, dropout: float = 0.0,
+    terms: Terms | None = None,
 ) -> Head:  # fmt: skip
     """The head that a task names, on a base's width; `fuse` lets it see the user's earlier events.
 
-    `pooled` reads the state of a whole text and is binary, categorical or scalar, as its loss asks.
+    `pooled` reads the state of a whole text and is binary, categorical or scalar, as its loss asks; with `terms` it counts words.
     """
     width, codes = base.hidden_size, feedback_codes if fuse else 0
     if name == "pooled":
         name = {"log_loss": "binary", "cross_entropy": "categorical", "mse": "scalar"}[loss]
+        head = make_head(name, base, loss=loss, classes=classes, prior=prior, mean=mean, deviation=deviation, dropout=dropout)
+        head.terms = terms
+        return head
     if name == "verbalizer":
         return VerbalizerHead(base, words or (), loss=loss, dropout=dropout)
     if name == "binary":

@@ -227,7 +227,10 @@ class Recommender(nn.Module):
         head, chosen = self.heads[task], reads or batch.reads[task]
         state = chosen.of(hidden)
         if self.soft is None or not head.sees_items:
-            return head(state)
+            said = head(state)
+            if head.terms is not None:
+                said = head.count(said, batch.tokens[chosen.rows], batch.lengths[chosen.rows], chosen.events)  # type: ignore[operator]
+            return said
         history, items = batch.history, chosen.items
         if not head.per_item:  # only the items of these rows are looked at
             codes, (history, items) = compact(history, items)

@@ -66,6 +66,8 @@ class SequenceConfig(_Config):
         max_tokens: Of labelled texts: tokens of a row; longer texts are cut (counted).
         pool: Of labelled texts: which states make the text's: their `mean`, or that of the `first` or `last` token; `auto` is
             the mean on an encoder and the last token on a causal base.
+        terms: Of labelled texts: so many tokens and pairs of tokens that heads count beside the text's state (0: none).
+            Training starts at a linear model on their TF-IDF weights, and the base learns what that misses; see `genre.terms`.
     """
 
     item: Literal["text", "token", "both"] = "token"
@@ -75,6 +77,7 @@ class SequenceConfig(_Config):
     max_item_tokens: int = Field(default=24, ge=1, le=512)
     max_tokens: int = Field(default=256, ge=8, le=8192)
     pool: Literal["auto", "mean", "first", "last"] = "auto"
+    terms: int = Field(default=0, ge=0, le=1_000_000)
 
 
 class EncoderConfig(_Config):
@@ -247,7 +250,7 @@ _FOR_LOGS = {
     "sequence": ("item", "feedback", "max_item_tokens"),
     "encoder": tuple(EncoderConfig.model_fields),
 }
-_FOR_TEXTS = {"sequence": ("max_tokens", "pool")}
+_FOR_TEXTS = {"sequence": ("max_tokens", "pool", "terms")}
 
 
 def _of_texts(tasks: Any) -> bool:

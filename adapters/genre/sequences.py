@@ -470,6 +470,14 @@ def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray
     )  # fmt: skip
 
 
+def padded(values: Rows[np.ndarray], filling: int) -> Tensor:
+    """(B, T) int64 from B arrays, filled up at the right."""
+    found = np.full((len(values), max(map(len, values))), filling, dtype=np.int64)
+    for place, own in enumerate(values):
+        found[place, : len(own)] = own
+    return torch.from_numpy(found)
+
+
 def span_means(hidden: Tensor, ends: Tensor, spans: Tensor) -> Tensor:
     """The mean state of a span of each row: (n, T, D), the last token (n,) and the number of tokens (n,) → (n, D) float32."""
     step = torch.arange(hidden.shape[1], device=hidden.device)

@@ -18,6 +18,8 @@ from genre.interactions_splits import Split
 from genre.labels import check_labels, known_labels, name_events
 from genre.model import Recommender
 from genre.recipe import Recipe
+from genre.tasks import Task
+from genre.terms import Terms
 from genre.text_rows import TextLayout, TextRows
 from genre.texts import Texts
 
@@ -104,5 +106,15 @@ def _heads(recipe: Recipe, base: Base, builder: TextRows, usable: np.ndarray) ->
         check_labels(task, labels, builder.texts, usable)
         known = labels[usable & known_labels(labels)]
         extra: dict[str, Any] = {"classes": len(task.classes or ()), "dropout": recipe.train.dropout, **start_of(task, known)}
+        if recipe.sequence.terms:
+            extra["terms"] = _terms(task, labels, builder, usable, recipe.sequence.terms)
         heads[task.name] = make_head(task.head, base, loss=task.loss, **extra)
     return heads
+
+
+def _terms(task: Task, labels: np.ndarray, builder: TextRows, usable: np.ndarray, most: int) -> Terms:
+    """What the terms of the texts that train say of their labels."""
+    trains = np.where(usable, labels, np.nan if labels.dtype.kind == "f" else -1)
+    rows = [row.tokens for row in builder.all_rows]
+    groups = builder.texts.group_codes
+    return Terms.fit(rows, trains, groups, loss=task.loss, classes=len(task.classes or ()), most=most)

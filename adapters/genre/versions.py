@@ -33,6 +33,7 @@ from genre.registry import Registry, Version
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest, check_fit
 from genre.sequences import FeedbackVocabulary, Layout
 from genre.tasks import Task
+from genre.terms import Terms
 from genre.text_assembly import AnyAssembly, TextAssembly
 from genre.text_rows import TextLayout
 
@@ -218,7 +219,7 @@ def read_adapter(
                 encoders[manifest.encoder] = shared
         catalogue = shared.catalogue
     reading: Layout | TextLayout
-    if "pool" in manifest.sequence:
+    if manifest.reads_texts:
         reading, catalogue = TextLayout.restore(base, manifest.sequence), Catalogue(pl.DataFrame(schema={"item_id": pl.String}))
     else:
         base.need_causal(f"{said}, which reads a user's events,")
@@ -289,9 +290,10 @@ def _read_heads(folder: Path, tasks: dict[str, Task], base: Base) -> dict[str, H
         own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
         classes = len(own.get("linear.bias", ())) if task.loss == "cross_entropy" else 0
         codes = len(own.get("affinity.worth", ()))
+        terms = Terms(*own["terms.weight"].shape) if "terms.weight" in own else None
         head = make_head(
             task.head, base, loss=task.loss, words=task.words, classes=classes, feedback_codes=codes,
-            fuse=bool(codes) or "memory.weight" in own,
+            fuse=bool(codes) or "memory.weight" in own, terms=terms,
         )  # fmt: skip
         expected = {key: tuple(value.shape) for key, value in head.state_dict().items()}
         got = {key: tuple(value.shape) for key, value in own.items()}

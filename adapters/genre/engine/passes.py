@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from genre.engine.reading import Reader, read
 from genre.engine.tiers import Resident
 from genre.lanes import Lanes
 from genre.sequences import Sequence as Row
-from genre.sequences import collate
+from genre.sequences import collate, padded
 
 MASKED_ROW_TOKENS = 2048
 MASKED_SQUARES = 2**24
@@ -202,14 +201,6 @@ def embed(base: Base, batch: Sequence[Unit]) -> Tensor:
         at = (feedback >= 0) & mine
         embeds[at] = shared.encoder.feedback_vectors(feedback[at]).to(embeds.dtype)
     return embeds
-
-
-def padded(values: Sequence[np.ndarray], filling: int) -> Tensor:
-    """(B, T) int64 from B arrays, filled up at the right."""
-    found = np.full((len(values), max(map(len, values))), filling, dtype=np.int64)
-    for place, own in enumerate(values):
-        found[place, : len(own)] = own
-    return torch.from_numpy(found)
 
 
 def _lane(unit: Unit) -> tuple[int, int]:

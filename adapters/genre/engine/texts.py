@@ -25,7 +25,7 @@ from genre.engine.tiers import Resident
 from genre.errors import RequestError
 from genre.heads import Head
 from genre.sequences import Sequence as Row
-from genre.sequences import span_means
+from genre.sequences import padded, span_means
 
 
 @dataclass(eq=False)
@@ -120,5 +120,9 @@ def judge(head: Head, rows: Sequence[Row], hidden: Tensor, places: Sequence[int]
         for values in ([row.item_reads for row in rows], [row.spans for row in rows if row.spans is not None])
     )
     state = span_means(hidden[torch.tensor(places, device=hidden.device)], ends, spans)
-    found: np.ndarray = head.score(head(state)).float().cpu().numpy()
+    said = head(state)
+    if head.terms is not None:
+        tokens = padded([row.tokens for row in rows], 0).to(hidden.device)
+        said = head.count(said, tokens, torch.tensor([len(row) for row in rows]))
+    found: np.ndarray = head.score(said).float().cpu().numpy()
     return np.split(found, len(rows))

@@ -10,7 +10,7 @@ command lines.
 from genre.jobs.dry import DryRun, dry_run
 from genre.jobs.encoders import check_leak, encoder_name
 from genre.jobs.evaluating import Figures, evaluate, figures_of, low_layers, measure, restore
-from genre.jobs.places import environment, load_base, open_data, open_log, write_text
+from genre.jobs.places import check_data, environment, load_base, open_data, open_log, write_text
 from genre.jobs.refresh_recipe import RefreshOptions
 from genre.jobs.refreshing import Refreshed, refresh
 from genre.jobs.reliability import draw_reliability
@@ -34,6 +34,7 @@ __all__ = [
     "load_base",
     "low_layers",
     "measure",
+    "check_data",
     "open_data",
     "open_engine",
     "open_log",

@@ -130,6 +130,11 @@ class Manifest(_Frozen):
                 raise ValueError(f"got {parent[:80]!r}; expected a digest or name:version")
         return value
 
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it reads labelled texts, and not a user's events."""
+        return "pool" in self.sequence
+
     @classmethod
     def parse(cls, raw: object, what: str = MANIFEST) -> Self:
         """Validate a decoded manifest.
