@@ -84,6 +84,7 @@ def test_the_estimate_is_made_of_what_was_measured(place, tiny, capsys):
     parts = memory["base"] + memory["trained"] + memory["kept"] + memory["optimizer"]
     assert memory["peak"] == parts + max(memory["step"], memory["evaluation"])
     assert memory["optimizer"] == 2 * memory["trained"] == 8 * own["parameters"]["trained"]
+    assert memory["process"] > memory["peak"]
     assert memory["base"] == 4 * own["parameters"]["base"] and memory["step"] > memory["trained"]
 
 

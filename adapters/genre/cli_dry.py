@@ -48,7 +48,8 @@ def to_json(found: "DryRun", registry: str) -> dict[str, Any]:
         },
         "costs": [
             {
-                "recipes": list(names), "memory_bytes": asdict(cost.memory) | {"peak": cost.memory.peak},
+                "recipes": list(names),
+                "memory_bytes": asdict(cost.memory) | {"peak": cost.memory.peak, "process": cost.peak_bytes},
                 "step": {"seconds": cost.step_seconds, "padded_tokens": cost.tokens},
                 "training_seconds": cost.training_seconds, "evaluation_seconds": cost.evaluation_seconds,
             } for names, cost in found.costs
@@ -82,6 +83,7 @@ def _cost_lines(cost: "Cost", unit: str) -> list[tuple[str, str]]:
     }  # fmt: skip
     return [
         ("memory", f"{_size(memory.peak)} of tensors: " + ", ".join(f"{name} {_size(n)}" for name, n in parts.items())),
+        ("process", f"{_size(cost.peak_bytes)} at most so far, Python and its libraries and all"),
         (unit, f"{cost.step_seconds:.3g} s for {cost.tokens:,} tokens, measured"),
         ("time", f"{_clock(cost.training_seconds)} of training, {_clock(cost.evaluation_seconds)} of evaluation at that pace, "
                  "without metrics and intervals; an early stop makes it shorter"),

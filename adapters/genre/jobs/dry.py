@@ -39,7 +39,7 @@ from genre.training.rehearsal import (
     read_one,
     rehearse,
 )
-from genre.training.state import Stream
+from genre.training.state import Stream, peak_memory_bytes
 from genre.training.together import Due, Group, Member, check_together, waves
 from genre.training.trackers import need_tracker
 from genre.versions import encoder_manifest
@@ -224,10 +224,10 @@ class _Rehearsals:
                 memory, reading = _add(memory, held(lane.loop, step, evaluation)), reading + more
         finally:
             group.close()
-        taken = sum(each.size for each in due)
+        taken, peak = sum(each.size for each in due), peak_memory_bytes(group.base.device)
         whole = sum(plan.padded * plan.epochs for plan in plans)
         assert memory is not None
-        self.costs.append((names, Cost(memory, taken, seconds, seconds / taken * whole, reading)))
+        self.costs.append((names, Cost(memory, taken, seconds, seconds / taken * whole, reading, peak)))
 
     def expect(self, loop: Loop, plan: Plan, encoder: str | None) -> Expected:
         assembly, recipe = loop.assembly, loop.recipe

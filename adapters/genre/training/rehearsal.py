@@ -25,6 +25,7 @@ from genre.model import Recommender
 from genre.prediction import score_batch
 from genre.sequences import Sequence, plan_batches
 from genre.training.loop import Loop
+from genre.training.state import peak_memory_bytes
 
 TEST_TOKENS = 16384
 """Tokens of a batch when the test part is read, as `genre.jobs` reads it."""
@@ -110,6 +111,7 @@ class Cost:
         training_seconds: Of all epochs, at that pace.
         evaluation_seconds: Of reading the validation part after every epoch and the test part once, at the pace of the
             batch that was measured; without metrics and their intervals.
+        peak_bytes: Of the process so far, libraries and all; on CUDA of the device.
     """
 
     memory: Memory
@@ -117,6 +119,7 @@ class Cost:
     step_seconds: float
     training_seconds: float
     evaluation_seconds: float
+    peak_bytes: int
 
     @property
     def seconds(self) -> float:
@@ -162,7 +165,8 @@ def rehearse(loop: Loop, plan: Plan) -> Cost:
     step, seconds = measure(loop.assembly.base.device, lambda: loop.step(rows, 0.0))
     evaluation, reading = read_one(loop, plan)
     return Cost(
-        held(loop, step, evaluation), padded(rows), seconds, seconds / padded(rows) * plan.padded * plan.epochs, reading
+        held(loop, step, evaluation), padded(rows), seconds, seconds / padded(rows) * plan.padded * plan.epochs, reading,
+        peak_memory_bytes(loop.assembly.base.device),
     )  # fmt: skip
 
 
