@@ -126,14 +126,14 @@ def planted_log(*, users: int = 60, items: int = 30, events: int = 24, seed: int
 
 def browsing_log(
     *, users: int = 200, items: int = 48, kinds: int = 4, views: int = 16, offers: int = 4, seed: int = 0, noise: float = 0.1,
-    focus: float = 0.9,
+    focus: float = 0.9, passed: str = "view",
 ) -> Interactions:  # fmt: skip
     """Browsing in, purchases out: a preference that shows only in views and pays in purchases.
 
     Every user has one of `kinds` hidden kinds, and so has every item (no title tells it). First come `views` events with items of
     the user's kind, but for a share 1 - `focus` of any kind; their `behaviour` is `view`, and by chance alone `cart`. Then comes
     one impression of `offers` items, every second one of the user's kind: an item is bought (`purchase`) if the kinds agree, and
-    viewed if not, but for `noise`. Siblings never see each other, users follow each other in time, and every kind has as many
+    `passed` if not, but for `noise`. Siblings never see each other, users follow each other in time, and every kind has as many
     users and items, so neither items' nor users' shares tell anything.
 
     `bought` is 1 or 0 for offers and empty for views: the label of purchases among offers. Knowing both kinds gives an AUC of
@@ -154,7 +154,7 @@ def browsing_log(
         others = draw.choice(np.flatnonzero(kind_of != kind), size=offers // 2, replace=False)
         for place, item in enumerate(draw.permutation([*mine, *others])):
             bought = (kind_of[item] == kind) != (draw.random() < noise)
-            behaviour = "purchase" if bought else "view"
+            behaviour = "purchase" if bought else passed
             rows.append(
                 (f"u{user}", f"i{item}", behaviour, int(bought), f"o{user}", start + 60_000 * (views + 1) + 1_000 * place)
             )

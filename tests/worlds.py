@@ -187,7 +187,7 @@ def kuairec(users: int = 40, videos: int = 24, seed: int = 0) -> None:
 
 def shop_events() -> None:
     """A shop's log as it might come out of a warehouse: what was browsed, offered, put into the cart and bought; milliseconds."""
-    log = browsing_log(users=80, items=24, views=8)
+    log = browsing_log(users=80, items=24, views=8, passed="ignore")
     names = {"user_id": "customer", "item_id": "sku", "behaviour": "action", "impression_id": "list"}
     frame = log.frame.join(log.catalogue.frame, on="item_id").with_columns((pl.col("timestamp") * 1000).alias("at"))
     frame.select(*names, "at", "bought", "title").rename(names).write_csv("shop-events.csv")
