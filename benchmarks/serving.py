@@ -1,7 +1,10 @@
 """The service's bars, on loopback, bounded in count and time: throughput, tail, soak, restarts, stops, document, hostile bodies.
 
     python benchmarks/serving.py --json build/bench/serving.json [--only throughput,latency,…] [--scale 1.0]
-        [--base smollm2-135m] [--depth 4] [--data ml-100k]
+        [--base smollm2-135m] [--depth 4] [--data ml-100k] [--world DIR]
+
+What is served is made first, which takes minutes; `--world` keeps it in a folder for the next run, so that one section can be
+run after the other.
 
 throughput  calls of three rows (three tasks) from 16 clients against the engine in this process with the same rows; alternating.
 latency     calls at 70 % of that throughput, sent by the clock whatever the answers do: arrivals by Poisson, and evenly spaced.
@@ -38,7 +41,7 @@ from genre.engine import Request
 from genre.jobs import environment, write_text
 from serving_hostile import audit_code, foreign, hostile_call, malformed
 from serving_load import TOKEN, Client, Lost, Refused, Server, run_clients
-from serving_world import World, body, make
+from serving_world import World, body, keep, make, reopen
 
 CLIENTS, ROWS, WARM_UP = 16, 3, 3000
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
@@ -319,6 +322,16 @@ NONE = (
 )  # fmt: skip
 
 
+def world_of(options: argparse.Namespace, place: Path) -> World:
+    """What is served: new, or as an earlier run kept it."""
+    folder: Path = options.world or place
+    folder.mkdir(parents=True, exist_ok=True)
+    world = reopen(folder) or make(folder, options.data, options.base, options.depth)
+    if options.world is not None:
+        keep(folder, world)
+    return world
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -328,12 +341,13 @@ def main() -> None:
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--data", default="ml-100k")
+    parser.add_argument("--world", type=Path, help="keep what is served there, or take it from there")
     options = parser.parse_args()
     if unknown := sorted(set(options.only) - set(SECTIONS)):
         parser.error(f"no such section: {', '.join(unknown)}; expected {', '.join(SECTIONS)}")
     result: dict[str, Any] = {"environment": environment(), "scale": options.scale, "ratios": {}, "counts": {}}
     with tempfile.TemporaryDirectory() as place:
-        world = make(Path(place), options.data, options.base, options.depth)
+        world = world_of(options, Path(place))
         for name in options.only:
             found = SECTIONS[name](world, Path(place), options.scale)
             print(name, json.dumps(found), flush=True)

@@ -30,6 +30,7 @@ TASKS: dict[str, dict[str, Any]] = {
 VERSIONS = 2
 CANDIDATES = 10
 TOLERANCE = 2e-4
+KEPT = "world.json"
 
 Row = dict[str, Any]
 
@@ -82,6 +83,23 @@ class World:
 
 def _name(item: Any) -> str:
     return item if isinstance(item, str) else str(item["title"])
+
+
+def reopen(folder: Path) -> World | None:
+    """The world that `keep` wrote into a folder; None if there is none."""
+    file = folder / KEPT
+    if not file.exists():
+        return None
+    kept = json.loads(file.read_text())
+    expected = {(digest, place): scores for digest, place, scores in kept.pop("expected")}
+    return World(folder / "registry", Path(kept.pop("data")), expected=expected, **kept)
+
+
+def keep(folder: Path, world: World) -> None:
+    """Write down a world that was made in a folder, so that the next run need not make it."""
+    kept = {name: getattr(world, name) for name in ("base", "versions", "rows")}
+    expected = [[digest, place, scores] for (digest, place), scores in world.expected.items()]
+    (folder / KEPT).write_text(json.dumps({**kept, "data": str(world.data), "expected": expected}))
 
 
 def make(folder: Path, data: str, base_name: str, depth: int | None, *, rows: int = 48) -> World:
