@@ -106,5 +106,5 @@ def _open(
     service = Service(Engine(loaded, store, lanes=lanes, data=log, batch_tokens=settings.batch_tokens), settings, state=kept)
     for ref, why in others.items():
         service.log.write("not served", level="warning", ref=ref, why=why)
-    service.start(refs)
+    service.start(refs, found=not adapters)
     return service

@@ -42,6 +42,10 @@ def test_wrong_input_is_one_line(folders, tmp_path, capsys, monkeypatch):
     assert "canary cannot be used" in refuse(capsys, *here, "--canary", "like=2")
     assert "a canary needs the name's production to be served: got nope" in refuse(capsys, *here, "--canary", "nope=0.5")
     assert "timeout_s cannot be used: got 0.0" in refuse(capsys, *here, "--timeout", 0)
+    assert "--state cannot be used" in refuse(capsys, *here, "--state", tmp_path / "none" / "state.json")
+    assert "--state cannot be used" in refuse(capsys, *here, "--state", tmp_path)
+    (tmp_path / "state.json").write_text("{}[")
+    assert "remove it to begin anew" in refuse(capsys, *here, "--state", tmp_path / "state.json")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -54,7 +58,18 @@ def test_wrong_input_is_one_line(folders, tmp_path, capsys, monkeypatch):
 @pytest.mark.slow  # four processes that import torch
 def test_a_process_serves_its_registry_and_comes_back_after_a_kill_with_the_same_aliases(folders, tmp_path):
     registry, data, base = folders
-    arguments = ("--registry", registry.url, "--base", base, "--data", str(data), "--drain", "0")
+    arguments = (
+        "--registry",
+        registry.url,
+        "--base",
+        base,
+        "--data",
+        str(data),
+        "--drain",
+        "0",
+        "--state",
+        str(tmp_path / "state.json"),
+    )
     log = tmp_path / "log.jsonl"
     row = {"adapter": "like", "user_id": "u3", "candidates": ["i0"]}
     with Process(log, *arguments, token=TOKEN) as process:
@@ -63,10 +78,15 @@ def test_a_process_serves_its_registry_and_comes_back_after_a_kill_with_the_same
         assert [one["ref"] for one in served] == ["like@production", "next_item@production", "rating@production"]
         (before,) = httpx.post(process.url + "/v1/score", json={"requests": [row]}).json()["responses"]
         assert httpx.post(process.url + "/v1/admin/promote", json={"ref": "like"}, headers=ADMIN).status_code == 200
+        for act, ref in (("load", "rating"), ("unload", "rating@production")):
+            done = httpx.post(process.url + f"/v1/admin/{act}", json={"ref": ref}, headers=ADMIN)
+            assert done.json()["remembered"] is True
+        served = httpx.get(process.url + "/v1/adapters").json()["adapters"]
         assert process.end(signal.SIGKILL) == -signal.SIGKILL
     with Process(log, *arguments) as process:
         process.ready()
         again = httpx.get(process.url + "/v1/adapters").json()["adapters"]
+        assert [one["ref"] for one in again] == ["like@production", "next_item@production", "rating"]
         assert [(one["ref"], one["digest"], one["aliases"]) for one in again] == [
             (one["ref"], one["digest"], one["aliases"]) for one in served
         ]

@@ -375,3 +375,25 @@ def test_titles_do_not_bring_back_what_was_unloaded(trained, registry):
         assert service.lookup.titles(gone.catalogue).of("i0") == "love 0"
         assert client.get("/v1/items", params={"q": "love 0"}).json()["items"] == [{"item_id": "i0", "title": "love 0"}]
         assert engine.resident().keys() == {"rating@production"}
+
+
+def test_what_was_found_and_does_not_load_is_left_out_and_what_was_named_is_not(trained, registry, foreign, tmp_path):
+    from genre.serving import Service, Settings
+    from genre.serving.state import StateFile
+
+    registry.promote(foreign, "production")
+    refs = ["like@production", "rating@production"]
+    for state in (None, StateFile(tmp_path / "state.json")):
+        with open_engine(trained, registry) as engine:
+            log = io.StringIO()
+            service = Service(engine, Settings.make(), stream=log, state=state)
+            service.start(refs, found=True)
+            service.stop()
+            assert [served.ref for served in service.fleet.all()] == ["rating@production"]
+            (told,) = [json.loads(line) for line in log.getvalue().splitlines() if '"not served"' in line]
+            assert told["ref"] == "like@production" and "base.fingerprint" in told["why"]
+    assert json.loads((tmp_path / "state.json").read_text())["unloaded"] == []  # nobody unloaded it: it may load next time
+    with open_engine(trained, registry) as engine:
+        for given, found in ((refs, False), (["like@production"], True)):
+            with pytest.raises(genre.errors.ManifestError, match="base.fingerprint"):
+                Service(engine, Settings.make(), stream=io.StringIO()).start(given, found=found)

@@ -73,7 +73,7 @@ def test_what_cannot_be_served_again_is_told_and_can_be_forgotten(begin, tmp_pat
     log = io.StringIO()
     with begin(stream=log) as client:
         assert refs(client) == ["like@production", "next_item", "rating@production"]
-        assert log.getvalue().count('"event": "not served again"') == 2 and "no adapter 'gone'" in log.getvalue()
+        assert log.getvalue().count('"event": "not served"') == 2 and "no adapter 'gone'" in log.getvalue()
         act(client, "load", ref="like")
         assert "gone@production" in (tmp_path / "state.json").read_text()  # it may come back
         act(client, "unload", ref="gone@production")

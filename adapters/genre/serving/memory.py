@@ -9,7 +9,7 @@ A remembered reference that cannot be loaded any more is told in the log and doe
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from genre.errors import GenreError
 from genre.registry.names import PRODUCTION
@@ -33,17 +33,25 @@ class Memory:
         self._shares: dict[str, float] = {}
         self._saving = threading.Lock()
 
-    def start(self, refs: Iterable[str], shares: Mapping[str, float]) -> None:
+    def start(self, refs: Sequence[str], shares: Mapping[str, float], *, found: bool = False) -> None:
         """Serve what the command line names, as operators have changed it.
+
+        Args:
+            refs: What is to be served.
+            shares: Canaries.
+            found: Nobody named `refs`, they were found in the registry: what cannot be loaded is told and left out, if
+                anything else can.
 
         Raises:
             GenreError: Something that the command line names cannot be served.
         """
         kept = State() if self.file is None else self.file.state
-        self._given = frozenset(refs)
-        for ref in refs:
-            if ref not in kept.unloaded:
+        wanted = [ref for ref in refs if ref not in kept.unloaded]
+        left_out = [ref for ref in wanted if not self._again(ref, self._load(ref))] if found else []
+        for ref in wanted:
+            if not found or left_out == wanted:
                 self.fleet.add(ref)
+        self._given = frozenset(refs).difference(left_out)
         self._missing = {ref for ref in kept.loaded if ref not in self._given and not self._again(ref, self._load(ref))}
         self._shares = {name: held.share for name, held in kept.canary.items() if held.share is not None}
         for name, share in (dict(shares) | self._shares).items():
@@ -63,7 +71,7 @@ class Memory:
         try:
             do()
         except GenreError as error:
-            self.log.write("not served again", level="warning", what=what, error=str(error))
+            self.log.write("not served", level="warning", ref=what, why=str(error))
             return False
         return True
 

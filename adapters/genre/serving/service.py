@@ -61,13 +61,17 @@ class Service:
         self._end = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="genre-following", daemon=True)
 
-    def start(self, refs: list[str]) -> None:
+    def start(self, refs: list[str], *, found: bool = False) -> None:
         """Load what is to be served and begin to score and to follow.
+
+        Args:
+            refs: References.
+            found: Nobody named them, they were found in the registry: what cannot be loaded is left out.
 
         Raises:
             GenreError: A reference cannot be served; nothing has started then.
         """
-        self.memory.start(refs, self.settings.canary)
+        self.memory.start(refs, self.settings.canary, found=found)
         for served in self.fleet.all():
             self.log.write("serving", ref=served.ref, version=served.version.version, digest=served.version.digest)
         self.batcher.start()
