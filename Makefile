@@ -23,6 +23,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 slow: $(STAMP)
+	$(BIN)/pip install --quiet --editable ".[ray]"
 	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)

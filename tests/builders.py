@@ -1,5 +1,8 @@
 """Small recipes, models and versions that several test modules build on."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,3 +98,14 @@ def with_values(log: Interactions, **columns: dict[int, Any]) -> Interactions:
     changed = Interactions.from_frame(frame.drop("row"), items=log.catalogue.frame, users=log.users, name="changed")
     assert np.array_equal(changed.timestamps, log.timestamps)  # nobody moved
     return changed
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes: what a full disk does, for this process alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

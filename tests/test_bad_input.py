@@ -1,13 +1,12 @@
 """Bad input ends in one line that says what, got, expected and what to do; exit code 2, or 1 for a failed job; and no litter."""
 
 import json
-import resource
 import shutil
-from contextlib import contextmanager
 
 import pytest
 import yaml
 
+from builders import disk_of
 from fakes import make_base
 from genre import cli
 
@@ -66,17 +65,6 @@ def contains(text, *parts):
     for part in parts:
         assert part in text
     return True
-
-
-@contextmanager
-def disk_of(size):
-    """No file can grow beyond `size` bytes: what a full disk does, for this process alone."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 LOGS = {
@@ -174,7 +162,7 @@ COMMANDS = {
     "score --data shop --input nope --output out": "no such input file: got nope; expected JSON lines of requests",
     "score --data shop --input like.yaml --output out": "no row of the input is a request: got like.yaml",
     "score --data shop --input like.yaml --output out --lanes 0": "--lanes is too small: got 0; expected 1 or more",
-    "score --data shop --input like.yaml --output out --engine nope": "no such engine: got --engine nope; expected local",
+    "score --data shop --input like.yaml --output out --engine nope": "no such engine: got --engine nope; expected local or ray",
     "recipe new likes --data shop": "unknown kind of task: got likes; expected like, rating, next_item",
     "recipe new like --data shop": "the file exists: got like.yaml; expected a new file; name another with --out",
     "registry promote like production --floor auc=2": "misses the floor in like.auc: got",

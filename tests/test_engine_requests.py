@@ -8,8 +8,7 @@ from builders import LIKE, publish_stirred, recipe
 from genre.base import Base
 from genre.engine import Engine, Request
 from genre.errors import RequestError
-from genre.jobs import read_requests, stream
-from genre.progress import Reporter
+from genre.jobs import RequestFile, Scorer, read_row
 
 ODD = [
     None, 5, -1, 0, True, 1.5, float("nan"), float("inf"), 10**30, "x", "", "\x00", [], [1], ["i0"], [None], [[]], [{}], {},
@@ -67,7 +66,8 @@ def test_text_that_is_no_unicode_fails_in_its_own_row(engine, tmp_path, row):
     """JSON may hold half a surrogate pair, which no UTF-8 file can."""
     lines = [json.dumps(row), json.dumps({"id": "good", "adapter": "like", "history": [], "candidates": ["i0"]})]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
-    requests = read_requests(tmp_path / "in.jsonl")
-    assert stream(engine, requests, 2, tmp_path / "out.jsonl", reporter=Reporter.silent()) == (2, 1)
-    bad, good = map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())
+    with RequestFile(tmp_path / "in.jsonl") as file:
+        answers = Scorer(engine).answer(map(read_row, file.lines()))
+    assert (answers.rows, answers.errors) == (2, 1)
+    bad, good = map(json.loads, answers.text.decode("utf-8").splitlines())
     assert "error" in bad and good["id"] == "good" and len(good["results"]) == 1

@@ -19,6 +19,7 @@ from genre import (
     cli_recommend,
     cli_refresh,
     cli_registry,
+    cli_score,
     cli_serve,
     cli_tune,
 )
@@ -190,46 +191,7 @@ def evaluate(
 
 
 app.command()(cli_recommend.recommend)
-
-
-@app.command()
-def score(
-    source: Annotated[Path, typer.Option("--input", metavar="FILE", help="JSON lines of requests.")],
-    output: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines of results.")],
-    data: Annotated[
-        str | None,
-        typer.Option("--data", metavar="DIR", help="A data set folder or name; rows with texts, or a history, need none."),
-    ] = None,
-    registry: RegistryOption = "registry",
-    engine: Annotated[str, typer.Option(help="local: an engine in this process.")] = "local",
-    lanes: Annotated[int, typer.Option(help="Adapters that are resident at once.")] = 16,
-    base: BaseOption = None,
-) -> None:
-    """Score a file of requests; a bad row gives an error row, nothing is dropped."""
-    if engine != "local":
-        raise InputError("no such engine", got=f"--engine {engine}", expected="local")
-    if lanes < 1:
-        raise InputError("--lanes is too small", got=lanes, expected="1 or more")
-    if not source.is_file():
-        raise InputError("no such input file", got=source, expected="JSON lines of requests")
-    check_file(output, "--output")
-    from genre import jobs
-    from genre.interactions import Interactions
-
-    try:
-        requests = jobs.read_requests(source)
-    except UnicodeDecodeError as error:
-        raise InputError("the input is no UTF-8 text", got=f"{source}: {error.reason}", expected="JSON lines") from None
-    refs = [request.adapter for request in requests if not isinstance(request, dict)]
-    if not refs:
-        raise InputError(
-            "no row of the input is a request", got=source, expected='{"adapter": …, "history": […], "k": 10} or "texts"'
-        )
-    log = None if data is None else jobs.open_data(data)
-    known = log if isinstance(log, Interactions) else None  # texts come with their rows
-    running = jobs.open_engine(registry, list(dict.fromkeys(refs)), known, base=base, lanes=lanes)
-    written, failed = jobs.stream(running, requests, len(requests), output)
-    print(f"{written} rows in {output}, {failed} of them errors")
+app.command()(cli_score.score)
 
 
 app.command()(cli_merge.merge)

@@ -19,6 +19,8 @@ from genre.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from genre.jobs import Results
+
 
 def console(*, stderr: bool = False) -> "Console":
     """Return a console; piped output is as wide as it needs to be, so that no line is broken."""
@@ -109,3 +111,10 @@ def write_result(path: Path | None, value: Any) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def say_written(results: "Results") -> None:
+    """How much was written; beside rows on standard output it goes to standard error."""
+    where = sys.stderr if results.path is None else sys.stdout
+    earlier = f" ({results.earlier} from before)" if results.earlier else ""
+    print(f"{results.rows} rows in {results}{earlier}, {results.errors} of them errors", file=where)

@@ -5,13 +5,12 @@ Owns: who is asked for (a user, all of them, or one who is known by a few titles
     genre recommend next_item@production --data ml-100k --liked "Toy Story" --liked "Aladdin" --liked "Lion King" -k 5
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli_output import check_file, show_list, write_result
+from genre.cli_output import check_file, say_written, show_list, write_result
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +31,10 @@ def recommend(
         ),
     ] = None,
     all_users: Annotated[bool, typer.Option("--all-users", help="Every user, one JSON line each, to --output.")] = False,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="The JSON lines file of --all-users.")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The JSON lines file of --all-users; - is standard output.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last user of an unfinished output.")] = False,
     k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
     task: Annotated[str | None, typer.Option(help="Which task of a joint adapter.")] = None,
     where: Annotated[
@@ -58,28 +60,27 @@ def recommend(
         raise InputError("name one user or all", got=got, expected="--user ID, --liked TITLE or --all-users --output F")
     if all_users and output is None:
         raise InputError("--all-users needs a file", got="no --output", expected="--output F", todo="name a JSON lines file")
+    if not all_users and (output is not None or resume):
+        raise InputError("--output and --resume go with --all-users", got="one user", todo="give --json FILE instead")
     if k < 1:
         raise InputError("-k is too small", got=k, expected="1 or more")
     check_file(json_file, "--json")
-    check_file(output, "--output")
     from genre import jobs
     from genre.engine import Request
     from genre.titles import Titles
 
     asked = Request(ref, history=[], k=k, task=task, where=where, diversity=diversity)
     asked.check()
+    if output is not None:
+        _all(asked, data, output, registry, base, resume=resume)
+        return
     log = jobs.open_log(data)
     titles = Titles(log.catalogue)
     found = [titles.find(title) for title in liked or ()]
     if user is not None:
         log.user_code(user)
     engine = jobs.open_engine(registry, [ref], log, base=base)
-    if not all_users:
-        _one(engine, asked, titles, user=user, liked=found, json_file=json_file)
-        return
-    assert output is not None
-    written, failed = jobs.stream(engine, _every(asked, log.user_ids), len(log.user_ids), output)
-    print(f"{written} rows in {output}, {failed} of them errors")
+    _one(engine, asked, titles, user=user, liked=found, json_file=json_file)
 
 
 def _one(
@@ -103,7 +104,19 @@ def _one(
     write_result(json_file, response.to_json())
 
 
-def _every(asked: "Request", users: list[str]) -> "Iterator[Request]":
+def _all(asked: "Request", data: str, output: str, registry: str, base: str | None, *, resume: bool) -> None:
     from dataclasses import replace
 
-    return (replace(asked, history=None, user_id=one, id=one) for one in users)
+    from genre import jobs
+    from genre.progress import Reporter
+    from genre.registry import Registry
+
+    with jobs.Results.open(output, resume=resume) as results:
+        if not results.whole:
+            log = jobs.open_log(data)
+            meant = jobs.exact_refs(Registry(registry), results)
+            scorer = jobs.Scorer(jobs.open_engine(registry, [asked.adapter], log, base=base), meant)
+            requests = (replace(asked, history=None, user_id=one, id=one) for one in log.user_ids)
+            blocks = jobs.batched(results.after(requests, lambda request: request.id), jobs.CHUNK_ROWS)
+            jobs.write_all(results, map(scorer.answer, blocks), Reporter.for_terminal(), total=len(log.user_ids))
+    say_written(results)

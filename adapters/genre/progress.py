@@ -11,15 +11,34 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 
 class Bar:
-    """Progress through a known number of steps; `show` is called at most every `every_s` seconds."""
+    """Progress through steps; `show` is called at most every `every_s` seconds.
 
-    def __init__(self, label: str, total: int, show: Callable[["Bar"], None], every_s: float) -> None:
+    Args:
+        label: What is done.
+        total: How many steps there are; None if that is not known.
+        show: Shows the bar.
+        every_s: Seconds between two calls of it.
+        share: How much is done, 0 to 1, where the total is not known; itself None if that is not known either.
+        done: Steps that were done before.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int | None,
+        show: Callable[["Bar"], None],
+        every_s: float,
+        *,
+        share: Callable[[], float | None] | None = None,
+        done: int = 0,
+    ) -> None:
         self.label, self.total, self.show, self.every_s = label, total, show, every_s
-        self.done, self.skipped, self.tokens = 0, 0, 0
+        self.done, self.skipped, self.tokens, self.before = done, 0, 0, done
+        self._share = share or (lambda: None)
         self.loss: float | None = None
         self.begun = self.shown = time.perf_counter()
 
@@ -32,30 +51,51 @@ class Bar:
             self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         self.tokens += tokens
         now = time.perf_counter()
-        if now - self.shown >= self.every_s or self.done >= self.total:
+        if now - self.shown >= self.every_s or (self.total is not None and self.done >= self.total):
             self.shown = now
             self.show(self)
 
     def text(self) -> str:
         """Steps, loss, tokens per second and time left."""
         seconds = max(time.perf_counter() - self.begun, 1e-9)
+        if self.total is None:
+            return self._open_ended(seconds)
         parts = [f"{self.label}  {self.done}/{self.total}"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
         if self.tokens:
             parts.append(f"{self.tokens / seconds:,.0f} tokens/s")
-        fresh = self.done - self.skipped if self.loss is not None else self.done
+        fresh = self.done - self.before - (self.skipped if self.loss is not None else 0)
         if fresh > 0:
-            left = int(seconds / fresh * (self.total - self.done))
-            parts.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+            parts.append(_left(seconds / fresh * (self.total - self.done)))
         return "  ".join(parts)
+
+    @property
+    def share(self) -> float | None:
+        """How much is done, 0 to 1; None if that is not known."""
+        return self.done / self.total if self.total else self._share()
+
+    def _open_ended(self, seconds: float) -> str:
+        """Steps, steps per second, and the share and time left if the share is known."""
+        fresh, share = self.done - self.before, self.share
+        parts = [f"{self.label}  {self.done:,} rows", f"{fresh / seconds:,.1f} rows/s"]
+        if share:
+            parts.insert(1, f"{share:.0%}")
+            if fresh:
+                parts.append(_left(seconds / fresh * self.done * (1 - share) / share))
+        return "  ".join(parts)
+
+
+def _left(seconds: float) -> str:
+    left = int(seconds)
+    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
 
 
 class Reporter:
     """Where a job's lines and bars go."""
 
-    def __init__(self, write: Callable[[str], None], *, live: bool = False) -> None:
-        self.write, self.live = write, live
+    def __init__(self, write: Callable[[str], None], *, live: bool = False, stream: TextIO | None = None) -> None:
+        self.write, self.live, self.stream = write, live, stream
 
     @classmethod
     def silent(cls) -> "Reporter":
@@ -63,24 +103,33 @@ class Reporter:
         return cls(lambda text: None)
 
     @classmethod
-    def for_terminal(cls) -> "Reporter":
-        """Bars on standard error if it is a terminal, a plain line every ten seconds otherwise."""
-        return cls(lambda text: print(text, file=sys.stderr, flush=True), live=sys.stderr.isatty())
+    def for_terminal(cls, stream: TextIO | None = None) -> "Reporter":
+        """Bars on standard error (or another stream) if it is a terminal, a plain line every ten seconds otherwise."""
+        live = (stream or sys.stderr).isatty()
+        return cls(lambda text: print(text, file=stream or sys.stderr, flush=True), live=live, stream=stream)
 
     def line(self, text: str) -> None:
         """One line of its own."""
         self.write(text)
 
     @contextmanager
-    def bar(self, label: str, total: int) -> Iterator[Bar]:
-        """A bar for the time of the block."""
+    def bar(
+        self, label: str, total: int | None, *, share: Callable[[], float | None] | None = None, done: int = 0
+    ) -> Iterator[Bar]:
+        """A bar for the time of the block; see `Bar`."""
         if not self.live:
-            yield Bar(label, total, lambda bar: self.write(bar.text()), every_s=10.0)
+            yield Bar(label, total, lambda bar: self.write(bar.text()), 10.0, share=share, done=done)
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
+        console = Console(file=self.stream) if self.stream else Console(stderr=True)
         columns: list[Any] = [BarColumn(bar_width=24), TextColumn("{task.description}")]
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task(label, total=total)
-            yield Bar(label, total, lambda bar: progress.update(task, completed=bar.done, description=bar.text()), every_s=0.1)
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(label, total=None)
+
+            def show(bar: Bar) -> None:
+                known = bar.share is not None
+                progress.update(task, completed=bar.share or 0.0, total=1.0 if known else None, description=bar.text())
+
+            yield Bar(label, total, show, 0.1, share=share, done=done)

@@ -1,21 +1,85 @@
-"""Files of requests through an engine: read, score block by block, write."""
+"""Requests through an engine: answered chunk by chunk, written as they are done.
 
+Owns: the way from rows to lines of results, which engine answers them. Ignores: where requests come from, where results go.
+
+    engine = open_engine("registry", ["like@production"], log)
+    with Results.open(Path("out.jsonl")) as results:
+        write_all(results, map(Scorer(engine).answer, batched(requests, CHUNK_ROWS)), Reporter.for_terminal(), total=943)
+"""
+
+import contextlib
 import json
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from genre.errors import RegistryError
-from genre.files import atomic
+from genre.errors import GenreError, InputError, InterruptedJobError, NotFoundError, RegistryError
 from genre.interactions import Interactions
-from genre.jobs.places import load_base
+from genre.jobs.places import load_base, open_data
+from genre.jobs.request_file import Line, Row, chunks, read_row
+from genre.jobs.results_file import Results
 from genre.progress import Reporter
 from genre.registry import Registry
 
+T = TypeVar("T")
+LOOK_ROWS = 1_000
+LOOK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers to some rows, as whole lines in their order; `share` of the input ends with them, if that is known."""
+
+    text: bytes
+    rows: int
+    errors: int
+    share: float | None = None
+
+
+class Scorer:
+    """Answers rows with one engine.
+
+    Args:
+        engine: The engine.
+        meant: What references are to mean: exact references. Others mean what they mean at their first use.
+    """
+
+    def __init__(self, engine: Any, meant: Mapping[str, str] | None = None) -> None:
+        self.engine = engine
+        self._meant = dict(meant or {})
+
+    def answer(self, rows: Iterable[Row]) -> Answers:
+        """One line for each row: an answer, or an error of its own."""
+        rows = list(rows)
+        good = [row for row in rows if not isinstance(row, dict)]
+        for ref in {request.adapter for request in good} & self._meant.keys():
+            exact = self._meant.pop(ref)
+            with contextlib.suppress(GenreError):  # then it is the rows' own error
+                self.engine.swap(ref, exact)
+        answers = iter(self.engine.score(good))
+        found = [row if isinstance(row, dict) else next(answers).to_json() for row in rows]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        return Answers(text.encode("utf-8", "backslashreplace"), len(found), sum("error" in row for row in found))
+
+    def answer_lines(self, chunk: Sequence[Line]) -> Answers:
+        """The same for the lines of a request file."""
+        return replace(self.answer(map(read_row, chunk)), share=chunk[-1].share)
+
+
+def open_users(data: str | None) -> Interactions | None:
+    """The log in which a `user_id` is looked up; None without one, and for labelled texts, which come with their rows.
+
+    Raises:
+        DataError: There is no such data set.
+    """
+    log = None if data is None else open_data(data)
+    return log if isinstance(log, Interactions) else None
+
 
 def open_engine(
-    registry: str | Path, refs: list[str], log: Interactions | None, *, base: str | None = None, lanes: int = 16
+    registry: str | Path, refs: Iterable[str], log: Interactions | None, *, base: str | None = None, lanes: int = 16
 ) -> Any:
     """An engine on the base of the first reference that means something; the others fail in their own rows.
 
@@ -26,72 +90,111 @@ def open_engine(
     from genre.engine import Engine
 
     store = Registry(registry)
+    return Engine(load_base(first_known(store, refs), base), store, lanes=lanes, data=log)
+
+
+def first_known(store: Registry, refs: Iterable[str]) -> Any:
+    """The manifest of the first reference that means something.
+
+    Raises:
+        NotFoundError: None does.
+    """
     errors: list[RegistryError] = []
     for ref in refs:
         try:
-            manifest = store.resolve(ref).manifest
+            return store.resolve(ref).manifest
         except RegistryError as error:
             errors.append(error)
-        else:
-            return Engine(load_base(manifest, base), store, lanes=lanes, data=log)
     raise errors[0]
 
 
-def read_requests(path: Path) -> list[Any]:
-    """Requests of a JSON lines file; a row that cannot be read is its error row, with its id where it has one."""
-    from genre.engine import Request
-    from genre.errors import RequestError
+def look_ahead(lines: Iterator[Line], name: str) -> tuple[list[str], Iterator[Line]]:
+    """The references of the first rows, and all lines again.
 
-    rows: list[Any] = []
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            row: Any = None
-            try:
-                row = json.loads(line)
-                rows.append(Request.from_json(row))
-            except RequestError as error:
-                rows.append({"id": row.get("id") if isinstance(row, dict) else None, "error": f"line {number}: {error}"})
-            except (ValueError, RecursionError) as error:
-                rows.append({"id": None, "error": f"line {number} is no JSON: {error}"})
-    return rows
+    Args:
+        lines: Of a request file.
+        name: The file's, for the message.
 
-
-def stream(
-    engine: Any,
-    requests: Iterable[Any],
-    total: int,
-    output: Path,
-    *,
-    at_once: int = 64,
-    reporter: Reporter | None = None,
-) -> tuple[int, int]:
-    """Score requests block by block into a JSON lines file that appears when it is whole.
-
-    Returns:
-        Rows written, and how many of them are errors.
+    Raises:
+        InputError: None of the first 1,000 rows (fewer if they are very long) is a request.
     """
-    written = failed = 0
-    say = reporter or Reporter.for_terminal()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        atomic(output) as aside,
-        aside.open("w", encoding="utf-8", errors="backslashreplace") as file,
-        say.bar("scoring", total) as bar,
-    ):
-        for block in batched(requests, at_once):
-            good = [request for request in block if not isinstance(request, dict)]
-            answers = iter(engine.score(good))
-            for request in block:
-                row = request if isinstance(request, dict) else next(answers).to_json()
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                written, failed = written + 1, failed + ("error" in row)
-            bar.advance(len(block))
-    return written, failed
+    head: list[Line] = []
+    refs: dict[str, None] = {}
+    first: Row | None = None
+    for chunk in chunks(lines):
+        head += chunk
+        for row in map(read_row, chunk):
+            if not isinstance(row, dict):
+                refs[row.adapter] = None
+            first = first or row
+        if len(head) >= LOOK_ROWS or sum(len(line.raw) for line in head) > LOOK_BYTES:
+            break
+    if not refs:
+        raise InputError(
+            "no row of the input is a request", got=f"{name}: {first['error'] if isinstance(first, dict) else 'no rows'}",
+            expected='{"adapter": …, "history": […], "k": 10} or "texts"',
+        )  # fmt: skip
+    return list(refs), chain(head, lines)
 
 
-def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def exact_refs(store: Registry, results: Results) -> dict[str, str]:
+    """What the references of an earlier run's rows mean in this one: the same versions.
+
+    Raises:
+        NotFoundError: One of them has left the registry.
+    """
+    exact = {ref: f"{ref.partition('@')[0].partition(':')[0]}:{digest[:12]}" for ref, digest in results.meant.items()}
+    for ref in exact.values():
+        try:
+            store.resolve(ref)
+        except NotFoundError as error:
+            todo = f"remove {results.part} to begin anew"
+            raise NotFoundError(f"the unfinished output was written with {ref}", got=str(error), todo=todo) from None
+    return exact
+
+
+def row_id(line: Line) -> Any:
+    """The id that a line's answer has."""
+    row = read_row(line)
+    return row["id"] if isinstance(row, dict) else row.id
+
+
+def write_all(
+    results: Results,
+    answers: Iterable[Answers],
+    reporter: Reporter,
+    *,
+    total: int | None = None,
+) -> None:
+    """Write answers as they come; a job that ends early says what it leaves.
+
+    Args:
+        results: Where they go.
+        answers: In the order of the rows.
+        reporter: Where progress goes.
+        total: Rows in all, those of an earlier run too, if known.
+
+    Raises:
+        InterruptedJobError: Ctrl-C.
+        GenreError: What the answers or the output raised.
+    """
+    if results.earlier:
+        reporter.line(f"going on after {results.earlier} rows")
+    each = Answers(b"", 0, 0)
+    try:
+        with reporter.bar("scoring", total, share=lambda: each.share, done=results.earlier) as bar:
+            for each in answers:
+                results.write(each.text, rows=each.rows, errors=each.errors)
+                bar.advance(each.rows)
+    except KeyboardInterrupt:
+        raise InterruptedJobError("interrupted", todo=results.kept) from None
+    except GenreError as error:
+        if results.kept and results.kept not in str(error):
+            reporter.line(results.kept)
+        raise
+
+
+def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of at most `size` values."""
     values = iter(values)
     while block := list(islice(values, size)):

@@ -1,0 +1,179 @@
+"""Files of requests: the lines of a file, of gzip or of standard input, in chunks of bounded size.
+
+Owns: which bytes are a row, what of a row that cannot be read. Ignores: engines, what becomes of the answers.
+
+    with RequestFile("requests.jsonl.gz") as file:
+        for chunk in chunks(file.lines()):
+            rows = [read_row(line) for line in chunk]       # requests, and error rows where a line cannot be read
+
+A row is a line that is not blank. Memory is bounded by the longest line and the size of a chunk, whatever the file's size.
+"""
+
+import gzip
+import io
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+from genre.errors import InputError, RequestError
+
+if TYPE_CHECKING:
+    from genre.engine import Request
+
+STANDARD = "-"
+LINE_BYTES = 64 * 2**20
+CHUNK_ROWS = 64
+CHUNK_BYTES = 8 * 2**20
+
+Row: TypeAlias = "Request | dict[str, Any]"
+"""A request, or the error row of a line that is none."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line that is not blank.
+
+    Attributes:
+        number: Its place in the file, from 1; blank lines count.
+        begin: The byte of the (decompressed) file at which it begins.
+        raw: Its bytes; one more than `LINE_BYTES` of them if it is too long.
+        share: How much of the file ends with it, 0 to 1; None if the file's size is not known. Of gzip about so much.
+    """
+
+    number: int
+    begin: int
+    raw: bytes
+    share: float | None = None
+
+
+class RequestFile:
+    """An open request file.
+
+    Args:
+        source: A path, or `-` for standard input. Content that is gzip is decompressed, whatever its name.
+
+    Attributes:
+        compressed: Whether it is gzip.
+
+    Raises:
+        InputError: There is nothing to read.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.name = "standard input" if str(source) == STANDARD else str(source)
+        if str(source) != STANDARD:
+            _check_there(Path(source))
+        self._raw: Any = sys.stdin.buffer if str(source) == STANDARD else Path(source).open("rb")  # noqa: SIM115
+        regular = os.path.isfile(source) and str(source) != STANDARD
+        self._size = os.path.getsize(source) if regular else 0
+        if not hasattr(self._raw, "peek"):
+            self._raw = io.BufferedReader(self._raw)
+        self.compressed = self._raw.peek(2)[:2] == b"\x1f\x8b"
+        self._file: BinaryIO = gzip.GzipFile(fileobj=self._raw) if self.compressed else self._raw  # type: ignore[assignment]
+
+    def __enter__(self) -> "RequestFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._raw is not sys.stdin.buffer:
+            self._file.close()
+            self._raw.close()
+
+    def need_plain(self) -> None:
+        """Check that several processes can each read a part of it.
+
+        Raises:
+            InputError: It is gzip, standard input or a pipe.
+        """
+        if self.compressed or not self._size:
+            kind = "gzip" if self.compressed else "a stream"
+            raise InputError(
+                "workers read parts of the input", got=f"{self.name}, {kind}", expected="a plain file",
+                todo="unpack or save it first, or use --engine local",
+            )  # fmt: skip
+
+    def lines(self, begin: int = 0, number: int = 1) -> Iterator[Line]:
+        """The lines that are not blank, from a byte on (of a plain file), which is that of line `number`.
+
+        Raises:
+            InputError: The file is damaged; the lines before the damage have been given.
+        """
+        if begin:
+            self._file.seek(begin)
+        while True:
+            raw = self._read_line(number)
+            if not raw:
+                return
+            size = len(raw)
+            while size > LINE_BYTES and not raw.endswith(b"\n"):
+                rest = self._read_line(number)
+                size += len(rest)
+                if not rest or rest.endswith(b"\n"):
+                    break
+            if raw.strip():
+                yield Line(number, begin, raw, self._share())
+            begin, number = begin + size, number + 1
+
+    def _share(self) -> float | None:
+        return min(self._raw.tell() / self._size, 1.0) if self._size else None
+
+    def _read_line(self, number: int) -> bytes:
+        try:
+            return self._file.readline(LINE_BYTES + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(
+                f"the input is damaged in line {number}", got=f"{self.name}: {error}", expected="whole gzip",
+                todo="fetch or pack the file again",
+            ) from None  # fmt: skip
+
+
+def chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    """Lists of `CHUNK_ROWS` lines, fewer where they hold more than `CHUNK_BYTES`; what stands before damage comes first."""
+    chunk: list[Line] = []
+    size = 0
+    try:
+        for line in lines:
+            chunk.append(line)
+            size += len(line.raw)
+            if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
+                yield chunk
+                chunk, size = [], 0
+    except InputError:
+        if chunk:
+            yield chunk
+        raise
+    if chunk:
+        yield chunk
+
+
+def read_row(line: Line) -> Row:
+    """The request of a line; if it holds none its error row, with its id where it has one."""
+    from genre.engine import Request
+
+    row: Any = None
+    try:
+        if len(line.raw) > LINE_BYTES:
+            raise RequestError("too long", got="more bytes", expected=f"at most {LINE_BYTES:,}")
+        row = json.loads(line.raw.decode("utf-8-sig" if line.number == 1 else "utf-8"))
+        return Request.from_json(row)
+    except RequestError as error:
+        return {"id": row.get("id") if isinstance(row, dict) else None, "error": f"line {line.number}: {error}"}
+    except UnicodeDecodeError as error:
+        return {"id": None, "error": f"line {line.number} is no UTF-8 text: {error.reason}"}
+    except (ValueError, RecursionError) as error:
+        return {"id": None, "error": f"line {line.number} is no JSON: {error}"}
+
+
+def _check_there(path: Path) -> None:
+    if path.is_dir():
+        raise InputError("the input is a folder", got=path, expected="JSON lines of requests")
+    if not path.exists():
+        raise InputError("no such input file", got=path, expected="JSON lines of requests, or - for standard input")
+    if not os.access(path, os.R_OK):
+        raise InputError("the input cannot be read", got=path, expected="a file that you may read")
