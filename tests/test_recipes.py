@@ -47,7 +47,7 @@ def test_the_readme_lists_them_all():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_recipe_trains(file, place, capsys):
-    """Only what makes it small is overridden: the base, its depth, the steps, and the collaborative vectors' size."""
+    """Only what makes it small is overridden: the base, its depth, the steps."""
     recipe = Recipe.read(file)
     assert recipe.name == file.stem
     prepare_world(file)

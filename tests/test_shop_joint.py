@@ -6,7 +6,9 @@ import types
 import pytest
 
 import genre
+from builders import recipe
 from fakes import browsing_log
+from genre.interactions_splits import TEST, split
 from genre.recipe import Recipe
 from standins import ROOT
 
@@ -20,14 +22,14 @@ SETTINGS = [
 def validated(tiny, folder, *, seed: int, joint: bool) -> tuple[float, int]:
     """The best validation AUC of `buy`, and the steps that it took; of the recipe, or of its first task alone."""
     log = browsing_log(users=160, items=32, views=12, passed="ignore", seed=seed)
-    recipe = Recipe.read(ROOT / "recipes" / "shop_joint.yaml", [*SETTINGS, f"base.name={tiny}", f"train.seed={seed}"])
-    recipe = recipe if joint else recipe.model_copy(update={"tasks": recipe.tasks[:1]})
+    both = Recipe.read(ROOT / "recipes" / "shop_joint.yaml", [*SETTINGS, f"base.name={tiny}", f"train.seed={seed}"])
+    wanted = both if joint else both.model_copy(update={"tasks": both.tasks[:1]})
     base, passes = genre.Base.load(str(tiny), depth=2), []
     forward = base.body.forward
     base.body.forward = types.MethodType(lambda _, *given, **named: passes.append(1) or forward(*given, **named), base.body)
-    run = genre.train(recipe, log=log, base=base, folder=folder)
+    run = genre.train(wanted, log=log, base=base, folder=folder)
     report = json.loads((run.root / "metrics.json").read_text())["validation"]
-    assert {key.split(".")[0] for key in report[0]} - {"epoch", "step"} == {task.name for task in recipe.tasks}
+    assert {key.split(".")[0] for key in report[0]} - {"epoch", "step"} == {task.name for task in wanted.tasks}
     return max(epoch["buy.auc"] for epoch in report), report[-1]["step"], len(passes)
 
 
@@ -40,6 +42,25 @@ def compare(tiny, folder, seed):
 def test_browsing_teaches_what_is_bought(tiny, tmp_path):
     joint, single = compare(tiny, tmp_path, seed=0)
     assert joint > single + 0.03, (joint, single)
+
+
+def test_what_is_bought_next_is_asked_of_purchases_alone(tiny, tmp_path):
+    """A next-item task with a label: only events where it holds are targets, and everything before them is their history."""
+    log = browsing_log(users=60, items=24, views=8, passed="ignore")
+    task = {"name": "next_purchase", "kind": "next_item", "label": "behaviour == 'purchase'", "seen": "kept"}
+    wanted = recipe(tiny, task, sequence={"instruction": "", "feedback": "behaviour"}, train={"epochs": 1})
+    registry, base = genre.Registry(tmp_path / "registry"), genre.Base.load(str(tiny))
+    run = genre.train(wanted, log=log, base=base, registry=registry, folder=tmp_path / "run")
+    bought = (split(log, wanted.data.split).part == TEST) & (log.column("behaviour") == "purchase")
+    figures = run.metrics["next_purchase"], *run.baselines["next_purchase"].values()
+    assert 0 < bought.sum() < (split(log, wanted.data.split).part == TEST).sum()
+    assert {figure["n"] for found in figures for figure in found.values()} == {bought.sum()}
+    engine = genre.Engine(base, registry, data=log)
+    try:
+        (answer,) = engine.score([genre.Request(registry.publish(run).ref, user_id="u3", k=3)])
+        assert len(answer.results) == 3 and answer.error is None
+    finally:
+        engine.close()
 
 
 @pytest.mark.slow  # six more pairs of runs

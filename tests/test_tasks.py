@@ -79,6 +79,7 @@ WRONG_TASKS = [
     ({"head": "catalogue"}, "kind 'feedback' does not go with head 'catalogue': next_item needs catalogue"),
     ({"label": None}, "a feedback task needs a label, for example: label: rating > 3"),
     ({"label": "> 3"}, "a label cannot be read: got '> 3'"),
+    ({"kind": "next_item", "head": "catalogue", "loss": "cross_entropy", "label": "> 3"}, "a label cannot be read: got '> 3'"),
     ({"loss": "mse"}, "head 'binary' takes loss log_loss, not 'mse'"),
     ({"head": "scalar"}, "head 'scalar' takes loss mse, not 'log_loss'"),
     ({"head": "categorical"}, "head 'categorical' takes loss cross_entropy, not 'log_loss'"),

@@ -97,7 +97,8 @@ class Task(BaseModel):
     Attributes:
         name: Its name in metrics and requests.
         kind: `feedback` reads the item slot, `next_item` reads the feedback slot, `text` a labelled text as a whole.
-        label: For feedback and text tasks, `column` or `column OP literal`.
+        label: For feedback and text tasks, `column` or `column OP literal`. For next_item, which events are targets: those
+            where it holds (`behaviour == 'purchase'`); all of them without one. What comes before a target is its history anyway.
         head: How the hidden state becomes a score.
         loss: `log_loss`, `mse` or `cross_entropy`.
         weight: Its share in the sum of losses of a joint adapter.
@@ -146,9 +147,9 @@ class Task(BaseModel):
             raise ValueError(
                 f"kind {self.kind!r} does not go with head {self.head!r}: next_item needs catalogue, and text needs pooled"
             )
-        if self.kind != "next_item":
-            if not self.label:
-                raise ValueError(f"a {self.kind} task needs a label, for example: label: rating > 3")
+        if self.kind != "next_item" and not self.label:
+            raise ValueError(f"a {self.kind} task needs a label, for example: label: rating > 3")
+        if self.label:
             parse_label(self.label)
         if self.loss not in _LOSSES_OF_HEAD[self.head]:
             raise ValueError(f"head {self.head!r} takes loss {' or '.join(_LOSSES_OF_HEAD[self.head])}, not {self.loss!r}")
