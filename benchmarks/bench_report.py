@@ -10,7 +10,8 @@ BARS = {
     "text_vs_prompts": 10, "token_vs_prompts": 60, "time_to_quality": 10, "lanes_16_vs_base": 0.93, "lanes_16_vs_peft_mixed": 1.6,
     "lanes_16_vs_one_by_one": 2.4, "branches_vs_prompts": 16, "branches_vs_kv_cache": 1.5, "tasks_4_shared": 1.8,
     "candidates_1000": 20, "lanes_64_of_1000": 0.6, "swap_throughput": 0.9, "adapter_vs_full_throughput": 1.25,
-    "fused_vs_peft_throughput": 1.15, "together_4_vs_one_after_the_other": 1.0,
+    "text_vs_peft": 1.0, "token_vs_peft": 1.0, "mixed_vs_peft": 1.0, "mixed_vs_vllm": 1.0, "mixed_five_vs_adapterhub": 1.0,
+    "mixed_five_vs_peft": 1.0, "candidates_vs_vllm": 1.0, "candidates_vs_peft": 1.0, "fused_vs_peft_throughput": 1.15, "together_4_vs_one_after_the_other": 1.0,
 }  # fmt: skip
 CEILINGS = {
     "memory_64_overhead": 0.10, "int8_linear_memory": 0.27, "int8_metric_loss": 0.01, "swap_ms_p99": 100, "failed": 0, "mixed": 0,
@@ -103,6 +104,11 @@ def growth(figures: dict[str, Any]) -> dict[str, Any]:
     return plots
 
 
+def absent(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Peers that could not run: the part, the peer, the error."""
+    return [(part, peer, error) for part, found in figures.get("errors", {}).items() for peer, error in found.items()]
+
+
 def write_report(out: Path) -> Path:
     """Write the page and the Markdown summary beside it."""
     found = load(out)
@@ -112,7 +118,7 @@ def write_report(out: Path) -> Path:
         "bench.html", found=found, table=table, methods=figures.get("baselines", {}).get("tasks", {}),
         quality=quality(figures.get("baselines", {})), ways=figures.get("adapter_vs_full", {}).get("tasks", {}),
         parameters=parameters(figures.get("adapter_vs_full", {})), copies=copies(figures.get("adapter_vs_full", {})),
-        growth=growth(figures.get("scaling", {})),
+        growth=growth(figures.get("scaling", {})), absent=absent(figures.get("peers", {})), peers=figures.get("peers", {}),
     )  # fmt: skip
     (out / "report.html").write_text(page, encoding="utf-8")
     (out / "summary.md").write_text(summary(found, table), encoding="utf-8")
@@ -131,4 +137,5 @@ def summary(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> st
             aim = "" if row["aim"] is None else f"{row['better']} {row['aim']:g}{'' if row['met'] else ' (missed)'}"
             lines.append(f"| {row['figure'].replace('_', ' ')} | {row['value']:.3g} | {aim} |")
         lines += ["", f"Command: `{entry['command']}`", ""]
+        lines += [f"{peer} could not run in `{part}`: {error}\n" for part, peer, error in absent(entry["figures"])]
     return "\n".join(lines)

@@ -26,6 +26,7 @@ SUITE: dict[str, dict[str, list[str]]] = {
     "registry": {"quick": ["--scale", "0.05"], "full": []},
     "scaling": {"quick": ["--quick"], "full": []},
     "serving": {"quick": ["--scale", "0.02", "--depth", "2"], "full": []},
+    "peers": {"full": []},
     "baselines": {"full": []},
     "cold_items": {"full": []},
     "ablation": {"full": []},

@@ -10,7 +10,8 @@ from builders import LIKE, NEXT, RATING, Trained, recipe
 from fakes import make_base, planted_log
 from genre.interactions import Interactions
 
-REAL_DATA = {"test_sources_real", "test_baselines_ml100k", "test_quickstart"}  # these read the user's cache
+# These read the user's cache.
+REAL_DATA = {"test_sources_real", "test_baselines_ml100k", "test_quickstart", "test_registry_vllm_server"}
 
 
 @pytest.fixture(scope="session", autouse=True)

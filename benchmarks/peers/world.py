@@ -1,0 +1,150 @@
+"""What all peers are asked: a base, adapters in PEFT's format, token ids; and the job file that says where they are.
+
+Adapters are of `like_text` with random weights: cost and sameness matter here, quality does not.
+
+    build/peers/world/
+        job.json                      # Job
+        registry/                     # ours: the same adapters as versions
+        base-10/  base-4/             # the base's first layers as transformers folders, for inference and for training
+        seven/a00 … a15, five/a00 …   # PEFT folders: all seven linears of a layer; the five that AdapterHub can adapt
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import genre
+from genre.assembly import assemble
+from genre.registry import Registry, truncate_base
+from genre.registry.manifest import Cost
+from genre.sources import prepare_base
+from genre.versions import adapter_manifest, write_adapter
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "like_text.yaml"
+ROWS, TOKENS, RANK = 16, 128, 8
+HISTORY, CANDIDATES = 420, 100
+PROMPTS = 1024
+FIVE = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
+
+Job = dict[str, Any]
+
+
+def build(folder: Path, log: genre.Interactions, *, depth: int, training_depth: int) -> Job:
+    """Write everything into a new folder; the job.
+
+    Args:
+        folder: Removed and made again.
+        log: ML-100K.
+        depth: Layers for inference.
+        training_depth: Layers for training.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    whole = prepare_base("smollm2-135m")
+    for layers in {depth, training_depth}:
+        truncate_base(whole, layers, folder / f"base-{layers}")
+    base = genre.Base.load(str(whole), depth=depth)
+    registry = Registry(folder / "registry")
+    sets = {"seven": "all-linear", "five": json.dumps(FIVE)}
+    adapters = {name: _publish(folder, name, targets, log, base, registry) for name, targets in sets.items()}
+    recipe = genre.Recipe.read(RECIPE, [f"base.depth={depth}", "data.max_events=100"])
+    assembly = assemble(recipe, log, base)
+    try:
+        words = [int(word) for word in assembly.model.heads["like"].get_buffer("word_ids")]
+        layout, texts = assembly.builder.layout, assembly.builder.texts
+        mixed = rows_of_length(log, layout, texts, TOKENS, ROWS)
+        scored = candidates_of(log, layout, texts)
+    finally:
+        assembly.model.release()
+    job = {
+        "base": str(folder / f"base-{depth}"), "training_base": str(folder / f"base-{training_depth}"), "rank": RANK,
+        "alpha": recipe.adapter.alpha, "words": words, "depth": depth, "training_depth": training_depth,
+        "adapters": adapters, "registry": str(folder / "registry"), "mixed": mixed, "candidates": scored,
+        "training": {"tokens_per_step": 2048, "learning_rate": 1e-3, **prompts_of(log)},
+    }  # fmt: skip
+    (folder / "job.json").write_text(json.dumps(job))
+    return job
+
+
+@torch.no_grad()
+def _publish(
+    folder: Path, name: str, targets: str, log: genre.Interactions, base: genre.Base, registry: Registry
+) -> list[dict[str, str]]:
+    """So many adapters with random weights, as versions and as PEFT folders."""
+    overrides = [
+        f"base.depth={base.depth}",
+        f"name={name}",
+        f"adapter.targets={targets}",
+        f"adapter.rank={RANK}",
+        "data.max_events=100",
+    ]
+    assembly = assemble(genre.Recipe.read(RECIPE, overrides), log, base)
+    draw, found = torch.Generator().manual_seed(0), []
+    try:
+        for number in range(ROWS):
+            for label, value in assembly.model.lora_parameters():
+                scale = 0.02 if label.endswith("lora_B") else value.shape[1] ** -0.5
+                value.copy_(scale * torch.randn(value.shape, generator=draw))
+            place = folder / "aside" / f"{name}{number:02}"
+            write_adapter(place, assembly)
+            manifest = adapter_manifest(assembly, encoder=None, cost=Cost(), metrics={})
+            version = registry.publish(place, manifest.model_copy(update={"name": f"{name}{number:02}"}))
+            registry.export(version, folder / name / f"a{number:02}", base=base.folder)
+            shutil.rmtree(folder / name / f"a{number:02}" / "base")
+            found.append({"ref": version.ref, "folder": str(folder / name / f"a{number:02}")})
+    finally:
+        assembly.model.release()
+    return found
+
+
+def rows_of_length(log: genre.Interactions, layout: Any, texts: Any, length: int, count: int) -> list[dict[str, Any]]:
+    """Histories with one candidate that are exactly so many tokens long, of different users."""
+    found: list[dict[str, Any]] = []
+    for user in log.user_ids:
+        events = log.history(user)
+        for size in range(8, min(len(events), 16)):
+            row = _row(log, layout, texts, events[:size], [events[size]["item_id"]])
+            if len(row.tokens) == length:
+                history, candidate = events[:size], events[size]["item_id"]
+                found.append({"ids": row.tokens.tolist(), "history": history, "candidate": candidate})
+                break
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"only {len(found)} users have a row of {length} tokens")
+
+
+def candidates_of(log: genre.Interactions, layout: Any, texts: Any) -> dict[str, Any]:
+    """A history of about 420 tokens, and 100 items after it."""
+    user = max(log.user_ids, key=lambda each: len(log.history(each)))
+    events, size = log.history(user), 1
+    while len(_row(log, layout, texts, events[: size + 1], []).tokens) <= HISTORY:
+        size += 1
+    some = np.random.default_rng(0).choice(log.catalogue.size, CANDIDATES, replace=False)
+    items = [log.catalogue.item_ids[code] for code in some]
+    row = _row(log, layout, texts, events[:size], items)
+    ends = [*(row.candidate_reads + 1).tolist()]
+    parts = [row.tokens[a:b].tolist() for a, b in zip([row.trunk, *ends[:-1]], ends, strict=True)]
+    return {"history_ids": row.tokens[: row.trunk].tolist(), "candidate_ids": parts, "history": events[:size], "items": items}
+
+
+def _row(log: genre.Interactions, layout: Any, texts: Any, history: list[dict[str, Any]], items: list[str]) -> Any:
+    codes = log.catalogue.codes([event["item_id"] for event in history])
+    given = layout.feedback.encode(np.array([event["rating"] for event in history], dtype=np.float64))
+    return layout.build(layout.prefix({}), codes, given, texts=texts, candidates=log.catalogue.codes(items))
+
+
+def prompts_of(log: genre.Interactions) -> dict[str, Any]:
+    """One prompt per target in TALLRec's format, as token ids with the answer's token."""
+    from genre.assembly import usable_events
+    from training import Prompts
+
+    labels = (log.column("rating") > 3).astype(np.float64)
+    prompts = Prompts(log, labels)
+    train = np.flatnonzero(usable_events(log, genre.Recipe.read(RECIPE))[1])
+    chosen = np.random.default_rng(0).permutation(train)[:PROMPTS]
+    answers = prompts.answers.tolist()
+    rows = [{"ids": prompts.ids(int(event)), "answer": answers[int(labels[event])]} for event in chosen]
+    return {"words": answers, "prompts": rows}

@@ -1,0 +1,84 @@
+"""A small server that speaks as much of vLLM's API as the client asks for; stock PEFT on the exported base answers.
+
+It tokenizes with the exported tokenizer and gives log-probabilities among the allowed tokens, or (`raw`) among all.
+"""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Served:
+    """The exported base with the exported adapter."""
+
+    def __init__(self, folder: Path, *, raw: bool) -> None:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from genre.base import quiet
+
+        with quiet():
+            self.tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+            base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
+            self.model = PeftModel.from_pretrained(base, folder / "adapter").eval()
+        self.raw = raw
+        self.prompts: list[list[int]] = []
+
+    def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"tokens": self.tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"])["input_ids"]}
+
+    @torch.no_grad()
+    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        assert (body["max_tokens"], body["temperature"], body["return_tokens_as_token_ids"]) == (1, 1.0, True)
+        choices = []
+        for place, ids in enumerate(body["prompt"]):
+            self.prompts.append(ids)
+            logits = self.model(torch.tensor([ids])).logits[0, -1]
+            if not self.raw:
+                kept = torch.full_like(logits, float("-inf"))
+                kept[body["allowed_token_ids"]] = logits[body["allowed_token_ids"]]
+                logits = kept
+            best = torch.log_softmax(logits, -1).topk(body["logprobs"])
+            top = {f"token_id:{i}": v for i, v in zip(best.indices.tolist(), best.values.tolist(), strict=True)}
+            choices.append({"index": place, "logprobs": {"top_logprobs": [top]}})
+        return {"choices": choices[::-1]}  # in any order
+
+
+@contextmanager
+def lora_server(folder: Path, *, raw: bool = False) -> Iterator[tuple[str, Served]]:
+    """The server's URL on loopback, and what it serves."""
+    served = Served(folder, raw=raw)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            answers = {"/tokenize": served.tokenize, "/v1/completions": served.complete}
+            known = body.get("model") == json.loads((folder / "prompt.json").read_text())["model"]
+            answer = answers[self.path](body) if known else {"error": "no such model"}
+            data = json.dumps(answer).encode()
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", served
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
