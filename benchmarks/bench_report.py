@@ -11,7 +11,8 @@ BARS = {
     "lanes_16_vs_one_by_one": 2.4, "branches_vs_prompts": 16, "branches_vs_kv_cache": 1.5, "tasks_4_shared": 1.8,
     "candidates_1000": 20, "lanes_64_of_1000": 0.6, "swap_throughput": 0.9, "adapter_vs_full_throughput": 1.25,
     "text_vs_peft": 1.0, "token_vs_peft": 1.0, "mixed_vs_peft": 1.0, "mixed_vs_vllm": 1.0, "mixed_five_vs_adapterhub": 1.0,
-    "mixed_five_vs_peft": 1.0, "candidates_vs_vllm": 1.0, "candidates_vs_peft": 1.0, "fused_vs_peft_throughput": 1.15, "together_4_vs_one_after_the_other": 1.0,
+    "mixed_five_vs_peft": 1.0, "candidates_vs_vllm": 1.0, "candidates_vs_peft": 1.0,
+    "fused_vs_peft_throughput": 1.15, "together_4_vs_one_after_the_other": 1.0,
 }  # fmt: skip
 CEILINGS = {
     "memory_64_overhead": 0.10, "int8_linear_memory": 0.27, "int8_metric_loss": 0.01, "swap_ms_p99": 100, "failed": 0, "mixed": 0,
@@ -130,12 +131,14 @@ def summary(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> st
     lines = []
     for name, entry in found.items():
         own = sorted((row for row in table if row["benchmark"] == name), key=lambda row: row["met"] is not False)
+        missing = [f"{peer} could not run in `{part}`: {error}\n" for part, peer, error in absent(entry["figures"])]
         if not own:
+            lines += missing
             continue
         lines += ["| figure | measured | aim |", "|---|---|---|"]
         for row in own:
             aim = "" if row["aim"] is None else f"{row['better']} {row['aim']:g}{'' if row['met'] else ' (missed)'}"
             lines.append(f"| {row['figure'].replace('_', ' ')} | {row['value']:.3g} | {aim} |")
         lines += ["", f"Command: `{entry['command']}`", ""]
-        lines += [f"{peer} could not run in `{part}`: {error}\n" for part, peer, error in absent(entry["figures"])]
+        lines += missing
     return "\n".join(lines)

@@ -9,9 +9,9 @@ mixed_five  the same on the five linears that AdapterHub's `adapters` can adapt:
 candidates  100 candidates by their titles on a history of 420 tokens, 10 layers: vLLM with prefix caching, PEFT with a KV cache.
 
 Environments are made under build/peers/NAME once. Every side is a process of its own that answers "run one round", so that
-rounds alternate although libraries differ (`peers/rounds.py`). Answers are compared first: a peer whose probabilities differ is
-not timed. A peer that cannot be installed or run is listed in `errors`, with the exception's line. `ratios.X_vs_PEER` is our
-throughput against the peer's, the median over rounds; it is above 1 where we are ahead.
+rounds alternate although libraries differ (`peers/rounds.py`). Answers are compared first: a peer whose log-odds differ by more
+than 0.01 is not timed. A peer that cannot be installed or run is listed in `errors`, with the exception's line. `ratios.X_vs_PEER`
+is our throughput against the peer's, the median over rounds; it is above 1 where we are ahead.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from genre.jobs import environment, open_log, write_text
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-TOLERANCE = 1e-3
+TOLERANCE = 1e-2
 TORCH = "torch==2.13.0"
 
 
@@ -158,7 +158,7 @@ def opened(part: str, job: Path, options: argparse.Namespace, errors: dict[str, 
                 stack.callback(side.close)
                 off = max(abs(a - b) for a, b in zip(wanted, side.answers, strict=True))
                 if off > TOLERANCE:
-                    raise PeerError(f"its answers differ from ours by {off:.2g} in probability; expected at most {TOLERANCE:g}")
+                    raise PeerError(f"its answers differ from ours by {off:.2g} in log-odds; expected at most {TOLERANCE:g}")
                 sides[name] = side
             except PeerError as error:
                 errors[name] = str(error)

@@ -37,7 +37,7 @@ def mixed(job: dict[str, Any]) -> Part:
     @torch.inference_mode()
     def answers() -> list[float]:
         logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
-        return torch.sigmoid(logits[:, words[-1]] - logits[:, words[0]]).tolist()
+        return (logits[:, words[-1]] - logits[:, words[0]]).tolist()
 
     return Part(answers, lambda: float(len(answers())))
 

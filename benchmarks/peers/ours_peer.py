@@ -3,6 +3,7 @@
 Peers are given token ids; here a round begins at a request's history and ends at its scores.
 """
 
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -50,7 +51,7 @@ def asking(job: dict[str, Any], requests: list[Request]) -> Part:
         found = engine.score(requests)
         if errors := [answer.error for answer in found if answer.error]:
             raise RuntimeError(errors[0])
-        return [scored.score for answer in found for scored in answer.results]
+        return [math.log(scored.score) - math.log1p(-scored.score) for answer in found for scored in answer.results]
 
     return Part(answers, lambda: float(len(answers())))
 
@@ -76,7 +77,7 @@ def training(name: str) -> Any:
             for prompt in prompts:
                 hidden = base.hidden(base.embedding(torch.tensor([prompt["ids"]])))[:, -1]
                 logits = base.word_logits(hidden, words)[0]
-                found.append(float(torch.sigmoid(logits[-1] - logits[0])))
+                found.append(float(logits[-1] - logits[0]))
             return found
 
         return Part(answers, lambda: float(sum(loop.step() for _ in range(STEPS))))

@@ -24,9 +24,9 @@ def load(folder: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def chances(logits: torch.Tensor, words: list[int]) -> list[float]:
-    """Probability of the last word against the first, of (n, V) logits."""
-    return torch.sigmoid(logits[:, words[-1]] - logits[:, words[0]]).tolist()
+def odds(logits: torch.Tensor, words: list[int]) -> list[float]:
+    """Log-odds of the last word against the first, of (n, V) logits."""
+    return (logits[:, words[-1]] - logits[:, words[0]]).tolist()
 
 
 def adapted(job: dict[str, Any], kind: str) -> tuple[Any, list[str]]:
@@ -50,7 +50,7 @@ def mixed(kind: str) -> Any:
         @torch.inference_mode()
         def answers() -> list[float]:
             found = model(input_ids=ids, adapter_names=names, use_cache=False, logits_to_keep=1)
-            return chances(found.logits[:, -1], job["words"])
+            return odds(found.logits[:, -1], job["words"])
 
         return Part(answers, lambda: float(len(answers())))
 
@@ -75,7 +75,7 @@ def candidates(job: dict[str, Any]) -> Part:
             padded = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids in some])
             hidden = model.base_model.model.model(input_ids=padded, past_key_values=cache, use_cache=True).last_hidden_state
             last = hidden[torch.arange(len(some)), torch.tensor([len(ids) - 1 for _, ids in some])]
-            found |= zip([number for number, _ in some], chances(model.lm_head(last), job["words"]), strict=True)
+            found |= zip([number for number, _ in some], odds(model.lm_head(last), job["words"]), strict=True)
         return [found[number] for number in range(len(rows))]
 
     return Part(answers, lambda: float(len(answers())))
@@ -96,7 +96,7 @@ def training(job: dict[str, Any]) -> Part:
     def answers() -> list[float]:
         model.eval()
         found = model(**collate(prompts[:16]), use_cache=False).logits[:, -2]
-        return chances(found, own["words"])
+        return odds(found, own["words"])
 
     return Part(answers, loop.go)
 

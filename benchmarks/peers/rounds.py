@@ -2,7 +2,7 @@
 
 The driver starts `python peft.py JOB PART`, which opens the part, gives its answers, warms up, and then says one line a round:
 
-    {"answers": [0.52, 0.49, …], "versions": {"peft": "0.21.2", …}}
+    {"answers": [-2.13, 0.48, …], "versions": {"peft": "0.21.2", …}}
     ← go
     {"seconds": 1.31, "work": 16}
 
@@ -28,7 +28,7 @@ class Part:
     """What a peer does for one measure.
 
     Attributes:
-        answers: Probabilities, to be compared before anything is timed.
+        answers: Log-odds of the last label word against the first, to be compared before anything is timed.
         go: One round; returns how much was done (rows, candidates, targets). It may return (work, seconds) if only a part of
             it is to be counted.
     """

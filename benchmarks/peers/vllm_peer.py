@@ -4,7 +4,6 @@ Prompts are token ids, one token is asked for among the label words, and their l
 emptied before every round, so that nothing is answered from an earlier one; within a round of candidates it is on.
 """
 
-import math
 import os
 from typing import Any
 
@@ -25,7 +24,7 @@ def load(job: dict[str, Any], **options: Any) -> Any:
 
 
 def asking(llm: Any, job: dict[str, Any], prompts: list[list[int]], adapters: list[Any]) -> Any:
-    """A function that gives the probability of the last label word for each prompt."""
+    """A function that gives the log-odds of the last label word for each prompt."""
     no, yes = job["words"][0], job["words"][-1]
     how = SamplingParams(
         max_tokens=1, temperature=1.0, logprobs=len(job["words"]), allowed_token_ids=job["words"], detokenize=False
@@ -35,7 +34,7 @@ def asking(llm: Any, job: dict[str, Any], prompts: list[list[int]], adapters: li
         llm.reset_prefix_cache()
         found = llm.generate([{"prompt_token_ids": ids} for ids in prompts], how, lora_request=adapters, use_tqdm=False)
         shares = [answer.outputs[0].logprobs[0] for answer in found]
-        return [1 / (1 + math.exp(share[no].logprob - share[yes].logprob)) for share in shares]
+        return [share[yes].logprob - share[no].logprob for share in shares]
 
     return ask
 
@@ -51,7 +50,7 @@ def mixed(job: dict[str, Any]) -> Part:
 def candidates(job: dict[str, Any]) -> Part:
     """Candidates on one history by one adapter."""
     own = job["candidates"]
-    llm = load(job, max_loras=1, enable_prefix_caching=True, block_size=16)
+    llm = load(job, max_loras=1, enable_prefix_caching=True, block_size=32)
     adapter = LoRARequest("a0", 1, job["adapters"]["seven"][0]["folder"])
     prompts = [own["history_ids"] + ids for ids in own["candidate_ids"]]
     ask = asking(llm, job, prompts, [adapter] * len(prompts))

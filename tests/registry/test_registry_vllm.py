@@ -25,6 +25,10 @@ STARS = {"head": "verbalizer", "words": ["1", "2", "3", "4", "5"]}
 TEXT: dict[str, Any] = {"sequence": {"item": "text", "text": ["title"], "instruction": "Of {age}:"}, "encoder": {"use": "none"}}
 
 
+def first_layer(wanted: genre.Recipe) -> genre.Recipe:
+    return wanted.model_copy(update={"base": wanted.base.model_copy(update={"depth": 1})})
+
+
 class World:
     """An adapter with two verbalizer tasks on the first of two layers, and its export."""
 
@@ -32,7 +36,7 @@ class World:
         self.log, self.tiny, self.folder = log, tiny, folder
         self.registry = genre.Registry(folder / "registry", cache=folder / "cache")
         tasks = [LIKE | WORDS, RATING | STARS]
-        wanted = recipe(tiny, *tasks, name="texts", base={"depth": 1}, data={"max_events": 6}, **TEXT)
+        wanted = first_layer(recipe(tiny, *tasks, name="texts", data={"max_events": 6}, **TEXT))
         self.base = genre.Base.load(str(tiny), depth=1)
         self.version = publish_stirred(self.registry, wanted, log, self.base, folder / "texts")
         self.out = self.registry.export(self.version, folder / "out", to="vllm", base=tiny, tar=True)
@@ -139,7 +143,7 @@ def test_what_vllm_cannot_answer_is_refused(world: World, trained: Trained, tmp_
     refused(trained.registry, "like", r"like cannot be served by vLLM: got soft tokens \(sequence.item: token\); expected .*text")
     refused(trained.registry, "encoder-planted", "got a behaviour encoder")
     refused(world.registry, "texts", "needs its base beside it", None)
-    mixed = recipe(world.tiny, LIKE | WORDS, RATING, name="mixed", base={"depth": 1}, **TEXT)
+    mixed = first_layer(recipe(world.tiny, LIKE | WORDS, RATING, name="mixed", **TEXT))
     publish_stirred(world.registry, mixed, world.log, genre.Base.load(str(world.tiny), depth=1), tmp_path / "mixed")
     refused(world.registry, "mixed", "got head scalar of task 'rating'; expected head verbalizer")
     plain = genre.Registry(tmp_path / "registry", cache=tmp_path / "cache")

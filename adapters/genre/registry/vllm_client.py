@@ -155,6 +155,8 @@ class Client:
 
     def _tokens(self, text: str) -> list[int]:
         """Token ids by the server's own tokenizer, each text once."""
+        if not text:
+            return []
         if text not in self._ids:
             body = {"model": self.prompt["model"], "prompt": text, "add_special_tokens": False}
             self._ids[text] = self._post("/tokenize", body)["tokens"]
