@@ -10,8 +10,8 @@ candidates  100 candidates by their titles on a history of 420 tokens, 10 layers
 
 Environments are made under build/peers/NAME once. Every side is a process of its own that answers "run one round", so that
 rounds alternate although libraries differ (`peers/rounds.py`). Answers are compared first: a peer whose log-odds differ by more
-than 0.01 is not timed. A peer that cannot be installed or run is listed in `errors`, with the exception's line. `ratios.X_vs_PEER`
-is our throughput against the peer's, the median over rounds; it is above 1 where we are ahead.
+than 0.01 is not timed. A peer that cannot be installed or run is listed in `errors`, with the exception's line.
+`ratios.X_vs_PEER` is our throughput against the peer's, the median over rounds; it is above 1 where we are ahead.
 """
 
 import argparse
