@@ -200,7 +200,6 @@ def main() -> None:
     parser.add_argument("--peers", type=lambda text: text.split(","), default=list(PEERS), metavar="NAME,NAME")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--depth", type=int, default=10, help="layers for inference")
-    parser.add_argument("--training-depth", type=int, default=4)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "peers", help="for environments and adapters")
     parser.add_argument("--prepare", action="store_true", help="only make the environments and the adapters")
     options = parser.parse_args()
@@ -214,7 +213,7 @@ def main() -> None:
         return
     options.json.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
-    result |= {"environment": environment(), "depth": options.depth, "training_depth": options.training_depth}
+    result |= {"environment": environment(), "depth": options.depth}
     for part in options.only:
         found = measure(part, job, options)
         result.setdefault("errors", {}).pop(part, None)
@@ -234,10 +233,9 @@ def prepare(options: argparse.Namespace) -> Path:
 
     file = options.folder / "world" / "job.json"
     held = json.loads(file.read_text()) if file.exists() else {}
-    if (held.get("depth"), held.get("training_depth")) != (options.depth, options.training_depth):
+    if held.get("depth") != options.depth:
         print("making the adapters", flush=True)
-        log = open_log("data/ml-100k")
-        world.build(file.parent.absolute(), log, depth=options.depth, training_depth=options.training_depth)
+        world.build(file.parent.absolute(), open_log("data/ml-100k"), depth=options.depth)
     if options.prepare:
         for name in options.peers:
             install(name, options.folder)

@@ -23,6 +23,8 @@ from genre.registry import Registry, truncate_base
 from genre.registry.manifest import Cost
 from genre.sources import prepare_base
 from genre.versions import adapter_manifest, write_adapter
+from training import DEPTH, Prompts
+from training import TOKENS as STEP_TOKENS
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "like_text.yaml"
 ROWS, TOKENS, RANK = 16, 128, 8
@@ -33,18 +35,17 @@ FIVE = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 Job = dict[str, Any]
 
 
-def build(folder: Path, log: genre.Interactions, *, depth: int, training_depth: int) -> Job:
+def build(folder: Path, log: genre.Interactions, *, depth: int) -> Job:
     """Write everything into a new folder; the job.
 
     Args:
         folder: Removed and made again.
         log: ML-100K.
-        depth: Layers for inference.
-        training_depth: Layers for training.
+        depth: Layers for inference; training has those of training.py.
     """
     shutil.rmtree(folder, ignore_errors=True)
     whole = prepare_base("smollm2-135m")
-    for layers in {depth, training_depth}:
+    for layers in {depth, DEPTH}:
         truncate_base(whole, layers, folder / f"base-{layers}")
     base = genre.Base.load(str(whole), depth=depth)
     registry = Registry(folder / "registry")
@@ -60,10 +61,10 @@ def build(folder: Path, log: genre.Interactions, *, depth: int, training_depth: 
     finally:
         assembly.model.release()
     job = {
-        "base": str(folder / f"base-{depth}"), "training_base": str(folder / f"base-{training_depth}"), "rank": RANK,
-        "alpha": recipe.adapter.alpha, "words": words, "depth": depth, "training_depth": training_depth,
+        "base": str(folder / f"base-{depth}"), "training_base": str(folder / f"base-{DEPTH}"), "rank": RANK,
+        "alpha": recipe.adapter.alpha, "words": words, "depth": depth, "training_depth": DEPTH,
         "adapters": adapters, "registry": str(folder / "registry"), "mixed": mixed, "candidates": scored,
-        "training": {"tokens_per_step": 2048, "learning_rate": 1e-3, **prompts_of(log)},
+        "training": {"tokens_per_step": STEP_TOKENS, "learning_rate": 1e-3, **prompts_of(log)},
     }  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job))
     return job
@@ -139,7 +140,6 @@ def _row(log: genre.Interactions, layout: Any, texts: Any, history: list[dict[st
 def prompts_of(log: genre.Interactions) -> dict[str, Any]:
     """One prompt per target in TALLRec's format, as token ids with the answer's token."""
     from genre.assembly import usable_events
-    from training import Prompts
 
     labels = (log.column("rating") > 3).astype(np.float64)
     prompts = Prompts(log, labels)

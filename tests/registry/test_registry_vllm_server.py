@@ -51,7 +51,7 @@ def serving(python: Path, folder: Path, log: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [str(python.with_name("vllm")), *shlex.split(line[1]), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--max-model-len", "2048", "--enforce-eager"]  # starts sooner; the same numbers
-    variables = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    variables = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     variables["PATH"] = f"{python.parent}:{variables['PATH']}"
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=folder, env=variables, stdout=file, stderr=subprocess.STDOUT)
