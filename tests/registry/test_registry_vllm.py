@@ -70,7 +70,6 @@ def test_the_folder_holds_base_adapter_line_and_client(world: World) -> None:
 
 @pytest.mark.parametrize("task", ["like", "rating"])
 def test_the_client_answers_as_the_engine_does(world: World, server: tuple[str, Served], task: str) -> None:
-    client = Client(server[0], world.out)
     items: list[Any] = [*world.log.catalogue.item_ids[:4], {"title": "war and love"}, {"title": None}]
     events: list[Any] = [*world.log.history("u3"), {"item": {"title": "new"}, "rating": 3.4}, {"item_id": "i1"}]
     asked = [
@@ -82,7 +81,8 @@ def test_the_client_answers_as_the_engine_does(world: World, server: tuple[str, 
     for answer, (history, candidates, user) in zip(answers, asked, strict=True):
         assert answer.error is None, answer.error
         ours = [scored.score for scored in answer.results]
-        assert client.score(history, candidates, task=task, user=user) == pytest.approx(ours, abs=1e-5)
+        with Client(server[0], world.out) as client:
+            assert client.score(history, candidates, task=task, user=user) == pytest.approx(ours, abs=1e-5)
     flat = [scored.score for scored in answers[0].results]
     assert max(flat) - min(flat) > 1e-3, "the candidates' scores differ at all"
     assert max(map(len, server[1].prompts)) < 200, "a long history lost its oldest events"
@@ -117,21 +117,23 @@ def test_client_py_runs_alone_and_fails_row_by_row(world: World, server: tuple[s
 def test_an_event_that_cannot_be_asked_is_refused(
     world: World, server: tuple[str, Served], event: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ClientError, match=message):
-        Client(server[0], world.out).score([event], ["i2"], task="like")
+    with Client(server[0], world.out) as client, pytest.raises(ClientError, match=message):
+        client.score([event], ["i2"], task="like")
 
 
 def test_the_clients_own_errors(world: World, server: tuple[str, Served], tmp_path: Path) -> None:
-    client = Client(server[0], world.out)
-    with pytest.raises(ClientError, match="no such task: got None; expected like or rating"):
-        client.score([], ["i1"])
-    with pytest.raises(ClientError, match="not the URL of a server"):
-        Client("localhost:8000", world.out)
-    client.prompt["model"] = "other"
-    with pytest.raises(ClientError, match="refused /tokenize: got 404"):
+    for url in ("localhost:8000", "http://", "http://here:port", ""):
+        with pytest.raises(ClientError, match="not the URL of a server"):
+            Client(url, world.out)
+    with Client(server[0], world.out) as client:
+        with pytest.raises(ClientError, match="no such task: got None; expected like or rating"):
+            client.score([], ["i1"])
+        client.prompt["model"] = "other"
+        with pytest.raises(ClientError, match="refused /tokenize: got 404"):
+            client.score([], ["i1"], task="like")
+    wanted = pytest.raises(ClientError, match="--logprobs-mode processed_logprobs")
+    with lora_server(world.out, raw=True) as (url, _), Client(url, world.out) as client, wanted:
         client.score([], ["i1"], task="like")
-    with lora_server(world.out, raw=True) as (url, _), pytest.raises(ClientError, match="--logprobs-mode processed_logprobs"):
-        Client(url, world.out).score([], ["i1"], task="like")
 
 
 def test_what_vllm_cannot_answer_is_refused(world: World, trained: Trained, tmp_path: Path) -> None:

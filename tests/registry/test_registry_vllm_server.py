@@ -85,8 +85,7 @@ def test_probabilities_equal_ours(python: Path, tmp_path: Path) -> None:
         answers = engine.score([genre.Request("like_text", history=h, candidates=c) for h, c in asked])
     ours = [[scored.score for scored in answer.results] for answer in answers]
     assert max(ours[0]) - min(ours[0]) > 0.05, "the adapter does something"
-    with serving(python, out, tmp_path / "server.log") as url:
-        client = Client(url, out)
+    with serving(python, out, tmp_path / "server.log") as url, Client(url, out) as client:
         theirs = [client.score(history, candidates) for history, candidates in asked]
         row = {"id": "1", "history": [*asked[2][0], {"item": {"title": "A new film"}}], "candidates": [{"title": "Another"}]}
         assert 0 < client.answer(row)["results"][0]["score"] < 1

@@ -45,12 +45,26 @@ class Client:
         rows = (json.loads(line) for line in (here / "items.jsonl").read_text(encoding="utf-8").splitlines() if line)
         self.texts: dict[str, str] = {row["item_id"]: row["text"] for row in rows}
         parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[parts.scheme]
+            host, port = parts.hostname, parts.port
+        except (KeyError, ValueError):
+            host = None
+        if not host:
             raise ClientError(f"not the URL of a server: got {url!r}; expected such as http://127.0.0.1:8000")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname, parts.port, timeout=timeout)
+        self._connection = kind(host, port, timeout=timeout)
         self._path = parts.path.rstrip("/")
         self._ids: dict[str, list[int]] = {}
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the next request opens it again."""
+        self._connection.close()
 
     def score(
         self,
@@ -204,6 +218,16 @@ def _as_text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value).strip()
 
 
+def _row(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ClientError(f"request {number} is not JSON: got {error}") from None
+    if not isinstance(row, dict):
+        raise ClientError(f"request {number} is no object: got {line.strip()[:80]}")
+    return row
+
+
 def main() -> None:
     """Answer a file of requests, or standard input."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -211,15 +235,9 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     options = parser.parse_args()
     try:
-        client = Client(options.url)
-        for number, line in enumerate(filter(str.strip, options.file), 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ClientError(f"request {number} is not JSON: got {error}") from None
-            if not isinstance(row, dict):
-                raise ClientError(f"request {number} is no object: got {line.strip()[:80]}")
-            print(json.dumps(client.answer(row)), flush=True)
+        with Client(options.url) as client:
+            for number, line in enumerate(filter(str.strip, options.file), 1):
+                print(json.dumps(client.answer(_row(line, number))), flush=True)
     except (ClientError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
