@@ -12,22 +12,24 @@ from adapters import LoRAConfig
 from adapters.methods.lora import LoRALayer
 from rounds import Part, serve
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 PREFIX = "base_model.model."
 
 
 def mixed(job: dict[str, Any]) -> Part:
     """A batch in which every row has an adapter of its own."""
-    model = AutoModelForCausalLM.from_pretrained(job["base"], torch_dtype=torch.float32)
+    config = AutoConfig.from_pretrained(job["base"])
+    config.rope_theta = config.rope_parameters["rope_theta"]  # transformers 4, which the library needs, has it elsewhere
+    model = AutoModelForCausalLM.from_pretrained(job["base"], config=config, torch_dtype=torch.float32)
     adapters.init(model)
     names = [f"a{number}" for number in range(len(job["adapters"]["five"]))]
-    config = LoRAConfig(
+    lora = LoRAConfig(
         r=job["rank"], alpha=job["alpha"], dropout=0.0, attn_matrices=["q", "k", "v"], selfattn_lora=True,
         intermediate_lora=True, output_lora=True,
     )  # fmt: skip
     for name, adapter in zip(names, job["adapters"]["five"], strict=True):
-        model.add_adapter(name, config=config)
+        model.add_adapter(name, config=lora)
         fill(model, name, load_file(f"{adapter['folder']}/adapter_model.safetensors"))
     model.eval()
     model.set_active_adapters(ac.BatchSplit(*names, batch_sizes=[1] * len(names)))

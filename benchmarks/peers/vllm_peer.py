@@ -24,8 +24,11 @@ def load(job: dict[str, Any], **options: Any) -> Any:
     )  # fmt: skip
 
 
-def asking(llm: Any, job: dict[str, Any], prompts: list[list[int]], adapters: list[Any]) -> Any:
-    """A function that gives the log-odds of the last label word for each prompt."""
+def asking(llm: Any, job: dict[str, Any], prompts: list[list[int]], adapters: list[Any], first: int = 0) -> Any:
+    """A function that gives the log-odds of the last label word for each prompt.
+
+    The `first` ones are asked before the others, which then find their prefix: prompts of one step do not share it.
+    """
     no, yes = job["words"][0], job["words"][-1]
     how = SamplingParams(
         max_tokens=1, temperature=1.0, logprobs=len(job["words"]), allowed_token_ids=job["words"], detokenize=False
@@ -33,7 +36,11 @@ def asking(llm: Any, job: dict[str, Any], prompts: list[list[int]], adapters: li
 
     def ask() -> list[float]:
         llm.reset_prefix_cache()
-        found = llm.generate([{"prompt_token_ids": ids} for ids in prompts], how, lora_request=adapters, use_tqdm=False)
+        found = []
+        for some in (slice(0, first), slice(first, None)):
+            asked = [{"prompt_token_ids": ids} for ids in prompts[some]]
+            if asked:
+                found += llm.generate(asked, how, lora_request=adapters[some], use_tqdm=False)
         shares = [answer.outputs[0].logprobs[0] for answer in found]
         return [share[yes].logprob - share[no].logprob for share in shares]
 
@@ -54,7 +61,7 @@ def candidates(job: dict[str, Any]) -> Part:
     llm = load(job, max_loras=1, enable_prefix_caching=True, block_size=32)
     adapter = LoRARequest("a0", 1, job["adapters"]["seven"][0]["folder"])
     prompts = [own["history_ids"] + ids for ids in own["candidate_ids"]]
-    ask = asking(llm, job, prompts, [adapter] * len(prompts))
+    ask = asking(llm, job, prompts, [adapter] * len(prompts), first=1)
     return Part(ask, lambda: float(len(ask())))
 
 
