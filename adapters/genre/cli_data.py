@@ -75,7 +75,7 @@ def import_(
     if text or label:
         foreign = {
             "--items": items, "--users": users, "--item-column": item_column, "--time-unit": time_unit != "s",
-            "--format": format not in (None, "csv"),
+            "--format": format not in (None, "csv"), "--graph": graph,
         }  # fmt: skip
         if given := next((option for option, value in foreign.items() if value), None):
             raise InputError(
@@ -147,9 +147,10 @@ def parse_mapping(pairs: list[str]) -> dict[str, str]:
 def _report(data: "Interactions | Texts", out: Path) -> None:
     out_console = console()
     out_console.print(f"{data!r}\nready: {out}", highlight=False)
-    for table in ("interactions", "items", "users"):
+    for table in ("texts",) if "texts" in data.info.roles else ("interactions", "items", "users"):
         roles = data.info.roles.get(table, {})
-        named = [name if role in ("event", "text", "number") else f"{name} ({role})" for name, role in roles.items()]
+        plain = ("feature",) if table == "texts" else ("event", "text", "number")
+        named = [name if role in plain else f"{name} ({role})" for name, role in roles.items()]
         out_console.print(f"columns of {table}: {', '.join(named) or 'none'}", highlight=False, soft_wrap=True)
     for reason, count in data.info.skipped.items():
         out_console.print(f"skipped: {reason}: {count:,}", highlight=False)
