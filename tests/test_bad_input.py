@@ -152,7 +152,7 @@ COMMANDS = {
     "evaluate like --data nope": "no data set folder: got nope",
     "evaluate like --data shop --base nope": "no base is called 'nope'",
     "evaluate like --data shop --base other": "base.fingerprint: got ",
-    "recommend like --data shop": "name one user or all: got neither; expected --user ID or --all-users --output F",
+    "recommend like --data shop": "name one user or all: got neither; expected --user ID, --liked TITLE or --all-users",
     "recommend like --data shop --all-users": "--all-users needs a file: got no --output",
     "recommend like --data shop --user u1 -k 0": "-k is too small: got 0; expected 1 or more",
     "recommend like --data shop --user u1 -k x": "invalid value for '-k': expected a valid integer",
