@@ -13,7 +13,9 @@ from fakes import browsing_log
 from genre.errors import DataError, RecipeError
 from genre.evaluation import Targets, evaluate_feedback, targets
 from genre.interactions_splits import SplitConfig, split
+from genre.jobs.predictions import read_predictions, write_predictions
 from genre.metrics import as_evaluate, bootstrap, impression_auc, impression_mrr, impression_ndcg, metric, paired_bootstrap
+from genre.tasks import Task
 
 LABELS = [1, 0, 0, 1, 0, 1, 0]
 SCORES = [0.9, 0.5, 0.7, 0.1, 0.3, 0.2, 0.8]
@@ -134,3 +136,15 @@ def test_a_wrong_metric_is_refused_before_training(tiny, log, tmp_path):
         with pytest.raises(error, match=text):
             genre.train(recipe(tiny, task), log=log, base=base, folder=tmp_path / "run")
         assert base.occupied_by is None
+
+
+@pytest.mark.parametrize("shown", [np.array([3, 3, 8]), None])
+def test_a_runs_predictions_keep_what_was_shown_together(tmp_path, shown):
+    found = Targets(np.arange(3), np.zeros(3, np.int32), np.zeros(3, np.int32), np.array([0.0, 1.0, 1.0]), impression=shown)
+    task = Task(name="news", kind="feedback", label="click")
+    write_predictions(
+        tmp_path, {"news": (found, np.array([0.1, 0.2, 0.3]), None)}, [task], data="d",
+        split=SplitConfig(kind="temporal"), part="test",
+    )  # fmt: skip
+    _, again, _ = read_predictions(tmp_path)[0]["news"]
+    assert (again.impression is None) if shown is None else again.impression.tolist() == shown.tolist()
