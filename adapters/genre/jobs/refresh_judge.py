@@ -72,7 +72,7 @@ def overall(verdicts: dict[str, Verdict]) -> Outcome:
 
 
 def _verdict(task: Task, targets: Targets, old: np.ndarray, new: np.ndarray, tolerance: float) -> Verdict:
-    name = next((each for each in task.metrics if metric(each).prepare is not None), None)
+    name = next((each for each in task.metrics if metric(each).kind not in ("list", "quality")), None)
     if name is None:
         raise RecipeError(
             f"task {task.name!r} has no metric to decide on", got=", ".join(task.metrics), expected="auc, ndcg@10 …"

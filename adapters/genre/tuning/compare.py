@@ -143,11 +143,11 @@ def check_comparable(first: Scored, second: Scored) -> None:
 
 def _metrics(first: Scored, second: Scored, wanted: list[str] | None) -> list[str]:
     shared = [name for name in first.task.metrics if name in second.task.metrics]
-    known = [name for name in shared if metric(name).kind != "list"]
+    known = [name for name in shared if metric(name).kind not in ("list", "quality")]  # what is kept of a ranking is its ranks
     if not known:
         raise RecipeError(
             "there is no metric to compare by", got=f"{', '.join(first.task.metrics)} and {', '.join(second.task.metrics)}",
-            expected="one that both tasks have, and that is no metric of whole lists",
+            expected="one that both tasks have, and that is no metric of lists",
         )  # fmt: skip
     strange = [name for name in wanted or [] if name not in known]
     if strange:
