@@ -154,6 +154,8 @@ def figures(cold: Cold, methods: list[str]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for scope in SCOPES:
         for name, mask in masks.items():
+            if not mask.any():
+                continue
             users, codes = np.unique(cold.targets.user[mask], return_inverse=True)
             weights = np.concatenate([np.ones((1, len(users))), *user_draws(len(users), RESAMPLES, 0, block=100)])
             size = weights @ np.bincount(codes, minlength=len(users))
