@@ -135,15 +135,15 @@ def history(
 def export(
     ref: Reference,
     out: Annotated[Path, typer.Option(help="A new folder.")],
-    to: Annotated[str, typer.Option(help="The form: peft or vllm.")] = "peft",
+    to: Annotated[str, typer.Option(help="The form: peft, merged or vllm.")] = "peft",
     base: Annotated[Path | None, typer.Option(help="The base's folder; a prepared base is found by itself.")] = None,
     tar: Annotated[bool, typer.Option("--tar", help="Also write OUT.tar.")] = False,
     registry: RegistryOption = DEFAULT,
 ) -> None:
-    """Write a folder that stock PEFT loads, with the cut base where depth is set; or base, adapter and client for vLLM."""
+    """Write a folder for stock PEFT (with the cut base where depth is set), the adapter merged into its base, or vLLM's files."""
     opened = _open(registry)
     manifest = opened.resolve(ref).manifest
-    if base is None and (to == "vllm" or manifest.base.depth is not None):
+    if base is None and (to in ("merged", "vllm") or manifest.base.depth is not None):
         base = _prepared_base(manifest.base.name)
     written = opened.export(ref, out, to=to, base=base, tar=tar)
     typer.echo(f"wrote {written}" + (f" and {written.name}.tar" if tar else ""))

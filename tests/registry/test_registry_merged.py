@@ -58,7 +58,11 @@ def taken(registry: Registry, base: Path, folder: Path, depth: int | None, **opt
     [
         ("llama", None, {"target_modules": "all-linear"}),
         ("llama", 2, {"target_modules": ["q_proj", "down_proj"], "use_rslora": True}),
-        ("llama", None, {"target_modules": ["v_proj", "up_proj"], "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"up_proj": 3}}),
+        (
+            "llama",
+            None,
+            {"target_modules": ["v_proj", "up_proj"], "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"up_proj": 3}},
+        ),
         ("gpt2", None, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     ],
 )
@@ -94,7 +98,9 @@ def test_half_precision_is_rounded_once(registry: Registry, tmp_path: Path, dtyp
         if name in changed:
             first, second = adapter[changed[name]].float(), adapter[changed[name].replace("lora_A", "lora_B")].float()
             wanted = (value.float() + 1.5 * second @ first).to(dtype)
-        assert after[name].dtype == dtype and torch.allclose(after[name].float(), wanted.float(), rtol=2**-7 if name in changed else 0)
+        assert after[name].dtype == dtype and torch.allclose(
+            after[name].float(), wanted.float(), rtol=2**-7 if name in changed else 0
+        )
 
 
 def test_only_the_full_precision_base_is_merged_into(registry: Registry, tmp_path: Path) -> None:

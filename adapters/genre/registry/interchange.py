@@ -63,16 +63,18 @@ def export(
         registry: Where the version is.
         ref: Which.
         out: A new folder; with `tar`, `<out>.tar` is written beside it.
-        to: `peft` (see `export_peft`) or `vllm` (see `genre.registry.vllm.export_vllm`).
+        to: `peft` (see `export_peft`), `merged` (see `genre.registry.merged.export_merged`) or `vllm` (see
+            `genre.registry.vllm.export_vllm`).
         base: The base's transformers folder.
         tar: Also write a tar.
 
     Raises:
         RegistryError: There is no such form, or this version cannot take it.
     """
+    from genre.registry.merged import export_merged
     from genre.registry.vllm import export_vllm
 
-    forms = {"peft": export_peft, "vllm": export_vllm}
+    forms = {"peft": export_peft, "merged": export_merged, "vllm": export_vllm}
     if to not in forms:
         raise RegistryError("cannot export to that", got=repr(to)[:80], expected=" or ".join(forms))
     written = forms[to](registry, ref, Path(out), base)
