@@ -26,6 +26,7 @@ from statistics import median
 from typing import Any
 
 from genre.jobs import environment, open_log, write_text
+from run import commit
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -173,9 +174,15 @@ def measure(part: str, job: Path, options: argparse.Namespace) -> dict[str, Any]
     with opened(part, job, options, errors) as sides:
         wanted = sides[own[0]].answers
         rates: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(options.rounds if len(sides) > len(own) else 0):
-            for name, side in sides.items() if turn % 2 == 0 else reversed(sides.items()):
-                rates[name].append(side.go())
+        for turn in range(options.rounds):
+            for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
+                try:
+                    rates[name].append(sides[name].go())
+                except PeerError as error:
+                    if name in own:
+                        raise
+                    errors[name] = f"in round {turn + 1}: {error}"
+                    del sides[name], rates[name]
         peers = [name for name in sides if name not in own]
         return {
             "rounds": options.rounds, "answers": len(wanted), "errors": errors,
@@ -213,7 +220,7 @@ def main() -> None:
         return
     options.json.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
-    result |= {"environment": environment(), "depth": options.depth}
+    result |= {"environment": environment(), "depth": options.depth, "commit": commit()}
     for part in options.only:
         found = measure(part, job, options)
         result.setdefault("errors", {}).pop(part, None)
