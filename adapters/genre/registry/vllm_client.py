@@ -93,8 +93,10 @@ class Client:
         start = self._history(history, user or {})
         prompts = [[*start, *self._item(candidate)] for candidate in candidates]
         found: list[float] = []
-        for first in range(0, len(prompts), AT_ONCE):
-            for shares in self._shares(prompts[first : first + AT_ONCE], asked["word_ids"]):
+        # The first one goes alone, so that the others find its prefix: prompts that come together do not wait for each other's.
+        starts = [0, *range(1, len(prompts), AT_ONCE), len(prompts)]
+        for first, end in zip(starts, starts[1:], strict=False):
+            for shares in self._shares(prompts[first:end], asked["word_ids"]):
                 if asked["loss"] == "log_loss":
                     found.append(shares[-1] / (shares[0] + shares[-1]))
                 else:
