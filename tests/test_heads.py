@@ -118,6 +118,13 @@ def test_affinity_starts_near_the_additive_baseline(vectors):
         assert near[place].item() == pytest.approx(got[place].item(), abs=0.5)
 
 
+@torch.no_grad()
+def test_an_affinity_that_has_diverged_says_so_by_nan(vectors):
+    head = stirred(Affinity(WIDTH, CODES))
+    head.log_variance.fill_(200.0)
+    assert head(view(head, vectors)).isnan().any()
+
+
 def test_every_part_of_the_affinity_learns(vectors):
     head = stirred(Affinity(WIDTH, CODES))
     head(view(head, vectors)).square().sum().backward()

@@ -82,7 +82,8 @@ class Affinity(nn.Module):
         residual = (self.worth[view.feedback] - item[codes]) * known
         events, place = vectors[codes] * known.unsqueeze(-1), torch.arange(known.shape[1], device=known.device)
         kernel = events @ events.transpose(1, 2) + self._drift(place[:, None] - place) * known[:, :, None] * known[:, None]
-        factor = torch.linalg.cholesky(kernel + torch.eye(len(place), device=known.device))
+        factor, failed = torch.linalg.cholesky_ex(kernel + torch.eye(len(place), device=known.device))
+        factor = torch.where(failed[:, None, None] > 0, torch.nan, factor)  # weights that have diverged: so does the loss
         rest = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False)
         column, width = columns(view.rows, len(known))
         asked = vectors.new_zeros(len(known), width, vectors.shape[1]).index_put((view.rows, column), vectors[view.items])
