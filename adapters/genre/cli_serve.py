@@ -67,6 +67,7 @@ def serve(
     try:
         service = _open(registry, adapters or [], data, base, quantization, lanes, settings, state)
         names = ", ".join(served.ref for served in service.fleet.all() if served.public) or "nothing"
+        listener.listen()  # whoever reads the next line may call at once
         print(f"serving {names} at {url_of(listener)}", flush=True)
         run(service, listener)
     finally:
