@@ -285,7 +285,7 @@ def test_a_disk_that_fills_while_the_version_is_written(refused, place, monkeypa
         raise RuntimeError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(run, "write_adapter", half)
-    made = ("checkpoints/last.pt", "environment.json", "log.jsonl", "predictions.parquet", "recipe.yaml")
+    made = ("checkpoints/last.pt", "environment.json", "log.jsonl", "predictions.parquet", "recipe.yaml", "reliability.like.svg")
     left = [f"runs/like/1/{name}" for name in made]
     said = refused("train", "like.yaml", *QUICK, code=1, leaves=left)
     assert contains(said, "cannot write", "no space left on device", "nothing half-written is left")

@@ -11,7 +11,7 @@ from genre.errors import DataError
 from genre.metrics import METRICS, Figure, bootstrap, metric, paired_bootstrap, paired_draws
 from genre.metrics_bootstrap import user_draws
 
-RESAMPLED = sorted(name for name, each in METRICS.items() if each.prepare)
+RESAMPLED = sorted(name for name, each in METRICS.items() if each.prepare and not each.by_impression)
 
 
 def small(name, seed=3):
