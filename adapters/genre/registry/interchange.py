@@ -76,7 +76,7 @@ def export(
 
     forms = {"peft": export_peft, "merged": export_merged, "vllm": export_vllm}
     if to not in forms:
-        raise RegistryError("cannot export to that", got=repr(to)[:80], expected=" or ".join(forms))
+        raise RegistryError("cannot export to that", got=repr(to)[:80], expected="peft, merged or vllm")
     written = forms[to](registry, ref, Path(out), base)
     if tar:
         pack(written, written.with_name(written.name + ".tar"))
