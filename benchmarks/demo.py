@@ -35,7 +35,7 @@ OVERRIDES = {
 }
 REDUCED = [
     "depth: the first 4 of the base's 30 layers",
-    "events: rows of at most 60 events (next_item) and 100 events (like, rating) of a user",
+    "events: rows of at most 60 events of a user for next_item, where the recipe asks for 100",
     "epochs: 2 for next_item, 1 each for like and rating, where the recipes ask for 8, 3 and 3",
 ]
 
