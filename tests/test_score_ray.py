@@ -22,6 +22,7 @@ from genre.jobs import Plan, RequestFile, look_ahead
 SCRIPT = "import sys; from genre.cli import main; sys.exit(main())"
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 ROWS = 3_000
+AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 
 
 def request(number):
@@ -149,6 +150,8 @@ def written(path):
 def same(found, wanted):
     assert [row.get("id") for row in found] == [row.get("id") for row in wanted]
     for ours, theirs in zip(found, wanted, strict=True):
+        if "error" in ours:  # workers know the registry by its whole path
+            ours = {**ours, "error": ours["error"].replace(f"{Path.cwd()}/", "")}
         assert {**ours, "results": None} == {**theirs, "results": None}
         ours, theirs = ours.get("results", []), theirs.get("results", [])
         assert [item["item_id"] for item in ours] == [item["item_id"] for item in theirs]
@@ -188,7 +191,9 @@ def test_a_killed_job_goes_on_where_it_was(place, tiny, wanted):
     process.communicate()
     before = written("job.jsonl")
     assert 64 <= before < ROWS and not Path("job.jsonl").exists()
-    assert not psutil.wait_procs(left, timeout=60)[1]
+    named = {child.pid: child.name() for child in left}
+    still = {named[child.pid] for child in psutil.wait_procs(left, timeout=60)[1]}
+    assert still <= AGENTS  # Ray's own, which notice later that their node has gone
     process = start(*command, "--resume")
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
