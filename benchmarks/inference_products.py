@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import genre
-from genre.base import quiet
+from genre.base_source import quiet
 from genre.lanes import Lanes
 from genre.lora import find_linears, linear_shape
 

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 import genre
 from bench_report import rows
 from genre.assembly import SharedEncoder, assemble, usable_events
-from genre.base import quiet
+from genre.base_source import quiet
 from genre.evaluation import targets as targets_of
 from genre.interactions_splits import split
 from genre.jobs import environment, open_log, write_text

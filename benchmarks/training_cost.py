@@ -21,7 +21,7 @@ import torch
 
 import genre
 from genre.assembly import Assembly, SharedEncoder, assemble
-from genre.base import quiet
+from genre.base_source import quiet
 from genre.jobs import open_log
 from genre.progress import Reporter
 from genre.training import Loop

@@ -7,7 +7,8 @@ import torch
 import genre
 from builders import LIKE, NEXT, publish_stirred, recipe
 from fakes import make_base
-from genre.base import Base, quiet
+from genre.base import Base
+from genre.base_source import quiet
 from genre.engine import Engine, Request
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 260, "max_position_embeddings": 512}

@@ -11,7 +11,7 @@ SOURCE = ROOT / "adapters" / "genre"
 PAGE = ROOT / "docs" / "architecture.md"
 
 ALLOWED = {  # looked up when they are first used, so that a base or an encoder can be named without a folder
-    ("base", "sources"),
+    ("base_source", "sources"),
     ("encoder", "sources"),
     ("registry.core", "registry.remote"),
 }

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from builders import LIKE, recipe, stir
 from genre.assembly import assemble
-from genre.base import Base, quiet
+from genre.base import Base
+from genre.base_source import quiet
 from genre.errors import BaseModelError, InputError, ManifestError
 from genre.lora import LoraLinear, attach, detach, find_linears, from_peft, peft_config, to_peft
 from genre.versions import write_adapter

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import genre
 from builders import LIKE, NEXT, RATING, publish_stirred, recipe
-from genre.base import quiet
+from genre.base_source import quiet
 from genre.cli import main
 from genre.engine import Engine, Request
 from genre.errors import InputError, ManifestError, QualityError

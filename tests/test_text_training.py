@@ -9,7 +9,7 @@ import yaml
 
 import genre
 from fakes import make_base, make_encoder_base, planted_log, planted_texts
-from genre.base import quiet
+from genre.base_source import quiet
 from genre.baselines_text import text_baselines
 from genre.errors import BaseModelError, DataError, InputError, InterruptedJobError, RecipeError
 from genre.evaluation import evaluate_feedback

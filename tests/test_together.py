@@ -288,7 +288,7 @@ def test_segments_see_themselves_only(base, log, tiny):
 def test_a_sliding_window_is_kept(tmp_path):
     from transformers import AutoModelForCausalLM, MistralConfig
 
-    from genre.base import quiet
+    from genre.base_source import quiet
 
     folder = make_base(tmp_path / "mistral")
     config = MistralConfig(

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 import genre
 from builders import LIKE, NEXT, publish_stirred, recipe
 from fakes import make_base
-from genre.base import Base, quiet
+from genre.base import Base
+from genre.base_source import quiet
 from genre.engine import Engine, Request
 from genre.errors import ManifestError
 from genre.jobs import evaluate

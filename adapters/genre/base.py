@@ -1,7 +1,7 @@
 """The base: load, place and freeze a pretrained LLM, keep its first layers, tell which weights it has.
 
-Owns: loading (package, folder or hub id), quantization, depth, device and dtype, the fingerprint, whether a base reads causally
-or is an encoder (BERT kind: every token sees every other one). Ignores: adapters, data.
+Owns: loading, quantization, depth, device and dtype, hidden states. Ignores: adapters, data, where a base comes from (see
+`base_source`).
 
     >>> base = Base.load("smollm2-135m", depth=4)      # doctest: +SKIP
     >>> base.hidden_size, base.depth, base.quantization  # doctest: +SKIP
@@ -10,10 +10,7 @@ or is an encoder (BERT kind: every token sees every other one). Ignores: adapter
 
 import contextlib
 import functools
-import hashlib
-import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,30 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from genre.attention import Blocks
+from genre.base_source import (
+    find,
+    fingerprint,
+    first_line,
+    is_encoder,
+    need_causal,
+    places_of,
+    quiet,
+    read_face,
+    tokenizer_digest,
+)
 from genre.errors import BaseModelError, InputError
 
 Quantization = Literal["none", "int8", "nf4"]
 
 IN_PARTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # layers, rotary positions, a final norm, and nothing between
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the progress bars, notices and deprecations of the libraries below from the user's terminal."""
-    from transformers.utils import logging as hf_logging
-
-    level, disabled = hf_logging.get_verbosity(), logging.root.manager.disable
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        hf_logging.set_verbosity(level)
-        hf_logging.enable_progress_bar()
 
 
 @dataclass(eq=False)
@@ -105,7 +94,7 @@ class Base:
             BaseModelError: The folder is neither a causal LM nor an encoder, the depth is too large, or the device cannot hold
                 the quantization.
         """
-        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModel, AutoModelForCausalLM
 
         folder = find(name)
         place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -113,16 +102,8 @@ class Base:
             on_gpu = any(isinstance(each, int) or str(each).startswith("cuda") for each in device_map.values())
             place = "cuda" if on_gpu else "cpu"
         precision = dtype or (torch.float32 if place == "cpu" else torch.bfloat16)
+        config, tokenizer = read_face(name, folder)
         with quiet():
-            try:
-                config = AutoConfig.from_pretrained(folder)
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-            except (OSError, ValueError) as error:
-                raise BaseModelError(
-                    f"base {name!r} cannot be read",
-                    got=_first_line(error),
-                    expected="a folder with config.json and a tokenizer",
-                ) from None
             full_depth = getattr(config, "num_hidden_layers", None)
             if full_depth is None:
                 raise BaseModelError(f"base {name!r} has no stack of layers", got=config.model_type, expected="a GPT-kind model")
@@ -144,7 +125,7 @@ class Base:
                     attn_implementation="sdpa",
                 )
             except (OSError, ValueError, ImportError, RuntimeError) as error:
-                raise BaseModelError(f"base {name!r} cannot be loaded", got=_first_line(error)) from None
+                raise BaseModelError(f"base {name!r} cannot be loaded", got=first_line(error)) from None
         model.eval()
         model.requires_grad_(False)
         for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
@@ -220,7 +201,7 @@ class Base:
     @property
     def max_tokens(self) -> int | None:
         """The longest row that an encoder's absolute positions reach; None for a base without such a limit."""
-        return _places(self.model.config, self.tokenizer) if self.bidirectional else None
+        return places_of(self.model.config, self.tokenizer) if self.bidirectional else None
 
     def need_causal(self, what: str) -> None:
         """Check that the base reads from left to right, as slots, branches and many targets in one row need it.
@@ -228,7 +209,7 @@ class Base:
         Raises:
             BaseModelError: It is an encoder.
         """
-        _need_causal(self, what)
+        need_causal(self, what)
 
     def hidden(
         self,
@@ -388,70 +369,6 @@ class Base:
         return vectors
 
 
-@dataclass(frozen=True)
-class Face:
-    """What a base says of itself without its weights; for the attributes see `Base`.
-
-    Attributes:
-        full_depth: None where its configuration has no layers.
-    """
-
-    name: str
-    tokenizer: Any
-    bidirectional: bool
-    max_tokens: int | None
-    full_depth: int | None
-
-    @classmethod
-    def read(cls, name: str) -> "Face | None":
-        """Read the tokenizer and the configuration of a base that is on this machine; None where it is not.
-
-        Raises:
-            BaseModelError: The folder holds no base, or no name, folder or hub id is meant.
-        """
-        from transformers import AutoConfig, AutoTokenizer
-
-        from genre import sources
-
-        folder: Path | None = Path(name).expanduser()
-        assert folder is not None
-        if not folder.is_dir():
-            if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-                return None  # a hub id, which may have to be fetched
-            folder = sources.prepared_path(name) if name in sources.BASES else find(name)
-        if folder is None:
-            return None
-        with quiet():
-            try:
-                config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-            except (OSError, ValueError) as error:
-                raise BaseModelError(
-                    f"base {name!r} cannot be read", got=_first_line(error), expected="a folder with config.json and a tokenizer"
-                ) from None
-        encoder = is_encoder(config)
-        places = _places(config, tokenizer) if encoder else None
-        return cls(name, tokenizer, encoder, places, getattr(config, "num_hidden_layers", None))
-
-    def need_causal(self, what: str) -> None:
-        """As `Base.need_causal`."""
-        _need_causal(self, what)
-
-
-def _need_causal(base: Base | Face, what: str) -> None:
-    if base.bidirectional:
-        raise BaseModelError(
-            f"{what} needs a causal base", got=f"the encoder {base.name!r}, in which every token sees every other one",
-            expected="a GPT-kind base", todo="an encoder reads labelled texts (tasks of kind text) and nothing else",
-        )  # fmt: skip
-
-
-def _places(config: Any, tokenizer: Any) -> int:
-    """The longest row of an encoder."""
-    places = getattr(config, "max_position_embeddings", None)
-    said = tokenizer.model_max_length  # less than the places where a base counts from an offset; 1e30 if not said
-    return int(min(filter(None, (places, said))))
-
-
 def device_of(module: nn.Module) -> torch.device:
     """Where a module with a weight computes: where its weight is, or where accelerate brings it for the pass."""
     hook: Any = getattr(module, "_hf_hook", None)
@@ -472,90 +389,6 @@ def weight_of(module: nn.Module) -> Tensor:
     return held["weight"]
 
 
-def is_encoder(config: Any) -> bool:
-    """Whether a transformers configuration is of an encoder: a masked language model that is no decoder and has none."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return masked and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder
-
-
-def find(name: str) -> Path:
-    """The folder of a base: a local path, a base that comes as a package, or a hub snapshot.
-
-    Raises:
-        BaseModelError: Nothing of that name can be found.
-    """
-    from genre import sources
-
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if name in sources.BASES:
-        return sources.prepare_base(name)
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _snapshot(name)
-    raise BaseModelError(
-        f"no base is called {name!r}",
-        expected=f"{', '.join(sources.BASES)}, a folder, or a hub id such as owner/model",
-        todo="genre base list shows what comes as a package",
-    )
-
-
-def _snapshot(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    try:
-        with quiet():
-            try:
-                return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
-            except OSError:
-                return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub client's own tree of network errors is wide
-        raise BaseModelError(
-            f"base {name!r} is no folder and the hub does not give it",
-            got=_first_line(error),
-            todo="name a local folder instead",
-        ) from None
-
-
-def fingerprint(folder: Path) -> str:
-    """sha256 over (name, dtype, shape, bytes) of every weight, sorted by name, however the file is sharded.
-
-    The result is remembered in the user's cache under each file's path, size and time.
-
-    Raises:
-        BaseModelError: The folder holds no safetensors.
-    """
-    from safetensors import safe_open
-
-    from genre.sources import cache_folder
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise BaseModelError(f"base folder {folder} has no safetensors", todo="convert the weights to safetensors first")
-    stamp = json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
-    memo = cache_folder() / "fingerprints" / hashlib.sha256(stamp.encode()).hexdigest()
-    if memo.exists():
-        return memo.read_text()
-    where: dict[str, Path] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as weights:
-            where |= dict.fromkeys(weights.keys(), file)
-    total = hashlib.sha256()
-    for name in sorted(where):
-        with safe_open(where[name], framework="pt") as weights:
-            tensor = weights.get_tensor(name).contiguous()
-        total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        total.update(tensor.view(torch.uint8).numpy().data if tensor.ndim else tensor.reshape(1).view(torch.uint8).numpy().data)
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    aside = memo.with_suffix(f".{os.getpid()}")
-    aside.write_text(total.hexdigest())
-    aside.rename(memo)
-    return total.hexdigest()
-
-
 def _bits(quantization: Quantization) -> Any:
     if quantization == "none":
         return None
@@ -568,14 +401,3 @@ def _bits(quantization: Quantization) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.float32 if not torch.cuda.is_available() else torch.bfloat16,
     )
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 of the vocabulary and merges as a tokenizer serializes them."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -16,7 +16,7 @@ from genre.files import disk_errors
 if TYPE_CHECKING:
     import numpy as np
 
-    from genre.base import Face
+    from genre.base_source import Face
     from genre.interactions import Interactions
     from genre.recipe import Recipe
     from genre.texts import Texts
@@ -74,7 +74,7 @@ def check(
     from genre.recipe import Recipe
 
     wanted = Recipe.read(recipe, overrides or [])
-    from genre.base import Face
+    from genre.base_source import Face
     from genre.jobs import check_data, open_data
     from genre.texts import Texts
 

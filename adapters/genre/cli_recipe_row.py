@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from genre.base import Face
+    from genre.base_source import Face
     from genre.interactions import Interactions
     from genre.recipe import Recipe
     from genre.rows import RowBuilder

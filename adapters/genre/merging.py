@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from genre.base import quiet
+from genre.base_source import quiet
 from genre.errors import InputError, ManifestError
 
 Method = Literal["linear", "ties", "dare_ties", "svd"]

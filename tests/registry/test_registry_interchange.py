@@ -151,7 +151,7 @@ def test_a_gpt2_base_is_cut_and_its_adapter_taken(registry: Registry, tmp_path: 
 
 
 def test_another_base_is_refused(registry: Registry, llama: Path, tmp_path: Path) -> None:
-    from genre.base import fingerprint
+    from genre.base_source import fingerprint
 
     assert info(llama).fingerprint == fingerprint(llama)
     other = truncate_base(llama, 2, tmp_path / "other")

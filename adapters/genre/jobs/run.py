@@ -10,7 +10,7 @@ import torch
 
 from genre.assembly import Assembly, assemble
 from genre.base import Base
-from genre.base import find as find_base
+from genre.base_source import find as find_base
 from genre.errors import RecipeError
 from genre.files import appearing_folder
 from genre.interactions import Interactions

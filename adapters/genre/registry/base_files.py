@@ -58,7 +58,7 @@ def count_layers(weights: Weights) -> int:
 
 
 def fingerprint_of(weights: Weights) -> str:
-    """The same fingerprint as `genre.base.fingerprint`, without torch: sha256 over (name, dtype, shape, bytes)."""
+    """The same fingerprint as `genre.base_source.fingerprint`, without torch: sha256 over (name, dtype, shape, bytes)."""
     total = hashlib.sha256()
     for name, (path, tensor) in sorted(weights.items()):
         total.update(f"{name}\0{_TORCH_NAMES.get(tensor.dtype, tensor.dtype)}\0{tensor.shape}\0".encode())

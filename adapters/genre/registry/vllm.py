@@ -122,7 +122,7 @@ def _prompt(manifest: Manifest, base: Path) -> dict[str, Any]:
     """What the client needs to know of tokens; the layout is the manifest's."""
     from transformers import AutoTokenizer
 
-    from genre.base import quiet, tokenizer_digest
+    from genre.base_source import quiet, tokenizer_digest
 
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(base)
