@@ -183,6 +183,32 @@ def test_a_reference_means_the_same_after_the_break(place, tiny, score, whole, t
     assert other.digest in (place / "new.jsonl").read_text() and digest not in (place / "new.jsonl").read_text()
 
 
+def test_a_version_that_cannot_be_read_any_more_fails_its_own_rows(place, tiny, score, whole, trained):
+    """Another version that has its alias by now does not answer in its place."""
+    (place / "registry").unlink()
+    shutil.copytree(trained.registry.url, place / "registry")
+    store, base = Registry(place / "registry"), Base.load(str(tiny))
+    version = store.resolve("like")
+    (place / "out.jsonl.part").write_bytes(b"".join(whole.splitlines(keepends=True)[:64]))
+    other = publish_stirred(
+        store,
+        recipe(tiny, LIKE, encoder={"use": "encoder-planted"}),
+        trained.log,
+        base,
+        place / "other",
+        encoder="encoder-planted",
+    )
+    store.promote(other.ref, "production")
+    broken = place / "registry" / "like" / version.version / "adapter_model.safetensors"
+    broken.chmod(0o644)
+    broken.write_bytes(b"no weights")
+    assert score("--resume")[0] == 0
+    rows = [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()][64:]
+    failed = [row for row in rows if row.get("adapter") == "like@production"]
+    assert failed and all("adapter_model.safetensors" in row["error"] for row in failed)
+    assert all("results" in row for row in rows if row.get("adapter") == "next_item")
+
+
 REFUSED = {
     "whole": ("out.jsonl", None, (), "the file exists: got out.jsonl; expected a new file"),
     "other ids": ("out.jsonl.part", '{"id": "x"}\n', ("--resume",), "is of another input: got id '0' in row 1; expected id 'x'"),
@@ -309,6 +335,12 @@ def test_all_users_go_on_too(place, tiny, capfd):
     assert "60 rows in some.jsonl (20 from before), 0 of them errors" in capfd.readouterr().out
     assert cli.main([*arguments, "-"]) == 0
     assert len(capfd.readouterr().out.splitlines()) == 60
+    (place / "other.jsonl.part").write_bytes(b"".join(whole.splitlines(keepends=True)[:20]).replace(b'"next_item"', b'"like"'))
+    assert cli.main([*arguments, "other.jsonl", "--resume"]) == 2
+    assert "is of another adapter: got like; expected next_item" in capfd.readouterr().err
+    assert cli.main([*arguments, "new.jsonl", "--where", "colour == red"]) == 2
+    assert "the items have no column 'colour'" in capfd.readouterr().err and not (place / "new.jsonl").exists()
+    assert cli.main([*arguments, "new.jsonl", "--json", "one.json"]) == 2
 
 
 # --- progress

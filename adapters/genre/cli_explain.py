@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from genre.cli_output import console
+from genre.cli_output import check_file, console
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def explain(
     """Say which events of a user's history an item's score comes from."""
     if k < 1:
         raise InputError("-k is too small", got=k, expected="1 or more")
-    if json_file is not None and json_file.is_dir():
-        raise InputError("--json is a folder", got=json_file, expected="a file to write")
+    check_file(json_file, "--json")
     from genre import jobs
     from genre.engine import Request
     from genre.explain import check_method, explain

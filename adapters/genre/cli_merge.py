@@ -5,13 +5,12 @@ Owns: arguments and printing. Ignores: everything else; the library is imported 
     genre merge like rating --method svd --as taste --data ml-100k
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from genre.cli_output import console
+from genre.cli_output import check_file, console, write_result
 from genre.errors import InputError
 
 
@@ -38,9 +37,8 @@ def merge(
     given = _weights(weights)
     if len(refs) < 2:
         raise InputError("a merge needs at least two adapters", got=", ".join(refs), expected="REF REF …")
-    if json_file is not None and json_file.is_dir():
-        raise InputError("--json is a folder", got=json_file, expected="a file to write")
-    from genre.jobs import open_data, write_text
+    check_file(json_file, "--json")
+    from genre.jobs import open_data
     from genre.merge_job import merge_versions
     from genre.merge_judge import Options
     from genre.merging import METHODS
@@ -55,9 +53,7 @@ def merge(
     merged = merge_versions(store, refs, options, measured, base=base, reporter=Reporter.for_terminal())
     show(merged.report)
     print(f"published {merged.version.ref} as {alias} and latest")
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(json_file, json.dumps(merged.report, indent=2, ensure_ascii=False) + "\n")
+    write_result(json_file, merged.report)
 
 
 def show(report: dict[str, Any]) -> None:

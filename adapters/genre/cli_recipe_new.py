@@ -6,7 +6,9 @@ Owns: which columns it is about, asked for on a terminal and taken from options 
     # [{"name": "stars", "kind": "text", "label": "stars", "head": "pooled", "loss": "cross_entropy", …}]
 """
 
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +63,7 @@ def ask(question: str, default: str, check: Callable[[str], Any]) -> Any:
     import typer
 
     while True:
-        answer = typer.prompt(question, default=default or None)
+        answer = typer.prompt(question, default=default, show_default=bool(default))
         try:
             return check(str(answer).strip())
         except GenreError as error:
@@ -123,9 +125,10 @@ def _texts_of_items(wanted: Wanted, log: "Interactions") -> list[str]:
     known = tuple(name for name in frame.columns if name != "item_id" and not isinstance(frame.schema[name], pl.List))
     check = _some_of(known, "item column")
     if wanted.text:
-        return list(check(", ".join(wanted.text)))
+        return list(check(wanted.text))
     usual = "title" if "title" in known else ""
-    return list(ask(f"item columns that are read ({', '.join(known)})", usual, check)) if known else []
+    question = f"item columns that are read ({', '.join(known)})"
+    return list(ask(question, usual, lambda one: check(_parts(one)))) if known else []
 
 
 def for_texts(wanted: Wanted, texts: "Texts") -> dict[str, Any]:
@@ -142,16 +145,23 @@ def for_texts(wanted: Wanted, texts: "Texts") -> dict[str, Any]:
         raise RecipeError("the texts have no label column", got="none", todo="import them with --label COLUMN")
     columns = _some_of(texts.text_columns, "text column")
     usual = ", ".join(texts.text_columns)
-    chosen = columns(", ".join(wanted.text)) if wanted.text else ask(f"text columns ({usual})", usual, columns)
+    chosen = columns(wanted.text) if wanted.text else ask(f"text columns ({usual})", usual, lambda one: columns(_parts(one)))
     known = ", ".join(texts.label_columns)
 
-    def check(answer: str) -> list[dict[str, Any]]:
+    def check(labels: Sequence[str]) -> list[dict[str, Any]]:
         tasks: dict[str, dict[str, Any]] = {}
-        for label in _parts(answer, "label"):
-            tasks.setdefault(_name(label), _text_task(label, texts))
+        for label in _named(labels, "label"):
+            task = _text_task(label, texts)
+            if task["name"] in tasks:
+                raise RecipeError(
+                    "two labels make tasks of one name", got=f"{label!r} and {tasks[task['name']]['label']!r}",
+                    expected="labels of different columns", todo="write the second task into the recipe",
+                )  # fmt: skip
+            tasks[task["name"]] = task
         return list(tasks.values())
 
-    tasks = check(", ".join(wanted.labels)) if wanted.labels else ask(f"labels ({known})", texts.label_columns[0], check)
+    first = texts.label_columns[0]
+    tasks = check(wanted.labels) if wanted.labels else ask(f"labels ({known})", first, lambda one: check(_parts(one)))
     base = wanted.base or "minilm"
     return {
         "name": wanted.name or tasks[0]["name"],
@@ -205,10 +215,10 @@ def _label_check(about: dict[str, Any], columns: dict[str, "np.ndarray"], kind: 
 
 
 def _name(label: str) -> str:
-    """A task's name: its label's column, in small letters."""
+    """A task's name: its label's column, in small letters, digits and underscores."""
     from genre.tasks import parse_label
 
-    name = parse_label(label)[0].lower()
+    name = re.sub(r"[^a-z0-9_]+", "_", parse_label(label)[0].lower())[:48]
     return name if name[0].isalpha() else f"label{name}"
 
 
@@ -227,7 +237,7 @@ def _like(column: str, values: "np.ndarray") -> str:
 
     if values.dtype == object:
         texts = [str(value) for value in values if value is not None]
-        counts = {value: texts.count(value) for value in dict.fromkeys(texts)}
+        counts = Counter(texts)
         if len(counts) > 1:
             return f"{column} == {min(counts, key=lambda value: abs(counts[value] - len(texts) / 2))!r}"
     else:
@@ -250,18 +260,22 @@ def _one_of(known: tuple[str, ...], what: str) -> Callable[[str], str]:
     return check
 
 
-def _some_of(known: tuple[str, ...], what: str) -> Callable[[str], list[str]]:
-    def check(answer: str) -> list[str]:
-        return list(dict.fromkeys(_one_of(known, what)(part) for part in _parts(answer, what)))
+def _some_of(known: tuple[str, ...], what: str) -> Callable[[Sequence[str]], list[str]]:
+    def check(names: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys(_one_of(known, what)(name) for name in _named(names, what)))
 
     return check
 
 
-def _parts(answer: str, what: str) -> list[str]:
-    parts = [part.strip() for part in answer.split(",") if part.strip()]
-    if not parts and what != "item column":
+def _parts(answer: str) -> list[str]:
+    """What somebody has typed, with commas between names; options come apart already."""
+    return [part.strip() for part in answer.split(",") if part.strip()]
+
+
+def _named(names: Sequence[str], what: str) -> Sequence[str]:
+    if not names and what != "item column":
         raise RecipeError(f"no {what} is named", got="nothing", expected="one or more, with commas between them")
-    return parts
+    return names
 
 
 def write(path: Path, sections: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from genre.errors import InputError
 
 if TYPE_CHECKING:
     from genre.engine import Engine, Request
+    from genre.interactions import Interactions
     from genre.titles import Titles
 
 
@@ -62,6 +63,8 @@ def recommend(
         raise InputError("--all-users needs a file", got="no --output", expected="--output F", todo="name a JSON lines file")
     if not all_users and (output is not None or resume):
         raise InputError("--output and --resume go with --all-users", got="one user", todo="give --json FILE instead")
+    if all_users and json_file is not None:
+        raise InputError("--json goes with one user", got="--all-users", expected="--output F")
     if k < 1:
         raise InputError("-k is too small", got=k, expected="1 or more")
     check_file(json_file, "--json")
@@ -75,12 +78,21 @@ def recommend(
         _all(asked, data, output, registry, base, resume=resume)
         return
     log = jobs.open_log(data)
+    _check_where(asked, log)
     titles = Titles(log.catalogue)
     found = [titles.find(title) for title in liked or ()]
     if user is not None:
         log.user_code(user)
     engine = jobs.open_engine(registry, [ref], log, base=base)
     _one(engine, asked, titles, user=user, liked=found, json_file=json_file)
+
+
+def _check_where(asked: "Request", log: "Interactions") -> None:
+    """Refuse a condition that no item can be asked for, before a base is loaded."""
+    from genre.engine.filters import Condition
+
+    for text in asked.where or ():
+        Condition.read(text).met(log.catalogue.frame)
 
 
 def _one(
@@ -112,8 +124,11 @@ def _all(asked: "Request", data: str, output: str, registry: str, base: str | No
     from genre.registry import Registry
 
     with jobs.Results.open(output, resume=resume) as results:
+        if others := results.meant.keys() - {asked.adapter}:
+            raise InputError("the unfinished output is of another adapter", got=min(others), expected=asked.adapter)
         if not results.whole:
             log = jobs.open_log(data)
+            _check_where(asked, log)
             meant = jobs.exact_refs(Registry(registry), results)
             scorer = jobs.Scorer(jobs.open_engine(registry, [asked.adapter], log, base=base), meant)
             requests = (replace(asked, history=None, user_id=one, id=one) for one in log.user_ids)

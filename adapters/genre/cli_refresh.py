@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from genre.cli_output import check_file
 from genre.errors import InputError
 
 
@@ -35,8 +36,7 @@ def refresh(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report there as JSON.")] = None,
 ) -> None:
     """Train a version on newer events; promote the new one if it is not worse."""
-    if json_file is not None and json_file.is_dir():
-        raise InputError("--json is a folder", got=json_file, expected="a file to write")
+    check_file(json_file, "--json")
     if out is not None and out.exists() and (out.is_file() or any(out.iterdir())):
         raise InputError("--out is taken", got=out, expected="a new folder, or an empty one")
     from genre import jobs

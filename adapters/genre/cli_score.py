@@ -50,12 +50,13 @@ def score(
     if engine == "ray":
         jobs.need_ray()
     with jobs.RequestFile(source) as file, jobs.Results.open(output, resume=resume) as results:
+        if engine == "ray":
+            file.need_plain()
         if not results.whole:
             refs, lines = jobs.look_ahead(file.lines(), file.name)
             meant = jobs.exact_refs(Registry(registry), results)
             rest = results.after(lines, jobs.row_id)
             if engine == "ray":
-                file.need_plain()
                 plan = jobs.Plan.make(
                     source, rest, refs, registry=registry, data=data, base=base, lanes=lanes, workers=workers, meant=meant
                 )

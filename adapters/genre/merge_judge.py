@@ -23,7 +23,7 @@ from genre.jobs import Figures, figures_of, low_layers, restore
 from genre.merging import Method, merge
 from genre.metrics_bootstrap import RESAMPLES
 from genre.model import Recommender
-from genre.prediction import list_facts, predict
+from genre.prediction import BATCH_TOKENS, list_facts, predict
 from genre.progress import Reporter
 from genre.registry import higher_is_better
 from genre.registry.manifest import canonical
@@ -34,7 +34,6 @@ from genre.versions import Loaded, Low, by_split
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 ROUNDS = 2
-BATCH_TOKENS = 16384
 MERGED = "merged"
 
 

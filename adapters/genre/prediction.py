@@ -24,6 +24,8 @@ from genre.tasks import Task
 from genre.text_rows import Builder
 
 Advance = Callable[[int], None]
+BATCH_TOKENS = 16384
+"""Padded tokens of a batch where nothing is trained beside it: in evaluation, comparison and the quality gates."""
 ALONE = Ranks()
 Predicted = dict[str, tuple[Targets, np.ndarray, np.ndarray | None]]
 

@@ -80,6 +80,26 @@ def test_what_cannot_be_served_again_is_told_and_can_be_forgotten(begin, tmp_pat
         assert "gone@production" not in (tmp_path / "state.json").read_text()
 
 
+def test_what_came_back_and_was_unloaded_stays_away(begin, registry, trained, base, tmp_path):
+    (tmp_path / "state.json").write_text(json.dumps({"schema": 1, "loaded": ["fond@candidate"]}))
+    with begin() as client:
+        registry.promote(add_version(registry, trained, base, tmp_path / "new", OTHER, seed=1, name="fond"), "candidate")
+        act(client, "load", ref="fond@candidate")
+        act(client, "unload", ref="fond@candidate")
+        assert json.loads((tmp_path / "state.json").read_text())["loaded"] == []
+
+
+def test_a_version_that_was_given_up_is_remembered_while_its_canary_cannot_be_set(begin, tmp_path):
+    canary = {"like": {"share": 0.5, "halted": "0123456789ab", "reason": "rows failed"}}
+    kept = {"schema": 1, "unloaded": ["like@production"], "canary": canary}
+    (tmp_path / "state.json").write_text(json.dumps(kept))
+    with begin() as client:
+        act(client, "load", ref="next_item")
+        assert json.loads((tmp_path / "state.json").read_text())["canary"] == canary
+        act(client, "unload", ref="next_item")
+    assert json.loads((tmp_path / "state.json").read_text())["canary"] == canary
+
+
 def test_a_share_that_an_operator_set_wins_over_the_command_line(begin, registry, trained, base, tmp_path):
     registry.promote(add_version(registry, trained, base, tmp_path / "new", LIKE, seed=1), "candidate")
 

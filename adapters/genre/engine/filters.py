@@ -83,7 +83,8 @@ class Condition:
         if series.dtype == pl.Boolean:
             return known & _OPERATORS[self._equality("true or false")](series.fill_null(False).to_numpy(), self._truth())
         if series.dtype.is_numeric() and self.op != "within":
-            return known & _OPERATORS[self.op](series.cast(pl.Float64).fill_null(0.0).to_numpy(), self._number())
+            numbers = series.cast(pl.Float64).fill_null(np.nan).to_numpy()
+            return ~np.isnan(numbers) & _OPERATORS[self.op](numbers, self._number())
         values, at = self._seconds(series), self._time()
         if self.op == "within":
             return (values <= at) & (values >= at - self.days * _DAY)

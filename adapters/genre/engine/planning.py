@@ -67,7 +67,7 @@ class Job:
         """Places of the best k, or of k good ones that differ."""
         if not self.request.diversity:
             return best(scores, k)
-        pool = best(scores, max(k, POOL))
+        pool = best(scores, POOL)
         vectors = self.inline.vectors(torch.from_numpy(self.codes[pool].astype(np.int64))).cpu().numpy()
         return pool[diversify(scores[pool], vectors, k, float(self.request.diversity))]
 

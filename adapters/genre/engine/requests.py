@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from genre.engine.filters import Condition
+from genre.engine.reranking import POOL
 from genre.errors import RequestError
 
 MAX_CANDIDATES = 100_000
@@ -148,6 +149,8 @@ class Request:
             raise RequestError("diversity cannot be used", got=repr(self.diversity)[:80], expected="a number from 0 to 1")
         if self.diversity and self.k is None:
             raise RequestError("diversity needs k", got="no k", expected="how many items are to differ")
+        if self.diversity and self.k is not None and self.k > POOL:
+            raise RequestError("k is too large for diversity", got=self.k, expected=f"at most {POOL:,}")
 
     def _check_texts(self) -> None:
         """What goes with texts, and that each is an object of texts and numbers."""

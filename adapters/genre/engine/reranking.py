@@ -8,7 +8,7 @@ Owns: the arithmetic. Ignores: requests, where scores and vectors come from.
 import numpy as np
 
 POOL = 1000
-"""Candidates that are looked at: the best so many, or k if that is more."""
+"""Candidates that are looked at, the best so many; k is at most that."""
 
 
 def diversify(scores: np.ndarray, vectors: np.ndarray, k: int, amount: float) -> np.ndarray:

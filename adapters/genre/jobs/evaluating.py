@@ -22,7 +22,7 @@ from genre.metrics_bootstrap import RESAMPLES
 from genre.metrics_lists import ListFacts
 from genre.metrics_registry import metric
 from genre.model import Recommender, SoftTokens
-from genre.prediction import Predicted, list_facts, predict
+from genre.prediction import BATCH_TOKENS, Predicted, list_facts, predict
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.rows import RowBuilder
@@ -39,7 +39,6 @@ from genre.versions import (
 Figures = dict[str, dict[str, Any]]
 COLD = 5
 """Items with fewer training events are cold."""
-BATCH_TOKENS = 16384
 
 
 def evaluate(

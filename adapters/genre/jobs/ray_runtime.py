@@ -59,14 +59,18 @@ def ray_here(cpus: int) -> Iterator[Reporter]:
     try:
         with _quiet(folder / "driver.log") as reporter:
             if os.environ.get(CLUSTER):
-                ray.init(log_to_driver=False)
+                options: dict[str, Any] = {}
             else:
                 (folder / "token").write_text(secrets.token_hex(32))  # else Ray puts one into the user's home
                 os.environ[TOKEN] = str(folder / "token")
-                ray.init(
-                    address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
-                    object_store_memory=STORE_BYTES, _temp_dir=str(folder),
-                )  # fmt: skip
+                options = {
+                    "address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": STORE_BYTES,
+                    "_temp_dir": str(folder),
+                }  # fmt: skip
+            try:
+                ray.init(log_to_driver=False, **options)
+            except Exception as error:  # Ray raises whatever its parts do
+                raise JobError("Ray did not begin", got=(str(error).strip().splitlines() or [type(error).__name__])[0]) from None
             try:
                 yield reporter
             finally:

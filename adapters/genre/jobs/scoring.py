@@ -7,7 +7,6 @@ Owns: the way from rows to lines of results, which engine answers them. Ignores:
         write_all(results, map(Scorer(engine).answer, batched(requests, CHUNK_ROWS)), Reporter.for_terminal(), total=943)
 """
 
-import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,19 +48,28 @@ class Scorer:
     def __init__(self, engine: Any, meant: Mapping[str, str] | None = None) -> None:
         self.engine = engine
         self._meant = dict(meant or {})
+        self._lost: dict[str, str] = {}
 
     def answer(self, rows: Iterable[Row]) -> Answers:
         """One line for each row: an answer, or an error of its own."""
         rows = list(rows)
-        good = [row for row in rows if not isinstance(row, dict)]
-        for ref in {request.adapter for request in good} & self._meant.keys():
+        for ref in {row.adapter for row in rows if not isinstance(row, dict)} & self._meant.keys():
             exact = self._meant.pop(ref)
-            with contextlib.suppress(GenreError):  # then it is the rows' own error
+            try:
                 self.engine.swap(ref, exact)
+            except GenreError as error:  # the alias may name another version by now, which would answer in its place
+                self._lost[ref] = str(error)
+        good = [row for row in rows if not isinstance(row, dict) and row.adapter not in self._lost]
         answers = iter(self.engine.score(good))
-        found = [row if isinstance(row, dict) else next(answers).to_json() for row in rows]
+        found = [self._refused(row) or next(answers).to_json() for row in rows]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
         return Answers(text.encode("utf-8", "backslashreplace"), len(found), sum("error" in row for row in found))
+
+    def _refused(self, row: Row) -> dict[str, Any] | None:
+        if isinstance(row, dict):
+            return row
+        lost = self._lost.get(row.adapter)
+        return None if lost is None else {"id": row.id, "adapter": row.adapter, "error": lost}
 
     def answer_lines(self, chunk: Sequence[Line]) -> Answers:
         """The same for the lines of a request file."""

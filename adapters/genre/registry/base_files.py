@@ -94,7 +94,7 @@ def truncate_base(base_folder: Path, depth: int, out: Path) -> Path:
 
 
 def link_base(base_folder: Path, out: Path) -> Path:
-    """Write a base once more without its bytes where the disk allows it: hard links, which outlive what they link to.
+    """Write a base once more without its weights' bytes where the disk allows it: hard links, which outlive what they link to.
 
     Args:
         base_folder: A transformers folder with safetensors.
@@ -104,11 +104,17 @@ def link_base(base_folder: Path, out: Path) -> Path:
         for file in sorted(Path(base_folder).iterdir()):
             if not file.is_file() or file.suffix not in (*_COPIED, ".safetensors"):
                 continue
-            try:
-                os.link(file.resolve(), folder / file.name)
-            except OSError:  # another disk, or one without links
+            if file.suffix != ".safetensors" or not _linked(file, folder / file.name):  # people edit a configuration in place
                 shutil.copyfile(file, folder / file.name)
     return out
+
+
+def _linked(file: Path, target: Path) -> bool:
+    try:
+        os.link(file.resolve(), target)
+    except OSError:  # another disk, or one without links
+        return False
+    return True
 
 
 def write_weights(target: Path, weights: Weights) -> None:

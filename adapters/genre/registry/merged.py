@@ -106,13 +106,14 @@ def _encode(values: npt.NDArray[np.float32], tensor: Tensor) -> bytes:
 
 def _usage(manifest: Manifest) -> str:
     heads = ", ".join(f"{task['name']} ({task.get('head')})" for task in manifest.tasks)
+    kind = "AutoModel" if manifest.reads_texts else "AutoModelForCausalLM"
     return f"""
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {kind}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("<this folder>")
+model = {kind}.from_pretrained("<this folder>")
 ```
 
 The adapter is in the weights; it cannot be taken out or swapped. Heads of its tasks: {heads}; those with weights are in

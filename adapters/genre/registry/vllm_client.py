@@ -30,6 +30,10 @@ class ClientError(Exception):
     """A request that cannot be asked, or a server that does not answer as it should."""
 
 
+class RowError(ClientError):
+    """A line that is no request; the others are answered."""
+
+
 class Client:
     """One adapter behind one server.
 
@@ -42,7 +46,7 @@ class Client:
     def __init__(self, url: str = "http://127.0.0.1:8000", folder: str | Path | None = None, *, timeout: float = 600) -> None:
         here = Path(folder) if folder is not None else Path(__file__).resolve().parent
         self.prompt = json.loads((here / "prompt.json").read_text(encoding="utf-8"))
-        rows = (json.loads(line) for line in (here / "items.jsonl").read_text(encoding="utf-8").splitlines() if line)
+        rows = (json.loads(line) for line in (here / "items.jsonl").read_text(encoding="utf-8").split("\n") if line)
         self.texts: dict[str, str] = {row["item_id"]: row["text"] for row in rows}
         parts = urllib.parse.urlsplit(url)
         try:
@@ -126,6 +130,10 @@ class Client:
     def _history(self, history: Sequence[Mapping[str, Any]], user: Mapping[str, Any]) -> list[int]:
         """The prompt without its candidate; a history that is too long loses its oldest events."""
         layout = self.prompt["layout"]
+        if not isinstance(user, Mapping):
+            raise ClientError(f"a user cannot be read: got {user!r:.80}; expected an object with the user's columns")
+        if strange := [event for event in history if not isinstance(event, Mapping)]:
+            raise ClientError(f"an event cannot be read: got {strange[0]!r:.80}; expected an object with item_id and feedback")
         columns = {name: "unknown" if user.get(name) is None else user[name] for name in self.prompt["user_columns"]}
         ids = [*self.prompt["start"], *self._tokens(layout["instruction"].format(**columns))] or [0]
         for event in history[max(len(history) - layout["max_events"] + 1, 0) :]:
@@ -210,7 +218,10 @@ class Client:
             raise ClientError(f"no answer from {where}:{self._connection.port}: got {error}; is the server up?") from None
         if response.status != 200:
             raise ClientError(f"the server refused {path}: got {response.status} {text.decode(errors='replace')[:200]}")
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise ClientError(f"the server's answer to {path} is not JSON: got {text[:80]!r}; is this a vLLM server?") from None
 
 
 def _as_text(value: Any) -> str:
@@ -224,9 +235,9 @@ def _row(line: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ClientError(f"request {number} is not JSON: got {error}") from None
+        raise RowError(f"request {number} is not JSON: got {error}") from None
     if not isinstance(row, dict):
-        raise ClientError(f"request {number} is no object: got {line.strip()[:80]}")
+        raise RowError(f"request {number} is no object: got {line.strip()[:80]}")
     return row
 
 
@@ -239,7 +250,11 @@ def main() -> None:
     try:
         with Client(options.url) as client:
             for number, line in enumerate(filter(str.strip, options.file), 1):
-                print(json.dumps(client.answer(_row(line, number))), flush=True)
+                try:
+                    found = client.answer(_row(line, number))
+                except RowError as error:
+                    found = {"id": None, "error": str(error)}
+                print(json.dumps(found), flush=True)
     except (ClientError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -24,7 +24,7 @@ from genre.registry import Move, Registry, Version
 from genre.registry.names import LATEST, PRODUCTION, parse_ref
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
-from genre.serving.served import Served, Weight, reads_texts
+from genre.serving.served import Served, Weight
 
 RETRY_S = 30.0
 NO_ITEMS = Catalogue(pl.DataFrame(schema={"item_id": pl.String, "title": pl.String}))
@@ -192,7 +192,7 @@ class Fleet:
         """Write down what the engine serves for a reference."""
         version = self.registry.open_version(parse_ref(ref).name, digest[:12])
         old = self._served.get(ref)
-        catalogue = NO_ITEMS if reads_texts(version.manifest) else self._catalogue(ref)
+        catalogue = NO_ITEMS if version.manifest.reads_texts else self._catalogue(ref)
         weight = Weight.of(version.manifest, catalogue.size)
         self._set(ref, Served(ref, version, weight, catalogue, old.public if old else True))
 

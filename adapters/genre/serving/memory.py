@@ -31,6 +31,7 @@ class Memory:
         self._given: frozenset[str] = frozenset()
         self._missing: set[str] = set()
         self._shares: dict[str, float] = {}
+        self._waiting: dict[str, Halt] = {}  # canaries that could not be set again, with the versions that were given up
         self._saving = threading.Lock()
 
     def start(self, refs: Sequence[str], shares: Mapping[str, float], *, found: bool = False) -> None:
@@ -54,12 +55,15 @@ class Memory:
         self._given = frozenset(refs).difference(left_out)
         self._missing = {ref for ref in kept.loaded if ref not in self._given and not self._again(ref, self._load(ref))}
         self._shares = {name: held.share for name, held in kept.canary.items() if held.share is not None}
+        self._waiting = dict(kept.canary)
         for name, share in (dict(shares) | self._shares).items():
             set_ = self._canary(name, share, kept.canary.get(name, Halt()))
             if name in self._shares or f"{name}@{PRODUCTION}" in kept.unloaded:
-                self._again(f"the canary of {name}", set_)
+                if not self._again(f"the canary of {name}", set_):
+                    continue
             else:
                 set_()
+            self._waiting.pop(name, None)
 
     def _load(self, ref: str) -> Callable[[], object]:
         return lambda: self.fleet.add(ref)
@@ -81,14 +85,14 @@ class Memory:
         Raises:
             NotFoundError: It is neither.
         """
-        if ref in self._missing and self.fleet.get(ref) is None:
-            self._missing.discard(ref)
-        else:
+        if ref not in self._missing or self.fleet.get(ref) is not None:
             self.fleet.drop(ref)
+        self._missing.discard(ref)
 
     def share(self, name: str, share: float) -> None:
         """An operator has set the share of a name's candidate."""
         self._shares[name] = share
+        self._waiting.pop(name, None)
 
     def save(self) -> bool:
         """Keep what is served now, if it has changed; whether it will be there after a restart."""
@@ -104,7 +108,9 @@ class Memory:
 
     def _state(self) -> State:
         public = {served.ref for served in self.fleet.all() if served.public}
-        halted = {name: (canary.version, canary.reason) for name, canary in self.canaries.all() if canary.state == "halted"}
+        given_up = {name: (held.halted, held.reason) for name, held in self._waiting.items() if held.halted is not None}
+        now = {name: (canary.version, canary.reason) for name, canary in self.canaries.all() if canary.state == "halted"}
+        halted: dict[str, tuple[str | None, str | None]] = {**given_up, **now}
         canary = {}
         for name in sorted(self._shares.keys() | halted.keys()):
             version, reason = halted.get(name, (None, None))

@@ -13,11 +13,6 @@ from genre.registry import Manifest, Version
 from genre.registry.names import parse_ref
 
 
-def reads_texts(manifest: Manifest) -> bool:
-    """Whether a version reads labelled texts, and no user's events."""
-    return "pool" in manifest.sequence
-
-
 @dataclass(frozen=True)
 class Weight:
     """Tokens of a version's rows, from above: how long a slot can get is in its manifest.
@@ -43,7 +38,7 @@ class Weight:
     def of(cls, manifest: Manifest, catalogue: int) -> "Weight":
         """From what the manifest says of its sequence and tasks."""
         sequence: Mapping[str, Any] = manifest.sequence
-        if reads_texts(manifest):
+        if manifest.reads_texts:
             return cls(0, 0, 0, 0, 0, frozenset(), int(sequence["max_tokens"]))
         item = 1 if sequence["item"] == "token" else int(sequence["max_item_tokens"]) + 1
         ranking = frozenset(str(task["name"]) for task in manifest.tasks if task.get("kind") == "next_item")

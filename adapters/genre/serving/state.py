@@ -10,11 +10,10 @@ The file holds differences, so that a restart with other adapters or a registry 
 service at a time has it (a lock beside it says so, and goes with its process).
 """
 
-import fcntl
 import os
 from pathlib import Path
-from typing import IO
 
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genre.errors import InputError
@@ -62,7 +61,7 @@ class StateFile:
             if not path.exists():
                 self._write(self.state)
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
 
     def save(self, state: State) -> bool:
@@ -79,7 +78,7 @@ class StateFile:
 
     def close(self) -> None:
         """Let another service have the file."""
-        self._lock.close()
+        self._lock.release()
 
     def _write(self, state: State) -> None:
         with atomic(self.path) as aside, aside.open("w", encoding="utf-8") as file:
@@ -88,20 +87,17 @@ class StateFile:
             os.fsync(file.fileno())
 
 
-def _locked(path: Path) -> IO[bytes]:
-    beside = path.with_name(f".{path.name}.lock")
+def _locked(path: Path) -> FileLock:
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        lock = beside.open("ab")
-    except OSError as error:
-        raise InputError("--state cannot be used", got=path, expected="a file in a folder that can be written",
-                         todo=error.strerror) from None  # fmt: skip
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
+        lock.acquire(timeout=0)
+    except Timeout:
         raise InputError(
             "--state cannot be used", got=f"{path}, which another service uses", expected="a file of its own"
         ) from None
+    except OSError as error:
+        raise InputError("--state cannot be used", got=path, expected="a file in a folder that can be written",
+                         todo=error.strerror) from None  # fmt: skip
     return lock
 
 

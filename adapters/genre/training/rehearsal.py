@@ -22,12 +22,11 @@ from torch.utils._pytree import tree_iter
 
 from genre.interactions_splits import PARTS
 from genre.model import Recommender
-from genre.prediction import score_batch
+from genre.prediction import BATCH_TOKENS, score_batch
 from genre.sequences import Sequence, plan_batches
 from genre.training.loop import Loop
 from genre.training.state import peak_memory_bytes
 
-TEST_TOKENS = 16384
 """Tokens of a batch when the test part is read, as `genre.jobs` reads it."""
 
 
@@ -142,7 +141,7 @@ def lay_out(loop: Loop) -> Plan:
     rows, batches = loop.plan(0)
     training = [[rows[i] for i in chosen] for chosen in batches]
     read: list[list[list[Sequence]]] = []
-    for part, tokens in (("valid", 4 * loop.train.batch_tokens), ("test", TEST_TOKENS)):
+    for part, tokens in (("valid", 4 * loop.train.batch_tokens), ("test", BATCH_TOKENS)):
         found = loop.assembly.builder.evaluation_rows(
             loop.assembly.split, PARTS[part], max_events=loop.recipe.data.max_events
         )  # fmt: skip

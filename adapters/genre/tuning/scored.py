@@ -23,15 +23,13 @@ from genre.interactions import Interactions
 from genre.interactions_splits import PARTS, SplitConfig, split
 from genre.jobs import load_base, open_data, restore
 from genre.jobs.predictions import FILE, read_predictions
-from genre.prediction import predict
+from genre.prediction import BATCH_TOKENS, predict
 from genre.registry import Registry
 from genre.rows import EventColumns
 from genre.tasks import Task
 from genre.text_rows import TextRows
 from genre.texts import Texts
 from genre.versions import by_split, read_adapter
-
-BATCH_TOKENS = 16384
 
 
 @dataclass(frozen=True)
