@@ -98,15 +98,11 @@ def test_client_py_runs_alone_and_fails_row_by_row(world: World, server: tuple[s
     first, second, third, last = map(json.loads, done.stdout.splitlines())
     assert [row["item_id"] for row in first["results"]] == ["i1", "x"] and first["results"] == last["results"]
     assert "needs a history and candidates" in second["error"] and "unknown item: got 'none'" in third["error"]
-    broken = subprocess.run(
-        command, input='{\n{"id": "7", "history": ["50"], "candidates": ["i1"]}', capture_output=True, text=True
-    )
+    lines = "{\n" + json.dumps({"id": "7", "task": "like", "history": ["50"], "candidates": ["i1"]})
+    broken = subprocess.run(command, input=lines, capture_output=True, text=True)
     bad, strange = map(json.loads, broken.stdout.splitlines())
-    assert (
-        broken.returncode == 0
-        and "request 1 is not JSON" in bad["error"]
-        and "an event cannot be read: got '50'" in strange["error"]
-    )
+    assert broken.returncode == 0 and "request 1 is not JSON" in bad["error"]
+    assert "an event cannot be read: got '50'" in strange["error"]
     away = subprocess.run([*command[:-1], "http://127.0.0.1:9"], input=text, capture_output=True, text=True)
     assert away.returncode == 0 and "is the server up?" in away.stdout
 
