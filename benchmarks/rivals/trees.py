@@ -5,6 +5,8 @@ training mean and count, the user's running mean over events that share a catego
 categories themselves, and the numeric user columns. Source of the learner: scikit-learn's histogram gradient boosting.
 """
 
+from itertools import product
+
 import numpy as np
 import polars as pl
 
@@ -49,24 +51,30 @@ def features(log: Interactions, split: Split, label: np.ndarray, categories: str
 
 
 def boosted_trees(
-    log: Interactions, split: Split, label: np.ndarray, found: Targets, *, binary: bool, seed: int = 0
+    log: Interactions, split: Split, label: np.ndarray, found: Targets, *, binary: bool, seed: int, choose: Split
 ) -> np.ndarray:
-    """Scores of the targets; the number of trees and their size are chosen on the validation part."""
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    """Scores of the targets, by trees fitted on `split`; their number and size are chosen on the validation part of `choose`."""
     from sklearn.metrics import mean_squared_error, roc_auc_score
 
-    table = features(log, split, label)
+    table = features(log, choose, label)
+    valid = targets(log, choose, VALID, label)
+    best, chosen = -np.inf, (8, 100)
+    for size in product((8, 31), (100, 300)):
+        scores = _fitted(size, table, choose, label, valid.event, binary=binary, seed=seed)
+        value = roc_auc_score(valid.label, scores) if binary else -mean_squared_error(valid.label, scores)
+        if value > best:
+            best, chosen = value, size
+    return _fitted(chosen, features(log, split, label), split, label, found.event, binary=binary, seed=seed)
+
+
+def _fitted(
+    size: tuple[int, int], table: np.ndarray, split: Split, label: np.ndarray, asked: np.ndarray, *, binary: bool, seed: int
+) -> np.ndarray:
+    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    leaves, rounds = size
     train = np.flatnonzero((np.asarray(split.part) == TRAIN) & ~np.isnan(label))
-    valid = targets(log, split, VALID, label)
-    best, chosen = -np.inf, None
-    for leaves in (8, 31):
-        for rounds in (100, 300):
-            kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
-            model = kind(max_iter=rounds, max_leaf_nodes=leaves, learning_rate=0.05, min_samples_leaf=50, random_state=seed)
-            model.fit(table[train], label[train].astype(int) if binary else label[train])
-            scores = model.predict_proba(table[valid.event])[:, 1] if binary else model.predict(table[valid.event])
-            value = roc_auc_score(valid.label, scores) if binary else -mean_squared_error(valid.label, scores)
-            if value > best:
-                best, chosen = value, model
-    assert chosen is not None
-    return chosen.predict_proba(table[found.event])[:, 1] if binary else chosen.predict(table[found.event])
+    kind = HistGradientBoostingClassifier if binary else HistGradientBoostingRegressor
+    model = kind(max_iter=rounds, max_leaf_nodes=leaves, learning_rate=0.05, min_samples_leaf=50, random_state=seed)
+    model.fit(table[train], label[train].astype(int) if binary else label[train])
+    return model.predict_proba(table[asked])[:, 1] if binary else model.predict(table[asked])
