@@ -17,11 +17,11 @@ import torch
 
 import genre
 from genre import sources
+from genre.batches import collate
 from genre.engine import Engine, Request, Response
 from genre.jobs import environment, restore, write_text
 from genre.lora import detach
 from genre.progress import Reporter
-from genre.sequences import collate
 from genre.versions import read_adapter
 from report import curve, intervals, render
 

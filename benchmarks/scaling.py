@@ -23,12 +23,14 @@ import polars as pl
 import torch
 
 import genre
+from genre.batches import collate, plan_batches
 from genre.engine import Engine, Request
 from genre.heads import CatalogueHead, View
 from genre.interactions_splits import SplitConfig, split
 from genre.jobs import environment, open_log, write_text
 from genre.rows import RowBuilder
-from genre.sequences import FeedbackVocabulary, Layout, collate, plan_batches
+from genre.sequences import Layout
+from genre.vocabulary import FeedbackVocabulary
 from genre.windows import training_windows
 from inference_engine import Shelf
 

@@ -30,13 +30,13 @@ import genre
 from bench_report import rows
 from genre.assembly import SharedEncoder, assemble, usable_events
 from genre.base_source import quiet
+from genre.batches import plan_batches
 from genre.evaluation import targets as targets_of
 from genre.interactions_splits import split
 from genre.jobs import environment, open_log, write_text
 from genre.metrics import auc
 from genre.prediction import predict
 from genre.progress import Reporter
-from genre.sequences import plan_batches
 from genre.training import Loop
 from training_cost import cost
 from training_processes import processes

@@ -8,6 +8,7 @@ from builders import LIKE, NEXT, recipe, rows_of
 from fakes import planted_log
 from genre.assembly import assemble, known_items
 from genre.base import Base
+from genre.batches import collate
 from genre.errors import ManifestError
 from genre.interactions_cold import training_events
 from genre.interactions_splits import SplitConfig, split
@@ -15,7 +16,6 @@ from genre.jobs import evaluate, train
 from genre.jobs.encoders import check_leak
 from genre.negatives import Negatives
 from genre.registry import Registry
-from genre.sequences import collate
 from genre.versions import read_adapter
 from genre.windows import training_windows
 

@@ -9,11 +9,11 @@ import torch
 import genre
 from builders import LIKE, NEXT, RATING, publish_stirred, recipe
 from genre.assembly import assemble
+from genre.batches import collate
 from genre.engine import Engine, Request
 from genre.errors import InputError, NotFoundError, RequestError
 from genre.jobs import restore
 from genre.prediction import outputs
-from genre.sequences import collate
 from genre.versions import read_adapter
 
 CLOSE = 1e-4

@@ -12,6 +12,7 @@ import genre
 from builders import LIKE, NEXT, publish_stirred, recipe
 from fakes import tastes_log
 from genre import cli
+from genre.batches import collate
 from genre.engine import Engine, Request
 from genre.engine.gradients import event_gradients
 from genre.errors import DataError, InputError, JobError, NotFoundError, RequestError
@@ -19,7 +20,6 @@ from genre.explain import ATTEMPTS, METHODS, ask, explain
 from genre.heads import View
 from genre.interactions import Interactions
 from genre.jobs import restore
-from genre.sequences import collate
 from genre.versions import read_adapter
 
 TASKS = ("like", "rating", "next_item", "text")

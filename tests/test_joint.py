@@ -10,10 +10,10 @@ import genre
 from builders import LIKE, NEXT, RATING, recipe, stir
 from genre.assembly import assemble
 from genre.base import Base
+from genre.batches import collate
 from genre.errors import RecipeError
 from genre.jobs import evaluate
 from genre.recipe import Recipe
-from genre.sequences import collate
 from standins import ROOT, deep_base, movies
 
 WEIGHTS = {"like": 2.0, "rating": 0.5, "next_item": 0.25}

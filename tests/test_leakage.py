@@ -10,8 +10,8 @@ import torch
 
 from builders import LIKE, NEXT, recipe, stir, with_values
 from genre.assembly import assemble
+from genre.batches import collate
 from genre.interactions import Interactions
-from genre.sequences import collate
 from genre.windows import training_windows
 
 EVENTS, ITEMS = 9, 12

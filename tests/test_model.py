@@ -8,9 +8,9 @@ from builders import LIKE, NEXT, RATING, recipe, stir
 from fakes import make_base
 from genre.assembly import assemble
 from genre.base import Base
+from genre.batches import collate
 from genre.errors import DivergedError
 from genre.heads import View
-from genre.sequences import collate
 from genre.windows import training_windows
 
 CLOSE = 1e-4

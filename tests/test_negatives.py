@@ -11,13 +11,13 @@ import torch
 import genre
 from builders import LIKE, NEXT, recipe, stir
 from genre.assembly import assemble
+from genre.batches import collate
 from genre.errors import RecipeError
 from genre.evaluation_ranking import CELLS, Ranker, block_size
 from genre.losses import cross_entropy, sampled_cross_entropy
 from genre.model import compact
 from genre.negatives import Negatives
 from genre.prediction import predict
-from genre.sequences import collate
 from genre.training import fit
 
 DRAW = np.random.default_rng(0)

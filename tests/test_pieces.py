@@ -6,9 +6,9 @@ import torch
 
 from builders import LIKE, NEXT, RATING, recipe, rows_of, stir, with_values
 from genre.assembly import assemble
+from genre.batches import collate
 from genre.progress import Reporter
 from genre.ranks import Ranks
-from genre.sequences import collate
 from genre.training import Loop, fit
 from genre.training.pieces import count_targets, cut, most_pieces, shares
 from genre.windows import training_windows

@@ -6,10 +6,10 @@ import torch
 
 from builders import LIKE, NEXT, recipe, stir
 from genre.assembly import assemble
+from genre.batches import collate
 from genre.evaluation_ranking import rank_in_blocks
 from genre.interactions_splits import TEST, VALID
 from genre.prediction import outputs, predict
-from genre.sequences import collate
 
 SPLITS = [
     {"kind": "temporal", "valid": 0.1, "test": 0.2},

@@ -13,10 +13,10 @@ from builders import stir
 from fakes import make_encoder_base
 from genre.assembly import assemble
 from genre.base import Base
+from genre.batches import collate
 from genre.cli import main
 from genre.interactions import Interactions
 from genre.recipe import Recipe
-from genre.sequences import collate
 from standins import ROOT, deep_base
 from worlds import WORLDS, prepare_world
 

@@ -6,8 +6,8 @@ import torch
 from builders import LIKE, NEXT, recipe, rows_of, stir
 from genre.assembly import assemble
 from genre.base import Base
+from genre.batches import collate
 from genre.errors import BaseModelError
-from genre.sequences import collate
 from genre.windows import training_windows
 
 

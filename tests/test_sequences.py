@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genre.batches import collate, plan_batches
 from genre.errors import DataError
-from genre.sequences import FeedbackVocabulary, Layout, collate, plan_batches
+from genre.sequences import Layout
+from genre.vocabulary import FeedbackVocabulary
 
 STARS = FeedbackVocabulary("rating", (1.0, 3.0, 5.0))
 

@@ -6,6 +6,7 @@ import torch
 
 import genre
 from fakes import make_base, make_encoder_base, planted_texts
+from genre.batches import padded
 from genre.engine import Request
 from genre.errors import RecipeError
 from genre.jobs import restore
@@ -14,7 +15,6 @@ from genre.merge_judge import Options
 from genre.metrics import auc
 from genre.prediction import predict
 from genre.recipe import Recipe
-from genre.sequences import padded
 from genre.terms import FOLDS, STRENGTH, UNSEEN, Terms
 from genre.text_assembly import assemble_texts
 from genre.versions import read_adapter

@@ -7,9 +7,9 @@ import torch
 
 from fakes import make_encoder_base, planted_texts
 from genre.base import Base
+from genre.batches import collate, span_means
 from genre.errors import DataError, RecipeError
 from genre.interactions_splits import SplitConfig
-from genre.sequences import collate, span_means
 from genre.tasks import Task
 from genre.text_rows import TextLayout, TextRows
 from genre.texts import Texts

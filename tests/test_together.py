@@ -265,7 +265,7 @@ def test_a_stream_draws_what_it_would_draw_alone():
 
 def test_segments_see_themselves_only(base, log, tiny):
     """Three batches of different lengths, one of them with branches, against the base on each alone."""
-    from genre.sequences import collate
+    from genre.batches import collate
 
     assembly = assemble(recipe(tiny, LIKE), log, base, bare=True)
     builder = assembly.builder

@@ -24,8 +24,9 @@ from genre.model import Recommender, SoftTokens
 from genre.negatives import Negatives
 from genre.recipe import Recipe
 from genre.rows import RowBuilder
-from genre.sequences import FeedbackVocabulary, Layout
+from genre.sequences import Layout
 from genre.tasks import Task
+from genre.vocabulary import FeedbackVocabulary
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ def picture_of_events(recipe: "Recipe", log: "Interactions", usable: np.ndarray,
     from genre.assembly import feedback_column, needs_encoder
     from genre.errors import DataError
     from genre.rows import RowBuilder
-    from genre.sequences import FeedbackVocabulary, Layout
+    from genre.sequences import Layout
+    from genre.vocabulary import FeedbackVocabulary
     from genre.windows import training_windows
 
     column, sequence = feedback_column(recipe, log), recipe.sequence

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from genre.affinity import View
 from genre.base import Base
+from genre.batches import Batch, Reads
 from genre.encoder import BehaviourEncoder, ItemTable
 from genre.errors import DivergedError
 from genre.heads import CatalogueHead, Head
 from genre.lora import LoraLinear, attach, detach, find_linears
 from genre.losses import LOSSES, sampled_cross_entropy, sampled_log_loss
 from genre.negatives import Negatives
-from genre.sequences import Batch, Reads
 from genre.tasks import Task
 
 

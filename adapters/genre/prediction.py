@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from genre.baselines import popularity_ranks
+from genre.batches import Reads, Slot, collate, plan_batches
 from genre.evaluation import Targets
 from genre.evaluation_ranking import Ranker, block_rows, block_size
 from genre.interactions_splits import Split
@@ -19,7 +20,7 @@ from genre.metrics_registry import metric
 from genre.model import Recommender
 from genre.ranks import Ranks
 from genre.rows import RowBuilder
-from genre.sequences import Reads, Sequence, Slot, collate, plan_batches
+from genre.sequences import Sequence
 from genre.tasks import Task
 from genre.text_rows import Builder
 

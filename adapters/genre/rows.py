@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from genre.batches import Slot
 from genre.interactions import Interactions
 from genre.interactions_splits import Split
-from genre.sequences import Layout, Sequence, Slot
+from genre.sequences import Layout, Sequence
 from genre.tasks import Task
 from genre.windows import Window, chosen_windows, evaluation_windows, training_windows
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genre.sequences import padded
+from genre.batches import padded
 
 STRENGTH = 3.0
 """Inverse strength of the penalty on the weights: the C of a logistic, 1 / C of a ridge regression."""

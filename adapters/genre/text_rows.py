@@ -18,10 +18,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from genre.batches import Slot
 from genre.errors import DataError, RecipeError
 from genre.interactions_splits import Split
 from genre.rows import RowBuilder
-from genre.sequences import Sequence, Slot
+from genre.sequences import Sequence
 from genre.tasks import Task
 from genre.texts import Texts
 

@@ -31,11 +31,12 @@ from genre.lora import from_peft, peft_config, to_peft
 from genre.recipe import AdapterConfig
 from genre.registry import Registry, Version
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest, check_fit
-from genre.sequences import FeedbackVocabulary, Layout
+from genre.sequences import Layout
 from genre.tasks import Task
 from genre.terms import Terms
 from genre.text_assembly import AnyAssembly, TextAssembly
 from genre.text_rows import TextLayout
+from genre.vocabulary import FeedbackVocabulary
 
 Low = dict[str, tuple[Tensor, Tensor, float]]
 CATALOGUE = "catalogue.jsonl"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genre.batches import collate
 from genre.engine.core import Engine
 from genre.engine.passes import Unit, embed
 from genre.engine.planning import Job
@@ -22,7 +23,6 @@ from genre.engine.requests import Request, Response
 from genre.errors import RequestError
 from genre.heads import CatalogueHead
 from genre.sequences import Sequence as Row
-from genre.sequences import collate
 
 
 def event_gradients(engine: Engine, request: Request) -> tuple[Response, np.ndarray]:

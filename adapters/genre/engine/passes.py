@@ -21,12 +21,12 @@ from torch import Tensor
 
 from genre.attention import Blocks, plan_blocks
 from genre.base import Base
+from genre.batches import collate, padded
 from genre.engine.planning import Job
 from genre.engine.reading import Reader, read
 from genre.engine.tiers import Resident
 from genre.lanes import Lanes
 from genre.sequences import Sequence as Row
-from genre.sequences import collate, padded
 
 MASKED_ROW_TOKENS = 2048
 MASKED_SQUARES = 2**24

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genre.batches import padded, span_means
 from genre.engine.items import Inline
 from genre.engine.planning import Job, best, task_of
 from genre.engine.requests import Request, Response, ScoredText
@@ -25,7 +26,6 @@ from genre.engine.tiers import Resident
 from genre.errors import RequestError
 from genre.heads import Head
 from genre.sequences import Sequence as Row
-from genre.sequences import padded, span_means
 
 
 @dataclass(eq=False)

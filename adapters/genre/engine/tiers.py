@@ -11,7 +11,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from genre.engine.items import ItemSpace
-from genre.lanes import Packed, Place
+from genre.lane_layers import Place
+from genre.lanes import Packed
 from genre.versions import Loaded
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genre.batches import collate, plan_batches
 from genre.errors import DataError, DivergedError, InputError, InterruptedJobError
 from genre.evaluation import evaluate_feedback, evaluate_ranking
 from genre.labels import known_labels, thin_negatives
@@ -25,7 +26,7 @@ from genre.metrics import metric
 from genre.prediction import list_facts, predict
 from genre.progress import Bar, Reporter
 from genre.ranks import Ranks
-from genre.sequences import Sequence, collate, plan_batches
+from genre.sequences import Sequence
 from genre.text_assembly import AnyAssembly
 from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoint
 from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genre.batches import Slot
 from genre.labels import known_labels
 from genre.model import Recommender
 from genre.ranks import Ranks
-from genre.sequences import Sequence, Slot
+from genre.sequences import Sequence
 
 
 def cut(rows: Rows[Sequence], ranks: Ranks, pieces: int) -> list[Rows[Sequence]]:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from genre.batches import plan_batches
 from genre.interactions_splits import PARTS
 from genre.model import Recommender
 from genre.prediction import BATCH_TOKENS, score_batch
-from genre.sequences import Sequence, plan_batches
+from genre.sequences import Sequence
 from genre.training.loop import Loop
 from genre.training.state import peak_memory_bytes
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from genre.base import Base
+from genre.batches import Batch
 from genre.errors import BaseModelError
-from genre.sequences import Batch
 
 
 @dataclass(frozen=True)

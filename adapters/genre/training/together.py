@@ -19,12 +19,12 @@ import torch
 
 from genre.assembly import Assembly
 from genre.base import Base
+from genre.batches import Batch, collate
 from genre.errors import GenreError, InputError, InterruptedJobError, RecipeError
 from genre.lora import LaneSpans, LoraLanes, attach, detach, find_linears
 from genre.model import embed
 from genre.progress import Reporter
 from genre.recipe import Recipe
-from genre.sequences import Batch, collate
 from genre.sequences import Sequence as Row
 from genre.training.interrupts import Interrupts
 from genre.training.loop import Loop
