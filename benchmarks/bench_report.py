@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench_tables import tables
 from report import ACCENT, INK, REST, figure_of, intervals, render, svg_of
 
 BARS = {
@@ -21,13 +22,27 @@ CEILINGS = {
 }  # fmt: skip
 
 
+TITLES = {
+    "baselines": "Quality beside strong baselines", "adapter_vs_full": "Adapter against full fine-tuning",
+    "cold_items": "Items that training hardly knows", "ablation": "What each item feature is worth", "ads": "Ads",
+}  # fmt: skip
+
+
 def load(out: Path) -> dict[str, dict[str, Any]]:
-    """Each benchmark's note (command, commit, seconds) and its figures."""
+    """Each benchmark's figures with its command, commit and seconds; those that ran by themselves too."""
     found = {}
-    for note in sorted(out.glob("*.run.json")):
-        name = note.name.removesuffix(".run.json")
-        figures = out / f"{name}.json"
-        found[name] = json.loads(note.read_text()) | {"figures": json.loads(figures.read_text()) if figures.exists() else {}}
+    for script in sorted(Path(__file__).parent.glob("*.py")):
+        figures, note = out / f"{script.stem}.json", out / f"{script.stem}.run.json"
+        if not figures.exists() and not note.exists():
+            continue
+        held = json.loads(figures.read_text()) if figures.exists() else {}
+        alone = {
+            "command": f"python benchmarks/{script.name}",
+            "commit": held.get("commit", ""),
+            "profile": "by itself",
+            "exit_code": 0,
+        }
+        found[script.stem] = (json.loads(note.read_text()) if note.exists() else alone) | {"figures": held}
     return found
 
 
@@ -46,13 +61,23 @@ def rows(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
-def quality(figures: dict[str, Any]) -> dict[str, Any]:
-    """A plot of methods for each task of the baselines benchmark."""
+def plots_of(name: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """The pictures that stand below a benchmark's tables, by their caption."""
+    if name in ("baselines", "ads"):
+        return methods(figures)
+    if name == "adapter_vs_full" and figures:
+        memory = copies(figures)
+        return parameters(figures) | ({"memory of N tasks": memory} if memory else {})
+    return {}
+
+
+def methods(figures: dict[str, Any]) -> dict[str, Any]:
+    """A plot of methods for each task."""
     plots = {}
     for task, found in figures.get("tasks", {}).items():
         metric = next(iter(next(iter(found["methods"].values()))["metrics"]))
         values = {name: (m["metrics"][metric]["value"], m["metrics"][metric]["interval"]) for name, m in found["methods"].items()}
-        plots[task] = intervals(values, metric)
+        plots[f"{task}: {metric}, 95 % intervals"] = intervals(values, metric)
     return plots
 
 
@@ -71,7 +96,7 @@ def parameters(figures: dict[str, Any]) -> dict[str, Any]:
         axes.set_xscale("log")
         axes.set_xlabel("trained parameters", fontsize=8, color=INK)
         axes.set_ylabel(next(iter(ways.values()))["test"]["metric"], fontsize=8, color=INK)
-        plots[task] = svg_of(figure)
+        plots[f"{task}: quality against trained parameters"] = svg_of(figure)
     return plots
 
 
@@ -116,10 +141,10 @@ def write_report(out: Path) -> Path:
     table = rows(found)
     figures = {name: entry["figures"] for name, entry in found.items()}
     page = render(
-        "bench.html", found=found, table=table, methods=figures.get("baselines", {}).get("tasks", {}),
-        quality=quality(figures.get("baselines", {})), ways=figures.get("adapter_vs_full", {}).get("tasks", {}),
-        parameters=parameters(figures.get("adapter_vs_full", {})), copies=copies(figures.get("adapter_vs_full", {})),
-        growth=growth(figures.get("scaling", {})), absent=absent(figures.get("peers", {})), peers=figures.get("peers", {}),
+        "bench.html", found=found, table=table, titles=TITLES, growth=growth(figures.get("scaling", {})),
+        quality={name: tables(name, own) for name, own in figures.items()},
+        plots={name: plots_of(name, own) for name, own in figures.items()},
+        absent=absent(figures.get("peers", {})), peers=figures.get("peers", {}),
     )  # fmt: skip
     (out / "report.html").write_text(page, encoding="utf-8")
     (out / "summary.md").write_text(summary(found, table), encoding="utf-8")
@@ -131,14 +156,13 @@ def summary(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> st
     lines = []
     for name, entry in found.items():
         own = sorted((row for row in table if row["benchmark"] == name), key=lambda row: row["met"] is not False)
-        missing = [f"{peer} could not run in `{part}`: {error}\n" for part, peer, error in absent(entry["figures"])]
-        if not own:
-            lines += missing
-            continue
-        lines += ["| figure | measured | aim |", "|---|---|---|"]
+        if own:
+            lines += ["| figure | measured | aim |", "|---|---|---|"]
         for row in own:
             aim = "" if row["aim"] is None else f"{row['better']} {row['aim']:g}{'' if row['met'] else ' (missed)'}"
             lines.append(f"| {row['figure'].replace('_', ' ')} | {row['value']:.3g} | {aim} |")
-        lines += ["", f"Command: `{entry['command']}`", ""]
-        lines += missing
+        made = [line for one in tables(name, entry["figures"]) for line in ("", one.markdown())]
+        if own or made:
+            lines += [*made, "", f"Command: `{entry['command']}`", ""]
+        lines += [f"{peer} could not run in `{part}`: {error}\n" for part, peer, error in absent(entry["figures"])]
     return "\n".join(lines)

@@ -1,0 +1,129 @@
+"""The benchmarks' figures of quality as tables, the same for the page and for the README."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: what it shows, how it was measured, and its cells as texts."""
+
+    title: str
+    note: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """The same as Markdown."""
+        lines = [f"**{self.title}.** {self.note}", "", "| " + " | ".join(self.header) + " |", "|---" * len(self.header) + "|"]
+        return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in self.rows)]) + "\n"
+
+
+def tables(name: str, figures: dict[str, Any]) -> list[Table]:
+    """The tables of one benchmark, none if it has none of its own."""
+    made = {
+        "baselines": baselines,
+        "ads": baselines,
+        "adapter_vs_full": adapter_vs_full,
+        "cold_items": cold,
+        "ablation": ablation,
+    }
+    return list(made[name](figures)) if name in made and figures else []
+
+
+def shown(figure: dict[str, Any], sign: str = "") -> str:
+    """A value with its interval, four digits."""
+    if figure.get("value") is None:
+        return "–"
+    low, high = figure["interval"] if figure.get("interval") else (figure["low"], figure["high"])
+    return f"{figure['value']:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+
+
+def told_apart(figure: dict[str, Any]) -> str:
+    """A difference with its interval, and whether that holds zero."""
+    low, high = figure["interval"] if figure.get("interval") else (figure["low"], figure["high"])
+    return shown(figure, "+") + (", not told apart" if low <= 0 <= high else "")
+
+
+def words(name: str) -> str:
+    """A name as a reader says it."""
+    return name.replace("_", " ")
+
+
+def baselines(figures: dict[str, Any]) -> Iterator[Table]:
+    """Methods of each task, the adapter's paired difference in the first metric."""
+    for task, found in figures["tasks"].items():
+        methods = found["methods"]
+        metrics = list(methods["adapter"]["metrics"])
+        rows = []
+        for name, method in methods.items():
+            better = next(iter(method.get("adapter_better_by", {}).values()), None)
+            rows.append(
+                [words(name), *(shown(method["metrics"][metric]) for metric in metrics), told_apart(better) if better else ""]
+            )
+        seeds = f", seeds {', '.join(map(str, figures['seeds']))}" if "seeds" in figures else ""
+        note = (
+            f"{found['protocol']}; {figures.get('part', 'test')} part, {found['n']:,} targets of {found['users']:,} users{seeds}."
+        )
+        best = methods["adapter"].get("against_best")
+        if best:
+            note += f" Against {words(best['baseline'])}, the best of them in {best['metric']}: {shown(best['ratio'])} times."
+        yield Table(words(task), note, ["method", *metrics, f"adapter better by ({metrics[0]})"], rows)
+
+
+def adapter_vs_full(figures: dict[str, Any]) -> Iterator[Table]:
+    """Ways to train, each beside the full fine-tune."""
+    for task, ways in figures["tasks"].items():
+        first = next(iter(ways.values()))["test"]
+        rows = []
+        for way, row in ways.items():
+            trained, memory = row["trained_parameters"] + row["head_parameters"], row.get("peak_memory_beyond_base")
+            rows.append([
+                words(way), shown(row["test"]), "" if way == "full" else told_apart(row["minus_full"]), f"{trained:,}",
+                f"{row['bytes'] / MIB:.1f}", f"{row['seconds']:.0f}", f"{row['tokens_per_second']:.0f}" if memory else "",
+                f"{memory / MIB:.0f}" if memory else "",
+            ])  # fmt: skip
+        limit = f", the latest {figures['limit']:,} training events" if figures["limit"] else ""
+        note = (
+            f"{figures['protocol']}; {figures['depth']} layers, {figures['epochs']} epochs{limit}, seed {figures['seed']}, "
+            f"the learning rate chosen on validation among three; test part, n = {first['n']:,}."
+        )
+        header = [
+            "way",
+            first["metric"],
+            "minus full",
+            "trained parameters",
+            "MiB a task",
+            "seconds",
+            "tokens/s",
+            "peak MiB beyond base",
+        ]
+        yield Table(f"{words(task)}: adapter against full fine-tuning", note, header, rows)
+
+
+def cold(figures: dict[str, Any]) -> Iterator[Table]:
+    """NDCG@10 on cold items, for each way of ranking."""
+    for entry in figures["results"].values():
+        rows = [
+            [words(name), shown(found["ndcg@10"]), told_apart(found["adapter_better_by"]) if "adapter_better_by" in found else ""]
+            for name, found in entry["methods"].items()
+        ]
+        best = entry["against_best"]
+        note = (
+            f"Ranked {entry['ranked']}; {figures['part']} part, {entry['n']:,} targets of {entry['users']:,} users; against "
+            f"{words(best['baseline'])}, the best that knows items by id only: {shown(best['ratio'])} times."
+        )
+        yield Table(f"items with {entry['targets']}", note, ["method", "NDCG@10", "adapter better by"], rows)
+
+
+def ablation(figures: dict[str, Any]) -> Iterator[Table]:
+    """What each item feature is worth."""
+    rows = []
+    for arm, found in figures["arms"].items():
+        gain = found.get("against_full")
+        rows.append([words(arm), shown(found["ndcg@10"]), told_apart(gain) if gain else ""])
+    note = f"{figures['part'].capitalize()} part, n = {next(iter(figures['arms'].values()))['ndcg@10']['n']:,}, one seed."
+    yield Table("item features", note, ["encoder", "NDCG@10", "minus full"], rows)
