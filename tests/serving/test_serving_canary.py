@@ -10,6 +10,9 @@ from genre.engine import Request
 from genre.errors import InputError
 from genre.serving import Service, Settings
 from genre.serving.canary import fraction
+from genre.serving.fleet import Fleet
+from genre.serving.logs import Log
+from genre.serving.metrics import Metrics
 
 OTHER = {**LIKE, "name": "fond"}  # a version whose task has another name: rows that name the old one fail
 
@@ -167,3 +170,17 @@ def test_rows_that_wait_for_a_candidate_that_goes_are_answered_by_production(eng
         now = service.now(row)
         assert now is not None and (now.served.ref, now.instead) == ("like@production", None)
         assert service.ask(Request("like@production", user_id="u1", candidates=["i0"])).served.ref == "like@production"
+
+
+def test_a_candidate_is_hidden_from_its_first_moment(engine, publish):
+    class Watched(Fleet):
+        def _set(self, ref, served):
+            seen.append(served.public)
+            super()._set(ref, served)
+
+    publish(3)
+    seen: list[bool] = []
+    fleet = Watched(engine, Log(io.StringIO()), Metrics(), lambda run: run())
+    assert not fleet.add("like@candidate", public=False).public and seen == [False]
+    assert not fleet.add("like@candidate", public=False).public and set(seen) == {False}, "brought up to date, still hidden"
+    assert fleet.add("like@candidate").public and fleet.add("like@candidate", public=False).public, "who was public stays so"

@@ -81,12 +81,12 @@ class Fleet:
         """
         parse_ref(ref)
         with self._operations:
-            if ref in self._served:
-                self._swap(ref)
-                public = public or self._served[ref].public
-            else:
-                self._put(ref, self.engine.load(ref))
-            self._set(ref, replace(self._served[ref], public=public))
+            if ref not in self._served:
+                self._put(ref, self.engine.load(ref), public=public)
+                return self._served[ref]
+            self._swap(ref)
+            if public and not self._served[ref].public:
+                self._set(ref, replace(self._served[ref], public=True))
             return self._served[ref]
 
     @contextmanager
@@ -182,19 +182,18 @@ class Fleet:
 
     def _swap(self, ref: str) -> None:
         before = self._served[ref].version
-        self._put(ref, self.engine.swap(ref))
+        self._put(ref, self.engine.swap(ref), public=self._served[ref].public)
         after = self._served[ref].version
         if after.digest != before.digest:
             self.metrics.swaps.labels(after.name).inc()
             self.log.write("swapped", ref=ref, version=after.version, digest=after.digest, before=before.version)
 
-    def _put(self, ref: str, digest: str) -> None:
+    def _put(self, ref: str, digest: str, *, public: bool) -> None:
         """Write down what the engine serves for a reference."""
         version = self.registry.open_version(parse_ref(ref).name, digest[:12])
-        old = self._served.get(ref)
         catalogue = NO_ITEMS if version.manifest.reads_texts else self._catalogue(ref)
         weight = Weight.of(version.manifest, catalogue.size)
-        self._set(ref, Served(ref, version, weight, catalogue, old.public if old else True))
+        self._set(ref, Served(ref, version, weight, catalogue, public))
 
     def _set(self, ref: str, served: Served) -> None:
         self._served = {**self._served, ref: served}
