@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench_tables import tables
+from bench_tables import brief, tables
 from report import ACCENT, INK, REST, figure_of, intervals, render, svg_of
 
 BARS = {
@@ -148,6 +148,7 @@ def write_report(out: Path) -> Path:
     )  # fmt: skip
     (out / "report.html").write_text(page, encoding="utf-8")
     (out / "summary.md").write_text(summary(found, table), encoding="utf-8")
+    (out / "tables.md").write_text(whole(found), encoding="utf-8")
     return out / "report.html"
 
 
@@ -155,14 +156,28 @@ def summary(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> st
     """What readme.py puts into the README: losses first, the command under each table."""
     lines = []
     for name, entry in found.items():
-        own = sorted((row for row in table if row["benchmark"] == name), key=lambda row: row["met"] is not False)
+        own = sorted((row for row in table if row["benchmark"] == name and row["aim"] is not None), key=lambda row: row["met"])
+        short = brief(name, entry["figures"])
         if own:
             lines += ["| figure | measured | aim |", "|---|---|---|"]
         for row in own:
-            aim = "" if row["aim"] is None else f"{row['better']} {row['aim']:g}{'' if row['met'] else ' (missed)'}"
+            aim = f"{row['better']} {row['aim']:g}{'' if row['met'] else ' (missed)'}"
             lines.append(f"| {row['figure'].replace('_', ' ')} | {row['value']:.3g} | {aim} |")
-        made = [line for one in tables(name, entry["figures"]) for line in ("", one.markdown())]
-        if own or made:
-            lines += [*made, "", f"Command: `{entry['command']}`", ""]
+        if own and short:
+            lines.append("")
+        if short:
+            lines.append(short.markdown())
+        if own or short:
+            lines += ["", f"Command: `{entry['command']}`", ""]
         lines += [f"{peer} could not run in `{part}`: {error}\n" for part, peer, error in absent(entry["figures"])]
-    return "\n".join(lines)
+    return "\n".join(line for place, line in enumerate(lines) if line or (place and lines[place - 1])) + "\n"
+
+
+def whole(found: dict[str, dict[str, Any]]) -> str:
+    """Every table of quality as Markdown, for docs/experiments.md."""
+    parts = []
+    for name, entry in found.items():
+        made = tables(name, entry["figures"])
+        if made:
+            parts += [f"`{entry['command']}`\n", *(one.markdown() for one in made)]
+    return "\n".join(parts)

@@ -34,6 +34,36 @@ def tables(name: str, figures: dict[str, Any]) -> list[Table]:
     return list(made[name](figures)) if name in made and figures else []
 
 
+def brief(name: str, figures: dict[str, Any]) -> Table | None:
+    """One short table of a benchmark for the README, None if its figures are ratios only."""
+    if not figures:
+        return None
+    if name in ("baselines", "ads"):
+        rows = []
+        for task, found in figures["tasks"].items():
+            methods = found["methods"]
+            metric = next(iter(methods["adapter"]["metrics"]))
+            best = methods["adapter"].get("against_best", {}).get("baseline") or _best(methods, metric)
+            better = methods[best]["adapter_better_by"][metric]
+            cells = [f"{words(task)}, {metric}", f"**{shown(methods['adapter']['metrics'][metric])}**"]
+            rows.append(
+                [*cells, f"{words(best)} {shown(methods[best]['metrics'][metric])}", told_apart(better), f"{found['n']:,}"]
+            )
+        seeds = f"the mean of {len(figures['seeds'])} seeds, " if len(figures.get("seeds", [])) > 1 else ""
+        note = f"{seeds}the test part, 95 % user-bootstrap intervals, paired.".capitalize()
+        return Table("Beside strong baselines", note, ["task", "adapter", "best baseline", "adapter better by", "n"], rows)
+    made = tables(name, figures)
+    if name == "cold_items":
+        return made[0]
+    return made[0] if name in ("adapter_vs_full", "ablation") else None
+
+
+def _best(methods: dict[str, Any], metric: str) -> str:
+    """The baseline that the adapter is the least ahead of."""
+    ahead = {name: method["adapter_better_by"][metric]["value"] for name, method in methods.items() if name != "adapter"}
+    return min(ahead, key=lambda name: ahead[name])
+
+
 def shown(figure: dict[str, Any], sign: str = "") -> str:
     """A value with its interval, four digits."""
     if figure.get("value") is None:
