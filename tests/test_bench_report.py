@@ -1,0 +1,69 @@
+"""The benchmarks' page and summaries: what is missed or not told apart is said, under its command."""
+
+import json
+import sys
+
+import pytest
+
+from standins import ROOT
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import bench_report
+
+    yield bench_report
+    for name in ("bench_report", "bench_tables", "report"):
+        sys.modules.pop(name, None)
+
+
+def figure(value, low, high):
+    return {"value": value, "interval": [low, high]}
+
+
+@pytest.fixture
+def out(tmp_path):
+    methods = {
+        "adapter": {"metrics": {"rmse": figure(0.92, 0.90, 0.94)}},
+        "bias_only": {"metrics": {"rmse": figure(0.95, 0.93, 0.97)}, "adapter_better_by": {"rmse": figure(0.03, 0.02, 0.04)}},
+        "trees": {"metrics": {"rmse": figure(0.925, 0.91, 0.95)}, "adapter_better_by": {"rmse": figure(0.005, -0.002, 0.01)}},
+    }
+    task = {"protocol": "u1", "n": 20_000, "users": 459, "methods": methods}
+    (tmp_path / "baselines.json").write_text(json.dumps({"part": "test", "seeds": [0, 1], "tasks": {"rating": task}}))
+    (tmp_path / "inference.json").write_text(
+        json.dumps({"ratios": {"tasks_4_shared": 2.0, "lanes_16_vs_peft_mixed": 1.3}, "counts": {"failed": 0}})
+    )
+    note = {
+        "command": "python benchmarks/peers.py",
+        "commit": "c",
+        "profile": "full",
+        "exit_code": 1,
+        "seconds": 3,
+        "error": ["no"],
+    }
+    (tmp_path / "peers.run.json").write_text(json.dumps(note))
+    (tmp_path / "other.json").write_text("{}")
+    return tmp_path
+
+
+def test_the_summary_says_losses_first_and_what_is_not_told_apart(report, out):
+    page = report.write_report(out).read_text()
+    short, whole = (out / "summary.md").read_text(), (out / "tables.md").read_text()
+    lines = short.splitlines()
+    assert lines.index("| lanes 16 vs peft mixed | 1.3 | at least 1.6 (missed) |") < lines.index(
+        "| tasks 4 shared | 2 | at least 1.8 |"
+    )
+    ours = "| rating, rmse | **0.9200 [0.9000, 0.9400]** | trees 0.9250 [0.9100, 0.9500]"
+    ours += " | +0.0050 [-0.0020, +0.0100], not told apart"
+    assert f"{ours} | 20,000 |" in lines and "bias only" not in short
+    assert "Command: `python benchmarks/baselines.py`" in lines and "Command: `python benchmarks/inference.py`" in lines
+    assert "| bias only | 0.9500 [0.9300, 0.9700] | +0.0300 [+0.0200, +0.0400] |" in whole.splitlines()
+    assert "seeds 0, 1" in whole and "u1; test part, 20,000 targets of 459 users" in whole
+    assert "1.3 (missed)" in page and "not told apart" in page and "<svg" in page and "other" not in report.load(out)
+    assert report.load(out)["peers"]["exit_code"] == 1
+
+
+def test_nothing_measured_is_an_empty_page(report, tmp_path):
+    assert "Commands" in report.write_report(tmp_path).read_text()
+    assert not (tmp_path / "summary.md").read_text().strip()
