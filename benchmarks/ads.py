@@ -26,6 +26,7 @@ from genre.jobs import environment, open_log, write_text
 from genre.metrics import ece, log_loss, metric, paired_bootstrap
 from genre.progress import Reporter
 from off_policy import CLIP, Rounds, greedy, softmax, uniform, worth
+from rivals.common import protocol
 from run import commit
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ads.yaml"
@@ -180,7 +181,7 @@ def measure(recipe: genre.Recipe, log: genre.Interactions, base: genre.Base, fol
     return {
         "tasks": {
             task.name: {
-                "protocol": f"{recipe.data.split.model_dump(exclude_none=True)}; a user is one impression",
+                "protocol": f"{protocol(recipe.data.split)}; a user is one impression",
                 "n": len(found), "users": len(np.unique(found.user)), "clicks": int(label[events].sum()),
                 "clicks_trained_on": int(label[chosen.part == TRAIN].sum()), "methods": quality(found, methods),
                 "adapter_ece_if_perfect": chance_ece(methods["adapter"]), "regression_penalty": regression.penalty,

@@ -37,6 +37,7 @@ from genre.prediction import predict
 from genre.progress import Reporter
 from genre.training import fit
 from rivals.attentive import self_attentive
+from rivals.common import protocol
 from rivals.factors import als, bpr
 from rivals.neighbours import item_knn, sequence_knn
 from rivals.trees import boosted_trees
@@ -188,7 +189,7 @@ def main() -> None:
                 scores.of(name, seed)
                 print(f"{task}: {name}, seed {seed}: done", flush=True)
         result["tasks"][task] = {
-            "protocol": f"{scores.recipe.data.split.model_dump(exclude_none=True)}; hash order of ties; mid-ranks",
+            "protocol": f"{protocol(scores.recipe.data.split)}; hash order of ties; mid-ranks",
             "n": len(scores.targets), "users": len(np.unique(scores.targets.user)),
             "methods": figures(scores, names, options.seeds),
         }  # fmt: skip

@@ -37,7 +37,7 @@ from genre.metrics_bootstrap import RESAMPLES, user_draws
 from genre.prediction import outputs
 from genre.progress import Reporter
 from genre.training import fit
-from rivals.common import recent
+from rivals.common import protocol, recent
 from rivals.factors import als, bpr
 from rivals.neighbours import item_knn, sequence_knn
 
@@ -198,7 +198,7 @@ def main() -> None:
         print(f"{method}: {cold.of(method)['settings']}", flush=True)
     result = {
         "environment": environment(), "part": options.part, "recipe": recipe.model_dump(mode="json"),
-        "protocol": f"{recipe.data.split.model_dump(exclude_none=True)}; all earlier events are history; seen items masked; "
+        "protocol": f"{protocol(recipe.data.split)}; all earlier events are history; seen items masked; "
         "equal seconds in hash order; the expected gain of ties",
         "items": {"cold": int(cold.cold.sum()), "held_out": int((cold.events == 0).sum()), "all": len(cold.cold)},
         "settings": {method: cold.of(method)["settings"] for method in methods}, "results": figures(cold, methods),

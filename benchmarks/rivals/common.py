@@ -10,7 +10,7 @@ from genre.evaluation import Targets, targets
 from genre.evaluation_history import Histories
 from genre.evaluation_ranking import Block, rank_in_blocks
 from genre.interactions import Interactions
-from genre.interactions_splits import TRAIN, VALID, Split
+from genre.interactions_splits import TRAIN, VALID, Split, SplitConfig
 from genre.metrics_ranking import ndcg
 
 MAX_VALID = 2_000
@@ -23,6 +23,12 @@ class Ranker(Protocol):
 
     def blocks(self, found: Targets) -> Iterator[Block]:
         """Scores of the whole catalogue for each target."""
+
+
+def protocol(config: SplitConfig) -> str:
+    """A split as a report says it."""
+    values = config.model_dump(exclude_none=True, exclude_defaults=True)
+    return ", ".join([str(values.pop("kind")), *(f"{key} {value}" for key, value in values.items())])
 
 
 def training_matrix(log: Interactions, split: Split) -> sp.csr_matrix:
