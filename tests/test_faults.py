@@ -75,7 +75,7 @@ def nan_weight(loop):
         with torch.no_grad():
             next(iter(loop.model.layers.values())).lora_A[0, 0] = float("nan")
 
-    return getattr(loop.optimizer, "optimizer", loop.optimizer).register_step_post_hook(spoil)
+    return loop.updates.optimizer.optimizer.register_step_post_hook(spoil)
 
 
 FAULTS = {

@@ -19,7 +19,7 @@ def read(file):
 
 
 def test_each_way_has_one():
-    assert [file.stem for file in CONFIGS] == ["cpu", "ddp_gpu", "fsdp2"]
+    assert [file.stem for file in CONFIGS] == ["cpu", "ddp_gpu", "deepspeed", "fsdp2"]
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -44,8 +44,22 @@ def test_an_unknown_key_is_refused(tmp_path):
 LAUNCH = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
+
+
+def zero(name, value):
+    return ZERO | {f"ACCELERATE_{name}": value}
+
+
 REFUSED = {
-    "deepspeed": (ZERO, {}, {}, InputError, "genre does not train in DeepSpeed's engine: got .* recipes/accelerate/fsdp2.yaml"),
+    "zero0": (zero("DEEPSPEED_ZERO_STAGE", "0"), {}, {}, InputError, "got zero_stage 0; .* ddp_gpu.yaml"),
+    "zero3": (zero("DEEPSPEED_ZERO_STAGE", "3"), {}, {}, InputError, "got zero_stage 3; expected .* 1 or 2; .*fsdp2.yaml"),
+    "offload": (zero("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu"), {}, {}, InputError, "offload_optimizer_device: got cpu"),
+    "weights": (zero("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "nvme"), {}, {}, InputError, "offload_param_device: got nvme"),
+    "file": (zero("DEEPSPEED_CONFIG_FILE", "zero.json"), {}, {}, InputError, "deepspeed_config_file: got zero.json"),
+    "bf16": (zero("MIXED_PRECISION", "bf16"), {}, {}, InputError, "mixed_precision: got bf16; expected no"),
+    "accumulate": (zero("GRADIENT_ACCUMULATION_STEPS", "4"), {}, {}, InputError, "got 4; .* set train.accumulate"),
+    "clip": (zero("GRADIENT_CLIPPING", "0.5"), {}, {}, InputError, "gradient_clipping: got 0.5; .* set train.clip"),
+    "alone": (ZERO | {"WORLD_SIZE": "1"}, {}, {}, InputError, "DeepSpeed spreads over processes: got one process"),
     "fsdp1": (FSDP | {"FSDP_VERSION": "1"}, {}, {}, InputError, "only FSDP2 spreads a base: got fsdp_version 1"),
     "full": (FSDP, {"kind": "full"}, {}, RecipeError, "a full fine-tune does not train under FSDP2"),
     "int8": (FSDP, {}, {"quantization": "int8"}, RecipeError, "a quantized base is not spread by FSDP2: got base.quantiz"),

@@ -83,7 +83,7 @@ def gradients(loop, some):
     found = {}
     loop.update = lambda rows, share: found.update({name: value.grad.clone() for name, value in loop.parameters.items()})
     loss, tokens, targets = loop.step(some, 0.5)
-    loop.optimizer.zero_grad()
+    loop.updates.forget()
     return found, loss, tokens, targets
 
 

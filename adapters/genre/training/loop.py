@@ -31,10 +31,12 @@ from genre.text_assembly import AnyAssembly
 from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoint
 from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
 from genre.training.interrupts import Interrupts
-from genre.training.pieces import add_up, count_targets, cut, most_pieces, seed_apart, shares, start_alike
+from genre.training.pieces import count_targets, cut, most_pieces, seed_apart, shares, start_alike
 from genre.training.sharding import spread
 from genre.training.state import Fitted, State, peak_memory_bytes
 from genre.training.trackers import need_tracker, start_tracker
+from genre.training.updates import Updates
+from genre.training.zero import Zero, zero_asked
 
 
 def fit(
@@ -110,15 +112,12 @@ class Loop:
         tracker, cpu = need_tracker(self.train.tracker), assembly.base.device.type == "cpu"
         self.accelerator = Accelerator(cpu=cpu, log_with=tracker, project_dir=str(folder))
         start_tracker(self.accelerator, self.recipe, folder)
-        optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), lr=self.train.learning_rate, weight_decay=self.train.weight_decay
-        )
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         # Not wrapped for data parallel: gradients are added up here, weighted by targets, whatever module they are of.
         self.wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.ranks.count > 1)
         start_alike(self.ranks, self.model, self.train.seed)
         if spoken := spread(self.model, self.parameters.values(), self.ranks):
             self.reporter.line(spoken)
+        self.updates = self.prepare_updates()
         self.supervise = assembly.builder.supervise(list(self.recipe.tasks))
         self.best: dict[str, Tensor] = {}
         self.parts: dict[str, tuple[float, int]] = {}
@@ -128,6 +127,15 @@ class Loop:
         self.interrupts, self.agreed = Interrupts(), False
         self.on_validation: Callable[[State], None] | None = None
         self.alone: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def prepare_updates(self) -> Updates | Zero:
+        """What steps the weights: whole in each process, or spread by DeepSpeed where it was launched for that."""
+        values = list(self.parameters.values())
+        if self.ranks.count == 1 or not zero_asked():
+            return Updates(self.accelerator, self.ranks, values, self.train)
+        zero = Zero(self.ranks, values, self.train)
+        self.reporter.line(zero.spoken)
+        return zero
 
     def run(self) -> None:
         """Train to the last epoch or the early stop, then put the best weights back."""
@@ -260,13 +268,13 @@ class Loop:
             batch = collate(piece, self.supervise).to(self.assembly.base.device)
             part = shares({name: len(reads.labels) for name, reads in batch.reads.items()}, whole)
             loss, parts = self.wrapped(batch, part)
-            self.accelerator.backward(loss)
+            self.updates.backward(loss)
             told += torch.tensor([*(part[name] * parts[name][0] for name in whole), 0.0])
         for _ in range(more):  # to run the base as often as the other processes; it counts for nothing
             batch = collate(rows[:1], self.supervise).to(self.assembly.base.device)
-            self.accelerator.backward(self.wrapped(batch, dict.fromkeys(whole, 0.0))[0])
+            self.updates.backward(self.wrapped(batch, dict.fromkeys(whole, 0.0))[0])
         told[-1] = float(self.interrupts.asked)
-        *means, asked = add_up(self.ranks, self.parameters.values(), told).tolist()
+        *means, asked = self.updates.add_up(told).tolist()
         self.agreed = asked > 0
         self.parts = {name: (mean, whole[name]) for name, mean in zip(whole, means, strict=True)}
         self.update(rows, share)
@@ -279,11 +287,9 @@ class Loop:
         Raises:
             DivergedError: A gradient is not finite; nothing was changed, and the message names the sequences.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(share)
-        norm = float(self.accelerator.clip_grad_norm_(list(self.parameters.values()), self.train.clip))
+        norm = self.updates.clip()
         if not math.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
+            self.updates.forget()
             own = self.own_norms(rows)
             bad = [row for row, value in zip(rows, own, strict=True) if not math.isfinite(value)]
             named = name_rows(self.assembly, bad) if bad else "alone, each sequence has a finite one"
@@ -296,8 +302,7 @@ class Loop:
         if len(self.norms) >= 20 and norm > self.train.clip and norm > SURGE * statistics.median(self.norms):
             self.tell_surge(norm, rows)
         self.norms.append(norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.updates.step(self.rate(share))
 
     def own_norms(self, rows: list[Sequence]) -> list[float]:
         """The norm of the gradient that each row gives by itself."""
@@ -383,9 +388,10 @@ class Loop:
             DivergedError: A weight is not finite; the last checkpoint stays.
         """
         check_finite(self.parameters, self.state.step)
+        optimizer = self.updates.state()
         if self.ranks.main:
             write_checkpoint(self.folder, name, {
-                "state": vars(self.state).copy(), "optimizer": self.optimizer.state_dict(),
+                "state": vars(self.state).copy(), "optimizer": optimizer,
                 "weights": {key: value.detach().cpu() for key, value in self.parameters.items()},
                 "best": {key: value.cpu() for key, value in self.best.items()}, "random": torch.get_rng_state(),
                 "random_device": torch.cuda.get_rng_state() if self.assembly.base.device.type == "cuda" else None,
@@ -412,7 +418,7 @@ class Loop:
                 value.copy_(payload["weights"][name])
         self.state = State(**payload["state"])
         self.best = payload["best"]
-        self.optimizer.load_state_dict(payload["optimizer"])
+        self.updates.load(payload["optimizer"])
         self.saved = self.state.step
         if not self.ranks.main:  # the checkpoint has the first process's random numbers
             seed_apart(self.ranks, self.train.seed, self.state.step)

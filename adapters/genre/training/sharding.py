@@ -18,6 +18,7 @@ from genre.errors import InputError, RecipeError
 from genre.model import Recommender
 from genre.ranks import Ranks, launched
 from genre.recipe import Recipe
+from genre.training.zero import check_zero, zero_asked
 
 
 def check_launch(recipe: Recipe) -> None:
@@ -27,14 +28,10 @@ def check_launch(recipe: Recipe) -> None:
         InputError: accelerate was configured for something that does not train here.
         RecipeError: The base's weights cannot be spread.
     """
-    if launched() < 2:
-        return
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise InputError(
-            "genre does not train in DeepSpeed's engine", got="an accelerate configuration for DeepSpeed",
-            expected="FSDP2 or plain data parallel", todo="use recipes/accelerate/fsdp2.yaml: it spreads the base as ZeRO-3 does",
-        )  # fmt: skip
-    if not _asked():
+    processes = launched()
+    if zero_asked():
+        check_zero(processes)
+    if processes < 2 or not _asked():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise InputError("only FSDP2 spreads a base", got="fsdp_version 1", expected="fsdp_version: 2")

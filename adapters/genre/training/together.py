@@ -146,7 +146,7 @@ class Lane:
     def fail(self, error: GenreError) -> None:
         """Leave the group; the last checkpoint stays."""
         self.error, self.steps = error, None
-        self.loop.optimizer.zero_grad(set_to_none=True)
+        self.loop.updates.forget()
         self.loop.reporter.line(f"failed: {error}")
 
 

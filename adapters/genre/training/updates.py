@@ -1,0 +1,76 @@
+"""From a loss to changed weights, where every process holds all gradients and the whole optimizer.
+
+Owns: backward passes, adding gradients up over processes, clipping, AdamW's step and its state. Ignores: what the loss is of,
+when a step is due. `genre.training.zero.Zero` does the same with gradients and state spread over the processes.
+
+    for loss in losses:            # a process may have none
+        updates.backward(loss)
+    told = updates.add_up(told)
+    norm = updates.clip()          # nothing has changed yet
+    updates.step(rate)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genre.ranks import Ranks
+from genre.recipe import TrainConfig
+from genre.training.pieces import add_up
+
+
+def adamw(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.AdamW:
+    """The optimizer of a run."""
+    return torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
+
+
+class Updates:
+    """Steps of one optimizer on parameters that each process holds whole.
+
+    Args:
+        accelerator: accelerate's.
+        ranks: The processes.
+        parameters: What trains; the same in each process, and mutated by `step`.
+        train: Learning rate, weight decay and the bound of the gradient's norm.
+
+    Attributes:
+        optimizer: AdamW as accelerate wraps it.
+    """
+
+    def __init__(self, accelerator: Any, ranks: Ranks, parameters: Sequence[nn.Parameter], train: TrainConfig) -> None:
+        self.accelerator, self.ranks, self.parameters, self.bound = accelerator, ranks, parameters, train.clip
+        self.optimizer = accelerator.prepare_optimizer(adamw(parameters, train))
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a piece's gradient to what the step has so far."""
+        self.accelerator.backward(loss)
+
+    def add_up(self, told: Tensor) -> Tensor:
+        """Add up the gradients of all processes, and (k,) float32 further numbers; these, on the CPU."""
+        return add_up(self.ranks, self.parameters, told)
+
+    def clip(self) -> float:
+        """Bound the gradient's norm by `train.clip`; the norm before that, infinite or not a number if the gradient is."""
+        return float(self.accelerator.clip_grad_norm_(list(self.parameters), self.bound))
+
+    def step(self, rate: float) -> None:
+        """Change the weights, and forget the gradients."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Any]:
+        """AdamW's state dict. All processes ask for it at once: it may be an exchange."""
+        found: dict[str, Any] = self.optimizer.state_dict()
+        return found
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state dict, and from the parameters' present values."""
+        self.optimizer.load_state_dict(state)
