@@ -116,7 +116,7 @@ class Zero:
 
     def backward(self, loss: Tensor) -> None:
         """Add a piece's gradient to what the step has so far."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def add_up(self, told: Tensor) -> Tensor:
         """Add up the gradients of all processes, each keeping its part, and (k,) float32 further numbers; these, on the CPU."""
@@ -148,10 +148,10 @@ class Zero:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         found: dict[int, dict[str, Tensor]] = {}
-        own = next(iter(self.optimizer.state.values()), None)
-        for place, (value, flat) in enumerate(zip(self.parameters, self.flat, strict=True) if own else ()):
-            moments = {name: safe_get_full_optimizer_state(flat, name).view_as(value) for name in MOMENTS}
-            found[place] = {"step": own["step"].detach().clone().cpu(), **moments}
+        for own in self.optimizer.state.values():  # one: the part of this process; none before the first step
+            for place, (value, flat) in enumerate(zip(self.parameters, self.flat, strict=True)):
+                moments = {name: safe_get_full_optimizer_state(flat, name).view_as(value) for name in MOMENTS}
+                found[place] = {"step": own["step"].detach().clone().cpu(), **moments}
         return {"state": found, "param_groups": self.groups}
 
     def load(self, state: dict[str, Any]) -> None:
