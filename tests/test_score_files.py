@@ -13,8 +13,9 @@ import pytest
 from builders import LIKE, disk_of, publish_stirred, recipe
 from genre import cli
 from genre.base import Base
-from genre.errors import InputError
-from genre.jobs import RequestFile, Results, chunks, read_row, request_file, results_file
+from genre.errors import DiskError, InputError
+from genre.jobs import RequestFile, Results, Scorer, chunks, look_ahead, read_row, request_file, results_file, scoring
+from genre.jobs.request_file import Line
 from genre.progress import Bar, Reporter
 from genre.registry import Registry
 
@@ -121,6 +122,24 @@ def test_what_stands_before_damage_comes_first(tmp_path, harm):
             rows += len(chunk)
     assert rows > 1_000
     assert f"line {rows + 1}:" in str(error.value) or harm == "flipped"  # which may have made blank lines
+
+
+@pytest.mark.parametrize("whole", [10, 999, 1_000, 1_023, 1_024, 1_500])
+def test_damage_near_the_end_of_the_look_ahead_is_never_lost(whole):
+    """Looking ahead refuses damage that it meets; the lines that it gives back refuse damage behind it."""
+
+    def lines():
+        for number in range(1, whole + 1):
+            yield Line(number, 0, request(number).encode())
+        raise InputError(f"the input is damaged in line {whole + 1}")
+
+    read = 0
+    with pytest.raises(InputError, match=f"the input is damaged in line {whole + 1}"):
+        refs, rest = look_ahead(lines(), "in.gz")
+        assert refs == ["like@production"]
+        for chunk in chunks(rest):
+            read += len(chunk)
+    assert read == (whole if whole >= scoring.LOOK_ROWS else 0)
 
 
 PEAK = """
@@ -246,6 +265,23 @@ def test_resuming_what_is_whole_does_nothing(score, place, whole):
     assert (place / "out.jsonl").read_bytes() == whole
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (149, "the output out.jsonl is of another input: got id '148' in row 149; expected id '149'"),
+        (151, "the output out.jsonl is of another input: got 150 rows; expected 151; remove it to begin anew"),
+        (100, "the output out.jsonl is of another input: got more than 100 rows; expected 100"),
+    ],
+)
+def test_a_whole_output_of_another_input_is_refused(score, place, whole, rows, message):
+    lines = whole.splitlines(keepends=True)
+    kept = {149: lines[:148] + lines[149:], 151: [*lines, lines[-1]], 100: lines[:100]}[rows]
+    (place / "out.jsonl").write_bytes(b"".join(kept))
+    code, _, err = score("--resume")
+    assert code == 2 and message in err and err.count("genre: ") == 1
+    assert (place / "out.jsonl").read_bytes() == b"".join(kept)
+
+
 def test_two_processes_do_not_write_one_output(score, place):
     with (place / "out.jsonl.part").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -261,9 +297,8 @@ def test_a_disk_that_fills_keeps_what_is_whole(score, place, whole):
     assert score("--resume")[0] == 0 and len((place / "out.jsonl").read_bytes().splitlines()) == 150
 
 
-def test_an_interrupted_job_says_what_it_leaves(score, place, monkeypatch):
-    from genre.jobs import Scorer
-
+def interrupt_the_second_chunk(patch):
+    """Ctrl-C while it is answered; what comes after is answered again."""
     answer, calls = Scorer.answer, []
 
     def stop(self, rows):
@@ -272,7 +307,11 @@ def test_an_interrupted_job_says_what_it_leaves(score, place, monkeypatch):
             raise KeyboardInterrupt
         return answer(self, rows)
 
-    monkeypatch.setattr(Scorer, "answer", stop)
+    patch.setattr(Scorer, "answer", stop)
+
+
+def test_an_interrupted_job_says_what_it_leaves(score, place, monkeypatch):
+    interrupt_the_second_chunk(monkeypatch)
     code, _, err = score()
     assert code == 1 and "genre: interrupted: 64 rows are in out.jsonl.part; go on with --resume" in err
     assert score("--resume")[0] == 0 and len((place / "out.jsonl").read_bytes().splitlines()) == 150
@@ -337,7 +376,9 @@ def test_all_users_go_on_too(place, tiny, capfd):
     assert cli.main([*arguments, "all.jsonl"]) == 0
     whole = (place / "all.jsonl").read_bytes()
     assert len(whole.splitlines()) == 60 and cli.main([*arguments, "all.jsonl"]) == 2
+    settings = json.dumps({"-k": 2, "--task": None, "--where": [], "--diversity": 0.0})
     (place / "some.jsonl.part").write_bytes(b"".join(whole.splitlines(keepends=True)[:20]) + b'{"id": ')
+    (place / "some.jsonl.part.json").write_text(settings)
     assert cli.main([*arguments, "some.jsonl", "--resume"]) == 0
     ids = [json.loads(line)["id"] for line in (place / "some.jsonl").read_text().splitlines()]
     assert ids == [json.loads(line)["id"] for line in whole.splitlines()]
@@ -345,11 +386,67 @@ def test_all_users_go_on_too(place, tiny, capfd):
     assert cli.main([*arguments, "-"]) == 0
     assert len(capfd.readouterr().out.splitlines()) == 60
     (place / "other.jsonl.part").write_bytes(b"".join(whole.splitlines(keepends=True)[:20]).replace(b'"next_item"', b'"like"'))
+    (place / "other.jsonl.part.json").write_text(settings)
     assert cli.main([*arguments, "other.jsonl", "--resume"]) == 2
     assert "is of another adapter: got like; expected next_item" in capfd.readouterr().err
     assert cli.main([*arguments, "new.jsonl", "--where", "colour == red"]) == 2
     assert "the items have no column 'colour'" in capfd.readouterr().err and not (place / "new.jsonl").exists()
     assert cli.main([*arguments, "new.jsonl", "--json", "one.json"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-k", "3"), "all.jsonl.part was written with other settings: got -k 3; expected -k 2; give the same, or remove"),
+        (("--where", "title == x"), 'got --where ["title == x"]; expected --where []'),
+        (("--diversity", "0.5"), "got --diversity 0.5; expected --diversity 0.0"),
+        (("--task", "next_item"), 'got --task "next_item"; expected --task null'),
+    ],
+)
+def test_all_users_go_on_with_the_same_settings_only(place, tiny, capfd, monkeypatch, options, message):
+    arguments = [
+        "recommend",
+        "next_item",
+        "--data",
+        "shop",
+        "--base",
+        str(tiny),
+        "--all-users",
+        "-k",
+        "2",
+        "--output",
+        "all.jsonl",
+    ]
+    with monkeypatch.context() as patch:
+        interrupt_the_second_chunk(patch)
+        patch.setattr("genre.jobs.CHUNK_ROWS", 20)
+        assert cli.main(arguments) == 1
+    part = (place / "all.jsonl.part").read_bytes()
+    assert len(part.splitlines()) == 20 and (place / "all.jsonl.part.json").exists()
+    capfd.readouterr()
+    assert cli.main([*arguments, "--resume", *options]) == 2
+    err = capfd.readouterr().err
+    assert message in err and err.count("\n") == 1 and (place / "all.jsonl.part").read_bytes() == part
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert len((place / "all.jsonl").read_bytes().splitlines()) == 60 and not list(place.glob("*.part*"))
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert "60 rows in all.jsonl (60 from before)" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "no json", "[]"])
+def test_an_unfinished_list_without_its_settings_is_refused(place, tiny, capfd, content):
+    (place / "all.jsonl.part").write_text('{"id": "u0", "adapter": "next_item", "error": "x"}\n')
+    if content is not None:
+        (place / "all.jsonl.part.json").write_text(content)
+    arguments = ["--data", "shop", "--base", str(tiny), "--all-users", "--output", "all.jsonl", "--resume"]
+    assert cli.main(["recommend", "next_item", *arguments]) == 2
+    assert "all.jsonl.part was written by another command: got one without settings" in capfd.readouterr().err
+
+
+def test_settings_that_cannot_be_written_leave_nothing(tmp_path):
+    with disk_of(10), pytest.raises(DiskError, match=r"all.jsonl.part.json cannot be written"):
+        Results.open(tmp_path / "all.jsonl", settings={"-k": 2, "--diversity": 0.5})
+    assert not list(tmp_path.iterdir())
 
 
 # --- progress

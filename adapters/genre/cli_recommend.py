@@ -123,15 +123,17 @@ def _all(asked: "Request", data: str, output: str, registry: str, base: str | No
     from genre.progress import Reporter
     from genre.registry import Registry
 
-    with jobs.Results.open(output, resume=resume) as results:
+    settings = {"-k": asked.k, "--task": asked.task, "--where": asked.where or [], "--diversity": asked.diversity}
+    with jobs.Results.open(output, resume=resume, settings=settings) as results:
         if others := results.meant.keys() - {asked.adapter}:
-            raise InputError("the unfinished output is of another adapter", got=min(others), expected=asked.adapter)
+            raise InputError("the output is of another adapter", got=min(others), expected=asked.adapter)
+        log = jobs.open_log(data)
+        requests = (replace(asked, history=None, user_id=one, id=one) for one in log.user_ids)
+        rest = results.after(requests, lambda request: request.id)
         if not results.whole:
-            log = jobs.open_log(data)
             _check_where(asked, log)
             meant = jobs.exact_refs(Registry(registry), results)
             scorer = jobs.Scorer(jobs.open_engine(registry, [asked.adapter], log, base=base), meant)
-            requests = (replace(asked, history=None, user_id=one, id=one) for one in log.user_ids)
-            blocks = jobs.batched(results.after(requests, lambda request: request.id), jobs.CHUNK_ROWS)
+            blocks = jobs.batched(rest, jobs.CHUNK_ROWS)
             jobs.write_all(results, map(scorer.answer, blocks), Reporter.for_terminal(), total=len(log.user_ids))
     say_written(results)

@@ -52,7 +52,9 @@ def score(
     with jobs.RequestFile(source) as file, jobs.Results.open(output, resume=resume) as results:
         if engine == "ray":
             file.need_plain()
-        if not results.whole:
+        if results.whole:
+            results.after(file.lines(), jobs.row_id)  # refuses the output of another input
+        else:
             refs, lines = jobs.look_ahead(file.lines(), file.name)
             meant = jobs.exact_refs(Registry(registry), results)
             rest = results.after(lines, jobs.row_id)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from genre.errors import GenreError, InputError, InterruptedJobError, NotFoundError, RegistryError
 from genre.interactions import Interactions
 from genre.jobs.places import load_base, open_data
-from genre.jobs.request_file import Line, Row, chunks, read_row
+from genre.jobs.request_file import Line, Row, read_row
 from genre.jobs.results_file import Results
 from genre.progress import Reporter
 from genre.registry import Registry
@@ -124,18 +124,20 @@ def look_ahead(lines: Iterator[Line], name: str) -> tuple[list[str], Iterator[Li
         name: The file's, for the message.
 
     Raises:
-        InputError: None of the first 1,000 rows (fewer if they are very long) is a request.
+        InputError: None of the first 1,000 rows (fewer if they are very long) is a request, or the file is damaged among them.
     """
     head: list[Line] = []
+    size = 0
     refs: dict[str, None] = {}
     first: Row | None = None
-    for chunk in chunks(lines):
-        head += chunk
-        for row in map(read_row, chunk):
-            if not isinstance(row, dict):
-                refs[row.adapter] = None
-            first = first or row
-        if len(head) >= LOOK_ROWS or sum(len(line.raw) for line in head) > LOOK_BYTES:
+    for line in lines:  # not in chunks: what they hold back when they meet damage would be lost here
+        head.append(line)
+        size += len(line.raw)
+        row = read_row(line)
+        if not isinstance(row, dict):
+            refs[row.adapter] = None
+        first = first or row
+        if len(head) >= LOOK_ROWS or size > LOOK_BYTES:
             break
     if not refs:
         raise InputError(
