@@ -5,6 +5,7 @@ The demo's table from build/demo/report.json, or the benchmarks' tables from bui
     python benchmarks/readme.py FILE
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -37,7 +38,11 @@ def table(report: dict) -> str:
 
 def main() -> None:
     """Put the table between its marks."""
-    source = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, metavar="FILE")
+    source = parser.parse_args().file
+    if source.suffix not in MARKS or not source.is_file():
+        parser.error(f"no report: {source}; expected a file that ends in {' or '.join(MARKS)}")
     begin, end = MARKS[source.suffix]
     held = source.read_text(encoding="utf-8")
     text = README.read_text(encoding="utf-8")

@@ -160,8 +160,8 @@ def export(root: Path, scale: float) -> Counts:
     from safetensors.torch import load_file, save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from genre.base_source import fingerprint
     from genre.registry import BaseInfo, Manifest
-    from genre.registry.base_files import fingerprint_of, read_weights
 
     torch.manual_seed(0)
     sizes = {
@@ -172,7 +172,7 @@ def export(root: Path, scale: float) -> Counts:
         "num_key_value_heads": 2,
     }
     LlamaForCausalLM(LlamaConfig(num_hidden_layers=4, **sizes)).save_pretrained(root / "base")
-    info = BaseInfo(name="tiny", fingerprint=fingerprint_of(read_weights(root / "base")), depth=3)
+    info = BaseInfo(name="tiny", fingerprint=fingerprint(root / "base"), depth=3)
     linears = {"self_attn.q_proj": (32, 32), "self_attn.v_proj": (32, 16), "mlp.down_proj": (48, 32)}
     weights = {}
     for layer in range(3):

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from genre.base_source import fingerprint
 from genre.registry import BaseInfo, Manifest, Registry
-from genre.registry.base_files import fingerprint_of, read_weights
 
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "target_modules": ["q_proj"]}
@@ -150,7 +150,7 @@ def _archive(rng: random.Random, seed: int, registry: Registry, base: Path, work
     elif how == "flip":  # in what the archive says of its first member, not in its padding
         data[0] ^= 0xFF
     path.write_bytes(data)
-    info_ = BaseInfo(name="tiny", fingerprint=fingerprint_of(read_weights(base)))
+    info_ = BaseInfo(name="tiny", fingerprint=fingerprint(base))
     return f"{path.suffix} {how}", lambda: registry.import_peft(path, "taken", base=info_, base_folder=base)
 
 

@@ -8,6 +8,7 @@ layer would reach. Peak memory is that of a process of its own for each way, les
 (for four at once: the whole process against four whole processes).
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -202,4 +203,10 @@ def cost(depth: int, rounds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    worker(sys.argv[1], int(sys.argv[2]))
+    parser = argparse.ArgumentParser(
+        description="One way's peak memory, in a process of its own; benchmarks/training.py runs all."
+    )
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("depth", type=int)
+    options = parser.parse_args()
+    worker(options.kind, options.depth)

@@ -15,6 +15,9 @@ from genre.recipe import Recipe
 LIKE: dict[str, Any] = {"name": "like", "kind": "feedback", "label": "rating > 3"}
 RATING: dict[str, Any] = {"name": "rating", "kind": "feedback", "label": "rating", "head": "scalar", "loss": "mse"}
 NEXT: dict[str, Any] = {"name": "next_item", "kind": "next_item"}
+GOOD: dict[str, Any] = {"name": "good", "kind": "text", "label": "recommended"}
+STARS: dict[str, Any] = {"name": "stars", "kind": "text", "label": "rating", "loss": "cross_entropy"}
+NUMBER: dict[str, Any] = {"name": "number", "kind": "text", "label": "rating", "loss": "mse"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,26 @@ def recipe(base: Path, *tasks: dict[str, Any], **sections: Any) -> Recipe:
     for name, value in sections.items():
         raw[name] = {**raw[name], **value} if isinstance(value, dict) else value
     return Recipe.parse(raw)
+
+
+def text_recipe(base: Path | str, *tasks: dict[str, Any], **sections: Any) -> Recipe:
+    """The same for `planted_texts`."""
+    raw: dict[str, Any] = {
+        "name": tasks[0]["name"],
+        "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.2}},
+        "base": {"name": str(base)},
+        "sequence": {"text": ["title", "review"], "max_tokens": 64},
+        "tasks": list(tasks),
+        "train": {"epochs": 4, "batch_tokens": 1024, "learning_rate": 5e-3, "dropout": 0.0, "tracker": "none"},
+    }
+    for name, value in sections.items():
+        raw[name] = {**raw.get(name, {}), **value}
+    return Recipe.parse(raw)
+
+
+def weights(assembly: Any) -> dict[str, Any]:
+    """A copy of everything that trains, by name."""
+    return {name: value.detach().clone() for name, value in assembly.model.trainable().items()}
 
 
 def stir(assembly: Any, seed: int = 0, size: float = 0.3) -> None:

@@ -3,12 +3,14 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from builders import LIKE, NEXT, RATING, Trained, recipe
-from fakes import make_base, planted_log
+from fakes import make_base, make_encoder_base, planted_log, planted_texts
 from genre.interactions import Interactions
+from genre.texts import Texts
 
 # These read the user's cache.
 REAL_DATA = {"test_sources_real", "test_baselines_ml100k", "test_quickstart", "test_registry_vllm_server"}
@@ -49,6 +51,43 @@ def base(tiny: Path):
     from genre.base import Base
 
     return Base.load(str(tiny))
+
+
+@pytest.fixture
+def build(base: Any, tiny: Path, log: Interactions) -> Iterator[Any]:
+    """Assembles what a recipe of some tasks trains, on the test's own base; the next one takes the place of the one before."""
+    from genre.assembly import assemble
+
+    made: list[Any] = []
+
+    def build(*tasks: Any, data: Interactions | None = None, **sections: Any) -> Any:
+        if made:
+            made.pop().release()
+        assembly = assemble(recipe(tiny, *tasks, **sections), data or log, base)
+        made.append(assembly.model)
+        return assembly
+
+    yield build
+    for model in made:
+        model.release()
+
+
+@pytest.fixture(scope="session")
+def texts() -> Texts:
+    """320 labelled texts of 80 groups, whose words say their labels."""
+    return planted_texts()
+
+
+@pytest.fixture(scope="module")
+def text_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an encoder, `bert`, and a causal base, `llama`."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("text-bases")
+    make_encoder_base(folder / "bert")
+    make_base(folder / "llama")
+    return folder
 
 
 @pytest.fixture(scope="session")

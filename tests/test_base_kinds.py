@@ -8,8 +8,9 @@ import genre
 from builders import LIKE, NEXT, publish_stirred, recipe
 from fakes import make_base
 from genre.base import Base
-from genre.base_source import quiet
+from genre.base_source import fingerprint, quiet
 from genre.engine import Engine, Request
+from genre.errors import BaseModelError
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 260, "max_position_embeddings": 512}
 
@@ -74,3 +75,36 @@ def test_branches_and_lanes_score_as_single_rows(kind, registry, log):
         assert np.allclose([by_item[i] for i in items], [one.results[0].score for one in alone], atol=1e-5)
     spread = [item.score for answer in together[:4] for item in answer.results]
     assert np.ptp(spread) > 1e-3  # the adapters do something
+
+
+def test_a_fingerprint_is_over_names_dtypes_shapes_and_bytes_however_weights_are_sharded(tmp_path):
+    """By torch's own words and bytes; a memo does not stand in for other files."""
+    import hashlib
+
+    from safetensors.torch import save_file
+
+    draw = torch.Generator().manual_seed(0)
+    kinds = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int8, torch.uint8, torch.bool]
+    made = {str(kind): (torch.randn(3, 5, generator=draw) * 9).abs().to(kind) for kind in kinds}
+    made |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 4), "large": torch.randn(5_000_000, generator=draw)}
+    wanted = hashlib.sha256()
+    for name, value in sorted(made.items()):
+        wanted.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        wanted.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    for folder, parts in {"one": [list(made)], "three": [list(made)[part::3] for part in range(3)]}.items():
+        (tmp_path / folder).mkdir()
+        for number, names in enumerate(parts):
+            save_file(
+                {name: made[name] for name in names}, tmp_path / folder / f"{number}.safetensors", metadata={"format": "pt"}
+            )
+        assert fingerprint(tmp_path / folder) == fingerprint(tmp_path / folder) == wanted.hexdigest()
+    save_file(made | {"scalar": torch.tensor(2.0)}, tmp_path / "one" / "0.safetensors")
+    assert fingerprint(tmp_path / "one") != wanted.hexdigest()
+
+
+def test_damaged_weights_have_no_fingerprint(tmp_path):
+    with pytest.raises(BaseModelError, match="has no safetensors"):
+        fingerprint(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    with pytest.raises(BaseModelError, match=r"a\.safetensors is damaged: got .*; expected a safetensors file"):
+        fingerprint(tmp_path)

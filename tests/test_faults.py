@@ -8,35 +8,14 @@ import pytest
 import torch
 
 import genre
-from builders import LIKE, RATING, recipe
+from builders import LIKE, RATING, recipe, weights
 from fakes import planted_log
 from genre import cli
-from genre.assembly import assemble
 from genre.errors import DataError, DivergedError
 from genre.progress import Reporter
 from genre.training import Loop, fit
 
 EXACT = {"epochs": 2, "batch_tokens": 512, "dropout": 0.2, "checkpoint_every": 2}
-
-
-@pytest.fixture
-def build(base, tiny):
-    made = []
-
-    def build(log, *tasks, **sections):
-        if made:
-            made.pop().release()
-        assembly = assemble(recipe(tiny, *tasks, **{"train": EXACT, **sections}), log, base)
-        made.append(assembly.model)
-        return assembly
-
-    yield build
-    for model in made:
-        model.release()
-
-
-def weights(assembly):
-    return {name: value.detach().clone() for name, value in assembly.model.trainable().items()}
 
 
 def scored(log, cells):
@@ -87,7 +66,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_the_checkpoint_before_a_fault_goes_on_to_the_uninterrupted_end(build, log, tmp_path, monkeypatch, fault):
-    through = fit(build(log, LIKE, RATING), tmp_path / "through")
+    through = fit(build(LIKE, RATING, train=EXACT), tmp_path / "through")
     wanted, steps = weights(through.assembly), through.state.step
     taken, step = [], Loop.step
 
@@ -103,11 +82,11 @@ def test_the_checkpoint_before_a_fault_goes_on_to_the_uninterrupted_end(build, l
 
     monkeypatch.setattr(Loop, "step", once)
     with pytest.raises(DivergedError, match=FAULTS[fault]):
-        fit(build(log, LIKE, RATING), tmp_path / "cut")
+        fit(build(LIKE, RATING, train=EXACT), tmp_path / "cut")
     payload = torch.load(tmp_path / "cut/checkpoints/last.pt", weights_only=True)
     assert payload["state"]["step"] == 4 and all(torch.isfinite(value).all() for value in payload["weights"].values())
     assert [file.name for file in (tmp_path / "cut/checkpoints").iterdir()] == ["last.pt"]
-    again = fit(build(log, LIKE, RATING), tmp_path / "cut", resume=True)
+    again = fit(build(LIKE, RATING, train=EXACT), tmp_path / "cut", resume=True)
     now = weights(again.assembly)
     assert again.state.step == steps and all(torch.equal(now[name], wanted[name]) for name in wanted)
 
@@ -121,7 +100,7 @@ def test_an_exploding_gradient_is_cut_and_its_sequence_named(build, log, tmp_pat
     wanted = [RATING | {"label": "score"}]
     sections = {"sequence": {"feedback": "rating"}, "train": EXACT | {"batch_tokens": 64, "dropout": 0.0}}
     reporter = Reporter(lines.append)
-    fitted = fit(build(scored(log, {place: 1000.0}), *wanted, **sections), tmp_path, reporter=reporter)
+    fitted = fit(build(*wanted, data=scored(log, {place: 1000.0}), **sections), tmp_path, reporter=reporter)
     told = [line for line in lines if "is cut to 1" in line]
     user = log.user_ids[log.user_codes[place]]
     assert told and all(f"(user {user}, " in line for line in told)
@@ -157,7 +136,7 @@ def test_a_title_of_a_hundred_thousand_characters_is_cut_and_counted(tmp_path, b
     )
     long = genre.Interactions.from_frame(log.frame.drop("row"), items=items, users=log.users, name="long")
     text = {"sequence": {"item": "text", "max_item_tokens": 12}, "encoder": {"use": "none"}, "train": EXACT | {"epochs": 1}}
-    run = genre.train(recipe(build(long, LIKE, **text).recipe.base.name, LIKE, **text), log=long, folder=tmp_path / "run")
+    run = genre.train(recipe(build(LIKE, data=long, **text).recipe.base.name, LIKE, **text), log=long, folder=tmp_path / "run")
     report = json.loads((tmp_path / "run/metrics.json").read_text())
     assert report["cut_texts"] > 0 and run.metrics["like"]["auc"]["n"] == 144
 
@@ -170,7 +149,7 @@ def test_a_user_column_of_a_hundred_thousand_characters_is_named_by_its_user(bui
     long = genre.Interactions.from_frame(log.frame.drop("row"), items=log.catalogue.frame, users=users, name="long")
     sections = {"sequence": {"item": item, "instruction": "{about}:"}, "encoder": {"use": "fit" if item == "token" else "none"}}
     with pytest.raises(DataError) as error:
-        fit(build(long, LIKE, **sections), tmp_path)
+        fit(build(LIKE, data=long, train=EXACT, **sections), tmp_path)
     text = str(error.value)
     assert re.match(
         r"a sequence is longer than the base can read: got 120,\d{3} tokens: the sequence of row \d+ \(user u5, ", text
@@ -184,5 +163,5 @@ def test_a_picture_of_enormous_numbers_does_no_harm(build, log, tmp_path):
     vectors = [[3e38 if item == "i4" else 0.1, 0.2] for item in log.catalogue.frame["item_id"]]
     items = log.catalogue.frame.with_columns(pl.Series("picture", vectors, dtype=pl.List(pl.Float32)))
     dense = genre.Interactions.from_frame(log.frame.drop("row"), items=items, users=log.users, name="dense")
-    fitted = fit(build(dense, LIKE, encoder={"dense": ["picture"], "learned": 8, "collaborative": 0}), tmp_path)
+    fitted = fit(build(LIKE, data=dense, train=EXACT, encoder={"dense": ["picture"], "learned": 8, "collaborative": 0}), tmp_path)
     assert fitted.state.best_value > 0.75 and all(torch.isfinite(value).all() for value in weights(fitted.assembly).values())

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from builders import LIKE, NEXT, RATING, recipe, rows_of, stir, with_values
-from genre.assembly import assemble
+from builders import LIKE, NEXT, RATING, rows_of, stir, with_values
 from genre.batches import collate
 from genre.progress import Reporter
 from genre.ranks import Ranks
@@ -14,22 +13,6 @@ from genre.training.pieces import count_targets, cut, most_pieces, shares
 from genre.windows import training_windows
 
 STILL = {"dropout": 0.0}  # what is drawn at random differs with the pieces
-
-
-@pytest.fixture
-def build(base, tiny, log):
-    made = []
-
-    def build(*tasks, data=None, **sections):
-        if made:
-            made.pop().release()
-        assembly = assemble(recipe(tiny, *tasks, **sections), data or log, base)
-        made.append(assembly.model)
-        return assembly
-
-    yield build
-    for model in made:
-        model.release()
 
 
 def rows(assembly, count):

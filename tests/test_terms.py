@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import genre
-from fakes import make_base, make_encoder_base, planted_texts
+from builders import GOOD, NUMBER, STARS, text_recipe
 from genre.batches import padded
 from genre.engine import Request
 from genre.errors import RecipeError
@@ -19,32 +19,10 @@ from genre.terms import FOLDS, STRENGTH, UNSEEN, Terms
 from genre.text_assembly import assemble_texts
 from genre.versions import read_adapter
 
-GOOD = {"name": "good", "kind": "text", "label": "recommended"}
-STARS = {"name": "stars", "kind": "text", "label": "rating", "loss": "cross_entropy"}
-NUMBER = {"name": "number", "kind": "text", "label": "rating", "loss": "mse"}
 
-
-def recipe(base, *tasks, **sequence) -> Recipe:
-    return Recipe.parse({
-        "name": tasks[0]["name"], "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.2}},
-        "base": {"name": str(base)}, "sequence": {"text": ["title", "review"], "max_tokens": 64, "terms": 500, **sequence},
-        "tasks": list(tasks),
-        "train": {"epochs": 1, "batch_tokens": 1024, "learning_rate": 1e-3, "dropout": 0.0, "tracker": "none"},
-    })  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def texts():
-    return planted_texts()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("terms")
-    make_encoder_base(folder / "bert")
-    make_base(folder / "llama")
-    return folder
+def brief(base, *tasks, terms=500):
+    """A recipe that counts terms and trains for an epoch."""
+    return text_recipe(base, *tasks, sequence={"terms": terms}, train={"epochs": 1, "learning_rate": 1e-3})
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +106,9 @@ def test_classes_that_no_text_has(present, classes, rows):
 
 
 @pytest.mark.parametrize("task", [GOOD, STARS, NUMBER], ids=["log_loss", "cross_entropy", "mse"])
-def test_training_starts_at_the_linear_model(task, folder, texts):
-    base = genre.Base.load(str(folder / "bert"))
-    assembly = assemble_texts(recipe(folder / "bert", task), texts, base)
+def test_training_starts_at_the_linear_model(task, text_bases, texts):
+    base = genre.Base.load(str(text_bases / "bert"))
+    assembly = assemble_texts(brief(text_bases / "bert", task), texts, base)
     found = predict(assembly.model, assembly.builder, assembly.split, 1, max_events=0, batch_tokens=4096)
     targets, scores, _ = found[task["name"]]
     assembly.model.release()
@@ -143,11 +121,11 @@ def test_training_starts_at_the_linear_model(task, folder, texts):
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_a_version_and_the_engine_count_as_the_run_did(kind, folder, texts, tmp_path):
+def test_a_version_and_the_engine_count_as_the_run_did(kind, text_bases, texts, tmp_path):
     registry = genre.Registry(tmp_path / "registry")
-    run = genre.train(recipe(folder / kind, GOOD, STARS), log=texts, registry=registry, folder=tmp_path / "run")
+    run = genre.train(brief(text_bases / kind, GOOD, STARS), log=texts, registry=registry, folder=tmp_path / "run")
     registry.publish(run)
-    base = genre.Base.load(str(folder / kind))
+    base = genre.Base.load(str(text_bases / kind))
     again = genre.evaluate(registry, "good", texts, base)
     assert {name: both["adapter"] for name, both in again["tasks"].items()} == run.metrics
     model, builder, split = restore(read_adapter(registry, "good", base), texts, base)
@@ -160,10 +138,10 @@ def test_a_version_and_the_engine_count_as_the_run_did(kind, folder, texts, tmp_
     assert np.allclose([row.score for row in answer.results], scores, atol=1e-5)
 
 
-def test_a_merge_keeps_each_tasks_terms(folder, texts, tmp_path):
-    registry, base = genre.Registry(tmp_path / "registry"), genre.Base.load(str(folder / "bert"))
+def test_a_merge_keeps_each_tasks_terms(text_bases, texts, tmp_path):
+    registry, base = genre.Registry(tmp_path / "registry"), genre.Base.load(str(text_bases / "bert"))
     for task, terms in ((GOOD, 500), (STARS, 0)):
-        wanted = recipe(folder / "bert", task, terms=terms)
+        wanted = brief(text_bases / "bert", task, terms=terms)
         registry.publish(genre.train(wanted, log=texts, base=base, folder=tmp_path / task["name"]))
     merge_versions(registry, ["good", "stars"], Options("both", floor=0.0), texts, base=base)
     heads = read_adapter(registry, "both", base).heads

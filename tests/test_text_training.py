@@ -8,7 +8,8 @@ import torch
 import yaml
 
 import genre
-from fakes import make_base, make_encoder_base, planted_log, planted_texts
+from builders import GOOD, NUMBER, STARS, text_recipe
+from fakes import planted_log
 from genre.base_source import quiet
 from genre.baselines_text import text_baselines
 from genre.errors import BaseModelError, DataError, InputError, InterruptedJobError, RecipeError
@@ -23,52 +24,21 @@ from genre.text_assembly import assemble_texts, usable_texts
 from genre.training import fit
 from genre.versions import read_adapter
 
-GOOD = {"name": "good", "kind": "text", "label": "recommended"}
-STARS = {"name": "stars", "kind": "text", "label": "rating", "loss": "cross_entropy"}
-NUMBER = {"name": "number", "kind": "text", "label": "rating", "loss": "mse"}
 KINDS = ("bert", "llama")
 
 
-def recipe(base, *tasks, **sections) -> Recipe:
-    raw = {
-        "name": tasks[0]["name"],
-        "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.2}},
-        "base": {"name": str(base)},
-        "sequence": {"text": ["title", "review"], "max_tokens": 64},
-        "tasks": list(tasks),
-        "train": {"epochs": 4, "batch_tokens": 1024, "learning_rate": 5e-3, "dropout": 0.0, "tracker": "none"},
-    }
-    for name, value in sections.items():
-        raw[name] = {**raw.get(name, {}), **value}
-    return Recipe.parse(raw)
+@pytest.fixture(scope="module")
+def registry(text_bases):
+    return genre.Registry(text_bases / "registry")
 
 
 @pytest.fixture(scope="module")
-def texts():
-    return planted_texts()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("texts")
-    make_encoder_base(folder / "bert")
-    make_base(folder / "llama")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def registry(folder):
-    return genre.Registry(folder / "registry")
-
-
-@pytest.fixture(scope="module")
-def runs(folder, texts, registry):
+def runs(text_bases, texts, registry):
     """A joint adapter on each kind of base, published."""
     made = {}
     for kind in KINDS:
-        wanted = recipe(folder / kind, GOOD, STARS).model_copy(update={"name": f"joint-{kind}"})
-        made[kind] = genre.train(wanted, log=texts, registry=registry, folder=folder / f"run-{kind}")
+        wanted = text_recipe(text_bases / kind, GOOD, STARS).model_copy(update={"name": f"joint-{kind}"})
+        made[kind] = genre.train(wanted, log=texts, registry=registry, folder=text_bases / f"run-{kind}")
         registry.publish(made[kind])
     return made
 
@@ -91,17 +61,17 @@ def test_a_joint_adapter_learns_both_tasks(kind, runs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_published_version_is_what_was_trained(kind, runs, registry, texts, folder):
-    found = genre.evaluate(registry, f"joint-{kind}", texts, genre.Base.load(str(folder / kind)))
+def test_a_published_version_is_what_was_trained(kind, runs, registry, texts, text_bases):
+    found = genre.evaluate(registry, f"joint-{kind}", texts, genre.Base.load(str(text_bases / kind)))
     assert {name: both["adapter"] for name, both in found["tasks"].items()} == runs[kind].metrics
     assert {name: both["baselines"] for name, both in found["tasks"].items()} == runs[kind].baselines
 
 
-def test_stock_peft_gives_the_same_states(runs, registry, texts, folder):
+def test_stock_peft_gives_the_same_states(runs, registry, texts, text_bases):
     from peft import PeftModel
     from transformers import AutoModel, AutoTokenizer
 
-    base = genre.Base.load(str(folder / "bert"))
+    base = genre.Base.load(str(text_bases / "bert"))
     loaded = read_adapter(registry, "joint-bert", base)
     model, builder, _ = restore(loaded, texts, base)
     row = builder.all_rows[5]
@@ -109,10 +79,10 @@ def test_stock_peft_gives_the_same_states(runs, registry, texts, folder):
         own = base.hidden(base.embedding(torch.from_numpy(row.tokens)[None].long()), lengths=torch.tensor([len(row)]))
     model.release()
     with quiet():
-        theirs = PeftModel.from_pretrained(AutoModel.from_pretrained(folder / "bert"), runs["bert"].files).eval()
+        theirs = PeftModel.from_pretrained(AutoModel.from_pretrained(text_bases / "bert"), runs["bert"].files).eval()
     text = texts.join(["title", "review"])[5]
     with torch.no_grad():
-        wanted = theirs(**AutoTokenizer.from_pretrained(folder / "bert")(text, return_tensors="pt")).last_hidden_state
+        wanted = theirs(**AutoTokenizer.from_pretrained(text_bases / "bert")(text, return_tensors="pt")).last_hidden_state
     assert torch.allclose(own, wanted, atol=1e-5)
     assert json.loads((runs["bert"].files / "adapter_config.json").read_text())["task_type"] == "FEATURE_EXTRACTION"
 
@@ -128,12 +98,12 @@ def test_the_bootstrap_draws_groups(runs, texts):
     assert again["auc"].as_dict() == runs["bert"].metrics["good"]["auc"]
 
 
-def test_a_resumed_run_is_bit_equal(folder, texts, tmp_path):
-    wanted = recipe(folder / "bert", GOOD, train={"epochs": 2, "early_stop": None})
+def test_a_resumed_run_is_bit_equal(text_bases, texts, tmp_path):
+    wanted = text_recipe(text_bases / "bert", GOOD, train={"epochs": 2, "early_stop": None})
     weights = {}
     for name, stops in (("whole", [None]), ("cut", [5, None])):
         for place, stop in enumerate(stops):
-            assembly = assemble_texts(wanted, texts, genre.Base.load(str(folder / "bert")))
+            assembly = assemble_texts(wanted, texts, genre.Base.load(str(text_bases / "bert")))
             if stop is None:
                 fit(assembly, tmp_path / name, resume=place > 0)
                 weights[name] = {key: value.clone() for key, value in assembly.model.trainable().items()}
@@ -145,10 +115,10 @@ def test_a_resumed_run_is_bit_equal(folder, texts, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "adapter"), [("rslora", "bert"), ("head_only", "llama"), ("full", "bert")])
-def test_every_kind_of_adapter_trains_and_leaves_the_base_as_it_was(kind, adapter, folder, texts, tmp_path):
-    base = genre.Base.load(str(folder / adapter))
+def test_every_kind_of_adapter_trains_and_leaves_the_base_as_it_was(kind, adapter, text_bases, texts, tmp_path):
+    base = genre.Base.load(str(text_bases / adapter))
     before = {name: value.clone() for name, value in base.model.named_parameters()}
-    wanted = recipe(folder / adapter, NUMBER, adapter={"kind": kind}, train={"epochs": 1, "learning_rate": 1e-3})
+    wanted = text_recipe(text_bases / adapter, NUMBER, adapter={"kind": kind}, train={"epochs": 1, "learning_rate": 1e-3})
     run = genre.train(wanted, log=texts, base=base, folder=tmp_path / kind)
     assert set(run.metrics["number"]) == {"rmse", "mae"} and set(run.baselines["number"]) == {"mean", "tfidf_linear"}
     assert (run.files is None) == (kind == "full")
@@ -156,11 +126,11 @@ def test_every_kind_of_adapter_trains_and_leaves_the_base_as_it_was(kind, adapte
     assert after.keys() == before.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_text_adapters_merge(folder, texts, registry, tmp_path):
-    base = genre.Base.load(str(folder / "bert"))
+def test_text_adapters_merge(text_bases, texts, registry, tmp_path):
+    base = genre.Base.load(str(text_bases / "bert"))
     for task in (GOOD, STARS):
         run = genre.train(
-            recipe(folder / "bert", task, train={"epochs": 2}), log=texts, base=base, folder=tmp_path / task["name"]
+            text_recipe(text_bases / "bert", task, train={"epochs": 2}), log=texts, base=base, folder=tmp_path / task["name"]
         )
         registry.publish(run)
     merged = merge_versions(registry, ["good", "stars"], Options("taste", floor=0.0), texts, base=base)
@@ -172,9 +142,9 @@ def test_text_adapters_merge(folder, texts, registry, tmp_path):
 
 def test_splits_hold_out_and_limit(texts):
     split = {"kind": "group", "valid": 0.1, "test": 0.1}
-    plain = recipe("x", GOOD, data={"split": split})
+    plain = text_recipe("x", GOOD, data={"split": split})
     chosen, usable = usable_texts(texts, plain)
-    held = recipe("x", GOOD, data={"split": split, "hold_out": [{**split, "seed": 1}], "limit": 20})
+    held = text_recipe("x", GOOD, data={"split": split, "hold_out": [{**split, "seed": 1}], "limit": 20})
     _, fewer = usable_texts(texts, held)
     other = texts.split(SplitConfig(**split, seed=1))
     assert fewer.sum() == 20 and usable.sum() == (chosen.part == 0).sum()
@@ -182,9 +152,9 @@ def test_splits_hold_out_and_limit(texts):
     assert np.array_equal(fewer, usable_texts(texts, held)[1])
 
 
-def test_baselines_are_fitted_on_training_texts_alone(folder, texts):
-    base = genre.Base.load(str(folder / "bert"))
-    wanted = recipe(folder / "bert", GOOD)
+def test_baselines_are_fitted_on_training_texts_alone(text_bases, texts):
+    base = genre.Base.load(str(text_bases / "bert"))
+    wanted = text_recipe(text_bases / "bert", GOOD)
     assembly = assemble_texts(wanted, texts, base)
     found = predict(assembly.model, assembly.builder, assembly.split, 2, max_events=1, batch_tokens=4096)
     targets = found["good"][0]
@@ -202,12 +172,12 @@ def test_baselines_are_fitted_on_training_texts_alone(folder, texts):
     assert np.unique(scores["majority"]).size == 1 and scores["tfidf_linear"].std() > 0.1
 
 
-def test_what_does_not_go_together_is_refused(folder, texts, tmp_path):
+def test_what_does_not_go_together_is_refused(text_bases, texts, tmp_path):
     log = planted_log(users=12)
-    wanted = recipe(folder / "bert", GOOD)
+    wanted = text_recipe(text_bases / "bert", GOOD)
     with pytest.raises(RecipeError, match="task 'good' of kind text reads labelled texts: got a log; expected labelled texts"):
         genre.train(wanted, log=log, folder=tmp_path / "a")
-    like = Recipe.parse({"name": "like", "data": {"path": "x"}, "base": {"name": str(folder / "bert")},
+    like = Recipe.parse({"name": "like", "data": {"path": "x"}, "base": {"name": str(text_bases / "bert")},
                          "tasks": [{"name": "like", "kind": "feedback", "label": "rating > 3"}]})  # fmt: skip
     with pytest.raises(RecipeError, match="task 'like' of kind feedback reads a log: got labelled texts; expected a log"):
         genre.train(like, log=texts, folder=tmp_path / "b")
@@ -239,5 +209,5 @@ def test_folders_are_opened_by_what_is_wanted(texts, tmp_path):
         open_data(str(tmp_path / "log"), texts=True)
     with pytest.raises(DataError, match="holds labelled texts, no log"):
         open_data(str(tmp_path / "texts"), texts=False)
-    with pytest.raises(DataError, match="expected a folder with interactions.parquet or texts.parquet"):
+    with pytest.raises(DataError, match="expected a text_bases with interactions.parquet or texts.parquet"):
         open_data(str(tmp_path / "none"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from builders import LIKE, NEXT, RATING, recipe
+from builders import LIKE, NEXT, RATING, recipe, weights
 from fakes import make_base
 from genre.assembly import assemble
 from genre.base import Base
@@ -43,10 +43,6 @@ def on(tiny, *tasks, base, **sections):
     """A recipe with keys of its base changed."""
     found = recipe(tiny, *tasks, **sections)
     return found.model_copy(update={"base": found.base.model_copy(update=base)})
-
-
-def weights(assembly):
-    return {name: value.detach().clone() for name, value in assembly.model.trainable().items()}
 
 
 def far(one, other):

@@ -8,32 +8,12 @@ import pytest
 import torch
 
 import genre
-from builders import LIKE, NEXT, RATING, recipe, with_values
+from builders import LIKE, NEXT, RATING, recipe, weights, with_values
 from genre.assembly import assemble
 from genre.base import Base
 from genre.errors import DivergedError, InputError, JobError, RecipeError
 from genre.progress import Reporter
 from genre.training import Loop, fit
-
-
-@pytest.fixture
-def build(base, tiny, log):
-    made = []
-
-    def build(*tasks, **sections):
-        if made:
-            made.pop().release()
-        assembly = assemble(recipe(tiny, *tasks, **sections), log, base)
-        made.append(assembly.model)
-        return assembly
-
-    yield build
-    for model in made:
-        model.release()
-
-
-def weights(assembly):
-    return {name: value.detach().clone() for name, value in assembly.model.trainable().items()}
 
 
 def same(one, other):

@@ -86,10 +86,13 @@ class Affinity(nn.Module):
         factor = torch.where(failed[:, None, None] > 0, torch.nan, factor)  # weights that have diverged: so does the loss
         rest = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False)
         column, width = columns(view.rows, len(known))
-        asked = vectors.new_zeros(len(known), width, vectors.shape[1]).index_put((view.rows, column), vectors[view.items])
-        seen = view.seen.new_zeros(len(known), width).index_put((view.rows, column), view.seen)
-        stands = view.seen if view.stands is None else view.stands
-        stands = view.seen.new_zeros(len(known), width).index_put((view.rows, column), stands)
+
+        def by_row(values: Tensor) -> Tensor:
+            """(n, …) one of each target → (B, C, …) targets of a row side by side, zeros where it has fewer."""
+            return values.new_zeros(len(known), width, *values.shape[1:]).index_put((view.rows, column), values)
+
+        asked, seen = by_row(vectors[view.items]), by_row(view.seen)
+        stands = seen if view.stands is None else by_row(view.stands)
         steps = stands[:, None] - place[:, None]
         steps = torch.where(steps > 0, steps, 1 - steps)  # to the next event, seen in transductive scoring, is one step as well
         cross = events @ asked.transpose(1, 2) + self._drift(steps) * known.unsqueeze(-1)

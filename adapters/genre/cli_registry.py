@@ -158,13 +158,13 @@ def import_(
     registry: RegistryOption = DEFAULT,
 ) -> None:
     """Publish a PEFT LoRA adapter from elsewhere, checked against its base."""
+    from genre.base_source import fingerprint
     from genre.registry import BaseInfo
-    from genre.registry.base_files import fingerprint_of, read_weights
 
     folder = Path(base) if Path(base).is_dir() else _prepared_base(base)
     if folder is None:
         raise RegistryError("no such base", got=base, expected="a base's folder, or the name of a prepared one")
-    info = BaseInfo(name=base, fingerprint=fingerprint_of(read_weights(folder)), depth=depth)
+    info = BaseInfo(name=base, fingerprint=fingerprint(folder), depth=depth)
     version = _open(registry).import_peft(source, name, base=info, base_folder=folder)
     typer.echo(f"published {version.ref}")
 

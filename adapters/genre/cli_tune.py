@@ -7,13 +7,12 @@ Owns: arguments and printing. Ignores: everything else; the library is imported 
     genre compare like@candidate like@production --data ml-100k
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli_output import console, show_table
+from genre.cli_output import check_file, console, show_table, write_result
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def tune(
     from genre.recipe import Recipe
 
     wanted = Recipe.read(recipe, overrides or [])
-    _check_file(json_file)
+    check_file(json_file, "--json")
     if space is not None and not space.is_file():
         raise InputError("no such search space", got=space, expected="a YAML file")
     from genre.progress import Reporter
@@ -66,7 +65,7 @@ def tune(
         registry=Registry(registry), reporter=Reporter.for_terminal(),
     )  # fmt: skip
     _show_study(found)
-    _write(json_file, found)
+    write_result(json_file, found)
 
 
 def crossval(
@@ -83,7 +82,7 @@ def crossval(
     from genre.recipe import Recipe
 
     wanted = Recipe.read(recipe, overrides or [])
-    _check_file(json_file)
+    check_file(json_file, "--json")
     from genre.progress import Reporter
     from genre.tuning.folds import crossval as run
 
@@ -91,7 +90,7 @@ def crossval(
     found = run(wanted, folder, folds=folds, seed=seed, reporter=Reporter.for_terminal())
     _show_folds(found)
     print(f"mean ± deviation over {folds} folds of users, seed {seed}; {folder}/summary.json has every fold")
-    _write(json_file, found)
+    write_result(json_file, found)
 
 
 def compare(
@@ -118,7 +117,7 @@ def compare(
         raise InputError("name what to compare with", got=got, expected="B or --baseline NAME")
     if part not in ("valid", "test"):
         raise InputError("no such part", got=f"--part {part}", expected="valid or test")
-    _check_file(json_file)
+    check_file(json_file, "--json")
     from genre.tuning.compare import compare as run
     from genre.tuning.compare import pairs
     from genre.tuning.scored import Sources, only, with_baseline
@@ -139,7 +138,7 @@ def compare(
     for a, b in chosen:
         if a.window is not None and b.window is not None and a.window != b.window:
             print(f"note: {a.name} sees at most {a.window} events of a user, {b.name} {b.window}")
-    _write(json_file, _as_json(chosen, rows, resamples, seed))
+    write_result(json_file, _as_json(chosen, rows, resamples, seed))
 
 
 def _show_study(found: dict[str, Any]) -> None:
@@ -200,17 +199,3 @@ def _as_json(
         "under": {a.task.name: dict(a.under) for a, _ in chosen},
         "tasks": {name: [each.as_dict() | {"verdict": each.verdict()} for each in compared] for name, compared in rows.items()},
     }  # fmt: skip
-
-
-def _check_file(path: Path | None) -> None:
-    if path is not None and path.is_dir():
-        raise InputError("--json is a folder", got=path, expected="a file to write")
-
-
-def _write(path: Path | None, value: Any) -> None:
-    if path is None:
-        return
-    from genre.jobs import write_text
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

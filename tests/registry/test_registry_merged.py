@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from genre.base_source import fingerprint
 from genre.errors import IntegrityError, ManifestError, RegistryError
 from genre.registry import BaseInfo, Registry
-from genre.registry.base_files import fingerprint_of, read_weights
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -47,7 +47,7 @@ def taken(registry: Registry, base: Path, folder: Path, depth: int | None, **opt
             if "lora_B" in name:
                 parameter.normal_(0, 0.2)
     model.save_pretrained(folder)
-    info = BaseInfo(name="tiny", fingerprint=fingerprint_of(read_weights(base)), depth=depth)
+    info = BaseInfo(name="tiny", fingerprint=fingerprint(base), depth=depth)
     version = registry.import_peft(folder, "taken", base=info, base_folder=base)
     with torch.no_grad():
         return version, model.eval()(TOKENS).logits

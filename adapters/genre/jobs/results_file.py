@@ -6,8 +6,8 @@ Owns: the unfinished file, what goes on after a kill, standard output. Ignores: 
         rows = results.after(rows, lambda row: row.id)                # those that are not there yet
         results.write(b'{"id": "1", …}' + end, rows=1, errors=0)
 
-A killed job leaves `out.jsonl.part`; what follows its last whole line is cut away before it goes on. Where a job has settings that
-its rows do not show, they stand in `out.jsonl.part.json` until the output is whole.
+A killed job leaves `out.jsonl.part`; what follows its last whole line is cut away before it goes on. Where a job has settings
+that its rows do not show, they stand in `out.jsonl.part.json` until the output is whole.
 """
 
 import contextlib

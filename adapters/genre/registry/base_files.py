@@ -4,7 +4,6 @@ Owns: reading a transformers folder's safetensors headers, and cutting the folde
 running it. Llama-like (`model.layers.7.…`) and GPT-2-like (`transformer.h.7.…`) names are known.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,9 +20,6 @@ from genre.registry.tensors import Tensor, read_header
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_TORCH_NAMES = {"F64": "torch.float64", "F32": "torch.float32", "F16": "torch.float16", "BF16": "torch.bfloat16"}
-_TORCH_NAMES |= {"I64": "torch.int64", "I32": "torch.int32", "I16": "torch.int16", "I8": "torch.int8"}
-_TORCH_NAMES |= {"U8": "torch.uint8", "BOOL": "torch.bool"}
 _COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 
 Weights = Mapping[str, tuple[Path, Tensor]]
@@ -55,16 +51,6 @@ def read_weights(folder: Path) -> dict[str, tuple[Path, Tensor]]:
 def count_layers(weights: Weights) -> int:
     """How many layers a base's weights make up."""
     return len({layer for name in weights if (layer := layer_of(name)) is not None})
-
-
-def fingerprint_of(weights: Weights) -> str:
-    """The same fingerprint as `genre.base_source.fingerprint`, without torch: sha256 over (name, dtype, shape, bytes)."""
-    total = hashlib.sha256()
-    for name, (path, tensor) in sorted(weights.items()):
-        total.update(f"{name}\0{_TORCH_NAMES.get(tensor.dtype, tensor.dtype)}\0{tensor.shape}\0".encode())
-        for data in _read_bytes(path, tensor):
-            total.update(data)
-    return total.hexdigest()
 
 
 def truncate_base(base_folder: Path, depth: int, out: Path) -> Path:

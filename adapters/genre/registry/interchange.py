@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genre.base_source import fingerprint
 from genre.errors import IntegrityError, ManifestError, NotFoundError, RegistryError
 from genre.files import appearing_folder
 from genre.registry import limits
@@ -23,7 +24,6 @@ from genre.registry.archive import extract, is_archive, pack
 from genre.registry.base_files import (
     Weights,
     count_layers,
-    fingerprint_of,
     layer_of,
     read_weights,
     truncate_base,
@@ -152,7 +152,7 @@ def import_peft(
         modules = check_pairs(config, header)
         swapped = bool(config.get("fan_in_fan_out"))
         on_disk = read_weights(Path(base_folder))
-        if base.fingerprint != (found := fingerprint_of(on_disk)):
+        if base.fingerprint != (found := fingerprint(Path(base_folder))):
             raise ManifestError("the base's folder holds another base", got=f"fingerprint {found}", expected=base.fingerprint)
         paths = place_modules(modules, on_disk, base.depth, swapped)
         target = Path(temporary)
@@ -262,7 +262,7 @@ def _opened(source: Path) -> Iterator[tuple[Path, list[str]]]:
 def check_base(base: Path, source: Path, manifest: Manifest) -> bool:
     """Check that a folder holds a version's base; return whether the version needs only the first layers of it."""
     weights = read_weights(base)
-    check_fit(manifest, base_fingerprint=fingerprint_of(weights))
+    check_fit(manifest, base_fingerprint=fingerprint(base))
     config, header = read_lora(source)
     place_modules(check_pairs(config, header), weights, manifest.base.depth, bool(config.get("fan_in_fan_out")))
     return manifest.base.depth is not None and manifest.base.depth < count_layers(weights)

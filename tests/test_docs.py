@@ -1,0 +1,153 @@
+"""What a newcomer reads names what is there: commands and their options, benchmarks, links, keys of a recipe, tests."""
+
+import functools
+import re
+import runpy
+import shlex
+import sys
+import types
+from typing import Any, Union, get_args, get_origin
+
+import pytest
+import typer
+from pydantic import BaseModel
+
+from genre import cli
+from genre.recipe import Recipe
+from genre.registry.manifest import Manifest
+from standins import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+COMMENTED = sorted([*(ROOT / "recipes").rglob("*.yaml"), *BENCHMARKS.glob("*.py"), *(ROOT / "adapters").rglob("*.py")])
+SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8"))
+KEPT_ASIDE = {"--help", "--version"}
+
+
+def name_of(path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def joined(path) -> str:
+    """A file's text with continued lines in one."""
+    return path.read_text(encoding="utf-8").replace("\\\n", " ")
+
+
+def commands(text: str) -> list[str]:
+    """Command lines of `genre` and of benchmarks: after a prompt, in backticks, or indented in a docstring."""
+    found = re.findall(r"(?m)^[# ]*\$ (.*)$", text) + re.findall(r"`([^`\n]+)`", text) + re.findall(r"(?m)^ {4}(genre .*)$", text)
+    found += re.findall(r"(?m)^ {4}(python benchmarks/.*)$", text)
+    lines = [re.split(r"\s#\s| {4,}|\s[|>&]\s", line)[0] for line in found]
+    wanted = re.compile(r"(?:^|.* )(?:genre|-m genre) ([a-z].*)|(?:^|.* )python (benchmarks/.*)")
+    return [" ".join(filter(None, match.groups())) for line in lines if (match := wanted.match(line))]
+
+
+def options_of(words: list[str]) -> list[str]:
+    return [word.partition("=")[0] for word in words if re.fullmatch(r"--[a-z][a-z-]*(=.*)?|-k", word)]
+
+
+@functools.cache
+def whole() -> Any:
+    return typer.main.get_command(cli.app)
+
+
+def command_of(words: list[str]) -> tuple[Any, list[str]]:
+    """The command that the first words name, and the words after its name."""
+    found = whole()
+    while hasattr(found, "commands") and words and words[0] != "…":
+        name, words = words[0].rstrip(".,;:…"), words[1:]
+        assert name in found.commands, f"there is no command {name!r} among {sorted(found.commands)}"
+        found = found.commands[name]
+    return found, words
+
+
+def split(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:  # an apostrophe of a sentence
+        return line.split()
+
+
+@pytest.mark.parametrize("path", PAGES + COMMENTED, ids=name_of)
+def test_commands_exist_with_these_options(path):
+    for line in commands(joined(path)):
+        if line.startswith("benchmarks/"):
+            script, *words = split(line)
+            assert (ROOT / script).is_file(), line
+            text = (ROOT / script).read_text(encoding="utf-8")
+            assert all(f'"{option}"' in text for option in options_of(words)), line
+            continue
+        if re.search(r"\|| or ", line.split(" -")[0]):  # several commands in one breath
+            continue
+        command, words = command_of(split(line))
+        known = {option for each in command.params for option in [*each.opts, *each.secondary_opts]} | KEPT_ASIDE
+        assert set(options_of(words)) <= known, line
+
+
+def anchors(page: str) -> set[str]:
+    """What a page's headings are called in an address."""
+    headings = re.findall(r"(?m)^#+ (.*)$", page)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        there = path.parent / file if file else path
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in (ROOT / "docs").glob("*.*") if f"docs/{path.name}" not in readme] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_tests_and_scripts_that_are_named_exist(path):
+    for name in re.findall(r"(?:tests|benchmarks|recipes|adapters/genre)/[\w./]+\.(?:py|yaml)", path.read_text(encoding="utf-8")):
+        assert (ROOT / name).is_file(), name
+
+
+def keys(model: type[BaseModel], before: str = "") -> set[str]:
+    """Dotted paths of a schema's keys, those of nested sections too."""
+    found = set()
+    for name, field in model.model_fields.items():
+        found.add(before + name)
+        for kind in models(field.annotation):
+            found |= keys(kind, f"{before}{name}.")
+    return found
+
+
+def models(kind: Any) -> list[type[BaseModel]]:
+    if get_origin(kind) in (Union, types.UnionType, tuple, list):
+        return [each for inner in get_args(kind) for each in models(inner)]
+    return [kind] if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+@pytest.mark.parametrize("path", PAGES + COMMENTED, ids=name_of)
+def test_keys_of_a_recipe_are_in_its_schema(path):
+    known = keys(Recipe) | keys(Manifest)
+    sections = "|".join(name for name in Recipe.model_fields if any(key.startswith(f"{name}.") for key in known))
+    text = path.read_text(encoding="utf-8")
+    named = re.findall(rf"`((?:{sections})\.[a-z_.]+[a-z])(?:[:= ][^`]*)?`", text) if path.suffix == ".md" else []
+    named += re.findall(rf"--(?:set|search) ((?:{sections})\.[a-z_.]+)=", text)
+    assert [key for key in named if key not in known and not key.endswith(".py")] == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
+def test_a_benchmark_says_how_it_is_run(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code in (0, None) and "usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(set(BENCHMARKS.glob("*.py")) - set(SCRIPTS)), ids=name_of)
+def test_a_benchmarks_part_imports(path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    runpy.run_path(str(path), run_name="imported")
