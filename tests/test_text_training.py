@@ -209,5 +209,5 @@ def test_folders_are_opened_by_what_is_wanted(texts, tmp_path):
         open_data(str(tmp_path / "log"), texts=True)
     with pytest.raises(DataError, match="holds labelled texts, no log"):
         open_data(str(tmp_path / "texts"), texts=False)
-    with pytest.raises(DataError, match="expected a text_bases with interactions.parquet or texts.parquet"):
+    with pytest.raises(DataError, match="expected a folder with interactions.parquet or texts.parquet"):
         open_data(str(tmp_path / "none"))
