@@ -27,7 +27,8 @@ from genre.jobs.request_file import Line, RequestFile, chunks, read_row
 from genre.jobs.scoring import Answers, Scorer, first_known, open_engine, open_users
 from genre.registry import Registry
 
-ATTEMPTS = 5
+ATTEMPTS, RESTARTS = 5, 10
+"""Of a block, and of a worker: Ray would start one that is killed at every start again without end."""
 BLOCK_CHUNKS, MOST_BLOCKS = 4, 5_000
 _ADAPTER = re.compile(rb'"adapter"\s*:\s*"([^"\\]+)"')
 
@@ -190,7 +191,8 @@ def answers(plan: Plan) -> Iterator[Answers]:
     with ray.data.DataContext.current(context):
         found = ray.data.from_arrow([table.slice(at, size) for at in range(0, len(table), size)]).map_batches(
             Actor, batch_size=1, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=plan.workers),
-            fn_constructor_args=(plan,), num_cpus=plan.threads, max_task_retries=ATTEMPTS, **({"num_gpus": gpus} if gpus else {}),
+            fn_constructor_args=(plan,), num_cpus=plan.threads, max_task_retries=ATTEMPTS, max_restarts=RESTARTS,
+            **({"num_gpus": gpus} if gpus else {}),
         )  # fmt: skip
         left = iter(plan.index)
         for row in told(found.iter_rows()):
