@@ -40,7 +40,7 @@ def place(tmp_path, tiny):
 def train(place: Path, command: list[str], out: str, *more: str) -> subprocess.CompletedProcess[str]:
     told = ["train", "both.yaml", "--registry", f"registry-{out}", "--out", out, "--json", f"{out}.json", *more]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *told], cwd=place, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run([*command, *told], cwd=place, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def steps(place: Path, out: str) -> list[dict[str, float]]:
@@ -105,15 +105,29 @@ def test_an_error_ends_both_with_one_line(place):
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: the extra `deepspeed`")
 
 
+CUT = """
+import functools, sys
+from genre import cli
+from genre.jobs import run
+run.fit = functools.partial(run.fit, stop_at=12)  # as if interrupted after so many steps
+sys.exit(cli.main())
+"""
+
+
 @needs_deepspeed
+@pytest.mark.timeout(900)  # DeepSpeed compiles a part of itself, the first time
 @pytest.mark.parametrize("stage", [1, 2])
 def test_gradients_and_optimizer_spread_by_deepspeed_take_the_steps_of_one_process(place, stage):
-    """On the CPU over gloo; seven rows in three pieces give the processes different numbers of passes to make."""
+    """On the CPU over gloo; seven rows in three pieces give the processes different numbers of passes; ZeRO-2 is cut and resumed."""
     uneven = ["--set", "train.accumulate=3", "--set", "train.batch_tokens=330", "--set", "train.checkpoint_activations=true"]
     zero = pair("deepspeed", "--num_processes", "2", "--zero_stage", str(stage))
-    for command, out in ((ALONE, "one"), (zero, "two")):
-        done = train(place, command, out, *uneven)
-        assert done.returncode == 0, done.stderr[-2000:]
+    assert train(place, ALONE, "one", *uneven).returncode == 0
+    if stage == 2:
+        (place / "cut.py").write_text(CUT, encoding="utf-8")
+        cut = train(place, [*zero[:-2], "cut.py"], "two", *uneven)
+        assert "interrupted after step 12" in cut.stderr and len(steps(place, "two")) == 12
+    done = train(place, zero, "two", *uneven, *(["--resume"] if stage == 2 else []))
+    assert done.returncode == 0, done.stderr[-2000:]
     told = re.search(rf"ZeRO-{stage}: a process holds the optimizer's state of ([\d,]+) of ([\d,]+) trained", done.stderr)
     assert told and done.stderr.count(f"ZeRO-{stage}: a process holds") == 1
     held, whole = (int(number.replace(",", "")) for number in told.groups())
