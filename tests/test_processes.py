@@ -118,7 +118,7 @@ sys.exit(cli.main())
 @pytest.mark.timeout(900)  # DeepSpeed compiles a part of itself, the first time
 @pytest.mark.parametrize("stage", [1, 2])
 def test_gradients_and_optimizer_spread_by_deepspeed_take_the_steps_of_one_process(place, stage):
-    """On the CPU over gloo; seven rows in three pieces give the processes different numbers of passes; ZeRO-2 is cut and resumed."""
+    """On the CPU over gloo; seven rows in three pieces give the processes different numbers of passes; ZeRO-2 is resumed."""
     uneven = ["--set", "train.accumulate=3", "--set", "train.batch_tokens=330", "--set", "train.checkpoint_activations=true"]
     zero = pair("deepspeed", "--num_processes", "2", "--zero_stage", str(stage))
     assert train(place, ALONE, "one", *uneven).returncode == 0
