@@ -218,6 +218,7 @@ def main() -> None:
         merged(options.tasks, chosen, options, runs)
     result = {
         "environment": environment(), "depth": options.depth, "epochs": options.epochs, "limit": options.limit, "seed": 0,
+        "learning_rates": 1 if options.quick else len(USUAL_RATES),
         "protocol": "temporal 80/10/10, prequential; next_item: full catalogue, seen items masked; chosen on validation",
         "tasks": {
             task: summary(task, {way: folder for (owner, way), folder in chosen.items() if owner == task})

@@ -117,20 +117,11 @@ def adapter_vs_full(figures: dict[str, Any]) -> Iterator[Table]:
                 f"{memory / MIB:.0f}" if memory else "",
             ])  # fmt: skip
         limit = f", the latest {figures['limit']:,} training events" if figures["limit"] else ""
-        note = (
-            f"{figures['protocol']}; {figures['depth']} layers, {figures['epochs']} epochs{limit}, seed {figures['seed']}, "
-            f"the learning rate chosen on validation among three; test part, n = {first['n']:,}."
-        )
-        header = [
-            "way",
-            first["metric"],
-            "minus full",
-            "trained parameters",
-            "MiB a task",
-            "seconds",
-            "tokens/s",
-            "peak MiB beyond base",
-        ]
+        chosen = f", {figures['learning_rates']} learning rates for each way" if figures["learning_rates"] > 1 else ""
+        budget = f"{figures['depth']} layers, {figures['epochs']} epochs{limit}, seed {figures['seed']}{chosen}"
+        note = f"{figures['protocol']}; {budget}; test part, n = {first['n']:,}."
+        costs = ["trained parameters", "MiB a task", "seconds", "tokens/s", "peak MiB beyond base"]
+        header = ["way", first["metric"], "minus full", *costs]
         yield Table(f"{words(task)}: adapter against full fine-tuning", note, header, rows)
 
 

@@ -57,8 +57,8 @@ class Way:
             base.embedding.register_forward_hook(lambda module, given, output: output.requires_grad_())
         self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
         if added:
-            self.loop.optimizer.add_param_group({"params": list(added.values())})
             self.loop.parameters |= added
+            self.loop.updates = self.loop.prepare_updates()
         self.rows, self.queue = self.loop.plan(0)
 
     def step(self) -> int:
