@@ -29,7 +29,8 @@ class Settings(BaseModel):
         timeout_s: From the last byte of a call to its answer; later it gets 504.
         body_bytes: Larger bodies get 413.
         receive_s: A call's head, then its body, must arrive within so many seconds each.
-        idle_s: A connection without a call is closed after so many seconds.
+        idle_s: A connection without a call is closed after so many seconds; more than the 60 that a load balancer before it often
+            waits, which else sends a call into a connection that is closing.
         connections: Open connections at most; more get 503.
         follow_s: How often alias moves are looked for; 0 never looks.
         drain_s: How long a stopping service goes on accepting, while `/readyz` says 503.
@@ -54,7 +55,7 @@ class Settings(BaseModel):
     timeout_s: float = Field(default=30.0, gt=0, le=3600)
     body_bytes: int = Field(default=4 * 2**20, ge=1)
     receive_s: float = Field(default=10.0, gt=0)
-    idle_s: int = Field(default=30, ge=1)
+    idle_s: int = Field(default=75, ge=1)
     connections: int = Field(default=1024, ge=1)
     follow_s: float = Field(default=1.0, ge=0)
     drain_s: float = Field(default=1.0, ge=0)
