@@ -217,6 +217,7 @@ def main() -> None:
     if "lora_8" in options.ways and len(options.tasks) > 1:
         merged(options.tasks, chosen, options, runs)
     result = {
+        "command": " ".join(["python benchmarks/adapter_vs_full.py", *sys.argv[1:]]),
         "environment": environment(), "depth": options.depth, "epochs": options.epochs, "limit": options.limit, "seed": 0,
         "learning_rates": 1 if options.quick else len(USUAL_RATES),
         "protocol": "temporal 80/10/10, prequential; next_item: full catalogue, seen items masked; chosen on validation",

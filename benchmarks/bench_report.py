@@ -31,7 +31,9 @@ TITLES = {
 def load(out: Path) -> dict[str, dict[str, Any]]:
     """Each benchmark's figures with its command, commit and seconds; those that ran by themselves too."""
     found = {}
-    for script in sorted(Path(__file__).parent.glob("*.py")):
+    first = list(TITLES)
+    scripts = sorted(Path(__file__).parent.glob("*.py"))
+    for script in sorted(scripts, key=lambda file: first.index(file.stem) if file.stem in first else len(first)):
         figures, note = out / f"{script.stem}.json", out / f"{script.stem}.run.json"
         if not figures.exists() and not note.exists():
             continue
