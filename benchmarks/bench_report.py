@@ -39,7 +39,7 @@ def load(out: Path) -> dict[str, dict[str, Any]]:
             continue
         held = json.loads(figures.read_text()) if figures.exists() else {}
         alone = {
-            "command": f"python benchmarks/{script.name}",
+            "command": held.get("command", f"python benchmarks/{script.name}"),
             "commit": held.get("commit", ""),
             "profile": "by itself",
             "exit_code": 0,
