@@ -24,11 +24,12 @@ import polars as pl
 import genre
 from genre.assembly import assemble
 from genre.interactions_splits import VALID
-from genre.jobs import environment, open_log, write_text
+from genre.jobs import open_log
 from genre.metrics_bootstrap import bootstrap, paired_bootstrap
 from genre.prediction import predict
 from genre.progress import Reporter
 from genre.training import fit
+from run import keep_figures
 
 RECIPE = Path(__file__).parent / "recipes" / "ablation.yaml"
 IMAGE, IMAGE_SIZE = "image", 64
@@ -113,8 +114,8 @@ def main() -> None:
     arms: dict[str, dict[str, np.ndarray]] = {}
     for arm in options.arms:
         arms[arm] = train(arm, log, options.overrides, folder)
-        result = {"environment": environment(), "part": "valid", "recipe": recipe.model_dump(mode="json"), "arms": table(arms)}
-        write_text(options.json, json.dumps(result, indent=2) + "\n")
+        result = {"part": "valid", "recipe": recipe.model_dump(mode="json"), "arms": table(arms)}
+        keep_figures(options.json, result)
         shown = result["arms"][arm]
         print(f"{arm:16} NDCG@10 {shown['ndcg@10']['value']:.4f}  against full {shown.get('against_full')}", flush=True)
 

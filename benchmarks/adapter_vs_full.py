@@ -21,7 +21,7 @@ import numpy as np
 import genre
 from genre.assembly import assemble
 from genre.interactions_splits import PARTS
-from genre.jobs import environment, load_base, open_log, restore, write_text
+from genre.jobs import load_base, open_log, restore, write_text
 from genre.jobs.encoders import find_encoder
 from genre.metrics_bootstrap import bootstrap, paired_bootstrap
 from genre.metrics_registry import metric
@@ -31,6 +31,7 @@ from genre.registry import Registry
 from genre.registry.manifest import Cost
 from genre.training import fit
 from genre.versions import adapter_manifest, read_adapter, write_adapter
+from run import keep_figures
 
 ROOT = Path(__file__).parent.parent
 TASKS = {"like": "auc", "next_item": "ndcg@10"}
@@ -217,8 +218,7 @@ def main() -> None:
     if "lora_8" in options.ways and len(options.tasks) > 1:
         merged(options.tasks, chosen, options, runs)
     result = {
-        "command": " ".join(["python benchmarks/adapter_vs_full.py", *sys.argv[1:]]),
-        "environment": environment(), "depth": options.depth, "epochs": options.epochs, "limit": options.limit, "seed": 0,
+        "depth": options.depth, "epochs": options.epochs, "limit": options.limit, "seed": 0,
         "learning_rates": 1 if options.quick else len(USUAL_RATES),
         "protocol": "temporal 80/10/10, prequential; next_item: full catalogue, seen items masked; chosen on validation",
         "tasks": {
@@ -226,7 +226,7 @@ def main() -> None:
             for task in options.tasks
         },
     }  # fmt: skip
-    write_text(options.json, json.dumps(result, indent=2) + "\n")
+    keep_figures(options.json, result)
     for task, table in result["tasks"].items():
         print(f"\n{task}")
         for way, row in table.items():

@@ -22,12 +22,12 @@ import genre
 from genre.baselines import feedback_baselines
 from genre.evaluation import Targets, evaluate_feedback
 from genre.interactions_splits import TEST, TRAIN, VALID, Split, split
-from genre.jobs import environment, open_log, write_text
+from genre.jobs import open_log
 from genre.metrics import ece, log_loss, metric, paired_bootstrap
 from genre.progress import Reporter
 from off_policy import CLIP, Rounds, greedy, softmax, uniform, worth
 from rivals.common import protocol
-from run import commit
+from run import keep_figures
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ads.yaml"
 PERSON = ("user_feature_0", "user_feature_1", "user_feature_2", "user_feature_3", "past_clicks", "position")
@@ -237,10 +237,9 @@ def main() -> None:
     if missing:
         parser.error(f"the log has no column {missing[0]!r}, which off-policy evaluation needs")
     base = genre.Base.load(recipe.base.name, depth=recipe.base.depth)
-    result = {"environment": environment(), "commit": commit(), "clip": CLIP, "resamples": options.resamples}
+    result = {"clip": CLIP, "resamples": options.resamples}
     result |= measure(recipe, log, base, options.json.parent / "ads-run", options.resamples)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.json, json.dumps(result, indent=2) + "\n")
+    keep_figures(options.json, result)
     show(result)
 
 

@@ -30,7 +30,7 @@ from genre.baselines import feedback_baselines, ranking_baselines
 from genre.evaluation import Targets, targets
 from genre.evaluation_ranking import rank_in_blocks
 from genre.interactions_splits import PARTS, Split, split
-from genre.jobs import environment, open_log, write_text
+from genre.jobs import open_log
 from genre.metrics_bootstrap import RESAMPLES, user_draws
 from genre.metrics_registry import metric
 from genre.prediction import predict
@@ -41,6 +41,7 @@ from rivals.common import protocol
 from rivals.factors import als, bpr
 from rivals.neighbours import item_knn, sequence_knn
 from rivals.trees import boosted_trees
+from run import keep_figures
 
 RECIPES = Path(__file__).parent / "recipes"
 METRICS = {"next_item": ("ndcg@10", "hr@10", "mrr@10"), "like": ("auc", "gauc", "log_loss"), "rating": ("rmse", "mae")}
@@ -61,8 +62,8 @@ class Scores:
         self.overrides = [f"data.split={whole.model_dump_json(exclude_none=True)}"]
         self.recipe = genre.Recipe.read(RECIPES / f"{task}.yaml", self.overrides)
         self.task = self.recipe.tasks[0]
-        self.choose: Split = split(log, chosen)
         self.split: Split = split(log, self.recipe.data.split)
+        self.choose: Split = self.split if whole is chosen else split(log, chosen)
         self.label = None if task == "next_item" else self.task.labels({n: log.column(n) for n in log.event_columns})
         self.targets: Targets = targets(log, self.split, self.part, self.label)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +181,7 @@ def main() -> None:
     if options.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     log = open_log("data/ml-100k")
-    result: dict[str, Any] = {"environment": environment(), "part": options.part, "seeds": options.seeds, "tasks": {}}
+    result: dict[str, Any] = {"part": options.part, "seeds": options.seeds, "tasks": {}}
     for task in options.tasks:
         scores = Scores(folder, task, log, options.part)
         names = [name for name in methods(scores) if name not in options.skip]
@@ -193,8 +194,7 @@ def main() -> None:
             "n": len(scores.targets), "users": len(np.unique(scores.targets.user)),
             "methods": figures(scores, names, options.seeds),
         }  # fmt: skip
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_text(options.json, json.dumps(result, indent=2) + "\n")
+        keep_figures(options.json, result)
     for task, found in result["tasks"].items():
         print(f"\n{task} ({found['n']} targets of {found['users']} users, {options.part} part)")
         for method, entry in found["methods"].items():

@@ -50,12 +50,9 @@ def brief(name: str, figures: dict[str, Any]) -> Table | None:
                 [*cells, f"{words(best)} {shown(methods[best]['metrics'][metric])}", told_apart(better), f"{found['n']:,}"]
             )
         seeds = f"the mean of {len(figures['seeds'])} seeds, " if len(figures.get("seeds", [])) > 1 else ""
-        note = f"{seeds}the test part, 95 % user-bootstrap intervals, paired.".capitalize()
+        note = f"{seeds}the {figures.get('part', 'test')} part, 95 % user-bootstrap intervals, paired.".capitalize()
         return Table("Beside strong baselines", note, ["task", "adapter", "best baseline", "adapter better by", "n"], rows)
-    made = tables(name, figures)
-    if name == "cold_items":
-        return made[0]
-    return made[0] if name in ("adapter_vs_full", "ablation") else None
+    return next(iter(tables(name, figures)), None)
 
 
 def _best(methods: dict[str, Any], metric: str) -> str:

@@ -32,7 +32,7 @@ from genre.evaluation_history import Histories
 from genre.evaluation_ranking import Block, block_rows
 from genre.interactions_cold import training_events
 from genre.interactions_splits import PARTS, split
-from genre.jobs import environment, open_log, write_text
+from genre.jobs import open_log
 from genre.metrics_bootstrap import RESAMPLES, user_draws
 from genre.prediction import outputs
 from genre.progress import Reporter
@@ -40,6 +40,7 @@ from genre.training import fit
 from rivals.common import protocol, recent
 from rivals.factors import als, bpr
 from rivals.neighbours import item_knn, sequence_knn
+from run import keep_figures
 
 RECIPE = Path(__file__).parent / "recipes" / "cold_items.yaml"
 FEWER_THAN, CUT = 5, 10
@@ -197,14 +198,13 @@ def main() -> None:
     for method in methods:
         print(f"{method}: {cold.of(method)['settings']}", flush=True)
     result = {
-        "environment": environment(), "part": options.part, "recipe": recipe.model_dump(mode="json"),
+        "part": options.part, "recipe": recipe.model_dump(mode="json"),
         "protocol": f"{protocol(recipe.data.split)}; all earlier events are history; seen items masked; "
         "equal seconds in hash order; the expected gain of ties",
         "items": {"cold": int(cold.cold.sum()), "held_out": int((cold.events == 0).sum()), "all": len(cold.cold)},
         "settings": {method: cold.of(method)["settings"] for method in methods}, "results": figures(cold, methods),
     }  # fmt: skip
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.json, json.dumps(result, indent=2) + "\n")
+    keep_figures(options.json, result)
     for entry in result["results"].values():
         print(f"\n{entry['targets']}, ranked {entry['ranked']}: {entry['n']} targets of {entry['users']} users")
         for method, found in entry["methods"].items():

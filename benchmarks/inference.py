@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import genre
-from genre.jobs import environment, open_log, write_text
+from genre.jobs import open_log
 from inference_engine import Shelf, candidates, many, memory, quantized, swaps, tasks
 from inference_products import branches, lanes
+from run import keep_figures
 
 PARTS = ("lanes", "branches", "tasks", "candidates", "many", "swaps", "memory", "int8")
 
@@ -70,8 +71,7 @@ def main() -> None:
         result["ratios"] |= found.pop("ratios", {})
         result["counts"] |= found.pop("counts", {})
         result[part] = found | {"took_seconds": round(time.perf_counter() - begun, 1)}
-        result["environment"] = environment()
-        write_text(options.json, json.dumps(result, indent=2) + "\n")
+        keep_figures(options.json, result)
         print(f"{part}: {json.dumps(found)}", flush=True)
     print(json.dumps({"ratios": result["ratios"], "counts": result["counts"]}, indent=2))
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from genre.jobs import environment, open_log, write_text
-from run import commit
+from genre.jobs import open_log
+from run import keep_figures
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -241,7 +241,7 @@ def main() -> None:
         return
     options.json.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
-    result |= {"environment": environment(), "depth": options.depth, "commit": commit()}
+    result |= {"depth": options.depth}
     for part in options.only:
         found = measure(part, job, options)
         result.setdefault("errors", {}).pop(part, None)
@@ -249,7 +249,7 @@ def main() -> None:
             result["errors"][part] = errors
         result["ratios"] = result.get("ratios", {}) | found.pop("ratios")
         result[part] = found
-        write_text(options.json, json.dumps(result, indent=2) + "\n")
+        keep_figures(options.json, result)
         print(f"{part}: {json.dumps(found)}", flush=True)
     print(json.dumps({"ratios": result["ratios"], "errors": result["errors"]}, indent=2))
 

@@ -25,6 +25,7 @@ from genre.errors import ConflictError, GenreError
 from genre.registry import Registry
 from genre.registry.journal import Journal
 from registry_hostile import clean, draft, offer, write_adapter, write_base
+from run import keep_figures
 
 Counts = dict[str, Any]
 WIDE = 65_536  # inputs and outputs of the adapted linear where a publish should take a while (1 MB)
@@ -262,8 +263,7 @@ def main() -> int:
             shutil.rmtree(root, ignore_errors=True)
         print(name, json.dumps(results[name]), flush=True)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        keep_figures(options.json, results)
     return 0 if all(counts["ok"] for counts in results.values()) else 1
 
 

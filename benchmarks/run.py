@@ -9,6 +9,7 @@ build/bench/report.html is written, and `python benchmarks/readme.py build/bench
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -41,6 +42,28 @@ def commit() -> str:
     """The commit that is measured, `-dirty` with changes in the tree."""
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
+
+
+def command() -> str:
+    """The command line of this process, as a reader would type it: without places of this machine."""
+    arguments, kept = sys.argv[1:], []
+    while arguments:
+        word = arguments.pop(0)
+        if word.partition("=")[0] not in ("--json", "--world", "--folder"):
+            kept.append(word)
+        elif "=" not in word:
+            arguments = arguments[1:]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
+
+
+def keep_figures(file: Path, result: dict[str, Any]) -> None:
+    """Write a benchmark's figures and where they come from: environment, commit, commands (several where parts are added)."""
+    from genre.jobs import environment, write_text
+
+    commands = [*dict.fromkeys([*result.get("commands", []), command()])]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    told = {"environment": environment(), "commit": commit(), "commands": commands}
+    write_text(file, json.dumps(result | told, indent=2) + "\n")
 
 
 def run(name: str, profile: str, out: Path, *, fresh: bool) -> dict[str, Any]:

@@ -27,12 +27,13 @@ from genre.batches import collate, plan_batches
 from genre.engine import Engine, Request
 from genre.heads import CatalogueHead, View
 from genre.interactions_splits import SplitConfig, split
-from genre.jobs import environment, open_log, write_text
+from genre.jobs import open_log
 from genre.rows import RowBuilder
 from genre.sequences import Layout
 from genre.vocabulary import FeedbackVocabulary
 from genre.windows import training_windows
 from inference_engine import Shelf
+from run import keep_figures
 
 DEPTH = 4
 
@@ -201,7 +202,7 @@ def main() -> None:
                 shelf = Shelf(Path(folder), open_log("data/ml-100k"), genre.Base.load("smollm2-135m", depth=DEPTH))
                 found = {"events": events, "candidates": candidates, "adapters": adapters}[part](shelf, options.quick)
         result[part] = found
-        write_text(options.json, json.dumps({"environment": environment(), **result}, indent=2) + "\n")
+        keep_figures(options.json, result)
         print(f"{part}: {json.dumps(found)}", flush=True)
 
 

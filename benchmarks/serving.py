@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from genre.engine import Request
-from genre.jobs import environment, write_text
+from run import keep_figures
 from serving_hostile import audit_code, foreign, hostile_call, malformed
 from serving_load import TOKEN, Client, Lost, Refused, Server, run_clients
 from serving_world import World, body, keep, make, reopen
@@ -345,7 +345,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := sorted(set(options.only) - set(SECTIONS)):
         parser.error(f"no such section: {', '.join(unknown)}; expected {', '.join(SECTIONS)}")
-    result: dict[str, Any] = {"environment": environment(), "scale": options.scale, "ratios": {}, "counts": {}}
+    result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {"ratios": {}, "counts": {}}
+    result["scale"] = options.scale
     with tempfile.TemporaryDirectory() as place:
         world = world_of(options, Path(place))
         for name in options.only:
@@ -355,8 +356,7 @@ def main() -> None:
                 result.setdefault(kind, {}).update(figures)
     missed = [name for name in NONE if result["counts"].get(name, 0)]
     result["missed"] = missed
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.json, json.dumps(result, indent=2) + "\n")
+    keep_figures(options.json, result)
     print(f"missed: {', '.join(missed)}" if missed else "every count is as it should be")
     sys.exit(bool(missed))
 

@@ -33,11 +33,12 @@ from genre.base_source import quiet
 from genre.batches import plan_batches
 from genre.evaluation import targets as targets_of
 from genre.interactions_splits import split
-from genre.jobs import environment, open_log, write_text
+from genre.jobs import open_log
 from genre.metrics import auc
 from genre.prediction import predict
 from genre.progress import Reporter
 from genre.training import Loop
+from run import keep_figures
 from training_cost import cost
 from training_processes import processes
 
@@ -243,7 +244,7 @@ def main() -> None:
         "cost": lambda: cost(options.cost_depth, options.rounds),
         "processes": lambda: processes(DEPTH, options.events, out / "processes"),
     }
-    result: dict[str, Any] = {"environment": environment(), "depth": DEPTH, "rank": RANK, "tokens_per_step": TOKENS}
+    result: dict[str, Any] = {"depth": DEPTH, "rank": RANK, "tokens_per_step": TOKENS}
     result |= {"ratios": {}, "counts": {}}
     if options.reach is not None:
         result["reach"] = reach(log, labels, options.reach, out)
@@ -260,8 +261,7 @@ def write(file: Path, result: dict[str, Any]) -> None:
     """Write the figures, with what was aimed for beside them."""
     table = rows({"training": {"figures": result}})
     result["bars"] = [{key: row[key] for key in ("figure", "value", "better", "aim", "met")} for row in table]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(result, indent=2) + "\n")
+    keep_figures(file, result)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def boosted_trees(
         value = roc_auc_score(valid.label, scores) if binary else -mean_squared_error(valid.label, scores)
         if value > best:
             best, chosen = value, size
-    return _fitted(chosen, features(log, split, label), split, label, found.event, binary=binary, seed=seed)
+    table = table if split is choose else features(log, split, label)
+    return _fitted(chosen, table, split, label, found.event, binary=binary, seed=seed)
 
 
 def _fitted(

@@ -28,8 +28,6 @@ from genre.sequences import Sequence
 from genre.training.loop import Loop
 from genre.training.state import peak_memory_bytes
 
-"""Tokens of a batch when the test part is read, as `genre.jobs` reads it."""
-
 
 @dataclass(frozen=True)
 class Parameters:
