@@ -102,11 +102,11 @@ WRONG = [
     ("data.max_events", 1, "recipe: data.max_events: got 1; expected greater than or equal to 2"),
     ("data.limit", 0, "recipe: data.limit: got 0; expected greater than or equal to 1"),
     ("data.split", {"kind": "random"}, "recipe: data.split.kind: got 'random'; expected 'last_n', 'temporal'"),
-    ("data.split", {"kind": "last_n", "valid": 0.1}, "recipe: data.split: expected valid does not apply to last_n"),
-    ("data.split", {"kind": "given"}, "recipe: data.split: expected kind 'given' needs test_rows, such as 0-19999"),
+    ("data.split", {"kind": "last_n", "valid": 0.1}, "recipe: data.split: valid does not apply to last_n"),
+    ("data.split", {"kind": "given"}, "recipe: data.split: kind 'given' needs test_rows, such as 0-19999"),
     ("sequence.item", "soft", "recipe: sequence.item: got 'soft'; expected 'text', 'token' or 'both'"),
     ("encoder.dropout", 1.0, "recipe: encoder.dropout: got 1.0; expected less than 1"),
-    ("encoder.use", "none", "recipe: recipe: expected encoder.use none needs sequence.item text"),
+    ("encoder.use", "none", "recipe: encoder.use none needs sequence.item text"),
     ("adapter.rank", 0, "recipe: adapter.rank: got 0; expected greater than or equal to 1"),
     ("adapter.kind", "dora", "recipe: adapter.kind: got 'dora'; expected 'lora', 'rslora'"),
     ("adapter.alpha", -1, "recipe: adapter.alpha: got -1; expected greater than 0"),
@@ -115,9 +115,9 @@ WRONG = [
     ("train.epochs", 0, "recipe: train.epochs: got 0; expected greater than or equal to 1"),
     ("train.tracker", "mlflow", "recipe: train.tracker: got 'mlflow'; expected 'tensorboard', 'wandb' or 'none'"),
     ("tasks", [], "recipe: tasks: got []; expected Tuple should have at least 1 item"),
-    ("tasks", [PLAIN["tasks"][0]] * 2, "recipe: recipe: expected two tasks have the same name: like, like"),
-    ("tasks.0.loss", "mse", "recipe: tasks.0: expected head 'binary' takes loss log_loss, not 'mse'"),
-    ("tasks.0.label", None, "recipe: tasks.0: expected a feedback task needs a label, for example: label: rating > 3"),
+    ("tasks", [PLAIN["tasks"][0]] * 2, "recipe: two tasks have the same name: like, like"),
+    ("tasks.0.loss", "mse", "recipe: tasks.0: head 'binary' takes loss log_loss, not 'mse'"),
+    ("tasks.0.label", None, "recipe: tasks.0: a feedback task needs a label, for example: label: rating > 3"),
     ("tasks.0.label", "> 3", "a label cannot be read: got '> 3'"),
 ]  # fmt: skip
 
@@ -130,7 +130,7 @@ def test_every_check_names_the_key_and_says_what_is_wrong(path, value, message):
 def test_a_catalogue_needs_an_encoder_even_with_text_items():
     raw = PLAIN | {"sequence": {"item": "text"}, "encoder": {"use": "none"}}
     assert refused(raw) == (
-        "recipe: recipe: expected head 'catalogue' needs an encoder: its item vectors are what it scores against"
+        "recipe: head 'catalogue' needs an encoder: its item vectors are what it scores against"
     )
 
 

@@ -309,8 +309,10 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
     got = first.get("input")
     more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     shown = None if isinstance(got, Mapping | BaseModel) else repr(got)[:80]
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return RecipeError(f"{where}: {path or 'recipe'}", got=shown, expected=message + more)
+    place = f"{where}: {path}" if path else where
+    if first["type"] == "value_error":  # a sentence of a validator of ours
+        return RecipeError(f"{place}: {first['msg'].removeprefix('Value error, ')}{more}", got=shown)
+    return RecipeError(place, got=shown, expected=first["msg"].removeprefix("Input should be ") + more)
 
 
 def _known_keys(path: list[str]) -> list[str]:
