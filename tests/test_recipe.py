@@ -129,9 +129,7 @@ def test_every_check_names_the_key_and_says_what_is_wrong(path, value, message):
 
 def test_a_catalogue_needs_an_encoder_even_with_text_items():
     raw = PLAIN | {"sequence": {"item": "text"}, "encoder": {"use": "none"}}
-    assert refused(raw) == (
-        "recipe: head 'catalogue' needs an encoder: its item vectors are what it scores against"
-    )
+    assert refused(raw) == ("recipe: head 'catalogue' needs an encoder: its item vectors are what it scores against")
 
 
 def test_several_mistakes_are_counted():
