@@ -43,7 +43,13 @@ class DataError(InputError):
 
 
 class RecipeError(InputError):
-    """A recipe has a wrong key or value."""
+    """A recipe has a wrong key or value.
+
+    Attributes:
+        path: The key, dotted, where the error is of one; empty where keys do not go together.
+    """
+
+    path = ""
 
 
 class BaseModelError(InputError):

@@ -311,8 +311,11 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
     shown = None if isinstance(got, Mapping | BaseModel) else repr(got)[:80]
     place = f"{where}: {path}" if path else where
     if first["type"] == "value_error":  # a sentence of a validator of ours
-        return RecipeError(f"{place}: {first['msg'].removeprefix('Value error, ')}{more}", got=shown)
-    return RecipeError(place, got=shown, expected=first["msg"].removeprefix("Input should be ") + more)
+        found = RecipeError(f"{place}: {first['msg'].removeprefix('Value error, ')}{more}", got=shown)
+    else:
+        found = RecipeError(place, got=shown, expected=first["msg"].removeprefix("Input should be ") + more)
+    found.path = path
+    return found
 
 
 def _known_keys(path: list[str]) -> list[str]:

@@ -141,7 +141,6 @@ def _check(recipe: Recipe, parameter: Range | Choices) -> None:
         try:
             changed(recipe, {key: value})
         except RecipeError as error:
-            if error.what.startswith(
-                f"recipe: {key}"
-            ):  # what only fails together with other keys may go with another value of theirs
-                raise RecipeError(f"search of {key}", got=str(value), expected=error.expected) from None
+            if f"{error.path}.".startswith(f"{key}."):  # what only fails together with other keys may go with their other values
+                todo = None if error.expected else error.what
+                raise RecipeError(f"search of {key}", got=str(value), expected=error.expected, todo=todo) from None
