@@ -6,7 +6,8 @@
 What is served is made first, which takes minutes; `--world` keeps it in a folder for the next run, so that one section can be
 run after the other.
 
-throughput  calls of three rows (three tasks) from 16 clients against the engine in this process with the same rows; alternating.
+throughput  calls of three rows (three tasks) from 16 clients against the engine in this process with the same rows, as many at a
+            time as are under way there; alternating.
 latency     calls at 70 % of that throughput, sent by the clock whatever the answers do: arrivals by Poisson, and evenly spaced.
 soak        20,000 calls from 16 clients while an operator swaps, promotes, rolls back; 1 % of the bodies are malformed. Before
             them 3,000 calls of the same kind, under the same moves, bring every cache to its bound; memory growth is the median
@@ -72,15 +73,15 @@ def throughput(world: World, folder: Path, scale: float) -> Found:
     """HTTP against direct calls, round by round."""
     calls, count, rounds = calls_of(world), max(32, int(400 * scale)), max(2, int(6 * scale))
     flat = [Request.from_json(world.rows[place]) for number in range(count) for place in calls[number % len(calls)][0]]
-    ratios, rates = [], []
+    ratios, rates, at_once = [], [], CLIENTS * ROWS
     with Server(folder, world.arguments("--follow", "0")) as server, world.engine() as engine:
         closed_loop(server.address, calls, len(calls))
         engine.score(flat[: len(world.rows)])
         for _ in range(rounds):
             http = closed_loop(server.address, calls, count)
             begun = time.perf_counter()
-            for start in range(0, len(flat), 64):
-                engine.score(flat[start : start + 64])
+            for start in range(0, len(flat), at_once):
+                engine.score(flat[start : start + at_once])
             ratios.append((time.perf_counter() - begun) / http)
             rates.append(count / http)
     return {

@@ -39,7 +39,7 @@ def scores(responses):
 def runs(base, monkeypatch):
     """(first layer, last layer, rows) of every part of the base that is run."""
     seen, run, hidden = [], base.run, base.hidden
-    monkeypatch.setattr(base, "run", lambda x, a, b, blocks: seen.append((a, b, len(x))) or run(x, a, b, blocks))
+    monkeypatch.setattr(base, "run", lambda x, a, b, *rest, **more: seen.append((a, b, len(x))) or run(x, a, b, *rest, **more))
     monkeypatch.setattr(base, "hidden", lambda x, *rest, **more: seen.append((0, 2, len(x))) or hidden(x, *rest, **more))
     return seen
 

@@ -100,7 +100,7 @@ def test_each_run_ends_as_it_does_alone(tiny, base, log, tmp_path, tokens):
 
 def test_an_early_stop_leaves_the_group(tiny, base, log, tmp_path):
     wanted = [
-        recipe(tiny, LIKE, name="a", train={"epochs": 12, "early_stop": 1, "learning_rate": 3e-2}),
+        recipe(tiny, LIKE, name="a", train={"epochs": 12, "early_stop": 1, "learning_rate": 1e-2}),
         recipe(tiny, RATING, name="b", train={"epochs": 12, "early_stop": None}),
     ]
     solo = alone(wanted, log, base, tmp_path / "solo")

@@ -33,6 +33,7 @@ from genre.base_source import (
     tokenizer_digest,
 )
 from genre.errors import BaseModelError, InputError
+from genre.narrowing import narrow
 
 Quantization = Literal["none", "int8", "nf4"]
 
@@ -219,6 +220,7 @@ class Base:
         *,
         lengths: Tensor | None = None,
         blocks: Blocks | None = None,
+        places: Tensor | None = None,
         recompute: bool = False,
     ) -> Tensor:
         """Hidden states after the final norm.
@@ -230,6 +232,7 @@ class Base:
             lengths: (B,) int64 tokens of each row that are no padding, which an encoder must know; in plain causal attention
                 nothing looks ahead, so right padding needs no mask.
             blocks: The same as a mask, where `takes_blocks` holds and attention is installed (`genre.attention`).
+            places: The tokens whose states are read, as `genre.narrowing` takes them; those of others may then be anything.
             recompute: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
                 time, the same gradients.
 
@@ -240,7 +243,7 @@ class Base:
             BaseModelError: Positions or a mask are given to an encoder, or the base's layers cannot be run again.
         """
         if recompute:
-            with self._recomputing():
+            with self._recomputing(places):
                 return self.hidden(embeds, positions, mask, lengths=lengths)
         if self.bidirectional:
             if positions is not None or mask is not None:
@@ -254,9 +257,20 @@ class Base:
         elif blocks is not None:
             mask = embeds.new_zeros(1, 1, 1, 1)  # any 4-D mask keeps transformers from making a whole one; nobody reads it
             more["blocks"] = blocks
-        return self.body(
-            inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more
-        ).last_hidden_state
+        with self.reading(places):
+            return self.body(
+                inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more
+            ).last_hidden_state
+
+    def reading(self, places: Tensor | None) -> contextlib.AbstractContextManager[None]:
+        """A block in which the last layer's MLP runs on the tokens that are read, where that can be done.
+
+        An int8 base rounds by columns of the whole batch, so there it would change what is read.
+        """
+        if places is None or not self.in_parts or self.quantization == "int8":
+            return contextlib.nullcontext()
+        body: Any = self.body
+        return narrow(body.layers[-1].mlp, places)
 
     @property
     def takes_blocks(self) -> bool:
@@ -268,7 +282,7 @@ class Base:
         """Whether some of the layers can be run alone (`run`)."""
         return self.model.config.model_type in IN_PARTS
 
-    def run(self, hidden: Tensor, first: int, last: int, blocks: Blocks) -> Tensor:
+    def run(self, hidden: Tensor, first: int, last: int, blocks: Blocks, *, places: Tensor | None = None) -> Tensor:
         """Run the layers from `first` up to, not including, `last`; the final norm follows the base's last layer.
 
         Args:
@@ -276,6 +290,7 @@ class Base:
             first: From 0.
             last: Up to the depth.
             blocks: What may see what, and the positions.
+            places: As in `hidden`, if the base's last layer is among them.
 
         Returns:
             (B, T, D).
@@ -289,15 +304,16 @@ class Base:
             )
         body: Any = self.body
         rotary = body.rotary_emb(hidden, position_ids=blocks.positions)
-        for layer in body.layers[first:last]:
-            hidden = layer(
-                hidden, attention_mask=None, position_ids=blocks.positions, position_embeddings=rotary, use_cache=False,
-                blocks=blocks,
-            )  # fmt: skip
+        with self.reading(places if last == self.depth else None):
+            for layer in body.layers[first:last]:
+                hidden = layer(
+                    hidden, attention_mask=None, position_ids=blocks.positions, position_embeddings=rotary, use_cache=False,
+                    blocks=blocks,
+                )  # fmt: skip
         return body.norm(hidden) if first < last == self.depth else hidden
 
     @contextlib.contextmanager
-    def _recomputing(self) -> Iterator[None]:
+    def _recomputing(self, places: Tensor | None) -> Iterator[None]:
         """The base's layers ask for it by a flag, and look at it only while they train; their parts stay in evaluation."""
         from torch.utils.checkpoint import checkpoint
         from transformers.modeling_layers import GradientCheckpointingLayer
@@ -308,8 +324,19 @@ class Base:
                 f"the layers of base {self.name!r} cannot be run again", got=type(self.body).__name__,
                 expected="layers that transformers can checkpoint", todo="set train.checkpoint_activations: false",
             )  # fmt: skip
-        for layer in layers:
-            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+        again: Any = functools.partial(checkpoint, use_reentrant=False)
+
+        def narrowly(layer: Any, *given: Any) -> Any:
+            """The last layer; its MLP has to run on the same tokens in the backward pass."""
+
+            def part(*given: Any) -> Any:
+                with self.reading(places):
+                    return layer(*given)
+
+            return again(part, *given)
+
+        for number, layer in enumerate(layers, start=1):
+            layer._gradient_checkpointing_func = narrowly if number == len(layers) else again
             layer.gradient_checkpointing, layer.training = True, True
         try:
             yield

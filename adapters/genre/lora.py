@@ -63,10 +63,16 @@ class LaneSpans:
     Attributes:
         spans: (lane, first token, end) in order, each lane once, together all tokens.
         drawing: A lane's block for drawing its random numbers.
+        read: The spans among the tokens that are read, which are fewer, where a linear is given these only.
     """
 
     spans: tuple[tuple[int, int, int], ...] = ()
     drawing: Callable[[int], AbstractContextManager[None]] = lambda lane: nullcontext()
+    read: tuple[tuple[int, int, int], ...] = ()
+
+    def of(self, tokens: int) -> tuple[tuple[int, int, int], ...]:
+        """The spans of an input of so many tokens."""
+        return self.spans if not self.read or tokens == self.spans[-1][2] else self.read
 
 
 class LoraLanes(nn.Module):
@@ -89,22 +95,23 @@ class LoraLanes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's product plus each slice's own update."""
-        here = {lane: self.lanes[lane] for lane, _, _ in self.routing.spans if lane in self.lanes}
         flat = x.reshape(-1, x.shape[-1])
+        spans = self.routing.of(len(flat))
+        here = {lane: self.lanes[lane] for lane, _, _ in spans if lane in self.lanes}
         if not here:
-            return self._product(flat).view(*x.shape[:-1], -1)
+            return self._product(flat, spans).view(*x.shape[:-1], -1)
         if all(layer.fused for layer in here.values()):
             place = {lane: 2 * i for i, lane in enumerate(here)}
             scale = {lane: layer.scale for lane, layer in here.items()}
-            spans = [(start, stop, place.get(lane, -1), scale.get(lane, 0.0)) for lane, start, stop in self.routing.spans]
+            slices = [(start, stop, place.get(lane, -1), scale.get(lane, 0.0)) for lane, start, stop in spans]
             pairs = [part.to(x.dtype) for layer in here.values() for part in (layer.lora_A, layer.lora_B)]
-            y = FusedLanes.apply(flat, self.base.weight, self.base.bias, spans, *pairs)
+            y = FusedLanes.apply(flat, self.base.weight, self.base.bias, slices, *pairs)
         else:
-            y = self._product(flat)
-            y = torch.cat([self._updated(*span, flat, y) for span in self.routing.spans])
+            y = self._product(flat, spans)
+            y = torch.cat([self._updated(*span, flat, y) for span in spans])
         return y.view(*x.shape[:-1], y.shape[-1])
 
-    def _product(self, flat: Tensor) -> Tensor:
+    def _product(self, flat: Tensor, spans: tuple[tuple[int, int, int], ...]) -> Tensor:
         """(T, in) → (T, out) of the bare linear.
 
         An 8-bit one rounds its inputs by columns of the whole batch unless it is in training, as it is where it is adapted:
@@ -113,7 +120,7 @@ class LoraLanes(nn.Module):
         if not self.int8:
             return self.base(flat)
         found = []
-        for lane, start, stop in self.routing.spans:
+        for lane, start, stop in spans:
             self.base.train(lane in self.lanes)
             found.append(self.base(flat[None, start:stop])[0])
         return torch.cat(found)

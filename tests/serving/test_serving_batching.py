@@ -196,6 +196,43 @@ def test_a_stopping_queue_answers_what_waits_and_takes_nothing_more(engine):
     assert ran == [1]
 
 
+@pytest.mark.parametrize(("apart", "batches"), [(0.05, [5]), (2.0, [1, 1])])
+def test_rows_that_keep_coming_go_together(engine, monkeypatch, apart, batches):
+    batcher, sizes, score = Batcher(engine, Settings(gather_ms=500), Log(io.StringIO()), Metrics(), Plain()), [], engine.score
+    monkeypatch.setattr(engine, "score", lambda rows: sizes.append(len(rows)) or score(rows))
+    served = _served(engine)
+
+    async def work():
+        calls = []
+        for user in range(sum(batches)):
+            calls.append(batcher.submit([Ask(_request(user), served, 10)], request_id="x", timeout_s=60))
+            await asyncio.sleep(apart)
+        await asyncio.gather(*(call.done for call in calls))
+
+    batcher.start()
+    asyncio.run(work())
+    batcher.stop()
+    assert sizes == batches
+
+
+def test_rows_that_keep_coming_do_not_hold_up_the_first(engine, monkeypatch):
+    batcher, sizes, score = Batcher(engine, Settings(gather_ms=50), Log(io.StringIO()), Metrics(), Plain()), [], engine.score
+    monkeypatch.setattr(engine, "score", lambda rows: sizes.append(len(rows)) or score(rows))
+    served = _served(engine)
+
+    async def work():
+        calls = []
+        while not calls or not calls[0].done.done():
+            calls.append(batcher.submit([Ask(_request(3), served, 10)], request_id="x", timeout_s=60))
+            await asyncio.sleep(0.02)
+        await asyncio.gather(*(call.done for call in calls))
+
+    batcher.start()
+    asyncio.run(asyncio.wait_for(work(), 60))
+    batcher.stop()
+    assert 1 < sizes[0] < sum(sizes)
+
+
 def test_an_errand_that_fails_fails_its_caller_only(engine):
     with serving(engine, REFS) as (service, client):
         with pytest.raises(ZeroDivisionError):

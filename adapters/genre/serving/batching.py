@@ -5,8 +5,9 @@ Owns: who waits, what goes together, time-outs, whose fault a failure is. Ignore
     call = batcher.submit([Ask(request, served)], timeout_s=30)
     await call.done                      # call.answers[0]  ->  Answer(Response(…), served)
 
-An idle worker waits a few milliseconds after the first row for more; a busy one takes what has come meanwhile. A batch ends at
-its rows or its tokens. Rows are served in the order in which they came. A batch that
+A free worker waits until no row has come for a few milliseconds, and for ten times as long at most, so that clients that were
+answered together and ask again stay together; rows that came while it was busy have waited already. A batch ends at its rows or
+its tokens. Rows are served in the order in which they came. A batch that
 breaks is scored again row by row, so that only the row that breaks it fails.
 """
 
@@ -28,6 +29,7 @@ from genre.serving.problems import Problem, shorten
 from genre.serving.served import Served
 from genre.serving.settings import Settings
 
+LONGEST_GATHER = 10
 NO_NUMBER = "the version gave a score that is no number"
 INTERNAL = "the row could not be scored: an internal error; the log has the reason under the call's request id"
 
@@ -191,9 +193,8 @@ class Batcher:
     def _take(self) -> tuple[list[_Waiting], list[_Errand]] | None:
         """The next batch and what is to be done before it; None when everything is done and the worker is to end."""
         with self._changed:
-            if not self._queue and not self._errands:
-                self._changed.wait_for(lambda: self._queue or self._errands or self._stopping)
-                self._gather()
+            self._changed.wait_for(lambda: self._queue or self._errands or self._stopping)
+            self._gather()
             if not self._queue and not self._errands:
                 return None
             errands = list(self._errands)
@@ -203,10 +204,11 @@ class Batcher:
         return batch, errands
 
     def _gather(self) -> None:
-        """After the first row of an idle time, wait a moment for the others."""
-        until = time.monotonic() + self.settings.gather_ms / 1000
+        """Let rows wait a moment for others, as long as these keep coming."""
+        moment = self.settings.gather_ms / 1000
         while 0 < len(self._queue) < self.settings.batch_rows and not self._stopping and not self._errands:
-            left = until - time.monotonic()
+            first, last = self._queue[0].call.begun, self._queue[-1].call.begun
+            left = min(last + moment, first + LONGEST_GATHER * moment) - time.monotonic()
             if left <= 0 or not self._changed.wait(left):
                 return
 

@@ -22,7 +22,7 @@ class Settings(BaseModel):
         host, port: Where it listens; port 0 takes a free one.
         hosts: Names that a request's Host header may carry; empty means loopback names where the host is one, else any.
         batch_rows, batch_tokens: A micro-batch ends at either; a row that is larger goes alone.
-        gather_ms: How long an idle worker waits for more rows after the first one.
+        gather_ms: How long a free worker waits for another row after the last one; ten times as long after the first at most.
         queue_rows: Rows that wait at most; more get 429.
         call_rows: Rows of one call.
         row_tokens: Estimated tokens of one row.

@@ -80,6 +80,10 @@ class Segments:
         Returns:
             For each batch (B, T, D).
         """
+        if len(batches) == 1:  # the base's own attention on the base's own shape
+            self._segments = ()
+            alone = batches[0]
+            return [self.base.hidden(embeds[0], alone.positions, alone.mask, places=alone.places)]
         width = embeds[0].shape[-1]
         positions = [
             torch.arange(each.shape[1], device=each.device).expand(each.shape[:2]) if batch.positions is None else batch.positions
@@ -87,12 +91,13 @@ class Segments:
         ]
         return self._pass(
             [each.reshape(-1, width) for each in embeds], [(each.shape[0], each.shape[1]) for each in embeds],
-            [each.reshape(-1) for each in positions], [batch.mask for batch in batches],
+            [each.reshape(-1) for each in positions], [batch.mask for batch in batches], places_of(batches),
         )  # fmt: skip
 
     def _pass(
-        self, flat: list[Tensor], shapes: list[tuple[int, int]], positions: list[Tensor], masks: list[Tensor | None]
-    ) -> list[Tensor]:
+        self, flat: list[Tensor], shapes: list[tuple[int, int]], positions: list[Tensor], masks: list[Tensor | None],
+        places: Tensor | None = None,
+    ) -> list[Tensor]:  # fmt: skip
         segments, start = [], 0
         for (rows, length), mask in zip(shapes, masks, strict=True):
             added = None
@@ -101,7 +106,8 @@ class Segments:
             segments.append(Segment(start, start + rows * length, (rows, length), added))
             start += rows * length
         self._segments = tuple(segments)
-        line = self.base.body(inputs_embeds=torch.cat(flat)[None], position_ids=torch.cat(positions)[None], use_cache=False)
+        with self.base.reading(places):
+            line = self.base.body(inputs_embeds=torch.cat(flat)[None], position_ids=torch.cat(positions)[None], use_cache=False)
         hidden = line.last_hidden_state[0]
         return [hidden[each.start : each.stop].view(*each.shape, -1) for each in segments]
 
@@ -111,6 +117,8 @@ class Segments:
         """Attention of one layer: (1, heads, tokens, d) each → (1, tokens, heads, d), the base's own on each segment."""
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+        if not self._segments:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
         window = others.get("sliding_window")
         found = []
         for each in self._segments:
@@ -152,3 +160,20 @@ class Segments:
             f"base {self.base.name!r} cannot train several adapters at once", got=why,
             todo="train the recipes one after the other",
         )  # fmt: skip
+
+
+def read_of(batch: Batch) -> int:
+    """How many of a batch's tokens are read."""
+    return batch.tokens.numel() if batch.places is None else len(batch.places)
+
+
+def places_of(batches: Rows[Batch]) -> Tensor | None:
+    """The tokens of the whole line that are read; None if that is all of them."""
+    if all(batch.places is None for batch in batches):
+        return None
+    found, start = [], 0
+    for batch in batches:
+        size = batch.tokens.numel()
+        found.append(start + (torch.arange(size, device=batch.tokens.device) if batch.places is None else batch.places))
+        start += size
+    return torch.cat(found)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from genre.recipe import Recipe
 from genre.sequences import Sequence as Row
 from genre.training.interrupts import Interrupts
 from genre.training.loop import Loop
-from genre.training.segments import Segments
+from genre.training.segments import Segments, read_of
 from genre.training.state import Fitted, Stream, peak_memory_bytes
 
 TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -231,11 +232,10 @@ class Group:
             model = due.lane.loop.model
             with due.lane.stream.drawing():
                 embeds.append(embed(self.base, batch, model.soft, model.dropout))
-        spans, end = [], 0
-        for due in wave:
-            spans.append((due.lane.number, end, end + due.size))
-            end += due.size
-        self.routing.spans = tuple(spans)
+        end = sum(due.size for due in wave)
+        self.routing.spans = spans_of(wave, [due.size for due in wave])
+        narrow = any(batch.places is not None for batch in batches)
+        self.routing.read = spans_of(wave, [read_of(batch) for batch in batches]) if narrow else ()
         hidden = self.segments.hidden(embeds, batches)
         losses = {}
         for due, batch, states in zip(wave, batches, hidden, strict=True):
@@ -317,6 +317,12 @@ class Group:
             own = {lane.number: lane.loop.model.layers[name] for lane in self.lanes if name in lane.loop.model.layers}
             found[name] = LoraLanes(self.base.model.get_submodule(name), own, self.routing)
         return found
+
+
+def spans_of(wave: Sequence[Due], sizes: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Each lane's part of a line in which they have so many tokens."""
+    ends = list(accumulate(sizes))
+    return tuple((due.lane.number, end - size, end) for due, size, end in zip(wave, sizes, ends, strict=True))
 
 
 def waves(due: Sequence[Due], tokens: int) -> Iterator[list[Due]]:
