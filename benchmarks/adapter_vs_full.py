@@ -1,22 +1,28 @@
 """What an adapter gives and costs, against the full fine-tune of the same base at the same depth.
 
-    python benchmarks/adapter_vs_full.py --json build/bench/adapter_vs_full.json [--tasks like,next_item] [--quick]
+    python benchmarks/adapter_vs_full.py --json build/bench/adapter_vs_full.json [--tasks like,next_item] [--quick] [--jobs 1]
 
-Ways: the full fine-tune; LoRA of ranks 2, 8, 32; rank 8 on an int8 and an nf4 base; one joint adapter for both tasks; the two
-rank-8 adapters merged; heads alone. Every way gets the same budget: so many epochs at each learning rate of its grid, the best on
-validation is kept, and its test part is read once. Each run is a process of its own (for its peak memory) and is kept beside
-the JSON file, so an interrupted benchmark goes on. Differences from the full fine-tune are paired over the same users.
+Ways: the full fine-tune; LoRA of ranks 2, 8, 32; rank 8 on an int8 and an nf4 base; one joint adapter for all tasks of
+recipes/multitask.yaml; the two rank-8 adapters merged; heads alone. Every way gets the same budget: so many epochs at each
+learning rate of its grid; the best on validation is kept (of the joint adapter, by the mean over the tasks), and its test part is
+read once. Each run is a process of its own (for its peak memory) and is kept beside the JSON file, so an interrupted benchmark
+goes on. With `--jobs 2` two run at a time, each with half of the threads: seconds are then those of that many threads.
+Differences from the full fine-tune are paired over the same users.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
+import torch
 
 import genre
 from genre.assembly import assemble
@@ -24,7 +30,6 @@ from genre.interactions_splits import PARTS
 from genre.jobs import load_base, open_log, restore, write_text
 from genre.jobs.encoders import find_encoder
 from genre.metrics_bootstrap import bootstrap, paired_bootstrap
-from genre.metrics_registry import metric
 from genre.prediction import predict
 from genre.progress import Reporter
 from genre.registry import Registry
@@ -47,6 +52,9 @@ WAYS: dict[str, list[str]] = {
 }
 RATES = {"full": (1e-5, 3e-5, 1e-4)}
 USUAL_RATES = (5e-4, 1e-3, 2e-3)
+JOINT = "joint"
+
+Run = tuple[str, str, float]  # task, or JOINT for the adapter of all; way; learning rate
 
 
 def recipe_of(task: str, way: str, rate: float, options: argparse.Namespace) -> genre.Recipe:
@@ -74,20 +82,22 @@ def worker(task: str, way: str, rate: float, folder: Path, options: argparse.Nam
     assembly = assemble(recipe, log, base, find_encoder(recipe, log, base, registry, say))
     fitted = fit(assembly, folder, reporter=say)
     peak = _status("VmHWM")
-    name = f"{task}.{TASKS[task]}"
-    history = [row[name] for row in fitted.state.history if name in row]
-    best = (max if metric(TASKS[task]).direction == "higher" else min)(history)
+    tasks = options.tasks if task == JOINT else [task]
+    names = {each: f"{each}.{TASKS[each]}" for each in tasks}
+    kept = max((row for row in fitted.state.history if names[tasks[0]] in row), key=lambda row: row[names[tasks[0]]])
     full = way == "full"
     trained = dict(assembly.base.model.named_parameters()) if full else dict(assembly.model.lora_parameters())
     heads = sum(value.numel() for value in assembly.model.heads.parameters())
     result = {
-        "task": task, "way": way, "learning_rate": rate, "validation": best, "seconds": fitted.state.seconds,
+        "task": task, "way": way, "learning_rate": rate, "validation": {each: kept[name] for each, name in names.items()},
+        "seconds": fitted.state.seconds, "threads": torch.get_num_threads(),
         "tokens_per_second": fitted.state.tokens / fitted.state.seconds, "peak_memory_beyond_base": peak - held,
         "trained_parameters": sum(v.numel() for v in trained.values()), "head_parameters": heads,
         "bytes": 4 * (sum(v.numel() for v in trained.values()) + heads), "epochs": options.epochs,
     }  # fmt: skip
-    _keep(folder, result, predict_test(assembly.model, assembly.builder, assembly.split, recipe.data.max_events)[task])
-    if way in ("lora_8", "joint") and assembly.shared is not None:
+    found = predict_test(assembly.model, assembly.builder, assembly.split, recipe.data.max_events)
+    _keep(folder, result, {each: found[each] for each in tasks})
+    if way == "lora_8" and assembly.shared is not None:
         write_adapter(folder / "version", assembly)
         draft = adapter_manifest(assembly, encoder=assembly.shared.digest, cost=Cost(), metrics={})
         write_text(folder / "draft.json", draft.model_dump_json())
@@ -98,10 +108,10 @@ def predict_test(model: Any, builder: Any, split: Any, max_events: int) -> dict[
     return predict(model, builder, split, PARTS["test"], max_events=max_events, batch_tokens=16384)
 
 
-def _keep(folder: Path, result: dict[str, Any], found: Any) -> None:
-    targets, scores, _ = found
-    label = np.zeros(0) if targets.label is None else targets.label
-    np.savez(folder / "test.npz", event=targets.event, user=targets.user, label=label, scores=scores)
+def _keep(folder: Path, result: dict[str, Any], found: dict[str, Any]) -> None:
+    for task, (targets, scores, _) in found.items():
+        label = np.zeros(0) if targets.label is None else targets.label
+        np.savez(folder / f"test-{task}.npz", event=targets.event, user=targets.user, label=label, scores=scores)
     write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
 
@@ -112,18 +122,47 @@ def _status(key: str) -> int:
     raise RuntimeError(f"no {key}")
 
 
-def run(task: str, way: str, rate: float, options: argparse.Namespace, runs: Path) -> Path:
-    """The folder of a finished run; runs it if it is not there yet."""
-    folder = runs / f"{task}-{way}-{rate:g}"
+def grid(options: argparse.Namespace) -> dict[tuple[str, str], list[Run]]:
+    """For each task and way its runs, one for each learning rate; the joint adapter's are the same for all tasks."""
+    found = {}
+    for task in options.tasks:
+        for way in options.ways:
+            rates = RATES.get(way, USUAL_RATES)[slice(1, 2) if options.quick else slice(None)]
+            found[task, way] = [(JOINT if way == JOINT else task, way, rate) for rate in rates]
+    return found
+
+
+def run_all(wanted: list[Run], options: argparse.Namespace, runs: Path) -> None:
+    """Run what has not run yet, so many at a time."""
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done in [pool.submit(run, each, options, runs, threads) for each in wanted]:
+            done.result()
+
+
+def folder_of(each: Run, runs: Path) -> Path:
+    """Where a run is kept."""
+    task, way, rate = each
+    return runs / f"{task}-{way}-{rate:g}"
+
+
+def run(each: Run, options: argparse.Namespace, runs: Path, threads: int) -> None:
+    """One run in a process of its own, unless it is there already."""
+    folder, (task, way, rate) = folder_of(each, runs), each
     if not (folder / "result.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, __file__, "--worker", task, way, str(rate), str(folder), "--depth", str(options.depth)]
-        command += ["--epochs", str(options.epochs), "--limit", str(options.limit)]
+        command += ["--epochs", str(options.epochs), "--limit", str(options.limit), "--tasks", ",".join(options.tasks)]
         begun = time.perf_counter()
         with (folder / "output.txt").open("w") as output:
-            subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=True)
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=True, env=environment)
         print(f"{task} {way} {rate:g}: {time.perf_counter() - begun:.0f} s", flush=True)
-    return folder
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """What a run wrote."""
+    return dict(json.loads((folder / "result.json").read_text()))
 
 
 def encoder_first(options: argparse.Namespace, runs: Path) -> None:
@@ -158,11 +197,11 @@ def merged(tasks: list[str], chosen: dict[tuple[str, str], Path], options: argpa
         folder.mkdir(exist_ok=True)
         cost = made.version.manifest.cost
         result = {
-            "task": task, "way": "merged", "learning_rate": 0, "validation": made.report["gate"]["tasks"][task]["merged"],
+            "task": task, "way": "merged", "learning_rate": 0, "validation": {task: made.report["gate"]["tasks"][task]["merged"]},
             "seconds": made.report["seconds"], "trained_parameters": cost.lora_params, "head_parameters": cost.head_params,
             "bytes": 4 * (cost.lora_params + cost.head_params),
         }  # fmt: skip
-        _keep(folder, result, found[task])
+        _keep(folder, result, {task: found[task]})
         chosen[task, "merged"] = folder
     model.release()
 
@@ -170,7 +209,7 @@ def merged(tasks: list[str], chosen: dict[tuple[str, str], Path], options: argpa
 def summary(task: str, ways: dict[str, Path]) -> dict[str, Any]:
     """Each way's figure with its interval, its cost, and its paired difference from the full fine-tune."""
     name = TASKS[task]
-    data = {way: np.load(folder / "test.npz") for way, folder in ways.items()}
+    data = {way: np.load(folder / f"test-{task}.npz") for way, folder in ways.items()}
     table = {}
     for way, folder in ways.items():
         held, full = data[way], data["full"]
@@ -179,7 +218,7 @@ def summary(task: str, ways: dict[str, Path]) -> dict[str, Any]:
         label = held["label"] if len(held["label"]) else None
         figure = bootstrap(name, held["user"], label, held["scores"])
         better = paired_bootstrap(name, held["user"], label, held["scores"], full["scores"])
-        table[way] = json.loads((folder / "result.json").read_text()) | {
+        table[way] = result_of(folder) | {
             "test": {"metric": name, "value": figure.value, "interval": [figure.low, figure.high], "n": figure.n},
             "minus_full": {"value": better.value, "interval": [better.low, better.high]},
         }  # fmt: skip
@@ -195,6 +234,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--limit", type=int, default=0, help="train on the latest so many events only; 0: all")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, the threads shared out among them")
     parser.add_argument("--quick", action="store_true", help="one epoch, 20,000 events, one learning rate for each way")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -207,14 +247,12 @@ def main() -> None:
     runs = options.json.parent / f"adapter_vs_full-runs{'-quick' if options.quick else ''}"
     runs.mkdir(parents=True, exist_ok=True)
     encoder_first(options, runs)
-    chosen: dict[tuple[str, str], Path] = {}
-    for task in options.tasks:
-        for way in options.ways:
-            rates = RATES.get(way, USUAL_RATES)
-            folders = [run(task, way, rate, options, runs) for rate in (rates[1:2] if options.quick else rates)]
-            sign = 1 if metric(TASKS[task]).direction == "higher" else -1
-            values = [sign * json.loads((folder / "result.json").read_text())["validation"] for folder in folders]
-            chosen[task, way] = folders[int(np.argmax(values))]
+    plan = grid(options)
+    run_all(list(dict.fromkeys(each for several in plan.values() for each in several)), options, runs)
+    chosen = {
+        key: max((folder_of(each, runs) for each in several), key=lambda folder: mean(result_of(folder)["validation"].values()))
+        for key, several in plan.items()
+    }
     if "lora_8" in options.ways and len(options.tasks) > 1:
         merged(options.tasks, chosen, options, runs)
     result = {
