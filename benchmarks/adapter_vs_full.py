@@ -35,24 +35,16 @@ from genre.progress import Reporter
 from genre.registry import Registry
 from genre.registry.manifest import Cost
 from genre.training import fit
+from genre.tuning.ways import WAYS as ONE_TASK
 from genre.versions import adapter_manifest, read_adapter, write_adapter
 from run import keep_figures
 
 ROOT = Path(__file__).parent.parent
 TASKS = {"like": "auc", "next_item": "ndcg@10"}
-WAYS: dict[str, list[str]] = {
-    "full": ["adapter.kind=full"],
-    "lora_2": ["adapter.rank=2", "adapter.alpha=4"],
-    "lora_8": ["adapter.rank=8", "adapter.alpha=16"],
-    "lora_32": ["adapter.rank=32", "adapter.alpha=64"],
-    "lora_8_int8": ["adapter.rank=8", "adapter.alpha=16", "base.quantization=int8"],
-    "lora_8_nf4": ["adapter.rank=8", "adapter.alpha=16", "base.quantization=nf4"],
-    "head_only": ["adapter.kind=head_only"],
-    "joint": ["adapter.rank=8", "adapter.alpha=16"],
-}
+JOINT = "joint"
+WAYS = {**ONE_TASK, JOINT: ONE_TASK["lora_8"]}
 RATES = {"full": (1e-5, 3e-5, 1e-4)}
 USUAL_RATES = (5e-4, 1e-3, 2e-3)
-JOINT = "joint"
 
 Run = tuple[str, str, float]  # task, or JOINT for the adapter of all; way; learning rate
 

@@ -12,6 +12,7 @@ import typer
 
 from genre import (
     cli_base,
+    cli_bench,
     cli_data,
     cli_explain,
     cli_merge,
@@ -198,6 +199,7 @@ app.command()(cli_merge.merge)
 app.command()(cli_tune.tune)
 app.command()(cli_tune.crossval)
 app.command()(cli_tune.compare)
+app.command()(cli_bench.bench)
 app.command()(cli_refresh.refresh)
 app.command()(cli_explain.explain)
 app.command()(cli_serve.serve)

@@ -100,6 +100,8 @@ class LoraLanes(nn.Module):
         here = {lane: self.lanes[lane] for lane, _, _ in spans if lane in self.lanes}
         if not here:
             return self._product(flat, spans).view(*x.shape[:-1], -1)
+        if len(spans) == 1 and (only := next(iter(here.values()))).fused:
+            return only(x)
         if all(layer.fused for layer in here.values()):
             place = {lane: 2 * i for i, lane in enumerate(here)}
             scale = {lane: layer.scale for lane, layer in here.items()}

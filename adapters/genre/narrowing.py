@@ -34,16 +34,17 @@ def narrow(mlp: nn.Module, places: Tensor) -> Iterator[None]:
             each row, which it sees as (B, K, D), and where a token may be named twice if no gradient is asked for.
     """
     whole: list[Tensor] = []
+    flat = places.reshape(-1)
 
     def take(module: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor, ...]:
         whole.append(given[0])
-        chosen = given[0].flatten(0, 1).index_select(0, places.reshape(-1))
+        chosen = given[0].flatten(0, 1).index_select(0, flat.to(given[0].device))  # the last layer may be on another device
         return (chosen.view(*(places.shape if places.ndim == 2 else (1, -1)), given[0].shape[-1]),)
 
     def put(module: nn.Module, given: tuple[Any, ...], found: Tensor) -> Tensor:
         x = whole.pop()
         back = torch.zeros(x.shape[0] * x.shape[1], found.shape[-1], dtype=found.dtype, device=found.device)
-        return back.index_copy(0, places.reshape(-1), found.flatten(0, 1)).view(*x.shape[:2], -1)
+        return back.index_copy(0, flat.to(found.device), found.flatten(0, 1)).view(*x.shape[:2], -1)
 
     handles = mlp.register_forward_pre_hook(take), mlp.register_forward_hook(put)
     try:

@@ -1,0 +1,142 @@
+"""`genre bench`: several ways to train one recipe, each a process of its own, compared with the full fine-tune."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from builders import LIKE, RATING, recipe
+from fakes import planted_log
+from genre.cli import main
+from genre.errors import InputError, InterruptedJobError, JobError
+from genre.registry import Registry
+from genre.tuning import ways
+from genre.tuning.compare import compare
+from genre.tuning.scored import from_run
+from genre.tuning.ways import FULL_RATE, WAYS, bench, recipe_of
+
+
+@pytest.fixture
+def wanted(tiny, tmp_path):
+    """A recipe about a small planted log in a folder."""
+    planted_log(users=30, items=16, events=12).write(tmp_path / "data")
+    path = {"path": str(tmp_path / "data")}
+    return recipe(tiny, LIKE, data=path, train={"epochs": 1, "batch_tokens": 1024})
+
+
+@pytest.fixture
+def file(wanted, tmp_path):
+    place = tmp_path / "like.yaml"
+    place.write_text(wanted.dump(), encoding="utf-8")
+    return place
+
+
+def test_the_command_prices_an_adapter(file, tmp_path, capfd):
+    out, registry = tmp_path / "bench", tmp_path / "registry"
+    told = tmp_path / "told.json"
+    arguments = ["bench", str(file), "--way", "full", "--way", "lora_2", "--out", str(out), "--registry", str(registry)]
+    assert main([*arguments, "--json", str(told)]) == 0
+    shown = capfd.readouterr().out
+    found = json.loads(told.read_text())
+    assert found == json.loads((out / "bench.json").read_text())
+    assert list(found["ways"]) == ["full", "lora_2"] and found["errors"] == {}
+    full, low = found["ways"]["full"], found["ways"]["lora_2"]
+    assert "minus_full" not in full and full["trained_parameters"] > 5 * low["trained_parameters"]
+    assert full["learning_rate"] == pytest.approx(FULL_RATE * low["learning_rate"])
+    assert low["bytes"] == 4 * low["trained_parameters"] and low["peak_memory_bytes"] > 0 and low["seconds"] > 0
+    direct = compare(from_run(out / "lora_2-1")["like"], from_run(out / "full-1")["like"])[0]
+    assert low["minus_full"]["like"]["difference"] == direct.difference
+    assert tuple(low["minus_full"]["like"]["interval"]) == direct.interval
+    for text in ("what each way costs", "minus full", "lora_2", f"{full['trained_parameters']:,}", f"{direct.difference:+.4f}"):
+        assert text in shown
+    names = [path.name for path in registry.iterdir() if path.name.startswith(("encoder", "like"))]
+    assert len(names) == 1 and names[0].startswith("encoder")  # nothing but the encoder is published
+
+    first = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
+    assert len(first) == 3  # the encoder's run too
+    assert main([*arguments, "--way", "head_only"]) == 0  # goes on: only what is new is trained
+    assert {path: path.stat().st_mtime_ns for path in first} == first and (out / "head_only-1" / "metrics.json").exists()
+    assert main([*arguments, "--set", "train.epochs=2"]) == 2
+    assert "the folder holds runs of another recipe" in capfd.readouterr().err
+
+
+def test_what_is_wrong_is_told_before_anything_is_trained(file, tmp_path, capfd):
+    for more, said in (
+        (["--way", "half"], "no such way to train: got half"), (["--profile", "slow"], "no such profile"),
+        (["--out", str(file)], "--out is a file"), (["--set", "train.epochs=0"], "epochs"),
+    ):  # fmt: skip
+        assert main(["bench", str(file), "--registry", str(tmp_path / "r"), *more]) == 2
+        assert said in capfd.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_recipes_of_the_ways(file):
+    for way in WAYS:
+        assert recipe_of(file, way, 1.0).name == "like"
+    rates = [recipe_of(file, "lora_8", factor).train.learning_rate for factor in (0.5, 1.0, 2.0)]
+    assert rates[1] == 2 * rates[0] and rates[2] == 2 * rates[1]
+    assert recipe_of(file, "lora_8_nf4", 1.0).base.quantization == "nf4"
+    assert recipe_of(file, "head_only", 1.0).adapter.kind == "head_only"
+
+
+# --- runs that are not there -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Runs that do what they are told to instead of training."""
+    told = {}
+
+    def run(command):
+        place = SimpleNamespace(folder=command[-2], name=command[-2].rsplit("/", 1)[-1])
+        return SimpleNamespace(returncode=told["do"](place))
+
+    monkeypatch.setattr(ways, "subprocess", SimpleNamespace(run=run))
+    return told
+
+
+def test_a_way_that_fails_is_listed_and_one_that_is_killed_too(wanted, tmp_path, processes):
+    def fail(place):
+        if place.name.startswith("lora"):
+            (tmp_path / "out" / place.name / "error.txt").write_text("the loss of task 'like' is not finite", encoding="utf-8")
+            return 1
+        return 0 if place.name == "encoder" else -9
+
+    processes["do"] = fail
+    with pytest.raises(JobError) as caught:
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["lora_8", "head_only"])
+    assert "lora_8-1: the loss of task 'like' is not finite" in str(caught.value)
+    assert "head_only-1: its process ended with exit code -9" in str(caught.value)
+
+
+def test_without_an_encoder_nothing_is_compared(wanted, tmp_path, processes):
+    processes["do"] = lambda place: 1
+    with pytest.raises(JobError, match="the encoder could not be fitted"):
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
+
+
+def test_an_interrupted_run_says_how_to_go_on(wanted, tmp_path, processes):
+    def interrupt(place):
+        raise KeyboardInterrupt
+
+    processes["do"] = interrupt
+    with pytest.raises(InterruptedJobError, match="the same command goes on"):
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
+
+
+@pytest.mark.parametrize(("task", "name", "best"), [(LIKE, "like.auc", "lora_8-2"), (RATING, "rating.rmse", "lora_8-0.5")])
+def test_the_rate_is_chosen_on_validation(tiny, tmp_path, task, name, best):
+    wanted = recipe(tiny, task)
+    for run, values in {"lora_8-0.5": (0.2, 0.4), "lora_8-1": (0.5, 0.3), "lora_8-2": (0.6, 0.3)}.items():
+        (tmp_path / run).mkdir()
+        rows = [{"epoch": number, name: value} for number, value in enumerate(values, start=1)]
+        (tmp_path / run / "metrics.json").write_text(json.dumps({"validation": rows}))
+    assert ways._best(wanted, tmp_path, ["lora_8-0.5", "lora_8-1", "lora_8-2"]).name == best
+    assert ways._best(wanted, tmp_path, []) is None
+
+
+def test_a_folder_of_another_recipe_is_refused(wanted, tiny, tmp_path, processes):
+    processes["do"] = lambda place: 1
+    for each, error in ((wanted, JobError), (recipe(tiny, RATING), InputError)):
+        with pytest.raises(error):
+            bench(each, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
