@@ -11,9 +11,9 @@ from genre.cli import main
 from genre.errors import InputError, InterruptedJobError, JobError
 from genre.registry import Registry
 from genre.tuning import ways
-from genre.tuning.compare import compare
+from genre.tuning.compare import Compared, compare
 from genre.tuning.scored import from_run
-from genre.tuning.ways import FULL_RATE, WAYS, bench, recipe_of
+from genre.tuning.ways import FULL_RATE, WAYS, bench, near, recipe_of
 
 
 @pytest.fixture
@@ -140,3 +140,15 @@ def test_a_folder_of_another_recipe_is_refused(wanted, tiny, tmp_path, processes
     for each, error in ((wanted, JobError), (recipe(tiny, RATING), InputError)):
         with pytest.raises(error):
             bench(each, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "interval", "users", "said"),
+    [
+        ("auc", (-0.007, 0.001), 100, True), ("auc", (-0.009, 0.001), 100, False), ("auc", (-0.007, 0.001), 19, False),
+        ("rmse", (-0.5, 0.007), 100, True), ("rmse", (-0.5, 0.009), 100, False), ("auc", None, 100, False),
+    ],
+)  # fmt: skip
+def test_near_is_at_most_one_percent_worse(metric, interval, users, said):
+    found = Compared(metric, "lora_8", "full", 0.8, 0.8, 0.0, interval, 0.5, 1000, users, None, "cannot be told")
+    assert near(found) is said

@@ -15,6 +15,7 @@ from genre.cli_output import check_file, console, write_result
 from genre.errors import InputError
 
 MIB = 2**20
+TOLD = {"better": "better", "worse": "worse", "equal": "equal", "cannot be told": "not told apart"}
 
 
 def bench(
@@ -89,6 +90,6 @@ def _show_task(task: str, ways: dict[str, Any]) -> None:
         difference, said = "–", ""
         if other is not None and other["interval"] is not None:
             difference = f"{other['difference']:+.4f} [{other['interval'][0]:+.4f}, {other['interval'][1]:+.4f}]"
-            said = other["verdict"]
+            said = TOLD[other["outcome"]] + (", at most 1 % worse" if other["near"] and other["outcome"] != "better" else "")
         table.add_row(way, shown, difference, said)
     console().print(table)

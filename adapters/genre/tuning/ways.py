@@ -27,7 +27,7 @@ from genre.metrics import metric
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
-from genre.tuning.compare import compare
+from genre.tuning.compare import MIN_USERS, Compared, compare
 from genre.tuning.scored import from_run
 
 Profile = Literal["quick", "full"]
@@ -46,6 +46,7 @@ FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (1.0,), "full": (0.5, 1.0,
 FULL_RATE = 0.03
 """A full fine-tune wants a smaller learning rate than an adapter: this share of it."""
 ENCODER = "encoder"
+MARGIN = 0.01
 
 
 def recipe_of(file: Path, way: str, factor: float) -> Recipe:
@@ -140,7 +141,7 @@ def work(wanted: Path, folder: Path, registry: Registry) -> None:
     if folder.name == ENCODER:
         log = open_data(recipe.data.path, texts=recipe.reads_texts)
         check_data(recipe, log)
-        if find_encoder(recipe, log, base, registry, say) is not None:  # type: ignore[arg-type]
+        if find_encoder(recipe, log, base, registry, Reporter.silent()) is not None:  # type: ignore[arg-type]
             write_text(folder / "found", "")
             return
     resume = (folder / "checkpoints" / "last.pt").exists()
@@ -181,7 +182,15 @@ def _row(recipe: Recipe, place: Path, full: Path | None, way: str) -> dict[str, 
     compared = {
         task: compare(replace(ours[task], name=way), replace(theirs[task], name="full"))[0] for task in ours if task in theirs
     }
-    return row | {"minus_full": {task: each.as_dict() | {"verdict": each.verdict()} for task, each in compared.items()}}
+    return row | {"minus_full": {task: each.as_dict() | {"near": near(each)} for task, each in compared.items()}}
+
+
+def near(found: Compared) -> bool:
+    """Whether the first is at most 1 % worse than the second, as far as the interval says."""
+    if found.interval is None or found.b is None or found.users < MIN_USERS:
+        return False
+    worst = found.interval[0] if metric(found.metric).direction == "higher" else -found.interval[1]
+    return worst >= -MARGIN * abs(found.b)
 
 
 if __name__ == "__main__":
