@@ -4,8 +4,9 @@ The part `cost` of benchmarks/training.py.
 
 `like` with token items, 2,048 tokens a step, optimizer included. Throughput alternates between the ways, step by step, in one
 process; `bare` is the floor: the base forward and backward without any adapter, so `bare_vs_peft` is what the best possible
-layer would reach. Peak memory is that of a process of its own for each way, less what the process held once the base was loaded
-(for four at once: the whole process against four whole processes).
+layer would reach. `whole` is the adapter with the last layer's MLP on all tokens, read or not.
+Peak memory is that of a process of its own for each way, less what the process held once the base was loaded (for four at once:
+the whole process against four whole processes).
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,7 +32,7 @@ from genre.training.state import Stream
 from genre.training.together import Group, Member, waves
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-KINDS = {"lora": "lora", "full": "full", "peft": "head_only", "bare": "head_only", "together": "lora"}
+KINDS = {"lora": "lora", "full": "full", "peft": "head_only", "bare": "head_only", "whole": "lora", "together": "lora"}
 
 
 def prepared(kind: str, depth: int, log: genre.Interactions, base: genre.Base, *, number: int = 0) -> Assembly:
@@ -55,6 +57,8 @@ class Way:
         added = inject_peft(base) if kind == "peft" else {}
         if kind == "bare":  # the gradient goes through the whole base, as an adapter's does, and nothing of it trains
             base.embedding.register_forward_hook(lambda module, given, output: output.requires_grad_())
+        if kind == "whole":
+            base.reading = lambda places: nullcontext()  # type: ignore[method-assign]
         self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
         if added:
             self.loop.parameters |= added
@@ -105,7 +109,7 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
     """Tokens per second of each way, alternating step by step after a warm-up."""
     ways = {
         kind: Way(kind, depth, folder / kind, log, genre.Base.load("smollm2-135m", depth=depth))
-        for kind in ("lora", "full", "peft", "bare")
+        for kind in ("lora", "full", "peft", "bare", "whole")
     }
     rates: dict[str, list[float]] = {kind: [] for kind in ways}
     for turn in range(rounds + 2):
@@ -124,6 +128,7 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
             "adapter_vs_full_throughput": _ratio(rates["lora"], rates["full"]),
             "fused_vs_peft_throughput": _ratio(rates["lora"], rates["peft"]),
             "bare_vs_peft_throughput": _ratio(rates["bare"], rates["peft"]),
+            "read_tokens_vs_all_throughput": _ratio(rates["lora"], rates["whole"]),
         },
         "counts": {"lora_share_of_base": trained / whole},
     }  # fmt: skip
