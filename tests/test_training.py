@@ -13,7 +13,7 @@ from genre.assembly import assemble
 from genre.base import Base
 from genre.errors import DivergedError, InputError, JobError, RecipeError
 from genre.progress import Reporter
-from genre.training import Loop, fit
+from genre.training import Loop, fit, loop
 
 
 def same(one, other):
@@ -118,10 +118,8 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(build, tmp_path, whe
 
 def test_the_best_weights_survive_an_interruption(build, tmp_path, monkeypatch):
     """The first epoch was the best; the run is cut in the second and goes on to its end."""
-    kept, values = [], {0: 0.9, 1: 0.5}
-    monkeypatch.setattr(
-        Loop, "measure", lambda self: kept.append(weights(self.assembly)) or {"like.auc": values[self.state.epoch]}
-    )
+    kept, values = [], iter([0.9, 0.5])
+    monkeypatch.setattr(loop, "measure", lambda assembly, ranks: kept.append(weights(assembly)) or {"like.auc": next(values)})
     with pytest.raises(JobError):
         fit(build(LIKE), tmp_path, stop_at=12)
     assert len(kept) == 1
@@ -234,7 +232,7 @@ def test_a_planted_preference_is_learnt(build, tmp_path):
 
 def test_it_stops_early_and_keeps_the_best_weights(build, tmp_path, monkeypatch):
     values, kept = iter([0.6, 0.7, 0.65, 0.7, 0.9]), []
-    monkeypatch.setattr(Loop, "measure", lambda self: kept.append(weights(self.assembly)) or {"like.auc": next(values)})
+    monkeypatch.setattr(loop, "measure", lambda assembly, ranks: kept.append(weights(assembly)) or {"like.auc": next(values)})
     lines = []
     monkeypatch.setattr(Reporter, "line", lambda self, text: lines.append(text))
     fitted = fit(build(LIKE, train={"epochs": 9, "early_stop": 2}), tmp_path)
@@ -256,9 +254,9 @@ def test_without_a_validation_part_the_last_weights_are_kept(base, tiny, log, tm
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_tenth(build, tmp_path):
-    loop = Loop(build(LIKE, train={"learning_rate": 1.0, "warmup": 0.1}), tmp_path, Reporter.silent(), None)
-    rates = [loop.rate(share) for share in (0.0, 0.05, 0.1, 0.55, 1.0)]
-    loop.close()
+    run = Loop(build(LIKE, train={"learning_rate": 1.0, "warmup": 0.1}), tmp_path, Reporter.silent(), None)
+    rates = [run.rate(share) for share in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    run.close()
     assert rates == pytest.approx([0.05, 0.5, 1.0, 0.55, 0.1])
 
 

@@ -18,24 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre.batches import collate, plan_batches
-from genre.errors import DataError, DivergedError, InputError, InterruptedJobError
-from genre.evaluation import evaluate_feedback, evaluate_ranking
-from genre.labels import known_labels, thin_negatives
+from genre.batches import collate
+from genre.errors import DivergedError, InputError, InterruptedJobError
 from genre.metrics import metric
-from genre.prediction import list_facts, predict
 from genre.progress import Bar, Reporter
 from genre.ranks import Ranks
 from genre.sequences import Sequence
 from genre.text_assembly import AnyAssembly
 from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoint
 from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
+from genre.training.epochs import Labels, plan_epoch
 from genre.training.interrupts import Interrupts
 from genre.training.pieces import count_targets, cut, most_pieces, seed_apart, shares, start_alike
 from genre.training.sharding import spread
 from genre.training.state import Fitted, State, peak_memory_bytes
 from genre.training.trackers import need_tracker, start_tracker
 from genre.training.updates import Updates
+from genre.training.validation import measure
 from genre.training.zero import Zero, zero_asked
 
 
@@ -118,7 +117,8 @@ class Loop:
         if spoken := spread(self.model, self.parameters.values(), self.ranks):
             self.reporter.line(spoken)
         self.updates = self.prepare_updates()
-        self.supervise = assembly.builder.supervise(list(self.recipe.tasks))
+        self.labels: Labels = assembly.builder.supervise(list(self.recipe.tasks))
+        self.supervise: Labels = self.labels
         self.best: dict[str, Tensor] = {}
         self.parts: dict[str, tuple[float, int]] = {}
         self.saved: int | None = None
@@ -210,47 +210,10 @@ class Loop:
             raise KeyboardInterrupt
 
     def plan(self, epoch: int) -> tuple[list[Sequence], list[np.ndarray]]:
-        """The rows of an epoch and its batches; a function of seed and epoch alone, so that a resumed run sees the same."""
-        draw = np.random.default_rng([self.train.seed, epoch])
-        data = self.recipe.data
-        rows, skipped = self.assembly.builder.training_rows(
-            self.assembly.usable, self.thin(epoch), max_events=data.max_events, min_events=data.min_events,
-            shift=draw.random(),
-        )  # fmt: skip
-        if skipped:
-            self.assembly.skipped["events of users with fewer than min_events"] = skipped
-        if not rows:
-            raise InputError("no user has enough training events", expected=f"data.min_events {data.min_events} or more")
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        longest, places = int(lengths.argmax()), getattr(self.assembly.base.model.config, "max_position_embeddings", None)
-        if places is not None and lengths[longest] > places:
-            raise DataError(
-                "a sequence is longer than the base can read",
-                got=f"{lengths[longest]:,} tokens: {name_rows(self.assembly, [rows[longest]])}",
-                expected=f"at most {places:,}",
-                todo="lower data.max_events or sequence.max_item_tokens, or take long user columns out of sequence.instruction",
-            )
-        batches = list(plan_batches(lengths, self.train.batch_tokens, draw.permutation(len(rows))))
-        order = draw.permutation(len(batches))
-        return rows, [batches[i] for i in order]
-
-    def thin(self, epoch: int) -> np.ndarray | None:
-        """Take away the labels that this epoch does not learn from (see `Task.keep_negatives`); the events that are targets.
-
-        Where every task has left some out, rows are made for what is left alone.
-        """
-        supervised = self.assembly.supervised
-        tasks = self.recipe.tasks
-        if all(task.keep_negatives is None for task in tasks):
-            return supervised
-        every = self.assembly.builder.supervise(list(tasks))
-        draw = np.random.default_rng([self.train.seed, epoch, 1])
-        labels = thin_negatives(tasks, {name: own for name, (_, own) in every.items()}, draw)
-        self.supervise = {name: (slot, labels[name]) for name, (slot, _) in every.items()}
-        if any(task.keep_negatives is None for task in tasks):
-            return supervised
-        left = self.assembly.usable & np.any([known_labels(own) for own in labels.values()], axis=0)
-        return left if supervised is None else left & supervised
+        """The rows of an epoch and its batches; steps learn from its labels from now on."""
+        found = plan_epoch(self.assembly, self.labels, epoch)
+        self.supervise = found.supervise
+        return found.rows, found.batches
 
     def rate(self, share: float) -> float:
         """Linear warm-up, then linear decay to a tenth; `share` of the run is in [0, 1)."""
@@ -323,7 +286,7 @@ class Loop:
         """Evaluate the validation part; keep the weights if they are the best so far."""
         check_finite(self.parameters, self.state.step)
         with self.alone():
-            values = self.measure()
+            values = measure(self.assembly, self.ranks)
         first = next((task for task in self.recipe.tasks if f"{task.name}.{task.metrics[0]}" in values), self.recipe.tasks[0])
         if not values:  # nothing to validate on: the last weights are the ones to keep
             self.keep()
@@ -338,26 +301,6 @@ class Loop:
         self.record({f"valid.{key}": number for key, number in values.items()})
         shown = "  ".join(f"{key} {number:.4f}" for key, number in list(values.items())[:4])
         self.reporter.line(f"epoch {self.state.epoch + 1}: validation {shown}{'  (best)' if better else ''}")
-
-    def measure(self) -> dict[str, float]:
-        """Validation metrics by `task.metric`, without intervals."""
-        found = predict(
-            self.model, self.assembly.builder, self.assembly.split, 1,
-            max_events=self.recipe.data.max_events, batch_tokens=4 * self.train.batch_tokens, ranks=self.ranks,
-        )  # fmt: skip
-        values: dict[str, float] = {}
-        for task in self.recipe.tasks:
-            targets, scores, top = found[task.name]
-            if not len(targets.event):
-                continue
-            if task.kind == "next_item":
-                builder = self.assembly.builder
-                facts = list_facts(self.model, builder, self.assembly.split, task, targets)
-                figures = evaluate_ranking(task.metrics, targets, scores, top, builder.catalogue_size, facts=facts, resamples=0)
-            else:
-                figures = evaluate_feedback(task.metrics, targets, scores, resamples=0)
-            values |= {f"{task.name}.{name}": figure.value for name, figure in figures.items()}
-        return self.ranks.same(values)  # alike to the last bit, since all decide by them
 
     def keep(self) -> None:
         """Remember the present weights as the best."""

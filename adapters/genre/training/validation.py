@@ -1,0 +1,31 @@
+"""What a model in training is worth on the validation part.
+
+Owns: its metrics, without intervals. Ignores: what is decided by them.
+"""
+
+from genre.evaluation import evaluate_feedback, evaluate_ranking
+from genre.interactions_splits import VALID
+from genre.prediction import list_facts, predict
+from genre.ranks import Ranks
+from genre.text_assembly import AnyAssembly
+
+
+def measure(assembly: AnyAssembly, ranks: Ranks) -> dict[str, float]:
+    """Validation metrics by `task.metric`; of tasks without a target there, none. Several processes share the work."""
+    recipe, builder, model = assembly.recipe, assembly.builder, assembly.model
+    found = predict(
+        model, builder, assembly.split, VALID, max_events=recipe.data.max_events, batch_tokens=4 * recipe.train.batch_tokens,
+        ranks=ranks,
+    )  # fmt: skip
+    values: dict[str, float] = {}
+    for task in recipe.tasks:
+        targets, scores, top = found[task.name]
+        if not len(targets.event):
+            continue
+        if task.kind == "next_item":
+            facts = list_facts(model, builder, assembly.split, task, targets)
+            figures = evaluate_ranking(task.metrics, targets, scores, top, builder.catalogue_size, facts=facts, resamples=0)
+        else:
+            figures = evaluate_feedback(task.metrics, targets, scores, resamples=0)
+        values |= {f"{task.name}.{name}": figure.value for name, figure in figures.items()}
+    return ranks.same(values)  # alike to the last bit, since all decide by them
