@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from builders import LIKE, RATING, recipe
+from builders import LIKE, RATING, STARS, recipe, text_recipe
 from fakes import planted_log
 from genre.cli import main
 from genre.errors import InputError, InterruptedJobError, JobError
@@ -113,6 +113,15 @@ def test_without_an_encoder_nothing_is_compared(wanted, tmp_path, processes):
     processes["do"] = lambda place: 1
     with pytest.raises(JobError, match="the encoder could not be fitted"):
         bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
+
+
+def test_labelled_texts_need_no_encoder(tiny, tmp_path, processes):
+    asked = []
+    processes["do"] = lambda place: asked.append(place.name) or 1
+    wanted = text_recipe(tiny, STARS)
+    with pytest.raises(JobError, match="no way could be trained"):
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["full", "head_only"])
+    assert asked == ["full-1", "head_only-1"]
 
 
 def test_an_interrupted_run_says_how_to_go_on(wanted, tmp_path, processes):

@@ -93,7 +93,7 @@ def bench(
     plan = {way: {f"{way}-{factor:g}": recipe_of(own, way, factor) for factor in FACTORS[profile]} for way in chosen}
     runs = [(name, each) for several in plan.values() for name, each in several.items()]
     errors: dict[str, str] = {}
-    if needs_encoder(recipe):
+    if needs_encoder(recipe) and not recipe.reads_texts:
         say.line("an encoder for all ways")
         if error := run(recipe, folder / ENCODER, registry):
             raise JobError("the encoder could not be fitted", got=error)
