@@ -43,7 +43,7 @@ WAYS: dict[str, list[str]] = {
 }
 PROFILES: dict[Profile, list[str]] = {"quick": ["full", "lora_8", "head_only"], "full": list(WAYS)}
 FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (1.0,), "full": (0.5, 1.0, 2.0)}
-FULL_RATE = 0.03
+FULL_RATE = 0.1
 """A full fine-tune wants a smaller learning rate than an adapter: this share of it."""
 ENCODER = "encoder"
 MARGIN = 0.01
