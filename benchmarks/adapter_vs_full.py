@@ -168,11 +168,16 @@ def encoder_first(options: argparse.Namespace, runs: Path) -> None:
 
 
 def merged(tasks: list[str], chosen: dict[tuple[str, str], Path], options: argparse.Namespace, runs: Path) -> None:
-    """The two rank-8 adapters merged by SVD; its test predictions as one more way."""
+    """The two rank-8 adapters merged by SVD; its test predictions as one more way, kept like a run."""
     from genre.merge_job import merge_versions
     from genre.merge_judge import Options
     from genre.registry.manifest import Manifest
 
+    parents = [chosen[task, "lora_8"].name for task in tasks]
+    folders = {task: runs / f"{task}-merged-0" for task in tasks}
+    chosen |= {(task, "merged"): folder for task, folder in folders.items()}
+    if all((folder / "result.json").exists() and result_of(folder).get("parents") == parents for folder in folders.values()):
+        return
     registry, log = Registry(runs / "registry"), open_log("data/ml-100k")
     refs = []
     for task in tasks:
@@ -184,17 +189,16 @@ def merged(tasks: list[str], chosen: dict[tuple[str, str], Path], options: argpa
     loaded = read_adapter(registry, made.version.ref, base)
     model, builder, split = restore(loaded, log, base)
     found = predict_test(model, builder, split, loaded.layout.max_events)
-    for task in tasks:
-        folder = runs / f"{task}-merged-0"
+    for task, folder in folders.items():
         folder.mkdir(exist_ok=True)
         cost = made.version.manifest.cost
         result = {
-            "task": task, "way": "merged", "learning_rate": 0, "validation": {task: made.report["gate"]["tasks"][task]["merged"]},
+            "task": task, "way": "merged", "parents": parents, "learning_rate": 0,
+            "validation": {task: made.report["gate"]["tasks"][task]["merged"]},
             "seconds": made.report["seconds"], "trained_parameters": cost.lora_params, "head_parameters": cost.head_params,
             "bytes": 4 * (cost.lora_params + cost.head_params),
         }  # fmt: skip
         _keep(folder, result, {task: found[task]})
-        chosen[task, "merged"] = folder
     model.release()
 
 
@@ -249,7 +253,7 @@ def main() -> None:
         merged(options.tasks, chosen, options, runs)
     result = {
         "depth": options.depth, "epochs": options.epochs, "limit": options.limit, "seed": 0,
-        "learning_rates": 1 if options.quick else len(USUAL_RATES),
+        "learning_rates": {way: len(plan[options.tasks[0], way]) for way in options.ways},
         "protocol": "temporal 80/10/10, prequential; next_item: full catalogue, seen items masked; chosen on validation",
         "tasks": {
             task: summary(task, {way: folder for (owner, way), folder in chosen.items() if owner == task})

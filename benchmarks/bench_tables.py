@@ -114,8 +114,13 @@ def adapter_vs_full(figures: dict[str, Any]) -> Iterator[Table]:
                 f"{memory / MIB:.0f}" if memory else "",
             ])  # fmt: skip
         limit = f", the latest {figures['limit']:,} training events" if figures["limit"] else ""
-        chosen = f", {figures['learning_rates']} learning rates for each way" if figures["learning_rates"] > 1 else ""
+        counts = figures["learning_rates"]
+        usual = max(counts.values(), key=list(counts.values()).count)
+        others = "".join(f", {count} for {words(way)}" for way, count in counts.items() if count != usual)
+        chosen = f", {usual} learning rates for each way{others}" if max(counts.values()) > 1 else ""
         budget = f"{figures['depth']} layers, {figures['epochs']} epochs{limit}, seed {figures['seed']}{chosen}"
+        threads = {row["threads"] for row in ways.values() if "threads" in row}
+        budget += f", runs of {' or '.join(map(str, sorted(threads)))} threads" if threads else ""
         note = f"{figures['protocol']}; {budget}; test part, n = {first['n']:,}."
         costs = ["trained parameters", "MiB a task", "seconds", "tokens/s", "peak MiB beyond base"]
         header = ["way", first["metric"], "minus full", *costs]
