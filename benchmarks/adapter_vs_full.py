@@ -43,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 TASKS = {"like": "auc", "next_item": "ndcg@10"}
 JOINT = "joint"
 WAYS = {**ONE_TASK, JOINT: ONE_TASK["lora_8"]}
-RATES = {"full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)}  # the best was the largest of three, so there are five
+RATES = {"full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)}  # at first three; the best was the largest of them, then of five
 USUAL_RATES = (5e-4, 1e-3, 2e-3)
 
 Run = tuple[str, str, float]  # task, or JOINT for the adapter of all; way; learning rate

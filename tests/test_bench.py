@@ -13,7 +13,7 @@ from genre.registry import Registry
 from genre.tuning import ways
 from genre.tuning.compare import Compared, compare
 from genre.tuning.scored import from_run
-from genre.tuning.ways import FULL_RATE, WAYS, bench, near, recipe_of
+from genre.tuning.ways import WAYS, bench, near, recipe_of
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def test_the_command_prices_an_adapter(file, tmp_path, capfd):
     assert list(found["ways"]) == ["full", "lora_2"] and found["errors"] == {}
     full, low = found["ways"]["full"], found["ways"]["lora_2"]
     assert "minus_full" not in full and full["trained_parameters"] > 5 * low["trained_parameters"]
-    assert full["learning_rate"] == pytest.approx(FULL_RATE * low["learning_rate"])
+    assert full["learning_rate"] == pytest.approx(0.3 * low["learning_rate"])
     assert low["bytes"] == 4 * low["trained_parameters"] and low["peak_memory_bytes"] > 0 and low["seconds"] > 0
-    direct = compare(from_run(out / "lora_2-1")["like"], from_run(out / "full-1")["like"])[0]
+    direct = compare(from_run(out / "lora_2-1")["like"], from_run(out / "full-0.3")["like"])[0]
     assert low["minus_full"]["like"]["difference"] == direct.difference
     assert tuple(low["minus_full"]["like"]["interval"]) == direct.interval
     for text in ("what each way costs", "minus full", "lora_2", f"{full['trained_parameters']:,}", f"{direct.difference:+.4f}"):
@@ -121,7 +121,7 @@ def test_labelled_texts_need_no_encoder(tiny, tmp_path, processes):
     wanted = text_recipe(tiny, STARS)
     with pytest.raises(JobError, match="no way could be trained"):
         bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["full", "head_only"])
-    assert asked == ["full-1", "head_only-1"]
+    assert asked == ["full-0.3", "head_only-1"]
 
 
 def test_an_interrupted_run_says_how_to_go_on(wanted, tmp_path, processes):

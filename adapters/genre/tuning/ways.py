@@ -43,15 +43,15 @@ WAYS: dict[str, list[str]] = {
 }
 PROFILES: dict[Profile, list[str]] = {"quick": ["full", "lora_8", "head_only"], "full": list(WAYS)}
 FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (1.0,), "full": (0.5, 1.0, 2.0)}
-FULL_RATE = 0.1
-"""A full fine-tune wants a smaller learning rate than an adapter: this share of it."""
+FULL_FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (0.3,), "full": (0.1, 0.3, 1.0)}
+"""A full fine-tune wants a smaller learning rate than an adapter the longer it trains, so its own shares of the recipe's."""
 ENCODER = "encoder"
 MARGIN = 0.01
 
 
 def recipe_of(file: Path, way: str, factor: float) -> Recipe:
-    """The recipe of one way at so many times its usual learning rate."""
-    rate = Recipe.read(file).train.learning_rate * factor * (FULL_RATE if way == "full" else 1.0)
+    """The recipe of one way at so many times its learning rate."""
+    rate = Recipe.read(file).train.learning_rate * factor
     return Recipe.read(file, [*WAYS[way], f"train.learning_rate={rate:g}"])
 
 
@@ -90,7 +90,8 @@ def bench(
         raise InputError("the folder holds runs of another recipe", got=folder, expected="the same recipe, or another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(own, text)
-    plan = {way: {f"{way}-{factor:g}": recipe_of(own, way, factor) for factor in FACTORS[profile]} for way in chosen}
+    factors = {way: (FULL_FACTORS if way == "full" else FACTORS)[profile] for way in chosen}
+    plan = {way: {f"{way}-{factor:g}": recipe_of(own, way, factor) for factor in factors[way]} for way in chosen}
     runs = [(name, each) for several in plan.values() for name, each in several.items()]
     errors: dict[str, str] = {}
     if needs_encoder(recipe) and not recipe.reads_texts:
