@@ -52,8 +52,10 @@ def prepared(kind: str, depth: int, log: genre.Interactions, base: genre.Base, *
 class Way:
     """One way of training, a step at a time; the number of real tokens of each step."""
 
-    def __init__(self, kind: str, depth: int, folder: Path, log: genre.Interactions, base: genre.Base) -> None:
-        self.assembly = prepared(kind, depth, log, base)
+    def __init__(
+        self, kind: str, depth: int, folder: Path, log: genre.Interactions, base: genre.Base, *, number: int = 0
+    ) -> None:
+        self.assembly = prepared(kind, depth, log, base, number=number)
         added = inject_peft(base) if kind == "peft" else {}
         if kind == "bare":  # the gradient goes through the whole base, as an adapter's does, and nothing of it trains
             base.embedding.register_forward_hook(lambda module, given, output: output.requires_grad_())
@@ -70,7 +72,7 @@ class Way:
         if not self.queue:
             self.rows, self.queue = self.loop.plan(1)
         self.loop.model.train()
-        return int(self.loop.step([self.rows[i] for i in self.queue.pop()], 0.1)[1])
+        return int(self.loop.step([self.rows[i] for i in self.queue.pop(0)], 0.1)[1])
 
 
 class AtOnce:
@@ -139,17 +141,19 @@ def _ratio(a: list[float], b: list[float]) -> float:
 
 
 def at_once(depth: int, rounds: int, log: genre.Interactions, folder: Path, adapters: int = 4) -> dict[str, Any]:
-    """Tokens per second of several adapters at once, against solo runs one after the other."""
-    ways = {
-        "solo": Way("lora", depth, folder / "solo", log, genre.Base.load("smollm2-135m", depth=depth)),
-        "at_once": AtOnce(depth, folder, log, adapters),
+    """Tokens per second of several adapters at once, against the same steps of the same runs, one after the other."""
+    ways: dict[str, list[Way] | list[AtOnce]] = {
+        "solo": [
+            Way("lora", depth, folder / f"solo-{n}", log, genre.Base.load("smollm2-135m", depth=depth), number=n)
+            for n in range(adapters)
+        ],
+        "at_once": [AtOnce(depth, folder, log, adapters)],
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 2):
-        for name, way in ways.items():
-            begun, tokens = time.perf_counter(), 0
-            for _ in range(adapters if name == "solo" else 1):
-                tokens += way.step()
+        for name, some in ways.items():
+            begun = time.perf_counter()
+            tokens = sum(way.step() for way in some)
             if turn >= 2:
                 rates[name].append(tokens / (time.perf_counter() - begun))
     return {
