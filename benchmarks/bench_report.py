@@ -164,8 +164,7 @@ def summary(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> st
             lines.append(f"| {row['figure'].replace('_', ' ')} | {row['value']:.3g} | {aim} |")
         if own and short:
             lines.append("")
-        if short:
-            lines.append(short.markdown())
+        lines += [table.markdown() for table in short]
         if own or short:
             lines += ["", f"Command: `{entry['command']}`", ""]
         lines += [f"{peer} could not run in `{part}`: {error}\n" for part, peer, error in absent(entry["figures"])]

@@ -34,10 +34,10 @@ def tables(name: str, figures: dict[str, Any]) -> list[Table]:
     return list(made[name](figures)) if name in made and figures else []
 
 
-def brief(name: str, figures: dict[str, Any]) -> Table | None:
-    """One short table of a benchmark for the README, None if its figures are ratios only."""
+def brief(name: str, figures: dict[str, Any]) -> list[Table]:
+    """Short tables of a benchmark for the README; of the ways to train every task's, so that no loss is left out."""
     if not figures:
-        return None
+        return []
     if name in ("baselines", "ads"):
         rows = []
         for task, found in figures["tasks"].items():
@@ -51,8 +51,8 @@ def brief(name: str, figures: dict[str, Any]) -> Table | None:
             )
         seeds = f"the mean of {len(figures['seeds'])} seeds, " if len(figures.get("seeds", [])) > 1 else ""
         note = f"{seeds}the {figures.get('part', 'test')} part, 95 % user-bootstrap intervals, paired.".capitalize()
-        return Table("Beside strong baselines", note, ["task", "adapter", "best baseline", "adapter better by", "n"], rows)
-    return next(iter(tables(name, figures)), None)
+        return [Table("Beside strong baselines", note, ["task", "adapter", "best baseline", "adapter better by", "n"], rows)]
+    return tables(name, figures)[: None if name == "adapter_vs_full" else 1]
 
 
 def _best(methods: dict[str, Any], metric: str) -> str:
@@ -120,7 +120,7 @@ def adapter_vs_full(figures: dict[str, Any]) -> Iterator[Table]:
         chosen = f", {usual} learning rates for each way{others}" if max(counts.values()) > 1 else ""
         budget = f"{figures['depth']} layers, {figures['epochs']} epochs{limit}, seed {figures['seed']}{chosen}"
         threads = {row["threads"] for row in ways.values() if "threads" in row}
-        budget += f", runs of {' or '.join(map(str, sorted(threads)))} threads" if threads else ""
+        budget += f", threads of a run: {' or '.join(map(str, sorted(threads)))}" if threads else ""
         note = f"{figures['protocol']}; {budget}; test part, n = {first['n']:,}."
         costs = ["trained parameters", "MiB a task", "seconds", "tokens/s", "peak MiB beyond base"]
         header = ["way", first["metric"], "minus full", *costs]

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import pytest
 
 from builders import LIKE, RATING, STARS, recipe, text_recipe
-from fakes import planted_log
+from fakes import planted_log, planted_texts
 from genre.cli import main
 from genre.errors import InputError, InterruptedJobError, JobError
 from genre.registry import Registry
 from genre.tuning import ways
 from genre.tuning.compare import Compared, compare
 from genre.tuning.scored import from_run
+from genre.tuning.trials import Objective
 from genre.tuning.ways import WAYS, bench, near, recipe_of
 
 
@@ -64,6 +65,8 @@ def test_what_is_wrong_is_told_before_anything_is_trained(file, tmp_path, capfd)
     for more, said in (
         (["--way", "half"], "no such way to train: got half"), (["--profile", "slow"], "no such profile"),
         (["--out", str(file)], "--out is a file"), (["--set", "train.epochs=0"], "epochs"),
+        (["--set", "data.path=nowhere"], "nowhere"), (["--set", "base.name=nowhere"], "no base is called 'nowhere'"),
+        (["--set", "data.split.valid=0"], "valid"),
     ):  # fmt: skip
         assert main(["bench", str(file), "--registry", str(tmp_path / "r"), *more]) == 2
         assert said in capfd.readouterr().err
@@ -118,7 +121,8 @@ def test_without_an_encoder_nothing_is_compared(wanted, tmp_path, processes):
 def test_labelled_texts_need_no_encoder(tiny, tmp_path, processes):
     asked = []
     processes["do"] = lambda place: asked.append(place.name) or 1
-    wanted = text_recipe(tiny, STARS)
+    planted_texts().write(tmp_path / "texts")
+    wanted = text_recipe(tiny, STARS, data={"path": str(tmp_path / "texts")})
     with pytest.raises(JobError, match="no way could be trained"):
         bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["full", "head_only"])
     assert asked == ["full-0.3", "head_only-1"]
@@ -135,18 +139,19 @@ def test_an_interrupted_run_says_how_to_go_on(wanted, tmp_path, processes):
 
 @pytest.mark.parametrize(("task", "name", "best"), [(LIKE, "like.auc", "lora_8-2"), (RATING, "rating.rmse", "lora_8-0.5")])
 def test_the_rate_is_chosen_on_validation(tiny, tmp_path, task, name, best):
-    wanted = recipe(tiny, task)
+    objective = Objective(recipe(tiny, task), planted_log(users=30, items=16, events=12))
     for run, values in {"lora_8-0.5": (0.2, 0.4), "lora_8-1": (0.5, 0.3), "lora_8-2": (0.6, 0.3)}.items():
         (tmp_path / run).mkdir()
         rows = [{"epoch": number, name: value} for number, value in enumerate(values, start=1)]
         (tmp_path / run / "metrics.json").write_text(json.dumps({"validation": rows}))
-    assert ways._best(wanted, tmp_path, ["lora_8-0.5", "lora_8-1", "lora_8-2"]).name == best
-    assert ways._best(wanted, tmp_path, []) is None
+    assert ways._best(objective, tmp_path, ["lora_8-0.5", "lora_8-1", "lora_8-2"]).name == best
+    assert ways._best(objective, tmp_path, []) is None
 
 
 def test_a_folder_of_another_recipe_is_refused(wanted, tiny, tmp_path, processes):
     processes["do"] = lambda place: 1
-    for each, error in ((wanted, JobError), (recipe(tiny, RATING), InputError)):
+    other = recipe(tiny, RATING, data={"path": wanted.data.path})
+    for each, error in ((wanted, JobError), (other, InputError)):
         with pytest.raises(error):
             bench(each, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
 

@@ -20,8 +20,9 @@ from typing import Any, Literal
 
 from genre.assembly import needs_encoder
 from genre.base import Base
+from genre.base_source import find
 from genre.errors import GenreError, InputError, InterruptedJobError, JobError
-from genre.jobs import check_data, environment, open_data, train, write_text
+from genre.jobs import check_data, environment, open_data, open_log, train, write_text
 from genre.jobs.encoders import find_encoder
 from genre.metrics import metric
 from genre.progress import Reporter
@@ -29,6 +30,7 @@ from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.tuning.compare import MIN_USERS, Compared, compare
 from genre.tuning.scored import from_run
+from genre.tuning.trials import Objective
 
 Profile = Literal["quick", "full"]
 
@@ -78,7 +80,7 @@ def bench(
         JSON values; ways that failed are in `errors`.
 
     Raises:
-        InputError: There is no such way, or the folder holds runs of another recipe.
+        InputError: There is no such way, no such data or base, nothing to validate on; the folder holds runs of another recipe.
         InterruptedJobError: Interrupted; the message says how to go on.
         JobError: No way could be trained.
     """
@@ -88,6 +90,11 @@ def bench(
     own, text = folder / "recipe.yaml", recipe.dump()
     if own.exists() and own.read_text(encoding="utf-8") != text:
         raise InputError("the folder holds runs of another recipe", got=folder, expected="the same recipe, or another --out")
+    data = open_data(recipe.data.path, texts=recipe.reads_texts)  # what is wrong is told here, once, before anything runs
+    check_data(recipe, data)
+    find(recipe.base.name)
+    objective = Objective(recipe, data)
+    del data
     folder.mkdir(parents=True, exist_ok=True)
     write_text(own, text)
     factors = {way: (FULL_FACTORS if way == "full" else FACTORS)[profile] for way in chosen}
@@ -103,14 +110,14 @@ def bench(
         if error := run(each, folder / name, registry):
             errors[name] = error
             say.line(f"{name} failed: {error}")
-    best = {way: _best(recipe, folder, [name for name in several if name not in errors]) for way, several in plan.items()}
+    best = {way: _best(objective, folder, [name for name in several if name not in errors]) for way, several in plan.items()}
     kept = {way: place for way, place in best.items() if place is not None}
     if not kept:
         raise JobError("no way could be trained", got="; ".join(f"{name}: {error}" for name, error in errors.items()))
     found = {
         "recipe": recipe.name, "profile": profile, "seed": recipe.train.seed, "epochs": recipe.train.epochs,
         "learning_rates": len(FACTORS[profile]), "environment": environment(), "errors": errors,
-        "ways": {way: _row(recipe, place, kept.get("full"), way) for way, place in kept.items()},
+        "ways": {way: _row(objective, place, kept.get("full"), way) for way, place in kept.items()},
     }  # fmt: skip
     write_text(folder / "bench.json", json.dumps(found, indent=2) + "\n")
     return found
@@ -137,43 +144,40 @@ def run(recipe: Recipe, folder: Path, registry: Registry) -> str | None:
 
 def work(wanted: Path, folder: Path, registry: Registry) -> None:
     """What the process of a run does; a run called `encoder` only sees to it that there is one."""
-    recipe, log, say = Recipe.read(wanted), None, Reporter.for_terminal()
+    recipe, say = Recipe.read(wanted), Reporter.for_terminal()
     base = Base.load(recipe.base.name, quantization=recipe.base.quantization, depth=recipe.base.depth)
-    if folder.name == ENCODER:
-        log = open_data(recipe.data.path, texts=recipe.reads_texts)
-        check_data(recipe, log)
-        if find_encoder(recipe, log, base, registry, Reporter.silent()) is not None:  # type: ignore[arg-type]
-            write_text(folder / "found", "")
-            return
+    log = open_log(recipe.data.path) if folder.name == ENCODER else None
+    if log is not None and find_encoder(recipe, log, base, registry, Reporter.silent()) is not None:
+        write_text(folder / "found", "")
+        return
     resume = (folder / "checkpoints" / "last.pt").exists()
     train(recipe, log=log, base=base, registry=registry, folder=folder, resume=resume, reporter=say)
 
 
-def _best(recipe: Recipe, folder: Path, names: Sequence[str]) -> Path | None:
-    """The run of one way that is best on validation by the first task's first metric."""
-    sign = 1 if metric(recipe.tasks[0].metrics[0]).direction == "higher" else -1
-    return max((folder / name for name in names), key=lambda place: sign * _validated(recipe, place)[1], default=None)
+def _best(objective: Objective, folder: Path, names: Sequence[str]) -> Path | None:
+    """The run of one way that is best on validation."""
+    sign = 1 if objective.maximize else -1
+    return max((folder / name for name in names), key=lambda place: sign * _validated(objective, place), default=None)
 
 
-def _validated(recipe: Recipe, place: Path) -> tuple[str, float]:
-    """The objective's name and its best value on the validation part."""
-    task = recipe.tasks[0]
-    name, pick = f"{task.name}.{task.metrics[0]}", max if metric(task.metrics[0]).direction == "higher" else min
-    return name, float(pick(row[name] for row in _report(place)["validation"] if name in row))
+def _validated(objective: Objective, place: Path) -> float:
+    """A run's best value on the validation part."""
+    pick = max if objective.maximize else min
+    return float(pick(row[objective.name] for row in _report(place)["validation"] if objective.name in row))
 
 
 def _report(place: Path) -> dict[str, Any]:
     return dict(json.loads((place / "metrics.json").read_text(encoding="utf-8")))
 
 
-def _row(recipe: Recipe, place: Path, full: Path | None, way: str) -> dict[str, Any]:
+def _row(objective: Objective, place: Path, full: Path | None, way: str) -> dict[str, Any]:
     """A way's figures on the test part, what it cost, and its paired differences from the full fine-tune."""
     report = _report(place)
-    cost, (objective, best) = report["cost"], _validated(recipe, place)
+    cost = report["cost"]
     trained = cost["lora_params"] + cost["head_params"]
     row = {
-        "run": place.name, "learning_rate": Recipe.read(place / "recipe.yaml").train.learning_rate, "objective": objective,
-        "validation": best, "trained_parameters": trained, "bytes": 4 * trained, "seconds": cost["seconds"],
+        "run": place.name, "learning_rate": Recipe.read(place / "recipe.yaml").train.learning_rate, "objective": objective.name,
+        "validation": _validated(objective, place), "trained_parameters": trained, "bytes": 4 * trained, "seconds": cost["seconds"],
         "tokens_per_second": cost["tokens"] / max(cost["seconds"], 1e-9), "peak_memory_bytes": cost["peak_memory_bytes"],
         "test": report["metrics"],
     }  # fmt: skip
