@@ -3,11 +3,11 @@
     python benchmarks/adapter_vs_full.py --json build/bench/adapter_vs_full.json [--tasks like,next_item] [--quick] [--jobs 1]
 
 Ways: the full fine-tune; LoRA of ranks 2, 8, 32; rank 8 on an int8 and an nf4 base; one joint adapter for all tasks of
-recipes/multitask.yaml; the two rank-8 adapters merged; heads alone. Every way gets the same epochs at each
-learning rate of its grid, of which the full fine-tune's is the longest; the best on validation is kept (of the joint adapter, by the
-mean over the tasks), and its test part is read once. Each run is a process of its own (for its peak memory) and is kept beside the JSON file, so an interrupted benchmark
-goes on. With `--jobs 2` two run at a time, each with half of the threads: seconds are then those of that many threads.
-Differences from the full fine-tune are paired over the same users.
+recipes/multitask.yaml; the two rank-8 adapters merged; heads alone. Every way gets the same epochs at each learning rate of its
+grid, of which the full fine-tune's is the longest; the best on validation is kept (of the joint adapter, by the mean over the
+tasks). Each run is a process of its own (for its peak memory) and is kept beside the JSON file, so an interrupted benchmark goes
+on. With `--jobs 2` two run at a time, each with half of the threads: seconds are then those of that many threads. Differences
+from the full fine-tune are paired over the same users.
 """
 
 import argparse

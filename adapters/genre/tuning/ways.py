@@ -177,7 +177,8 @@ def _row(objective: Objective, place: Path, full: Path | None, way: str) -> dict
     trained = cost["lora_params"] + cost["head_params"]
     row = {
         "run": place.name, "learning_rate": Recipe.read(place / "recipe.yaml").train.learning_rate, "objective": objective.name,
-        "validation": _validated(objective, place), "trained_parameters": trained, "bytes": 4 * trained, "seconds": cost["seconds"],
+        "validation": _validated(objective, place), "trained_parameters": trained, "bytes": 4 * trained,
+        "seconds": cost["seconds"],
         "tokens_per_second": cost["tokens"] / max(cost["seconds"], 1e-9), "peak_memory_bytes": cost["peak_memory_bytes"],
         "test": report["metrics"],
     }  # fmt: skip
