@@ -10,6 +10,7 @@ from builders import LIKE, NEXT, RATING, recipe, weights
 from fakes import make_base
 from genre.assembly import assemble
 from genre.base import Base
+from genre.batches import collate
 from genre.errors import BaseModelError, DivergedError, InterruptedJobError, RecipeError
 from genre.lora import LaneSpans, LoraLanes, LoraLinear
 from genre.progress import Reporter
@@ -261,8 +262,6 @@ def test_a_stream_draws_what_it_would_draw_alone():
 
 def test_segments_see_themselves_only(base, log, tiny):
     """Three batches of different lengths, one of them with branches, against the base on each alone."""
-    from genre.batches import collate
-
     assembly = assemble(recipe(tiny, LIKE), log, base, bare=True)
     builder = assembly.builder
     rows, _ = builder.training_rows(assembly.usable, None, max_events=16, min_events=2, shift=0.0)
@@ -281,7 +280,7 @@ def test_segments_see_themselves_only(base, log, tiny):
     )
 
 
-def test_a_sliding_window_is_kept(tmp_path):
+def test_a_sliding_window_is_kept(tmp_path, log):
     from transformers import AutoModelForCausalLM, MistralConfig
 
     from genre.base_source import quiet
@@ -295,7 +294,18 @@ def test_a_sliding_window_is_kept(tmp_path):
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     base = Base.load(str(folder))
-    Segments(base).check()  # rows of seven tokens
+    segments = Segments(base)
+    segments.check()  # rows of seven tokens
+    assembly = assemble(recipe(folder, LIKE), log, base, bare=True)
+    rows, _ = assembly.builder.training_rows(assembly.usable, None, max_events=16, min_events=2, shift=0.0)
+    alone = collate(rows[:3], {})
+    embeds = base.embedding(alone.tokens)
+    segments.begin()
+    try:
+        (got,) = segments.hidden([embeds], [alone])  # a batch by itself goes another way
+    finally:
+        segments.end()
+    assert torch.allclose(got, base.hidden(embeds), atol=1e-5)
 
 
 def test_a_base_whose_tokens_meet_outside_attention_is_refused(base):

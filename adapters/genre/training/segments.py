@@ -117,17 +117,14 @@ class Segments:
         """Attention of one layer: (1, heads, tokens, d) each → (1, tokens, heads, d), the base's own on each segment."""
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        if not self._segments:
-            return sdpa_attention_forward(module, query, key, value, attention_mask, **others)
         window = others.get("sliding_window")
+        if not self._segments:
+            mask = _window(query, query.shape[2], window) if attention_mask is None else attention_mask
+            return sdpa_attention_forward(module, query, key, value, mask, **others)
         found = []
         for each in self._segments:
             own = [part[0, :, each.start : each.stop].unflatten(1, each.shape).transpose(0, 1) for part in (query, key, value)]
-            mask = each.mask if each.mask is None else each.mask.to(query.device)
-            if mask is None and window is not None and each.shape[1] > window:
-                step = torch.arange(each.shape[1], device=query.device)
-                seen = (step[:, None] >= step) & (step[:, None] - step < window)
-                mask = torch.where(seen, 0.0, torch.finfo(query.dtype).min).to(query.dtype)[None, None]
+            mask = _window(query, each.shape[1], window) if each.mask is None else each.mask.to(query.device)
             out, _ = sdpa_attention_forward(module, *own, mask, **others)
             found.append(out.flatten(0, 1))
         return torch.cat(found)[None], None
@@ -160,6 +157,15 @@ class Segments:
             f"base {self.base.name!r} cannot train several adapters at once", got=why,
             todo="train the recipes one after the other",
         )  # fmt: skip
+
+
+def _window(query: Tensor, tokens: int, window: int | None) -> Tensor | None:
+    """What is added to the scores of rows of so many tokens that look back `window` tokens; None if that is all the way."""
+    if window is None or tokens <= window:
+        return None
+    step = torch.arange(tokens, device=query.device)
+    seen = (step[:, None] >= step) & (step[:, None] - step < window)
+    return torch.where(seen, 0.0, torch.finfo(query.dtype).min).to(query.dtype)[None, None]
 
 
 def read_of(batch: Batch) -> int:
