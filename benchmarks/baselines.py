@@ -31,7 +31,6 @@ from genre.evaluation import Targets, targets
 from genre.evaluation_ranking import rank_in_blocks
 from genre.interactions_splits import PARTS, Split, split
 from genre.jobs import open_log
-from genre.metrics_bootstrap import RESAMPLES, user_draws
 from genre.metrics_registry import metric
 from genre.prediction import predict
 from genre.progress import Reporter
@@ -42,6 +41,7 @@ from rivals.factors import als, bpr
 from rivals.neighbours import item_knn, sequence_knn
 from rivals.trees import boosted_trees
 from run import keep_figures
+from seeds import drawn, interval
 
 RECIPES = Path(__file__).parent / "recipes"
 METRICS = {"next_item": ("ndcg@10", "hr@10", "mrr@10"), "like": ("auc", "gauc", "log_loss"), "rating": ("rmse", "mae")}
@@ -134,37 +134,24 @@ def methods(scores: Scores) -> list[str]:
 
 def figures(scores: Scores, names: list[str], seeds: list[int]) -> dict[str, Any]:
     """Each method's figures and the adapter's paired difference, by one set of user draws."""
-    _, codes = np.unique(scores.targets.user, return_inverse=True)
-    users = int(codes.max()) + 1
     table: dict[str, Any] = {}
     for number, name in enumerate(METRICS[scores.task.name]):
-        chosen = metric(name)
-        assert chosen.prepare is not None
-        drawn: dict[str, np.ndarray] = {}
+        better = 1 if metric(name).direction == "higher" else -1
+        found: dict[str, np.ndarray] = {}
         for method in names:
             over = seeds if method in BY_SEED else [0]
-            scorers = [chosen.prepare(scores.targets.label, scores.of(method, seed), codes, users) for seed in over]
-            point = np.mean([scorer(np.ones((1, users)))[0] for scorer in scorers])
-            draws = [np.mean([scorer(draw) for scorer in scorers], 0) for draw in user_draws(users, RESAMPLES, 0, block=50)]
-            drawn[method] = np.concatenate([[point], *draws])
+            found[method] = drawn(name, scores.targets.user, scores.targets.label, [scores.of(method, seed) for seed in over])
             entry = table.setdefault(method, {"metrics": {}, "seeds": over} | scores.described(method))
-            entry["metrics"][name] = _interval(drawn[method])
+            entry["metrics"][name] = interval(found[method])
         for method in names[1:]:
-            better = 1 if chosen.direction == "higher" else -1
-            difference = _interval(better * (drawn["adapter"] - drawn[method]))
+            difference = interval(better * (found["adapter"] - found[method]))
             separated = difference["interval"][0] > 0 or difference["interval"][1] < 0
             table[method].setdefault("adapter_better_by", {})[name] = difference | {"separated": separated}
         if number == 0:
-            others = {method: drawn[method][0] * (1 if chosen.direction == "higher" else -1) for method in names[1:]}
-            best = max(others, key=lambda method: others[method])
-            ratio = drawn["adapter"] / drawn[best]
-            table["adapter"]["against_best"] = {"baseline": best, "metric": name, "ratio": _interval(ratio)}
+            best = max(names[1:], key=lambda method: better * found[method][0])
+            ratio = found["adapter"] / found[best]
+            table["adapter"]["against_best"] = {"baseline": best, "metric": name, "ratio": interval(ratio)}
     return table
-
-
-def _interval(values: np.ndarray) -> dict[str, Any]:
-    known = values[1:][~np.isnan(values[1:])]
-    return {"value": float(values[0]), "interval": [float(value) for value in np.quantile(known, [0.025, 0.975])]}
 
 
 def main() -> None:
