@@ -27,6 +27,8 @@ KINDS = ("ratios", "counts", "seconds")
 
 TITLES = {
     "baselines": "Quality beside strong baselines", "adapter_vs_full": "Adapter against full fine-tuning",
+    "adapter_vs_full_seeds": "Adapter against full fine-tuning, several seeds",
+    "adapter_vs_full_all": "Adapter against full fine-tuning, all events",
     "cold_items": "Items that training hardly knows", "ablation": "What each item feature is worth", "ads": "Ads",
 }  # fmt: skip
 

@@ -28,6 +28,8 @@ def tables(name: str, figures: dict[str, Any]) -> list[Table]:
         "baselines": baselines,
         "ads": baselines,
         "adapter_vs_full": adapter_vs_full,
+        "adapter_vs_full_seeds": adapter_vs_full,
+        "adapter_vs_full_all": adapter_vs_full,
         "cold_items": cold,
         "ablation": ablation,
     }
@@ -52,7 +54,7 @@ def brief(name: str, figures: dict[str, Any]) -> list[Table]:
         seeds = f"the mean of {len(figures['seeds'])} seeds, " if len(figures.get("seeds", [])) > 1 else ""
         note = f"{seeds}the {figures.get('part', 'test')} part, 95 % user-bootstrap intervals, paired.".capitalize()
         return [Table("Beside strong baselines", note, ["task", "adapter", "best baseline", "adapter better by", "n"], rows)]
-    return tables(name, figures)[: None if name == "adapter_vs_full" else 1]
+    return tables(name, figures)[: None if name.startswith("adapter_vs_full") else 1]
 
 
 def _best(methods: dict[str, Any], metric: str) -> str:
@@ -102,29 +104,50 @@ def baselines(figures: dict[str, Any]) -> Iterator[Table]:
 
 
 def adapter_vs_full(figures: dict[str, Any]) -> Iterator[Table]:
-    """Ways to train, each beside the full fine-tune."""
+    """Ways to train, each beside the full fine-tune: with one seed what they cost, with several their quality only."""
+    seeds = figures["seeds"]
     for task, ways in figures["tasks"].items():
         first = next(iter(ways.values()))["test"]
-        rows = []
-        for way, row in ways.items():
-            trained, memory = row["trained_parameters"] + row["head_parameters"], row.get("peak_memory_beyond_base")
-            rows.append([
-                words(way), shown(row["test"]), "" if way == "full" else told_apart(row["minus_full"]), f"{trained:,}",
-                f"{row['bytes'] / MIB:.1f}", f"{row['seconds']:.0f}", f"{row['tokens_per_second']:.0f}" if memory else "",
-                f"{memory / MIB:.0f}" if memory else "",
-            ])  # fmt: skip
-        limit = f", the latest {figures['limit']:,} training events" if figures["limit"] else ""
-        counts = figures["learning_rates"]
-        usual = max(counts.values(), key=list(counts.values()).count)
-        others = "".join(f", {count} for {words(way)}" for way, count in counts.items() if count != usual)
-        chosen = f", {usual} learning rates for each way{others}" if max(counts.values()) > 1 else ""
-        budget = f"{figures['depth']} layers, {figures['epochs']} epochs{limit}, seed {figures['seed']}{chosen}"
-        threads = {row["threads"] for row in ways.values() if "threads" in row}
-        budget += f", threads of a run: {' or '.join(map(str, sorted(threads)))}" if threads else ""
-        note = f"{figures['protocol']}; {budget}; test part, n = {first['n']:,}."
-        costs = ["trained parameters", "MiB a task", "seconds", "tokens/s", "peak MiB beyond base"]
-        header = ["way", first["metric"], "minus full", *costs]
-        yield Table(f"{words(task)}: adapter against full fine-tuning", note, header, rows)
+        alone = [way != "full" for way in ways]
+        difference = [told_apart(row["minus_full"]) if other else "" for other, row in zip(alone, ways.values(), strict=True)]
+        below = [f"{max(row['at_most_worse'], 0):.1%}" if other else "" for other, row in zip(alone, ways.values(), strict=True)]
+        columns = {
+            "way": [words(way) for way in ways], first["metric"]: [shown(row["test"]) for row in ways.values()],
+            "minus full": difference, "below full, at most": below,
+        }  # fmt: skip
+        columns |= _costs(ways) if len(seeds) == 1 else {"learning rate": [f"{row['learning_rate']:g}" for row in ways.values()]}
+        note = f"{figures['protocol']}; {_budget(figures, ways)}; test part, n = {first['n']:,}."
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        yield Table(f"{words(task)}: adapter against full fine-tuning", note, list(columns), rows)
+
+
+def _costs(ways: dict[str, Any]) -> dict[str, list[str]]:
+    """What each way took, by the columns' names."""
+    rows = list(ways.values())
+    rates, peaks = ([row.get(key) for row in rows] for key in ("tokens_per_second", "peak_memory_beyond_base"))
+    return {
+        "trained parameters": [f"{row['trained_parameters'] + row['head_parameters']:,}" for row in rows],
+        "MiB a task": [f"{row['bytes'] / MIB:.1f}" for row in rows],
+        "seconds": [f"{row['seconds']:.0f}" for row in rows],
+        "tokens/s": [f"{rate:.0f}" if rate else "" for rate in rates],
+        "peak MiB beyond base": [f"{peak / MIB:.0f}" if peak else "" for peak in peaks],
+    }
+
+
+def _budget(figures: dict[str, Any], ways: dict[str, Any]) -> str:
+    """What every way was given."""
+    limit = f", the latest {figures['limit']:,} training events" if figures["limit"] else ", all training events"
+    counts = figures["learning_rates"]
+    usual = max(counts.values(), key=list(counts.values()).count)
+    others = "".join(f", {count} for {words(way)}" for way, count in counts.items() if count != usual)
+    chosen = f", {usual} learning rates for each way{others}" if max(counts.values()) > 1 else ""
+    seeds = figures["seeds"]
+    drawn = (
+        f"seed {seeds[0]}" if len(seeds) == 1 else f"means over the seeds {', '.join(map(str, seeds))}, rates chosen by the first"
+    )
+    threads = {row["threads"] for row in ways.values() if "threads" in row} if len(seeds) == 1 else set()
+    timed = f", threads of a run: {' or '.join(map(str, sorted(threads)))}" if threads else ""
+    return f"{figures['depth']} layers, {figures['epochs']} epochs{limit}, {drawn}{chosen}{timed}"
 
 
 def cold(figures: dict[str, Any]) -> Iterator[Table]:
