@@ -9,10 +9,9 @@ Owns: loading, quantization, depth, device and dtype, hidden states. Ignores: ad
 """
 
 import contextlib
-import functools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from genre.attention import Blocks
+from genre.base_devices import device_of, weight_of
 from genre.base_source import (
     find,
     fingerprint,
@@ -34,6 +34,7 @@ from genre.base_source import (
 )
 from genre.errors import BaseModelError, InputError
 from genre.narrowing import narrow
+from genre.recompute import recomputing
 
 Quantization = Literal["none", "int8", "nf4"]
 
@@ -243,7 +244,7 @@ class Base:
             BaseModelError: Positions or a mask are given to an encoder, or the base's layers cannot be run again.
         """
         if recompute:
-            with self._recomputing(places):
+            with recomputing(self.body, self.name, lambda: self.reading(places)):
                 return self.hidden(embeds, positions, mask, lengths=lengths)
         if self.bidirectional:
             if positions is not None or mask is not None:
@@ -312,38 +313,6 @@ class Base:
                 )  # fmt: skip
         return body.norm(hidden) if first < last == self.depth else hidden
 
-    @contextlib.contextmanager
-    def _recomputing(self, places: Tensor | None) -> Iterator[None]:
-        """The base's layers ask for it by a flag, and look at it only while they train; their parts stay in evaluation."""
-        from torch.utils.checkpoint import checkpoint
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        layers: list[Any] = [module for module in self.body.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if not layers:
-            raise BaseModelError(
-                f"the layers of base {self.name!r} cannot be run again", got=type(self.body).__name__,
-                expected="layers that transformers can checkpoint", todo="set train.checkpoint_activations: false",
-            )  # fmt: skip
-        again: Any = functools.partial(checkpoint, use_reentrant=False)
-
-        def narrowly(layer: Any, *given: Any) -> Any:
-            """The last layer; its MLP has to run on the same tokens in the backward pass."""
-
-            def part(*given: Any) -> Any:
-                with self.reading(places):
-                    return layer(*given)
-
-            return again(part, *given)
-
-        for number, layer in enumerate(layers, start=1):
-            layer._gradient_checkpointing_func = narrowly if number == len(layers) else again
-            layer.gradient_checkpointing, layer.training = True, True
-        try:
-            yield
-        finally:
-            for layer in layers:
-                layer.gradient_checkpointing, layer.training = False, False
-
     def word_logits(self, hidden: Tensor, word_ids: Tensor) -> Tensor:
         """The language-model head's logits of some tokens only.
 
@@ -394,26 +363,6 @@ class Base:
             vectors[rows] = (hidden * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
             start = end
         return vectors
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module with a weight computes: where its weight is, or where accelerate brings it for the pass."""
-    hook: Any = getattr(module, "_hf_hook", None)
-    for each in getattr(hook, "hooks", (hook,)):
-        if getattr(each, "execution_device", None) is not None:
-            return torch.device(each.execution_device)
-    weight: Any = module.weight
-    return weight.device
-
-
-def weight_of(module: nn.Module) -> Tensor:
-    """A module's weight, read from where accelerate keeps it if it is offloaded."""
-    weight: Any = module.weight
-    if weight.device.type != "meta":
-        return weight
-    hook: Any = module._hf_hook
-    held = next(each.weights_map for each in getattr(hook, "hooks", (hook,)) if getattr(each, "weights_map", None) is not None)
-    return held["weight"]
 
 
 def _bits(quantization: Quantization) -> Any:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from genre.base import device_of
+from genre.base_devices import device_of
 from genre.errors import ManifestError
 from genre.lane_layers import Group, LaneLinear, Place, Routing
 from genre.lora import linear_shape

@@ -27,7 +27,7 @@ from genre.registry.names import LATEST, MANIFEST, PRODUCTION, Ref, check_name, 
 from genre.registry.quality import check_floor, check_not_worse
 from genre.registry.staging import prepare, read_draft
 from genre.registry.store import LocalStore, Store
-from genre.registry.values import Listed, Problem, Publishable, Version, references
+from genre.registry.values import Listed, Problem, Publishable, Version
 
 if TYPE_CHECKING:
     from genre.registry.gc import Garbage
@@ -279,9 +279,9 @@ class Registry:
 
     def diff(self, a: str | Version, b: str | Version) -> dict[str, tuple[Any, Any]]:
         """The manifest fields in which two versions differ, by dotted name; None where a side has no such field."""
-        left, right = (_flatten(self.resolve(ref).manifest.raw()) for ref in (a, b))
-        keys = sorted(left.keys() | right.keys())
-        return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+        from genre.registry.relations import differences
+
+        return differences(self.resolve(a).manifest, self.resolve(b).manifest)
 
     def lineage(self, ref: str | Version) -> builtins.list[tuple[int, str, Version | None]]:
         """The version, its encoder, its parents and theirs, depth first.
@@ -289,17 +289,9 @@ class Registry:
         Returns:
             Rows of (depth, reference, version); the version is None where this registry does not have it.
         """
-        root = self.resolve(ref)
-        rows: builtins.list[tuple[int, str, Version | None]] = []
-        pending: builtins.list[tuple[int, str, Version | None]] = [(0, root.ref, root)]
-        seen: set[str] = set()
-        while pending:
-            depth, text, version = pending.pop()
-            rows.append((depth, text, version))
-            if version is not None and version.digest not in seen:
-                seen.add(version.digest)
-                pending += [(depth + 1, each, self._find(each)) for each in reversed(references(version.manifest))]
-        return rows
+        from genre.registry.relations import ancestors
+
+        return ancestors(self, self.resolve(ref))
 
     def gc(self, dry_run: bool = False) -> "Garbage":
         """Remove unfinished publishes and versions that nothing names; see `genre.registry.gc`."""
@@ -365,12 +357,6 @@ class Registry:
         got = f"the registry at {self.url}" + ("" if known else ", which is empty")
         return NotFoundError(f"no adapter {name!r}", got=got, expected=_some(known) or None)
 
-    def _find(self, reference: str) -> Version | None:
-        try:
-            return self.find(reference) if is_digest(reference) else self.resolve(reference)
-        except NotFoundError:
-            return None
-
     def _check_encoder(self, draft: Manifest) -> None:
         if draft.encoder is None:
             return
@@ -385,15 +371,6 @@ class Registry:
             ) from None
         if kind != "encoder":
             raise ManifestError(f"the encoder of {draft.name} is none", got=f"a version of kind {kind}", expected="encoder")
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or (not value and prefix):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
-    return flat
 
 
 def _some(items: list[str]) -> str:
