@@ -5,7 +5,8 @@
 Ways: the full fine-tune; LoRA of ranks 2, 8, 32; rank 8 on an int8 and an nf4 base; one joint adapter for all tasks of
 recipes/multitask.yaml; the two rank-8 adapters merged; heads alone. Every way gets the same epochs at each learning rate of its
 grid, of which the full fine-tune's is the longest; the best on validation is kept (of the joint adapter, by the mean over the
-tasks). With several seeds the first one chooses the rate and the figures are means over all. Each run is a process of its own
+tasks). The encoder that all ways share is fitted by a next-item run of rank 8, the full fine-tune's too. With several seeds the
+first one chooses the rate and the figures are means over all. Each run is a process of its own
 (for its peak memory) and is kept beside the JSON file, so an interrupted benchmark goes on. With `--jobs 2` two run at a time,
 each with half of the threads: seconds are then those of that many threads. Differences from the full fine-tune are paired over
 the same users; `at_most_worse` is how far below it a way can be, as a share of it, by the lower end of the interval.
@@ -135,7 +136,7 @@ def grid(options: argparse.Namespace) -> dict[tuple[str, str], list[Run]]:
     found = {}
     for task in options.tasks:
         for way in options.ways:
-            rates = (options.full_rates if way == "full" else USUAL_RATES)[slice(1, 2) if options.quick else slice(None)]
+            rates = (1e-3,) if options.quick else options.full_rates if way == "full" else USUAL_RATES
             found[task, way] = [Run(JOINT if way == JOINT else task, way, rate, options.seeds[0]) for rate in rates]
     return found
 

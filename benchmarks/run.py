@@ -50,7 +50,7 @@ def command() -> str:
     while arguments:
         word = arguments.pop(0)
         if word.partition("=")[0] not in ("--json", "--world", "--folder"):
-            kept.append(word)
+            kept.append(Path(word).name if word.startswith("/") else word)
         elif "=" not in word:
             arguments = arguments[1:]
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])

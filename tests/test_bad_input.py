@@ -130,7 +130,7 @@ def test_a_check_sees_text_columns(refused):
 
 
 COMMANDS = {
-    "train nope.yaml": "recipe nope.yaml cannot be read",
+    "train nope.yaml": "no recipe nope.yaml",
     "train small": "recipe small cannot be read",
     "train like.yaml --set epochs": "an override cannot be read: got epochs; expected a.b=c; for example --set train.epochs=3",
     "train like.yaml --set train.epochs=0": "like.yaml: train.epochs: got 0; expected greater than or equal to 1",
@@ -145,7 +145,7 @@ COMMANDS = {
     "evaluate like --data shop --part tset": "no such part: got --part tset; expected valid or test",
     "evaluate nope --data shop": "no adapter 'nope': got the registry at registry; expected encoder-planted, like",
     "evaluate like --data shop --registry new": "no adapter 'like': got the registry at new, which is empty",
-    "evaluate like@prod --data shop": "no alias like@prod: got registry; expected like@candidate, like@latest",
+    "evaluate like@prod --data shop": "no alias like@prod: got the registry at registry; expected like@candidate, like@latest",
     "evaluate like:000000000000 --data shop": "no version like:000000000000",
     "evaluate Like! --data shop": "not a usable name: got 'Like!'",
     "evaluate encoder-planted --data shop": "encoder-planted is a behaviour encoder: got encoder; expected an adapter",

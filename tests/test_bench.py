@@ -43,18 +43,28 @@ def test_the_command_prices_an_adapter(file, tmp_path, capfd):
     assert list(found["ways"]) == ["full", "lora_2"] and found["errors"] == {}
     full, low = found["ways"]["full"], found["ways"]["lora_2"]
     assert "minus_full" not in full and full["trained_parameters"] > 5 * low["trained_parameters"]
-    assert full["learning_rate"] == pytest.approx(0.3 * low["learning_rate"])
+    assert found["learning_rates"] == {"full": 2, "lora_2": 1} and full["edge"] and not low["edge"]
+    reports = {name: json.loads((out / name / "metrics.json").read_text()) for name in ("full-0.3", "full-1")}
+    tried = {name: report["validation"][0]["like.auc"] for name, report in reports.items()}
+    assert full["run"] == max(tried, key=tried.get) and full["validation"] == max(tried.values())
     assert low["bytes"] == 4 * low["trained_parameters"] and low["peak_memory_bytes"] > 0 and low["seconds"] > 0
-    direct = compare(from_run(out / "lora_2-1")["like"], from_run(out / "full-0.3")["like"])[0]
+    direct = compare(from_run(out / "lora_2-1")["like"], from_run(out / full["run"])["like"])[0]
     assert low["minus_full"]["like"]["difference"] == direct.difference
     assert tuple(low["minus_full"]["like"]["interval"]) == direct.interval
-    for text in ("what each way costs", "minus full", "lora_2", f"{full['trained_parameters']:,}", f"{direct.difference:+.4f}"):
+    for text in (
+        "what each way costs",
+        "minus full",
+        "may be better still: full",
+        "lora_2",
+        f"{full['trained_parameters']:,}",
+        f"{direct.difference:+.4f}",
+    ):
         assert text in shown
     names = [path.name for path in registry.iterdir() if path.name.startswith(("encoder", "like"))]
     assert len(names) == 1 and names[0].startswith("encoder")  # nothing but the encoder is published
 
     first = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
-    assert len(first) == 3  # the encoder's run too
+    assert len(first) == 4  # the encoder's run too
     assert main([*arguments, "--way", "head_only"]) == 0  # goes on: only what is new is trained
     assert {path: path.stat().st_mtime_ns for path in first} == first and (out / "head_only-1" / "metrics.json").exists()
     assert main([*arguments, "--set", "train.epochs=2"]) == 2
@@ -125,7 +135,7 @@ def test_labelled_texts_need_no_encoder(tiny, tmp_path, processes):
     wanted = text_recipe(tiny, STARS, data={"path": str(tmp_path / "texts")})
     with pytest.raises(JobError, match="no way could be trained"):
         bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["full", "head_only"])
-    assert asked == ["full-0.3", "head_only-1"]
+    assert asked == ["full-0.3", "full-1", "head_only-1"]
 
 
 def test_an_interrupted_run_says_how_to_go_on(wanted, tmp_path, processes):

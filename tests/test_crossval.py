@@ -241,7 +241,7 @@ def test_the_command_prints_means_and_writes_json(little, wanted, tmp_path, monk
         (["like.yaml", "--folds", "1"], "genre: folds: got 1"),
         (["like.yaml", "--folds", "two"], "genre: invalid value for '--folds'"),
         (["like.yaml", "--folds", "2", "--seed", "5"], "genre: the cross-validation is of another run: seed differs"),
-        (["nope.yaml", "--folds", "2"], "genre: recipe nope.yaml cannot be read"),
+        (["nope.yaml", "--folds", "2"], "genre: no recipe nope.yaml"),
         (["like.yaml", "--folds", "2", "--out", "like.yaml"], "genre: the folder to work in is a file"),
         (["like.yaml", "--folds", "2", "--out", "data"], "genre: data holds other files: got no crossval.json"),
     ):

@@ -162,7 +162,7 @@ def test_recipes_that_do_not_go_together_are_refused_in_a_line(place, capsys, ti
             "like.yaml",
             full,
         ): "recipe 'full' cannot train beside others: adapter.kind: got full",
-        ("like.yaml", "none.yaml"): "recipe none.yaml cannot be read",
+        ("like.yaml", "none.yaml"): "no recipe none.yaml",
         ("like.yaml", "rating.yaml", "--resume"): "there is nothing to resume: got runs/like/1, runs/rating/1",
         ("like.yaml", "--tokens-at-once", "5"): "--tokens-at-once is wrong: got one recipe",
         ("like.yaml", "rating.yaml", "--tokens-at-once", "0"): "--tokens-at-once is wrong: got 0; expected 1 or more",

@@ -477,7 +477,7 @@ def test_the_command_searches_prints_and_goes_on(files, capsys):
         (["like.yaml"], "genre: how many trials?"),
         (["like.yaml", "--trials", "0"], "genre: trials: got 0; expected 1 or more"),
         (["like.yaml", "--trials", "many"], "genre: invalid value for '--trials'"),
-        (["nope.yaml", "--trials", "1"], "genre: recipe nope.yaml cannot be read"),
+        (["nope.yaml", "--trials", "1"], "genre: no recipe nope.yaml"),
         (["like.yaml", "--trials", "1", "--search", "train.epoch=1,2"], "genre: the search space names an unknown key"),
         (["like.yaml", "--trials", "1", "--search", "train.epochs=3:1"], "genre: search of train.epochs is empty"),
         (["like.yaml", "--trials", "1", "--space", "nope.yaml"], "genre: no such search space"),

@@ -23,7 +23,7 @@ def bench(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key for all ways; may be repeated.")
     ] = None,
-    profile: Annotated[str, typer.Option(help="quick: full, lora_8, head_only at one rate; full: all ways at three.")] = "quick",
+    profile: Annotated[str, typer.Option(help="quick: full, lora_8, head_only; full: all ways, more rates.")] = "quick",
     ways: Annotated[
         list[str] | None, typer.Option("--way", metavar="WAY", help="Only this way to train; may be repeated.")
     ] = None,
@@ -70,6 +70,8 @@ def _show(found: dict[str, Any]) -> None:
     first = next(iter(found["ways"].values()))
     for task in first["test"]:
         _show_task(task, found["ways"])
+    if edges := [way for way, row in found["ways"].items() if row["edge"]]:
+        print(f"best at the lowest or highest learning rate tried, so another may be better still: {', '.join(edges)}")
     for name, error in found["errors"].items():
         print(f"{name} failed: {error}")
 

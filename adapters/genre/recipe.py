@@ -228,6 +228,8 @@ class Recipe(_Config):
         """
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecipeError(f"no recipe {path}", todo="name a YAML file, or let genre recipe new write one") from None
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"recipe {path} cannot be read", got=str(error), todo="name a YAML file") from None
         except yaml.YAMLError as error:

@@ -307,8 +307,13 @@ def _read_heads(folder: Path, tasks: dict[str, Task], base: Base) -> dict[str, H
         )  # fmt: skip
         expected = {key: tuple(value.shape) for key, value in head.state_dict().items()}
         got = {key: tuple(value.shape) for key, value in own.items()}
-        if expected != got:
-            raise ManifestError(f"head of task {name!r}", got=got, expected=expected)
+        if other := sorted(key for key in expected.keys() | got.keys() if expected.get(key) != got.get(key))[:3]:
+            raise ManifestError(
+                f"the head of task {name!r} was not written by this release of GENRE",
+                got=", ".join(f"{key} {got.get(key, 'absent')}" for key in other),
+                expected=", ".join(f"{key} {expected.get(key, 'absent')}" for key in other),
+                todo="let the alias name another version, or train it again",
+            )
         head.load_state_dict(own)
         heads[name] = head.to(base.device).eval().requires_grad_(False)
     return heads

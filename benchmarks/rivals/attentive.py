@@ -81,10 +81,9 @@ def self_attentive(
     width: int = 64,
     length: int = 100,
     dropout: float = 0.3,
-    minutes: float = 8,
     seed: int = 0,
 ) -> SelfAttentive:
-    """Train until validation NDCG@10 has not risen for 8 checks (one every 5 epochs), at most so many minutes."""
+    """Train until validation NDCG@10 has not risen for 8 checks, one every 5 epochs."""
     torch.manual_seed(seed)
     draw = np.random.default_rng(seed)
     settings = {"width": width, "layers": 2, "length": length, "dropout": dropout, "seed": seed}
@@ -97,7 +96,7 @@ def self_attentive(
     found = validation_targets(log, split)
     best, kept, stale, epoch = -1.0, copy.deepcopy(network.state_dict()), 0, 0
     begun = time.perf_counter()
-    while stale < 8 and time.perf_counter() - begun < 60 * minutes:
+    while stale < 8:
         network.train()
         windows = []
         for codes in users:

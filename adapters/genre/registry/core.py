@@ -341,7 +341,7 @@ class Registry:
     def _need(self, name: str, version: str) -> None:
         if not self.store.has(name, version):
             known = self.versions(name)
-            raise NotFoundError(f"no version {name}:{version}", got=self.url, expected=_some(known))
+            raise NotFoundError(f"no version {name}:{version}", got=f"the registry at {self.url}", expected=_some(known))
 
     def _held(self, ref: Ref) -> str:
         assert ref.alias is not None
@@ -349,7 +349,7 @@ class Registry:
         if ref.alias not in held:
             self.versions(ref.name)
             expected = _some([f"{ref.name}@{alias}" for alias in sorted(held)]) or f"{ref.name}:VERSION"
-            raise NotFoundError(f"no alias {ref.name}@{ref.alias}", got=self.url, expected=expected)
+            raise NotFoundError(f"no alias {ref.name}@{ref.alias}", got=f"the registry at {self.url}", expected=expected)
         return held[ref.alias].version
 
     def _no_name(self, name: str) -> NotFoundError:

@@ -5,9 +5,10 @@ Owns: the ways, a process for each run, the choice of a learning rate, the paire
     found = bench(recipe, Path("runs/like/bench"), Registry("registry"), ways=["full", "lora_8", "head_only"])
     found["ways"]["lora_8"]["minus_full"]      # {"metric": "auc", "difference": 0.0025, "interval": [0.0009, 0.0042], …}
 
-Every way gets the same epochs at each of as many learning rates. The rate is chosen on the validation part; the test part
-decides nothing. An encoder is fitted first, by a run of its own, and all ways use it as it is. Runs are processes of their own,
-so that each peak of memory is its own; finished ones are kept, so an interrupted comparison goes on.
+Every way gets the same epochs at each of as many learning rates, the full fine-tune one more. The rate is chosen on the
+validation part; the test part decides nothing. An encoder is fitted first, by a run of its own, and all ways use it as it is.
+Runs are processes of their own, so that each peak of memory is its own; finished ones are kept, so an interrupted comparison
+goes on.
 """
 
 import json
@@ -45,8 +46,9 @@ WAYS: dict[str, list[str]] = {
 }
 PROFILES: dict[Profile, list[str]] = {"quick": ["full", "lora_8", "head_only"], "full": list(WAYS)}
 FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (1.0,), "full": (0.5, 1.0, 2.0)}
-FULL_FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (0.3,), "full": (0.1, 0.3, 1.0)}
-"""A full fine-tune wants a smaller learning rate than an adapter the longer it trains, so its own shares of the recipe's."""
+FULL_FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (0.3, 1.0), "full": (0.1, 0.3, 1.0, 3.0)}
+"""What a full fine-tune wants lies between a tenth of an adapter's learning rate, in long runs, and three times it, in short
+ones: it gets one rate more than the others, since a grid that stops too early makes any adapter look good."""
 ENCODER = "encoder"
 MARGIN = 0.01
 
@@ -72,7 +74,7 @@ def bench(
         recipe: What all ways share.
         folder: For the runs; one that holds finished ones of this recipe goes on.
         registry: Where an encoder is looked for, and published if one has to be fitted; nothing else is published.
-        profile: One learning rate or three.
+        profile: One learning rate or three; two or four for the full fine-tune.
         ways: Names of `WAYS`; the profile's by default.
         reporter: Where progress goes; runs speak for themselves.
 
@@ -116,8 +118,8 @@ def bench(
         raise JobError("no way could be trained", got="; ".join(f"{name}: {error}" for name, error in errors.items()))
     found = {
         "recipe": recipe.name, "profile": profile, "seed": recipe.train.seed, "epochs": recipe.train.epochs,
-        "learning_rates": len(FACTORS[profile]), "environment": environment(), "errors": errors,
-        "ways": {way: _row(objective, place, kept.get("full"), way) for way, place in kept.items()},
+        "learning_rates": {way: len(each) for way, each in factors.items()}, "environment": environment(), "errors": errors,
+        "ways": {way: _row(objective, place, kept.get("full"), way, list(plan[way])) for way, place in kept.items()},
     }  # fmt: skip
     write_text(folder / "bench.json", json.dumps(found, indent=2) + "\n")
     return found
@@ -170,13 +172,17 @@ def _report(place: Path) -> dict[str, Any]:
     return dict(json.loads((place / "metrics.json").read_text(encoding="utf-8")))
 
 
-def _row(objective: Objective, place: Path, full: Path | None, way: str) -> dict[str, Any]:
-    """A way's figures on the test part, what it cost, and its paired differences from the full fine-tune."""
+def _row(objective: Objective, place: Path, full: Path | None, way: str, runs: Sequence[str]) -> dict[str, Any]:
+    """A way's figures on the test part, what it cost, and its paired differences from the full fine-tune.
+
+    `edge` says that its best run, of several from the lowest rate to the highest, has one of these two.
+    """
     report = _report(place)
     cost = report["cost"]
     trained = cost["lora_params"] + cost["head_params"]
     row = {
-        "run": place.name, "learning_rate": Recipe.read(place / "recipe.yaml").train.learning_rate, "objective": objective.name,
+        "run": place.name, "edge": len(runs) > 1 and place.name in (runs[0], runs[-1]),
+        "learning_rate": Recipe.read(place / "recipe.yaml").train.learning_rate, "objective": objective.name,
         "validation": _validated(objective, place), "trained_parameters": trained, "bytes": 4 * trained,
         "seconds": cost["seconds"],
         "tokens_per_second": cost["tokens"] / max(cost["seconds"], 1e-9), "peak_memory_bytes": cost["peak_memory_bytes"],
