@@ -213,7 +213,7 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, message):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="no recipe .*none.yaml; name a YAML file"):
+    with pytest.raises(RecipeError, match="no recipe .*none.yaml: name a YAML file"):
         Recipe.read(tmp_path / "none.yaml")
 
 
