@@ -107,6 +107,9 @@ def train(
         _check_resumable(wanted[0], out)
     if out is not None and out.is_file():
         raise InputError("--out is a file", got=out, expected="a folder, or a new name")
+    if out is not None and not (resume or dry) and (out / "checkpoints" / "last.pt").exists():
+        todo = "--resume goes on with it; name another --out for a new one"
+        raise InputError("--out holds a run", got=out, expected="a new folder", todo=todo)
     if tokens is not None and (tokens < 1 or len(wanted) == 1):
         got = tokens if tokens < 1 else "one recipe"
         raise InputError("--tokens-at-once is wrong", got=got, expected="1 or more, and several recipes")

@@ -88,6 +88,9 @@ def _svd(matrix: sp.csr_matrix, dimensions: int, seed: int) -> np.ndarray:
     """Rows scaled by the square root of the singular values, (rows, dimensions), padded with zeros where the rank is lower."""
     rank = min(dimensions, min(matrix.shape) - 1)
     out = np.zeros((matrix.shape[0], dimensions))
+    matrix = matrix.copy()
+    matrix.data[np.abs(matrix.data) < 1e-9] = 0  # what is left of feedback that is always the same
+    matrix.eliminate_zeros()
     if rank < 1 or matrix.nnz == 0:
         return out
     left, values, _ = svds(matrix.astype(np.float64), k=rank, v0=np.random.default_rng(seed).normal(size=min(matrix.shape)))

@@ -148,13 +148,13 @@ class TrainConfig(_Config):
     """
 
     epochs: int = Field(default=5, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.02, ge=0, lt=1)
     clip: float = Field(default=1.0, gt=0)
     dropout: float = Field(default=0.3, ge=0, lt=1)
     batch_tokens: int = Field(default=4096, ge=16)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     early_stop: int | None = Field(default=2, ge=1)
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     checkpoint_every: int = Field(default=200, ge=1)

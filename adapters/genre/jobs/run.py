@@ -11,13 +11,13 @@ import torch
 from genre.assembly import Assembly, assemble
 from genre.base import Base
 from genre.base_source import find as find_base
-from genre.errors import RecipeError
+from genre.errors import InputError, RecipeError
 from genre.files import appearing_folder
 from genre.interactions import Interactions
 from genre.interactions_splits import PARTS
 from genre.jobs.encoders import find_encoder, publish_encoder
 from genre.jobs.evaluating import Figures, judge
-from genre.jobs.places import check_data, environment, open_data, run_folder, write_text
+from genre.jobs.places import check_data, claim_folder, environment, open_data, run_folder, write_text
 from genre.jobs.predictions import write_predictions
 from genre.jobs.reliability import draw_bins, plot_name, reliability_of
 from genre.prediction import predict
@@ -103,12 +103,50 @@ def train(
     root = ranks.same(Path(folder) if folder is not None else run_folder(recipe.name, resume))
     assembly = wire(recipe, log, base, registry, say, ranks, own_encoder=resume and fitted_encoder(root))
     try:
+        if folder is None and not resume:
+            root = ranks.same(claim_folder(recipe.name) if ranks.main else root)
+        if resume:
+            check_resumed(root, assembly.recipe)
         if ranks.main:
             describe_run(root, assembly.recipe)
         fitted = fit(assembly, root, resume=resume, reporter=say)
         return conclude(fitted, root, registry, say, ranks)
     finally:
         assembly.model.release()
+
+
+FREE = {"data.path", "base.name", "train.epochs", "train.early_stop", "train.tracker", "train.checkpoint_every"}
+"""What may change when a run goes on: places, which are checked by what is there, and when it ends and what it writes."""
+
+
+def check_resumed(root: Path, recipe: Recipe) -> None:
+    """Check that a run goes on with the recipe that it began with.
+
+    Raises:
+        InputError: It is another one; the message names the first key and both values.
+    """
+    file = root / "recipe.yaml"
+    if not file.exists():
+        return
+    held, wanted = (flat(each.model_dump(mode="json")) for each in (Recipe.read(file), recipe))
+    for key in sorted(held.keys() | wanted.keys()):
+        if key not in FREE and held.get(key) != wanted.get(key):
+            raise InputError(
+                f"the run in {root} began with another recipe: {key} differs", got=wanted.get(key), expected=held.get(key),
+                todo="resume with that one, or train anew without --resume",
+            )  # fmt: skip
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested mappings and lists by dotted key."""
+    if isinstance(value, list):
+        value = {str(number): each for number, each in enumerate(value)}
+    if not isinstance(value, dict):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= flat(inner, f"{prefix}.{key}" if prefix else key)
+    return found
 
 
 def describe_run(root: Path, recipe: Recipe) -> None:

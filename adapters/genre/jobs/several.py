@@ -16,7 +16,7 @@ from genre.errors import GenreError, InputError, JobError
 from genre.interactions import Interactions
 from genre.jobs.encoders import find_encoder
 from genre.jobs.places import open_log, run_folder
-from genre.jobs.run import Run, check_base, conclude, describe_run, train
+from genre.jobs.run import Run, check_base, check_resumed, conclude, describe_run, train
 from genre.model import SoftTokens
 from genre.progress import Reporter
 from genre.ranks import Ranks
@@ -89,6 +89,8 @@ def train_together(
             "there is nothing to resume", got=", ".join(str(place.root) for place in places), expected="checkpoints/last.pt",
             todo="train without --resume",
         )  # fmt: skip
+    for place in places if resume else ():
+        check_resumed(place.root, place.recipe)
     done: dict[str, Run] = {}
 
     def hand_over(run: Run, name: str) -> None:
