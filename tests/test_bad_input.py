@@ -95,6 +95,8 @@ RECIPES = {
     "a misspelt section": ("adaptor", {}, "unknown key 'adaptor'", "did you mean 'adapter'?"),
     "a wrong value": ("adapter.rank", "many", "adapter.rank: got 'many'; expected a valid integer"),
     "a wrong choice": ("adapter.kind", "lorra", "adapter.kind: got 'lorra'; expected 'lora', 'rslora'"),
+    "a negative seed": ("train.seed", -1, "train.seed: got -1"),
+    "a rate without end": ("train.learning_rate", float("inf"), "train.learning_rate: got inf"),
     "shares of more than one": ("data.split.test", 0.95, "must add up to less than 1"),
     "another data set": ("data.path", "nope", "no data set folder: got nope; expected a folder with interactions.parquet"),
     "another base": ("base.name", "nope", "no base is called 'nope': expected smollm2-135m"),

@@ -92,6 +92,21 @@ def test_a_finished_run_resumes_to_the_same_figures(place, tiny, capsys):
     assert first.splitlines()[:7] == second.splitlines()[:7]
 
 
+def test_a_run_goes_on_with_its_own_recipe_only(place, tiny, capsys):
+    file = write_recipe(place, tiny, LIKE)
+    run(capsys, "train", file, "--out", "one")
+    held = (place / "one" / "recipe.yaml").read_text()
+    for override, said in (
+        ("adapter.kind=rslora", "began with another recipe: adapter.kind differs: got rslora; expected lora"),
+        ("data.split.test=0.5", "data.split.test differs: got 0.5"), ("train.seed=7", "train.seed differs: got 7; expected 0"),
+    ):  # fmt: skip
+        assert cli.main(["train", str(file), "--out", "one", "--resume", "--set", override]) == 2
+        assert said in capsys.readouterr().err and (place / "one" / "recipe.yaml").read_text() == held
+    run(capsys, "train", file, "--out", "one", "--resume", "--set", "train.epochs=2")
+    assert cli.main(["train", str(file), "--out", "one"]) == 2
+    assert "--out holds a run: got one; expected a new folder; --resume goes on with it" in capsys.readouterr().err
+
+
 def test_a_full_fine_tune_is_compared_and_not_published(place, tiny, capsys):
     file = write_recipe(place, tiny, LIKE, adapter={"kind": "full"})
     assert "a full fine-tune is compared, not published; run folder runs/like/1" in run(capsys, "train", file)

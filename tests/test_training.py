@@ -332,3 +332,23 @@ def test_wandb_keeps_its_files_in_the_run_folder_offline(tiny, log, tmp_path, mo
     wanted = recipe(tiny, LIKE, train={"epochs": 1, "tracker": "wandb"})
     genre.train(wanted, log=log, base=genre.Base.load(str(tiny)), folder=tmp_path)
     assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+def test_a_metric_that_cannot_be_computed_decides_nothing(tiny, base, log, tmp_path):
+    """Validation labels are all alike, so there is no AUC: log loss decides, and nothing that is no number is written."""
+    from genre.interactions_splits import VALID, split
+
+    wanted = recipe(tiny, LIKE, train={"epochs": 2})
+    there = (split(log, wanted.data.split).part == VALID).nonzero()[0]
+    alike = with_values(log, rating=dict.fromkeys(there.tolist(), 5.0))
+    said = []
+    assembly = assemble(wanted, alike, base)
+    try:
+        fitted = fit(assembly, tmp_path, reporter=Reporter(said.append))
+    finally:
+        assembly.model.release()
+    rows = fitted.state.history
+    assert len(rows) == 2 and not any("like.auc" in row for row in rows)
+    assert fitted.state.best_value == min(row["like.log_loss"] for row in rows)
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+    assert sum("like.auc" in line and "cannot be computed" in line and "like.log_loss decides" in line for line in said) == 1

@@ -286,13 +286,18 @@ class Loop:
         """Evaluate the validation part; keep the weights if they are the best so far."""
         check_finite(self.parameters, self.state.step)
         with self.alone():
-            values = measure(self.assembly, self.ranks)
-        first = next((task for task in self.recipe.tasks if f"{task.name}.{task.metrics[0]}" in values), self.recipe.tasks[0])
-        if not values:  # nothing to validate on: the last weights are the ones to keep
+            measured = measure(self.assembly, self.ranks)
+        values = {name: value for name, value in measured.items() if not math.isnan(value)}
+        tasks = self.recipe.tasks
+        ordered = [(task, task.metrics[0]) for task in tasks] + [(task, each) for task in tasks for each in task.metrics[1:]]
+        name, own = next(((f"{task.name}.{each}", each) for task, each in ordered if f"{task.name}.{each}" in values), ("", ""))
+        if not name:  # nothing to validate on: the last weights are the ones to keep
             self.keep()
             return
-        name = f"{first.name}.{first.metrics[0]}"
-        value, chosen = values[name], metric(first.metrics[0])
+        if not self.state.history and (missing := [each for each in measured if each not in values]):
+            said = f"validation: {', '.join(missing)} cannot be computed, labels are all alike there"
+            self.reporter.line(f"{said}; {name} decides")
+        value, chosen = values[name], metric(own)
         better = self.state.best_value is None or chosen.better(value, self.state.best_value)
         if better:
             self.state.best_value, self.state.best_epoch = value, self.state.epoch

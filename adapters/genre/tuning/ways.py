@@ -12,6 +12,7 @@ goes on.
 """
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -159,13 +160,18 @@ def work(wanted: Path, folder: Path, registry: Registry) -> None:
 def _best(objective: Objective, folder: Path, names: Sequence[str]) -> Path | None:
     """The run of one way that is best on validation."""
     sign = 1 if objective.maximize else -1
-    return max((folder / name for name in names), key=lambda place: sign * _validated(objective, place), default=None)
+
+    def worth(place: Path) -> float:
+        value = _validated(objective, place)
+        return -math.inf if value is None else sign * value
+
+    return max((folder / name for name in names), key=worth, default=None)
 
 
-def _validated(objective: Objective, place: Path) -> float:
-    """A run's best value on the validation part."""
+def _validated(objective: Objective, place: Path) -> float | None:
+    """A run's best value on the validation part; None where it could not be computed."""
     pick = max if objective.maximize else min
-    return float(pick(row[objective.name] for row in _report(place)["validation"] if objective.name in row))
+    return pick((float(row[objective.name]) for row in _report(place)["validation"] if objective.name in row), default=None)
 
 
 def _report(place: Path) -> dict[str, Any]:
