@@ -9,9 +9,10 @@ rating      u1 (rows 0-19,999), transductive: RMSE, against item mean, running m
             once settings are chosen on a tenth of the training rows, all methods learn from all of them, as published
             u1 figures do
 
-Every rival and every setting of the recipes was chosen on validation parts. Figures are means over the seeds; an interval is
-the user bootstrap of that mean, with the same users drawn for every method and seed; differences are paired. What one method
-gave for one seed is kept beside the JSON file, so an interrupted run goes on; `--fresh` begins anew.
+Settings of the rivals and of the recipes were chosen on validation parts; the self-attentive model has one, and stops there.
+Figures are means over the seeds; an interval is the user bootstrap of that mean, with the same users drawn for every method and
+seed, so it leaves out what other seeds would have given; differences are paired. What one method gave for one seed is kept
+beside the JSON file, so an interrupted run goes on; `--fresh` begins anew.
 """
 
 import argparse

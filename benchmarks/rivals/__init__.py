@@ -1,4 +1,4 @@
-"""Recommenders that adapters are compared with: each knows what an adapter knows, and is tuned on the validation part only.
+"""Recommenders that adapters are compared with: each knows what an adapter knows, tuned or stopped on the validation part only.
 
     neighbours   item-based and sequential nearest neighbours
     factors      alternating least squares and Bayesian personalized ranking, from `implicit`
