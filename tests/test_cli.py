@@ -97,7 +97,7 @@ def test_a_run_goes_on_with_its_own_recipe_only(place, tiny, capsys):
     run(capsys, "train", file, "--out", "one")
     held = (place / "one" / "recipe.yaml").read_text()
     for override, said in (
-        ("adapter.kind=rslora", "began with another recipe: adapter.kind differs: got rslora; expected lora"),
+        ("adapter.kind=rslora", 'the checkpoint in one is of another run: adapter.kind differs: got "rslora"; expected "lora"'),
         ("data.split.test=0.5", "data.split.test differs: got 0.5"), ("train.seed=7", "train.seed differs: got 7; expected 0"),
     ):  # fmt: skip
         assert cli.main(["train", str(file), "--out", "one", "--resume", "--set", override]) == 2

@@ -11,7 +11,7 @@ import torch
 from genre.assembly import Assembly, assemble
 from genre.base import Base
 from genre.base_source import find as find_base
-from genre.errors import InputError, RecipeError
+from genre.errors import RecipeError
 from genre.files import appearing_folder
 from genre.interactions import Interactions
 from genre.interactions_splits import PARTS
@@ -20,6 +20,7 @@ from genre.jobs.evaluating import Figures, judge
 from genre.jobs.places import check_data, claim_folder, environment, open_data, run_folder, write_text
 from genre.jobs.predictions import write_predictions
 from genre.jobs.reliability import draw_bins, plot_name, reliability_of
+from genre.jobs.same import check_same
 from genre.prediction import predict
 from genre.progress import Reporter
 from genre.ranks import Ranks
@@ -115,7 +116,7 @@ def train(
         assembly.model.release()
 
 
-FREE = {"data.path", "base.name", "train.epochs", "train.early_stop", "train.tracker", "train.checkpoint_every"}
+FREE: Any = {"data": {"path"}, "base": {"name"}, "train": {"epochs", "early_stop", "tracker", "checkpoint_every"}}
 """What may change when a run goes on: places, which are checked by what is there, and when it ends and what it writes."""
 
 
@@ -128,25 +129,10 @@ def check_resumed(root: Path, recipe: Recipe) -> None:
     file = root / "recipe.yaml"
     if not file.exists():
         return
-    held, wanted = (flat(each.model_dump(mode="json")) for each in (Recipe.read(file), recipe))
-    for key in sorted(held.keys() | wanted.keys()):
-        if key not in FREE and held.get(key) != wanted.get(key):
-            raise InputError(
-                f"the run in {root} began with another recipe: {key} differs", got=wanted.get(key), expected=held.get(key),
-                todo="resume with that one, or train anew without --resume",
-            )  # fmt: skip
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings and lists by dotted key."""
-    if isinstance(value, list):
-        value = {str(number): each for number, each in enumerate(value)}
-    if not isinstance(value, dict):
-        return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        found |= flat(inner, f"{prefix}.{key}" if prefix else key)
-    return found
+    held, wanted = (each.model_dump(mode="json", exclude=FREE) for each in (Recipe.read(file), recipe))
+    for values in (held, wanted):
+        values["tasks"] = {task["name"]: task for task in values["tasks"]}
+    check_same(f"the checkpoint in {root}", held, wanted, todo="resume with that, or train anew without --resume")
 
 
 def describe_run(root: Path, recipe: Recipe) -> None:

@@ -295,7 +295,7 @@ class Loop:
             self.keep()
             return
         if not self.state.history and (missing := [each for each in measured if each not in values]):
-            said = f"validation: {', '.join(missing)} cannot be computed, labels are all alike there"
+            said = f"validation: {', '.join(missing)} cannot be computed from the labels there"
             self.reporter.line(f"{said}; {name} decides")
         value, chosen = values[name], metric(own)
         better = self.state.best_value is None or chosen.better(value, self.state.best_value)

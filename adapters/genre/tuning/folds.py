@@ -26,11 +26,12 @@ from genre.files import disk_errors
 from genre.interactions import Interactions
 from genre.interactions_splits import TEST, Split
 from genre.jobs import Figures, environment, measure, open_log, write_text
+from genre.jobs.same import check_same
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.training import fit
 from genre.tuning.keys import changed
-from genre.tuning.places import check_same, need_events, working_folder
+from genre.tuning.places import need_events, working_folder
 
 ABOUT = "crossval.json"
 RESULT = "metrics.json"

@@ -1,16 +1,14 @@
 """A folder that one long job works in, again and again until it is done.
 
-Owns: its lock, and the refusal to go on with something else. Ignores: what the job does.
+Owns: its lock. Ignores: what the job does, and whether it is the same job as before (`genre.jobs.same`).
 
     with working_folder(Path("runs/like/tune"), "study.journal"):
-        check_same("the study", {"seed": 0}, {"seed": 1})     # InputError: … seed differs: got 1; expected 0
+        …
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -53,20 +51,6 @@ def working_folder(folder: Path, marker: str) -> Iterator[None]:
         lock.release()
 
 
-def check_same(what: str, stored: Mapping[str, Any], wanted: Mapping[str, Any], *, todo: str | None = None) -> None:
-    """Check that a job goes on with what it began with.
-
-    Raises:
-        InputError: Something differs; the message names the first key and both values.
-    """
-    ours, theirs = _leaves(wanted), _leaves(stored)
-    for key in dict.fromkeys([*theirs, *ours]):
-        if ours.get(key) != theirs.get(key):
-            raise InputError(
-                f"{what} is of another run: {key} differs", got=_shown(ours, key), expected=_shown(theirs, key), todo=todo
-            )
-
-
 def need_events(recipe: Recipe, what: str) -> None:
     """Refuse recipes over labelled texts, which have no users and are trained by a loop of their own.
 
@@ -78,13 +62,3 @@ def need_events(recipe: Recipe, what: str) -> None:
             raise RecipeError(
                 f"{what} works on logs of events", got=f"task {task.name!r} of kind text", expected="events of users"
             )
-
-
-def _leaves(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {path: leaf for key, each in value.items() for path, leaf in _leaves(each, f"{prefix}{key}.").items()}
-    return {prefix.removesuffix("."): json.loads(json.dumps(value))}
-
-
-def _shown(leaves: Mapping[str, Any], key: str) -> str:
-    return json.dumps(leaves[key], ensure_ascii=False)[:80] if key in leaves else "nothing"

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from genre.errors import InputError
-from genre.tuning.places import check_same
+from genre.jobs.same import check_same
 from genre.tuning.space import Space
 
 Sampler = Literal["tpe", "random", "grid"]
