@@ -69,6 +69,7 @@ def recipe_of(each: Run, options: argparse.Namespace) -> genre.Recipe:
     common = [
         f"base.depth={options.depth}", f"train.epochs={options.epochs}", f"train.learning_rate={each.rate}",
         f"train.seed={each.seed}", "train.tracker=none", "train.dropout=0.1", "train.early_stop=null", "data.max_events=60",
+        "encoder.taste=0",  # every way would get the same term after its training: what trains is compared
     ]  # fmt: skip
     if options.limit:
         common.append(f"data.limit={options.limit}")

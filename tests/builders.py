@@ -71,12 +71,17 @@ def stir(assembly: Any, seed: int = 0, size: float = 0.3) -> None:
     """Give every low-rank B and every head weight random values, as if it had been trained."""
     import torch
 
+    from genre.heads import CatalogueHead
+
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in assembly.model.layers.values():
             layer.lora_B.normal_(std=size / layer.rank**0.5, generator=draw)
         for parameter in assembly.model.heads.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=draw) * size)
+        for head in assembly.model.heads.values():
+            if isinstance(head, CatalogueHead) and head.memory is not None:
+                head.add_taste(torch.randn(4, head.key.in_features, generator=draw) * size / 6, 0.3)
 
 
 def publish_stirred(

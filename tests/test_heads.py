@@ -149,6 +149,28 @@ def test_the_catalogue_head_is_its_formula(vectors):
 
 
 @torch.no_grad()
+def test_the_taste_of_a_catalogue_head_is_its_formula_and_in_no_training_step(vectors):
+    head = stirred(CatalogueHead(WIDTH, size=5))
+    hidden = torch.randn(len(ROWS), WIDTH, generator=torch.Generator().manual_seed(2))
+    plain = array(head(hidden, view(head, vectors)))
+    head.add_taste(torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(4)), 0.7)
+    e = unit(vectors) @ array(head.taste).T
+    found = []
+    for place, (row, seen) in enumerate(zip(ROWS.tolist(), SEEN.tolist(), strict=True)):
+        liked = sum((0.95 ** (seen - 1 - j) * e[int(HISTORY[row, j])] for j in range(seen)), np.zeros(3))
+        found.append(plain[place] + 0.7 * e @ liked)
+    shown = view(head, vectors)
+    assert np.allclose(array(head(hidden, shown)), np.array(found), atol=1e-4)
+    query = head.ask(hidden, shown)
+    assert np.allclose(array(head.direction(query)) @ unit(vectors).T, np.array(found), atol=1e-4)
+    assert np.allclose(array(head.match(query, shown.tables[0][TARGETS])), np.array(found)[np.arange(6), TARGETS], atol=1e-4)
+    more = torch.cat([vectors, vectors[:2] + 1])
+    assert torch.allclose(head.extend(shown.tables, more)[0], head.tables(more)[0])
+    head.train()
+    assert np.allclose(array(head(hidden, view(head, vectors))), plain, atol=1e-5)
+
+
+@torch.no_grad()
 def test_the_catalogue_head_starts_in_the_order_of_popularity():
     square = torch.eye(ITEMS) + 0.05 * torch.randn(ITEMS, ITEMS, generator=torch.Generator().manual_seed(3))
     head = CatalogueHead(ITEMS, size=4, fuse=False)
@@ -166,6 +188,8 @@ def test_ridge_is_the_normal_equations():
     x, y, w = draw.normal(size=(20, 4)), draw.normal(size=20), draw.uniform(1, 5, size=20)
     wanted = np.linalg.solve(x.T @ np.diag(w) @ x + 1e-2 * w.sum() * np.eye(4), x.T @ (w * y))
     assert np.allclose(ridge(torch.tensor(x), torch.tensor(y), torch.tensor(w)).numpy(), wanted, atol=1e-6)
+    both = ridge(torch.tensor(x), torch.tensor(np.stack([y, -2 * y], 1)), torch.tensor(w)).numpy()
+    assert np.allclose(both, np.stack([wanted, -2 * wanted], 1), atol=1e-6)
 
 
 def test_unit_vectors_have_a_mean_square_of_one_and_zero_stays_zero(vectors):

@@ -136,12 +136,15 @@ def to_unit(vectors: Tensor) -> Tensor:
 
 
 def ridge(features: Tensor, wanted: Tensor, weight: Tensor, *, strength: float = 1e-2) -> Tensor:
-    """Weights (D,) that give `wanted` (N,) from `features` (N, D), rows weighted, penalized relative to the rows' weight."""
+    """Weights (D,) or (D, k) that give `wanted`, (N,) or (N, k), from `features` (N, D).
+
+    Rows are weighted by `weight` (N,), and the penalty is relative to their sum.
+    """
     y, w = wanted.double().to(features.device), weight.double().to(features.device)
     gram = strength * w.sum() * torch.eye(features.shape[1], dtype=torch.float64, device=features.device)
-    right = gram.new_zeros(len(gram))
+    right = gram.new_zeros(len(gram), *y.shape[1:])
     for rows in torch.arange(len(features), device=features.device).split(65536):  # a large catalogue fits in double by parts
         x = features[rows].double()
         gram += x.t() @ (w[rows, None] * x)
-        right += x.t() @ (w[rows] * y[rows])
+        right += (x * w[rows, None]).t() @ y[rows]
     return torch.linalg.solve(gram, right).float()

@@ -3,6 +3,7 @@
 Owns: the arithmetic. Ignores: models, tasks, files.
 
     vectors = collaborative_vectors(log, usable, dimensions=64)      # (N, 64 + 2)
+    factors = pure_svd(log, usable, dimensions=64)                   # (N, 64)
 
 Blocks of the result, in order: 2/3 of the dimensions from the SVD of the windowed positive pointwise mutual information
 (Levy & Goldberg, 2014), 1/3 from the SVD of user × item feedback residuals, then log popularity and the smoothed mean
@@ -55,6 +56,37 @@ def collaborative_vectors(
     table[known] = (table[known] - table[known].mean(0)) / (table[known].std(0) + 1e-6)
     table[~known] = 0
     return table.astype(np.float32)
+
+
+def pure_svd(log: Interactions, usable: np.ndarray, *, dimensions: int, seed: int = 0) -> np.ndarray:
+    """Item factors whose products say which items the same users had, whatever lies between.
+
+    With X ≈ U S Vᵀ the binary user × item matrix of the usable events, V S (S² + λ)^-½, λ the median of S²: x F Fᵀ is what the
+    linear autoencoder of this rank makes of a user's items x. Sources: Cremonesi, Koren & Turrin (2010), PureSVD; Steck (2020)
+    for the ridge.
+
+    Args:
+        log: The log.
+        usable: (n,) bool, the training events; no other event is looked at.
+        dimensions: Of the factors; of those that the matrix does not have the values are zero.
+        seed: Of the SVD's start vector.
+
+    Returns:
+        (N, dimensions) float32; zero for items without such events.
+    """
+    events = np.flatnonzero(usable)
+    shape = (len(log.user_offsets) - 1, log.catalogue.size)
+    matrix = sp.csr_matrix((np.ones(len(events)), (log.user_codes[events], log.item_codes[events])), shape=shape)
+    matrix.data[:] = 1
+    rank = min(dimensions, min(shape) - 1)
+    out = np.zeros((shape[1], dimensions), dtype=np.float32)
+    if rank < 1 or matrix.nnz == 0:
+        return out
+    _, values, right = svds(matrix, k=rank, v0=np.random.default_rng(seed).normal(size=min(shape)))
+    order, squares = np.argsort(-values), np.maximum(values, 0) ** 2
+    scale = np.sqrt(squares / (squares + np.median(squares) + 1e-12))
+    out[:, :rank] = (right * scale[:, None])[order].T
+    return out
 
 
 def _mutual_information(users: np.ndarray, items: np.ndarray, count: int, window: int) -> sp.csr_matrix:

@@ -111,9 +111,18 @@ class Ranker:
         Raises:
             DataError: A score is NaN.
         """
-        scores, masked = _masked(self.log, self.histories, events, own, given)
-        ranks = mid_ranks(scores, own) - _masked_equals(scores, own, masked) / 2
+        scores, ranks = self._ranks(events, own, given)
         return Ranking(ranks, top_items(scores, TOP, self.ties))
+
+    def ranks(self, events: Integers, own: npt.NDArray[np.int32], given: npt.NDArray[np.float32]) -> Floats:
+        """The ranks of a block alone, without top lists; see `rank`."""
+        return self._ranks(events, own, given)[1]
+
+    def _ranks(
+        self, events: Integers, own: npt.NDArray[np.int32], given: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.float32], Floats]:
+        scores, masked = _masked(self.log, self.histories, events, own, given)
+        return scores, mid_ranks(scores, own) - _masked_equals(scores, own, masked) / 2
 
 
 def tie_order(log: Interactions) -> Integers:

@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genre.affinity import Affinity, View, ridge, to_unit
@@ -127,17 +128,23 @@ class CategoricalHead(Head):
 class CatalogueHead(Head):
     """Logits over the whole catalogue from the base's state, fused with a decaying memory of the items seen.
 
-        z_i = (Q h + Σ_g Σ_j w_gj M_g ē_j)·K ē_i / √d + b·ē_i,    w_gj ∝ γ_g^(events since j),  Σ_j w_gj = 1
+        z_i = (Q h + Σ_g Σ_j w_gj M_g ē_j)·K ē_i / √d + b·ē_i + β Σ_j γ^(events since j) (F ē_j)·(F ē_i)
 
-    ē are the encoder's item vectors scaled to unit mean square; M starts as a share of K, so that the first logits are
-    similarity to the history, and b at the items' shares of the training events (`start_at`). The memory is causal: a
-    target sees the events before its own impression only.
+    with w_gj ∝ γ_g^(events since j) and Σ_j w_gj = 1. ē are the encoder's item vectors scaled to unit mean square; M starts as a
+    share of K, so that the first logits are similarity to the history, and b at the items' shares of the training events
+    (`start_at`). The memory is causal: a target sees the events before its own impression only.
+
+    The last term is in no training step. F is fitted in closed form once the others are (see `genre.training.taste`), which is
+    why it would know the training events too well, and β is what validation likes best; until then there is no such term.
     """
 
+    taste: Tensor | None
+    blend: Tensor | None
     per_item = sees_items = True
     decays = (0.5, 0.9, 1.0)
+    fading = 0.95
 
-    def __init__(self, width: int, *, size: int = 128, fuse: bool = True, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, *, size: int = 128, fuse: bool = True, dropout: float = 0.0, tastes: int = 0) -> None:
         super().__init__(dropout)
         self.size = size
         self.query = nn.Linear(width, size)
@@ -148,33 +155,60 @@ class CatalogueHead(Head):
         if self.memory is not None:
             with torch.no_grad():
                 self.memory.weight.copy_(0.1 * self.key.weight[:size].repeat(len(self.decays), 1))
+        self.register_buffer("taste", torch.zeros(tastes, width) if tastes else None)
+        self.register_buffer("blend", torch.zeros(()) if tastes else None)
+
+    def add_taste(self, factors: Tensor, blend: float) -> None:
+        """Set the last term's F (k, D) and β (mutates)."""
+        self.taste, self.blend = factors, factors.new_tensor(blend)
+
+    @property
+    def keyed(self) -> Tensor:
+        """(d + k, D): K, and F where the last term counts, so that a query of d + k asks for both at once."""
+        weight = self.key.weight[:-1]
+        return weight if self.taste is None or self.training else torch.cat([weight, self.taste])
 
     def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        """(N, D) → (N, d + 1) keys, whose last column is the item's own bias, and the vectors as they are.
+        """(N, D) → (N, d + k + 1) keys, whose last column is the item's own bias, and the vectors as they are.
 
         What is remembered is computed for the items of a history only: a table of it would be thrice as large as the keys.
         """
-        keys = self.key(to_unit(vectors))
+        keys = self._keys(vectors)
         return (keys,) if self.memory is None else (keys, vectors)
 
     def extend(self, tables: tuple[Tensor, ...], vectors: Tensor) -> tuple[Tensor, ...]:
         """As for any head, without a second copy of the vectors."""
-        keys = torch.cat([tables[0], self.key(to_unit(vectors[len(tables[0]) :]))])
+        keys = torch.cat([tables[0], self._keys(vectors[len(tables[0]) :])])
         return (keys,) if self.memory is None else (keys, vectors)
 
+    def _keys(self, vectors: Tensor) -> Tensor:
+        unit = to_unit(vectors)
+        if self.taste is None or self.training:
+            return self.key(unit)
+        return unit @ torch.cat([self.keyed, self.key.weight[-1:]]).t()
+
     def recall(self, view: View) -> Tensor:
-        """(n, d): what is remembered of the events before each target; zero where there are none."""
+        """(n, d) or (n, d + k): what is remembered of the events before each target; zero where there are none."""
         assert self.memory is not None
         vectors, count = view.tables[1], view.history.shape[1]
-        known = view.known.unsqueeze(-1)
-        values = self.memory(to_unit(vectors[view.history.clamp_min(0)])) * known
+        known, unit = view.known.unsqueeze(-1), to_unit(vectors[view.history.clamp_min(0)])
+        values = self.memory(unit) * known
         step = torch.arange(count, device=values.device)
         age = (step[:, None] - step[None, :]).float()
+
+        def fade(decay: float) -> Tensor:
+            """(E, E) weight of each event for what comes after each."""
+            return torch.where(age >= 0, decay ** age.clamp_min(0), 0.0)
+
         total = values.new_zeros(len(values), count, self.size)
         for decay, part in zip(self.decays, values.split(self.size, -1), strict=True):
-            weights = torch.where(age >= 0, decay ** age.clamp_min(0), 0.0)
+            weights = fade(decay)
             total = total + (weights / weights.sum(-1, keepdim=True)) @ part
-        return torch.cat([total.new_zeros(len(values), 1, self.size), total], 1)[view.rows, view.seen]
+        if self.taste is not None and not self.training:
+            assert self.blend is not None
+            liked = fade(self.fading) @ (unit @ self.taste.t() * known)
+            total = torch.cat([total, self.blend * math.sqrt(self.size) * liked], -1)
+        return torch.cat([total.new_zeros(len(values), 1, total.shape[-1]), total], 1)[view.rows, view.seen]
 
     @torch.no_grad()
     def start_at(self, vectors: Tensor, log_share: Tensor, weight: Tensor | None = None) -> None:
@@ -189,25 +223,26 @@ class CatalogueHead(Head):
         self.key.weight[-1] = ridge(to_unit(vectors), log_share - (log_share * there).sum() / there.sum(), there)
 
     def ask(self, hidden: Tensor, view: View) -> Tensor:
-        """(n, D) → (n, d): what each target looks for."""
+        """(n, D) → (n, d) or (n, d + k): what each target looks for."""
         query = self.query(self.dropout(hidden.float()))
         if self.memory is not None:
-            query = query + self.dropout(self.recall(view))
+            recalled = self.dropout(self.recall(view))
+            query = F.pad(query, (0, recalled.shape[-1] - self.size)) + recalled
         return query
 
     def logits(self, query: Tensor, keys: Tensor) -> Tensor:
-        """(n, d) against (m, d + 1) keys → (n, m)."""
+        """(n, d + k) against (m, d + k + 1) keys → (n, m)."""
         return query @ keys[:, :-1].t() / math.sqrt(self.size) + keys[:, -1]
 
     def direction(self, query: Tensor) -> Tensor:
-        """(n, d) → (n, D): an item's logit is its product with the item's unit vector, (Kᵀ q)·ē_i for q·(K ē_i).
+        """(n, d + k) → (n, D): an item's logit is its product with the item's unit vector, (Kᵀ q)·ē_i for q·(K ē_i).
 
         For a catalogue that many heads look at: none of them needs a table of its own.
         """
-        return query @ self.key.weight[:-1] / math.sqrt(self.size) + self.key.weight[-1]
+        return query @ self.keyed / math.sqrt(self.size) + self.key.weight[-1]
 
     def match(self, query: Tensor, keys: Tensor) -> Tensor:
-        """(n, d) against one of (n, d + 1) keys each → (n,)."""
+        """(n, d + k) against one of (n, d + k + 1) keys each → (n,)."""
         return (query * keys[:, :-1]).sum(-1) / math.sqrt(self.size) + keys[:, -1]
 
     def forward(self, hidden: Tensor, view: View | None = None) -> Tensor:
@@ -262,11 +297,12 @@ class VerbalizerHead(Head):
 def make_head(
     name: str, base: Any, *, loss: str, words: tuple[str, ...] | None = None, classes: int = 0, prior: float = 0.5,
     mean: float = 0.0, deviation: float = 1.0, feedback_codes: int = 0, fuse: bool = True, dropout: float = 0.0,
-    terms: Terms | None = None,
+    terms: Terms | None = None, tastes: int = 0,
 ) -> Head:  # fmt: skip
     """The head that a task names, on a base's width; `fuse` lets it see the user's earlier events.
 
     `pooled` reads the state of a whole text and is binary, categorical or scalar, as its loss asks; with `terms` it counts words.
+    `tastes` is the size of the term that a catalogue head was given after its training.
     """
     width, codes = base.hidden_size, feedback_codes if fuse else 0
     if name == "pooled":
@@ -283,5 +319,5 @@ def make_head(
     if name == "categorical":
         return CategoricalHead(width, classes, dropout=dropout)
     if name == "catalogue":
-        return CatalogueHead(width, fuse=fuse, dropout=dropout)
+        return CatalogueHead(width, fuse=fuse, dropout=dropout, tastes=tastes)
     raise RecipeError("unknown head", got=name, expected="verbalizer, binary, scalar, categorical, catalogue or pooled")

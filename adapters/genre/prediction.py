@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genre.baselines import popularity_ranks
-from genre.batches import Reads, Slot, collate, plan_batches
+from genre.batches import Batch, Reads, Slot, collate, plan_batches
 from genre.evaluation import Targets
 from genre.evaluation_ranking import Ranker, block_rows, block_size
 from genre.interactions_splits import Split
@@ -48,23 +49,40 @@ def outputs(
     Yields:
         A task's name, some (n,) events, and their scores: (n,) float64, (n, C), or (n, N) float32 with a bounded n · N.
     """
-    every = builder.evaluation_rows(split, part, max_events=max_events)
-    rows = ranks.mine(every)
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    supervise = builder.supervise(list(model.tasks.values()))
     training = model.training
     model.eval()
     tables = model.catalogue_tables()
     try:
-        batches = list(plan_batches(lengths, batch_tokens))
-        for chosen in batches:
-            yield from score_batch(model, [rows[i] for i in chosen], supervise, tables)
+        for batch, hidden in states(model, builder, split, part, max_events=max_events, batch_tokens=batch_tokens, ranks=ranks):
+            yield from _read(model, batch, hidden, tables)
             if advance is not None:
-                advance(len(chosen))
-        for _ in range(max(ranks.every(len(batches))) - len(batches) if model.in_step else 0):
-            model.hidden(collate(every[:1], supervise).to(model.base.device))
+                advance(len(batch.lengths))
     finally:
         model.train(training)
+
+
+@torch.no_grad()
+def states(
+    model: Recommender,
+    builder: Builder,
+    split: Split,
+    part: int,
+    *,
+    max_events: int,
+    batch_tokens: int,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """The batches of one part of a split (of several processes, this one's) and their states; the model in evaluation mode."""
+    every = builder.evaluation_rows(split, part, max_events=max_events)
+    rows = ranks.mine(every)
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    supervise = builder.supervise(list(model.tasks.values()))
+    batches = list(plan_batches(lengths, batch_tokens))
+    for chosen in batches:
+        batch = collate([rows[i] for i in chosen], supervise).to(model.base.device)
+        yield batch, model.hidden(batch)
+    for _ in range(max(ranks.every(len(batches))) - len(batches) if model.in_step else 0):
+        model.hidden(collate(every[:1], supervise).to(model.base.device))
 
 
 def score_batch(
@@ -72,9 +90,14 @@ def score_batch(
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """One batch of `outputs`; the model in evaluation mode, without gradients, its catalogue's tables given."""
     batch = collate(rows, supervise).to(model.base.device)
-    hidden = model.hidden(batch)
+    yield from _read(model, batch, model.hidden(batch), tables)
+
+
+def _read(
+    model: Recommender, batch: Batch, hidden: Tensor, tables: dict[str, Any]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     for name, reads in batch.reads.items():
-        for piece in _pieces(reads, len(tables[name][0]) if name in tables else None):
+        for piece in pieces(reads, len(tables[name][0]) if name in tables else None):
             output = model.output(name, hidden, batch, reads=piece, tables=tables.get(name))
             score = model.heads[name].score(output)  # type: ignore[operator]
             yield name, piece.events.numpy(), score.float().cpu().numpy()
@@ -125,7 +148,7 @@ def list_facts(model: Recommender, builder: Builder, split: Split, task: Task, t
     return ListFacts(counts, None if model.soft is None else model.soft.every().cpu().numpy(), popular)
 
 
-def _pieces(reads: Reads, items: int | None) -> Iterator[Reads]:
+def pieces(reads: Reads, items: int | None) -> Iterator[Reads]:
     """The reads of a task; over a catalogue of so many items as few at a time as keep its scores bounded."""
     count = len(reads.labels)
     if items is None or count <= block_size(items):

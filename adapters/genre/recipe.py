@@ -91,6 +91,8 @@ class EncoderConfig(_Config):
         collaborative: Dimensions of the vectors computed from the training events (0: none).
         dense: List-of-float item columns to project.
         fuse: Heads see the user's earlier events through item vectors, beside the base's state.
+        taste: Dimensions of what next-item heads are given once they are trained: a linear model of which items the same users
+            had, in closed form, that counts as much as validation likes best (0: none; needs `fuse` and a validation part).
         dropout: Probability that an item's learned and collaborative vectors are hidden in training (so that new items work).
         min_events: Items with fewer training events get no learned and no collaborative vector: the model knows them as it
             knows new ones. 0 gives one to every item, 1 if the split holds items out; from 1 up an item without training
@@ -105,6 +107,7 @@ class EncoderConfig(_Config):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     min_events: int = Field(default=0, ge=0)
     fuse: bool = True
+    taste: int = Field(default=64, ge=0, le=1024)
 
 
 class AdapterConfig(_Config):

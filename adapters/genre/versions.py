@@ -303,7 +303,7 @@ def _read_heads(folder: Path, tasks: dict[str, Task], base: Base) -> dict[str, H
         terms = Terms(*own["terms.weight"].shape) if "terms.weight" in own else None
         head = make_head(
             task.head, base, loss=task.loss, words=task.words, classes=classes, feedback_codes=codes,
-            fuse=bool(codes) or "memory.weight" in own, terms=terms,
+            fuse=bool(codes) or "memory.weight" in own, terms=terms, tastes=len(own.get("taste", ())),
         )  # fmt: skip
         expected = {key: tuple(value.shape) for key, value in head.state_dict().items()}
         got = {key: tuple(value.shape) for key, value in own.items()}

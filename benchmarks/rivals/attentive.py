@@ -7,6 +7,7 @@ is the stronger way (Klenitskiy and Vasilev 2023). Trained on all windows of the
 import copy
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,13 +83,19 @@ def self_attentive(
     length: int = 100,
     dropout: float = 0.3,
     seed: int = 0,
+    file: Path | None = None,
 ) -> SelfAttentive:
-    """Train until validation NDCG@10 has not risen for 8 checks, one every 5 epochs."""
+    """Train until validation NDCG@10 has not risen for 8 checks, one every 5 epochs; kept in a file, if one is named."""
     torch.manual_seed(seed)
     draw = np.random.default_rng(seed)
     settings = {"width": width, "layers": 2, "length": length, "dropout": dropout, "seed": seed}
     network = Network(log.catalogue.size, width=width, layers=2, heads=2, length=length, dropout=dropout)
     ranker = SelfAttentive(log, split, network, length, settings)
+    if file is not None and file.exists():
+        held = torch.load(file, weights_only=True)
+        network.load_state_dict(held["network"])
+        ranker.settings = held["settings"]
+        return ranker
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01)
     train = np.asarray(split.part) == TRAIN
     users = [log.item_codes[np.flatnonzero(train & (log.user_codes == user))] for user in np.unique(log.user_codes[train])]
@@ -125,4 +132,6 @@ def self_attentive(
                 ranker.settings = {**settings, "epochs": epoch, "validation_ndcg@10": round(value, 5)}
     network.load_state_dict(kept)
     ranker.settings |= {"seconds": round(time.perf_counter() - begun, 1)}
+    if file is not None:
+        torch.save({"network": network.state_dict(), "settings": ranker.settings}, file)
     return ranker

@@ -32,6 +32,7 @@ from genre.training.interrupts import Interrupts
 from genre.training.pieces import count_targets, cut, most_pieces, seed_apart, shares, start_alike
 from genre.training.sharding import spread
 from genre.training.state import Fitted, State, peak_memory_bytes
+from genre.training.taste import add_tastes
 from genre.training.trackers import need_tracker, start_tracker
 from genre.training.updates import Updates
 from genre.training.validation import measure
@@ -312,13 +313,16 @@ class Loop:
         self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
 
     def finish(self) -> None:
-        """Put the best weights back and check that training did something."""
+        """Put the best weights back, check that training did something, and add what is fitted after it."""
         if self.best:
             with torch.no_grad():
                 for name, value in self.parameters.items():
                     value.copy_(self.best[name])
         check_finite(self.parameters, self.state.step)
         check_trained(self.parameters, self.start)
+        with self.alone():
+            for said in add_tastes(self.assembly, self.ranks):
+                self.reporter.line(said)
 
     def record(self, values: dict[str, float]) -> None:
         """One line for the log file and the tracker."""

@@ -1,0 +1,56 @@
+"""The self-attentive model with the same linear term beside it that a next-item adapter gets after its training.
+
+It says what of the adapter's lead is the term's: a small model trained from nothing, plus PureSVD over a fading history with a
+weight chosen on validation, as in `genre.training.taste`; the factors are the items' own, not a regression on their vectors.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from genre.collaborative import pure_svd
+from genre.evaluation import Targets
+from genre.evaluation_history import Histories
+from genre.evaluation_ranking import Block, block_rows
+from genre.interactions import Interactions
+from genre.interactions_splits import TRAIN, Split
+from genre.training.taste import BLENDS
+from rivals.common import Ranker, quality, recent, validation_targets
+
+
+class Fused:
+    """score = network + β · linear / spread."""
+
+    def __init__(
+        self, network: Ranker, log: Interactions, split: Split, factors: np.ndarray, blend: float, spread: float
+    ) -> None:
+        self.network, self.log, self.histories, self.factors = network, log, Histories(log, split), factors
+        self.scale = blend / spread
+        self.settings = {**network.settings, "blend": blend}
+
+    def linear(self, found: Targets, rows: slice) -> np.ndarray:
+        """(n, N) float32."""
+        history = recent(self.log, self.histories, found.event[rows], 100, 0.95)
+        return np.asarray((history @ self.factors) @ self.factors.T, dtype=np.float32)
+
+    def blocks(self, found: Targets) -> Iterator[Block]:
+        """Scores of the whole catalogue for each target."""
+        for rows, scores in self.network.blocks(found):
+            assert isinstance(rows, slice)
+            yield rows, scores + self.scale * self.linear(found, rows)
+
+
+def fused(network: Ranker, log: Interactions, split: Split) -> Fused:
+    """The network with the weight that validation likes best, 0 if none helps."""
+    factors = pure_svd(log, np.asarray(split.part) == TRAIN, dimensions=64)
+    found = validation_targets(log, split)
+    plain = Fused(network, log, split, factors, 0.0, 1.0)
+    spread = float(np.mean([plain.linear(found, rows).std(1).mean() for rows in block_rows(len(found))]))
+    best, value = plain, -1.0
+    for blend in BLENDS:
+        made = Fused(network, log, split, factors, blend, spread)
+        reached = quality(made, log, split, found)
+        if reached > value:
+            best, value = made, reached
+    best.settings |= {"validation_ndcg@10": round(value, 5)}
+    return best

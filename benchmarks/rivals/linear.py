@@ -1,0 +1,64 @@
+"""Linear item-to-item models in closed form that count the latest events most: EASE, and PureSVD with a ridge.
+
+Sources: Steck 2019 (EASE); Cremonesi, Koren and Turrin 2010 (PureSVD). Both are of whole sets of items; here an event counts
+decay^age, as it does in the neighbours of `rivals.neighbours`, and for decay 1 they are as published.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from genre.evaluation import Targets
+from genre.evaluation_history import Histories
+from genre.evaluation_ranking import Block, block_rows
+from genre.interactions import Interactions
+from genre.interactions_splits import Split
+from rivals.common import Ranker, best_of, recent, training_matrix
+
+DECAYS = (1.0, 0.98, 0.95, 0.9, 0.8, 0.7)
+
+
+class Linear:
+    """score_i = Σ over the history's items j of decay^age(j) B_ji."""
+
+    def __init__(self, log: Interactions, split: Split, weights: np.ndarray, decay: float, settings: dict[str, Any]) -> None:
+        self.log, self.histories, self.weights, self.decay = log, Histories(log, split), weights, decay
+        self.settings = settings | {"decay": decay}
+
+    def blocks(self, found: Targets) -> Iterator[Block]:
+        """Scores of the whole catalogue for each target."""
+        for rows in block_rows(len(found)):
+            history = recent(self.log, self.histories, found.event[rows], 10**9, self.decay)
+            yield rows, np.asarray(history @ self.weights, dtype=np.float32)
+
+
+def recent_ease(log: Interactions, split: Split) -> Ranker:
+    """EASE, ridge and decay tuned."""
+    matrix = training_matrix(log, split)
+    gram = (matrix.T @ matrix).toarray().astype(np.float64)
+    made = {}
+    for ridge in (100.0, 300.0, 1000.0, 3000.0):
+        inverse = np.linalg.inv(gram + ridge * np.eye(len(gram)))
+        weights = -inverse / np.diag(inverse)
+        np.fill_diagonal(weights, 0)
+        made[ridge] = weights.astype(np.float32)
+
+    def make(log: Interactions, split: Split, *, ridge: float, decay: float) -> Linear:
+        return Linear(log, split, made[ridge], decay, {"ridge": ridge})
+
+    return best_of(make, [{"ridge": ridge, "decay": decay} for ridge, decay in product(made, DECAYS)], log, split)
+
+
+def recent_svd(log: Interactions, split: Split) -> Ranker:
+    """PureSVD, rank, ridge and decay tuned."""
+    _, values, right = np.linalg.svd(training_matrix(log, split).toarray().astype(np.float64), full_matrices=False)
+
+    def make(log: Interactions, split: Split, *, rank: int, ridge: float, decay: float) -> Linear:
+        factors, squares = right[:rank].T, values[:rank] ** 2
+        weights = (factors * (squares / (squares + ridge))) @ factors.T
+        return Linear(log, split, weights.astype(np.float32), decay, {"rank": rank, "ridge": ridge})
+
+    grid = [{"rank": k, "ridge": r, "decay": d} for k, r, d in product((32, 64, 128), (100.0, 300.0, 1000.0, 3000.0), DECAYS)]
+    return best_of(make, grid, log, split)
