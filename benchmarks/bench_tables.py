@@ -46,17 +46,20 @@ def brief(name: str, figures: dict[str, Any]) -> list[Table]:
             methods = found["methods"]
             metric = next(iter(methods["adapter"]["metrics"]))
             best = methods["adapter"].get("against_best", {}).get("baseline") or _best(methods, metric)
-            better = methods[best]["adapter_better_by"][metric]
             cells = [f"{words(task)}, {metric}", f"**{shown(methods['adapter']['metrics'][metric])}**"]
-            rows.append(
-                [*cells, f"{words(best)} {shown(methods[best]['metrics'][metric])}", told_apart(better), f"{found['n']:,}"]
-            )
+            for other in (best, *(name for name in methods if name in SAME_TERM)):
+                beside = f"{SAME_TERM.get(other, words(other))} {shown(methods[other]['metrics'][metric])}"
+                rows.append([*cells, beside, told_apart(methods[other]["adapter_better_by"][metric]), f"{found['n']:,}"])
         seeds = f"the mean of {len(figures['seeds'])} seeds, " if len(figures.get("seeds", [])) > 1 else ""
         note = f"{seeds}the {figures.get('part', 'test')} part, 95 % user-bootstrap intervals, paired.".capitalize()
         return [Table("Beside strong baselines", note, ["task", "adapter", "best baseline", "adapter better by", "n"], rows)]
     if name == "cold_items":
         return [cold_slices(figures)]
     return tables(name, figures)[: None if name.startswith("adapter_vs_full") else 1]
+
+
+SAME_TERM = {"self_attentive_fused": "self attentive with the adapter's own linear term"}
+"""No baseline of that name exists outside, but it says whether the adapter's lead is that term's."""
 
 
 def _best(methods: dict[str, Any], metric: str) -> str:
