@@ -31,5 +31,6 @@ def test_pure_svd_is_the_truncated_decomposition_with_a_ridge():
     wide = pure_svd(log, usable, dimensions=40)
     assert wide.shape == (15, 40) and not wide[:, 14:].any() and np.isfinite(wide).all()
     assert not pure_svd(log, np.zeros(len(log), dtype=bool), dimensions=6).any()
+    assert np.abs(pure_svd(log, log.user_codes == 0, dimensions=6)).max() < 1  # one user's events: a matrix of rank one
     one = log.item_codes == log.item_codes[0]
     assert not pure_svd(log, ~one, dimensions=6)[log.item_codes[0]].any()

@@ -137,3 +137,14 @@ def test_the_fit_sees_training_events_alone_and_its_scale_is_that_of_a_users_sco
     frame = log.frame.with_columns(pl.when(pl.Series(usable)).then(pl.col("item_id")).otherwise(pl.lit("i0")).alias("item_id"))
     changed = Interactions.from_frame(frame.drop("row"), items=log.catalogue.frame, name="kinds")
     assert torch.equal(fit_taste(vectors, changed, usable, 16), taste)
+
+
+def test_where_all_targets_are_too_many_some_of_them_choose(tiny, tmp_path, monkeypatch):
+    made = run(tiny)
+    fit(made, tmp_path / "run")
+    (whole,) = list(add_tastes(made, Ranks()))
+    monkeypatch.setattr("genre.training.taste.MOST_SCORES", 1)
+    (part,) = list(add_tastes(made, Ranks()))
+    assert part.split(":")[:1] == whole.split(":")[:1] and part != whole
+    assert float(made.model.heads["next_item"].blend) > 0
+    made.model.release()

@@ -140,11 +140,11 @@ def ridge(features: Tensor, wanted: Tensor, weight: Tensor, *, strength: float =
 
     Rows are weighted by `weight` (N,), and the penalty is relative to their sum.
     """
-    y, w = wanted.double().to(features.device), weight.double().to(features.device)
+    w = weight.double().to(features.device)
     gram = strength * w.sum() * torch.eye(features.shape[1], dtype=torch.float64, device=features.device)
-    right = gram.new_zeros(len(gram), *y.shape[1:])
+    right = gram.new_zeros(len(gram), *wanted.shape[1:])
     for rows in torch.arange(len(features), device=features.device).split(65536):  # a large catalogue fits in double by parts
         x = features[rows].double()
         gram += x.t() @ (w[rows, None] * x)
-        right += (x * w[rows, None]).t() @ y[rows]
+        right += (x * w[rows, None]).t() @ wanted.to(features.device)[rows].double()
     return torch.linalg.solve(gram, right).float()

@@ -34,6 +34,8 @@ STRENGTH = 0.1
 """Of the penalty: so large that vectors unlike all that were fitted on get no larger tastes than known items."""
 SAMPLE = 256, 16_384
 """Users and items that the term's scale is measured on, at most."""
+MOST_SCORES = 2**31
+"""Of validation targets times items; where there are more, some targets alone choose how much the term counts."""
 
 
 def add_tastes(assembly: AnyAssembly, ranks: Ranks) -> Iterator[str]:
@@ -77,7 +79,8 @@ def fit_taste(vectors: Tensor, log: Interactions, usable: np.ndarray, dimensions
     tastes = torch.stack([_history(vectors, log, events, len(events) - int(ends[place]), fading) for place in some])
     said = (tastes @ fitted.t()) @ (vectors[torch.from_numpy(items).to(vectors.device)] @ fitted.t()).t()
     spread = float(said.std(1, correction=0).mean())
-    return (fitted * spread**-0.5 if spread > 1e-12 else torch.zeros_like(fitted)).cpu()
+    says_something = spread > 1e-4 * float(said.abs().mean())
+    return (fitted * spread**-0.5 if says_something else torch.zeros_like(fitted)).cpu()
 
 
 def _history(vectors: Tensor, log: Interactions, events: np.ndarray, end: int, fading: float) -> Tensor:
@@ -104,12 +107,17 @@ def _by_blend(assembly: Assembly, heads: dict[str, CatalogueHead], ranks: Ranks)
     rankers = {name: Ranker(log, assembly.split, seen=model.tasks[name].seen) for name in heads}
     recipe = assembly.recipe
     longest, tokens = recipe.data.max_events, 4 * recipe.train.batch_tokens
+    stride = max(1, round(np.count_nonzero(assembly.split.part == VALID) * log.catalogue.size / MOST_SCORES))
+    number = 0
     for batch, hidden in states(
         model, assembly.builder, assembly.split, VALID, max_events=longest, batch_tokens=tokens, ranks=ranks
     ):
         for name, head in heads.items():
             assert head.blend is not None
             for piece in pieces(batch.reads[name], log.catalogue.size) if name in batch.reads else ():
+                number += 1
+                if (number - 1) % stride:
+                    continue
                 events = piece.events.numpy()
                 for place, blend in enumerate(BLENDS):
                     head.blend.fill_(blend)
