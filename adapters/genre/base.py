@@ -33,6 +33,7 @@ from genre.base_source import (
     tokenizer_digest,
 )
 from genre.errors import BaseModelError, InputError
+from genre.layer_parts import lighten
 from genre.narrowing import narrow
 from genre.recompute import recomputing
 
@@ -133,6 +134,8 @@ class Base:
         for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
+        if place == "cpu" and precision == torch.float32 and config.model_type in IN_PARTS:
+            lighten(model)
         if quantization == "int8":
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
             warnings.filterwarnings("ignore", message="MatMul8bitLt", category=UserWarning)
