@@ -15,7 +15,7 @@ import torch
 
 from builders import LIKE, NEXT, RATING, recipe
 
-TRAIN = {"epochs": 3, "dropout": 0.3, "checkpoint_every": 3}
+TRAIN = {"epochs": 3, "dropout": 0.3, "average": 0.95, "checkpoint_every": 3}
 SCRIPT = """
 import sys
 import torch

@@ -98,12 +98,12 @@ def test_full_gives_the_base_back_as_it_was_and_is_not_published(log, tiny, tmp_
 
 # --- stop and go on --------------------------------------------------------------------------------------------------
 
-DROPOUT = {"train": {"dropout": 0.3, "epochs": 2}, "adapter": {"dropout": 0.2}}
+DROPOUT = {"train": {"dropout": 0.3, "epochs": 2, "average": 0.9}, "adapter": {"dropout": 0.2}}
 
 
 @pytest.mark.parametrize("where", ["first epoch", "end of an epoch", "second epoch"])
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(build, tmp_path, where):
-    """With dropout everywhere: weights, validation history and counters."""
+    """With dropout everywhere and averaged weights: weights, validation history and counters."""
     through = fit(build(LIKE, NEXT, **DROPOUT), tmp_path / "through")
     wanted, steps = weights(through.assembly), through.state.step
     stop = {"first epoch": 3, "end of an epoch": steps // 2, "second epoch": steps - 2}[where]

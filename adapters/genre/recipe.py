@@ -144,6 +144,8 @@ class TrainConfig(_Config):
     """How it is trained: AdamW, linear decay to a tenth, clipping, early stop on the first task's first metric.
 
     Attributes:
+        average: Decay of the moving average of the weights that is validated and published in their place (0: none, the last
+            step's weights).
         batch_tokens: Padded tokens of one step, over all processes and pieces.
         tracker: What gets the curves beside `log.jsonl`; `wandb` needs its package, and `WANDB_MODE=offline` keeps it local.
         accumulate: Pieces that a step's batch is cut into, one after the other: less memory, the same gradient.
@@ -154,6 +156,7 @@ class TrainConfig(_Config):
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: float = Field(default=0.02, ge=0, lt=1)
+    average: float = Field(default=0.0, ge=0, lt=1)
     clip: float = Field(default=1.0, gt=0)
     dropout: float = Field(default=0.3, ge=0, lt=1)
     batch_tokens: int = Field(default=4096, ge=16)

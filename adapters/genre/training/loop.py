@@ -25,6 +25,7 @@ from genre.progress import Bar, Reporter
 from genre.ranks import Ranks
 from genre.sequences import Sequence
 from genre.text_assembly import AnyAssembly
+from genre.training.averaging import Average
 from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoint
 from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
 from genre.training.epochs import Labels, plan_epoch
@@ -120,6 +121,7 @@ class Loop:
         self.updates = self.prepare_updates()
         self.labels: Labels = assembly.builder.supervise(list(self.recipe.tasks))
         self.supervise: Labels = self.labels
+        self.average = Average(self.parameters, self.train.average)
         self.best: dict[str, Tensor] = {}
         self.parts: dict[str, tuple[float, int]] = {}
         self.saved: int | None = None
@@ -267,6 +269,7 @@ class Loop:
             self.tell_surge(norm, rows)
         self.norms.append(norm)
         self.updates.step(self.rate(share))
+        self.average.take(self.state.step + 1)
 
     def own_norms(self, rows: list[Sequence]) -> list[float]:
         """The norm of the gradient that each row gives by itself."""
@@ -284,8 +287,13 @@ class Loop:
         )
 
     def validate(self) -> None:
-        """Evaluate the validation part; keep the weights if they are the best so far."""
+        """Evaluate the validation part; keep the weights, or their average, if they are the best so far."""
         check_finite(self.parameters, self.state.step)
+        with self.average.in_place():
+            self.judge()
+
+    def judge(self) -> None:
+        """Evaluate the present weights, and keep them if they are the best so far."""
         with self.alone():
             measured = measure(self.assembly, self.ranks)
         values = {name: value for name, value in measured.items() if not math.isnan(value)}
@@ -345,7 +353,8 @@ class Loop:
             write_checkpoint(self.folder, name, {
                 "state": vars(self.state).copy(), "optimizer": optimizer,
                 "weights": {key: value.detach().cpu() for key, value in self.parameters.items()},
-                "best": {key: value.cpu() for key, value in self.best.items()}, "random": torch.get_rng_state(),
+                "best": {key: value.cpu() for key, value in self.best.items()},
+                "average": {key: value.cpu() for key, value in self.average.values.items()}, "random": torch.get_rng_state(),
                 "random_device": torch.cuda.get_rng_state() if self.assembly.base.device.type == "cuda" else None,
             })  # fmt: skip
         self.saved = self.state.step
@@ -370,6 +379,7 @@ class Loop:
                 value.copy_(payload["weights"][name])
         self.state = State(**payload["state"])
         self.best = payload["best"]
+        self.average.load(payload.get("average", {}))
         self.updates.load(payload["optimizer"])
         self.saved = self.state.step
         if not self.ranks.main:  # the checkpoint has the first process's random numbers
