@@ -6,6 +6,7 @@ from typing import Any
 
 from bench_tables import brief, tables
 from bench_words import worded
+from readme import mark
 from report import ACCENT, INK, REST, figure_of, intervals, render, svg_of
 from run import SUITE
 
@@ -161,24 +162,26 @@ def write_report(out: Path) -> Path:
 
 
 def summary(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> str:
-    """What readme.py puts into the README: losses first, the command under each table."""
-    lines = []
+    """What readme.py puts into the README, a part for each table behind its mark: losses first, the command under each."""
+    parts: dict[str, list[str]] = {}
     for name, entry in found.items():
+        command = f"Command: `{entry['command']}`"
         own = sorted((row for row in table if row["benchmark"] == name and row["aim"] is not None), key=lambda row: row["met"])
-        short = brief(name, entry["figures"])
+        lines = [f"{peer} could not run in `{part}`: {error}" for part, peer, error in absent(entry["figures"])]
         if own:
             lines += [f"**{SPEED.get(name, name)}.** Ratios unless said; medians of alternating rounds.", ""]
-            lines += ["| figure | measured | aim |", "|---|---|---|"]
-        for row in own:
-            aim = f"{row['better']} {row['aim']:g}{'' if row['met'] else ' (missed)'}"
-            lines.append(f"| {row['words']} | {row['value']:.3g} | {aim} |")
-        if own and short:
-            lines.append("")
-        lines += [table.markdown() for table in short]
-        if own or short:
-            lines += ["", f"Command: `{entry['command']}`", ""]
-        lines += [f"{peer} could not run in `{part}`: {error}\n" for part, peer, error in absent(entry["figures"])]
-    return "\n".join(line for place, line in enumerate(lines) if line or (place and lines[place - 1])) + "\n"
+            lines += ["| figure | measured | aim |", "|---|---|---|", *map(speed_row, own), "", command]
+        if lines:
+            parts[name] = lines
+        for short in brief(name, entry["figures"]):
+            parts[f"{name}: {short.title}"] = [short.markdown(), command]
+    return "".join(f"{mark(key)}\n" + "\n".join(lines) + "\n\n" for key, lines in parts.items())
+
+
+def speed_row(row: dict[str, Any]) -> str:
+    """A figure beside its aim."""
+    aim = f"{row['better']} {row['aim']:g}{'' if row['met'] else ' (missed)'}"
+    return f"| {row['words']} | {row['value']:.3g} | {aim} |"
 
 
 def whole(found: dict[str, dict[str, Any]]) -> str:

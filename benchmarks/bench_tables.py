@@ -41,21 +41,25 @@ def brief(name: str, figures: dict[str, Any]) -> list[Table]:
     if not figures:
         return []
     if name in ("baselines", "ads"):
-        rows = []
-        for task, found in figures["tasks"].items():
-            methods = found["methods"]
-            metric = next(iter(methods["adapter"]["metrics"]))
-            best = methods["adapter"].get("against_best", {}).get("baseline") or _best(methods, metric)
-            cells = [f"{words(task)}, {metric}", f"**{shown(methods['adapter']['metrics'][metric])}**"]
-            for other in (best, *(name for name in methods if name in SAME_TERM)):
-                beside = f"{SAME_TERM.get(other, words(other))} {shown(methods[other]['metrics'][metric])}"
-                rows.append([*cells, beside, told_apart(methods[other]["adapter_better_by"][metric]), f"{found['n']:,}"])
-        seeds = f"the mean of {len(figures['seeds'])} seeds, " if len(figures.get("seeds", [])) > 1 else ""
-        note = f"{seeds}the {figures.get('part', 'test')} part, 95 % user-bootstrap intervals, paired.".capitalize()
-        return [Table("Beside strong baselines", note, ["task", "adapter", "best baseline", "adapter better by", "n"], rows)]
+        return [beside_baselines(task, found, figures) for task, found in figures["tasks"].items()]
     if name == "cold_items":
         return [cold_slices(figures)]
     return tables(name, figures)[: None if name.startswith("adapter_vs_full") else 1]
+
+
+def beside_baselines(task: str, found: dict[str, Any], figures: dict[str, Any]) -> Table:
+    """The adapter and the best baseline of one task, and whoever has the adapter's own additions."""
+    methods = found["methods"]
+    metric = next(iter(methods["adapter"]["metrics"]))
+    best = methods["adapter"].get("against_best", {}).get("baseline") or _best(methods, metric)
+    rows = []
+    for other in (best, *(name for name in methods if name in SAME_TERM)):
+        beside = f"{SAME_TERM.get(other, words(other))} {shown(methods[other]['metrics'][metric])}"
+        better = told_apart(methods[other]["adapter_better_by"][metric])
+        rows.append([f"**{shown(methods['adapter']['metrics'][metric])}**", beside, better, f"{found['n']:,}"])
+    seeds = f"the mean of {len(figures['seeds'])} seeds, " if len(figures.get("seeds", [])) > 1 else ""
+    note = f"{seeds}the {figures.get('part', 'test')} part, 95 % user-bootstrap intervals, paired.".capitalize()
+    return Table(f"{words(task)} beside strong baselines", note, [f"adapter, {metric}", "beside", "adapter better by", "n"], rows)
 
 
 SAME_TERM = {"self_attentive_fused": "self attentive with the adapter's own linear term"}

@@ -1,12 +1,14 @@
 """Writes measured figures into the README, so that none is typed by hand.
 
-The demo's table from build/demo/report.json, or the benchmarks' tables from build/bench/summary.md:
+The demo's table from build/demo/report.json, or the benchmarks' tables from build/bench/summary.md, of which each takes the place
+of the one with its mark and the others stay, so that one benchmark can be measured again without the rest:
 
     python benchmarks/readme.py FILE
 """
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +17,17 @@ MARKS = {
     ".json": ("<!-- demo table: python benchmarks/readme.py build/demo/report.json -->\n", "<!-- end of demo table -->"),
     ".md": ("<!-- bench tables: python benchmarks/readme.py build/bench/summary.md -->\n", "<!-- end of bench tables -->"),
 }
+
+
+def mark(key: str) -> str:
+    """The line before a table of the benchmarks."""
+    return f"<!-- measured: {key} -->"
+
+
+def parts(text: str) -> dict[str, str]:
+    """Tables by the keys of their marks."""
+    found = re.split(r"^<!-- measured: (.+) -->\n", text, flags=re.MULTILINE)
+    return dict(zip(found[1::2], found[2::2], strict=True))
 
 
 def table(report: dict) -> str:
@@ -49,8 +62,12 @@ def main() -> None:
     if begin not in text:
         sys.exit(f"README.md has no place for it: put {begin.strip()} and {end} there")
     before, rest = text.split(begin)
-    shown = table(json.loads(held)) if source.suffix == ".json" else held
-    README.write_text(before + begin + shown + rest[rest.index(end) :], encoding="utf-8")
+    there, after = rest[: rest.index(end)], rest[rest.index(end) :]
+    if source.suffix == ".json":
+        shown = table(json.loads(held))
+    else:
+        shown = "".join(f"{mark(key)}\n{text}" for key, text in (parts(there) | parts(held)).items())
+    README.write_text(before + begin + shown + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ def report(monkeypatch):
     import bench_report
 
     yield bench_report
-    for name in ("bench_report", "bench_tables", "report"):
+    for name in ("bench_report", "bench_tables", "readme", "report"):
         sys.modules.pop(name, None)
 
 
@@ -54,7 +54,7 @@ def test_the_summary_says_losses_first_and_what_is_not_told_apart(report, out):
     missed = "| 16 adapters in one batch against PEFT's `adapter_names`, layers alone, tokens/s | 1.3 | at least 1.6 (missed) |"
     met = "| 4 tasks on one history, shared layers against a pass each | 2 | at least 1.8 |"
     assert lines.index(missed) < lines.index(met)
-    ours = "| rating, rmse | **0.9200 [0.9000, 0.9400]** | trees 0.9250 [0.9100, 0.9500]"
+    ours = "| **0.9200 [0.9000, 0.9400]** | trees 0.9250 [0.9100, 0.9500]"
     ours += " | +0.0050 [-0.0020, +0.0100], not told apart"
     assert f"{ours} | 20,000 |" in lines and "bias only" not in short
     assert "Command: `python benchmarks/baselines.py`" in lines and "Command: `python benchmarks/inference.py`" in lines
@@ -67,3 +67,21 @@ def test_the_summary_says_losses_first_and_what_is_not_told_apart(report, out):
 def test_nothing_measured_is_an_empty_page(report, tmp_path):
     assert "Commands" in report.write_report(tmp_path).read_text()
     assert not (tmp_path / "summary.md").read_text().strip()
+
+
+def test_a_benchmark_that_ran_again_takes_its_own_tables_place(report, out, monkeypatch, tmp_path):
+    import readme
+
+    page = tmp_path / "README.md"
+    begin, end = readme.MARKS[".md"]
+    page.write_text(f"before\n{begin}{readme.mark('inference')}\nstale\n\n{readme.mark('serving')}\nkept\n\n{end}\nafter\n")
+    report.write_report(out)
+    monkeypatch.setattr(readme, "README", page)
+    monkeypatch.setattr(sys, "argv", ["readme.py", str(out / "summary.md")])
+    readme.main()
+    text = page.read_text()
+    assert "stale" not in text and "kept" in text and text.startswith("before\n") and text.endswith("after\n")
+    assert list(readme.parts(text)) == ["inference", "serving", "baselines: rating beside strong baselines"]
+    assert "1.3 | at least 1.6 (missed)" in readme.parts(text)["inference"]
+    readme.main()
+    assert page.read_text() == text
