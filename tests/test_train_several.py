@@ -1,6 +1,7 @@
 """`genre train A.yaml B.yaml`: what is trained first, what is shared, published, resumed, refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,8 +28,6 @@ def place(tmp_path, monkeypatch, log, tiny):
 
 
 def write(tiny, *tasks, name=None, **sections):
-    from pathlib import Path
-
     found = recipe(tiny, *tasks, **{"data": {"path": "shop"}, "train": ONCE, **sections})
     found = found.model_copy(update={"name": name or found.name})
     Path(f"{found.name}.yaml").write_text(found.dump())
@@ -134,6 +133,22 @@ def test_recipes_of_one_log_share_it_and_those_with_one_encoder_its_vectors(plac
     train_together(recipes, base=base, registry=genre.Registry("registry"), folder="runs", reporter=Reporter.silent())
     assert opened == ["shop"] and len(made) == 2
     assert made[0].assembly.model.soft is made[1].assembly.model.soft and made[0].assembly.log is made[1].assembly.log
+
+
+def test_no_run_folder_is_shared_with_another_process(place, base):
+    """Another process makes the next folders just after this one has looked for free ones."""
+
+    def begins(*folders):
+        left = list(folders)
+        return Reporter(lambda text: [Path(left.pop()).mkdir(parents=True) for _ in folders if left])
+
+    registry = genre.Registry("registry")
+    recipes = [genre.Recipe.read(f"{name}.yaml") for name in ("next_item", "like", "rating")]
+    alone_first = train_together(recipes, base=base, registry=registry, reporter=begins("runs/next_item/1", "runs/like/1"))
+    assert [str(run.root) for run in alone_first] == ["runs/next_item/2", "runs/like/2", "runs/rating/1"]
+    at_once = train_together(recipes[1:], base=base, registry=registry, reporter=begins("runs/rating/2"))
+    assert [str(run.root) for run in at_once] == ["runs/like/3", "runs/rating/3"]
+    assert not any(list(Path("runs", taken).iterdir()) for taken in ("next_item/1", "like/1", "rating/2"))
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

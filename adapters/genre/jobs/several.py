@@ -15,7 +15,7 @@ from genre.base import Base
 from genre.errors import GenreError, InputError, JobError
 from genre.interactions import Interactions
 from genre.jobs.encoders import find_encoder
-from genre.jobs.places import open_log, run_folder
+from genre.jobs.places import claim_folder, open_log, run_folder
 from genre.jobs.run import Run, check_base, check_resumed, conclude, describe_run, train
 from genre.model import SoftTokens
 from genre.progress import Reporter
@@ -27,14 +27,22 @@ from genre.training.state import Fitted, Stream
 from genre.training.together import Member, check_together, fit_together
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Place:
-    """One recipe of the job, its log, its run folder, and the encoder it is given (None: it needs none)."""
+    """One recipe of the job, its log, its run folder (a guess while it is not `claimed`), its encoder (None: it needs none)."""
 
     recipe: Recipe
     log: Interactions
     root: Path
+    claimed: bool
     shared: SharedEncoder | None = None
+
+    def begin(self) -> Path:
+        """Claim the run folder, unless that is done, and write what it says before the first step."""
+        if not self.claimed:
+            self.root, self.claimed = claim_folder(self.recipe.name), True
+        describe_run(self.root, self.recipe)
+        return self.root
 
 
 def train_together(
@@ -83,7 +91,7 @@ def train_together(
         if recipe.data.path not in logs:
             logs[recipe.data.path] = open_log(recipe.data.path)
         root = Path(folder) / recipe.name if folder is not None else run_folder(recipe.name, resume)
-        places.append(_Place(recipe, logs[recipe.data.path], root))
+        places.append(_Place(recipe, logs[recipe.data.path], root, claimed=resume or folder is not None))
     if resume and not any(_checkpoint(place) for place in places):
         raise InputError(
             "there is nothing to resume", got=", ".join(str(place.root) for place in places), expected="checkpoints/last.pt",
@@ -100,18 +108,18 @@ def train_together(
 
     group: list[_Place] = []
     for place in places:
-        given = _encoder(place, group, base, registry, resume, say)
-        if needs_encoder(place.recipe) and given is None:
+        place.shared = _encoder(place, group, base, registry, resume, say)
+        if needs_encoder(place.recipe) and place.shared is None:
             say.line(f"{place.recipe.name} fits an encoder, and is trained alone and first")
             for each in places:  # now, so that a later --resume finds the folders of this job and not older ones
-                describe_run(each.root, each.recipe)
+                each.begin()
             run = train(
                 place.recipe, log=place.log, base=base, registry=registry, folder=place.root,
                 resume=resume and _checkpoint(place), reporter=say,
             )  # fmt: skip
             hand_over(run, place.recipe.name)
         else:
-            group.append(_Place(place.recipe, place.log, place.root, given))
+            group.append(place)
     failed = _train_group(group, base, registry, resume, say, tokens, hand_over) if group else {}
     if failed:
         name, first = next(iter(failed.items()))
@@ -145,8 +153,8 @@ def _train_group(
     for place in group:
         assembly = assemble(place.recipe, place.log, base, place.shared, soft=_soft(place, members), bare=True)
         members.append(Member(assembly, place.root, Stream(base.device), resume and _checkpoint(place)))
-    for place in group:
-        describe_run(place.root, place.recipe)
+    for place, member in zip(group, members, strict=True):
+        member.folder = place.begin()
     failed: dict[str, GenreError] = {}
     for member, fitted in zip(members, fit_together(members, reporter=say, tokens=tokens), strict=True):
         name, model = member.assembly.recipe.name, member.assembly.model
