@@ -1,6 +1,7 @@
 """Bad input ends in one line that says what, got, expected and what to do; exit code 2, or 1 for a failed job; and no litter."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -142,7 +143,19 @@ COMMANDS = {
     "train like.yaml --resume --out new": "there is nothing to resume: got new; expected checkpoints/last.pt",
     "train like.yaml --out like.yaml": "--out is a file: got like.yaml; expected a folder, or a new name",
     "train like.yaml --json shop": "--json is a folder: got shop; expected a file to write",
+    "train like.yaml --json like.yaml/new/f.json": "like.yaml; expected a folder",
+    "train like.yaml --json /proc/new/f.json": "--json cannot be written: got /proc: ",  # takes no files, not even root's
+    "train like.yaml --dry-run --json like.yaml/f.json": "--json lies in a file: got ",
     "train like.yaml --registry like.yaml": "a registry is a folder: got the file like.yaml",
+    "train like.yaml --registry like.yaml/new": "the registry lies in a file: got ",
+    "train like.yaml --registry /proc/new": "the registry cannot be written: got /proc: ",
+    "train like.yaml --registry /proc/new --set encoder.use=fit": "expected a folder that takes new files; name another place",
+    "merge like like --as both --data shop --json like.yaml/f.json": "--json lies in a file: got ",
+    "tune like.yaml --trials 1 --json like.yaml/f.json": "--json lies in a file: got ",
+    "crossval like.yaml --folds 2 --json like.yaml/f.json": "--json lies in a file: got ",
+    "bench like.yaml --json like.yaml/f.json": "--json lies in a file: got ",
+    "refresh like --data shop --json like.yaml/f.json": "--json lies in a file: got ",
+    "evaluate like --data shop --json /proc/f.json": "--json cannot be written: got /proc: ",
     "train like.yaml --set encoder.use=nope": "no adapter 'nope': got the registry at registry; expected encoder-planted, like",
     "evaluate like --data shop --part tset": "no such part: got --part tset; expected valid or test",
     "evaluate nope --data shop": "no adapter 'nope': got the registry at registry; expected encoder-planted, like",
@@ -161,6 +174,7 @@ COMMANDS = {
     "recommend like --data shop --user nobody": "unknown user: got 'nobody'; expected one of 60 users, such as",
     "recommend like --data shop --user u1 --task nope": "unknown task: got nope; expected like",
     "recommend like --data shop --all-users --output shop": "--output is a folder: got shop; expected a file to write",
+    "recommend like --data shop --all-users --output /proc/f.jsonl": "--output cannot be written: got /proc: ",
     "score --data shop --input nope --output out": "no such input file: got nope; expected JSON lines of requests",
     "score --data shop --input like.yaml --output out": "no row of the input is a request: got like.yaml",
     "score --data shop --input like.yaml --output out --lanes 0": "--lanes is too small: got 0; expected 1 or more",
@@ -182,6 +196,12 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands(command, refused):
     assert COMMANDS[command] in refused(*command.split())
+
+
+def test_a_pipe_is_not_replaced_by_a_file(refused, place):
+    os.mkfifo(place / "pipe")
+    assert "--json is no file: got pipe; expected a file to write" in refused("train", "like.yaml", "--json", "pipe")
+    assert (place / "pipe").is_fifo()
 
 
 def test_no_command_shows_the_help(capsys):

@@ -7,7 +7,7 @@ import pytest
 
 import genre
 from builders import LIKE, NEXT, recipe
-from genre.errors import ManifestError, RecipeError
+from genre.errors import InputError, ManifestError, RecipeError
 from genre.jobs import check_leak, draw_reliability, evaluate
 from genre.progress import Reporter
 
@@ -130,6 +130,15 @@ def test_an_encoder_that_holds_another_split_out_serves_both(tiny, base, log, tm
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_an_encoder_that_could_not_be_published_is_not_fitted(tiny, base, log, tmp_path):
+    registry = genre.Registry(tmp_path / "registry")
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / "encoder-planted").write_text("no folder")
+    with pytest.raises(InputError, match="the registry lies in a file: got .*/encoder-planted"):
+        genre.train(recipe(tiny, LIKE, train=QUICK), log=log, base=base, registry=registry, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists() and base.occupied_by is None
 
 
 def test_a_base_that_is_not_the_recipes_is_refused(tiny, base, log, tmp_path):

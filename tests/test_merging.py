@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -360,6 +361,16 @@ def test_shared_tasks_encoders_and_single_parents_are_refused(base, tiny, traine
         merge_versions(registry, ["like", "rating"], Options("no", floor=-1.0), trained.log, base=base)
     with pytest.raises(InputError, match="name"):
         merge_versions(registry, ["like", "rating"], Options("No!"), trained.log, base=base)
+
+
+def test_a_registry_that_could_not_take_the_result_is_refused_first(base, trained):
+    stray = Path(trained.registry.url) / "taken"
+    stray.write_text("no folder")
+    try:
+        with pytest.raises(InputError, match="the registry lies in a file: got .*/taken"):
+            merge_versions(trained.registry, ["like", "rating"], Options("taken", floor=5.0), trained.log, base=base)
+    finally:
+        stray.unlink()
 
 
 def test_a_split_without_validation_cannot_be_gated(base, tiny, trained, tmp_path):

@@ -1,6 +1,7 @@
 """Refresh: what is new, what is replayed, the rule, drift learnt, poison kept out, two at once, catalogues that grow."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -410,6 +411,19 @@ def test_what_cannot_be_refreshed_is_refused(registry, drift, base, trained):
         with pytest.raises(error, match=message):
             refresh(registry, "like", drift, options, base=base)
     assert base.occupied_by is None
+
+
+def test_a_registry_that_takes_nothing_more_is_refused_before_training(registry, drift, base, monkeypatch, tmp_path):
+    from genre.files import check_place
+
+    def shut(store, name):
+        check_place(Path("/proc", name), "the registry")
+
+    monkeypatch.setattr(type(registry.store), "check_writable", shut)
+    with pytest.raises(InputError, match="the registry cannot be written: got /proc: "):
+        refresh(registry, "like", drift, base=base)
+    assert not (tmp_path / "runs").exists()
+    assert refresh(registry, "like", old_part(drift), base=base).report["decision"] == "nothing new"
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

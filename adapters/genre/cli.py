@@ -125,6 +125,9 @@ def train(
         show_dry_run(expected, registry, alias)
         write_result(json_file, to_json(expected, registry))
         return
+    for recipe in wanted:
+        if recipe.adapter.kind != "full":  # which is not published
+            store.check_writable(recipe.name)
     if len(wanted) == 1:
         run = jobs.train(wanted[0], registry=store, folder=out, resume=resume, reporter=say)
         Ranks.part()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genre.errors import InputError
+from genre.files import check_place
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -94,13 +95,16 @@ def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
 
 
 def check_file(path: Path | None, option: str) -> None:
-    """Refuse a folder where a file is to be written, before the work begins.
+    """Refuse what cannot be written as a file, before the work begins.
 
     Raises:
-        InputError: It is one.
+        InputError: It is a folder or a device, lies in a file, or in a folder that takes no new files.
     """
-    if path is not None and path.is_dir():
-        raise InputError(f"{option} is a folder", got=path, expected="a file to write")
+    if path is None:
+        return
+    if path.exists() and not path.is_file():
+        raise InputError(f"{option} is {'a folder' if path.is_dir() else 'no file'}", got=path, expected="a file to write")
+    check_place(path, option)
 
 
 def write_result(path: Path | None, value: Any) -> None:

@@ -1,7 +1,7 @@
 """Folders that appear whole or not at all.
 
-Owns: writing a folder aside and renaming it into place, and turning a full or read-only disk into one line. Ignores
-what the files mean.
+Owns: writing a folder aside and renaming it into place, turning a full or read-only disk into one line, and telling
+beforehand that a place cannot be written. Ignores what the files mean.
 
     with appearing_folder(Path("data/ml-100k")) as aside:
         (aside / "dataset.json").write_text("{}")
@@ -43,6 +43,28 @@ def disk_errors(path: Path) -> Iterator[None]:
             expected="a writable disk with room",
             todo="free some space or choose another folder; nothing half-written is left",
         ) from error
+
+
+def check_place(path: Path, what: str) -> None:
+    """Refuse a place where no file can be made, before the work whose result it is to hold; nothing is left there.
+
+    Args:
+        path: The file that will be written; its parents need not be there.
+        what: Whose place it is, such as an option.
+
+    Raises:
+        InputError: One of its parents is a file, or the nearest one that is there takes no new file.
+    """
+    nearest = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if not nearest.is_dir():
+        raise InputError(f"{what} lies in a file", got=nearest, expected="a folder")
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise InputError(
+            f"{what} cannot be written", got=f"{nearest}: {error.strerror or error}", expected="a folder that takes new files",
+            todo="name another place, or make this one writable",
+        ) from None  # fmt: skip
 
 
 @contextmanager

@@ -74,6 +74,7 @@ def merge_versions(
     _check_options(options, fixed or (1.0,) * len(refs))
     versions = [registry.resolve(ref) for ref in refs]
     check_mergeable(versions)
+    registry.check_writable(options.name)
     base = base if isinstance(base, Base) else load_base(versions[0].manifest, base)
     encoders: dict[str, Any] = {}
     parents = [read_adapter(registry, version.ref, base, encoders=encoders) for version in versions]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from registry_fakes import draft, write_adapter, write_encoder
 
-from genre.errors import ConflictError, IntegrityError, ManifestError, NotFoundError, QualityError, RegistryError
+from genre.errors import ConflictError, InputError, IntegrityError, ManifestError, NotFoundError, QualityError, RegistryError
 from genre.registry import Manifest, MetricValue, Registry, check_fit
 from genre.registry.journal import Journal
 from genre.registry.manifest import digest_of
@@ -52,6 +52,21 @@ def test_a_draft_in_the_folder_is_enough(registry: Registry, adapter: Adapter) -
     folder = adapter()
     (folder / "manifest.json").write_text(json.dumps(draft().raw()))
     assert registry.publish(folder, alias="candidate").ref == registry.resolve("like@candidate").ref
+
+
+def test_a_place_that_takes_no_version_is_told_beforehand(registry: Registry, adapter: Adapter, tmp_path: Path) -> None:
+    for url in (registry.url, tmp_path / "new" / "registry", "memory://anywhere"):
+        Registry(url).check_writable("like")
+    assert not (tmp_path / "new").exists()
+    registry.publish(adapter(), draft())
+    (Path(registry.url) / "rating").write_text("")
+    registry.check_writable("like")
+    with pytest.raises(InputError, match="the registry lies in a file: got .*/rating; expected a folder"):
+        registry.check_writable("rating")
+    with pytest.raises(InputError, match="the registry cannot be written: got /proc: .*; expected a folder that takes new files"):
+        Registry("/proc/new").check_writable("like")
+    with pytest.raises(RegistryError, match="not a usable name"):
+        registry.check_writable("../like")
 
 
 def test_references(registry: Registry, adapter: Adapter) -> None:

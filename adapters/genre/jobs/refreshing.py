@@ -107,6 +107,7 @@ def refresh(
     recipe = resolve_recipe(registry, recipe, loaded, made.chosen.config, options)
     if loaded.shared is not None and loaded.shared.digest is not None:
         check_leak(registry.find(loaded.shared.digest).manifest, recipe, log)
+    registry.check_writable(version.name)
     run, verdicts = _train(loaded, recipe, log, base, made, report, folder, options, say)
     return _decide(registry, version, run, verdicts, report)
 

@@ -15,7 +15,7 @@ from genre.errors import RecipeError
 from genre.files import appearing_folder
 from genre.interactions import Interactions
 from genre.interactions_splits import PARTS
-from genre.jobs.encoders import find_encoder, publish_encoder
+from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
 from genre.jobs.evaluating import Figures, judge
 from genre.jobs.places import check_data, claim_folder, environment, open_data, run_folder, write_text
 from genre.jobs.predictions import write_predictions
@@ -104,6 +104,8 @@ def train(
     root = ranks.same(Path(folder) if folder is not None else run_folder(recipe.name, resume))
     assembly = wire(recipe, log, base, registry, say, ranks, own_encoder=resume and fitted_encoder(root))
     try:
+        if registry is not None and isinstance(assembly, Assembly) and assembly.fits_encoder:
+            registry.check_writable(encoder_name(assembly.log))
         if folder is None and not resume:
             root = ranks.same(claim_folder(recipe.name) if ranks.main else root)
         if resume:

@@ -105,6 +105,16 @@ class Registry:
                         journal.move(item, sealed.version, "publish")
         return Version(name, sealed.version, sealed.digest, sealed)
 
+    def check_writable(self, name: str) -> None:
+        """Refuse a folder that a version of a name could not be published into, before the work that makes it.
+
+        Nothing is written. A remote store is not asked.
+
+        Raises:
+            InputError: The registry lies in a file, or its folder takes no new files.
+        """
+        self.store.check_writable(check_name(name))
+
     def resolve(self, ref: str | Version) -> Version:
         """Find what a reference means now and read its manifest.
 

@@ -103,6 +103,9 @@ class RemoteStore:
         """See `Store`."""
         return self._create(self._path(name, ALIASES, f"{number}.json"), data)
 
+    def check_writable(self, name: str) -> None:
+        """See `Store`: it cannot be told."""
+
     def remove(self, name: str, version: str) -> None:
         """See `Store`."""
         with self._errors():

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Protocol
 
 from genre.errors import DiskError, NotFoundError, RegistryError
-from genre.files import disk_errors
+from genre.files import check_place, disk_errors
 from genre.registry.names import ALIASES, is_name, is_version
 
 TEMPORARY = ".tmp-"
@@ -75,6 +75,9 @@ class Store(Protocol):
 
     def create_entry(self, name: str, number: int, data: bytes) -> bool:
         """Write entry `number` unless it exists; False if it does. Of two writers exactly one gets True."""
+
+    def check_writable(self, name: str) -> None:
+        """Refuse a place that takes no new version of a name, if that can be told without writing there."""
 
     def remove(self, name: str, version: str) -> None:
         """Delete a version; it becomes invisible first."""
@@ -177,7 +180,7 @@ class LocalStore:
         """See `Store`."""
         try:
             return sorted(int(file[:-5]) for file in os.listdir(self.root / name / ALIASES) if is_entry(file))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def read_entry(self, name: str, number: int) -> bytes:
@@ -201,6 +204,10 @@ class LocalStore:
             _sync(folder)
             _sync(folder.parent)
             return True
+
+    def check_writable(self, name: str) -> None:
+        """See `Store`."""
+        check_place(self.root / name / ALIASES, "the registry")
 
     def remove(self, name: str, version: str) -> None:
         """See `Store`."""
