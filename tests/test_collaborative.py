@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fakes import planted_log
-from genre.collaborative import collaborative_vectors, pure_svd
+from genre.collaborative import collaborative_vectors, factor_vectors, pure_svd
 
 
 @pytest.mark.parametrize("value", [1.0, 5.0, 0.1])
@@ -34,3 +34,16 @@ def test_pure_svd_is_the_truncated_decomposition_with_a_ridge():
     assert np.abs(pure_svd(log, log.user_codes == 0, dimensions=6)).max() < 1  # one user's events: a matrix of rank one
     one = log.item_codes == log.item_codes[0]
     assert not pure_svd(log, ~one, dimensions=6)[log.item_codes[0]].any()
+
+
+def test_factors_as_a_feature_are_pure_svds_on_the_scale_of_others():
+    log = planted_log(users=20, items=15, events=8)
+    usable = log.item_codes != log.item_codes[0]  # one item without usable events
+    factors, vectors = pure_svd(log, usable, dimensions=6), factor_vectors(log, usable, dimensions=6)
+    there = factors.any(axis=1)
+    assert not there[log.item_codes[0]] and not vectors[~there].any()
+    assert (
+        np.square(vectors[there]).mean() == pytest.approx(1)
+        and np.linalg.matrix_rank(np.stack([vectors.ravel(), factors.ravel()])) == 1
+    )
+    assert not factor_vectors(log, np.zeros(len(log), dtype=bool), dimensions=6).any()

@@ -27,16 +27,23 @@ def catalogue(ids=IDS, width=3):
 @pytest.fixture
 def spec(base):
     return EncoderSpec(
-        width=base.hidden_size, text=("title",), learned=4, collaborative=5, dense=(("image", 3),), feedback=6, dropout=0.5
+        width=base.hidden_size,
+        text=("title",),
+        learned=4,
+        collaborative=5,
+        dense=(("image", 3),),
+        feedback=6,
+        dropout=0.5,
+        factors=2,
     )
 
 
 @pytest.fixture
 def encoder(spec):
     torch.manual_seed(0)
-    made = BehaviourEncoder(spec, IDS, scale=0.25, collaborative=torch.randn(4, 5))
+    made = BehaviourEncoder(spec, IDS, scale=0.25, computed={"collaborative": torch.randn(4, 5), "factors": torch.randn(4, 2)})
     with torch.no_grad():
-        made.gates.copy_(torch.tensor([0.5, 1.5, 2.0, -1.0]))
+        made.gates.copy_(torch.tensor([0.5, 1.5, 2.0, 0.7, -1.0]))
     return made.eval()
 
 
@@ -61,7 +68,7 @@ def test_an_item_vector_is_the_gated_sum_of_its_features(encoder, base):
     def features(row):
         return {
             "text": plain(text)[row], "learned": encoder.learned.weight[row], "collaborative": encoder.collaborative[row],
-            "dense_image": plain(image)[row],
+            "factors": encoder.factors[row], "dense_image": plain(image)[row],
         }  # fmt: skip
 
     got = encoder.item_vectors(table)

@@ -12,8 +12,8 @@ import torch
 
 from genre.base import Base
 from genre.catalogue import Catalogue
-from genre.collaborative import collaborative_vectors
-from genre.encoder import BehaviourEncoder, EncoderSpec
+from genre.collaborative import collaborative_vectors, factor_vectors
+from genre.encoder import COMPUTED, BehaviourEncoder, EncoderSpec
 from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
 from genre.heads import BinaryHead, CatalogueHead, Head, ScalarHead, make_head
 from genre.interactions import Interactions
@@ -239,29 +239,31 @@ def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, s
 def fresh_encoder(
     recipe: Recipe, log: Interactions, base: Base, usable: np.ndarray, vocabulary: FeedbackVocabulary
 ) -> SharedEncoder:
-    """A new encoder over the log's catalogue, its collaborative vectors computed from the usable events."""
-    config = recipe.encoder
-    vectors = None
+    """A new encoder over the log's catalogue, what it computes of the items taken from the usable events."""
+    config, seed = recipe.encoder, recipe.train.seed
+    computed: dict[str, np.ndarray] = {}
     if config.collaborative:
         feedback = log.column(vocabulary.column)
         numeric = feedback if feedback.dtype != object else None
         if numeric is not None:
             check_spread(f"feedback column {vocabulary.column!r} has a value", numeric, log, usable)
-        vectors = torch.from_numpy(
-            collaborative_vectors(log, usable, dimensions=config.collaborative, feedback=numeric, seed=recipe.train.seed)
-        )
+        made = collaborative_vectors(log, usable, dimensions=config.collaborative, feedback=numeric, seed=seed)
+        computed["collaborative"] = made
+    if config.factors:
+        computed["factors"] = factor_vectors(log, usable, dimensions=config.factors, seed=seed)
     spec = EncoderSpec(
         width=base.hidden_size, text=recipe.sequence.text if config.text else (), learned=config.learned,
-        collaborative=0 if vectors is None else vectors.shape[1],
         dense=tuple((name, log.catalogue.dense(name).shape[1]) for name in config.dense),
         feedback=vocabulary.size, dropout=config.dropout,
+        **{name: computed[name].shape[1] if name in computed else 0 for name in COMPUTED},
     )  # fmt: skip
     if not spec.sources:
-        raise RecipeError("the encoder projects nothing", expected="encoder.text, learned, collaborative or dense columns")
+        expected = "encoder.text, learned, collaborative, factors or dense columns"
+        raise RecipeError("the encoder projects nothing", expected=expected)
     bound = known_items(recipe, log, usable)
     ids = [item for item, kept in zip(log.catalogue.item_ids, bound.tolist(), strict=True) if kept]
-    vectors = None if vectors is None else vectors[torch.from_numpy(bound)]
-    encoder = BehaviourEncoder(spec, ids, scale=base.embedding_rms, collaborative=vectors)
+    tables = {name: torch.from_numpy(values[bound]) for name, values in computed.items()}
+    encoder = BehaviourEncoder(spec, ids, scale=base.embedding_rms, computed=tables)
     return SharedEncoder(encoder, vocabulary, None)
 
 

@@ -4,6 +4,7 @@ Owns: the arithmetic. Ignores: models, tasks, files.
 
     vectors = collaborative_vectors(log, usable, dimensions=64)      # (N, 64 + 2)
     factors = pure_svd(log, usable, dimensions=64)                   # (N, 64)
+    vectors = factor_vectors(log, usable, dimensions=64)             # (N, 64), the same as an encoder's feature
 
 Blocks of the result, in order: 2/3 of the dimensions from the SVD of the windowed positive pointwise mutual information
 (Levy & Goldberg, 2014), 1/3 from the SVD of user × item feedback residuals, then log popularity and the smoothed mean
@@ -87,6 +88,14 @@ def pure_svd(log: Interactions, usable: np.ndarray, *, dimensions: int, seed: in
     scale = np.sqrt(squares / (squares + np.median(squares) + 1e-12))
     out[:, :rank] = (right * scale[:, None])[order].T
     return out
+
+
+def factor_vectors(log: Interactions, usable: np.ndarray, *, dimensions: int, seed: int = 0) -> np.ndarray:
+    """`pure_svd`'s factors on the scale of other features: a mean square of one over the items with events; others are zero."""
+    factors = pure_svd(log, usable, dimensions=dimensions, seed=seed)
+    there = factors.any(axis=1)
+    size = float(np.sqrt(np.square(factors[there]).mean())) if there.any() else 1.0
+    return factors / np.float32(size)
 
 
 def _mutual_information(users: np.ndarray, items: np.ndarray, count: int, window: int) -> sp.csr_matrix:

@@ -4,10 +4,10 @@ Owns: feature tables of a catalogue, their projection, the vector of each feedba
 
 An item's vector is a gated sum of projected features, brought to the scale of the base's own token embeddings:
 
-    e(i) = s · rms(Σ_f g_f W_f x_f(i)),    f: text, learned, collaborative, each dense column
+    e(i) = s · rms(Σ_f g_f W_f x_f(i)),    f: text, learned, collaborative, factors, each dense column
 
-`text` is the frozen base's own embedding of the item's text, so an item that was never seen still has a vector; learned
-and collaborative vectors are bound to item ids and are hidden at random in training.
+`text` is the frozen base's own embedding of the item's text, so an item that was never seen still has a vector; learned and
+collaborative vectors and factors are bound to item ids and are hidden at random in training.
 """
 
 import hashlib
@@ -25,6 +25,10 @@ from genre.catalogue import Catalogue
 from genre.errors import DataError, ManifestError
 
 
+COMPUTED = ("collaborative", "factors")
+"""Features that are computed from the training events, see `genre.collaborative`."""
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """The shape of an encoder.
@@ -36,6 +40,7 @@ class EncoderSpec:
         dense: List-of-float item columns and their dimensions.
         feedback: Number of feedback codes.
         dropout: Probability that an item's id-bound vectors are hidden in training.
+        factors: Dimensions of the item factors, 0 for none.
     """
 
     width: int
@@ -45,13 +50,20 @@ class EncoderSpec:
     dense: tuple[tuple[str, int], ...]
     feedback: int
     dropout: float = 0.1
+    factors: int = 0
 
     @property
     def sources(self) -> dict[str, int]:
         """Feature name → dimensions."""
         found = {"text": self.width if self.text else 0, "learned": self.learned, "collaborative": self.collaborative}
+        found["factors"] = self.factors
         found |= {f"dense_{name}": size for name, size in self.dense}
         return {name: size for name, size in found.items() if size}
+
+    @property
+    def binds_ids(self) -> bool:
+        """Whether anything of an item is known by its id alone."""
+        return any(self.sources.get(name) for name in ("learned", *COMPUTED))
 
 
 @dataclass
@@ -79,10 +91,12 @@ class BehaviourEncoder(nn.Module):
 
     Attributes:
         spec: Its shape.
-        item_ids: Ids that learned and collaborative vectors are bound to.
+        item_ids: Ids that learned vectors and those of `COMPUTED` are bound to.
     """
 
-    def __init__(self, spec: EncoderSpec, item_ids: Sequence[str], *, scale: float, collaborative: Tensor | None = None) -> None:
+    def __init__(
+        self, spec: EncoderSpec, item_ids: Sequence[str], *, scale: float, computed: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.spec, self.item_ids = spec, list(item_ids)
         self.row_of = {item: row for row, item in enumerate(self.item_ids)}
@@ -96,11 +110,10 @@ class BehaviourEncoder(nn.Module):
         if spec.learned:
             self.learned = nn.Embedding(len(self.item_ids), spec.learned)
             nn.init.normal_(self.learned.weight, std=0.3)
-        if spec.collaborative:
-            empty = torch.zeros(len(self.item_ids), spec.collaborative)
-            self.register_buffer("collaborative", empty if collaborative is None else collaborative)
         for name, size in spec.sources.items():
-            if name not in ("learned", "collaborative"):
+            if name in COMPUTED:
+                self.register_buffer(name, (computed or {}).get(name, torch.zeros(len(self.item_ids), size)))
+            elif name != "learned":
                 self.register_buffer(f"{name}_mean", torch.zeros(size))
                 self.register_buffer(f"{name}_std", torch.ones(size))
 
@@ -143,8 +156,8 @@ class BehaviourEncoder(nn.Module):
         for gate, (name, projection) in zip(self.gates, self.project.items(), strict=True):
             if name == "learned":
                 value = self.learned(rows) * shown
-            elif name == "collaborative":
-                value = self.get_buffer("collaborative")[rows] * shown
+            elif name in COMPUTED:
+                value = self.get_buffer(name)[rows] * shown
             else:
                 value = table.features[name] if codes is None else table.features[name][codes]
             total = total + gate * projection(value)

@@ -88,14 +88,17 @@ class EncoderConfig(_Config):
             only) or a reference such as `encoder-ml-100k@latest`.
         text: Project the frozen base's own embedding of the item's text columns.
         learned: Dimensions of learned item vectors (0: none).
-        collaborative: Dimensions of the vectors computed from the training events (0: none).
+        collaborative: Dimensions of the vectors computed from the training events: what was seen near each other, what was liked
+            alike (0: none).
+        factors: Dimensions of factors computed from the training events: what the same users had, whatever lies between (0: none).
         dense: List-of-float item columns to project.
         fuse: Heads see the user's earlier events through item vectors, beside the base's state.
         taste: Dimensions of what next-item heads are given once they are trained: a linear model of which items the same users
             had, in closed form, that counts as much as validation likes best (0: none; needs `fuse` and a validation part).
-        dropout: Probability that an item's learned and collaborative vectors are hidden in training (so that new items work).
-        min_events: Items with fewer training events get no learned and no collaborative vector: the model knows them as it
-            knows new ones. 0 gives one to every item, 1 if the split holds items out; from 1 up an item without training
+        dropout: Probability that an item's learned, collaborative and factor vectors are hidden in training (so that new items
+            work).
+        min_events: Items with fewer training events get no vector that is bound to their id: the model knows them as it knows
+            new ones. 0 gives one to every item, 1 if the split holds items out; from 1 up an item without training
             events is no negative either.
     """
 
@@ -103,6 +106,7 @@ class EncoderConfig(_Config):
     text: bool = True
     learned: int = Field(default=64, ge=0, le=4096)
     collaborative: int = Field(default=64, ge=0, le=1024)
+    factors: int = Field(default=0, ge=0, le=1024)
     dense: tuple[str, ...] = ()
     dropout: float = Field(default=0.1, ge=0, lt=1)
     min_events: int = Field(default=0, ge=0)

@@ -101,7 +101,7 @@ def unknown_shares(shared: SharedEncoder | None, log: Interactions, new: np.ndar
     Returns:
         `{"events", "items", "threshold", "due"}` as shares; None where there is no encoder, or nothing in it is bound to ids.
     """
-    if shared is None or not (shared.encoder.spec.learned or shared.encoder.spec.collaborative):
+    if shared is None or not shared.encoder.spec.binds_ids:
         return None
     strange = np.array([item not in shared.encoder.row_of for item in log.catalogue.item_ids], dtype=bool)
     events, items = float(strange[log.item_codes[new]].mean()), float(strange.mean())

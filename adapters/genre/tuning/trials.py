@@ -30,7 +30,14 @@ from genre.texts import Texts
 from genre.training import State, fit
 from genre.tuning.space import Space
 
-FIXED_BY_ENCODER = ("encoder.text", "encoder.learned", "encoder.collaborative", "encoder.dense", "encoder.dropout")
+FIXED_BY_ENCODER = (
+    "encoder.text",
+    "encoder.learned",
+    "encoder.collaborative",
+    "encoder.factors",
+    "encoder.dense",
+    "encoder.dropout",
+)
 
 
 class Objective:
