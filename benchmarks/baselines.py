@@ -4,7 +4,7 @@
 
 next_item   last_n 5, full catalogue, seen items masked: NDCG@10 and more, against popularity, EASE, item and sequence
             neighbours, ALS, BPR, a two-layer self-attentive model, EASE and PureSVD of a fading history, and the
-            self-attentive model with the adapter's linear term beside it
+            self-attentive model with the adapter's averaging of weights and linear term
 like        rating > 3, temporal 80/10/10, prequential: AUC, against item mean, running share, additive, boosted trees
 rating      u1 (rows 0-19,999), transductive: RMSE, against item mean, running mean, additive, bias-only, boosted trees;
             once settings are chosen on a tenth of the training rows, all methods learn from all of them, as published
@@ -112,8 +112,10 @@ class Scores:
         return feedback_baselines(self.log, self.split, self.label, self.targets, binary=binary)[name], {}
 
     def _network(self, name: str, seed: int) -> Any:
-        made = self_attentive(self.log, self.split, seed=seed, file=self.folder / f"network-{seed}.pt")
-        return made if name == "self_attentive" else fused(made, self.log, self.split)
+        averaged = name in OWN_TERM
+        file = self.folder / f"network-{seed}.pt"
+        made = self_attentive(self.log, self.split, seed=seed, averaged=averaged, file=file)
+        return fused(made, self.log, self.split) if averaged else made
 
     def _adapter(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         recipe = genre.Recipe.read(RECIPES / f"{self.task.name}.yaml", [*self.overrides, f"train.seed={seed}"])

@@ -62,7 +62,7 @@ def beside_baselines(task: str, found: dict[str, Any], figures: dict[str, Any]) 
     return Table(f"{words(task)} beside strong baselines", note, [f"adapter, {metric}", "beside", "adapter better by", "n"], rows)
 
 
-SAME_TERM = {"self_attentive_fused": "self attentive with the adapter's own linear term"}
+SAME_TERM = {"self_attentive_fused": "self attentive with the adapter's own averaging and linear term"}
 """No baseline of that name exists outside, but it says whether the adapter's lead is that term's."""
 
 

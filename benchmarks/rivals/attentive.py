@@ -2,6 +2,8 @@
 
 Source: Kang and McAuley 2018 (SASRec), with pre-normalization and the full softmax instead of one sampled negative, which
 is the stronger way (Klenitskiy and Vasilev 2023). Trained on all windows of the training events, stopped on validation.
+The moving average of its weights, as adapters have it, is judged in the same run, for the rival that gets what an adapter adds
+to itself.
 """
 
 import copy
@@ -20,6 +22,7 @@ from genre.evaluation_history import Histories
 from genre.evaluation_ranking import Block, block_rows
 from genre.interactions import Interactions
 from genre.interactions_splits import TRAIN, Split
+from genre.training.averaging import Average
 from rivals.common import quality, validation_targets
 
 
@@ -56,7 +59,7 @@ class SelfAttentive:
     """A trained network as a ranker."""
 
     def __init__(self, log: Interactions, split: Split, network: Network, length: int, settings: dict[str, Any]) -> None:
-        self.log, self.histories = log, Histories(log, split)
+        self.log, self.split, self.histories = log, split, Histories(log, split)
         self.network, self.length, self.settings = network, length, settings
 
     @torch.no_grad()
@@ -75,6 +78,23 @@ class SelfAttentive:
             yield rows, self.network.logits(self.network(torch.from_numpy(batch))[:, -1]).numpy()
 
 
+DECAYS = (0.99, 0.998)
+"""Of the averages; the better one on validation is kept."""
+
+
+class Best:
+    """The best validated weights so far, and what they were worth."""
+
+    def __init__(self) -> None:
+        self.value, self.epoch, self.weights = -1.0, 0, {}
+
+    def see(self, value: float, epoch: int, weights: dict[str, Tensor]) -> bool:
+        """Keep these weights if they are better; whether they are."""
+        if better := value > self.value:
+            self.value, self.epoch, self.weights = value, epoch, copy.deepcopy(weights)
+        return better
+
+
 def self_attentive(
     log: Interactions,
     split: Split,
@@ -83,25 +103,48 @@ def self_attentive(
     length: int = 100,
     dropout: float = 0.3,
     seed: int = 0,
+    averaged: bool = False,
     file: Path | None = None,
 ) -> SelfAttentive:
-    """Train until validation NDCG@10 has not risen for 8 checks, one every 5 epochs; kept in a file, if one is named."""
+    """Train until validation NDCG@10, read every 5 epochs, has not risen for 8 readings.
+
+    Args:
+        log: The log.
+        split: Its split.
+        width: D.
+        length: The latest so many events of a user are read.
+        dropout: Everywhere.
+        seed: Of everything drawn.
+        averaged: The best average of the weights instead of the best weights.
+        file: Where both are kept.
+    """
     torch.manual_seed(seed)
-    draw = np.random.default_rng(seed)
     settings = {"width": width, "layers": 2, "length": length, "dropout": dropout, "seed": seed}
     network = Network(log.catalogue.size, width=width, layers=2, heads=2, length=length, dropout=dropout)
     ranker = SelfAttentive(log, split, network, length, settings)
     if file is not None and file.exists():
         held = torch.load(file, weights_only=True)
-        network.load_state_dict(held["network"])
-        ranker.settings = held["settings"]
-        return ranker
+    else:
+        held = _train(ranker, seed)
+        if file is not None:
+            torch.save(held, file)
+    chosen = held["averaged" if averaged else "last"]
+    network.load_state_dict(chosen["weights"])
+    ranker.settings = settings | {key: value for key, value in chosen.items() if key != "weights"}
+    return ranker
+
+
+def _train(ranker: SelfAttentive, seed: int) -> dict[str, Any]:
+    """The best weights and the best average of weights, each with its epoch and validation value."""
+    network, log, split, length = ranker.network, ranker.log, ranker.split, ranker.length
+    draw = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01)
     train = np.asarray(split.part) == TRAIN
     users = [log.item_codes[np.flatnonzero(train & (log.user_codes == user))] for user in np.unique(log.user_codes[train])]
     users = [codes.astype(np.int64) + 1 for codes in users if len(codes) > 1]
     found = validation_targets(log, split)
-    best, kept, stale, epoch = -1.0, copy.deepcopy(network.state_dict()), 0, 0
+    last, averages = Best(), {decay: (Average(dict(network.named_parameters()), decay), Best()) for decay in DECAYS}
+    stale = epoch = step = 0
     begun = time.perf_counter()
     while stale < 8:
         network.train()
@@ -123,15 +166,21 @@ def self_attentive(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            step += 1
+            for average, _ in averages.values():
+                average.take(step)
         epoch += 1
         if epoch % 5 == 0:
-            value = quality(ranker, log, split, found)
-            stale = 0 if value > best else stale + 1
-            if value > best:
-                best, kept = value, copy.deepcopy(network.state_dict())
-                ranker.settings = {**settings, "epochs": epoch, "validation_ndcg@10": round(value, 5)}
-    network.load_state_dict(kept)
-    ranker.settings |= {"seconds": round(time.perf_counter() - begun, 1)}
-    if file is not None:
-        torch.save({"network": network.state_dict(), "settings": ranker.settings}, file)
-    return ranker
+            risen = last.see(quality(ranker, log, split, found), epoch, network.state_dict())
+            for average, best in averages.values():
+                with average.in_place():
+                    best.see(quality(ranker, log, split, found), epoch, network.state_dict())
+            stale = 0 if risen else stale + 1
+    seconds = round(time.perf_counter() - begun, 1)
+    decay, (_, best) = max(averages.items(), key=lambda entry: entry[1][1].value)
+    return {"last": _said(last, seconds), "averaged": {**_said(best, seconds), "average": decay}}
+
+
+def _said(best: Best, seconds: float) -> dict[str, Any]:
+    value = round(best.value, 5)
+    return {"weights": best.weights, "epochs": best.epoch, "validation_ndcg@10": value, "seconds": seconds}

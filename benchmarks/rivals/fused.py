@@ -1,7 +1,8 @@
-"""The self-attentive model with the same linear term beside it that a next-item adapter gets after its training.
+"""The self-attentive model with what a next-item adapter adds to itself: averaged weights, and a linear term after training.
 
-It says what of the adapter's lead is the term's: a small model trained from nothing, plus PureSVD over a fading history with a
-weight chosen on validation, as in `genre.training.taste`; the factors are the items' own, not a regression on their vectors.
+It says what of the adapter's lead is theirs: a small model trained from nothing, the moving average of its weights, plus PureSVD
+over a fading history with a weight chosen on validation, as in `genre.training.taste`; the factors are the items' own, not a
+regression on their vectors.
 """
 
 from collections.abc import Iterator
