@@ -12,8 +12,9 @@ from genre.errors import DataError, InputError, RecipeError
 from genre.evaluation import Targets
 from genre.jobs.predictions import read_predictions
 from genre.metrics import bootstrap
+from genre.metrics_bootstrap import MIN_USERS
 from genre.tasks import Task
-from genre.tuning.compare import MIN_USERS, compare, pairs
+from genre.tuning.compare import compare, pairs
 from genre.tuning.scored import Scored, from_baseline, from_run, from_version
 
 AUC = Task(name="like", kind="feedback", label="rating > 3", metrics=("auc", "log_loss"))

@@ -6,10 +6,13 @@ import polars as pl
 import pytest
 
 import genre
-from builders import LIKE, NEXT, recipe
+from builders import GOOD, LIKE, NEXT, recipe, text_recipe
+from fakes import planted_texts
 from genre.errors import InputError, ManifestError, RecipeError
-from genre.jobs import check_leak, draw_reliability, evaluate
+from genre.jobs import check_leak, draw_reliability, evaluate, train_together
+from genre.jobs.evaluating import say_few_users
 from genre.progress import Reporter
+from genre.text_assembly import assemble_texts
 
 LAST = {"split": {"kind": "last_n", "n": 4}}  # reaches further back than the temporal split
 TEMPORAL = {"kind": "temporal", "valid": 0.1, "test": 0.1}
@@ -72,6 +75,36 @@ def test_a_log_loss_task_has_a_reliability_plot(trained, base, tmp_path):
 def test_validation_is_another_part(trained, base):
     parts = [evaluate(trained.registry, "like", trained.log, base, part=part)["tasks"]["like"] for part in ("valid", "test")]
     assert parts[0]["adapter"] != parts[1]["adapter"]
+
+
+FEW = "few users on the test part (like 2): an interval over fewer than 20 cannot say much"
+
+
+def test_a_test_part_of_a_few_users_is_told_before_training_and_by_evaluation(trained, tiny, base, log, tmp_path):
+    lines, registry = [], genre.Registry(tmp_path / "registry")
+    two = {"split": {"kind": "temporal", "valid": 0.1, "test": 2 / len(log)}}
+    wanted, say = recipe(tiny, LIKE, data=two, train=QUICK), Reporter(lines.append)
+    registry.publish(genre.train(wanted, log=log, base=base, registry=registry, folder=tmp_path / "run", reporter=say))
+    assert lines.count(FEW) == 1 and lines.index(FEW) < next(i for i, line in enumerate(lines) if line.startswith("epoch 1"))
+    lines.clear()
+    evaluate(registry, "like", log, base, reporter=say)
+    assert lines[1:] == [FEW]
+    train_together([wanted], log=log, base=base, registry=registry, folder=tmp_path / "several", reporter=say)
+    assert lines.count(f"like: {FEW}") == 1
+    lines.clear()
+    evaluate(trained.registry, "like", trained.log, base, reporter=say)
+    assert len(lines) == 1
+
+
+def test_a_test_part_of_a_few_groups_of_texts_is_told(tiny, base):
+    lines, few = [], planted_texts(groups=24)
+    wanted = text_recipe(tiny, GOOD)
+    assembly = assemble_texts(wanted, few, base)
+    assembly.model.release()
+    say_few_users(wanted.tasks, assembly.builder, assembly.split, "test", Reporter(lines.append))
+    groups = len(set(few.group_codes[assembly.split.part == 2].tolist()))
+    assert groups > 1
+    assert lines == [f"few groups on the test part (good {groups}): an interval over fewer than 20 cannot say much"]
 
 
 # --- leaks -----------------------------------------------------------------------------------------------------------

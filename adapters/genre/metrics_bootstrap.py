@@ -29,6 +29,8 @@ from genre.metrics_registry import Metric, Prepared, metric
 
 RESAMPLES = 1000
 LEVEL = 0.95
+MIN_USERS = 20
+"""An interval over fewer users cannot say much: draws of a few users vary less than users do, so it is too narrow."""
 _BLOCK = 2**21
 """At most about this many weights (users or events, times resamples) are held at once."""
 

@@ -1,5 +1,6 @@
 """A published version, or a trained model, on a part of a split: every task's figures beside its baselines'."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,12 @@ from genre.evaluation import Targets, evaluate_feedback, evaluate_ranking
 from genre.evaluation_ranking import rank_in_blocks
 from genre.interactions import Interactions
 from genre.interactions_cold import training_events
-from genre.interactions_splits import PARTS, SplitConfig, split
+from genre.interactions_splits import PARTS, Split, SplitConfig, split
 from genre.jobs.places import load_base
 from genre.jobs.reliability import reliability_of
+from genre.labels import known_labels
 from genre.lora import LoraLinear
-from genre.metrics_bootstrap import RESAMPLES
+from genre.metrics_bootstrap import MIN_USERS, RESAMPLES
 from genre.metrics_lists import ListFacts
 from genre.metrics_registry import metric
 from genre.model import Recommender, SoftTokens
@@ -68,6 +70,7 @@ def evaluate(
     tasks: dict[str, Any] = {}
     for one in by_split(loaded):
         model, builder, chosen = restore(one, log, base)
+        say_few_users(model.tasks.values(), builder, chosen, part, say)
         try:
             found = predict(model, builder, chosen, PARTS[part], max_events=one.reading.max_events, batch_tokens=BATCH_TOKENS)
             judged = judged_tasks(found, model, builder, chosen)
@@ -85,6 +88,16 @@ def evaluate(
         "quantization": base.quantization,
         "tasks": tasks,
     }
+
+
+def say_few_users(tasks: Iterable[Task], builder: Builder, chosen: Split, part: str, say: Reporter) -> None:
+    """Say in a line which tasks have targets of so few users (of labelled texts: groups) that their intervals mean little."""
+    labels = {name: label for name, (_, label) in builder.supervise(list(tasks)).items()}
+    events = {name: np.flatnonzero((chosen.part == PARTS[part]) & known_labels(label)) for name, label in labels.items()}
+    users = {name: len(np.unique(builder.owners(own)[0])) for name, own in events.items() if len(own)}
+    if few := [f"{name} {count}" for name, count in users.items() if count < MIN_USERS]:
+        what = "groups" if isinstance(builder, TextRows) else "users"
+        say.line(f"few {what} on the {part} part ({', '.join(few)}): an interval over fewer than {MIN_USERS} cannot say much")
 
 
 Said = tuple[np.ndarray, np.ndarray | None]

@@ -16,7 +16,7 @@ from genre.files import appearing_folder
 from genre.interactions import Interactions
 from genre.interactions_splits import PARTS
 from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
-from genre.jobs.evaluating import Figures, judge
+from genre.jobs.evaluating import Figures, judge, say_few_users
 from genre.jobs.places import check_data, claim_folder, environment, open_data, run_folder, write_text
 from genre.jobs.predictions import write_predictions
 from genre.jobs.reliability import draw_bins, plot_name, reliability_of
@@ -112,6 +112,7 @@ def train(
             check_resumed(root, assembly.recipe)
         if ranks.main:
             describe_run(root, assembly.recipe)
+        say_few_users(assembly.recipe.tasks, assembly.builder, assembly.split, "test", say)
         fitted = fit(assembly, root, resume=resume, reporter=say)
         return conclude(fitted, root, registry, say, ranks)
     finally:

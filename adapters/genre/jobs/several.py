@@ -15,6 +15,7 @@ from genre.base import Base
 from genre.errors import GenreError, InputError, JobError
 from genre.interactions import Interactions
 from genre.jobs.encoders import find_encoder
+from genre.jobs.evaluating import say_few_users
 from genre.jobs.places import claim_folder, open_log, run_folder
 from genre.jobs.run import Run, check_base, check_resumed, conclude, describe_run, train
 from genre.model import SoftTokens
@@ -154,7 +155,8 @@ def _train_group(
         assembly = assemble(place.recipe, place.log, base, place.shared, soft=_soft(place, members), bare=True)
         members.append(Member(assembly, place.root, Stream(base.device), resume and _checkpoint(place)))
     for place, member in zip(group, members, strict=True):
-        member.folder = place.begin()
+        member.folder, own = place.begin(), member.assembly
+        say_few_users(own.recipe.tasks, own.builder, own.split, "test", _named(say, place.recipe.name))
     failed: dict[str, GenreError] = {}
     for member, fitted in zip(members, fit_together(members, reporter=say, tokens=tokens), strict=True):
         name, model = member.assembly.recipe.name, member.assembly.model

@@ -8,7 +8,7 @@ Owns: what may be compared, the difference with its interval, what it says in wo
 
 Users are drawn again with replacement, and both metrics are computed on each draw, so what makes a user easy or hard cancels
 (`metrics_bootstrap.paired_bootstrap`). The interval holds the middle 95 % of the differences; the probability is the share of
-draws in which the first is at least as good.
+draws in which the first is at least as good. With fewer than `MIN_USERS` users nothing is called better.
 """
 
 import json
@@ -22,11 +22,10 @@ import numpy as np
 from genre.errors import InputError, RecipeError
 from genre.evaluation import Targets
 from genre.metrics import bootstrap, metric, paired_draws
+from genre.metrics_bootstrap import MIN_USERS
 from genre.tuning.scored import Scored
 
 RESAMPLES = 2000
-MIN_USERS = 20
-"""With fewer users nothing is called better: draws of a few users vary less than users do, so the interval is too narrow."""
 
 Outcome = Literal["better", "worse", "equal", "cannot be told"]
 

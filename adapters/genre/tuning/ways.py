@@ -27,10 +27,11 @@ from genre.errors import GenreError, InputError, InterruptedJobError, JobError
 from genre.jobs import check_data, environment, open_data, open_log, train, write_text
 from genre.jobs.encoders import find_encoder
 from genre.metrics import metric
+from genre.metrics_bootstrap import MIN_USERS
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
-from genre.tuning.compare import MIN_USERS, Compared, compare
+from genre.tuning.compare import Compared, compare
 from genre.tuning.scored import from_run
 from genre.tuning.trials import Objective
 
