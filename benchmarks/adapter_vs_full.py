@@ -69,7 +69,8 @@ def recipe_of(each: Run, options: argparse.Namespace) -> genre.Recipe:
     common = [
         f"base.depth={options.depth}", f"train.epochs={options.epochs}", f"train.learning_rate={each.rate}",
         f"train.seed={each.seed}", "train.tracker=none", "train.dropout=0.1", "train.early_stop=null", "data.max_events=60",
-        "encoder.taste=0",  # every way would get the same term after its training: what trains is compared
+        # What every way would get alike is left out, so that what trains is compared.
+        "encoder.taste=0", "encoder.factors=0", "train.average=0",
     ]  # fmt: skip
     if options.limit:
         common.append(f"data.limit={options.limit}")

@@ -92,15 +92,16 @@ def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
         check = _label_check(about, {name: log.column(name) for name in log.event_columns}, "feedback")
         about["label"] = check(wanted.labels[0]) if wanted.labels else ask("label", usual, check)
     texts = _texts_of_items(wanted, log)
+    ranks = task == "next_item"
     return {
         "name": wanted.name or task,
         "data": {"path": wanted.data, "split": _SPLITS.get(task, _TEMPORAL)},
         "base": {"name": wanted.base or "smollm2-135m", "depth": 4},
         "sequence": {"item": "token", "text": texts, "feedback": column},
-        "encoder": {"use": "auto", "text": bool(texts)},
+        "encoder": {"use": "auto", "text": bool(texts), **({"factors": 64} if ranks else {})},
         "tasks": [{"name": task, **about}],
         "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
-        "train": {"epochs": 3, "learning_rate": 0.001, "batch_tokens": 2048},
+        "train": {"epochs": 3, "learning_rate": 0.001, "batch_tokens": 2048, **({"average": 0.995} if ranks else {})},
     }
 
 
