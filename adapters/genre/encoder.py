@@ -24,7 +24,6 @@ from genre.base import Base
 from genre.catalogue import Catalogue
 from genre.errors import DataError, ManifestError
 
-
 COMPUTED = ("collaborative", "factors")
 """Features that are computed from the training events, see `genre.collaborative`."""
 

@@ -90,7 +90,8 @@ class EncoderConfig(_Config):
         learned: Dimensions of learned item vectors (0: none).
         collaborative: Dimensions of the vectors computed from the training events: what was seen near each other, what was liked
             alike (0: none).
-        factors: Dimensions of factors computed from the training events: what the same users had, whatever lies between (0: none).
+        factors: Dimensions of item factors computed from the training events: what the same users had, near each other or not
+            (0: none).
         dense: List-of-float item columns to project.
         fuse: Heads see the user's earlier events through item vectors, beside the base's state.
         taste: Dimensions of what next-item heads are given once they are trained: a linear model of which items the same users
