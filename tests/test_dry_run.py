@@ -88,6 +88,15 @@ def test_the_estimate_is_made_of_what_was_measured(place, tiny, capsys):
     assert memory["base"] == 4 * own["parameters"]["base"] and memory["step"] > memory["trained"]
 
 
+def test_averaged_weights_are_one_copy_more(place, tiny, capsys):
+    found = {}
+    for average in (0.0, 0.9):
+        said(capsys, "train", write(place, tiny, LIKE, train={"average": average}), "--dry-run", "--json", "dry.json")
+        (cost,) = json.loads((place / "dry.json").read_text())["costs"]
+        found[average] = cost["memory_bytes"]
+    assert found[0.9]["kept"] == 2 * found[0.9]["trained"] == 2 * found[0.0]["kept"]
+
+
 def test_more_tokens_a_step_and_less_kept_for_the_backward_pass_show_in_memory(base, tiny, log, tmp_path):
     found = {}
     for name, train in {"small": {"batch_tokens": 256}, "large": {"batch_tokens": 2048},

@@ -65,7 +65,8 @@ def _lines(each: "Expected") -> list[tuple[str, str]]:
     kinds = ", ".join(f"{label} {count:,}" for label, count in parts.items() if count)
     kind = each.recipe.adapter.kind
     left = "" if each.version_bytes is None else f", a version of {_size(each.version_bytes)}"
-    checkpoint = _size(4 * 4 * own.trained)  # weights, the best ones and two moments, in single precision
+    copies = 5 if each.recipe.train.average else 4  # weights, the best ones, their average and two moments, in single precision
+    checkpoint = _size(4 * copies * own.trained)
     return [
         ("data", f"{data}: {events:,} events or texts, of which {training:,} train"),
         ("trains", f"{kinds}: {own.trained:,} ({own.trained / own.base:.2%} of the base's {own.base:,}), kind {kind}"),

@@ -78,7 +78,8 @@ class Memory:
     Attributes:
         base: The base's weights.
         trained: What trains beside the base.
-        kept: The best weights so far and, in a full fine-tune, the base's own, which are put back.
+        kept: The best weights so far, their average if there is one, and, in a full fine-tune, the base's own, which are put
+            back.
         optimizer: AdamW's two moments.
         step: The most that a step has at once beyond these: what is kept for the backward pass, gradients, what is being
             computed.
@@ -173,7 +174,8 @@ def held(loop: Loop, step: int, evaluation: int) -> Memory:
     base = _bytes(_weights(loop.assembly.base.model))
     trained, full = _bytes(loop.parameters.values()), loop.recipe.adapter.kind == "full"
     beside = _bytes(value for name, value in loop.parameters.items() if not name.startswith("base."))
-    return Memory(base, beside, trained + (base if full else 0), 2 * trained, step, evaluation)
+    kept = trained + _bytes(loop.average.values.values()) + (base if full else 0)
+    return Memory(base, beside, kept, 2 * trained, step, evaluation)
 
 
 def read_one(loop: Loop, plan: Plan) -> tuple[int, float]:
