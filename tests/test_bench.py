@@ -3,12 +3,15 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from builders import LIKE, RATING, STARS, recipe, text_recipe
+from builders import LIKE, RATING, STARS, recipe, text_recipe, with_values
 from fakes import planted_log, planted_texts
 from genre.cli import main
 from genre.errors import InputError, InterruptedJobError, JobError
+from genre.interactions import Interactions
+from genre.interactions_splits import split
 from genre.registry import Registry
 from genre.tuning import ways
 from genre.tuning.compare import Compared, compare
@@ -81,6 +84,17 @@ def test_what_is_wrong_is_told_before_anything_is_trained(file, tmp_path, capfd)
         assert main(["bench", str(file), "--registry", str(tmp_path / "r"), *more]) == 2
         assert said in capfd.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+def test_a_validation_part_of_one_label_is_told_before_anything_is_trained(file, wanted, tmp_path, capfd):
+    log = Interactions.read(wanted.data.path)
+    valid = np.flatnonzero(split(log, wanted.data.split).part == 1)
+    with_values(log, rating=dict.fromkeys(valid.tolist(), 1.0)).write(tmp_path / "sad")
+    out = ["--registry", str(tmp_path / "r"), "--out", str(tmp_path / "out")]
+    assert main(["bench", str(file), *out, "--set", f"data.path={tmp_path / 'sad'}"]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("genre: like.auc, which trials are measured by, has no value"), lines
+    assert not (tmp_path / "r").exists() and not (tmp_path / "out").exists()
 
 
 def test_recipes_of_the_ways(file):

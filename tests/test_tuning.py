@@ -8,20 +8,23 @@ import time
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 import genre
-from builders import LIKE, NEXT, RATING, recipe, with_values
-from fakes import planted_log
+from builders import GOOD, LIKE, NEXT, RATING, recipe, text_recipe, with_values
+from fakes import planted_log, planted_texts
 from genre.assembly import assemble
 from genre.base import Base
 from genre.cli import main
 from genre.errors import InputError, InterruptedJobError, JobError, RecipeError
 from genre.progress import Reporter
+from genre.texts import Texts
 from genre.training import fit
 from genre.tuning import Search, read_space, tune
 from genre.tuning.keys import kinds
 from genre.tuning.study import open_study
+from genre.tuning.trials import Objective
 
 QUICK = {"epochs": 1, "batch_tokens": 1024}
 RATES = "train.learning_rate=1e-3,5e-3"
@@ -420,12 +423,39 @@ def test_without_validation_there_is_nothing_to_search_by(search, tiny):
         search(RATES, of=of)
 
 
-def test_a_trial_without_a_value_fails(search, little):
-    """All likes on the validation part: an AUC has no value there."""
+def test_a_validation_part_of_one_label_is_refused_where_the_metric_needs_both(search, little, tiny, tmp_path):
+    """All likes on the validation part: an AUC has no value there, a log loss has one."""
     part = genre.interactions.split(little, genre.interactions.SplitConfig(kind="temporal")).part
-    liked = with_values(little, rating={int(event): 5.0 for event in np.flatnonzero(part == 1)})
-    with pytest.raises(JobError, match="none of 1 trials gave a value: got like.auc has no value on the validation part"):
+    valid = np.flatnonzero(part == 1)
+    liked = with_values(little, rating={int(event): 5.0 for event in valid})
+    message = f"like.auc, .* has no value on the validation part: got label 1 in all of {len(valid)} targets; expected targets of"
+    with pytest.raises(InputError, match=message):
         search(RATES, log=liked, trials=1)
+    assert not (tmp_path / "study").exists()
+    for name in ("log_loss", "ece", "accuracy", "f1", "rmse"):
+        assert Objective(recipe(tiny, LIKE | {"metrics": [name]}), liked).name == f"like.{name}"
+    with pytest.raises(RecipeError, match="task 'like': a metric does not fit a feedback task: got ndcg@10"):
+        Objective(recipe(tiny, LIKE | {"metrics": ["ndcg@10"]}), liked)
+    of_each = {int(event): 1.0 + 4.0 * (little.user_codes[event] % 2) for event in valid}
+    with pytest.raises(InputError, match="like.gauc, .*: got one label only in each user or impression; expected targets"):
+        Objective(recipe(tiny, LIKE | {"metrics": ["gauc"]}), with_values(little, rating=of_each))
+
+
+def test_texts_of_one_label_are_refused_too(tiny):
+    texts = planted_texts(noise=0.0)
+    part = texts.split(text_recipe(tiny, GOOD).data.split).part
+    good = pl.when(pl.Series(part == 1)).then(1.0).otherwise(pl.col("recommended"))
+    frame = texts.frame.with_columns(good.alias("recommended"))
+    with pytest.raises(InputError, match="good.auc, .* has no value on the validation part: got label 1 in all of"):
+        Objective(text_recipe(tiny, GOOD), Texts.from_frame(frame))
+
+
+def test_a_trial_without_a_value_fails(search, little, tiny):
+    """Likes are rare, and none is on the validation part or predicted there: an F1 has no value then."""
+    training = np.flatnonzero(genre.interactions.split(little, genre.interactions.SplitConfig(kind="temporal")).part == 0)
+    ratings = dict.fromkeys(range(len(little)), 1.0) | dict.fromkeys(training[::10].tolist(), 5.0)
+    with pytest.raises(JobError, match="none of 1 trials gave a value: got like.f1 has no value on the validation part"):
+        search(RATES, of=recipe(tiny, LIKE | {"metrics": ["f1"]}, train=QUICK), log=with_values(little, rating=ratings), trials=1)
 
 
 def test_an_open_trial_that_was_told_to_end_ends(wanted, tmp_path):

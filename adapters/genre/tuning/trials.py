@@ -20,7 +20,8 @@ from genre.interactions import Interactions
 from genre.interactions_splits import VALID
 from genre.jobs import write_text
 from genre.jobs.encoders import find_encoder
-from genre.metrics import Metric, metric
+from genre.labels import check_metrics
+from genre.metrics import Metric, bootstrap, metric
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
@@ -44,22 +45,41 @@ class Objective:
     """The first task's first metric on the validation part.
 
     Raises:
-        InputError: The validation part has no target of that task.
+        InputError: The validation part has no target of that task, or none that its metric can be computed from.
+        RecipeError, DataError: As `genre.labels.check_metrics`.
     """
 
     def __init__(self, recipe: Recipe, data: Interactions | Texts) -> None:
         task = recipe.tasks[0]
+        check_metrics(task, data)
         self.name, self.metric = f"{task.name}.{task.metrics[0]}", metric(task.metrics[0])
         if isinstance(data, Texts):
             task, wanted = task.with_classes(data.labels), usable_texts(data, recipe)[0].part == VALID
         else:
             wanted = usable_events(data, recipe)[0].part == VALID
+        labels = None
         if task.label is not None:
-            wanted = wanted & ~np.isnan(task.labels(data.labels if isinstance(data, Texts) else EventColumns(data)))
+            labels = task.labels(data.labels if isinstance(data, Texts) else EventColumns(data))
+            wanted = wanted & ~np.isnan(labels)
         if not wanted.any():
             raise InputError(
                 f"the validation part has no target of task {task.name!r}, which trials are measured by", got="0",
                 expected="a split with validation events", todo="change data.split",
+            )  # fmt: skip
+        if labels is not None and task.is_binary:
+            self._check_classes(labels[wanted], data, np.flatnonzero(wanted))
+
+    def _check_classes(self, labels: np.ndarray, data: Interactions | Texts, places: np.ndarray) -> None:
+        """Refuse labels of 0 and 1 from which the metric could not be computed whatever a model says of them."""
+        users, shown = (data.group_codes, None) if isinstance(data, Texts) else (data.user_codes, data.impressions)
+        shown, equal = None if shown is None else shown[places], np.full(len(labels), 0.5)
+        if np.isnan(bootstrap(self.metric, users[places], labels, equal, impressions=shown, resamples=0).value):
+            alike = labels.min() == labels.max()
+            every = f"label {labels[0]:g} in all of {len(labels):,} targets"
+            raise InputError(
+                f"{self.name}, which trials are measured by, has no value on the validation part",
+                got=every if alike else "one label only in each user or impression",
+                expected="targets of both labels", todo="change data.split, or name another metric first",
             )  # fmt: skip
 
     @property
