@@ -182,6 +182,7 @@ COMMANDS = {
     "recipe new likes --data shop": "unknown kind of task: got likes; expected like, rating, next_item",
     "recipe new like --data shop": "the file exists: got like.yaml; expected a new file; name another with --out",
     "registry promote like production --floor auc=2": "misses the floor in like.auc: got",
+    "registry import small --as new --base small --depth 0": "'--depth': expected greater than or equal to 1; see genre registry",
     "registry rollback like": "like@production has nothing to roll back to",
     "data describe nope": "nope is no data set folder: got no such folder",
     "data prepare nope": "unknown data set: got 'nope'; expected ml-100k or ml-100k-kg or womens-clothing or open-bandit",

@@ -263,6 +263,8 @@ def test_wrong_input_is_one_line(trained, common, capsys):
         ([run, run, "--part", "valid"], "genre: a run folder has predictions of its test part only"),
         ([run, "--baseline", "additive"], "genre: a baseline needs the data"),
         ([run, run, "--resamples", "3"], "genre: resamples: got 3"),
+        ([run, run, "--seed", "-1"], "genre: seed: got -1; expected 0 or more"),
+        (["nobody", "nothing", "--seed", "-1"], "genre: seed: got -1; expected 0 or more"),  # before anything is read
     ):
         assert main(["compare", *arguments]) == 2, arguments
         lines = capsys.readouterr().err.splitlines()

@@ -154,7 +154,9 @@ def import_(
     source: Annotated[Path, typer.Argument(help="A PEFT folder, a tar or a zip.")],
     name: Annotated[str, typer.Option("--as", help="Its name in the registry.")],
     base: Annotated[str, typer.Option(help="The base it is for: a prepared base's name, or a folder.")],
-    depth: Annotated[int | None, typer.Option(help="The number of the base's layers that it is for; all, unless said.")] = None,
+    depth: Annotated[
+        int | None, typer.Option(min=1, help="The number of the base's layers that it is for; all, unless said.")
+    ] = None,
     registry: RegistryOption = DEFAULT,
 ) -> None:
     """Publish a PEFT LoRA adapter from elsewhere, checked against its base."""

@@ -118,10 +118,11 @@ def compare(
     if part not in ("valid", "test"):
         raise InputError("no such part", got=f"--part {part}", expected="valid or test")
     check_file(json_file, "--json")
+    from genre.tuning.compare import check_draws, pairs
     from genre.tuning.compare import compare as run
-    from genre.tuning.compare import pairs
     from genre.tuning.scored import Sources, only, with_baseline
 
+    check_draws(resamples, seed)
     sources = Sources(registry, data, part=part)
     bases = [*(base or []), *(base or [])[-1:], None, None]
     ours = only(sources.read(first, bases[0]), task, first)

@@ -90,14 +90,25 @@ def compare(
         seed: Of the draws.
 
     Raises:
-        InputError: Data, split, part, label or targets differ; the message has both values.
+        InputError: Data, split, part, label or targets differ, and the message has both values; or as `check_draws`.
         RecipeError: There is no metric to compare by.
     """
     check_comparable(first, second)
-    if resamples < 100:
-        raise InputError("resamples", got=resamples, expected="100 or more")
+    check_draws(resamples, seed)
     names = _metrics(first, second, metrics)
     return [_compared(name, first, second, resamples, seed) for name in names]
+
+
+def check_draws(resamples: int, seed: int) -> None:
+    """Check how users are to be drawn, before there is anything to compare.
+
+    Raises:
+        InputError: There are too few draws, or the seed is negative.
+    """
+    if resamples < 100:
+        raise InputError("resamples", got=resamples, expected="100 or more")
+    if seed < 0:
+        raise InputError("seed", got=seed, expected="0 or more")
 
 
 def pairs(first: Mapping[str, Scored], second: Mapping[str, Scored]) -> list[tuple[Scored, Scored]]:
