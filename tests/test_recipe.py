@@ -87,6 +87,11 @@ def test_an_unknown_key_names_the_nearest_one(path, near):
     assert text.startswith(f"recipe: unknown key {path!r}: got {last}; expected ") and text.endswith(f"; did you mean {near!r}?")
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    assert refused(changed("train.seed", seed)).startswith("recipe: train.seed: ")
+
+
 def test_an_unknown_key_that_is_near_nothing_lists_what_there_is():
     text = refused(changed("encoder.xyzzy", 1))
     assert text == (

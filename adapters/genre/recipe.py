@@ -165,7 +165,7 @@ class TrainConfig(_Config):
     clip: float = Field(default=1.0, gt=0)
     dropout: float = Field(default=0.3, ge=0, lt=1)
     batch_tokens: int = Field(default=4096, ge=16)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     early_stop: int | None = Field(default=2, ge=1)
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     checkpoint_every: int = Field(default=200, ge=1)
