@@ -62,7 +62,7 @@ def rows(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             if not isinstance(value, int | float):
                 continue
             better, aim = ("at most", CEILINGS[key]) if key in CEILINGS else ("at least", BARS.get(key))
-            aim = None if entry["profile"] == "quick" else aim  # quick ones have other depths than the aims
+            aim = None if entry.get("profile") == "quick" else aim  # quick ones have other depths than the aims
             met = None if aim is None else (value <= aim if better == "at most" else value >= aim)
             table.append(
                 {"benchmark": name, "figure": key, "words": worded(key), "value": value, "aim": aim, "better": better, "met": met}

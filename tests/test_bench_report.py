@@ -85,3 +85,8 @@ def test_a_benchmark_that_ran_again_takes_its_own_tables_place(report, out, monk
     assert "1.3 | at least 1.6 (missed)" in readme.parts(text)["inference"]
     readme.main()
     assert page.read_text() == text
+
+
+def test_a_benchmark_that_runs_by_itself_is_held_against_its_aims(report):
+    (row,) = report.rows({"training": {"figures": {"ratios": {"adapter_vs_full_throughput": 1.2}}}})
+    assert (row["aim"], row["met"]) == (1.25, False)
