@@ -7,8 +7,7 @@ bases have such parts, adapters.
     gated     y = silu(g) · u,     silu(g) = g / (1 + exp(-g))
 
 They pass over memory about half as often as operations that autograd knows one by one, and of the gated MLP's wide tensors they
-keep one less for the backward pass. Sources: Zhang and Sennrich 2019
-(RMSNorm), Shazeer 2020 (SwiGLU).
+keep one less for the backward pass. Sources: Zhang and Sennrich 2019 (RMSNorm), Shazeer 2020 (SwiGLU).
 """
 
 from typing import Any
