@@ -63,7 +63,7 @@ def beside_baselines(task: str, found: dict[str, Any], figures: dict[str, Any]) 
 
 
 SAME_TERM = {"self_attentive_fused": "self attentive with the adapter's own averaging and linear term"}
-"""No baseline of that name exists outside, but it says whether the adapter's lead is that term's."""
+"""No baseline of that name exists outside, but it says whether the adapter's lead is due to these."""
 
 
 def _best(methods: dict[str, Any], metric: str) -> str:
