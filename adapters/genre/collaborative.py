@@ -4,9 +4,9 @@ Owns: the arithmetic. Ignores: models, tasks, files.
 
     vectors = collaborative_vectors(log, usable, dimensions=64)      # (N, 64 + 2)
     factors = pure_svd(log, usable, dimensions=64)                   # (N, 64)
-    vectors = factor_vectors(log, usable, dimensions=64)             # (N, 64), the same as an encoder's feature
+    scaled = factor_vectors(log, usable, dimensions=64)              # (N, 64), the same on the scale of other features
 
-Blocks of the result, in order: 2/3 of the dimensions from the SVD of the windowed positive pointwise mutual information
+Blocks of `vectors`, in order: 2/3 of the dimensions from the SVD of the windowed positive pointwise mutual information
 (Levy & Goldberg, 2014), 1/3 from the SVD of user × item feedback residuals, then log popularity and the smoothed mean
 feedback. A log without numeric feedback gives all dimensions to the first block and a zero mean.
 """

@@ -54,9 +54,10 @@ class EncoderSpec:
     @property
     def sources(self) -> dict[str, int]:
         """Feature name → dimensions."""
-        found = {"text": self.width if self.text else 0, "learned": self.learned, "collaborative": self.collaborative}
-        found["factors"] = self.factors
-        found |= {f"dense_{name}": size for name, size in self.dense}
+        found = {
+            "text": self.width if self.text else 0, "learned": self.learned, "collaborative": self.collaborative,
+            "factors": self.factors, **{f"dense_{name}": size for name, size in self.dense},
+        }  # fmt: skip
         return {name: size for name, size in found.items() if size}
 
     @property

@@ -66,9 +66,8 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)."""
-        if self.weight.requires_grad or x.dtype != torch.float32:
-            wide = x.to(torch.float32)
-            return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+        if self.weight.requires_grad:
+            return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
         return Normed.apply(x, self.weight, self.eps)
 
 
