@@ -3,8 +3,9 @@
 The part `cost` of benchmarks/training.py.
 
 `like` with token items, 2,048 tokens a step, optimizer included. Throughput alternates between the ways, step by step, in one
-process; `bare` is the floor: the base forward and backward without any adapter, so `bare_vs_peft` is what the best possible
-layer would reach. `whole` is the adapter with the last layer's MLP on all tokens, read or not.
+process, and all of them on the base as `Base.load` gives it; `bare` is the floor: the base forward and backward without any
+adapter, so `bare_vs_peft` is what the best possible layer would reach. `whole` is the adapter with the last layer's MLP on all
+tokens, read or not. `peft_stock` is PEFT's layers on transformers' own modules, with torch's products.
 Peak memory is that of a process of its own for each way, less what the process held once the base was loaded (for four at once:
 the whole process against four whole processes).
 """
@@ -19,6 +20,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -32,7 +34,10 @@ from genre.training.state import Stream
 from genre.training.together import Group, Member, waves
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-KINDS = {"lora": "lora", "full": "full", "peft": "head_only", "bare": "head_only", "whole": "lora", "together": "lora"}
+KINDS = {
+    "lora": "lora", "full": "full", "peft": "head_only", "peft_stock": "head_only", "bare": "head_only", "whole": "lora",
+    "together": "lora",
+}  # fmt: skip
 
 
 def prepared(kind: str, depth: int, log: genre.Interactions, base: genre.Base, *, number: int = 0) -> Assembly:
@@ -56,7 +61,7 @@ class Way:
         self, kind: str, depth: int, folder: Path, log: genre.Interactions, base: genre.Base, *, number: int = 0
     ) -> None:
         self.assembly = prepared(kind, depth, log, base, number=number)
-        added = inject_peft(base) if kind == "peft" else {}
+        added = inject_peft(base) if kind.startswith("peft") else {}
         if kind == "bare":  # the gradient goes through the whole base, as an adapter's does, and nothing of it trains
             base.embedding.register_forward_hook(lambda module, given, output: output.requires_grad_())
         if kind == "whole":
@@ -97,6 +102,12 @@ class AtOnce:
         return self.group.used - before
 
 
+def load(depth: int, *, stock: bool = False) -> genre.Base:
+    """A base; with transformers' own modules if it shall be `stock`."""
+    with patch("genre.base.lighten") if stock else nullcontext():
+        return genre.Base.load("smollm2-135m", depth=depth)
+
+
 def inject_peft(base: genre.Base) -> dict[str, torch.nn.Parameter]:
     """Put PEFT's own LoRA layers, of the recipe's rank, on the base's linears."""
     with quiet():
@@ -110,8 +121,8 @@ def inject_peft(base: genre.Base) -> dict[str, torch.nn.Parameter]:
 def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -> dict[str, Any]:
     """Tokens per second of each way, alternating step by step after a warm-up."""
     ways = {
-        kind: Way(kind, depth, folder / kind, log, genre.Base.load("smollm2-135m", depth=depth))
-        for kind in ("lora", "full", "peft", "bare", "whole")
+        kind: Way(kind, depth, folder / kind, log, load(depth, stock=kind == "peft_stock"))
+        for kind in ("lora", "full", "peft", "peft_stock", "bare", "whole")
     }
     rates: dict[str, list[float]] = {kind: [] for kind in ways}
     for turn in range(rounds + 2):
@@ -130,6 +141,7 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
             "adapter_vs_full_throughput": _ratio(rates["lora"], rates["full"]),
             "fused_vs_peft_throughput": _ratio(rates["lora"], rates["peft"]),
             "bare_vs_peft_throughput": _ratio(rates["bare"], rates["peft"]),
+            "fused_vs_stock_peft_throughput": _ratio(rates["lora"], rates["peft_stock"]),
             "read_tokens_vs_all_throughput": _ratio(rates["lora"], rates["whole"]),
         },
         "counts": {"lora_share_of_base": trained / whole},

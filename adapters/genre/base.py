@@ -134,8 +134,8 @@ class Base:
         for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        if place == "cpu" and precision == torch.float32 and config.model_type in IN_PARTS:
-            lighten(model)
+        if place == "cpu" and precision == torch.float32:
+            lighten(model, between=config.model_type in IN_PARTS)
         if quantization == "int8":
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
             warnings.filterwarnings("ignore", message="MatMul8bitLt", category=UserWarning)

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from genre.products import add_times, is_plain
+
 
 @dataclass(frozen=True)
 class Place:
@@ -153,7 +155,7 @@ class LaneLinear(nn.Module):
     def __init__(self, base: nn.Module, group: Group, member: int, routing: Routing, dtype: torch.dtype) -> None:
         super().__init__()
         self.base, self.group, self.member, self.routing = base, group, member, routing
-        plain = type(base) is nn.Linear and getattr(base, "bias", None) is None and base.weight.dtype == dtype
+        plain = is_plain(base) and getattr(base, "bias", None) is None and base.weight.dtype == dtype
         self.adds_onto = plain and base.weight.device == group.device and not hasattr(base, "_hf_hook")
         self.stacks: dict[int, Tensor] = {}
 
@@ -167,9 +169,7 @@ class LaneLinear(nn.Module):
         if routes and x.ndim == 2:  # some bases (OPT) lay the rows of a batch end to end
             return self.forward(x.view(self.routing.count, -1, x.shape[-1])).flatten(0, 1)
         if len(routes) == 1 and self.adds_onto and routes[0][1].rows == slice(0, len(x)):
-            y = self._update(x, *routes[0])
-            y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), self.base.weight.t())  # type: ignore[operator]
-            return y.view(*x.shape[:-1], -1)
+            return add_times(self._update(x, *routes[0]).view(*x.shape[:-1], -1), x, self.base.weight)  # type: ignore[arg-type]
         y = self.base(x)
         if y.requires_grad:  # what a quantized product returns may be a view that autograd lets nobody change
             y = y.clone()

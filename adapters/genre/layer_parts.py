@@ -1,12 +1,12 @@
-"""What stands between the products of a base's layers: the norms and the gated product, with gradients written out.
+"""The parts of a base's layers as a CPU is quickest with them: the linears, the norms and the gated product between them.
 
 Owns: modules that take the place of transformers' own on a CPU, with the same weights under the same names. Ignores: which
-bases have such parts, adapters.
+bases have such parts, adapters, how a linear multiplies.
 
     norm      y = w · x / rms(x),  rms(x)² = mean(x²) + ε
     gated     y = silu(g) · u,     silu(g) = g / (1 + exp(-g))
 
-They pass over memory about half as often as operations that autograd knows one by one, and of the gated MLP's wide tensors they
+Norm and gated product pass over memory about half as often as operations that autograd knows one by one, and of the gated MLP's wide tensors they
 keep one less for the backward pass. Sources: Zhang and Sennrich 2019 (RMSNorm), Shazeer 2020 (SwiGLU).
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from genre.products import Linear, library
 
 PARTS, SILU = {"gate_proj", "up_proj", "down_proj", "act_fn"}, ("SiLU", "SiLUActivation")
 
@@ -83,17 +85,23 @@ class GatedMlp(nn.Module):
         return self.down_proj(Gated.apply(self.gate_proj(x), self.up_proj(x)))
 
 
-def lighten(model: nn.Module) -> None:
-    """Put these modules in the place of transformers' norms and gated MLPs (mutates; the weights' names stay).
+def lighten(model: nn.Module, *, between: bool) -> None:
+    """Put these modules in the place of linears, norms and gated MLPs (mutates; the weights' names stay).
 
     Parts of another form stay as they are, and so does what accelerate moves between devices.
+
+    Args:
+        model: A model on the CPU.
+        between: Whether its norms and gated MLPs are replaced too, whose form is known by their names.
     """
     for name, module in list(model.named_modules()):
         if any(hasattr(each, "_hf_hook") for each in module.modules()):
             continue
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        if type(module) is nn.Linear and library() == "onednn":
+            model.set_submodule(name, Linear(module))
+        elif between and type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             model.set_submodule(name, RmsNorm(module))
-        elif _children(module) == PARTS and type(module.act_fn).__name__ in SILU:
+        elif between and _children(module) == PARTS and type(module.act_fn).__name__ in SILU:
             model.set_submodule(name, GatedMlp(module))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from genre.errors import BaseModelError, ManifestError
 from genre.lora_products import AddUpdate, FusedLanes, FusedLora
+from genre.products import is_plain
 
 PEFT_PREFIX = "base_model.model."
 
@@ -46,7 +47,7 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(out_features, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.dropout = nn.Dropout(dropout)
-        self.fused = type(base) is nn.Linear and dropout == 0
+        self.fused = is_plain(base) and dropout == 0
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's product plus the update's."""

@@ -11,8 +11,9 @@ slower.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from genre.products import times
 
 
 class FusedLora(torch.autograd.Function):
@@ -23,7 +24,7 @@ class FusedLora(torch.autograd.Function):
         """X (…, in) → (…, out)."""
         ctx.save_for_backward(x, weight, a, b)
         ctx.scale = scale
-        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
+        return times(x, torch.addmm(weight, b, a, alpha=scale), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -31,7 +32,7 @@ class FusedLora(torch.autograd.Function):
         x, weight, a, b = ctx.saved_tensors
         gradient = gradients[0].reshape(-1, weight.shape[0])
         flat = x.reshape(-1, weight.shape[1])
-        to_x = (gradient @ torch.addmm(weight, b, a, alpha=ctx.scale)).view_as(x) if ctx.needs_input_grad[0] else None
+        to_x = times(gradient, torch.addmm(weight, b, a, alpha=ctx.scale).t()).view_as(x) if ctx.needs_input_grad[0] else None
         return to_x, None, None, *to_update(flat, gradient, a, b, ctx.scale), None
 
 
@@ -41,8 +42,8 @@ def to_update(x: Tensor, gradient: Tensor, a: Tensor, b: Tensor, scale: float) -
     The rank is always the number of rows of a product: with it as the number of columns, the processor's libraries are up to
     ten times slower.
     """
-    to_a = (b.t() @ gradient.t()) @ x
-    to_b = ((a @ x.t()) @ gradient).t()
+    to_a = times(times(b.t(), gradient), x.t())
+    to_b = times(times(a, x), gradient.t()).t()
     return to_a.mul_(scale), to_b.mul_(scale)
 
 
@@ -55,17 +56,17 @@ class AddUpdate(torch.autograd.Function):
         ctx.save_for_backward(x, a, b)
         ctx.scale = scale
         flat = x.reshape(-1, a.shape[1])
-        return torch.addmm(y.reshape(len(flat), -1), (a @ flat.t()).t(), b.t(), alpha=scale).view_as(y)
+        return torch.addmm(y.reshape(len(flat), -1), times(a, flat).t(), b.t(), alpha=scale).view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of y, of x, if it needs one, of A and of B."""
         x, a, b = ctx.saved_tensors
         gradient, flat = gradients[0].reshape(-1, len(b)), x.reshape(-1, a.shape[1])
-        back = b.t() @ gradient.t()  # (r, T)
+        back = times(b.t(), gradient)  # (r, T)
         to_x = (back.t() @ a).mul_(ctx.scale).view_as(x) if ctx.needs_input_grad[1] else None
-        to_b = ((a @ flat.t()) @ gradient).t()
-        return gradients[0], to_x, (back @ flat).mul_(ctx.scale), to_b.mul_(ctx.scale), None
+        to_b = times(times(a, flat), gradient.t()).t()
+        return gradients[0], to_x, times(back, flat.t()).mul_(ctx.scale), to_b.mul_(ctx.scale), None
 
 
 class FusedLanes(torch.autograd.Function):
@@ -78,21 +79,18 @@ class FusedLanes(torch.autograd.Function):
         """X (T, in), spans of (first token, end, place of A among the pairs or -1, scale) → (T, out)."""
         ctx.save_for_backward(x, weight, *pairs)
         ctx.spans = spans
-        y = x.new_empty(len(x), len(weight))
+        found = []
         for start, stop, place, scale in spans:
             merged = weight if place < 0 else torch.addmm(weight, pairs[place + 1], pairs[place], alpha=scale)
-            if bias is None:
-                torch.mm(x[start:stop], merged.t(), out=y[start:stop])
-            else:
-                torch.addmm(bias, x[start:stop], merged.t(), out=y[start:stop])
-        return y
+            found.append(times(x[start:stop], merged, bias))
+        return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, if it needs one, and of each A and B."""
         x, weight, *pairs = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        to_x: list[Tensor] = []
         to_pairs: list[Tensor | None] = [None] * len(pairs)
         for start, stop, place, scale in ctx.spans:
             own, inputs, merged = gradient[start:stop], x[start:stop], weight
@@ -100,6 +98,6 @@ class FusedLanes(torch.autograd.Function):
                 a, b = pairs[place], pairs[place + 1]
                 to_pairs[place], to_pairs[place + 1] = to_update(inputs, own, a, b, scale)
                 merged = torch.addmm(weight, b, a, alpha=scale)
-            if to_x is not None:
-                torch.mm(own, merged, out=to_x[start:stop])
-        return to_x, None, None, None, *to_pairs
+            if ctx.needs_input_grad[0]:
+                to_x.append(times(own, merged.t()))
+        return torch.cat(to_x) if to_x else None, None, None, None, *to_pairs

@@ -1,0 +1,114 @@
+"""Products of tokens with a weight, y = x Wᵀ, by the library that is faster on this processor.
+
+Owns: which library that is, a linear that uses it, its gradients. Ignores: adapters, what the weights belong to.
+
+Torch multiplies float32 matrices on a CPU with MKL, which on AMD's processors with AVX-512 reaches two thirds to four fifths of
+what oneDNN does, which torch brings along too (`docs/decisions/products-on-a-cpu.md`). A product of few tokens stays with torch's
+choice: oneDNN prepares each new shape for about a millisecond and keeps the last 1,024.
+"""
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genre.errors import InputError
+
+SETTING = "GENRE_PRODUCTS"
+"""Environment variable: `onednn` or `torch` for one of the two; `auto`, or nothing, for the faster."""
+LEAST = 2**22
+"""Multiplications from which oneDNN is worth its preparation."""
+
+
+@cache
+def library() -> Literal["onednn", "torch"]:
+    """What multiplies large float32 matrices on this CPU.
+
+    Raises:
+        InputError: The environment asks for something else, or for what this torch does not have.
+    """
+    wanted = os.environ.get(SETTING, "auto")
+    if wanted not in ("auto", "onednn", "torch"):
+        raise InputError(f"environment variable {SETTING}", got=wanted, expected="auto, onednn or torch")
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if wanted == "onednn" and not there:
+        raise InputError(f"environment variable {SETTING}", got=wanted, expected="torch: this build has no oneDNN")
+    amd = torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
+    return "onednn" if there and (wanted == "onednn" or (wanted == "auto" and amd)) else "torch"
+
+
+def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """X (…, in), weight (out, in), bias (out,) → (…, out), where no gradient is recorded, as in autograd's functions."""
+    if not _large(x, weight):
+        return F.linear(x, weight, bias)
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return found
+
+
+def add_times(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Y (…, out), x (…, in), weight (out, in) → y + x Wᵀ (…, out), in y's memory or in memory of its own."""
+    if (torch.is_grad_enabled() and x.requires_grad) or not _large(x, weight):
+        return y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t()).view_as(y)
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, weight, None, "add")
+    return found
+
+
+class Product(torch.autograd.Function):
+    """`times` with its gradients; of x alone where the weight is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """X (…, in), weight (out, in), bias (out,) → (…, out)."""
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        return times(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of what needs one."""
+        x, weight = ctx.saved_tensors
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        flat = gradients[0].reshape(-1, len(weight))
+        return (
+            times(gradients[0], weight.t()) if to_x else None,
+            flat.t() @ x.reshape(len(flat), -1) if to_weight else None,
+            flat.sum(0) if to_bias else None,
+        )
+
+
+class Linear(nn.Linear):
+    """A linear with the weight and the bias of torch's own."""
+
+    def __init__(self, stock: nn.Linear) -> None:
+        super().__init__(stock.in_features, stock.out_features, bias=stock.bias is not None, device="meta")
+        self.weight, self.bias = stock.weight, stock.bias
+        self.train(stock.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        return Product.apply(x, self.weight, self.bias) if _large(x, self.weight) else super().forward(x)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a linear whose weight is a matrix of numbers, neither quantized nor another library's."""
+    return type(module) in (nn.Linear, Linear)
+
+
+def _large(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product goes to oneDNN."""
+    return (
+        x.numel() * len(weight) >= LEAST
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and library() == "onednn"
+    )
+
+
+def _processor() -> str:
+    """What the system says of its processor."""
+    said = Path("/proc/cpuinfo")
+    return said.read_text(encoding="utf-8", errors="replace") if said.is_file() else platform.processor()

@@ -1,0 +1,155 @@
+"""Products by oneDNN, against torch's own."""
+
+import pytest
+import torch
+
+import genre.products as products
+from builders import LIKE, recipe
+from genre.assembly import assemble
+from genre.base import Base
+from genre.errors import InputError
+from genre.lane_layers import Group, LaneLinear, Place, Routing
+from genre.lora import LoraLinear
+from genre.products import Linear, Product, add_times, is_plain, library, times
+
+THERE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+needs_onednn = pytest.mark.skipif(not THERE, reason="this build of torch has no oneDNN")
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    """OneDNN for every float32 product, however small; the sizes of those it did."""
+    monkeypatch.setenv(products.SETTING, "onednn")
+    monkeypatch.setattr(products, "LEAST", 1)
+    library.cache_clear()
+    asked = []
+    stock = products._large
+
+    def large(x, weight):
+        if found := stock(x, weight):
+            asked.append((*x.shape, len(weight)))
+        return found
+
+    monkeypatch.setattr(products, "_large", large)
+    yield asked
+    library.cache_clear()
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_equal_torchs_whatever_lies_between_their_rows(forced, bias):
+    plus = draw(7, seed=2) if bias else None
+    for x in (draw(3, 4, 5), draw(6, 5), draw(3, 8, 5)[:, 1:4], draw(5, 6).t()):
+        for weight in (draw(7, 5, seed=1), draw(5, 7, seed=1).t(), draw(7, 9, seed=1)[:, :5]):
+            wanted = torch.nn.functional.linear(x, weight, plus)
+            assert torch.allclose(times(x, weight, plus), wanted, atol=1e-5)
+            y = draw(*wanted.shape, seed=3)
+            assert torch.allclose(add_times(y.clone(), x, weight), y + x @ weight.t(), atol=1e-5)
+    assert len(forced) == 24
+
+
+@needs_onednn
+@pytest.mark.parametrize("trained", [(), ("weight",), ("weight", "bias")], ids=["frozen", "weight", "both"])
+def test_a_linear_has_torchs_gradients_of_what_needs_one(forced, trained):
+    stock = torch.nn.Linear(5, 7).requires_grad_(False)
+    mine = Linear(stock)
+    assert mine.weight is stock.weight and mine.bias is stock.bias and is_plain(mine)
+    found = []
+    for each in (mine, stock):
+        for name in trained:
+            getattr(stock, name).requires_grad_(True).grad = None
+        x = draw(2, 3, 5, seed=4).requires_grad_()
+        y = each(x)
+        y.backward(draw(2, 3, 7, seed=5))
+        found.append((y.detach(), x.grad, *(getattr(stock, name).grad for name in trained)))
+    for one, two in zip(*found, strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+    assert forced and all((getattr(stock, name).grad is not None) == (name in trained) for name in ("weight", "bias"))
+
+
+def test_gradcheck_in_double_precision_which_stays_with_torch():
+    given = [draw(4, 3).double(), draw(2, 3, seed=1).double(), draw(2, seed=2).double()]
+    assert torch.autograd.gradcheck(Product.apply, [value.requires_grad_() for value in given])
+
+
+@needs_onednn
+def test_a_low_rank_layer_has_the_gradients_of_its_parts(forced):
+    layer = LoraLinear(Linear(torch.nn.Linear(6, 5).requires_grad_(False)), rank=2, scale=0.5)
+    torch.nn.init.normal_(layer.lora_B)
+    assert layer.fused
+    a, b = (value.detach().clone().requires_grad_() for value in (layer.lora_A, layer.lora_B))
+    x, other = (draw(3, 4, 6, seed=1).requires_grad_() for _ in range(2))
+    y = layer(x)
+    plain = torch.nn.functional.linear(other, layer.base.weight, layer.base.bias) + 0.5 * (other @ a.t() @ b.t())
+    for each in (y, plain):
+        each.backward(draw(3, 4, 5, seed=2))
+    assert torch.allclose(y, plain, atol=1e-5)
+    for one, two in ((x, other), (layer.lora_A, a), (layer.lora_B, b)):
+        assert torch.allclose(one.grad, two.grad, atol=1e-4)
+    assert len(forced) == 6  # the product, its gradient, and the four of the update
+
+
+@needs_onednn
+def test_a_resident_adapter_is_added_onto_the_bases_product_and_explained(forced):
+    routing, group = Routing(), Group(6, [5], torch.device("cpu"))
+    layer = LaneLinear(Linear(torch.nn.Linear(6, 5, bias=False).requires_grad_(False)), group, 0, routing, torch.float32)
+    assert layer.adds_onto
+    first, (second,) = group.views(2, draw(3, group.size(2), seed=1))
+    group.stacks[2], layer.stacks[2], group.used[2] = first, second, {1, 2}
+    routing.set([Place(2, 1), Place(2, 2)])
+    x = draw(2, 4, 6, seed=2)
+    wanted = torch.stack([row @ layer.base.weight.t() + row @ first[i].t() @ second[i] for i, row in enumerate(x, 1)])
+    assert torch.allclose(layer(x), wanted, atol=1e-5) and forced
+    group.forget()
+    x.requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
+
+
+def test_the_environment_chooses_and_a_wrong_word_is_named(monkeypatch):
+    monkeypatch.setenv(products.SETTING, "torch")
+    library.cache_clear()
+    assert library() == "torch"
+    monkeypatch.setenv(products.SETTING, "fast")
+    library.cache_clear()
+    with pytest.raises(InputError, match="GENRE_PRODUCTS: got fast; expected auto, onednn or torch"):
+        library()
+    monkeypatch.delenv(products.SETTING)
+    monkeypatch.setattr(products, "_processor", lambda: "vendor_id : GenuineIntel")
+    library.cache_clear()
+    assert library() == "torch"
+    library.cache_clear()
+
+
+@needs_onednn
+def test_few_tokens_and_other_precisions_stay_with_torch(monkeypatch):
+    monkeypatch.setenv(products.SETTING, "onednn")
+    library.cache_clear()
+    assert products._large(draw(2048, 64), draw(64, 64)) and not products._large(draw(8, 64), draw(64, 64))
+    assert not products._large(draw(2048, 64).double(), draw(64, 64).double())
+    assert not products._large(draw(2048, 64).to("meta"), draw(64, 64).to("meta"))
+    library.cache_clear()
+
+
+@needs_onednn
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_base_trains_as_with_torchs_products(tiny, log, kind, forced, monkeypatch, tmp_path):
+    from genre.training import fit
+
+    found = []
+    for way in ("onednn", "torch"):
+        monkeypatch.setenv(products.SETTING, way)
+        library.cache_clear()
+        forced.clear()
+        base = Base.load(str(tiny))
+        made = assemble(recipe(tiny, LIKE, adapter={"kind": kind}, train={"epochs": 1, "tracker": "none"}), log, base)
+        fit(made, tmp_path / way)
+        assert bool(forced) == any(type(module) is Linear for module in base.model.modules()) == (way == "onednn")
+        found.append({name: value.detach().clone() for name, value in made.model.trainable().items()})
+        made.model.release()
+    for name, value in found[0].items():
+        assert torch.allclose(value, found[1][name], atol=2e-3), name
