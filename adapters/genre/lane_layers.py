@@ -10,11 +10,12 @@ There is no loop over adapters: one batched product per bucket of ranks that a b
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genre.products import add_times, is_plain
+from genre.products import is_plain, to_onednn
 
 
 @dataclass(frozen=True)
@@ -163,13 +164,16 @@ class LaneLinear(nn.Module):
         """The base's product, plus each routed row's own update.
 
         Where one bucket serves every row, the updates are written first and the base's product is added onto them, which
-        passes over the output once less.
+        passes over the output once less; oneDNN cannot add onto what is there.
         """
         routes = [(rank, route) for rank, route in self.routing.routes.items() if route.serves(self.group.used.get(rank, ()))]
         if routes and x.ndim == 2:  # some bases (OPT) lay the rows of a batch end to end
             return self.forward(x.view(self.routing.count, -1, x.shape[-1])).flatten(0, 1)
-        if len(routes) == 1 and self.adds_onto and routes[0][1].rows == slice(0, len(x)):
-            return add_times(self._update(x, *routes[0]).view(*x.shape[:-1], -1), x, self.base.weight)  # type: ignore[arg-type]
+        weight: Any = self.base.weight
+        if len(routes) == 1 and self.adds_onto and routes[0][1].rows == slice(0, len(x)) and not to_onednn(x, weight):
+            y = self._update(x, *routes[0])
+            y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
+            return y.view(*x.shape[:-1], -1)
         y = self.base(x)
         if y.requires_grad:  # what a quantized product returns may be a view that autograd lets nobody change
             y = y.clone()

@@ -6,8 +6,8 @@ bases have such parts, adapters, how a linear multiplies.
     norm      y = w · x / rms(x),  rms(x)² = mean(x²) + ε
     gated     y = silu(g) · u,     silu(g) = g / (1 + exp(-g))
 
-Norm and gated product pass over memory about half as often as operations that autograd knows one by one, and of the gated MLP's wide tensors they
-keep one less for the backward pass. Sources: Zhang and Sennrich 2019 (RMSNorm), Shazeer 2020 (SwiGLU).
+Norm and gated product pass over memory about half as often as operations that autograd knows one by one, and of the gated
+MLP's wide tensors they keep one less for the backward pass. Sources: Zhang and Sennrich 2019 (RMSNorm), Shazeer 2020 (SwiGLU).
 """
 
 from typing import Any

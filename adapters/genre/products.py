@@ -2,9 +2,9 @@
 
 Owns: which library that is, a linear that uses it, its gradients. Ignores: adapters, what the weights belong to.
 
-Torch multiplies float32 matrices on a CPU with MKL, which on AMD's processors with AVX-512 reaches two thirds to four fifths of
-what oneDNN does, which torch brings along too (`docs/decisions/products-on-a-cpu.md`). A product of few tokens stays with torch's
-choice: oneDNN prepares each new shape for about a millisecond and keeps the last 1,024.
+Torch multiplies float32 matrices on a CPU with MKL. On AMD's processors with AVX-512 oneDNN, which torch brings along too, is
+quicker: a tenth with a base's weights, more with the few rows of an update (`docs/decisions/products-on-a-cpu.md`). A product of
+few numbers stays with torch's choice, since oneDNN prepares each new shape for about a millisecond; it keeps the last 1,024.
 """
 
 import os
@@ -42,19 +42,21 @@ def library() -> Literal["onednn", "torch"]:
     return "onednn" if there and (wanted == "onednn" or (wanted == "auto" and amd)) else "torch"
 
 
+def to_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether the product x Wᵀ goes to oneDNN."""
+    return (
+        x.numel() * len(weight) >= LEAST
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and library() == "onednn"
+    )
+
+
 def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """X (…, in), weight (out, in), bias (out,) → (…, out), where no gradient is recorded, as in autograd's functions."""
-    if not _large(x, weight):
+    if not to_onednn(x, weight):
         return F.linear(x, weight, bias)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return found
-
-
-def add_times(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Y (…, out), x (…, in), weight (out, in) → y + x Wᵀ (…, out), in y's memory or in memory of its own."""
-    if (torch.is_grad_enabled() and x.requires_grad) or not _large(x, weight):
-        return y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t()).view_as(y)
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, weight, None, "add")
     return found
 
 
@@ -90,22 +92,12 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        return Product.apply(x, self.weight, self.bias) if _large(x, self.weight) else super().forward(x)
+        return Product.apply(x, self.weight, self.bias) if to_onednn(x, self.weight) else super().forward(x)
 
 
 def is_plain(module: nn.Module) -> bool:
     """Whether a module is a linear whose weight is a matrix of numbers, neither quantized nor another library's."""
     return type(module) in (nn.Linear, Linear)
-
-
-def _large(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product goes to oneDNN."""
-    return (
-        x.numel() * len(weight) >= LEAST
-        and x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
-        and library() == "onednn"
-    )
 
 
 def _processor() -> str:

@@ -13,6 +13,7 @@ from genre.base import Base
 from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
 from genre.files import atomic
 from genre.interactions import Interactions
+from genre.products import library
 from genre.recipe import Recipe
 from genre.registry.manifest import Manifest
 from genre.texts import Texts
@@ -102,11 +103,11 @@ def load_base(manifest: Manifest, name: str | None = None, *, quantization: str 
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine, for the run folder and for reports."""
+    """Versions, machine and what multiplies its float32 matrices, for the run folder and for reports."""
     packages = ("genre-adapters", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "polars")
     return {
         "python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu", "products": library(),
         "packages": {name: package_version(name) for name in packages},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip

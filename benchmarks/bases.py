@@ -1,0 +1,11 @@
+"""The base that PEFT's layers get: ours, but with torch's own linears, which PEFT's layers multiply with."""
+
+from unittest.mock import patch
+
+import genre
+
+
+def with_torchs_linears(depth: int) -> genre.Base:
+    """SmolLM2-135M whose linears are transformers' own; the norms and gated products between them are ours."""
+    with patch("genre.layer_parts.library", lambda: "torch"):
+        return genre.Base.load("smollm2-135m", depth=depth)
