@@ -182,7 +182,8 @@ def test_means_and_deviations_by_hand():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"folds": 1}, "folds: got 1; expected 2 or more"),
+        ({"folds": 1}, "folds: got 1; expected 2 to 1,000"),
+        ({"folds": 10**9}, "folds: got 1000000000; expected 2 to 1,000"),
         ({"folds": 25}, "there are more folds than users with test events: got 25 folds, .*; expected 2 to"),
         ({"seed": -1}, "seed: got -1; expected 0 or more"),
     ],

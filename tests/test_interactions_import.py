@@ -38,6 +38,9 @@ def test_a_strangers_csv(tmp_path):
     assert log.info.name == "shop" and log.info.source == "shop.csv" and log.info.checksum.startswith("sha256:")
     with pytest.raises(DataError, match=r"3 of 102 rows are not usable: got row 99 .*; repair them, or allow more than 1%"):
         import_log(path, mapping=SHOP, max_bad=0.01)
+    for share in (float("nan"), -0.1, 2.0):
+        with pytest.raises(DataError, match=f"--max-bad: got {share}; expected 0 to 1"):
+            import_log(path, mapping=SHOP, max_bad=share)
 
 
 ROWS = [

@@ -119,8 +119,10 @@ class Report:
             max_bad: The share that may be bad.
 
         Raises:
-            DataError: More are, or all.
+            DataError: More are, or all; or that is no share.
         """
+        if not 0 <= max_bad <= 1:
+            raise DataError("the share of rows that may be bad, --max-bad", got=max_bad, expected="0 to 1")
         bad, rows = bad + self.lost, rows + self.lost
         first = self.worst or worst
         if first is not None and (bad > max_bad * rows or bad == rows):

@@ -35,6 +35,8 @@ from genre.tuning.places import need_events, working_folder
 
 ABOUT = "crossval.json"
 RESULT = "metrics.json"
+MOST = 1000
+"""Folds beyond which a job is a slip of the keyboard."""
 
 
 def crossval(
@@ -96,8 +98,8 @@ def fold_recipes(recipe: Recipe, folds: int, seed: int) -> list[Recipe]:
         InputError: Too few folds, a split that has no folds by user, or an encoder that is not fitted anew.
     """
     need_events(recipe, "genre crossval")
-    if folds < 2:
-        raise InputError("folds", got=folds, expected="2 or more")
+    if not 2 <= folds <= MOST:
+        raise InputError("folds", got=folds, expected=f"2 to {MOST:,}")
     if seed < 0:
         raise InputError("seed", got=seed, expected="0 or more")
     if recipe.data.split.kind == "given":
