@@ -10,7 +10,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch
 import genre
 from genre import sources
 from genre.batches import collate
-from genre.engine import Engine, Request, Response
+from genre.engine import Engine, Request, Response, Scored
 from genre.jobs import environment, restore, write_text
 from genre.lora import detach
 from genre.progress import Reporter
@@ -102,8 +102,8 @@ def max_difference(
         try:
             for request, response in zip(requests, mixed, strict=True):
                 if request.adapter.startswith(task):
-                    alone = score_alone(model, builder, log, task, request)
-                    worst = max(worst, max(abs(a - b.score) for a, b in zip(alone, response.results, strict=True)))
+                    alone, results = score_alone(model, builder, log, task, request), scored(response)
+                    worst = max(worst, max(abs(a - b.score) for a, b in zip(alone, results, strict=True)))
         finally:
             detach(base.model, model.layers)
             base.occupied_by = None
@@ -130,17 +130,22 @@ def score_alone(model: Any, builder: Any, log: genre.Interactions, task: str, re
     return [float(last(int(code))) for code in codes]
 
 
+def scored(response: Response) -> tuple[Scored, ...]:
+    """What a request about items got."""
+    return cast(tuple[Scored, ...], response.results)
+
+
 def recommend(engine: Engine, log: genre.Interactions) -> dict[str, Any]:
     """Ten films for one user by `next_item`, with what `like` and `rating` say of them, and what the user had liked."""
     best = engine.score([Request("next_item@production", user_id=USER, k=10)])[0]
-    items = [scored.item_id for scored in best.results]
+    items = [each.item_id for each in scored(best)]
     like, rating = engine.score([Request(f"{task}@production", user_id=USER, candidates=items) for task in ("like", "rating")])
     titles = dict(zip(log.catalogue.item_ids, log.catalogue.titles(), strict=True))
     history = log.history(USER)
     liked = [titles[event["item_id"]] for event in history if event["rating"] == 5][-10:]
     rows = [
         {"title": titles[one.item_id], "next_item": one.score, "like": two.score, "rating": three.score}
-        for one, two, three in zip(best.results, like.results, rating.results, strict=True)
+        for one, two, three in zip(scored(best), scored(like), scored(rating), strict=True)
     ]
     return {"user": USER, "events": len(history), "liked": liked, "recommended": rows}
 

@@ -145,7 +145,7 @@ def branches(depth: int, rounds: int) -> dict[str, Any]:
             positions=positions, hide=hide, begins=empty, item_reads=empty, next_reads=empty,
             candidate_reads=reads, codes=empty, given=empty,
             seen=empty, events=empty, targets=np.empty(0, dtype=bool), candidates=np.zeros(CANDIDATES, dtype=np.int32),
-            candidate_events=np.full(CANDIDATES, -1), trunk=HISTORY,
+            candidate_events=np.full(CANDIDATES, -1), candidate_stands=np.zeros(CANDIDATES, dtype=np.int32), trunk=HISTORY,
         )  # fmt: skip
 
     def one_row() -> torch.Tensor:

@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 README = Path(__file__).parent.parent / "README.md"
 MARKS = {
@@ -30,7 +31,7 @@ def parts(text: str) -> dict[str, str]:
     return dict(zip(found[1::2], found[2::2], strict=True))
 
 
-def table(report: dict) -> str:
+def table(report: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     lines = ["| task | metric | adapter | 95 % interval | n | baselines | LoRA | training |", "|---|---|---|---|---|---|---|---|"]
     for name, task in report["tasks"].items():

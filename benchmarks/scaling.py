@@ -23,9 +23,10 @@ import polars as pl
 import torch
 
 import genre
+from genre.affinity import View
 from genre.batches import collate, plan_batches
 from genre.engine import Engine, Request
-from genre.heads import CatalogueHead, View
+from genre.heads import CatalogueHead
 from genre.interactions_splits import SplitConfig, split
 from genre.jobs import open_log
 from genre.rows import RowBuilder

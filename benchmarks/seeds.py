@@ -20,12 +20,12 @@ def drawn(name: str, user: np.ndarray, label: np.ndarray | None, runs: Sequence[
         label: [n]; None for a ranking metric.
         runs: The scores of each run, [n]; the ranks for a ranking metric.
     """
-    chosen = metric(name)
-    if chosen.prepare is None:
+    prepare: Any = metric(name).prepare
+    if prepare is None:
         raise ValueError(f"{name} has no user bootstrap")
     _, codes = np.unique(user, return_inverse=True)
     users = int(codes.max()) + 1
-    scorers = [chosen.prepare(label, scores, codes, users) for scores in runs]
+    scorers = [prepare(label, scores, codes, users) for scores in runs]
     point = np.mean([scorer(np.ones((1, users)))[0] for scorer in scorers])
     draws = [np.mean([scorer(draw) for scorer in scorers], 0) for draw in user_draws(users, RESAMPLES, 0, block=50)]
     return np.concatenate([[point], *draws])
