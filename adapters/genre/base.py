@@ -88,7 +88,7 @@ class Base:
             quantization: `int8` and `nf4` go through bitsandbytes; embeddings and heads stay in full precision.
             depth: Keep the first so many layers, followed by the base's own final norm.
             device: `cuda` if there is one, else `cpu`; `auto` lets accelerate spread the base over what there is.
-            dtype: bfloat16 on CUDA, float32 on CPU (where bfloat16 is hundreds of times slower).
+            dtype: bfloat16 on CUDA, float32 on CPU (many processors have no instructions for bfloat16).
             device_map: Where each module goes, as accelerate spells it (`{"model.layers.0": 0, …, "lm_head": "disk"}`), in
                 place of `device`; for bases that no one device holds.
             offload_folder: For what the map, or `auto`, leaves on the disk.

@@ -32,7 +32,7 @@ def library() -> Literal["onednn", "torch"]:
     Raises:
         InputError: The environment asks for something else, or for what this torch does not have.
     """
-    wanted = os.environ.get(SETTING, "auto")
+    wanted = os.environ.get(SETTING) or "auto"
     if wanted not in ("auto", "onednn", "torch"):
         raise InputError(f"environment variable {SETTING}", got=wanted, expected="auto, onednn or torch")
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
