@@ -70,14 +70,6 @@ def main(rounds: int) -> None:
             figures = [compare(work, rounds) for work in parts]
             said = "".join(f"  {stock:7.2f} / {ours:6.2f} ms {stock / ours:5.2f}×" for stock, ours in figures)
             print(f"{name:9} {tokens:6,}{said}  {new_shape(weight, tokens):5.2f} ms", flush=True)
-    print(f"left to itself this machine uses {chosen()}")
-
-
-def chosen() -> str:
-    """What is used where nothing is set."""
-    os.environ.pop(SETTING, None)
-    library.cache_clear()
-    return library()
 
 
 if __name__ == "__main__":

@@ -79,18 +79,21 @@ class FusedLanes(torch.autograd.Function):
         """X (T, in), spans of (first token, end, place of A among the pairs or -1, scale) → (T, out)."""
         ctx.save_for_backward(x, weight, *pairs)
         ctx.spans = spans
-        found = []
+        y = x.new_empty(len(x), len(weight))
         for start, stop, place, scale in spans:
             merged = weight if place < 0 else torch.addmm(weight, pairs[place + 1], pairs[place], alpha=scale)
-            found.append(times(x[start:stop], merged, bias))
-        return torch.cat(found)
+            if bias is None:
+                torch.mm(x[start:stop], merged.t(), out=y[start:stop])
+            else:
+                torch.addmm(bias, x[start:stop], merged.t(), out=y[start:stop])
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, if it needs one, and of each A and B."""
         x, weight, *pairs = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        to_x: list[Tensor] = []
+        to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         to_pairs: list[Tensor | None] = [None] * len(pairs)
         for start, stop, place, scale in ctx.spans:
             own, inputs, merged = gradient[start:stop], x[start:stop], weight
@@ -98,6 +101,6 @@ class FusedLanes(torch.autograd.Function):
                 a, b = pairs[place], pairs[place + 1]
                 to_pairs[place], to_pairs[place + 1] = to_update(inputs, own, a, b, scale)
                 merged = torch.addmm(weight, b, a, alpha=scale)
-            if ctx.needs_input_grad[0]:
-                to_x.append(times(own, merged.t()))
-        return torch.cat(to_x) if to_x else None, None, None, None, *to_pairs
+            if to_x is not None:
+                torch.mm(own, merged, out=to_x[start:stop])
+        return to_x, None, None, None, *to_pairs

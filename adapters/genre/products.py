@@ -1,16 +1,14 @@
-"""Products of tokens with a weight, y = x Wᵀ, by the library that is faster on this processor.
+"""Products of tokens with a weight, y = x Wᵀ, by torch's own choice or, if asked for, by oneDNN.
 
 Owns: which library that is, a linear that uses it, its gradients. Ignores: adapters, what the weights belong to.
 
-Torch multiplies float32 matrices on a CPU with MKL. On AMD's processors with AVX-512 oneDNN, which torch brings along too, is
-quicker: a tenth with a base's weights, more with the few rows of an update (`docs/decisions/products-on-a-cpu.md`). A product of
-few numbers stays with torch's choice, since oneDNN prepares each new shape for about a millisecond; it keeps the last 1,024.
+Torch multiplies float32 matrices on a CPU with MKL. On an AMD processor with AVX-512 oneDNN, which torch brings along too, is
+quicker, but it keeps a kernel for every shape, and with them memory that grows by a GB and more in a run whose batches differ in
+length (`docs/decisions/products-on-a-cpu.md`). So it has to be asked for, by the environment variable `GENRE_PRODUCTS=onednn`.
 """
 
 import os
-import platform
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,9 +18,9 @@ from torch import Tensor, nn
 from genre.errors import InputError
 
 SETTING = "GENRE_PRODUCTS"
-"""Environment variable: `onednn` or `torch` for one of the two; `auto`, or nothing, for the faster."""
+"""Environment variable: `onednn`, or `torch`, which is also the default."""
 LEAST = 2**22
-"""Multiplications from which oneDNN is worth its preparation."""
+"""Multiplications from which oneDNN is worth its preparation, about a millisecond for each new shape."""
 
 
 @cache
@@ -32,14 +30,13 @@ def library() -> Literal["onednn", "torch"]:
     Raises:
         InputError: The environment asks for something else, or for what this torch does not have.
     """
-    wanted = os.environ.get(SETTING) or "auto"
-    if wanted not in ("auto", "onednn", "torch"):
-        raise InputError(f"environment variable {SETTING}", got=wanted, expected="auto, onednn or torch")
+    wanted = os.environ.get(SETTING) or "torch"
+    if wanted not in ("onednn", "torch"):
+        raise InputError(f"environment variable {SETTING}", got=wanted, expected="torch or onednn")
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if wanted == "onednn" and not there:
         raise InputError(f"environment variable {SETTING}", got=wanted, expected="torch: this build has no oneDNN")
-    amd = torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
-    return "onednn" if there and (wanted == "onednn" or (wanted == "auto" and amd)) else "torch"
+    return "onednn" if wanted == "onednn" else "torch"
 
 
 def to_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -98,9 +95,3 @@ class Linear(nn.Linear):
 def is_plain(module: nn.Module) -> bool:
     """Whether a module is a linear whose weight is a matrix of numbers, neither quantized nor another library's."""
     return type(module) in (nn.Linear, Linear)
-
-
-def _processor() -> str:
-    """What the system says of its processor."""
-    said = Path("/proc/cpuinfo")
-    return said.read_text(encoding="utf-8", errors="replace") if said.is_file() else platform.processor()
