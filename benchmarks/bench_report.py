@@ -33,7 +33,7 @@ SPEED = {
 BESIDE = (
     "fused_vs_peft_on_our_linears_throughput", "lanes_16_vs_peft_mixed_on_our_linears", "lanes_16_vs_one_by_one_on_our_linears",
 )  # fmt: skip
-"""Figures without an aim of their own that the README shows, since one with an aim is more than they say."""
+"""Figures without an aim that stand beside one with an aim in the README: how much of it is not due to oneDNN."""
 
 TITLES = {
     "baselines": "Quality beside strong baselines", "adapter_vs_full": "Adapter against full fine-tuning",

@@ -9,6 +9,7 @@ build/bench/report.html is written, and `python benchmarks/readme.py build/bench
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def commit() -> str:
 
 
 def command() -> str:
-    """The command line of this process, as a reader would type it: without places of this machine."""
+    """The command line of this process, as a reader would type it: with its products, without places of this machine."""
     arguments, kept = sys.argv[1:], []
     while arguments:
         word = arguments.pop(0)
@@ -53,7 +54,8 @@ def command() -> str:
             kept.append(Path(word).name if word.startswith("/") else word)
         elif "=" not in word:
             arguments = arguments[1:]
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
+    chosen = [f"GENRE_PRODUCTS={os.environ['GENRE_PRODUCTS']}"] if os.environ.get("GENRE_PRODUCTS") else []
+    return shlex.join([*chosen, "python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
 
 
 def keep_figures(file: Path, result: dict[str, Any]) -> None:

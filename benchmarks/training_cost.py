@@ -3,10 +3,10 @@
 The part `cost` of benchmarks/training.py.
 
 `like` with token items, 2,048 tokens a step, optimizer included. Throughput alternates between the ways, step by step, in one
-process, on the base as `Base.load` gives it. `peft` is PEFT's layers as PEFT has them, around torch's linears; `peft_products`
-the same around our linears (`genre.products`), so that nothing but the update differs. `bare` is the floor: the base forward and
-backward without any adapter, so `bare_vs_peft` is what the best possible layer would reach. `whole` is the adapter with the last
-layer's MLP on all tokens, read or not.
+process, on the base as `Base.load` gives it. `peft` is PEFT's layers as PEFT has them, around torch's linears; `peft_products`,
+where `GENRE_PRODUCTS=onednn` makes ours other ones, the same around ours, so that nothing but the update differs. `bare` is the
+floor: the base forward and backward without any adapter, so `bare_vs_peft` is what the best possible layer would reach. `whole`
+is the adapter with the last layer's MLP on all tokens, read or not.
 Four at once do the same steps as the four runs one after the other, on one base in memory; their ratio comes with an interval.
 Peak memory is that of a process of its own for each way, less what the process held once the base was loaded (for four at once:
 the whole process against four whole processes).
@@ -31,6 +31,7 @@ from bases import with_torchs_linears
 from genre.assembly import Assembly, SharedEncoder, assemble
 from genre.base_source import quiet
 from genre.jobs import open_log
+from genre.products import library
 from genre.progress import Reporter
 from genre.training import Loop
 from genre.training.state import Stream
@@ -122,7 +123,7 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
             kind, depth, folder / kind, log,
             with_torchs_linears(depth) if kind == "peft" else genre.Base.load("smollm2-135m", depth=depth),
         )
-        for kind in ("lora", "full", "peft", "peft_products", "bare", "whole")
+        for kind in ("lora", "full", "peft", *(["peft_products"] if library() == "onednn" else []), "bare", "whole")
     }  # fmt: skip
     rates: dict[str, list[float]] = {kind: [] for kind in ways}
     for turn in range(rounds + 2):
@@ -132,6 +133,11 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
             if turn >= 2:
                 rates[kind].append(tokens / (time.perf_counter() - begun))
     lora = ways["lora"].assembly
+    on_ours = {
+        f"{kind}_vs_peft_on_our_linears_throughput": _ratio(rates[name], rates["peft_products"])
+        for kind, name in (("fused", "lora"), ("bare", "bare"))
+        if "peft_products" in rates
+    }
     trained = sum(value.numel() for _, value in lora.model.lora_parameters())
     whole = sum(value.numel() for value in lora.base.model.parameters() if value is not None) - trained
     return {
@@ -141,10 +147,8 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
             "adapter_vs_full_throughput": _ratio(rates["lora"], rates["full"]),
             "fused_vs_peft_throughput": _ratio(rates["lora"], rates["peft"]),
             "bare_vs_peft_throughput": _ratio(rates["bare"], rates["peft"]),
-            "fused_vs_peft_on_our_linears_throughput": _ratio(rates["lora"], rates["peft_products"]),
-            "bare_vs_peft_on_our_linears_throughput": _ratio(rates["bare"], rates["peft_products"]),
             "read_tokens_vs_all_throughput": _ratio(rates["lora"], rates["whole"]),
-        },
+        } | on_ours,
         "counts": {"lora_share_of_base": trained / whole},
     }  # fmt: skip
 

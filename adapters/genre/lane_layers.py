@@ -164,7 +164,7 @@ class LaneLinear(nn.Module):
         """The base's product, plus each routed row's own update.
 
         Where one bucket serves every row, the updates are written first and the base's product is added onto them, which
-        passes over the output once less; oneDNN cannot add onto what is there.
+        passes over the output once less; oneDNN was slower so.
         """
         routes = [(rank, route) for rank, route in self.routing.routes.items() if route.serves(self.group.used.get(rank, ()))]
         if routes and x.ndim == 2:  # some bases (OPT) lay the rows of a batch end to end

@@ -95,7 +95,7 @@ def fold_recipes(recipe: Recipe, folds: int, seed: int) -> list[Recipe]:
     """A recipe per fold: the split with the fold, and an encoder of its own.
 
     Raises:
-        InputError: Too few folds, a split that has no folds by user, or an encoder that is not fitted anew.
+        InputError: Too few folds or too many, a split that has no folds by user, or an encoder that is not fitted anew.
     """
     need_events(recipe, "genre crossval")
     if not 2 <= folds <= MOST:
