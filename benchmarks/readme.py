@@ -42,9 +42,9 @@ def table(report: dict[str, Any]) -> str:
             f"| {name} | {task['metric']} | **{task['adapter']:.4f}** | {low:.4f} – {high:.4f} | {task['n']:,} | {others} "
             f"| {cost['lora_params']:,} ({share:.1f} % of the cut base) | {cost['seconds']:.0f} s |"
         )
-    engine = report["engine"]
+    engine, cpu = report["engine"], report["environment"]["processor"]
     lines.append(
-        f"\nThe whole demo took {report['seconds']:.0f} s; the engine's mixed batch differs from one-adapter runs by at most "
+        f"\nThe whole demo took {report['seconds']:.0f} s (on {cpu}); the engine's mixed batch differs from one-adapter runs by at most "
         f"{engine['max_abs_difference']:.0e}. Command: `make demo`."
     )
     return "\n".join(lines) + "\n"

@@ -32,7 +32,12 @@ def out(tmp_path):
     task = {"protocol": "u1", "n": 20_000, "users": 459, "methods": methods}
     (tmp_path / "baselines.json").write_text(json.dumps({"part": "test", "seeds": [0, 1], "tasks": {"rating": task}}))
     (tmp_path / "inference.json").write_text(
-        json.dumps({"ratios": {"tasks_4_shared": 2.0, "lanes_16_vs_peft_mixed": 1.3}, "counts": {"failed": 0}})
+        json.dumps(
+            {
+                "ratios": {"tasks_4_shared": 2.0, "lanes_16_vs_peft_mixed": 1.3}, "counts": {"failed": 0},
+                "environment": {"processor": "Name, AVX2"},
+            }
+        )  # fmt: skip
     )
     note = {
         "command": "python benchmarks/peers.py",
@@ -57,7 +62,7 @@ def test_the_summary_says_losses_first_and_what_is_not_told_apart(report, out):
     ours = "| **0.9200 [0.9000, 0.9400]** | trees 0.9250 [0.9100, 0.9500]"
     ours += " | +0.0050 [-0.0020, +0.0100], not told apart"
     assert f"{ours} | 20,000 |" in lines and "bias only" not in short
-    assert "Command: `python benchmarks/baselines.py`" in lines and "Command: `python benchmarks/inference.py`" in lines
+    assert "Command: `python benchmarks/baselines.py`" in lines and "Command: `python benchmarks/inference.py` (on Name, AVX2)" in lines
     assert "| bias only | 0.9500 [0.9300, 0.9700] | +0.0300 [+0.0200, +0.0400] |" in whole.splitlines()
     assert "seeds 0, 1" in whole and "u1; test part, 20,000 targets of 459 users" in whole
     assert "1.3 (missed)" in page and "not told apart" in page and "<svg" in page and "other" not in report.load(out)

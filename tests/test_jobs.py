@@ -4,6 +4,7 @@ import json
 
 import polars as pl
 import pytest
+import torch
 
 import genre
 from builders import GOOD, LIKE, NEXT, recipe, text_recipe
@@ -32,6 +33,8 @@ def test_a_run_folder_says_what_was_run(trained):
         path.name for path in run.root.iterdir()
     }
     assert genre.Recipe.read(run.root / "recipe.yaml").name == "like"
+    told = json.loads((run.root / "environment.json").read_text())
+    assert told["processor"].endswith(f", {torch.backends.cpu.get_cpu_capability()}") and told["processor"][0] not in ", "
     report = json.loads((run.root / "metrics.json").read_text())
     assert report["metrics"] == run.metrics and len(report["validation"]) == 2 and report["cost"]["tokens"] > 0
     assert set(report["baselines"]["like"]) == set(run.baselines["like"]) and len(run.baselines["like"]) >= 2

@@ -102,11 +102,19 @@ def load_base(manifest: Manifest, name: str | None = None, *, quantization: str 
     return base
 
 
+def processor() -> str:
+    """The CPU by the name that the system gives it, and the instructions that torch uses of it: speed and rounding depend on both."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(named, platform.processor() or platform.machine())}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and what multiplies its float32 matrices, for the run folder and for reports."""
     packages = ("genre-adapters", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "polars")
     return {
-        "python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
+        "python": platform.python_version(), "platform": platform.platform(), "processor": processor(), "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu", "products": library(),
         "packages": {name: package_version(name) for name in packages},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
