@@ -172,12 +172,13 @@ def summary(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> st
     for name, entry in found.items():
         command = f"Command: `{entry['command']}`"
         cpu = entry["figures"].get("environment", {}).get("processor")
+        where = f"{command} (on {cpu})" if cpu else command
         shown = (row for row in table if row["benchmark"] == name and (row["aim"] is not None or row["figure"] in BESIDE))
         own = sorted(shown, key=lambda row: row["met"] is not False)
         lines = [f"{peer} could not run in `{part}`: {error}" for part, peer, error in absent(entry["figures"])]
         if own:
             lines += [f"**{SPEED.get(name, name)}.** Ratios unless said; medians of alternating rounds.", ""]
-            lines += ["| figure | measured | aim |", "|---|---|---|", *map(speed_row, own), "", command + (f" (on {cpu})" if cpu else "")]
+            lines += ["| figure | measured | aim |", "|---|---|---|", *map(speed_row, own), "", where]
         if lines:
             parts[name] = lines
         for short in brief(name, entry["figures"]):

@@ -44,8 +44,8 @@ def table(report: dict[str, Any]) -> str:
         )
     engine, cpu = report["engine"], report["environment"]["processor"]
     lines.append(
-        f"\nThe whole demo took {report['seconds']:.0f} s (on {cpu}); the engine's mixed batch differs from one-adapter runs by at most "
-        f"{engine['max_abs_difference']:.0e}. Command: `make demo`."
+        f"\nThe whole demo took {report['seconds']:.0f} s; the engine's mixed batch differs from one-adapter runs by at most "
+        f"{engine['max_abs_difference']:.0e}. Command: `make demo` (on {cpu})."
     )
     return "\n".join(lines) + "\n"
 

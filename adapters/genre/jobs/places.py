@@ -103,7 +103,7 @@ def load_base(manifest: Manifest, name: str | None = None, *, quantization: str 
 
 
 def processor() -> str:
-    """The CPU by the name that the system gives it, and the instructions that torch uses of it: speed and rounding depend on both."""
+    """The CPU's name, and which of its instructions torch uses: speed and rounding depend on both."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
