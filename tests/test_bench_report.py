@@ -34,7 +34,8 @@ def out(tmp_path):
     (tmp_path / "inference.json").write_text(
         json.dumps(
             {
-                "ratios": {"tasks_4_shared": 2.0, "lanes_16_vs_peft_mixed": 1.3}, "counts": {"failed": 0},
+                "ratios": {"tasks_4_shared": 2.0, "lanes_16_vs_peft_mixed": 1.3},
+                "counts": {"failed": 0},
                 "environment": {"processor": "Name, AVX2"},
             }
         )  # fmt: skip
