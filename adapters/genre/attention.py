@@ -1,7 +1,7 @@
-"""Attention over rows with branches, a block of queries at a time: nothing is computed that nobody sees.
+"""Attention over rows with branches, a block of queries at a time, and over batches that lie in one line.
 
-Owns: which keys a block of queries needs, and the function that transformers' attention layers call. Ignores: what rows mean,
-layers, adapters.
+Owns: which keys a block of queries needs, what of a line is one batch, and the function that transformers' attention layers call.
+Ignores: what rows mean, layers, adapters.
 
 A row of h history tokens and C branches of l tokens, T = h + C·l, asks for T² products under one mask over the row; here
 
@@ -11,6 +11,11 @@ A row of h history tokens and C branches of l tokens, T = h + C·l, asks for T²
 
 is about h²/2 + C·l·(h + 128 + l), and the masks of a row take C·l·(h + 128 + l) bytes instead of T² floats. The same holds of
 any hidden spans (impressions in the history): keys that no token of a block sees are left out.
+
+Everything in a decoder but its attention looks at one token at a time. So batches of different lengths can lie side by side:
+
+    batch 0: 2 rows of 5 tokens, batch 1: 1 row of 3     →  13 tokens in one line through every linear and norm;
+                                                            attention on (2, 5) and on (1, 3)
 """
 
 from collections.abc import Sequence
@@ -68,6 +73,26 @@ class Blocks:
         return self._moved[place]
 
 
+@dataclass(frozen=True)
+class Segment:
+    """One batch's place in a line of tokens.
+
+    Attributes:
+        start, stop: Its tokens.
+        shape: (B, T).
+        mask: (B, 1, T, T) what is added to attention scores, or None for plain causal attention.
+    """
+
+    start: int
+    stop: int
+    shape: tuple[int, int]
+    mask: Tensor | None
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "Segment":
+        """The same on another device."""
+        return Segment(self.start, self.stop, self.shape, None if self.mask is None else self.mask.to(device))
+
+
 def plan_blocks(hide: Sequence[np.ndarray], positions: Tensor) -> Blocks:
     """Blocks for a batch of rows.
 
@@ -99,7 +124,9 @@ def plan_blocks(hide: Sequence[np.ndarray], positions: Tensor) -> Blocks:
 
 
 def install(model: nn.Module) -> str:
-    """Let a transformers model's attention layers take `blocks=` (mutates its configuration); without it they are as before.
+    """Let a transformers model's attention layers take `blocks=` or `segments=` (mutates its configuration).
+
+    Without them they are as before.
 
     Returns:
         What it used before, for `restore`.
@@ -129,19 +156,21 @@ def attend(
     attention_mask: Tensor | None,
     *,
     blocks: Blocks | None = None,
+    segments: tuple[Segment, ...] | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Attention by blocks; by the whole row, as transformers does it, where no blocks are given.
+    """Attention by blocks or by segments; by the whole row, as transformers does it, where none are given.
 
     Args:
         module: The attention layer.
         query: (B, heads, T, d).
         key: (B, key heads, T, d).
         value: (B, key heads, T, d).
-        attention_mask: Only without blocks.
+        attention_mask: Only without blocks and segments.
         blocks: Of the batch.
+        segments: Of the line, B = 1; tokens after the last one see nothing and give 0.
         scaling: Of the products.
         sliding_window: How far a token looks back, in positions; None for all the way.
         rest: What else transformers says.
@@ -149,9 +178,18 @@ def attend(
     Returns:
         (B, T, heads, d), and no weights.
     """
-    if blocks is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if segments is not None:
+        found = []
+        for each in segments:
+            own = [part[0, :, each.start : each.stop].unflatten(1, each.shape).transpose(0, 1) for part in (query, key, value)]
+            mask = _looking_back(query, each.shape[1], sliding_window) if each.mask is None else each.mask
+            found.append(sdpa_attention_forward(module, *own, mask, scaling=scaling, **rest)[0].flatten(0, 1))
+        if left := query.shape[2] - segments[-1].stop:
+            found.append(found[0].new_zeros(left, *found[0].shape[1:]))
+        return torch.cat(found)[None], None
+    if blocks is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **rest
         )
@@ -175,6 +213,19 @@ def _keys(states: Tensor, block: Block) -> Tensor:
     if block.first == block.again:
         return states[:, :, : block.stop]
     return torch.cat([states[:, :, : block.first], states[:, :, block.again : block.stop]], dim=2)
+
+
+def _looking_back(query: Tensor, tokens: int, window: int | None) -> Tensor | None:
+    """What is added to the scores of rows of so many tokens that look back `window` tokens; None if that is all the way."""
+    if window is None or tokens <= window:
+        return None
+    step = torch.arange(tokens, device=query.device)
+    return added((step[:, None] >= step) & (step[:, None] - step < window), query.dtype)[None, None]
+
+
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores for a mask that is True where a query may look."""
+    return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
 def _near(block: Block, positions: Tensor, window: int) -> Tensor:

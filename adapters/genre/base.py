@@ -11,7 +11,7 @@ Owns: loading, quantization, depth, device and dtype, hidden states. Ignores: ad
 import contextlib
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from genre.attention import Blocks
+from genre.attention import Blocks, Segment, added
 from genre.base_devices import device_of, weight_of
 from genre.base_source import (
     find,
@@ -257,7 +257,7 @@ class Base:
             return self.body(inputs_embeds=embeds, attention_mask=there.long()).last_hidden_state
         more: dict[str, Any] = {}
         if mask is not None:
-            mask = torch.where(mask, 0.0, torch.finfo(embeds.dtype).min).to(embeds.dtype)
+            mask = added(mask, embeds.dtype)
         elif blocks is not None:
             mask = embeds.new_zeros(1, 1, 1, 1)  # any 4-D mask keeps transformers from making a whole one; nobody reads it
             more["blocks"] = blocks
@@ -265,6 +265,42 @@ class Base:
             return self.body(
                 inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more
             ).last_hidden_state
+
+    def line(
+        self,
+        embeds: Sequence[Tensor],
+        positions: Sequence[Tensor | None],
+        masks: Sequence[Tensor | None],
+        *,
+        places: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Hidden states of several batches in one pass, none padded to another's length, each as `hidden` gives them alone.
+
+        Attention has to be installed (`genre.attention`).
+
+        Args:
+            embeds: For each batch (B, T, D).
+            positions: For each batch (B, T) int64, or None for 0, 1, 2, …
+            masks: For each batch (B, 1, T, T) bool, or None for plain attention.
+            places: (n,) int64, the tokens of the line that are read, as in `hidden`.
+
+        Returns:
+            For each batch (B, T, D).
+        """
+        segments: list[Segment] = []
+        steps = []
+        for each, at, mask in zip(embeds, positions, masks, strict=True):
+            start, (rows, length) = segments[-1].stop if segments else 0, each.shape[:2]
+            seen = None if mask is None else added(mask, each.dtype)
+            segments.append(Segment(start, start + rows * length, (rows, length), seen))
+            steps.append(torch.arange(length, device=each.device).expand(rows, length) if at is None else at)
+        flat = torch.cat([each.flatten(0, 1) for each in embeds])[None]
+        with self.reading(places):
+            hidden = self.body(
+                inputs_embeds=flat, position_ids=torch.cat([each.reshape(-1) for each in steps])[None],
+                attention_mask=flat.new_zeros(1, 1, 1, 1), use_cache=False, segments=tuple(segments),
+            ).last_hidden_state[0]  # fmt: skip
+        return [hidden[each.start : each.stop].view(*each.shape, -1) for each in segments]
 
     def reading(self, places: Tensor | None) -> contextlib.AbstractContextManager[None]:
         """A block in which the last layer's MLP runs on the tokens that are read, where that can be done.
