@@ -69,7 +69,7 @@ class Way:
         if kind == "bare":  # the gradient goes through the whole base, as an adapter's does, and nothing of it trains
             base.embedding.register_forward_hook(lambda module, given, output: output.requires_grad_())
         if kind == "whole":
-            base.reading = lambda places: nullcontext()
+            base.reading = lambda places, **_: nullcontext()
         self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
         if added:
             self.loop.parameters |= added

@@ -35,6 +35,21 @@ def test_gradcheck_in_double_precision():
     assert torch.autograd.gradcheck(Gated.apply, (gate, up))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_norm_rounds_as_transformers_does(dtype, trained):
+    theirs = stock().to(dtype).base_model.norm.requires_grad_(trained)
+    x, gradient = (draw(2, 7, 32, seed=seed).to(dtype) for seed in (0, 1))
+    found = []
+    for norm in (RmsNorm(theirs), theirs):
+        given = x.clone().requires_grad_()
+        norm(given).backward(gradient)
+        found.append((norm(given).detach(), given.grad))
+    step = torch.finfo(dtype).eps
+    assert (found[0][0] - found[1][0]).abs().max() <= 4 * step and (found[0][1] - found[1][1]).abs().max() <= 8 * step
+    assert found[0][0].dtype == found[0][1].dtype == dtype
+
+
 def test_a_base_and_its_gradients_stay_what_they_are_under_the_same_names():
     model, other = stock(), stock()
     names = {name: value.data_ptr() for name, value in model.named_parameters()}

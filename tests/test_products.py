@@ -10,7 +10,7 @@ from genre.base import Base
 from genre.errors import InputError
 from genre.lane_layers import Group, LaneLinear, Place, Routing
 from genre.lora import LoraLinear
-from genre.products import Linear, Product, is_plain, library, times
+from genre.products import Linear, Product, even, is_plain, library, times
 
 THERE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 needs_onednn = pytest.mark.skipif(not THERE, reason="this build of torch has no oneDNN")
@@ -18,15 +18,16 @@ needs_onednn = pytest.mark.skipif(not THERE, reason="this build of torch has no 
 
 @pytest.fixture
 def forced(monkeypatch):
-    """OneDNN for every float32 product, however small; the sizes of those it did."""
+    """OneDNN for every float32 product, however small and of however many tokens; the sizes of those it did."""
     monkeypatch.setenv(products.SETTING, "onednn")
     monkeypatch.setattr(products, "LEAST", 1)
+    monkeypatch.setattr(products, "even", lambda tokens: tokens)
     library.cache_clear()
     asked = []
     stock = products.to_onednn
 
-    def large(x, weight):
-        if found := stock(x, weight):
+    def large(x, weight, tokens):
+        if found := stock(x, weight, tokens):
             asked.append((*x.shape, len(weight)))
         return found
 
@@ -127,9 +128,10 @@ def test_the_environment_chooses_and_a_wrong_word_is_named(monkeypatch):
 def test_few_tokens_and_other_precisions_stay_with_torch(monkeypatch):
     monkeypatch.setenv(products.SETTING, "onednn")
     library.cache_clear()
-    assert products.to_onednn(draw(2048, 64), draw(64, 64)) and not products.to_onednn(draw(8, 64), draw(64, 64))
-    assert not products.to_onednn(draw(2048, 64).double(), draw(64, 64).double())
-    assert not products.to_onednn(draw(2048, 64).to("meta"), draw(64, 64).to("meta"))
+    assert products.to_onednn(draw(2048, 64), draw(64, 64), 2048) and not products.to_onednn(draw(16, 64), draw(64, 64), 16)
+    assert not products.to_onednn(draw(2047, 64), draw(64, 64), 2047)  # a count that hardly repeats
+    assert not products.to_onednn(draw(2048, 64).double(), draw(64, 64).double(), 2048)
+    assert not products.to_onednn(draw(2048, 64).to("meta"), draw(64, 64).to("meta"), 2048)
     library.cache_clear()
 
 
@@ -151,3 +153,56 @@ def test_a_base_trains_as_with_torchs_products(tiny, log, kind, forced, monkeypa
         made.model.release()
     for name, value in found[0].items():
         assert torch.allclose(value, found[1][name], atol=2e-3), name
+
+
+def test_few_counts_repeat_and_little_is_filled_up():
+    found = [even(tokens) for tokens in range(1, 4097)]
+    assert all(0 <= count - tokens <= max(15, tokens / 16) for tokens, count in enumerate(found, start=1))
+    assert len(set(found)) == 80 and all(even(count) == count for count in found)
+
+
+def counted(base):
+    """The numbers of tokens that a base's linears see from now on."""
+    seen = set()
+    for module in base.body.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda module, given: seen.add(given[0].shape[:-1].numel()))
+    return seen
+
+
+@pytest.fixture
+def ways(tiny, monkeypatch):
+    """The tiny base as it is, and as it is laid out evenly: with oneDNN's products, and in bfloat16."""
+    stock = Base.load(str(tiny))
+    monkeypatch.setenv(products.SETTING, "onednn")
+    library.cache_clear()
+    yield stock, Base.load(str(tiny)), Base.load(str(tiny), dtype=torch.bfloat16)
+    library.cache_clear()
+
+
+@needs_onednn
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_line_filled_up_gives_what_the_batch_gives(ways, masked, recompute):
+    """States and gradients, with and without a mask, of the tokens that are read; the base sees counts that repeat."""
+    stock, even_one, half = ways
+    assert not stock.evenly and even_one.evenly and half.evenly
+    count, width = 3, 7
+    positions = mask = None
+    if masked:  # the last three tokens are one branch, those before them another
+        positions = torch.tensor([[0, 1, 2, 3, 2, 3, 4]]).expand(count, -1)
+        mask = torch.ones(width, width, dtype=torch.bool).tril().expand(count, 1, width, width).clone()
+        mask[:, :, 4:, 2:4] = False
+    places = torch.tensor([1, 6, 8, 13, 20])
+    found = []
+    for base in (stock, even_one, half):
+        seen = counted(base)
+        embeds = draw(count, width, base.hidden_size, seed=3).mul_(base.embedding_rms).to(base.dtype).requires_grad_()
+        hidden = base.hidden(embeds, positions, mask, places=places, recompute=recompute)
+        assert hidden.shape == embeds.shape and hidden.dtype == base.dtype
+        read = hidden.flatten(0, 1)[places].float()
+        (read * draw(*read.shape, seed=4)).sum().backward()
+        assert seen == ({21, 5} if base is stock else {32, 16})
+        found.append((read.detach(), embeds.grad.float()))
+    for got, exact, rough in zip(*found, strict=True):
+        assert (exact - got).norm() < 1e-5 * got.norm() and (rough - got).norm() < 0.03 * got.norm()

@@ -13,6 +13,7 @@ from genre.base import Base
 from genre.batches import collate
 from genre.errors import BaseModelError, DivergedError, InterruptedJobError, RecipeError
 from genre.lora import LaneSpans, LoraLanes, LoraLinear
+from genre.products import library
 from genre.progress import Reporter
 from genre.training import Loop, fit
 from genre.training.segments import Segments
@@ -84,18 +85,31 @@ def compare(group, fitted, solo, close=CLOSE):
 # --- the runs of a group ---------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def evenly(tiny, monkeypatch):
+    """A base whose batches are filled up when it reads one at a time."""
+    monkeypatch.setenv("GENRE_PRODUCTS", "onednn")
+    library.cache_clear()
+    yield Base.load(str(tiny))
+    library.cache_clear()
+
+
+@pytest.mark.parametrize("laid_out", ["base", "evenly"])
 @pytest.mark.parametrize("tokens", [100_000, 900, 1], ids=["one pass", "some passes", "one lane a pass"])
-def test_each_run_ends_as_it_does_alone(tiny, base, log, tmp_path, tokens):
+def test_each_run_ends_as_it_does_alone(tiny, log, tmp_path, tokens, laid_out, request):
+    base = request.getfixturevalue(laid_out)
+    assert base.evenly == (laid_out == "evenly")
     wanted = recipes(tiny)
     solo = alone(wanted, log, base, tmp_path / "solo")
     group = members(wanted, log, base, tmp_path / "group")
     frozen = {name: value.clone() for name, value in base.model.state_dict().items()}
+    before = base.model.config._attn_implementation
     fitted = fit_together(group, tokens=tokens)
     compare(group, fitted, solo)
     assert len({state.step for state, _ in solo}) > 1  # they do not end in the same round
     now = base.model.state_dict()
     assert now.keys() == frozen.keys() and all(torch.equal(now[name], frozen[name]) for name in frozen)
-    assert base.occupied_by is None and base.model.config._attn_implementation == "sdpa"
+    assert base.occupied_by is None and base.model.config._attn_implementation == before
     assert not any(value.requires_grad for value in base.model.parameters())
 
 
@@ -312,6 +326,7 @@ def test_a_base_whose_tokens_meet_outside_attention_is_refused(base):
     def blur(module, given, out):
         return (out + out.roll(1, dims=1)) if torch.is_tensor(out) else (out[0] + out[0].roll(1, dims=1), *out[1:])
 
+    before = base.model.config._attn_implementation
     handle = base.body.layers[0].register_forward_hook(blur)
     try:
         with pytest.raises(
@@ -320,7 +335,7 @@ def test_a_base_whose_tokens_meet_outside_attention_is_refused(base):
             Segments(base).check()
     finally:
         handle.remove()
-    assert base.model.config._attn_implementation == "sdpa"
+    assert base.model.config._attn_implementation == before
     Segments(base).check()
 
 
@@ -340,6 +355,7 @@ def test_waves_take_what_fits():
     [
         ({"base": {"depth": 1}}, "differs from 'a' in base.depth: got 1; expected all layers"),
         ({"base": {"quantization": "int8"}}, "differs from 'a' in base.quantization: got int8; expected none"),
+        ({"base": {"precision": "bfloat16"}}, "differs from 'a' in base.precision: got bfloat16; expected auto"),
         ({"base": {"name": "other"}}, "differs from 'a' in base.name: got other"),
         (
             {"adapter": {"kind": "full"}},

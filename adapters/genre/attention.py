@@ -80,7 +80,7 @@ class Segment:
     Attributes:
         start, stop: Its tokens.
         shape: (B, T).
-        mask: (B, 1, T, T) what is added to attention scores, or None for plain causal attention.
+        mask: (B, 1, T, T) what is added to attention scores, in the precision of their products; None for plain causal attention.
     """
 
     start: int
@@ -170,7 +170,8 @@ def attend(
         value: (B, key heads, T, d).
         attention_mask: Only without blocks and segments.
         blocks: Of the batch.
-        segments: Of the line, B = 1; tokens after the last one see nothing and give 0.
+        segments: Of the line, B = 1; tokens after the last one see nothing and give 0. On a CPU their products are in float32:
+            in bfloat16 oneDNN would keep a kernel for every length of a row.
         scaling: Of the products.
         sliding_window: How far a token looks back, in positions; None for all the way.
         rest: What else transformers says.
@@ -181,14 +182,15 @@ def attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if segments is not None:
-        found = []
+        found, precision = [], torch.float32 if query.device.type == "cpu" else query.dtype
         for each in segments:
-            own = [part[0, :, each.start : each.stop].unflatten(1, each.shape).transpose(0, 1) for part in (query, key, value)]
-            mask = _looking_back(query, each.shape[1], sliding_window) if each.mask is None else each.mask
+            parts = (part[0, :, each.start : each.stop].to(precision) for part in (query, key, value))
+            own = [part.unflatten(1, each.shape).transpose(0, 1) for part in parts]
+            mask = _looking_back(own[0], each.shape[1], sliding_window) if each.mask is None else each.mask
             found.append(sdpa_attention_forward(module, *own, mask, scaling=scaling, **rest)[0].flatten(0, 1))
         if left := query.shape[2] - segments[-1].stop:
             found.append(found[0].new_zeros(left, *found[0].shape[1:]))
-        return torch.cat(found)[None], None
+        return torch.cat(found).to(query.dtype)[None], None
     if blocks is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **rest

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genre.attention import Blocks, Segment, added
+from genre.attention import Blocks, Segment, added, install
 from genre.base_devices import device_of, weight_of
 from genre.base_source import (
     find,
@@ -35,9 +36,13 @@ from genre.base_source import (
 from genre.errors import BaseModelError, InputError
 from genre.layer_parts import lighten
 from genre.narrowing import narrow
+from genre.products import even, library
 from genre.recompute import recomputing
 
 Quantization = Literal["none", "int8", "nf4"]
+
+PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What a recipe may call them."""
 
 IN_PARTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # layers, rotary positions, a final norm, and nothing between
 
@@ -56,6 +61,7 @@ class Base:
         folder: Where the weights were read from.
         full_depth: Layers that the base has on disk.
         bidirectional: Whether it is an encoder.
+        evenly: Whether batches are laid out in counts of tokens that repeat, since oneDNN multiplies them (`genre.products`).
     """
 
     name: str
@@ -67,6 +73,7 @@ class Base:
     folder: Path
     full_depth: int
     bidirectional: bool = False
+    evenly: bool = False
     occupied_by: str | None = None
 
     @classmethod
@@ -134,8 +141,12 @@ class Base:
         for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-        if place == "cpu" and precision == torch.float32:
+        if place == "cpu" and precision in (torch.float32, torch.bfloat16):
             lighten(model, between=config.model_type in IN_PARTS)
+        evenly = place == "cpu" and quantization == "none" and config.model_type in IN_PARTS
+        evenly = evenly and (precision == torch.bfloat16 or (precision == torch.float32 and library() == "onednn"))
+        if evenly:
+            install(model)
         if quantization == "int8":
             logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
             warnings.filterwarnings("ignore", message="MatMul8bitLt", category=UserWarning)
@@ -149,6 +160,7 @@ class Base:
             folder=folder,
             full_depth=full_depth,
             bidirectional=bidirectional,
+            evenly=evenly,
         )
 
     @property
@@ -247,7 +259,7 @@ class Base:
             BaseModelError: Positions or a mask are given to an encoder, or the base's layers cannot be run again.
         """
         if recompute:
-            with recomputing(self.body, self.name, lambda: self.reading(places)):
+            with recomputing(self.body, self.name, lambda: self.reading(places, evenly=self.evenly)):
                 return self.hidden(embeds, positions, mask, lengths=lengths)
         if self.bidirectional:
             if positions is not None or mask is not None:
@@ -255,6 +267,8 @@ class Base:
             assert lengths is not None, "an encoder needs to know what is padding"
             there = torch.arange(embeds.shape[1], device=embeds.device) < lengths.to(embeds.device)[:, None]
             return self.body(inputs_embeds=embeds, attention_mask=there.long()).last_hidden_state
+        if self.evenly and blocks is None:
+            return self.line([embeds], [positions], [mask], places=places)[0]
         more: dict[str, Any] = {}
         if mask is not None:
             mask = added(mask, embeds.dtype)
@@ -291,26 +305,32 @@ class Base:
         steps = []
         for each, at, mask in zip(embeds, positions, masks, strict=True):
             start, (rows, length) = segments[-1].stop if segments else 0, each.shape[:2]
-            seen = None if mask is None else added(mask, each.dtype)
+            seen = None if mask is None else added(mask, torch.float32 if each.device.type == "cpu" else each.dtype)
             segments.append(Segment(start, start + rows * length, (rows, length), seen))
             steps.append(torch.arange(length, device=each.device).expand(rows, length) if at is None else at)
-        flat = torch.cat([each.flatten(0, 1) for each in embeds])[None]
-        with self.reading(places):
+        flat, at = torch.cat([each.flatten(0, 1) for each in embeds])[None], torch.cat([each.reshape(-1) for each in steps])[None]
+        evenly = self.evenly and len(segments) == 1
+        if evenly:
+            left = even(flat.shape[1]) - flat.shape[1]
+            flat, at = F.pad(flat, (0, 0, 0, left)), F.pad(at, (0, left))
+        with self.reading(places, evenly=evenly):
             hidden = self.body(
-                inputs_embeds=flat, position_ids=torch.cat([each.reshape(-1) for each in steps])[None],
-                attention_mask=flat.new_zeros(1, 1, 1, 1), use_cache=False, segments=tuple(segments),
+                inputs_embeds=flat, position_ids=at, attention_mask=flat.new_zeros(1, 1, 1, 1), use_cache=False,
+                segments=tuple(segments),
             ).last_hidden_state[0]  # fmt: skip
         return [hidden[each.start : each.stop].view(*each.shape, -1) for each in segments]
 
-    def reading(self, places: Tensor | None) -> contextlib.AbstractContextManager[None]:
+    def reading(self, places: Tensor | None, *, evenly: bool = False) -> contextlib.AbstractContextManager[None]:
         """A block in which the last layer's MLP runs on the tokens that are read, where that can be done.
+
+        With `evenly` on a number of them that repeats.
 
         An int8 base rounds by columns of the whole batch, so there it would change what is read.
         """
         if places is None or not self.in_parts or self.quantization == "int8":
             return contextlib.nullcontext()
         body: Any = self.body
-        return narrow(body.layers[-1].mlp, places)
+        return narrow(body.layers[-1].mlp, places, evenly=evenly)
 
     @property
     def takes_blocks(self) -> bool:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 def show_dry_run(found: "DryRun", registry: str, alias: str) -> None:
     """Print it, a block per recipe and one per group that trains at once."""
-    name, depth, full_depth, quantization = found.base
-    print(f"base {name}: {depth} of {full_depth} layers, quantization {quantization}")
+    name, depth, full_depth, quantization, precision = found.base
+    print(f"base {name}: {depth} of {full_depth} layers, quantization {quantization}, {precision}")
     for each in found.recipes:
         print(f"\n{each.recipe.name}")
         for label, text in _lines(each):
@@ -33,7 +33,8 @@ def show_dry_run(found: "DryRun", registry: str, alias: str) -> None:
 def to_json(found: "DryRun", registry: str) -> dict[str, Any]:
     """The same for `--json`."""
     return {
-        "dry_run": True, "base": dict(zip(("name", "depth", "full_depth", "quantization"), found.base, strict=True)),
+        "dry_run": True,
+        "base": dict(zip(("name", "depth", "full_depth", "quantization", "precision"), found.base, strict=True)),
         "recipes": {
             each.recipe.name: {
                 "recipe": each.recipe.model_dump(mode="json"), "data": each.data[0], "events": each.data[1],

@@ -170,7 +170,12 @@ class LaneLinear(nn.Module):
         if routes and x.ndim == 2:  # some bases (OPT) lay the rows of a batch end to end
             return self.forward(x.view(self.routing.count, -1, x.shape[-1])).flatten(0, 1)
         weight: Any = self.base.weight
-        if len(routes) == 1 and self.adds_onto and routes[0][1].rows == slice(0, len(x)) and not to_onednn(x, weight):
+        if (
+            len(routes) == 1
+            and self.adds_onto
+            and routes[0][1].rows == slice(0, len(x))
+            and not to_onednn(x, weight, x[..., 0].numel())
+        ):
             y = self._update(x, *routes[0])
             y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
             return y.view(*x.shape[:-1], -1)

@@ -26,19 +26,20 @@ class Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """X (…, D), weight (D,) → (…, D)."""
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        """X (…, D), weight (D,) → (…, D); what is between is float32 at least."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_()
         inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, inverse, weight)
-        return (x * inverse).mul_(weight)
+        return (x * inverse).to(x.dtype).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of x: (g w - x · mean(g w x) / rms²) / rms."""
         x, inverse, weight = ctx.saved_tensors
-        scaled = gradients[0] * weight
-        along = torch.linalg.vecdot(scaled, x).unsqueeze(-1).mul_(inverse.square()).div_(-x.shape[-1])
-        return scaled.addcmul_(x, along).mul_(inverse), None, None
+        scaled, full = (gradients[0] * weight).to(inverse.dtype), x.to(inverse.dtype)
+        along = torch.linalg.vecdot(scaled, full).unsqueeze(-1).mul_(inverse.square()).div_(-x.shape[-1])
+        return scaled.addcmul_(full, along).mul_(inverse).to(x.dtype), None, None
 
 
 class Gated(torch.autograd.Function):
@@ -69,7 +70,8 @@ class RmsNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)."""
         if self.weight.requires_grad:
-            return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
+            wide = x.float()
+            return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
         return Normed.apply(x, self.weight, self.eps)
 
 

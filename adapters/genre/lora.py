@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genre.errors import BaseModelError, ManifestError
 from genre.lora_products import AddUpdate, FusedLanes, FusedLora
-from genre.products import is_plain
+from genre.products import even, is_plain
 
 PEFT_PREFIX = "base_model.model."
 
@@ -65,15 +66,18 @@ class LaneSpans:
         spans: (lane, first token, end) in order, each lane once, together all tokens.
         drawing: A lane's block for drawing its random numbers.
         read: The spans among the tokens that are read, which are fewer, where a linear is given these only.
+        evenly: A lane's own run fills up its tokens to a count that repeats, and draws random numbers for all of them.
     """
 
     spans: tuple[tuple[int, int, int], ...] = ()
     drawing: Callable[[int], AbstractContextManager[None]] = lambda lane: nullcontext()
     read: tuple[tuple[int, int, int], ...] = ()
+    evenly: bool = False
 
     def of(self, tokens: int) -> tuple[tuple[int, int, int], ...]:
-        """The spans of an input of so many tokens."""
-        return self.spans if not self.read or tokens == self.spans[-1][2] else self.read
+        """The spans of an input of so many tokens; the last one goes on over what only fills up their number."""
+        *before, (lane, start, _) = self.spans if not self.read or tokens >= self.spans[-1][2] else self.read
+        return (*before, (lane, start, tokens))
 
 
 class LoraLanes(nn.Module):
@@ -134,8 +138,9 @@ class LoraLanes(nn.Module):
         if layer is None:
             return y[start:stop]
         if layer.dropout.p > 0:
+            filled = even(len(own)) if self.routing.evenly else len(own)
             with self.routing.drawing(lane):
-                own = layer.dropout(own)
+                own = layer.dropout(F.pad(own, (0, 0, 0, filled - len(own))))[: len(own)]
         return AddUpdate.apply(y[start:stop], own, layer.lora_A.to(own.dtype), layer.lora_B.to(own.dtype), layer.scale)
 
 

@@ -42,8 +42,9 @@ def to_update(x: Tensor, gradient: Tensor, a: Tensor, b: Tensor, scale: float) -
     The rank is always the number of rows of a product: with it as the number of columns, the processor's libraries are up to
     ten times slower.
     """
-    to_a = times(times(b.t(), gradient), x.t())
-    to_b = times(times(a, x), gradient.t()).t()
+    count = len(x)
+    to_a = times(times(b.t(), gradient, tokens=count), x.t(), tokens=count)
+    to_b = times(times(a, x, tokens=count), gradient.t(), tokens=count).t()
     return to_a.mul_(scale), to_b.mul_(scale)
 
 
@@ -56,17 +57,19 @@ class AddUpdate(torch.autograd.Function):
         ctx.save_for_backward(x, a, b)
         ctx.scale = scale
         flat = x.reshape(-1, a.shape[1])
-        return torch.addmm(y.reshape(len(flat), -1), times(a, flat).t(), b.t(), alpha=scale).view_as(y)
+        return torch.addmm(y.reshape(len(flat), -1), times(a, flat, tokens=len(flat)).t(), b.t(), alpha=scale).view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of y, of x, if it needs one, of A and of B."""
         x, a, b = ctx.saved_tensors
         gradient, flat = gradients[0].reshape(-1, len(b)), x.reshape(-1, a.shape[1])
-        back = times(b.t(), gradient)  # (r, T)
+        count = len(flat)
+        back = times(b.t(), gradient, tokens=count)  # (r, T)
         to_x = (back.t() @ a).mul_(ctx.scale).view_as(x) if ctx.needs_input_grad[1] else None
-        to_b = times(times(a, flat), gradient.t()).t()
-        return gradients[0], to_x, times(back, flat.t()).mul_(ctx.scale), to_b.mul_(ctx.scale), None
+        to_a = times(back, flat.t(), tokens=count)
+        to_b = times(times(a, flat, tokens=count), gradient.t(), tokens=count).t()
+        return gradients[0], to_x, to_a.mul_(ctx.scale), to_b.mul_(ctx.scale), None
 
 
 class FusedLanes(torch.autograd.Function):

@@ -1,10 +1,12 @@
 """Products of tokens with a weight, y = x Wᵀ, by torch's own choice or, if asked for, by oneDNN.
 
-Owns: which library that is, a linear that uses it, its gradients. Ignores: adapters, what the weights belong to.
+Owns: which library that is, token counts that repeat, a linear that uses it, its gradients. Ignores: adapters, what the weights
+belong to.
 
 Torch multiplies float32 matrices on a CPU with MKL. On an AMD processor with AVX-512 oneDNN, which torch brings along too, is
-quicker, but it keeps a kernel for every shape, and with them memory that grows by a GB and more in a run whose batches differ in
-length (`docs/decisions/products-on-a-cpu.md`). So it has to be asked for, by the environment variable `GENRE_PRODUCTS=onednn`.
+quicker (`docs/decisions/products-on-a-cpu.md`); the environment variable `GENRE_PRODUCTS=onednn` asks for it. bfloat16 matrices
+are its own in any case. It keeps a kernel for every shape, half a megabyte each, so a base whose products it takes lays its
+tokens out in counts that repeat (`even`).
 """
 
 import os
@@ -23,6 +25,12 @@ LEAST = 2**22
 """Multiplications from which oneDNN is worth its preparation, about a millisecond for each new shape."""
 
 
+def even(tokens: int) -> int:
+    """The least count of at least so many tokens that repeats: a multiple of 16, or one of sixteen between powers of two."""
+    step = 1 << max(4, tokens.bit_length() - 5)
+    return -(-tokens // step) * step
+
+
 @cache
 def library() -> Literal["onednn", "torch"]:
     """What multiplies large float32 matrices on this CPU.
@@ -39,19 +47,23 @@ def library() -> Literal["onednn", "torch"]:
     return "onednn" if wanted == "onednn" else "torch"
 
 
-def to_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether the product x Wᵀ goes to oneDNN."""
+def to_onednn(x: Tensor, weight: Tensor, tokens: int) -> bool:
+    """Whether the product x Wᵀ goes to oneDNN; one of its three sizes is a number of tokens."""
     return (
         x.numel() * len(weight) >= LEAST
+        and even(tokens) == tokens
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and library() == "onednn"
     )
 
 
-def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X (…, in), weight (out, in), bias (out,) → (…, out), where no gradient is recorded, as in autograd's functions."""
-    if not to_onednn(x, weight):
+def times(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, tokens: int | None = None) -> Tensor:
+    """X (…, in), weight (out, in), bias (out,) → (…, out), where no gradient is recorded, as in autograd's functions.
+
+    `tokens` says how many there are where x is not theirs, but (r, in) or (r, tokens).
+    """
+    if not to_onednn(x, weight, tokens or x.shape[:-1].numel()):
         return F.linear(x, weight, bias)
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return found
@@ -89,7 +101,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        return Product.apply(x, self.weight, self.bias) if to_onednn(x, self.weight) else super().forward(x)
+        if to_onednn(x, self.weight, x.shape[:-1].numel()):
+            return Product.apply(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 def is_plain(module: nn.Module) -> bool:

@@ -47,11 +47,26 @@ class Data(_Config):
 
 
 class BaseConfig(_Config):
-    """Which base: a name that comes as a package, a folder or a hub id; its quantization; its first `depth` layers."""
+    """Which base, and how it is loaded to train on it.
+
+    Attributes:
+        name: One that comes as a package, a folder or a hub id.
+        quantization: Of its linears.
+        depth: Its first so many layers; all if None.
+        precision: Of its weights and of what its layers compute: bfloat16 on CUDA and float32 on a CPU if `auto`. What trains is
+            float32 in any case, but for the weights of a full fine-tune.
+    """
 
     name: str = "smollm2-135m"
     quantization: Literal["none", "int8", "nf4"] = "none"
     depth: int | None = Field(default=None, ge=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="after")
+    def _check(self) -> "BaseConfig":
+        if self.quantization != "none" and self.precision != "auto":
+            raise ValueError(f"base.precision {self.precision} goes with base.quantization none: a quantized base has its own")
+        return self
 
 
 class SequenceConfig(_Config):

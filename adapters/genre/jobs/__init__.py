@@ -10,7 +10,7 @@ command lines.
 from genre.jobs.dry import DryRun, dry_run
 from genre.jobs.encoders import check_leak, encoder_name
 from genre.jobs.evaluating import Figures, evaluate, figures_of, low_layers, measure, restore
-from genre.jobs.places import check_data, environment, load_base, open_data, open_log, write_text
+from genre.jobs.places import check_data, environment, load_base, open_base, open_data, open_log, write_text
 from genre.jobs.ray_runtime import need_ray, ray_here
 from genre.jobs.ray_scoring import Plan, answers
 from genre.jobs.refresh_recipe import RefreshOptions
@@ -52,6 +52,7 @@ __all__ = [
     "measure",
     "check_data",
     "need_ray",
+    "open_base",
     "open_data",
     "open_engine",
     "open_log",

@@ -17,7 +17,7 @@ from genre.base import Base
 from genre.errors import InputError, ManifestError
 from genre.interactions import Interactions
 from genre.jobs.encoders import check_leak, encoder_name, find_encoder
-from genre.jobs.places import open_log, run_folder
+from genre.jobs.places import open_base, open_log, run_folder
 from genre.jobs.run import check_base, wire
 from genre.progress import Reporter
 from genre.ranks import Ranks
@@ -73,13 +73,13 @@ class DryRun:
     """What a training job would take.
 
     Attributes:
-        base: The base's name, depth and quantization.
+        base: The base's name, depth, full depth, quantization and precision.
         recipes: In the order given.
         costs: For the recipes that train together (one name: alone), in the order in which they would, what that takes.
         published: The names that the registry would get a version of.
     """
 
-    base: tuple[str, int, int, str]
+    base: tuple[str, int, int, str, str]
     recipes: tuple[Expected, ...]
     costs: tuple[tuple[tuple[str, ...], Cost], ...]
     published: tuple[str, ...]
@@ -142,12 +142,11 @@ class _Rehearsals:
             base = self.several()
         order = tuple(self.found[recipe.name] for recipe in self.recipes)
         names = [name for name, *_ in self.fitted] + [each.recipe.name for each in order if each.version_bytes is not None]
-        about = (base.name, base.depth, base.full_depth, base.quantization)
+        about = (base.name, base.depth, base.full_depth, base.quantization, str(base.dtype).removeprefix("torch."))
         return DryRun(about, order, tuple(self.costs), tuple(dict.fromkeys(names)))
 
     def several(self) -> Base:
-        wanted = self.recipes[0].base
-        base = self.base or Base.load(wanted.name, quantization=wanted.quantization, depth=wanted.depth)
+        base = self.base or open_base(self.recipes[0].base)
         check_base(self.recipes[0], base)
         logs: dict[str, Any] = {recipe.data.path: self.log for recipe in self.recipes} if self.log is not None else {}
         members: list[tuple[Member, str | None]] = []

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from genre.base import Base
+from genre.base import PRECISIONS, Base
 from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
 from genre.files import atomic
 from genre.interactions import Interactions
 from genre.products import library
-from genre.recipe import Recipe
+from genre.recipe import BaseConfig, Recipe
 from genre.registry.manifest import Manifest
 from genre.texts import Texts
 
@@ -75,13 +75,21 @@ def _find(path: str) -> Path:
     )  # fmt: skip
 
 
-def load_base(manifest: Manifest, name: str | None = None, *, quantization: str | None = None) -> Base:
+def open_base(wanted: BaseConfig, *, device: str | torch.device | None = None) -> Base:
+    """The base of a recipe, as it asks for it; raises as `Base.load` does."""
+    return Base.load(
+        wanted.name, quantization=wanted.quantization, depth=wanted.depth, device=device, dtype=PRECISIONS[wanted.precision]
+    )
+
+
+def load_base(manifest: Manifest, name: str | None = None, *, quantization: str | None = None, precision: str = "auto") -> Base:
     """The base that a manifest names, at its depth.
 
     Args:
         manifest: Of a version.
         name: Where the base is, for versions whose base came from a folder or has moved.
         quantization: Another one than the version was trained on.
+        precision: As a recipe calls it.
 
     Raises:
         BaseModelError: Nothing of that name can be found.
@@ -90,7 +98,7 @@ def load_base(manifest: Manifest, name: str | None = None, *, quantization: str 
     wanted = manifest.base
     chosen: Any = quantization or wanted.quantization
     try:
-        base = Base.load(name or wanted.name, quantization=chosen, depth=wanted.depth)
+        base = Base.load(name or wanted.name, quantization=chosen, depth=wanted.depth, dtype=PRECISIONS[precision])
     except BaseModelError as error:
         if name is not None or not error.what.startswith("no base is called"):
             raise

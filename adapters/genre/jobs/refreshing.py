@@ -91,7 +91,7 @@ def refresh(
     if data.digest == log.digest or not report["data"]["new"]:
         why = "the data is what it was trained and tested on" if data.digest == log.digest else "no event is later"
         return _stop(report, "nothing new", f"nothing is new to {version.ref}: {why}")
-    base = base if isinstance(base, Base) else load_base(version.manifest, base)
+    base = base if isinstance(base, Base) else load_base(version.manifest, base, precision=recipe.base.precision)
     loaded = read_adapter(registry, version.ref, base)
     made = plan(
         log, data.time_span[1], replay=options.replay, valid=options.valid, test=options.test,

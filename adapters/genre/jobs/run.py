@@ -17,7 +17,7 @@ from genre.interactions import Interactions
 from genre.interactions_splits import PARTS
 from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
 from genre.jobs.evaluating import Figures, judge, say_few_users
-from genre.jobs.places import check_data, claim_folder, environment, open_data, run_folder, write_text
+from genre.jobs.places import check_data, claim_folder, environment, open_base, open_data, run_folder, write_text
 from genre.jobs.predictions import write_predictions
 from genre.jobs.reliability import draw_bins, plot_name, reliability_of
 from genre.jobs.same import check_same
@@ -186,8 +186,7 @@ def wire(
         check_data(recipe, data)
         if base is None:
             find_base(recipe.base.name)
-    wanted = recipe.base
-    base = base or Base.load(wanted.name, quantization=wanted.quantization, depth=wanted.depth, device=ranks.device)
+    base = base or open_base(recipe.base, device=ranks.device)
     check_base(recipe, base)
     if isinstance(data, Texts):
         return assemble_texts(recipe, data, base)

@@ -16,7 +16,7 @@ from genre.errors import GenreError, InputError, JobError
 from genre.interactions import Interactions
 from genre.jobs.encoders import find_encoder
 from genre.jobs.evaluating import say_few_users
-from genre.jobs.places import claim_folder, open_log, run_folder
+from genre.jobs.places import claim_folder, open_base, open_log, run_folder
 from genre.jobs.run import Run, check_base, check_resumed, conclude, describe_run, train
 from genre.model import SoftTokens
 from genre.progress import Reporter
@@ -83,8 +83,7 @@ def train_together(
     check_together(recipes)
     if Ranks.here().count > 1:
         raise InputError("several recipes train in one process", got=f"{Ranks.here().count} processes", expected="one")
-    wanted = recipes[0].base
-    base = base or Base.load(wanted.name, quantization=wanted.quantization, depth=wanted.depth)
+    base = base or open_base(recipes[0].base)
     check_base(recipes[0], base)
     logs = {recipe.data.path: log for recipe in recipes} if log is not None else {}
     places = []

@@ -65,7 +65,7 @@ def check_together(recipes: Sequence[Recipe]) -> None:
     if len(set(names)) < len(names):
         raise RecipeError("two recipes have the same name", got=", ".join(names), todo="rename one with --set or in its file")
     for recipe in recipes:
-        for field in ("name", "depth", "quantization"):
+        for field in ("name", "depth", "quantization", "precision"):
             own, wanted = getattr(recipe.base, field), getattr(first.base, field)
             if own != wanted:
                 raise RecipeError(
@@ -185,7 +185,7 @@ class Group:
         self.lanes = [Lane(number, member, reporter) for number, member in enumerate(members)]
         for lane in self.lanes:
             lane.loop.alone = partial(self.alone, lane)
-        self.routing = LaneSpans(drawing=lambda number: self.lanes[number].stream.drawing())
+        self.routing = LaneSpans(drawing=lambda number: self.lanes[number].stream.drawing(), evenly=self.base.evenly)
         self.layers = self._shared_layers()
         self.interrupts = Interrupts()
         self.attached = False

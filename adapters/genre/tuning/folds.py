@@ -25,7 +25,7 @@ from genre.errors import DiskError, GenreError, InputError, InterruptedJobError,
 from genre.files import disk_errors
 from genre.interactions import Interactions
 from genre.interactions_splits import TEST, Split
-from genre.jobs import Figures, environment, measure, open_log, write_text
+from genre.jobs import Figures, environment, measure, open_base, open_log, write_text
 from genre.jobs.same import check_same
 from genre.progress import Reporter
 from genre.recipe import Recipe
@@ -72,7 +72,7 @@ def crossval(
     log = log if log is not None else open_log(recipe.data.path)
     recipes = fold_recipes(recipe, folds, seed)
     splits = [usable_events(log, each)[0] for each in recipes]
-    base = base or Base.load(recipe.base.name, quantization=recipe.base.quantization, depth=recipe.base.depth)
+    base = base or open_base(recipe.base)
     with working_folder(folder, ABOUT):
         _begin(folder, _about(recipe, log, base, folds, seed))
         found = []

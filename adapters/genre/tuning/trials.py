@@ -18,7 +18,7 @@ from genre.base import Base
 from genre.errors import InputError, JobError, RecipeError
 from genre.interactions import Interactions
 from genre.interactions_splits import VALID
-from genre.jobs import write_text
+from genre.jobs import open_base, write_text
 from genre.jobs.encoders import find_encoder
 from genre.labels import check_metrics
 from genre.metrics import Metric, bootstrap, metric
@@ -115,8 +115,7 @@ class Trainer:
         """The base of a recipe and its published encoder, if there is one; those of the last trial if they are the same."""
         if self._base is None or self._base[0] != recipe.base:
             self._base, self._encoder = None, None  # two bases may not fit into memory
-            wanted = recipe.base
-            self._base = (wanted, Base.load(wanted.name, quantization=wanted.quantization, depth=wanted.depth))
+            self._base = (recipe.base, open_base(recipe.base))
         base = self._base[1]
         asked = (recipe.encoder.use, needs_encoder(recipe))
         if self._encoder is None or self._encoder[0] != asked:

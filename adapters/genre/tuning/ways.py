@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genre.assembly import needs_encoder
-from genre.base import Base
 from genre.base_source import find
 from genre.errors import GenreError, InputError, InterruptedJobError, JobError
-from genre.jobs import check_data, environment, open_data, open_log, train, write_text
+from genre.jobs import check_data, environment, open_base, open_data, open_log, train, write_text
 from genre.jobs.encoders import find_encoder
 from genre.metrics import metric
 from genre.metrics_bootstrap import MIN_USERS
@@ -149,7 +148,7 @@ def run(recipe: Recipe, folder: Path, registry: Registry) -> str | None:
 def work(wanted: Path, folder: Path, registry: Registry) -> None:
     """What the process of a run does; a run called `encoder` only sees to it that there is one."""
     recipe, say = Recipe.read(wanted), Reporter.for_terminal()
-    base = Base.load(recipe.base.name, quantization=recipe.base.quantization, depth=recipe.base.depth)
+    base = open_base(recipe.base)
     log = open_log(recipe.data.path) if folder.name == ENCODER else None
     if log is not None and find_encoder(recipe, log, base, registry, Reporter.silent()) is not None:
         write_text(folder / "found", "")

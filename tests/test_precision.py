@@ -1,0 +1,82 @@
+"""A base in bfloat16: the recipe asks for it, what trains on it is float32, and the version serves on any base."""
+
+import pytest
+import torch
+
+import genre
+from builders import LIKE, NEXT, recipe, weights
+from genre.assembly import assemble
+from genre.errors import JobError, RecipeError
+from genre.jobs import dry_run, evaluate, open_base
+from genre.training import fit
+
+
+def halved(tiny, *tasks, quantization="none", **sections):
+    """A recipe whose base is in bfloat16."""
+    raw = recipe(tiny, *tasks, **sections).model_dump(mode="json")
+    return genre.Recipe.parse(raw | {"base": raw["base"] | {"precision": "bfloat16", "quantization": quantization}})
+
+
+@pytest.fixture(scope="module")
+def half(tiny):
+    return open_base(halved(tiny, LIKE).base)
+
+
+def test_the_recipe_says_it_and_a_dry_run_repeats_it(tiny, log, half):
+    assert half.dtype == torch.bfloat16 and open_base(recipe(tiny, LIKE).base).dtype == torch.float32
+    assert all(value.dtype == torch.bfloat16 for value in half.model.parameters())
+    assert dry_run([halved(tiny, LIKE)], log=log).base[-1] == "bfloat16"
+    with pytest.raises(RecipeError, match=r"base\.precision bfloat16 goes with base\.quantization none"):
+        halved(tiny, LIKE, quantization="int8")
+
+
+def test_an_adapter_learns_as_in_float32_and_serves_in_it(tiny, base, log, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    registry, found = genre.Registry("registry"), {}
+    for name, made in (("exact", recipe), ("rough", halved)):
+        run = genre.train(made(tiny, LIKE, name=name), log=log, registry=registry)
+        registry.publish(run, alias="production")
+        found[name] = run.metrics["like"]["auc"]["value"]
+    assert found["exact"] > 0.7 and found["rough"] == pytest.approx(found["exact"], abs=0.03)
+    served = evaluate(registry, "rough@production", log, base)["tasks"]["like"]["adapter"]["auc"]["value"]
+    assert base.dtype == torch.float32 and served == pytest.approx(found["rough"], abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_run_that_was_cut_ends_bit_for_bit_as_if_it_had_not_been(tiny, log, half, tmp_path, kind):
+    wanted = halved(tiny, LIKE, NEXT, adapter={"kind": kind}, train={"checkpoint_every": 3, "dropout": 0.2})
+    kept = []
+    for folder, cuts in (("through", [None]), ("cut", [4, None])):
+        for cut in cuts:
+            made = assemble(wanted, log, half)
+            try:
+                fit(made, tmp_path / folder, stop_at=cut, resume=cut is None and len(cuts) > 1)
+                kept.append(weights(made))
+            except JobError:
+                assert cut
+            finally:
+                made.model.release()
+    assert len(kept) == 2 and all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
+    rounded = {name for name, value in kept[0].items() if value.dtype != torch.float32}
+    assert all(name.startswith("base.") for name in rounded) and bool(rounded) == (kind == "full")
+
+
+def test_short_rows_of_many_lengths_are_few_shapes(half):
+    """Each linear sees at most as many counts of tokens as repeat, and states stay those of a row alone."""
+    seen = set()
+    handles = [
+        module.register_forward_pre_hook(lambda module, given: seen.add(given[0].shape[:-1].numel()))
+        for module in half.body.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    draw = torch.Generator().manual_seed(0)
+    embeds = (torch.randn(9, 37, half.hidden_size, generator=draw) * half.embedding_rms).to(half.dtype)
+    with torch.no_grad():
+        alone = half.hidden(embeds[:1])
+        for rows in range(1, 10):
+            for width in range(30, 38):
+                got = half.hidden(embeds[:rows, :width])
+                assert (got[0] - alone[0, :width]).float().norm() < 0.02 * got[0].float().norm()
+    for handle in handles:
+        handle.remove()
+    assert all(count % 16 == 0 for count in seen) and len(seen) <= 20 < 72
