@@ -32,8 +32,9 @@ SPEED = {
 
 BESIDE = (
     "fused_vs_peft_on_our_linears_throughput", "lanes_16_vs_peft_mixed_on_our_linears", "lanes_16_vs_one_by_one_on_our_linears",
+    "bfloat16_vs_float32_throughput",
 )  # fmt: skip
-"""Figures without an aim that stand beside one with an aim in the README: how much of it is not due to oneDNN."""
+"""Figures without an aim that stand beside those with one in the README: what is not due to oneDNN, what bfloat16 gains."""
 
 TITLES = {
     "baselines": "Quality beside strong baselines", "adapter_vs_full": "Adapter against full fine-tuning",

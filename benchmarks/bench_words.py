@@ -27,6 +27,7 @@ WORDS = {
     "fused_vs_peft_on_our_linears_throughput": "the same, PEFT's layers around our linears",
     "together_4_vs_one_after_the_other": "training tokens/s, four adapters at once against one after the other",
     "together_4_vs_side_by_side_memory": "peak memory, four adapters at once against four processes",
+    "bfloat16_vs_float32_throughput": "training tokens/s, on a base in bfloat16 (`base.precision`) against float32",
     "lora_share_of_base": "LoRA parameters against the base's",
     "http_vs_direct": "targets/s over HTTP against direct calls",
     "p99_vs_median": "99th percentile against median at 70 % load, Poisson arrivals",

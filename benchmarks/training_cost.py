@@ -6,7 +6,7 @@ The part `cost` of benchmarks/training.py.
 process, on the base as `Base.load` gives it. `peft` is PEFT's layers as PEFT has them, around torch's linears; `peft_products`,
 where `GENRE_PRODUCTS=onednn` makes ours other ones, the same around ours, so that nothing but the update differs. `bare` is the
 floor: the base forward and backward without any adapter, so `bare_vs_peft` is what the best possible layer would reach. `whole`
-is the adapter with the last layer's MLP on all tokens, read or not.
+is the adapter with the last layer's MLP on all tokens, read or not; `bfloat16` the adapter on a base of that precision.
 Four at once do the same steps as the four runs one after the other, on one base in memory; their ratio comes with an interval.
 Peak memory is that of a process of its own for each way, less what the process held once the base was loaded (for four at once:
 the whole process against four whole processes).
@@ -40,7 +40,7 @@ from genre.training.together import Group, Member, waves
 RECIPES = Path(__file__).parent.parent / "recipes"
 KINDS = {
     "lora": "lora", "full": "full", "peft": "head_only", "peft_products": "head_only", "bare": "head_only", "whole": "lora",
-    "together": "lora",
+    "bfloat16": "lora", "together": "lora",
 }  # fmt: skip
 
 
@@ -116,15 +116,17 @@ def inject_peft(base: genre.Base) -> dict[str, torch.nn.Parameter]:
     return {name: value for name, value in base.model.named_parameters() if "lora_" in name}
 
 
+def own_base(kind: str, depth: int) -> genre.Base:
+    """SmolLM2-135M as a way of training loads it."""
+    return genre.Base.load("smollm2-135m", depth=depth, dtype=torch.bfloat16 if kind == "bfloat16" else None)
+
+
 def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -> dict[str, Any]:
     """Tokens per second of each way, alternating step by step after a warm-up; every second turn in the other order."""
     ways = {
-        kind: Way(
-            kind, depth, folder / kind, log,
-            with_torchs_linears(depth) if kind == "peft" else genre.Base.load("smollm2-135m", depth=depth),
-        )
-        for kind in ("lora", "full", "peft", *(["peft_products"] if library() == "onednn" else []), "bare", "whole")
-    }  # fmt: skip
+        kind: Way(kind, depth, folder / kind, log, with_torchs_linears(depth) if kind == "peft" else own_base(kind, depth))
+        for kind in ("lora", "full", "peft", *(["peft_products"] if library() == "onednn" else []), "bare", "whole", "bfloat16")
+    }
     rates: dict[str, list[float]] = {kind: [] for kind in ways}
     for turn in range(rounds + 2):
         for kind, way in in_turn(ways, turn):
@@ -148,6 +150,7 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
             "fused_vs_peft_throughput": _ratio(rates["lora"], rates["peft"]),
             "bare_vs_peft_throughput": _ratio(rates["bare"], rates["peft"]),
             "read_tokens_vs_all_throughput": _ratio(rates["lora"], rates["whole"]),
+            "bfloat16_vs_float32_throughput": _ratio(rates["bfloat16"], rates["lora"]),
         } | on_ours,
         "counts": {"lora_share_of_base": trained / whole},
     }  # fmt: skip
@@ -206,7 +209,7 @@ def worker(kind: str, depth: int) -> None:
         if kind == "together":
             step, held = AtOnce(depth, Path(folder), log, 4).step, 0
         else:
-            base = genre.Base.load("smollm2-135m", depth=depth)
+            base = own_base(kind, depth)
             Path("/proc/self/clear_refs").write_text("5")
             held = _status("VmRSS")
             step = Way(kind, depth, Path(folder), log, base).step
@@ -229,7 +232,7 @@ def cost(depth: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         group = at_once(depth, rounds, log, Path(folder) / "group")
         alone = throughput(depth, rounds, log, Path(folder) / "alone")
-    peaks = {kind: memory(kind, depth) for kind in ("lora", "full", "together")}
+    peaks = {kind: memory(kind, depth) for kind in ("lora", "full", "together", "bfloat16")}
     return {
         "depth": depth, "tokens_per_step": 2048, "rounds": rounds,
         "ratios": alone.pop("ratios") | group.pop("ratios"),

@@ -179,19 +179,11 @@ def attend(
     Returns:
         (B, T, heads, d), and no weights.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     if segments is not None:
-        found, precision = [], torch.float32 if query.device.type == "cpu" else query.dtype
-        for each in segments:
-            parts = (part[0, :, each.start : each.stop].to(precision) for part in (query, key, value))
-            own = [part.unflatten(1, each.shape).transpose(0, 1) for part in parts]
-            mask = _looking_back(own[0], each.shape[1], sliding_window) if each.mask is None else each.mask
-            found.append(sdpa_attention_forward(module, *own, mask, scaling=scaling, **rest)[0].flatten(0, 1))
-        if left := query.shape[2] - segments[-1].stop:
-            found.append(found[0].new_zeros(left, *found[0].shape[1:]))
-        return torch.cat(found).to(query.dtype)[None], None
+        return _by_segments(module, query, key, value, segments, sliding_window, scaling=scaling, **rest), None
     if blocks is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **rest
         )
@@ -209,6 +201,23 @@ def attend(
             ).transpose(1, 2)
         )  # fmt: skip
     return torch.cat(parts, dim=1), None
+
+
+def _by_segments(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, segments: tuple[Segment, ...], window: int | None, **rest: Any
+) -> Tensor:
+    """(1, heads, T, d) each → (1, T, heads, d)."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    parts, precision = [], torch.float32 if query.device.type == "cpu" else query.dtype
+    for each in segments:
+        states = (whole[0, :, each.start : each.stop].to(precision) for whole in (query, key, value))
+        rows = [own.unflatten(1, each.shape).transpose(0, 1) for own in states]
+        mask = _looking_back(rows[0], each.shape[1], window) if each.mask is None else each.mask
+        parts.append(sdpa_attention_forward(module, *rows, mask, **rest)[0].flatten(0, 1))
+    if left := query.shape[2] - segments[-1].stop:
+        parts.append(parts[0].new_zeros(left, *parts[0].shape[1:]))
+    return torch.cat(parts).to(query.dtype)[None]
 
 
 def _keys(states: Tensor, block: Block) -> Tensor:
