@@ -6,6 +6,9 @@ import genre
 
 
 def with_torchs_linears(depth: int) -> genre.Base:
-    """SmolLM2-135M whose linears are transformers' own; the norms and gated products between them are ours."""
-    with patch("genre.layer_parts.library", lambda: "torch"):
+    """SmolLM2-135M whose linears are transformers' own; the norms and gated products between them are ours.
+
+    Nor are its batches filled up to counts of tokens that repeat.
+    """
+    with patch("genre.layer_parts.library", lambda: "torch"), patch("genre.base.library", lambda: "torch"):
         return genre.Base.load("smollm2-135m", depth=depth)
