@@ -7,12 +7,14 @@ process, on the base as `Base.load` gives it. `peft` is PEFT's layers as PEFT ha
 where `GENRE_PRODUCTS=onednn` makes ours other ones, the same around ours, so that nothing but the update differs. `bare` is the
 floor: the base forward and backward without any adapter, so `bare_vs_peft` is what the best possible layer would reach. `whole`
 is the adapter with the last layer's MLP on all tokens, read or not; `bfloat16` the adapter on a base of that precision.
+The allocator keeps what is freed while ways alternate, or what one of them leaves behind would cost another page faults.
 Four at once do the same steps as the four runs one after the other, on one base in memory; their ratio comes with an interval.
 Peak memory is that of a process of its own for each way, less what the process held once the base was loaded (for four at once:
 the whole process against four whole processes).
 """
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -226,9 +228,18 @@ def _status(key: str) -> int:
     raise RuntimeError(f"no {key}")
 
 
+def keep_freed_memory() -> None:
+    """Tell glibc to give no freed memory back to the system, where there is glibc."""
+    trim_threshold, mmap_max = -1, -4
+    if hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
+        ctypes.CDLL(None).mallopt(mmap_max, 0)
+
+
 def cost(depth: int, rounds: int) -> dict[str, Any]:
     """All of it: ratios, counts, and what they are of."""
     log = open_log("data/ml-100k")
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         group = at_once(depth, rounds, log, Path(folder) / "group")
         alone = throughput(depth, rounds, log, Path(folder) / "alone")
