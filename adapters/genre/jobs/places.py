@@ -111,11 +111,13 @@ def load_base(manifest: Manifest, name: str | None = None, *, quantization: str 
 
 
 def processor() -> str:
-    """The CPU's name, and which of its instructions torch uses: speed and rounding depend on both."""
+    """The CPU's name, which instructions torch uses, and which are for bfloat16: what speed and rounding depend on."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(named, platform.processor() or platform.machine())}, {torch.backends.cpu.get_cpu_capability()}"
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    also = sorted({"avx512_bf16", "amx_bf16"}.intersection(told.get("flags", "").split()))
+    return ", ".join([name, torch.backends.cpu.get_cpu_capability(), *also])
 
 
 def environment() -> dict[str, Any]:
