@@ -42,6 +42,26 @@ def test_an_adapter_learns_as_in_float32_and_serves_in_it(tiny, base, log, tmp_p
     assert base.dtype == torch.float32 and served == pytest.approx(found["rough"], abs=0.01)
 
 
+def test_an_engine_answers_on_it_as_on_a_float32_base(trained, half, base):
+    """Rows of several adapters in one batch; afterwards the base lays its tokens out as before."""
+    some = list(trained.log.catalogue.item_ids[:4])
+    asked = [
+        genre.Request(name, user_id=user, candidates=some[:count])
+        for user in ("u1", "u2", "u3")
+        for name in ("like@production", "rating@production", "next_item@production")
+        for count in (1, 4)
+    ]
+    found = []
+    for each in (base, half):
+        with genre.Engine(each, trained.registry, data=trained.log) as engine:
+            assert not each.evenly  # lanes are told by rows
+            answers = engine.score(asked)
+            assert [answer.adapter for answer in answers] == [request.adapter for request in asked]
+            found.append({(i, item.item_id): item.score for i, answer in enumerate(answers) for item in answer.results})
+    assert half.evenly and found[0].keys() == found[1].keys() and len(found[0]) == 2.5 * len(asked)
+    assert all(abs(found[0][key] - found[1][key]) < 0.05 for key in found[0])
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_run_that_was_cut_ends_bit_for_bit_as_if_it_had_not_been(tiny, log, half, tmp_path, kind):
     wanted = halved(tiny, LIKE, NEXT, adapter={"kind": kind}, train={"checkpoint_every": 3, "dropout": 0.2})
