@@ -138,9 +138,11 @@ class LoraLanes(nn.Module):
         if layer is None:
             return y[start:stop]
         if layer.dropout.p > 0:
-            filled = even(len(own)) if self.routing.evenly else len(own)
+            count = len(own)
+            if self.routing.evenly and (left := even(count) - count):
+                own = F.pad(own, (0, 0, 0, left))
             with self.routing.drawing(lane):
-                own = layer.dropout(F.pad(own, (0, 0, 0, filled - len(own))))[: len(own)]
+                own = layer.dropout(own)[:count]
         return AddUpdate.apply(y[start:stop], own, layer.lora_A.to(own.dtype), layer.lora_B.to(own.dtype), layer.scale)
 
 
