@@ -10,5 +10,5 @@ def with_torchs_linears(depth: int) -> genre.Base:
 
     Nor are its batches filled up to counts of tokens that repeat.
     """
-    with patch("genre.layer_parts.library", lambda: "torch"), patch("genre.base.library", lambda: "torch"):
+    with patch("genre.layer_parts.library", lambda: "torch"), patch("genre.base_model.library", lambda: "torch"):
         return genre.Base.load("smollm2-135m", depth=depth)

@@ -59,6 +59,7 @@ def lanes(depth: int, rounds: int) -> dict[str, Any]:
     bare = genre.Base.load("smollm2-135m", depth=depth)
     peft = _peft(with_torchs_linears(depth), names, adapters)
     stack = Lanes(ours.model, names, slots=ROWS + 1, dtype=torch.float32)
+    ours.evenly = bare.evenly = False  # as in the engine: lanes are told by rows
     places = [stack.write(low) for low in adapters]
     embeds = bare.embedding(ids)
 

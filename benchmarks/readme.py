@@ -42,7 +42,7 @@ def table(report: dict[str, Any]) -> str:
             f"| {name} | {task['metric']} | **{task['adapter']:.4f}** | {low:.4f} – {high:.4f} | {task['n']:,} | {others} "
             f"| {cost['lora_params']:,} ({share:.1f} % of the cut base) | {cost['seconds']:.0f} s |"
         )
-    engine, cpu = report["engine"], report["environment"]["processor"]
+    engine, cpu = report["engine"], report["environment"].get("processor", "a processor that was not recorded")
     lines.append(
         f"\nThe whole demo took {report['seconds']:.0f} s; the engine's mixed batch differs from one-adapter runs by at most "
         f"{engine['max_abs_difference']:.0e}. Command: `make demo` (on {cpu})."

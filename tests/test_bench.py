@@ -104,6 +104,9 @@ def test_recipes_of_the_ways(file):
     assert rates[1] == 2 * rates[0] and rates[2] == 2 * rates[1]
     assert recipe_of(file, "lora_8_nf4", 1.0).base.quantization == "nf4"
     assert recipe_of(file, "head_only", 1.0).adapter.kind == "head_only"
+    file.write_text(file.read_text(encoding="utf-8").replace("precision: auto", "precision: bfloat16"), encoding="utf-8")
+    found = {way: recipe_of(file, way, 1.0).base.precision for way in WAYS}
+    assert {way for way, precision in found.items() if precision == "auto"} == {"lora_8_int8", "lora_8_nf4"}
 
 
 # --- runs that are not there -----------------------------------------------------------------------------------------

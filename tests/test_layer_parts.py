@@ -84,13 +84,13 @@ def test_parts_of_another_form_stay_as_they_are():
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_a_loaded_base_has_them_and_trains_as_without(tiny, log, kind, monkeypatch, tmp_path):
-    import genre.base
+    import genre.base_model
     from genre.training import fit
 
     found = []
     for on in (True, False):
         if not on:
-            monkeypatch.setattr(genre.base, "lighten", lambda model, between: None)
+            monkeypatch.setattr(genre.base_model, "lighten", lambda model, between: None)
         base = Base.load(str(tiny))
         assert any(isinstance(module, RmsNorm) for module in base.model.modules()) == on
         made = assemble(recipe(tiny, LIKE, adapter={"kind": kind}, train={"epochs": 1, "tracker": "none"}), log, base)

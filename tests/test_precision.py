@@ -9,6 +9,7 @@ from genre.assembly import assemble
 from genre.errors import JobError, RecipeError
 from genre.jobs import dry_run, evaluate, open_base
 from genre.training import fit
+from genre.training.averaging import Average
 
 
 def halved(tiny, *tasks, quantization="none", **sections):
@@ -100,3 +101,21 @@ def test_short_rows_of_many_lengths_are_few_shapes(half):
     for handle in handles:
         handle.remove()
     assert all(count % 16 == 0 for count in seen) and len(seen) <= 20 < 72
+
+
+def test_a_base_of_another_precision_is_refused(tiny, base, log):
+    with pytest.raises(RecipeError, match=r"differs from the recipe in base\.precision: got torch\.float32; expected torch\.bf"):
+        genre.train(halved(tiny, LIKE), log=log, base=base)
+
+
+def test_an_average_of_rounded_weights_moves():
+    """A hundredth of a bfloat16 step at a time, which bfloat16 itself could not hold."""
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    average = Average({"w": weight}, 0.995)
+    for step in range(1, 2001):
+        average.take(step)
+        if step == 1000:
+            weight.data.add_(torch.finfo(torch.bfloat16).eps)
+    assert average.values["w"].dtype == torch.float32 and (average.values["w"] - weight.float()).abs().max() < 1e-4
+    with average.in_place():
+        assert weight.dtype == torch.bfloat16

@@ -170,8 +170,8 @@ def attend(
         value: (B, key heads, T, d).
         attention_mask: Only without blocks and segments.
         blocks: Of the batch.
-        segments: Of the line, B = 1; tokens after the last one see nothing and give 0. On a CPU their products are in float32:
-            in bfloat16 oneDNN would keep a kernel for every length of a row.
+        segments: Of the line, B = 1; tokens after the last one see nothing and give 0. On a CPU their products are in float32 at
+            least: in bfloat16 oneDNN would keep a kernel for every length of a row.
         scaling: Of the products.
         sliding_window: How far a token looks back, in positions; None for all the way.
         rest: What else transformers says.
@@ -209,7 +209,7 @@ def _by_segments(
     """(1, heads, T, d) each → (1, T, heads, d)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    parts, precision = [], torch.float32 if query.device.type == "cpu" else query.dtype
+    parts, precision = [], products_in(query)
     for each in segments:
         states = (whole[0, :, each.start : each.stop].to(precision) for whole in (query, key, value))
         rows = [own.unflatten(1, each.shape).transpose(0, 1) for own in states]
@@ -232,6 +232,11 @@ def _looking_back(query: Tensor, tokens: int, window: int | None) -> Tensor | No
         return None
     step = torch.arange(tokens, device=query.device)
     return added((step[:, None] >= step) & (step[:, None] - step < window), query.dtype)[None, None]
+
+
+def products_in(states: Tensor) -> torch.dtype:
+    """The precision of attention's products over segments of such states."""
+    return torch.promote_types(states.dtype, torch.float32) if states.device.type == "cpu" else states.dtype
 
 
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:

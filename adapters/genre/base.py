@@ -1,7 +1,7 @@
-"""The base: load, place and freeze a pretrained LLM, keep its first layers, tell which weights it has.
+"""The base: a frozen pretrained LLM, on the devices where it is, and what runs through it.
 
-Owns: loading, quantization, depth, device and dtype, hidden states. Ignores: adapters, data, where a base comes from (see
-`base_source`).
+Owns: device and dtype, hidden states. Ignores: adapters, data, where a base comes from (see `base_source`), how its model is
+loaded (`base_model`).
 
     >>> base = Base.load("smollm2-135m", depth=4)      # doctest: +SKIP
     >>> base.hidden_size, base.depth, base.quantization  # doctest: +SKIP
@@ -9,42 +9,23 @@ Owns: loading, quantization, depth, device and dtype, hidden states. Ignores: ad
 """
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genre.attention import Blocks, Segment, added, install
+from genre.attention import Blocks, Segment, added, products_in
 from genre.base_devices import device_of, weight_of
-from genre.base_source import (
-    find,
-    fingerprint,
-    first_line,
-    is_encoder,
-    need_causal,
-    places_of,
-    quiet,
-    read_face,
-    tokenizer_digest,
-)
+from genre.base_model import IN_PARTS, Quantization, load_model
+from genre.base_source import find, fingerprint, need_causal, places_of, tokenizer_digest
 from genre.errors import BaseModelError, InputError
-from genre.layer_parts import lighten
 from genre.narrowing import narrow
-from genre.products import even, library
+from genre.products import even
 from genre.recompute import recomputing
-
-Quantization = Literal["none", "int8", "nf4"]
-
-PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-"""What a recipe may call them."""
-
-IN_PARTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # layers, rotary positions, a final norm, and nothing between
 
 
 @dataclass(eq=False)
@@ -104,63 +85,23 @@ class Base:
             BaseModelError: The folder is neither a causal LM nor an encoder, the depth is too large, or the device cannot hold
                 the quantization.
         """
-        from transformers import AutoModel, AutoModelForCausalLM
-
         folder = find(name)
         place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device_map is not None:
             on_gpu = any(isinstance(each, int) or str(each).startswith("cuda") for each in device_map.values())
             place = "cuda" if on_gpu else "cpu"
-        precision = dtype or (torch.float32 if place == "cpu" else torch.bfloat16)
-        config, tokenizer = read_face(name, folder)
-        with quiet():
-            full_depth = getattr(config, "num_hidden_layers", None)
-            if full_depth is None:
-                raise BaseModelError(f"base {name!r} has no stack of layers", got=config.model_type, expected="a GPT-kind model")
-            if depth is not None and not 1 <= depth <= full_depth:
-                raise BaseModelError("depth is out of range", got=depth, expected=f"1 to {full_depth} for base {name!r}")
-            config.num_hidden_layers = depth or full_depth
-            if getattr(config, "layer_types", None):
-                config.layer_types = config.layer_types[: config.num_hidden_layers]
-            bidirectional = is_encoder(config)
-            kind: Any = AutoModel if bidirectional else AutoModelForCausalLM
-            try:
-                model = kind.from_pretrained(
-                    folder,
-                    config=config,
-                    dtype=precision,
-                    device_map=dict(device_map) if device_map else "auto" if place == "auto" else {"": place},
-                    offload_folder=offload_folder,
-                    quantization_config=_bits(quantization),
-                    attn_implementation="sdpa",
-                )
-            except (OSError, ValueError, ImportError, RuntimeError) as error:
-                raise BaseModelError(f"base {name!r} cannot be loaded", got=first_line(error)) from None
-        model.eval()
-        model.requires_grad_(False)
-        for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-        if place == "cpu" and precision in (torch.float32, torch.bfloat16):
-            lighten(model, between=config.model_type in IN_PARTS)
-        evenly = place == "cpu" and quantization == "none" and config.model_type in IN_PARTS
-        evenly = evenly and (precision == torch.bfloat16 or (precision == torch.float32 and library() == "onednn"))
-        if evenly:
-            install(model)
-        if quantization == "int8":
-            logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-            warnings.filterwarnings("ignore", message="MatMul8bitLt", category=UserWarning)
+        loaded = load_model(name, folder, quantization, depth, place, dtype, device_map, offload_folder)
         return cls(
             name=name,
-            model=model,
-            tokenizer=tokenizer,
+            model=loaded.model,
+            tokenizer=loaded.tokenizer,
             quantization=quantization,
             fingerprint=fingerprint(folder),
-            tokenizer_digest=tokenizer_digest(tokenizer),
+            tokenizer_digest=tokenizer_digest(loaded.tokenizer),
             folder=folder,
-            full_depth=full_depth,
-            bidirectional=bidirectional,
-            evenly=evenly,
+            full_depth=loaded.full_depth,
+            bidirectional=loaded.bidirectional,
+            evenly=loaded.evenly,
         )
 
     @property
@@ -305,7 +246,7 @@ class Base:
         steps = []
         for each, at, mask in zip(embeds, positions, masks, strict=True):
             start, (rows, length) = segments[-1].stop if segments else 0, each.shape[:2]
-            seen = None if mask is None else added(mask, torch.float32 if each.device.type == "cpu" else each.dtype)
+            seen = None if mask is None else added(mask, products_in(each))
             segments.append(Segment(start, start + rows * length, (rows, length), seen))
             steps.append(torch.arange(length, device=each.device).expand(rows, length) if at is None else at)
         flat, at = torch.cat([each.flatten(0, 1) for each in embeds])[None], torch.cat([each.reshape(-1) for each in steps])[None]
@@ -422,17 +363,3 @@ class Base:
             vectors[rows] = (hidden * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
             start = end
         return vectors
-
-
-def _bits(quantization: Quantization) -> Any:
-    if quantization == "none":
-        return None
-    from transformers import BitsAndBytesConfig
-
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.float32 if not torch.cuda.is_available() else torch.bfloat16,
-    )

@@ -70,7 +70,7 @@ class RmsNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)."""
         if self.weight.requires_grad:
-            wide = x.float()
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
             return self.weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
         return Normed.apply(x, self.weight, self.eps)
 

@@ -54,7 +54,7 @@ class BaseConfig(_Config):
         quantization: Of its linears.
         depth: Its first so many layers; all if None.
         precision: Of its weights and of what its layers compute: bfloat16 on CUDA and float32 on a CPU if `auto`. What trains is
-            float32 in any case, but for the weights of a full fine-tune.
+            float32 in any case, but for the weights of a full fine-tune and the optimizer's moments of these.
     """
 
     name: str = "smollm2-135m"

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from genre.base import PRECISIONS, Base
+from genre.base import Base
+from genre.base_model import PRECISIONS
 from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
 from genre.files import atomic
 from genre.interactions import Interactions

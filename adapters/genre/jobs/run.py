@@ -10,6 +10,7 @@ import torch
 
 from genre.assembly import Assembly, assemble
 from genre.base import Base
+from genre.base_model import PRECISIONS
 from genre.base_source import find as find_base
 from genre.errors import RecipeError
 from genre.files import appearing_folder
@@ -89,7 +90,7 @@ def train(
     Args:
         recipe: What to train.
         log: Wins over the recipe's data path; labelled texts where the recipe is about them.
-        base: Wins over the recipe's base; its depth and quantization are checked against the recipe's.
+        base: Wins over the recipe's base; its depth, quantization and precision are checked against the recipe's.
         registry: Where an encoder is looked for, and published if a new one is fitted; none fits a new one unpublished.
         folder: The run folder; by default `runs/<name>/<n>`.
         resume: Go on from the run folder's last checkpoint.
@@ -255,15 +256,16 @@ def _updated(assembly: AnyAssembly) -> dict[str, torch.nn.Parameter]:
 
 
 def check_base(recipe: Recipe, base: Base) -> None:
-    """Check that a base has the depth and quantization that a recipe asks for.
+    """Check that a base has the depth, quantization and precision that a recipe asks for.
 
     Raises:
         RecipeError: The message names the field and both values.
     """
-    wanted = recipe.base.depth or base.full_depth
+    precision = PRECISIONS[recipe.base.precision] or base.dtype
     for field, got, expected in (
-        ("base.depth", base.depth, wanted),
+        ("base.depth", base.depth, recipe.base.depth or base.full_depth),
         ("base.quantization", base.quantization, recipe.base.quantization),
+        ("base.precision", base.dtype, precision),
     ):
         if got != expected:
             raise RecipeError(f"the base that was given differs from the recipe in {field}", got=got, expected=expected)

@@ -23,19 +23,20 @@ class Average:
         decay: In (0, 1); 0 for none, where everything here leaves the weights alone.
 
     Attributes:
-        values: The average by the parameters' names; empty without one.
+        values: The average by the parameters' names, in float32 at least, since bfloat16 would round a step's share away; empty
+            without one.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.parameters, self.decay = parameters, decay
-        self.values = {name: value.detach().clone() for name, value in parameters.items()} if decay else {}
+        self.values = {name: _wide(value).clone() for name, value in parameters.items()} if decay else {}
 
     @torch.no_grad()
     def take(self, step: int) -> None:
         """Take the weights after a step in, the first of which is 1 (mutates the average)."""
         if self.values:
             decay = min(self.decay, (1 + step) / (10 + step))
-            weights: list[Tensor] = [self.parameters[name] for name in self.values]
+            weights = [self.parameters[name].to(value.dtype) for name, value in self.values.items()]
             torch._foreach_lerp_(list(self.values.values()), weights, 1 - decay)
 
     @contextmanager
@@ -59,3 +60,7 @@ class Average:
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             self.parameters[name].copy_(value)
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.detach().to(torch.promote_types(value.dtype, torch.float32))

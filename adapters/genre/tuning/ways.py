@@ -41,8 +41,8 @@ WAYS: dict[str, list[str]] = {
     "lora_2": ["adapter.kind=lora", "adapter.rank=2", "adapter.alpha=4"],
     "lora_8": ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16"],
     "lora_32": ["adapter.kind=lora", "adapter.rank=32", "adapter.alpha=64"],
-    "lora_8_int8": ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16", "base.quantization=int8"],
-    "lora_8_nf4": ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16", "base.quantization=nf4"],
+    "lora_8_int8": ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16", "base.quantization=int8", "base.precision=auto"],
+    "lora_8_nf4": ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16", "base.quantization=nf4", "base.precision=auto"],
     "head_only": ["adapter.kind=head_only"],
 }
 PROFILES: dict[Profile, list[str]] = {"quick": ["full", "lora_8", "head_only"], "full": list(WAYS)}
