@@ -22,13 +22,13 @@ import numpy as np
 import polars as pl
 
 import genre
-from genre.assembly import assemble
-from genre.interactions_splits import VALID
-from genre.jobs import open_log
-from genre.metrics_bootstrap import bootstrap, paired_bootstrap
-from genre.prediction import predict
+from genre.data.splits import VALID
+from genre.evaluation.metrics.bootstrap import bootstrap, paired_bootstrap
+from genre.jobs.inputs import open_log
 from genre.progress import Reporter
 from genre.training import fit
+from genre.training.assembly import assemble
+from genre.training.prediction import predict
 from run import keep_figures
 
 RECIPE = Path(__file__).parent / "recipes" / "ablation.yaml"

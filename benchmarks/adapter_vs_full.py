@@ -28,17 +28,18 @@ import numpy as np
 import torch
 
 import genre
-from genre.assembly import assemble
-from genre.interactions_splits import PARTS
-from genre.jobs import load_base, open_log, restore, write_text
+from genre.data.splits import PARTS
+from genre.engine.versions import adapter_manifest, read_adapter, write_adapter
 from genre.jobs.encoders import find_encoder
-from genre.prediction import predict
+from genre.jobs.evaluate import restore
+from genre.jobs.inputs import load_base, open_log, write_text
+from genre.jobs.tuning.variants import WAYS as ONE_TASK
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.registry.manifest import Cost
 from genre.training import fit
-from genre.tuning.ways import WAYS as ONE_TASK
-from genre.versions import adapter_manifest, read_adapter, write_adapter
+from genre.training.assembly import assemble
+from genre.training.prediction import predict
 from run import keep_figures
 from seeds import drawn, interval
 
@@ -191,8 +192,8 @@ def encoder_first(options: argparse.Namespace, runs: Path) -> None:
 
 def merged(tasks: list[str], chosen: dict[tuple[str, str], list[Path]], runs: Path) -> None:
     """The two rank-8 adapters merged by SVD; its test predictions as one more way, kept like a run."""
-    from genre.merge_job import merge_versions
-    from genre.merge_judge import Options
+    from genre.jobs.merge.job import merge_versions
+    from genre.jobs.merge.judge import Options
     from genre.registry.manifest import Manifest
 
     parents = [chosen[task, "lora_8"][0].name for task in tasks]

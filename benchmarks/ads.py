@@ -19,11 +19,11 @@ import numpy as np
 import polars as pl
 
 import genre
-from genre.baselines import feedback_baselines
-from genre.evaluation import Targets, evaluate_feedback
-from genre.interactions_splits import TEST, TRAIN, VALID, Split, split
-from genre.jobs import open_log
-from genre.metrics import ece, log_loss, metric, paired_bootstrap
+from genre.data.splits import TEST, TRAIN, VALID, Split, split
+from genre.evaluation.baselines import feedback_baselines
+from genre.evaluation.metrics import ece, log_loss, metric, paired_bootstrap
+from genre.evaluation.targets import Targets, evaluate_feedback
+from genre.jobs.inputs import open_log
 from genre.progress import Reporter
 from off_policy import CLIP, Rounds, greedy, softmax, uniform, worth
 from rivals.common import protocol

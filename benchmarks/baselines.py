@@ -27,16 +27,16 @@ from typing import Any
 import numpy as np
 
 import genre
-from genre.assembly import assemble
-from genre.baselines import feedback_baselines, ranking_baselines
-from genre.evaluation import Targets, targets
-from genre.evaluation_ranking import rank_in_blocks
-from genre.interactions_splits import PARTS, Split, split
-from genre.jobs import open_log
-from genre.metrics_registry import metric
-from genre.prediction import predict
+from genre.data.splits import PARTS, Split, split
+from genre.evaluation.baselines import feedback_baselines, ranking_baselines
+from genre.evaluation.metrics.by_name import metric
+from genre.evaluation.ranking import rank_in_blocks
+from genre.evaluation.targets import Targets, targets
+from genre.jobs.inputs import open_log
 from genre.progress import Reporter
 from genre.training import fit
+from genre.training.assembly import assemble
+from genre.training.prediction import predict
 from rivals.attentive import self_attentive
 from rivals.common import protocol
 from rivals.factors import als, bpr

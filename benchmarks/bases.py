@@ -10,5 +10,8 @@ def with_torchs_linears(depth: int) -> genre.Base:
 
     Nor are its batches filled up to counts of tokens that repeat.
     """
-    with patch("genre.layer_parts.library", lambda: "torch"), patch("genre.base_model.library", lambda: "torch"):
+    with (
+        patch("genre.modules.base.fused_layers.library", lambda: "torch"),
+        patch("genre.modules.base.loading.library", lambda: "torch"),
+    ):
         return genre.Base.load("smollm2-135m", depth=depth)

@@ -23,20 +23,20 @@ from typing import Any
 import numpy as np
 
 import genre
-from genre.assembly import assemble
-from genre.baselines import popularity_blocks
-from genre.baselines_ease import ease
-from genre.encoder import text_vectors
-from genre.evaluation import Targets, targets
-from genre.evaluation_history import Histories
-from genre.evaluation_ranking import Block, block_rows
-from genre.interactions_cold import training_events
-from genre.interactions_splits import PARTS, split
-from genre.jobs import open_log
-from genre.metrics_bootstrap import RESAMPLES, user_draws
-from genre.prediction import outputs
+from genre.data.cold_items import training_events
+from genre.data.splits import PARTS, split
+from genre.evaluation.baselines import popularity_blocks
+from genre.evaluation.ease import ease
+from genre.evaluation.history import Histories
+from genre.evaluation.metrics.bootstrap import RESAMPLES, user_draws
+from genre.evaluation.ranking import Block, block_rows
+from genre.evaluation.targets import Targets, targets
+from genre.jobs.inputs import open_log
+from genre.modules.encoder import text_vectors
 from genre.progress import Reporter
 from genre.training import fit
+from genre.training.assembly import assemble
+from genre.training.prediction import outputs
 from rivals.common import protocol, recent
 from rivals.factors import als, bpr
 from rivals.neighbours import item_knn, sequence_knn

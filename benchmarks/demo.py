@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 import genre
-from genre import sources
-from genre.batches import collate
+from genre.data.packaged import sources
+from genre.data.sequences.batches import collate
 from genre.engine import Engine, Request, Response, Scored
-from genre.jobs import environment, restore, write_text
-from genre.lora import detach
+from genre.engine.versions import read_adapter
+from genre.jobs.evaluate import restore
+from genre.jobs.inputs import environment, write_text
+from genre.modules.lora.layer import detach
 from genre.progress import Reporter
-from genre.versions import read_adapter
 from report import curve, intervals, render
 
 RECIPES = Path(__file__).parent.parent / "recipes"

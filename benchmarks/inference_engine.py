@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 import genre
-from genre.assembly import assemble
 from genre.engine import Engine, Request
+from genre.engine.versions import adapter_manifest, write_adapter
 from genre.jobs.encoders import publish_encoder
 from genre.registry import Registry
 from genre.registry.manifest import Cost
-from genre.versions import adapter_manifest, write_adapter
+from genre.training.assembly import assemble
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 COST = Cost(seconds=0, tokens=0, peak_memory_bytes=0, lora_params=0, head_params=0)
@@ -276,11 +276,12 @@ def resident_bytes() -> int:
 
 def quantized(log: genre.Interactions, registry: Path, *, ref: str = "like@production") -> dict[str, Any]:
     """Bytes of int8 and nf4 linears against fp32's, and a published adapter's test metric on each, paired by user."""
-    from genre.interactions_splits import PARTS
-    from genre.jobs import load_base, restore
-    from genre.metrics_bootstrap import paired_bootstrap
-    from genre.prediction import predict
-    from genre.versions import read_adapter
+    from genre.data.splits import PARTS
+    from genre.engine.versions import read_adapter
+    from genre.evaluation.metrics.bootstrap import paired_bootstrap
+    from genre.jobs.evaluate import restore
+    from genre.jobs.inputs import load_base
+    from genre.training.prediction import predict
 
     store = Registry(registry)
     manifest = store.resolve(ref).manifest

@@ -17,10 +17,10 @@ import torch
 
 import genre
 from bases import with_torchs_linears
-from genre.base_source import quiet
-from genre.lanes import Lanes
-from genre.lora import find_linears, linear_shape
-from genre.products import library
+from genre.modules.base.products import library
+from genre.modules.base.source import quiet
+from genre.modules.lora.layer import find_linears, linear_shape
+from genre.modules.lora.slots import Lanes
 
 ROWS, TOKENS, RANK = 16, 128, 8
 HISTORY, CANDIDATES, LENGTH = 420, 100, 14
@@ -122,8 +122,8 @@ def branches(depth: int, rounds: int) -> dict[str, Any]:
     """100 candidates on one history."""
     from transformers import DynamicCache
 
-    from genre.attention import install, plan_blocks
-    from genre.sequences import Sequence
+    from genre.data.sequences.layout import Sequence
+    from genre.modules.base.attention import install, plan_blocks
 
     draw = torch.Generator().manual_seed(0)
     base = genre.Base.load("smollm2-135m", depth=depth)

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genre.lora_products import to_update
-from genre.products import SETTING, even, library, times
+from genre.modules.base.products import SETTING, even, library, times
+from genre.modules.lora.products import to_update
 
 SHAPES = {"q, o": (576, 576), "k, v": (576, 192), "gate, up": (576, 1536), "down": (1536, 576)}
 TOKENS, RANK = (64, 512, 2048), 8

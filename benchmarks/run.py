@@ -60,7 +60,7 @@ def command() -> str:
 
 def keep_figures(file: Path, result: dict[str, Any]) -> None:
     """Write a benchmark's figures and where they come from: environment, commit, commands (several where parts are added)."""
-    from genre.jobs import environment, write_text
+    from genre.jobs.inputs import environment, write_text
 
     commands = [*dict.fromkeys([*result.get("commands", []), command()])]
     file.parent.mkdir(parents=True, exist_ok=True)

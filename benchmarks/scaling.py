@@ -23,16 +23,16 @@ import polars as pl
 import torch
 
 import genre
-from genre.affinity import View
-from genre.batches import collate, plan_batches
+from genre.data.sequences.batches import collate, plan_batches
+from genre.data.sequences.layout import Layout
+from genre.data.sequences.rows import RowBuilder
+from genre.data.sequences.vocabulary import FeedbackVocabulary
+from genre.data.sequences.windows import training_windows
+from genre.data.splits import SplitConfig, split
 from genre.engine import Engine, Request
-from genre.heads import CatalogueHead
-from genre.interactions_splits import SplitConfig, split
-from genre.jobs import open_log
-from genre.rows import RowBuilder
-from genre.sequences import Layout
-from genre.vocabulary import FeedbackVocabulary
-from genre.windows import training_windows
+from genre.jobs.inputs import open_log
+from genre.modules.heads.gaussian_process import View
+from genre.modules.heads.heads import CatalogueHead
 from inference_engine import Shelf
 from run import keep_figures
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from genre.metrics_bootstrap import RESAMPLES, user_draws
-from genre.metrics_registry import metric
+from genre.evaluation.metrics.bootstrap import RESAMPLES, user_draws
+from genre.evaluation.metrics.by_name import metric
 
 
 def drawn(name: str, user: np.ndarray, label: np.ndarray | None, runs: Sequence[np.ndarray]) -> np.ndarray:

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 import genre
-from genre.assembly import assemble
 from genre.engine import Engine, Request
-from genre.jobs import load_base, open_log
+from genre.engine.versions import adapter_manifest, read_encoder, write_adapter
 from genre.jobs.encoders import publish_encoder
+from genre.jobs.inputs import load_base, open_log
 from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost
-from genre.versions import adapter_manifest, read_encoder, write_adapter
+from genre.training.assembly import assemble
 
 TASKS: dict[str, dict[str, Any]] = {
     "like": {"name": "like", "kind": "feedback", "label": "rating > 3"},

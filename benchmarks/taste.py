@@ -16,18 +16,18 @@ import numpy as np
 import torch
 
 import genre
-from genre.affinity import ridge, to_unit
-from genre.assembly import assemble
-from genre.collaborative import pure_svd
-from genre.evaluation import targets
-from genre.evaluation_history import Histories
-from genre.evaluation_ranking import block_rows, rank_in_blocks
-from genre.interactions_splits import VALID
-from genre.jobs import open_log
-from genre.metrics_ranking import ndcg
-from genre.prediction import outputs
+from genre.data.splits import VALID
+from genre.evaluation.history import Histories
+from genre.evaluation.metrics.ranking import ndcg
+from genre.evaluation.ranking import block_rows, rank_in_blocks
+from genre.evaluation.targets import targets
+from genre.jobs.inputs import open_log
+from genre.modules.collaborative import pure_svd
+from genre.modules.heads.gaussian_process import ridge, to_unit
 from genre.training import fit
-from genre.training.taste import BLENDS
+from genre.training.assembly import assemble
+from genre.training.cooccurrence import BLENDS
+from genre.training.prediction import outputs
 from rivals.common import recent
 
 RECIPE = Path(__file__).parent / "recipes" / "next_item.yaml"

@@ -28,16 +28,16 @@ import torch.nn.functional as F
 
 import genre
 from bench_report import rows
-from genre.assembly import SharedEncoder, assemble, usable_events
-from genre.base_source import quiet
-from genre.batches import plan_batches
-from genre.evaluation import targets as targets_of
-from genre.interactions_splits import split
-from genre.jobs import open_log
-from genre.metrics import auc
-from genre.prediction import predict
+from genre.data.sequences.batches import plan_batches
+from genre.data.splits import split
+from genre.evaluation.metrics import auc
+from genre.evaluation.targets import targets as targets_of
+from genre.jobs.inputs import open_log
+from genre.modules.base.source import quiet
 from genre.progress import Reporter
 from genre.training import Loop
+from genre.training.assembly import SharedEncoder, assemble, usable_events
+from genre.training.prediction import predict
 from run import keep_figures
 from training_cost import cost
 from training_processes import processes

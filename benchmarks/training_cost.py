@@ -30,14 +30,14 @@ import torch
 
 import genre
 from bases import with_torchs_linears
-from genre.assembly import Assembly, SharedEncoder, assemble
-from genre.base_source import quiet
-from genre.jobs import open_log
-from genre.products import library
+from genre.jobs.inputs import open_log
+from genre.modules.base.products import library
+from genre.modules.base.source import quiet
 from genre.progress import Reporter
 from genre.training import Loop
+from genre.training.assembly import Assembly, SharedEncoder, assemble
+from genre.training.simultaneous import Group, Member, waves
 from genre.training.state import Stream
-from genre.training.together import Group, Member, waves
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 KINDS = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genre.interactions import Interactions
+from genre.data.interactions import Interactions
 from genre.recipe import Recipe
 
 LIKE: dict[str, Any] = {"name": "like", "kind": "feedback", "label": "rating > 3"}
@@ -71,7 +71,7 @@ def stir(assembly: Any, seed: int = 0, size: float = 0.3) -> None:
     """Give every low-rank B and every head weight random values, as if it had been trained."""
     import torch
 
-    from genre.heads import CatalogueHead
+    from genre.modules.heads.heads import CatalogueHead
 
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -92,9 +92,9 @@ def publish_stirred(
     Args:
         encoder: Reference of a published encoder; without one, items must be text.
     """
-    from genre.assembly import assemble
+    from genre.engine.versions import adapter_manifest, read_encoder, write_adapter
     from genre.registry.manifest import Cost
-    from genre.versions import adapter_manifest, read_encoder, write_adapter
+    from genre.training.assembly import assemble
 
     shared = None if encoder is None else read_encoder(registry, registry.resolve(encoder).digest, base)
     assembly = assemble(wanted, log, base, shared)

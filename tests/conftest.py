@@ -9,8 +9,8 @@ import pytest
 
 from builders import LIKE, NEXT, RATING, Trained, recipe
 from fakes import make_base, make_encoder_base, planted_log, planted_texts
-from genre.interactions import Interactions
-from genre.texts import Texts
+from genre.data.interactions import Interactions
+from genre.data.texts.dataset import Texts
 
 # These read the user's cache.
 REAL_DATA = {"test_sources_real", "test_baselines_ml100k", "test_quickstart", "test_registry_vllm_server"}
@@ -49,7 +49,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def base(tiny: Path):
     """A bare base of its own for each test (30 ms), so that no test can spoil another's."""
-    from genre.base import Base
+    from genre.modules.base.base import Base
 
     return Base.load(str(tiny))
 
@@ -57,7 +57,7 @@ def base(tiny: Path):
 @pytest.fixture
 def build(base: Any, tiny: Path, log: Interactions) -> Iterator[Any]:
     """Assembles what a recipe of some tasks trains, on the test's own base; the next one takes the place of the one before."""
-    from genre.assembly import assemble
+    from genre.training.assembly import assemble
 
     made: list[Any] = []
 

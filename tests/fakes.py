@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from genre.interactions import Interactions
+from genre.data.interactions import Interactions
 
 if TYPE_CHECKING:
-    from genre.texts import Texts
+    from genre.data.texts.dataset import Texts
 
 
 def make_base(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0, vocabulary: int = 260) -> Path:
@@ -18,7 +18,7 @@ def make_base(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0, 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from genre.base_source import quiet
+    from genre.modules.base.source import quiet
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {"<s>": 0, "</s>": 1, "<pad>": 2} | {letter: i + 3 for i, letter in enumerate(alphabet)}
@@ -49,7 +49,7 @@ def make_encoder_base(folder: Path, *, layers: int = 2, width: int = 32, seed: i
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    from genre.base_source import quiet
+    from genre.modules.base.source import quiet
 
     special = ("[PAD]", "[CLS]", "[SEP]")
     words = {word: i for i, word in enumerate((*special, *sorted(pre_tokenizers.ByteLevel.alphabet())))}
@@ -82,7 +82,7 @@ def planted_texts(*, groups: int = 80, per_group: int = 4, seed: int = 0, noise:
 
     Reading the words gives an AUC of 1 - noise for `recommended` and an accuracy of 1 for `rating`. A tenth have no rating.
     """
-    from genre.texts import Texts
+    from genre.data.texts.dataset import Texts
 
     draw = np.random.default_rng(seed)
     rows = []

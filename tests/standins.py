@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from fakes import make_base, planted_log
-from genre.interactions import Interactions
+from genre.data.interactions import Interactions
 
 ROOT = Path(__file__).parent.parent
 GENRES = ("Drama, War", "Comedy, Romance")

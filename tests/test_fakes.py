@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from fakes import browsing_log
-from genre.interactions import SplitConfig, split
-from genre.metrics_auc import auc
+from genre.data.interactions import SplitConfig, split
+from genre.evaluation.metrics.auc import auc
 
 
 def kinds_by_views(log):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from builders import LIKE, NEXT, recipe
-from genre.interactions import Interactions
+from genre.data.interactions import Interactions
 
 pytestmark = pytest.mark.gpu
 
@@ -23,9 +23,9 @@ def cuda():
 def test_training_and_engine_agree(cuda, tmp_path: Path, log: Interactions, quantization: str) -> None:
     import genre
     from fakes import make_base
-    from genre.jobs import restore
-    from genre.prediction import predict
-    from genre.versions import read_adapter
+    from genre.engine.versions import read_adapter
+    from genre.jobs.evaluate import restore
+    from genre.training.prediction import predict
 
     folder = make_base(tmp_path / "base", width=64)
     base = genre.Base.load(str(folder), quantization=quantization)
@@ -55,7 +55,7 @@ def test_training_and_engine_agree(cuda, tmp_path: Path, log: Interactions, quan
 def test_fused_gradients_on_cuda(cuda) -> None:
     import torch
 
-    from genre.lora import LoraLinear
+    from genre.modules.lora.layer import LoraLinear
 
     torch.manual_seed(0)
     layer = LoraLinear(torch.nn.Linear(64, 96, device=cuda).requires_grad_(False), rank=4, scale=2.0)

@@ -25,7 +25,7 @@ def test_importing_loads_no_model_library(module):
 
 def test_the_recipe_and_the_registry_need_no_torch():
     assert not {"torch", "transformers"} & set(
-        loaded("import genre.recipe, genre.registry, genre.interactions, genre.evaluation")
+        loaded("import genre.recipe, genre.registry, genre.data.interactions, genre.evaluation.targets")
     )
 
 

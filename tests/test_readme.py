@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from genre import cli, sources
+from genre import cli
+from genre.data.packaged import sources
 from standins import ROOT, deep_base, movies, prepare_from, write_events
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,12 +11,12 @@ import torch
 
 from builders import stir
 from fakes import make_encoder_base
-from genre.assembly import assemble
-from genre.base import Base
-from genre.batches import collate
 from genre.cli import main
-from genre.interactions import Interactions
+from genre.data.interactions import Interactions
+from genre.data.sequences.batches import collate
+from genre.modules.base.base import Base
 from genre.recipe import Recipe
+from genre.training.assembly import assemble
 from standins import ROOT, deep_base
 from worlds import WORLDS, prepare_world
 

@@ -19,12 +19,12 @@ import numpy as np
 import polars as pl
 
 from fakes import browsing_log, planted_texts
-from genre import sources
 from genre.cli import main
-from genre.interactions_import import import_log
-from genre.interactions_movielens import GENRES_100K
-from genre.sources_bandit import convert_open_bandit
-from genre.sources_reviews import convert_reviews
+from genre.data.importers.log import import_log
+from genre.data.importers.movielens import GENRES_100K
+from genre.data.packaged import sources
+from genre.data.packaged.open_bandit import convert_open_bandit
+from genre.data.packaged.reviews import convert_reviews
 from standins import movies
 
 FIRST = 1_573_430_400  # 2019-11-11

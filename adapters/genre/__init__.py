@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Any
 from genre._version import __version__
 
 if TYPE_CHECKING:
-    from genre.base import Base as Base
+    from genre.data.interactions import Interactions as Interactions
+    from genre.data.texts.dataset import Texts as Texts
     from genre.engine import Engine as Engine
     from genre.engine import Request as Request
-    from genre.interactions import Interactions as Interactions
-    from genre.jobs import evaluate as evaluate
-    from genre.jobs import train as train
+    from genre.jobs.evaluate import evaluate as evaluate
+    from genre.jobs.train import train as train
+    from genre.modules.base.base import Base as Base
     from genre.recipe import Recipe as Recipe
     from genre.registry import Registry as Registry
-    from genre.texts import Texts as Texts
 
 _HOMES = {
-    "Base": "genre.base",
+    "Base": "genre.modules.base.base",
     "Engine": "genre.engine",
-    "Interactions": "genre.interactions",
+    "Interactions": "genre.data.interactions",
     "Recipe": "genre.recipe",
     "Registry": "genre.registry",
     "Request": "genre.engine",
-    "Texts": "genre.texts",
-    "evaluate": "genre.jobs",
-    "train": "genre.jobs",
+    "Texts": "genre.data.texts.dataset",
+    "evaluate": "genre.jobs.evaluate",
+    "train": "genre.jobs.train",
 }
 
 __all__ = ["Base", "Engine", "Interactions", "Recipe", "Registry", "Request", "Texts", "__version__", "evaluate", "train"]

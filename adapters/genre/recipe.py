@@ -16,8 +16,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from genre.data.splits import SplitConfig
 from genre.errors import RecipeError
-from genre.interactions_splits import SplitConfig
 from genre.tasks import Task
 
 
@@ -82,7 +82,8 @@ class SequenceConfig(_Config):
         pool: Of labelled texts: which states make the text's: their `mean`, or that of the `first` or `last` token; `auto` is
             the mean on an encoder and the last token on a causal base.
         terms: Of labelled texts: so many tokens and pairs of tokens that heads count beside the text's state (0: none).
-            Training starts at a linear model on their TF-IDF weights, and the base learns what that misses; see `genre.terms`.
+            Training starts at a linear model on their TF-IDF weights, and the base learns what that misses; see
+            `genre.modules.heads.tfidf`.
     """
 
     item: Literal["text", "token", "both"] = "token"

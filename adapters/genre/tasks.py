@@ -102,7 +102,7 @@ class Task(BaseModel):
         head: How the hidden state becomes a score.
         loss: `log_loss`, `mse` or `cross_entropy`.
         weight: Its share in the sum of losses of a joint adapter.
-        metrics: Names from `genre.metrics`; the first one decides early stopping.
+        metrics: Names from `genre.evaluation.metrics`; the first one decides early stopping.
         words: For the verbalizer, one label word per class, worst first.
         classes: For cross_entropy, the label column's values, one per class. Without them the labels are class numbers from 0
             (feedback), or the column's own values are taken (text).

@@ -15,9 +15,9 @@ import torch
 from rounds import Part, serve
 
 import genre
-from genre.assembly import SharedEncoder
 from genre.engine import Engine, Request
-from genre.jobs import open_log
+from genre.jobs.inputs import open_log
+from genre.training.assembly import SharedEncoder
 from training import Ours
 
 STEPS = 3

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 import genre
-from genre.assembly import assemble
+from genre.data.packaged.sources import prepare_base
+from genre.engine.versions import adapter_manifest, write_adapter
 from genre.registry import Registry, truncate_base
 from genre.registry.manifest import Cost
-from genre.sources import prepare_base
-from genre.versions import adapter_manifest, write_adapter
+from genre.training.assembly import assemble
 from training import DEPTH, Prompts
 from training import TOKENS as STEP_TOKENS
 
@@ -139,7 +139,7 @@ def _row(log: genre.Interactions, layout: Any, texts: Any, history: list[dict[st
 
 def prompts_of(log: genre.Interactions) -> dict[str, Any]:
     """One prompt per target in TALLRec's format, as token ids with the answer's token."""
-    from genre.assembly import usable_events
+    from genre.training.assembly import usable_events
 
     labels = (log.column("rating") > 3).astype(np.float64)
     prompts = Prompts(log, labels)

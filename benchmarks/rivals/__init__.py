@@ -6,5 +6,5 @@
     trees        gradient-boosted trees on running means, for feedback tasks
 
 A ranking rival is fitted by `fit(log, split)` and gives `blocks(targets)`, the scores of the whole catalogue from each
-target's history, for `genre.evaluation_ranking.rank_in_blocks`.
+target's history, for `genre.evaluation.ranking.rank_in_blocks`.
 """

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genre.evaluation import Targets
-from genre.evaluation_history import Histories
-from genre.evaluation_ranking import Block, block_rows
-from genre.interactions import Interactions
-from genre.interactions_splits import TRAIN, Split
+from genre.data.interactions import Interactions
+from genre.data.splits import TRAIN, Split
+from genre.evaluation.history import Histories
+from genre.evaluation.ranking import Block, block_rows
+from genre.evaluation.targets import Targets
 from genre.training.averaging import Average
 from rivals.common import quality, validation_targets
 

@@ -6,12 +6,12 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from genre.evaluation import Targets, targets
-from genre.evaluation_history import Histories
-from genre.evaluation_ranking import Block, rank_in_blocks
-from genre.interactions import Interactions
-from genre.interactions_splits import TRAIN, VALID, Split, SplitConfig
-from genre.metrics_ranking import ndcg
+from genre.data.interactions import Interactions
+from genre.data.splits import TRAIN, VALID, Split, SplitConfig
+from genre.evaluation.history import Histories
+from genre.evaluation.metrics.ranking import ndcg
+from genre.evaluation.ranking import Block, rank_in_blocks
+from genre.evaluation.targets import Targets, targets
 
 MAX_VALID = 2_000
 

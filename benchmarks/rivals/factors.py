@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from genre.evaluation import Targets
-from genre.evaluation_history import Histories
-from genre.evaluation_ranking import Block, block_rows
-from genre.interactions import Interactions
-from genre.interactions_splits import Split
+from genre.data.interactions import Interactions
+from genre.data.splits import Split
+from genre.evaluation.history import Histories
+from genre.evaluation.ranking import Block, block_rows
+from genre.evaluation.targets import Targets
 from rivals.common import Ranker, best_of, recent, training_matrix
 
 

@@ -1,7 +1,8 @@
 """The self-attentive model with what a next-item adapter adds to itself: averaged weights, and a linear term after training.
 
 It says what of the adapter's lead is theirs: a small model trained from nothing, the moving average of its weights, plus PureSVD
-over a fading history with a weight chosen on validation, as in `genre.training.taste`; the factors are the items' own, not a
+over a fading history with a weight chosen on validation, as in `genre.training.cooccurrence`; the
+factors are the items' own, not a
 regression on their vectors.
 """
 
@@ -9,13 +10,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from genre.collaborative import pure_svd
-from genre.evaluation import Targets
-from genre.evaluation_history import Histories
-from genre.evaluation_ranking import Block, block_rows
-from genre.interactions import Interactions
-from genre.interactions_splits import TRAIN, Split
-from genre.training.taste import BLENDS
+from genre.data.interactions import Interactions
+from genre.data.splits import TRAIN, Split
+from genre.evaluation.history import Histories
+from genre.evaluation.ranking import Block, block_rows
+from genre.evaluation.targets import Targets
+from genre.modules.collaborative import pure_svd
+from genre.training.cooccurrence import BLENDS
 from rivals.common import Ranker, quality, recent, validation_targets
 
 

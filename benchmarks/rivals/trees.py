@@ -10,11 +10,11 @@ from itertools import product
 import numpy as np
 import polars as pl
 
-from genre.baselines import SMOOTHING, item_mean
-from genre.evaluation import Targets, targets
-from genre.evaluation_history import Histories
-from genre.interactions import Interactions
-from genre.interactions_splits import TRAIN, VALID, Split
+from genre.data.interactions import Interactions
+from genre.data.splits import TRAIN, VALID, Split
+from genre.evaluation.baselines import SMOOTHING, item_mean
+from genre.evaluation.history import Histories
+from genre.evaluation.targets import Targets, targets
 
 
 def features(log: Interactions, split: Split, label: np.ndarray, categories: str | None = "genres") -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from registry_fakes import draft, write_adapter
 from typer.testing import CliRunner, Result
 
-from genre.cli_registry import app
+from genre.cli.registry import app
 from genre.errors import GenreError, JobError, QualityError, RegistryError
 from genre.registry import Registry, Version
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from registry_fakes import draft, lora_config, write_adapter
 
-from genre.base_source import fingerprint
 from genre.errors import BaseModelError, IntegrityError, ManifestError, RegistryError
+from genre.modules.base.source import fingerprint
 from genre.registry import BaseInfo, Registry, truncate_base
 
 torch = pytest.importorskip("torch")

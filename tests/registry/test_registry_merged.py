@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from genre.base_source import fingerprint
 from genre.errors import IntegrityError, ManifestError, RegistryError
+from genre.modules.base.source import fingerprint
 from genre.registry import BaseInfo, Registry
 
 torch = pytest.importorskip("torch")

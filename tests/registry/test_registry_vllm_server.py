@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    from genre.sources import cache_folder
+    from genre.data.packaged.sources import cache_folder
 
     sys.path.insert(0, str(BENCHMARKS))
     from peers import PeerError, install
@@ -76,9 +76,9 @@ def odds(probability: float) -> float:
 
 
 def test_probabilities_equal_ours(python: Path, tmp_path: Path) -> None:
-    from genre.jobs import open_log
+    from genre.data.packaged.sources import prepare_base
+    from genre.jobs.inputs import open_log
     from genre.registry.vllm_client import Client
-    from genre.sources import prepare_base
 
     depth, log = 4, open_log("ml-100k")
     base, registry = genre.Base.load("smollm2-135m", depth=depth), genre.Registry(tmp_path / "registry")

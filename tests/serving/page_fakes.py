@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from fakes import planted_log
-from genre.interactions import Interactions
+from genre.data.interactions import Interactions
 
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

@@ -9,7 +9,7 @@ import pytest
 from serving_fakes import open_engine, raw, serving
 
 from genre.engine import Request
-from genre.explain import explain
+from genre.engine.explain import explain
 
 ROWS = [
     {"id": "a", "adapter": "like@production", "user_id": "u3", "candidates": ["i0", "i7", {"title": "war 99"}]},

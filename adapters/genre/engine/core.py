@@ -14,9 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from genre.attention import install, restore
-from genre.base import Base
-from genre.catalogue import Catalogue
+from genre.data.catalogue import Catalogue
+from genre.data.interactions import Interactions
 from genre.engine.items import Inline
 from genre.engine.passes import Passes
 from genre.engine.planning import Job, history_of, plan
@@ -25,12 +24,13 @@ from genre.engine.residency import Residency
 from genre.engine.source import Source
 from genre.engine.texts import plan_texts
 from genre.engine.tiers import Resident
+from genre.engine.versions import Loaded
 from genre.errors import GenreError, InputError, RequestError
-from genre.interactions import Interactions
-from genre.lanes import Lanes
-from genre.lora import find_linears
+from genre.modules.base.attention import install, restore
+from genre.modules.base.base import Base
+from genre.modules.lora.layer import find_linears
+from genre.modules.lora.slots import Lanes
 from genre.registry import Registry
-from genre.versions import Loaded
 
 TURN_BATCHES = 32
 NAME = "an engine"

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre.batches import collate
+from genre.data.sequences.batches import collate
+from genre.data.sequences.layout import Sequence as Row
 from genre.engine.core import Engine
 from genre.engine.passes import Unit, embed
 from genre.engine.planning import Job
 from genre.engine.reading import direct, logits_of, score
 from genre.engine.requests import Request, Response
 from genre.errors import RequestError
-from genre.heads import CatalogueHead
-from genre.sequences import Sequence as Row
+from genre.modules.heads.heads import CatalogueHead
 
 
 def event_gradients(engine: Engine, request: Request) -> tuple[Response, np.ndarray]:

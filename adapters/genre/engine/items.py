@@ -13,11 +13,11 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from genre.assembly import SharedEncoder
-from genre.base import Base
-from genre.catalogue import Catalogue
+from genre.data.catalogue import Catalogue
 from genre.engine.filters import Condition
 from genre.errors import GenreError, RequestError
+from genre.modules.base.base import Base
+from genre.training.assembly import SharedEncoder
 
 CONDITIONS = 16
 """Conditions whose items are kept, a byte per item each."""

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre.attention import Blocks, plan_blocks
-from genre.base import Base
-from genre.batches import collate, padded
+from genre.data.sequences.batches import collate, padded
+from genre.data.sequences.layout import Sequence as Row
 from genre.engine.planning import Job
 from genre.engine.reading import Reader, read, reads_of
 from genre.engine.tiers import Resident
-from genre.lanes import Lanes
-from genre.narrowing import worth
-from genre.sequences import Sequence as Row
+from genre.modules.base.attention import Blocks, plan_blocks
+from genre.modules.base.base import Base
+from genre.modules.base.narrowing import worth
+from genre.modules.lora.slots import Lanes
 
 MASKED_ROW_TOKENS = 2048
 MASKED_SQUARES = 2**24

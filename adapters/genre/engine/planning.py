@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from genre.data.interactions import Interactions
+from genre.data.sequences.layout import Layout
+from genre.data.sequences.layout import Sequence as Row
 from genre.engine.items import Inline
 from genre.engine.requests import Request, Response, Scored
 from genre.engine.reranking import POOL, diversify
 from genre.engine.tiers import Resident
+from genre.engine.versions import Loaded
 from genre.errors import RequestError
-from genre.interactions import Interactions
-from genre.sequences import Layout
-from genre.sequences import Sequence as Row
 from genre.tasks import Task
-from genre.versions import Loaded
 
 
 @dataclass(eq=False)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre.affinity import View
+from genre.data.sequences.layout import Sequence as Row
 from genre.engine.items import Inline, scales_of
 from genre.engine.planning import Job
 from genre.engine.texts import TextJob, judge
-from genre.heads import CatalogueHead, Head
-from genre.sequences import Sequence as Row
+from genre.modules.heads.gaussian_process import View
+from genre.modules.heads.heads import CatalogueHead, Head
 
 MOST_LOGITS = 2**24
 

@@ -11,18 +11,18 @@ import re
 from threading import Lock
 from weakref import WeakValueDictionary
 
-from genre.assembly import SharedEncoder
-from genre.base import Base
-from genre.catalogue import Catalogue
+from genre.data.catalogue import Catalogue
+from genre.data.interactions import Interactions
+from genre.data.sequences.layout import Layout
+from genre.data.sequences.text_rows import TextLayout
 from genre.engine.items import ItemSpace
 from genre.engine.tiers import Ready
+from genre.engine.versions import Loaded, read_adapter
 from genre.errors import InputError
-from genre.interactions import Interactions
-from genre.lanes import Lanes
+from genre.modules.base.base import Base
+from genre.modules.lora.slots import Lanes
 from genre.registry import Registry, Version
-from genre.sequences import Layout
-from genre.text_rows import TextLayout
-from genre.versions import Loaded, read_adapter
+from genre.training.assembly import SharedEncoder
 
 
 class Source:

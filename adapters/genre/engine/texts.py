@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre.batches import padded, span_means
+from genre.data.sequences.batches import padded, span_means
+from genre.data.sequences.layout import Sequence as Row
 from genre.engine.items import Inline
 from genre.engine.planning import Job, best, task_of
 from genre.engine.requests import Request, Response, ScoredText
 from genre.engine.tiers import Resident
 from genre.errors import RequestError
-from genre.heads import Head
-from genre.sequences import Sequence as Row
+from genre.modules.heads.heads import Head
 
 
 @dataclass(eq=False)

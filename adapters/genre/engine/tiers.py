@@ -11,9 +11,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from genre.engine.items import ItemSpace
-from genre.lane_layers import Place
-from genre.lanes import Packed
-from genre.versions import Loaded
+from genre.engine.versions import Loaded
+from genre.modules.lora.slot_layers import Place
+from genre.modules.lora.slots import Packed
 
 
 @dataclass(frozen=True)

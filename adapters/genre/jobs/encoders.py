@@ -3,21 +3,21 @@
 import shutil
 from pathlib import Path
 
-from genre.assembly import Assembly, SharedEncoder, needs_encoder
-from genre.base import Base
-from genre.errors import ManifestError, NotFoundError, RecipeError
-from genre.files import appearing_folder
-from genre.interactions import Interactions
-from genre.interactions_splits import SplitConfig, split
-from genre.progress import Reporter
-from genre.recipe import Recipe
-from genre.registry import Registry
-from genre.registry.manifest import Cost, Manifest
-from genre.versions import (
+from genre.data.interactions import Interactions
+from genre.data.splits import SplitConfig, split
+from genre.engine.versions import (
     encoder_manifest,
     read_encoder,
     write_encoder,
 )
+from genre.errors import ManifestError, NotFoundError, RecipeError
+from genre.files import appearing_folder
+from genre.modules.base.base import Base
+from genre.progress import Reporter
+from genre.recipe import Recipe
+from genre.registry import Registry
+from genre.registry.manifest import Cost, Manifest
+from genre.training.assembly import Assembly, SharedEncoder, needs_encoder
 
 
 def encoder_name(log: Interactions) -> str:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from genre.data.splits import SplitConfig
 from genre.errors import DataError
-from genre.evaluation import Targets
+from genre.evaluation.targets import Targets
 from genre.files import atomic
-from genre.interactions_splits import SplitConfig
-from genre.prediction import Predicted
 from genre.tasks import Task
+from genre.training.prediction import Predicted
 
 FILE = "predictions.parquet"
 _KEY = "genre"

@@ -1,6 +1,7 @@
 """Reliability plots: what a task's probabilities say beside what happened.
 
-Owns: the bins of every log-loss task as plain values, and their picture. Ignores: the binning (`genre.metrics_calibration`).
+Owns: the bins of every log-loss task as plain values, and their picture.
+Ignores: the binning (`genre.evaluation.metrics.calibration`).
 
     {"click": [{"n": 1200, "score": 0.0021, "share": 0.0025, "interval": [0.0008, 0.0073]}, …]}
 """
@@ -10,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from genre.evaluation.metrics.calibration import reliability
 from genre.files import atomic
-from genre.metrics_calibration import reliability
-from genre.prediction import Predicted
 from genre.tasks import Task
+from genre.training.prediction import Predicted
 
 Bins = Sequence[Mapping[str, Any]]
 

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genre.base_source import fingerprint
 from genre.errors import IntegrityError, ManifestError, NotFoundError, RegistryError
 from genre.files import appearing_folder
+from genre.modules.base.source import fingerprint
 from genre.registry import limits
 from genre.registry.archive import extract, is_archive, pack
 from genre.registry.base_files import (

@@ -122,7 +122,7 @@ def _prompt(manifest: Manifest, base: Path) -> dict[str, Any]:
     """What the client needs to know of tokens; the layout is the manifest's."""
     from transformers import AutoTokenizer
 
-    from genre.base_source import quiet, tokenizer_digest
+    from genre.modules.base.source import quiet, tokenizer_digest
 
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(base)
@@ -147,7 +147,7 @@ def _write_items(source: Path, out: Path, manifest: Manifest) -> None:
     """Each item's text as its slot has it."""
     import polars as pl
 
-    from genre.catalogue import Catalogue
+    from genre.data.catalogue import Catalogue
 
     try:
         catalogue = Catalogue(pl.read_ndjson(source / _ITEMS, infer_schema_length=None))

@@ -14,8 +14,8 @@ from fastapi import Response as Reply
 from pydantic_core import to_json
 
 from genre.engine import Request, Response
+from genre.engine.explain import ATTEMPTS, METHODS, ask, explain
 from genre.errors import GenreError, JobError, RequestError
-from genre.explain import ATTEMPTS, METHODS, ask, explain
 from genre.serving.batching import Answer, Ask, Call
 from genre.serving.bodies import read_rows
 from genre.serving.problems import Problem, shorten

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import polars as pl
 
-from genre.catalogue import Catalogue
+from genre.data.catalogue import Catalogue
 from genre.engine import Engine, Request
 from genre.errors import GenreError, InputError, NotFoundError, RequestError
 from genre.registry import Move, Registry, Version

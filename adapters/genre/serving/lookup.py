@@ -10,12 +10,12 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from genre.catalogue import Catalogue
+from genre.data.catalogue import Catalogue
+from genre.data.interactions import Interactions
+from genre.data.titles import Titles
 from genre.engine import Engine
 from genre.errors import DataError, NotFoundError
-from genre.interactions import Interactions
 from genre.serving.fleet import Fleet
-from genre.titles import Titles
 
 KEPT = 8
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from genre.catalogue import Catalogue
+from genre.data.catalogue import Catalogue
 from genre.engine import Request
 from genre.registry import Manifest, Version
 from genre.registry.names import parse_ref

@@ -7,9 +7,9 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor, nn
 
+from genre.data.sequences.layout import Sequence
 from genre.errors import DivergedError, JobError
-from genre.sequences import Sequence
-from genre.text_assembly import AnyAssembly
+from genre.training.text_assembly import AnyAssembly
 
 
 def check_trainable(assembly: AnyAssembly, parameters: dict[str, nn.Parameter]) -> None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genre.batches import Slot, plan_batches
+from genre.data.sequences.batches import Slot, plan_batches
+from genre.data.sequences.layout import Sequence
 from genre.errors import DataError, InputError
-from genre.labels import known_labels, thin_negatives
-from genre.sequences import Sequence
-from genre.text_assembly import AnyAssembly
+from genre.evaluation.labels import known_labels, thin_negatives
 from genre.training.checks import name_rows
+from genre.training.text_assembly import AnyAssembly
 
 Labels = Mapping[str, tuple[Slot, np.ndarray]]
 

@@ -18,22 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre.batches import collate
+from genre.data.sequences.batches import collate
+from genre.data.sequences.layout import Sequence
+from genre.distributed import Ranks
 from genre.errors import DivergedError, InputError, InterruptedJobError
-from genre.metrics import metric
+from genre.evaluation.metrics import metric
 from genre.progress import Bar, Reporter
-from genre.ranks import Ranks
-from genre.sequences import Sequence
-from genre.text_assembly import AnyAssembly
 from genre.training.averaging import Average
 from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoint
 from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
+from genre.training.cooccurrence import add_tastes
 from genre.training.epochs import Labels, plan_epoch
 from genre.training.interrupts import Interrupts
-from genre.training.pieces import count_targets, cut, most_pieces, seed_apart, shares, start_alike
+from genre.training.micro_batches import count_targets, cut, most_pieces, seed_apart, shares, start_alike
 from genre.training.sharding import spread
 from genre.training.state import Fitted, State, peak_memory_bytes
-from genre.training.taste import add_tastes
+from genre.training.text_assembly import AnyAssembly
 from genre.training.trackers import need_tracker, start_tracker
 from genre.training.updates import Updates
 from genre.training.validation import measure
@@ -52,7 +52,7 @@ def fit(
     """Train an assembled run and leave the best validated weights in its model.
 
     Args:
-        assembly: From `genre.assembly.assemble`; its model is mutated.
+        assembly: From `genre.training.assembly.assemble`; its model is mutated.
         folder: The run folder; checkpoints, log and tracker files go there.
         resume: Go on from `checkpoints/last.pt`.
         reporter: Where progress goes; silent if None.
@@ -87,7 +87,7 @@ SURGE = 100.0
 
 
 class Loop:
-    """One run, a step at a time or the whole; `fit` is the way in, and `genre.training.together` steps several.
+    """One run, a step at a time or the whole; `fit` is the way in, and `genre.training.simultaneous` steps several.
 
     Attributes:
         state: Where the run stands.

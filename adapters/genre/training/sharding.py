@@ -1,7 +1,7 @@
 """The frozen base spread over processes: each holds a part of every layer, and gathers a layer's whole while it runs.
 
 Owns: what is spread (FSDP2's `fully_shard`, layer by layer), what cannot be. Ignores: gradients and the adapter, which every
-process holds whole: they are small, and `genre.training.pieces` adds gradients up.
+process holds whole: they are small, and `genre.training.micro_batches` adds gradients up.
 
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml -m genre train recipes/like.yaml
 
@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import nn
 
+from genre.distributed import Ranks, launched
 from genre.errors import InputError, RecipeError
-from genre.model import Recommender
-from genre.ranks import Ranks, launched
+from genre.modules.recommender import Recommender
 from genre.recipe import Recipe
 from genre.training.zero import check_zero, zero_asked
 

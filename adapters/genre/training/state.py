@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genre.text_assembly import AnyAssembly
+from genre.training.text_assembly import AnyAssembly
 
 
 @dataclass

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genre.ranks import Ranks
+from genre.distributed import Ranks
 from genre.recipe import TrainConfig
-from genre.training.pieces import add_up
+from genre.training.micro_batches import add_up
 
 
 def adamw(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.AdamW:

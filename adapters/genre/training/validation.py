@@ -3,11 +3,11 @@
 Owns: its metrics, without intervals. Ignores: what is decided by them.
 """
 
-from genre.evaluation import evaluate_feedback, evaluate_ranking
-from genre.interactions_splits import VALID
-from genre.prediction import list_facts, predict
-from genre.ranks import Ranks
-from genre.text_assembly import AnyAssembly
+from genre.data.splits import VALID
+from genre.distributed import Ranks
+from genre.evaluation.targets import evaluate_feedback, evaluate_ranking
+from genre.training.prediction import list_facts, predict
+from genre.training.text_assembly import AnyAssembly
 
 
 def measure(assembly: AnyAssembly, ranks: Ranks) -> dict[str, float]:

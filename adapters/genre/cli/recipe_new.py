@@ -1,0 +1,299 @@
+"""A starting recipe for a user's own data.
+
+Owns: which columns it is about, asked for on a terminal and taken from options otherwise; its sections. Ignores: commands.
+
+    for_texts(Wanted("data/reviews", labels=("stars",)), texts)["tasks"]
+    # [{"name": "stars", "kind": "text", "label": "stars", "head": "pooled", "loss": "cross_entropy", …}]
+"""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genre.errors import GenreError, InputError, RecipeError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from genre.data.interactions import Interactions
+    from genre.data.texts.dataset import Texts
+
+_FEEDBACK_TASKS: dict[str, dict[str, Any]] = {
+    "like": {"kind": "feedback", "label": "", "head": "binary", "loss": "log_loss", "metrics": ["auc", "gauc", "log_loss"]},
+    "rating": {"kind": "feedback", "label": "", "head": "scalar", "loss": "mse", "metrics": ["rmse", "mae"]},
+    "next_item": {"kind": "next_item", "seen": "masked"},
+}
+_SPLITS = {"next_item": {"kind": "last_n", "n": 1}}
+_TEMPORAL = {"kind": "temporal", "valid": 0.1, "test": 0.1}
+_METRICS = {
+    "log_loss": ["auc", "f1", "log_loss"],
+    "cross_entropy": ["accuracy", "macro_f1"],
+    "mse": ["rmse", "mae"],
+}
+MOST_CLASSES = 20
+"""A label of more different numbers is learnt as a number."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the options say; None or empty where they leave it open."""
+
+    data: str
+    task: str | None = None
+    labels: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
+    feedback: str | None = None
+    name: str | None = None
+    base: str | None = None
+
+
+def on_terminal() -> bool:
+    """Whether there is somebody to ask."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def ask(question: str, default: str, check: Callable[[str], Any]) -> Any:
+    """What `check` makes of an answer, or of the default where nobody is there to ask; asked again until it is right."""
+    if not on_terminal():
+        return check(default)
+    import typer
+
+    while True:
+        answer = typer.prompt(question, default=default, show_default=bool(default))
+        try:
+            return check(str(answer).strip())
+        except GenreError as error:
+            print(error)
+
+
+def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
+    """The sections of a recipe for a log.
+
+    Raises:
+        InputError, RecipeError: The task, a column or a label does not fit the log.
+    """
+    if wanted.task is None and not on_terminal():
+        raise InputError("no task is named", got="a log", expected=", ".join(_FEEDBACK_TASKS))
+    task = wanted.task or ask(f"task ({', '.join(_FEEDBACK_TASKS)})", "next_item", _one_of(tuple(_FEEDBACK_TASKS), "task"))
+    if task not in _FEEDBACK_TASKS:
+        raise InputError(f"a task of kind {task} reads labelled texts", got="a log", expected=", ".join(_FEEDBACK_TASKS))
+    if len(wanted.labels) > 1 or (wanted.labels and task == "next_item"):
+        got = f"{len(wanted.labels)} labels" if len(wanted.labels) > 1 else wanted.labels[0]
+        raise InputError(f"task {task} takes {'no label' if task == 'next_item' else 'one label'}", got=got)
+    columns = [name for name in log.event_columns if task != "rating" or log.column(name).dtype != object]
+    column = _feedback(wanted, log, columns, numeric=task == "rating")
+    about = dict(_FEEDBACK_TASKS[task])
+    if task != "next_item":
+        usual = column if task == "rating" else _like(column, log.column(column))
+        check = _label_check(about, {name: log.column(name) for name in log.event_columns}, "feedback")
+        about["label"] = check(wanted.labels[0]) if wanted.labels else ask("label", usual, check)
+    texts = _texts_of_items(wanted, log)
+    ranks = task == "next_item"
+    return {
+        "name": wanted.name or task,
+        "data": {"path": wanted.data, "split": _SPLITS.get(task, _TEMPORAL)},
+        "base": {"name": wanted.base or "smollm2-135m", "depth": 4},
+        "sequence": {"item": "token", "text": texts, "feedback": column},
+        "encoder": {"use": "auto", "text": bool(texts), **({"factors": 64} if ranks else {})},
+        "tasks": [{"name": task, **about}],
+        "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
+        "train": {"epochs": 3, "learning_rate": 0.001, "batch_tokens": 2048, **({"average": 0.995} if ranks else {})},
+    }
+
+
+def _feedback(wanted: Wanted, log: "Interactions", columns: Sequence[str], *, numeric: bool) -> str:
+    """The feedback column: the one that is named, or rating, click or behaviour, or else the only one."""
+    if not columns:
+        what = "feedback column of numbers" if numeric else "feedback column"
+        got = ", ".join(log.event_columns) or "none"
+        raise RecipeError(f"the log has no {what}", got=got, todo="import it with --map rating=THEIRS")
+    check = _one_of(tuple(columns), "feedback column")
+    if wanted.feedback is not None:
+        return str(check(wanted.feedback))
+    usual = next((name for name in ("rating", "click", "behaviour") if name in columns), columns[0])
+    return str(ask(f"feedback column ({', '.join(columns)})", usual, check) if len(columns) > 1 else usual)
+
+
+def _texts_of_items(wanted: Wanted, log: "Interactions") -> list[str]:
+    """The item columns that say what an item is: those that are named, or its title where it has one."""
+    import polars as pl
+
+    frame = log.catalogue.frame
+    known = tuple(name for name in frame.columns if name != "item_id" and not isinstance(frame.schema[name], pl.List))
+    check = _some_of(known, "item column")
+    if wanted.text:
+        return list(check(wanted.text))
+    usual = "title" if "title" in known else ""
+    question = f"item columns that are read ({', '.join(known)})"
+    return list(ask(question, usual, lambda one: check(_parts(one)))) if known else []
+
+
+def for_texts(wanted: Wanted, texts: "Texts") -> dict[str, Any]:
+    """The sections of a recipe for labelled texts.
+
+    Raises:
+        InputError, RecipeError: The task, a column or a label does not fit the texts.
+    """
+    if wanted.task not in (None, "text"):
+        raise InputError(f"task {wanted.task} reads a log", got="labelled texts", expected="text, or no task")
+    if wanted.feedback is not None:
+        raise InputError("--feedback is about a log", got=wanted.feedback, expected="--text and --label")
+    if not texts.label_columns:
+        raise RecipeError("the texts have no label column", got="none", todo="import them with --label COLUMN")
+    columns = _some_of(texts.text_columns, "text column")
+    usual = ", ".join(texts.text_columns)
+    chosen = columns(wanted.text) if wanted.text else ask(f"text columns ({usual})", usual, lambda one: columns(_parts(one)))
+    known = ", ".join(texts.label_columns)
+
+    def check(labels: Sequence[str]) -> list[dict[str, Any]]:
+        tasks: dict[str, dict[str, Any]] = {}
+        for label in _named(labels, "label"):
+            task = _text_task(label, texts)
+            if task["name"] in tasks:
+                raise RecipeError(
+                    "two labels make tasks of one name", got=f"{label!r} and {tasks[task['name']]['label']!r}",
+                    expected="labels of different columns", todo="write the second task into the recipe",
+                )  # fmt: skip
+            tasks[task["name"]] = task
+        return list(tasks.values())
+
+    first = texts.label_columns[0]
+    tasks = check(wanted.labels) if wanted.labels else ask(f"labels ({known})", first, lambda one: check(_parts(one)))
+    base = wanted.base or "minilm"
+    return {
+        "name": wanted.name or tasks[0]["name"],
+        "data": {"path": wanted.data, "split": {"kind": "group", "valid": 0.1, "test": 0.1}},
+        "base": {"name": base} | ({"depth": 8} if base == "smollm2-135m" else {}),
+        "sequence": {"text": chosen, "max_tokens": _max_tokens(texts, chosen), "terms": 20000},
+        "tasks": tasks,
+        "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
+        "train": {"epochs": 2, "learning_rate": 0.001, "batch_tokens": 2048, "dropout": 0.1},
+    }
+
+
+def _text_task(label: str, texts: "Texts") -> dict[str, Any]:
+    """A task for a label: log loss for a comparison or 0 and 1, classes for few numbers or words, a number otherwise."""
+    import numpy as np
+
+    from genre.tasks import parse_label
+
+    column, comparison, _ = parse_label(label)
+    if column not in texts.label_columns:
+        raise RecipeError(f"the texts have no label column {column!r}", got=", ".join(texts.label_columns))
+    values = texts.labels[column]
+    loss = "cross_entropy"
+    if comparison is not None:
+        loss = "log_loss"
+    elif values.dtype != object:
+        found = np.unique(values[~np.isnan(values)])
+        whole = bool((found == np.floor(found)).all())
+        loss = "log_loss" if set(found) <= {0.0, 1.0} else "cross_entropy" if whole and len(found) <= MOST_CLASSES else "mse"
+    about = {"kind": "text", "label": label, "head": "pooled", "loss": loss, "metrics": _METRICS[loss]}
+    _label_check(about, texts.labels, "text")(label)
+    return {"name": _name(label), **about}
+
+
+def _label_check(about: dict[str, Any], columns: dict[str, "np.ndarray"], kind: str) -> Callable[[str], str]:
+    """A check that a label fits its columns and tells at least two events or texts apart."""
+
+    def check(label: str) -> str:
+        import numpy as np
+
+        from genre.recipe import Recipe
+
+        raw = {"name": "task", **about, "kind": kind, "label": label}
+        (task,) = Recipe.parse({"name": "task", "data": {"path": "data"}, "tasks": [raw]}).tasks
+        labels = task.with_classes(columns).labels(columns)
+        if len(np.unique(labels[~np.isnan(labels)])) < 2:
+            raise RecipeError(f"label {label!r} tells no two {'texts' if kind == 'text' else 'events'} apart", got="one value")
+        return label
+
+    return check
+
+
+def _name(label: str) -> str:
+    """A task's name: its label's column, in small letters, digits and underscores."""
+    from genre.tasks import parse_label
+
+    name = re.sub(r"[^a-z0-9_]+", "_", parse_label(label)[0].lower())[:48]
+    return name if name[0].isalpha() else f"label{name}"
+
+
+def _max_tokens(texts: "Texts", columns: Sequence[str]) -> int:
+    """Room for nine of ten texts at a token and a half a word, in steps of 32, 32 to 256."""
+    import numpy as np
+    import polars as pl
+
+    words = pl.Series(texts.join(columns)).str.count_matches(r"\S+").to_numpy()
+    return int(np.clip(-(-1.5 * np.quantile(words, 0.9) // 32) * 32, 32, 256))
+
+
+def _like(column: str, values: "np.ndarray") -> str:
+    """A comparison that cuts the events as near to halves as it can."""
+    import numpy as np
+
+    if values.dtype == object:
+        texts = [str(value) for value in values if value is not None]
+        counts = Counter(texts)
+        if len(counts) > 1:
+            return f"{column} == {min(counts, key=lambda value: abs(counts[value] - len(texts) / 2))!r}"
+    else:
+        numbers = np.sort(values[~np.isnan(values)])
+        cuts, first = np.unique(numbers, return_index=True)
+        if len(cuts) > 1:
+            return f"{column} > {float(cuts[np.abs(first[1:] - len(numbers) / 2).argmin()]):.6g}"
+    raise RecipeError(
+        f"column {column!r} tells no likes from dislikes", got="one value in every event", expected="at least two values",
+        todo="write a recipe for next_item, or import another feedback column",
+    )  # fmt: skip
+
+
+def _one_of(known: tuple[str, ...], what: str) -> Callable[[str], str]:
+    def check(answer: str) -> str:
+        if answer not in known:
+            raise RecipeError(f"no such {what}", got=answer or "nothing", expected=", ".join(known))
+        return answer
+
+    return check
+
+
+def _some_of(known: tuple[str, ...], what: str) -> Callable[[Sequence[str]], list[str]]:
+    def check(names: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys(_one_of(known, what)(name) for name in _named(names, what)))
+
+    return check
+
+
+def _parts(answer: str) -> list[str]:
+    """What somebody has typed, with commas between names; options come apart already."""
+    return [part.strip() for part in answer.split(",") if part.strip()]
+
+
+def _named(names: Sequence[str], what: str) -> Sequence[str]:
+    if not names and what != "item column":
+        raise RecipeError(f"no {what} is named", got="nothing", expected="one or more, with commas between them")
+    return names
+
+
+def write(path: Path, sections: dict[str, Any]) -> None:
+    """Write a recipe, a line for each of its sections.
+
+    Raises:
+        RecipeError: It is none, such as for an odd name; nothing is written.
+    """
+    from genre.jobs.inputs import write_text
+    from genre.recipe import Recipe
+
+    Recipe.parse(sections)
+    write_text(path, "".join(_line(key, value) for key, value in sections.items()))
+
+
+def _line(key: str, value: Any) -> str:
+    import yaml
+
+    shown = yaml.safe_dump({"it": value}, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
+    return f"{key}: {shown.strip()[len('{it: ') : -1]}\n"

@@ -1,0 +1,143 @@
+"""The command that recommends.
+
+Owns: who is asked for (a user, all of them, or one who is known by a few titles), which items may be answered. Ignores scores.
+
+    genre recommend next_item@production --data ml-100k --liked "Toy Story" --liked "Aladdin" --liked "Lion King" -k 5
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genre.cli.output import check_file, say_written, show_list, write_result
+from genre.errors import InputError
+
+if TYPE_CHECKING:
+    from genre.data.interactions import Interactions
+    from genre.data.titles import Titles
+    from genre.engine import Engine, Request
+
+
+def recommend(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="name, name@alias or name:version.")],
+    data: Annotated[
+        str, typer.Option("--data", metavar="DIR", help="A data set folder, or the name of one that comes as a package.")
+    ],
+    user: Annotated[str | None, typer.Option("--user", help="A user of the data set.")] = None,
+    liked: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--liked", metavar="TITLE", help="Instead of a user: a title (or item_id) that they liked; repeatable, oldest first."
+        ),
+    ] = None,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Every user, one JSON line each, to --output.")] = False,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The JSON lines file of --all-users; - is standard output.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last user of an unfinished output.")] = False,
+    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
+    task: Annotated[str | None, typer.Option(help="Which task of a joint adapter.")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where", metavar="CONDITION", help="Only such items: 'in_stock == true', 'released within 30 days of 2024-05-01'."
+        ),
+    ] = None,
+    diversity: Annotated[float, typer.Option(min=0, max=1, help="How much the items are to differ; 0 gives the best.")] = 0.0,
+    registry: Annotated[
+        str, typer.Option("--registry", metavar="DIR", help="A registry: a folder or any fsspec URL.")
+    ] = "registry",
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="Where the version's base is: a folder or a hub id; found by its name by default."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")] = None,
+) -> None:
+    """Recommend for one user, for somebody who liked a few titles, or for all users."""
+    ways = {"--user": user is not None, "--liked": bool(liked), "--all-users": all_users}
+    if sum(ways.values()) != 1:
+        got = " and ".join(name for name, given in ways.items() if given) or "neither"
+        raise InputError("name one user or all", got=got, expected="--user ID, --liked TITLE or --all-users --output F")
+    if all_users and output is None:
+        raise InputError("--all-users needs a file", got="no --output", expected="--output F", todo="name a JSON lines file")
+    if not all_users and (output is not None or resume):
+        raise InputError("--output and --resume go with --all-users", got="one user", todo="give --json FILE instead")
+    if all_users and json_file is not None:
+        raise InputError("--json goes with one user", got="--all-users", expected="--output F")
+    if k < 1:
+        raise InputError("-k is too small", got=k, expected="1 or more")
+    check_file(json_file, "--json")
+    from genre.data.titles import Titles
+    from genre.engine import Request
+    from genre.jobs.inputs import open_log
+    from genre.jobs.score.local import open_engine
+
+    asked = Request(ref, history=[], k=k, task=task, where=where, diversity=diversity)
+    asked.check()
+    if output is not None:
+        _all(asked, data, output, registry, base, resume=resume)
+        return
+    log = open_log(data)
+    _check_where(asked, log)
+    titles = Titles(log.catalogue)
+    found = [titles.find(title) for title in liked or ()]
+    if user is not None:
+        log.user_code(user)
+    engine = open_engine(registry, [ref], log, base=base)
+    _one(engine, asked, titles, user=user, liked=found, json_file=json_file)
+
+
+def _check_where(asked: "Request", log: "Interactions") -> None:
+    """Refuse a condition that no item can be asked for, before a base is loaded."""
+    from genre.engine.filters import Condition
+
+    for text in asked.where or ():
+        Condition.read(text).met(log.catalogue.frame)
+
+
+def _one(
+    engine: "Engine", asked: "Request", titles: "Titles", *, user: str | None, liked: list[str], json_file: Path | None
+) -> None:
+    from dataclasses import replace
+
+    if user is not None:
+        request = replace(asked, history=None, user_id=user)
+    else:
+        loaded, *_ = engine.read_by(asked)
+        feedback = loaded.layout.feedback
+        best: Any = {feedback.column: max(feedback.values)} if not isinstance(feedback.values[0], str) else {}
+        request = replace(asked, history=[{"item_id": item, **best} for item in liked])
+        for item in liked:
+            print(f"liked: {titles.of(item)} ({item})")
+    response = engine.score([request])[0]
+    if response.error is not None:
+        raise InputError(response.error)
+    show_list(asked.adapter, response, dict(zip(titles.catalogue.item_ids, titles.titles, strict=True)))
+    write_result(json_file, response.to_json())
+
+
+def _all(asked: "Request", data: str, output: str, registry: str, base: str | None, *, resume: bool) -> None:
+    from dataclasses import replace
+
+    from genre.jobs.inputs import open_log
+    from genre.jobs.score.local import Scorer, batched, exact_refs, open_engine, write_all
+    from genre.jobs.score.requests import CHUNK_ROWS
+    from genre.jobs.score.results import Results
+    from genre.progress import Reporter
+    from genre.registry import Registry
+
+    settings = {"-k": asked.k, "--task": asked.task, "--where": asked.where or [], "--diversity": asked.diversity}
+    with Results.open(output, resume=resume, settings=settings) as results:
+        if others := results.meant.keys() - {asked.adapter}:
+            raise InputError("the output is of another adapter", got=min(others), expected=asked.adapter)
+        log = open_log(data)
+        requests = (replace(asked, history=None, user_id=one, id=one) for one in log.user_ids)
+        rest = results.after(requests, lambda request: request.id)
+        if not results.whole:
+            _check_where(asked, log)
+            meant = exact_refs(Registry(registry), results)
+            scorer = Scorer(open_engine(registry, [asked.adapter], log, base=base), meant)
+            blocks = batched(rest, CHUNK_ROWS)
+            write_all(results, map(scorer.answer, blocks), Reporter.for_terminal(), total=len(log.user_ids))
+    say_written(results)

@@ -1,0 +1,75 @@
+"""`genre score`: a file of requests through an engine, or through several.
+
+Owns: options, their checks. Ignores: everything else; the library is imported inside.
+
+    genre score --data ml-100k --input requests.jsonl.gz --output out.jsonl --resume
+"""
+
+from typing import Annotated
+
+import typer
+
+from genre.cli.output import say_written
+from genre.errors import InputError
+
+
+def score(
+    source: Annotated[
+        str, typer.Option("--input", metavar="FILE", help="JSON lines of requests, plain or gzip; - is standard input.")
+    ],
+    output: Annotated[str, typer.Option(metavar="FILE", help="JSON lines of results, in order; - is standard output.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DIR", help="A data set folder or name; texts and histories need none."),
+    ] = None,
+    registry: Annotated[
+        str, typer.Option("--registry", metavar="DIR", help="A registry: a folder or any fsspec URL.")
+    ] = "registry",
+    engine: Annotated[str, typer.Option(help="local: an engine in this process; ray: one per worker.")] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Of --engine ray; by default one per GPU, or else one for every two cores.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last row of an unfinished output.")] = False,
+    lanes: Annotated[int, typer.Option(help="Adapters that are resident at once.")] = 16,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="Where the version's base is: a folder or a hub id; found by its name by default."),
+    ] = None,
+) -> None:
+    """Score a file of requests; a bad row gives an error row, nothing is dropped."""
+    if engine not in ("local", "ray"):
+        raise InputError("no such engine", got=f"--engine {engine}", expected="local or ray")
+    if lanes < 1:
+        raise InputError("--lanes is too small", got=lanes, expected="1 or more")
+    if workers is not None and (engine == "local" or workers < 1):
+        raise InputError("--workers cannot be used", got=f"{workers} with --engine {engine}", expected="1 or more, with ray")
+    from genre.jobs.score.local import Scorer, exact_refs, look_ahead, open_engine, open_users, row_id, write_all
+    from genre.jobs.score.on_ray import Plan, answers
+    from genre.jobs.score.ray_runtime import need_ray, ray_here
+    from genre.jobs.score.requests import RequestFile, chunks
+    from genre.jobs.score.results import Results
+    from genre.progress import Reporter
+    from genre.registry import Registry
+
+    if engine == "ray":
+        need_ray()
+    with RequestFile(source) as file, Results.open(output, resume=resume) as results:
+        if engine == "ray":
+            file.need_plain()
+        if results.whole:
+            results.after(file.lines(), row_id)  # refuses the output of another input
+        else:
+            refs, lines = look_ahead(file.lines(), file.name)
+            meant = exact_refs(Registry(registry), results)
+            rest = results.after(lines, row_id)
+            if engine == "ray":
+                plan = Plan.make(
+                    source, rest, refs, registry=registry, data=data, base=base, lanes=lanes, workers=workers, meant=meant
+                )
+                with ray_here(plan.cpus) as reporter:
+                    reporter.line(f"{plan.rows} rows over {plan.workers} workers of {plan.threads} threads")
+                    write_all(results, answers(plan), reporter, total=results.rows + plan.rows)
+            else:
+                scorer = Scorer(open_engine(registry, refs, open_users(data), base=base, lanes=lanes), meant)
+                write_all(results, map(scorer.answer_lines, chunks(rest)), Reporter.for_terminal())
+    say_written(results)

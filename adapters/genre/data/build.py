@@ -1,0 +1,222 @@
+"""From a stranger's table to checked, coded and ordered events.
+
+Owns: renaming by a mapping, which rows are bad, what is skipped and how it is counted. Ignores files.
+
+    build(frame, mapping={"user_id": "userId", "item_id": "movieId"})
+    # DataError: 60 of 1,000 rows are not usable: got row 17 (the first is 0): rating 'good'; expected a number …
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from genre.data.catalogue import Catalogue
+from genre.data.features import align_users, complete_items, describe_items, item_columns_of
+from genre.data.fields import EXPECTED, clean, to_numbers
+from genre.data.order import order_events
+from genre.data.schema import ALIASES, MAX_BAD, REQUIRED, Report, event_columns
+from genre.errors import DataError
+
+
+@dataclass(frozen=True)
+class Built:
+    """The parts of an `Interactions`: see there."""
+
+    frame: pl.DataFrame
+    catalogue: Catalogue
+    users: pl.DataFrame | None
+    user_ids: list[str]
+    user_codes: np.ndarray
+    item_codes: np.ndarray
+    report: Report
+
+
+def build(
+    frame: Any,
+    items: Any = None,
+    users: Any = None,
+    *,
+    mapping: Mapping[str, str] | None = None,
+    time_unit: str = "s",
+    max_bad: float = MAX_BAD,
+    item_columns: list[str] | None = None,
+    guess_numbers: bool = False,
+    report: Report | None = None,
+) -> Built:
+    """Check a log and bring it into the contract's order. See `Interactions.from_frame` for the arguments.
+
+    Raises:
+        DataError: If a column is missing, too many rows are bad, or no event is left.
+    """
+    report = report or Report()
+    tables = {"log": to_polars(frame, "log"), "items": to_polars(items, "items"), "users": to_polars(users, "users")}
+    tables = rename(tables, mapping or {}, report)
+    if guess_numbers:
+        tables = {name: None if table is None else to_numbers(table) for name, table in tables.items()}
+    log = tables["log"]
+    assert log is not None
+    described = item_columns_of(log, tables["items"], item_columns)
+    known = _keep_known(log.drop(described), report, max_bad)
+    events = check_events(known, time_unit, max_bad, report)
+    item_table = tables["items"]
+    if described:  # what bad rows say of items does not count
+        item_table = describe_items(log.filter(known["row"].is_in(events["row"].implode())), item_table, described, report)
+    user_ids = events["user_id"].unique().sort()
+    used = events["item_id"].unique()
+    catalogue = complete_items(item_table, used, report)
+    codes = _encode(events["user_id"], user_ids), _encode(events["item_id"], catalogue.frame["item_id"])
+    place = order_events(user_ids.to_list(), catalogue.item_ids, *codes, events["timestamp"].to_numpy(), events["row"].to_numpy())
+    place = _without_duplicates(events, place, codes, report)
+    return Built(
+        frame=events[place].rechunk(),
+        catalogue=catalogue,
+        users=align_users(tables["users"], user_ids, report),
+        user_ids=user_ids.to_list(),
+        user_codes=codes[0][place],
+        item_codes=codes[1][place],
+        report=report,
+    )
+
+
+def to_polars(table: Any, name: str) -> pl.DataFrame | None:
+    """Return a polars or pandas frame as polars; None stays None.
+
+    Raises:
+        DataError: If it is neither.
+    """
+    if table is None or isinstance(table, pl.DataFrame):
+        return table
+    if isinstance(table, pl.LazyFrame):
+        return table.collect()
+    if type(table).__module__.partition(".")[0] == "pandas":
+        try:
+            return pl.from_pandas(table)
+        except (ImportError, pl.exceptions.PolarsError, TypeError, ValueError) as error:
+            raise DataError(
+                f"the {name} cannot be read from pandas",
+                got=error,
+                expected="plain columns",
+                todo="pip install 'genre-adapters[pandas]', or give a polars frame",
+            ) from error
+    raise DataError(f"the {name} is no table", got=type(table).__name__, expected="a polars or a pandas frame")
+
+
+def rename(tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], report: Report) -> dict[str, pl.DataFrame | None]:
+    """Rename columns by a mapping from our name to theirs, in every table that has theirs.
+
+    Raises:
+        DataError: If no table has a column that the mapping names.
+    """
+    renamed = dict(tables)
+    for ours, theirs in mapping.items():
+        if not any(table is not None and theirs in table.columns for table in tables.values()):
+            found = ", ".join(tables["log"].columns) if tables["log"] is not None else "nothing"
+            raise DataError(
+                f"no column '{theirs}' to take {ours} from",
+                got=found,
+                expected=f"a column '{theirs}'",
+                todo=f"map one of those: {ours}=THEIRS",
+            )
+    for name, table in tables.items():
+        wanted = {ours: theirs for ours, theirs in mapping.items() if table is not None and theirs in table.columns}
+        if table is None or not wanted:
+            continue
+        replaced = [ours for ours in wanted if ours in table.columns and ours not in wanted.values()]
+        report.add("columns replaced by the mapping", len(replaced), ", ".join(replaced))
+        ours_now = table.with_columns(pl.col(theirs).alias(ours) for ours, theirs in wanted.items())
+        renamed[name] = ours_now.drop(set(wanted.values()) - set(wanted))
+    return renamed
+
+
+def _keep_known(log: pl.DataFrame, report: Report, max_bad: float) -> pl.DataFrame:
+    """Check the required columns; leave out columns of a kind that an event cannot hold."""
+    missing = [name for name in REQUIRED if name not in log.columns]
+    if missing:
+        close = {c: name for name in missing for c in log.columns if plain_name(c) in (plain_name(name), *ALIASES[name])}
+        theirs = {name: c for c, name in reversed(close.items())}
+        raise DataError(
+            f"column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} {'are' if len(missing) > 1 else 'is'} missing",
+            got=", ".join(c for c in log.columns if c != "row") or "no columns",
+            expected=", ".join(REQUIRED),
+            todo="name yours with " + " ".join(f"--map {name}={theirs.get(name, 'THEIRS')}" for name in missing),
+        )
+    if log.is_empty():
+        report.check(0, 0, None, max_bad)
+        raise DataError("the log is empty", got="0 events", expected="at least one event")
+    odd = [c for c in log.columns if c not in REQUIRED and log[c].dtype.is_nested() or log[c].dtype == pl.Object]
+    odd += [c for c in log.columns if log[c].dtype.is_temporal() and c != "timestamp"]
+    report.add("columns of the log that are no number or text", len(odd), ", ".join(odd))
+    return _with_rows(log.drop(odd))
+
+
+def plain_name(name: str) -> str:
+    """A column's name without case, spaces and other signs: "User ID" and "userId" are alike."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def _with_rows(log: pl.DataFrame) -> pl.DataFrame:
+    if "row" not in log.columns:
+        return log.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
+    rows = log["row"].cast(pl.Int64, strict=False)
+    if rows.null_count() or rows.n_unique() != len(rows) or int(rows.min() or 0) < 0:  # type: ignore[arg-type]
+        raise DataError(
+            "column 'row' is not usable",
+            got=f"{rows.n_unique()} different of {len(rows)}",
+            expected="the place in the source file: a different whole number from 0 for every event",
+            todo="leave the column out, or give it another name",
+        )
+    return log.with_columns(rows)
+
+
+def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Report) -> pl.DataFrame:
+    """Return the usable events with the contract's types and column order; count the others in `report`.
+
+    Raises:
+        DataError: If more than `max_bad` of the rows are bad, or all are.
+    """
+    names = [*REQUIRED, "row", *event_columns(log)]
+    cleaned = pl.DataFrame([clean(name, log[name], time_unit) for name in names])
+    bad = np.zeros(log.height, dtype=bool)
+    worst, most = None, 0
+    for name in (name for name in names if name in EXPECTED):
+        here = np.flatnonzero(cleaned[name].is_null().to_numpy() & ~bad)
+        if here.size:
+            example = _name_row(log, name, int(here[0]), time_unit)
+            report.add(f"bad {name}", here.size, example, log["row"].to_numpy()[here].tolist())
+            if here.size > most:  # the commonest reason speaks for all
+                worst, most = (example, EXPECTED[name]), here.size
+            bad[here] = True
+    report.check(int(bad.sum()), log.height, worst, max_bad)
+    return cleaned if worst is None else cleaned.filter(~pl.Series(bad))
+
+
+def _name_row(log: pl.DataFrame, name: str, place: int, time_unit: str) -> str:
+    value = log[name][place]
+    text = f"row {log['row'][place]} (the first is 0): {name} {value if value is None else repr(value)[:60]}"
+    if name == "timestamp" and time_unit == "s" and isinstance(value, int | float) and value > 1e11:
+        text += ", which looks like milliseconds: --time-unit ms"
+    return text
+
+
+def _encode(series: pl.Series, ids: pl.Series) -> np.ndarray:
+    return series.cast(pl.Enum(ids)).to_physical().cast(pl.Int32).to_numpy()
+
+
+def _without_duplicates(
+    events: pl.DataFrame, place: np.ndarray, codes: tuple[np.ndarray, np.ndarray], report: Report
+) -> np.ndarray:
+    """Drop events that equal an earlier one in everything but their row; they are neighbours in the order."""
+    users, items, times = codes[0][place], codes[1][place], events["timestamp"].to_numpy()[place]
+    again = (users[1:] == users[:-1]) & (items[1:] == items[:-1]) & (times[1:] == times[:-1])
+    near = np.flatnonzero(np.concatenate([again, [False]]) | np.concatenate([[False], again]))
+    if not near.size:
+        return place
+    group = events[place[near]].with_columns(pl.Series("near", near))
+    first = group.unique(subset=[c for c in events.columns if c != "row"], keep="first", maintain_order=True)
+    drop = np.setdiff1d(near, first["near"].to_numpy())
+    rows = np.sort(events["row"].to_numpy()[place[drop]])
+    report.add("duplicate events", drop.size, f"row {rows[0]}" if drop.size else "", rows.tolist())
+    return np.delete(place, drop)

@@ -1,0 +1,165 @@
+"""Cells of a stranger's log made ours: ids, times and feedback.
+
+Owns: what counts as a usable value of each column. Ignores what is done about the others (`interactions_build`).
+Every function takes a column of any type and returns one of ours where a null means "not usable".
+
+    times(pl.Series(["881250949", "2024-03-01T12:00:00Z", "soon"]))  ->  [881250949, 1709294400, null]
+"""
+
+import polars as pl
+
+from genre.data.schema import FEEDBACK, LAST_SECOND, PLACE, RATING_LIMIT
+from genre.errors import InputError
+
+UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+"""Units of numeric timestamps: how many make a second."""
+
+EXPECTED = {
+    "user_id": "an id, not empty",
+    "item_id": "an id, not empty",
+    "timestamp": "seconds since 1970, or an ISO date",
+    "rating": "a number between -1e6 and 1e6",
+    "click": "0 or 1",
+    "behaviour": "a word such as view, cart, purchase",
+    "impression_id": "an id, not empty",
+}
+"""What each column wants, for messages."""
+
+_DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S", "%Y%m%d")
+_ZONED_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%z", "%Y%m%d %H%M%S%z")
+
+
+def clean(name: str, series: pl.Series, time_unit: str = "s") -> pl.Series:
+    """Return column `name` in our type; null where the cell is not usable.
+
+    Extra columns keep their values (numbers, texts; booleans become 0 and 1): nulls there are allowed.
+    """
+    if name in ("user_id", "item_id", "impression_id"):
+        return ids(series)
+    if name == "timestamp":
+        return times(series, time_unit)
+    if name == "rating":
+        rating = numbers(series)
+        return _where(rating, (pl.col("x").is_finite()) & (pl.col("x").abs() <= RATING_LIMIT))
+    if name == "click":
+        click = series.cast(pl.Int8) if series.dtype == pl.Boolean else numbers(series)
+        return _where(click, (pl.col("x") == 0) | (pl.col("x") == 1)).cast(FEEDBACK["click"])
+    if name == "behaviour":
+        text = series.cast(pl.String).str.strip_chars()
+        return _where(text, pl.col("x") != "")
+    return series.cast(pl.Int8) if series.dtype == pl.Boolean else _plain(series)
+
+
+def ids(series: pl.Series) -> pl.Series:
+    """Return ids as text: whole floats lose their point (pandas makes them of integers), an empty text is none."""
+    if series.dtype.is_float():
+        whole = _where(series, pl.col("x").is_finite() & (pl.col("x") == pl.col("x").floor()))
+        series = whole.cast(pl.Int64, strict=False)
+    if isinstance(series.dtype, pl.List | pl.Array | pl.Struct | pl.Object):
+        return pl.Series(series.name, [None] * len(series), dtype=pl.String)
+    text = series.cast(pl.String)
+    return text if not (text == "").any() else _where(text, pl.col("x") != "")
+
+
+def numbers(series: pl.Series) -> pl.Series:
+    """Return float64; texts may have a decimal comma, and what is no number gives null."""
+    if series.dtype.is_numeric():
+        return series.cast(pl.Float64)
+    if series.dtype not in (pl.String, pl.Categorical):
+        return pl.Series(series.name, [None] * len(series), dtype=pl.Float64)
+    text = series.cast(pl.String).str.strip_chars()
+    parsed = text.cast(pl.Float64, strict=False)
+    if parsed.null_count() == text.null_count():
+        return parsed
+    comma = text.str.replace(r"^([+-]?\d*),(\d+)$", "$1.$2").cast(pl.Float64, strict=False)
+    return parsed.fill_null(comma)
+
+
+def times(series: pl.Series, time_unit: str = "s") -> pl.Series:
+    """Return int64 seconds since 1970 (fractions cut); dates without a zone are UTC; before 1970 or after 9999 is null.
+
+    Raises:
+        InputError: If `time_unit` is none of s, ms, us, ns.
+    """
+    if time_unit not in UNITS:
+        raise InputError("unknown time unit", got=repr(time_unit), expected=", ".join(UNITS))
+    if isinstance(series.dtype, pl.Datetime | pl.Date):
+        seconds = series.cast(pl.Datetime("us")).dt.epoch("s")
+    elif series.dtype.is_integer():
+        seconds = series.cast(pl.Int64, strict=False) // UNITS[time_unit]
+    elif series.dtype.is_float():
+        seconds = _whole_seconds(series.cast(pl.Float64), time_unit)
+    elif series.dtype == pl.String:
+        text = series.str.strip_chars()
+        if _all_days(text):
+            return _where(_dates(text), pl.col("x").is_between(0, LAST_SECOND))
+        exact = text.cast(pl.Int64, strict=False)  # first, since a float64 cannot hold every nanosecond
+        seconds = exact // UNITS[time_unit]
+        if seconds.null_count() > text.null_count():
+            seconds = seconds.fill_null(_whole_seconds(text.cast(pl.Float64, strict=False), time_unit)).fill_null(_dates(text))
+    else:
+        return pl.Series(series.name, [None] * len(series), dtype=pl.Int64)
+    return _where(seconds, pl.col("x").is_between(0, LAST_SECOND))
+
+
+def _whole_seconds(values: pl.Series, time_unit: str) -> pl.Series:
+    seconds = (values / UNITS[time_unit]).floor()
+    return _where(seconds, pl.col("x").is_finite()).cast(pl.Int64, strict=False)
+
+
+def _all_days(text: pl.Series) -> bool:
+    """Whether every text is a day such as 20240301; as seconds, all of them would lie in August 1970."""
+    known = text.drop_nulls()
+    pattern = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])$"
+    return len(known) > 0 and bool(known.str.contains(pattern).all())
+
+
+def _dates(text: pl.Series) -> pl.Series:
+    """ISO dates to seconds: with T or a space, with or without seconds, fractions after a point or a comma, and a zone."""
+    plain = text.str.replace(r"[Tt]", " ").str.replace(r"(:\d{2}),(\d+)", "$1.$2").str.replace(r"\s*(Z|z|UTC|GMT)$", "")
+    found = _parse(plain, _DATE_FORMATS, None)
+    if found.null_count() == text.null_count():
+        return found
+    full = plain.str.replace(r"([\d:])\s*([+-]\d{2})$", "$1$2:00").str.replace(r"\s+([+-]\d{2}:?\d{2})$", "$1")
+    return found.fill_null(_parse(full, _ZONED_FORMATS, "UTC"))
+
+
+def _parse(text: pl.Series, formats: tuple[str, ...], zone: str | None) -> pl.Series:
+    found = pl.Series(text.name, [None] * len(text), dtype=pl.Int64)
+    for form in formats:
+        if found.null_count() > text.null_count():
+            found = found.fill_null(text.str.to_datetime(form, strict=False, time_unit="us", time_zone=zone).dt.epoch("s"))
+    return found
+
+
+def _plain(series: pl.Series) -> pl.Series:
+    if isinstance(series.dtype, pl.Categorical | pl.Enum):
+        return series.cast(pl.String)
+    return series.cast(pl.Float64) if series.dtype in (pl.Decimal, pl.Float32) else series
+
+
+def to_numbers(table: pl.DataFrame) -> pl.DataFrame:
+    """Turn columns of texts that are all numbers into numbers, but ids, titles and those with a rule of their own.
+
+    A column where a number starts with a needless zero (a zip code) stays text. Decimals may stand after a comma, unless there
+    are three in every value: that may be thousands, and stays text.
+    """
+    texts = [c for c in table.columns if table[c].dtype == pl.String and c not in EXPECTED and c not in ("title", "row", PLACE)]
+    found = []
+    for name in texts:
+        known = table[name].drop_nulls()
+        if not len(known):
+            continue
+        if known.str.contains(r"^-?(0|[1-9]\d{0,17})$").all():
+            found.append(table[name].cast(pl.Int64))
+        elif known.str.contains(r"^-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$").all():
+            found.append(table[name].cast(pl.Float64, strict=False))
+        elif known.str.contains(r"^-?(0|[1-9]\d*)(,\d+)?$").all() and known.str.contains(r",(\d{1,2}|\d{4,})$").any():
+            found.append(table[name].str.replace(",", ".", literal=True).cast(pl.Float64))
+    return table.with_columns(found)
+
+
+def _where(series: pl.Series, condition: pl.Expr) -> pl.Series:
+    """Null where the condition on column "x" is false or null."""
+    kept = pl.DataFrame({"x": series}).select(pl.when(condition).then(pl.col("x")))
+    return kept.to_series().rename(series.name)

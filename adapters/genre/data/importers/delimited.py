@@ -1,0 +1,253 @@
+"""Tables of separated cells from strangers.
+
+Owns: the separator, the header, lines that are no row, quotes that are never closed. Ignores what the columns mean.
+
+    "userId";"sku";"when"            columns userId, sku, when
+    7;"12"" ruler";2024-03-01   ->   7, 12" ruler, 2024-03-01
+    8;"never closed;2024-03-02       lost, and said so: line 3 has a quote that is never closed
+
+A sound file is read by polars straight from the disk; one with a bad line is read again line by line, so that the others stay.
+"""
+
+import csv
+import gzip
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from genre.data.schema import PLACE, Report
+from genre.errors import DataError
+
+SEPARATORS = ",;\t|"
+"""Tried, in this order, on the first line; the one that gives the most cells wins."""
+
+_HEAD = 1 << 16
+_LONGEST = 100  # lines that one quoted cell may take
+_UTF8 = ("utf-8", "utf8")
+
+
+def read_csv(
+    path: Path, *, separator: str | None, encoding: str, columns: list[str] | None, report: Report | None
+) -> pl.DataFrame:
+    """Read every cell as text, so that a bad one can be named; empty cells are null. A row with few cells has empty ones.
+
+    Args:
+        path: The file; with the ending .gz it is unpacked.
+        separator: Between cells; None finds it.
+        encoding: Of the text.
+        columns: The names of the columns, for a file without a header.
+        report: Where lines that are no row are counted and named; without it the first one is an error. If any line is left
+            out, the table has a column `PLACE`: the places of the others among the rows of the file, from 0.
+
+    Raises:
+        DataError: If the file cannot be read, is empty, or has a line that is no row and there is no report.
+    """
+    head = _head(path, encoding)
+    skipped = re.match(r"sep=(.)\r?\n", head)  # what Excel writes for itself
+    first = head[skipped.end() if skipped else 0 :].splitlines()[:1]
+    separator = separator or (skipped[1] if skipped else _find_separator(first[0] if first else ""))
+    broken = _too_few_names(columns, first, separator)
+    if broken:
+        raise DataError(f"{path.name} does not fit its columns", got=broken, expected="a name for each cell of the first line")
+    plain = encoding.lower() in _UTF8 and path.suffix.lower() != ".gz" and "\n" in head
+    try:
+        source: Path | io.BytesIO = path if plain else io.BytesIO(read_text(path, encoding).encode())
+        table = pl.read_csv(
+            source,
+            separator=separator,
+            infer_schema=False,
+            has_header=columns is None,
+            new_columns=columns,
+            skip_rows=1 if skipped else 0,
+        )
+    except pl.exceptions.NoDataError as error:
+        raise DataError(f"{path.name} is empty", got="no header", expected="a header and rows") from error
+    except (pl.exceptions.PolarsError, OSError) as error:
+        table = _recover(path, read_text(path, encoding), separator, columns, bool(skipped), report, error)
+    else:
+        if _swallowed(table):
+            table = _recover(path, read_text(path, encoding), separator, columns, bool(skipped), report, None)
+    return _without_blanks(_with_plain_names(table), report)
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """Return a text file's content, without a byte order mark; a gzip file is unpacked; lines end as they may.
+
+    Raises:
+        DataError: If it cannot be read in this encoding.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+        text = data.decode("utf-8-sig" if encoding.lower() in _UTF8 else encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path.name} is not in {encoding}",
+            got=f"byte {data[error.start]:#x} in line {line}",
+            expected=f"text in {encoding}",
+            todo=f"name its encoding, such as --encoding {_likely_encoding(data)}",
+        ) from error
+    except LookupError as error:
+        raise DataError("unknown encoding", got=repr(encoding), expected="utf-8, latin-1, …") from error
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read", got=error, expected="a whole text file") from error
+    return text if "\n" in text or "\r" not in text else text.replace("\r", "\n")
+
+
+def read_lines(path: Path, encoding: str = "utf-8") -> pl.DataFrame:
+    """Read a text file as one column `text`, a line each, without their ends; quotes mean nothing.
+
+    Raises:
+        DataError: If it cannot be read in this encoding.
+    """
+    plain = encoding.lower() in _UTF8 and path.suffix.lower() != ".gz"
+    source: Path | io.BytesIO = path if plain else io.BytesIO(read_text(path, encoding).encode())
+    options: dict[str, Any] = {"separator": "\x1f", "quote_char": None, "has_header": False, "schema": {"text": pl.String}}
+    try:
+        table = pl.read_csv(source, truncate_ragged_lines=False, **options)
+    except pl.exceptions.NoDataError:
+        return pl.DataFrame(schema={"text": pl.String})
+    except (pl.exceptions.PolarsError, OSError) as error:  # no UTF-8, or a line that holds the separator itself
+        table = pl.DataFrame({"text": read_text(path, encoding).split("\n")}, schema={"text": pl.String})
+        if table.is_empty():
+            raise DataError(f"{path} cannot be read", got=error, expected="a text file") from error
+    return table.with_columns(pl.col("text").fill_null("").str.strip_suffix("\r"))
+
+
+def _likely_encoding(data: bytes) -> str:
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    return "windows-1252" if re.search(rb"[\x80-\x9f]", data) else "latin-1"
+
+
+def _head(path: Path, encoding: str) -> str:
+    """The file's beginning, as far as its separator needs it; a cut character at the end does not matter."""
+    if encoding.lower() not in _UTF8:
+        return read_text(path, encoding)[:_HEAD]
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            return file.read(_HEAD).decode("utf-8-sig", errors="replace")
+    except (OSError, EOFError) as error:
+        raise DataError(f"{path} cannot be read", got=error, expected="a whole text file") from error
+
+
+def _find_separator(line: str) -> str:
+    return max(SEPARATORS, key=lambda separator: len(next(csv.reader([line], delimiter=separator), [])))
+
+
+def _too_few_names(columns: list[str] | None, first: list[str], separator: str) -> str | None:
+    if columns is None or not first:
+        return None
+    cells = next(csv.reader(first, delimiter=separator), [])
+    return None if len(cells) == len(columns) else f"{len(columns)} names for {len(cells)} cells"
+
+
+def _swallowed(table: pl.DataFrame) -> bool:
+    """Whether a quote may have taken whole lines into a cell: a row that has empty cells and one with a line's end in it."""
+    if not table.width:
+        return False
+    ends = pl.any_horizontal(pl.all().str.contains("\n", literal=True).fill_null(False))
+    return bool(table.select((ends & pl.any_horizontal(pl.all().is_null())).any()).item())
+
+
+def _recover(
+    path: Path, text: str, separator: str, columns: list[str] | None, skip: bool, report: Report | None, cause: Exception | None
+) -> pl.DataFrame:
+    """Read line by line; what is no row is counted, or the first one is an error."""
+    lines = text.split("\n")[1 if skip else 0 :]
+    offset = 2 if skip else 1
+    if lines and not lines[-1].strip():
+        lines.pop()
+    place = 0
+    if columns is None:
+        header = _cells(lines, 0, separator, None)
+        if isinstance(header, str):
+            raise DataError(f"{path.name}, line {offset} is no header", got=header, expected="the columns' names") from cause
+        columns, place = [name or "" for name in header[0]], header[1]
+    rows: list[list[str | None]] = []
+    kept: list[int] = []
+    bad: dict[str, list[int]] = {}
+    row = 0
+    while place < len(lines):
+        found = _cells(lines, place, separator, len(columns))
+        if isinstance(found, str):
+            if report is None:
+                raise DataError(
+                    f"{path.name}, line {place + offset} {found}",
+                    expected=f"{len(columns)} cells, as in the header",
+                    todo="quote the cells that hold a separator or a quote",
+                ) from cause
+            bad.setdefault(found, []).append(place + offset)
+            place += 1
+        else:
+            rows.append(found[0])
+            kept.append(row)
+            place += found[1]
+        row += 1
+    for reason, numbers in bad.items():
+        assert report is not None
+        report.lose(f"lines that are no row ({_plain_reason(reason)})", numbers, f"{path.name}, line {numbers[0]} {reason}",
+                    f"{len(columns)} cells, as in the header")  # fmt: skip
+    unique = [name if name not in columns[:at] else f"{name}_duplicated_{at}" for at, name in enumerate(columns)]
+    table = pl.DataFrame(rows, schema=dict.fromkeys(unique, pl.String), orient="row")
+    return table.with_columns(pl.Series(PLACE, kept, dtype=pl.Int64)) if bad else table
+
+
+def _cells(lines: list[str], place: int, separator: str, width: int | None) -> tuple[list[str | None], int] | str:
+    """The cells of the row that begins at a line, and how many lines it takes; or what is wrong with that line."""
+    line = lines[place].removesuffix("\r")
+    taken = 1
+    while True:
+        try:
+            cells = next(csv.reader([line], delimiter=separator, strict=True), [])
+            break
+        except csv.Error as error:
+            ended = "unexpected end of data" in str(error)
+            if not ended or place + taken >= len(lines) or taken >= _LONGEST:
+                return "has a quote that is never closed" if ended else "has text after a closing quote"
+            line += "\n" + lines[place + taken].removesuffix("\r")
+            taken += 1
+    if width is None:
+        return list(cells), taken
+    while len(cells) > width and cells[-1] == "":  # a separator at the end of each line
+        cells.pop()
+    if taken > 1 and len(cells) != width:
+        return "has a quote that is never closed"
+    if len(cells) > width:
+        return f"has too many cells: got {len(cells)}"
+    return [cell or None for cell in cells] + [None] * (width - len(cells)), taken
+
+
+def _plain_reason(reason: str) -> str:
+    return reason.removeprefix("has ").removeprefix("a ").partition(":")[0]
+
+
+def _with_plain_names(table: pl.DataFrame) -> pl.DataFrame:
+    """Names without spaces around them; a column without a name goes if it is empty, else it gets its place for a name."""
+    names: dict[str, str] = {}
+    for place, name in enumerate(table.columns):
+        plain = name.strip().strip("\ufeff")
+        if plain.startswith("_duplicated_") or not plain:
+            if table[name].null_count() == table.height:
+                table = table.drop(name)
+                continue
+            plain = f"column_{place + 1}"
+        names[name] = plain if plain not in names.values() else f"{plain}_{place + 1}"
+    return table.rename(names)
+
+
+def _without_blanks(table: pl.DataFrame, report: Report | None) -> pl.DataFrame:
+    """Leave blank lines out; the other rows keep their places."""
+    cells = [name for name in table.columns if name != PLACE]
+    if not cells:
+        return table
+    blank = table.select(pl.all_horizontal(pl.col(cells).is_null())).to_series()
+    if not blank.any():
+        return table
+    if report is not None:
+        report.add("blank lines", int(blank.sum()))
+    placed = table if PLACE in table.columns else table.with_columns(pl.int_range(pl.len()).alias(PLACE))
+    return placed.filter(~blank)

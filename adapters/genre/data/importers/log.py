@@ -1,0 +1,176 @@
+"""A stranger's log to a data set.
+
+Owns: which reader a format has, where it looks for items and users, what is remembered of the source. Ignores the rules
+for events (`interactions_build`).
+
+    import_log("events.csv", mapping={"user_id": "uid", "item_id": "sku", "timestamp": "when"}).write("data/shop")
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import polars as pl
+
+from genre.data.build import rename
+from genre.data.graph import with_graph
+from genre.data.importers.amazon import read_metadata, read_reviews
+from genre.data.importers.atomic import read_atomic
+from genre.data.importers.mind import BEHAVIORS, read_mind
+from genre.data.importers.movielens import Tables, read_movielens
+from genre.data.importers.tables import read_table
+from genre.data.interactions import DatasetInfo, Interactions
+from genre.data.schema import MAX_BAD, PLACE, Report
+from genre.errors import DataError, InputError
+
+FORMATS = ("csv", "atomic", "movielens", "mind", "amazon")
+"""csv stands for every table with a header: CSV, TSV, Parquet, JSON lines."""
+
+
+def import_log(
+    log: str | Path,
+    *,
+    format: str | None = None,
+    items: str | Path | None = None,
+    users: str | Path | None = None,
+    mapping: Mapping[str, str] | None = None,
+    name: str | None = None,
+    licence: str = "",
+    time_unit: str = "s",
+    max_bad: float = MAX_BAD,
+    item_columns: list[str] | None = None,
+    separator: str | None = None,
+    encoding: str = "utf-8",
+    columns: list[str] | None = None,
+    graph: str | Path | None = None,
+) -> Interactions:
+    """Read a log, and its items and users, in one of `FORMATS`.
+
+    Args:
+        log: A file; for atomic, movielens and mind also the folder it is in.
+        format: None takes atomic for .inter, movielens and mind for their file names, csv otherwise.
+        items: A table of items; atomic, movielens and mind find theirs beside the log.
+        users: A table of users; atomic and movielens find theirs.
+        mapping: Our column to theirs, in all three.
+        name: The data set's name; None takes the log's.
+        licence: Terms of use, kept in dataset.json.
+        time_unit: Of numeric timestamps: s, ms, us or ns.
+        max_bad: The share of bad rows above which the log is refused.
+        item_columns: Columns of the log that describe items; None looks for usual names.
+        separator: Of a CSV; None finds it.
+        encoding: Of a CSV or JSON lines.
+        columns: The columns' names of a CSV log without a header.
+        graph: A table of edges, source and target (who follows whom): vectors of items, see `interactions_graph.with_graph`.
+
+    Raises:
+        InputError: If the format is unknown.
+        DataError: If a file or its content is not usable.
+    """
+    log = Path(log)
+    format = format or _guess_format(log)
+    if format not in FORMATS:
+        raise InputError("unknown format", got=repr(format), expected=", ".join(FORMATS))
+    if columns is not None and format != "csv":
+        raise InputError("--columns names the columns of a CSV", got=f"--format {format}", expected="--format csv")
+    report = Report()
+    read: dict[str, Callable[[], Tables]] = {
+        "csv": lambda: (read_table(log, separator=separator, encoding=encoding, columns=columns, report=report), None, None),
+        "atomic": lambda: _read_atomic_set(_find_atomic(log)),
+        "movielens": lambda: read_movielens(log),
+        "mind": lambda: read_mind(log, report, max_bad=max_bad),
+        "amazon": lambda: (read_reviews(log, report), None, None),
+    }
+    own = read[format]()
+    read_items = read_metadata if format == "amazon" else _side_reader(separator, encoding)
+    item_table = own[1] if items is None else _read_side(Path(items), read_items, "items", report)
+    user_table = own[2] if users is None else _read_side(Path(users), _side_reader(separator, encoding), "users", report)
+    if graph is not None:
+        edges = _read_side(Path(graph), _side_reader(separator, encoding), "graph", report)
+        ends = {name: mapping[name] for name in ("source", "target") if name in (mapping or {})} if mapping else {}
+        mapping = {ours: theirs for ours, theirs in (mapping or {}).items() if ours not in ends}
+        item_table = _with_graph(item_table, rename({"log": edges}, ends, report)["log"], mapping, report)
+    return Interactions.from_frame(
+        _with_places(own[0]),
+        item_table,
+        user_table,
+        mapping,
+        info=source_info(log, name, licence),
+        time_unit="s" if format in ("mind", "amazon", "movielens") else time_unit,
+        max_bad=max_bad,
+        item_columns=item_columns,
+        guess_numbers=True,
+        report=report,
+    )
+
+
+def _with_graph(
+    items: pl.DataFrame | None, edges: pl.DataFrame | None, mapping: Mapping[str, str], report: Report
+) -> pl.DataFrame:
+    if items is None or edges is None:
+        raise InputError(
+            "--graph needs a table of items", got="none", expected="--items F, with an item_id and perhaps an author"
+        )
+    names = {ours: mapping.get(ours, ours) for ours in ("item_id", "author")}
+    names = {ours: theirs if theirs in items.columns else ours for ours, theirs in names.items()}
+    return with_graph(items, edges, report, **names)
+
+
+def _guess_format(log: Path) -> str:
+    if log.suffix == ".inter" or (log.is_dir() and any(log.glob("*.inter"))):
+        return "atomic"
+    if log.name == BEHAVIORS or (log.is_dir() and any([*log.glob(BEHAVIORS), *log.glob(f"*/{BEHAVIORS}")])):
+        return "mind"
+    movielens = log.name in ("u.data", "ratings.dat") or (log.name == "ratings.csv" and log.with_name("movies.csv").is_file())
+    return "movielens" if log.is_dir() or movielens else "csv"
+
+
+def _find_atomic(log: Path) -> Path:
+    if not log.is_dir():
+        return log
+    found = sorted(log.glob("*.inter"))
+    if len(found) != 1:
+        raise DataError(f"{log} is no folder of atomic files", got=f"{len(found)} .inter files", expected="one")
+    return found[0]
+
+
+def _read_atomic_set(log: Path) -> Tables:
+    beside = [log.with_suffix(suffix) for suffix in (".item", ".user")]
+    items, users = (read_atomic(path) if path.is_file() else None for path in beside)
+    return read_atomic(log), items, users
+
+
+def _side_reader(separator: str | None, encoding: str) -> Callable[[Path, Report], pl.DataFrame]:
+    def read(path: Path, report: Report) -> pl.DataFrame:
+        if path.suffix in (".item", ".user"):
+            return read_atomic(path)
+        return read_table(path, separator=separator, encoding=encoding, report=report)
+
+    return read
+
+
+def _read_side(path: Path, read: Callable[[Path, Report], pl.DataFrame], what: str, report: Report) -> pl.DataFrame:
+    """A table of items or users; what it leaves out is counted under its name, and is no bad row of the log."""
+    own = Report()
+    table = read(path, own).drop(PLACE, strict=False)
+    for reason, count in own.counts.items():
+        report.add(f"{what}: {reason}", count)
+    report.examples += [f"{what}: {example}" for example in own.examples]
+    return table
+
+
+def _with_places(log: pl.DataFrame) -> pl.DataFrame:
+    """The log with `row` where reading left lines out, unless it has such a column of its own."""
+    if PLACE not in log.columns:
+        return log
+    return log.drop(PLACE) if "row" in log.columns else log.rename({PLACE: "row"})
+
+
+def source_info(source: Path, name: str | None, licence: str) -> DatasetInfo:
+    """What is remembered of a stranger's file: its name and checksum, the licence that was named."""
+    checksum = ""
+    if source.is_file():
+        with source.open("rb") as file:
+            checksum = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return DatasetInfo(
+        name=name or source.name.partition(".")[0] or "log", source=source.name, checksum=checksum, licence=licence
+    )

@@ -1,0 +1,60 @@
+"""A stranger's table of texts to labelled texts.
+
+Owns: reading the file, and which of its columns are texts and labels. Ignores the rules for texts (`texts_build`).
+
+    import_texts("reviews.csv", texts=["review"], labels=["stars"], mapping={"group_id": "product"}).write("data/reviews")
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from genre.data.importers.log import source_info
+from genre.data.importers.tables import read_table
+from genre.data.schema import MAX_BAD, PLACE, Report
+from genre.data.texts.dataset import Texts
+from genre.errors import InputError
+
+
+def import_texts(
+    table: str | Path,
+    *,
+    texts: Sequence[str],
+    labels: Sequence[str],
+    mapping: Mapping[str, str] | None = None,
+    name: str | None = None,
+    licence: str = "",
+    max_bad: float = MAX_BAD,
+    separator: str | None = None,
+    encoding: str = "utf-8",
+) -> Texts:
+    """Read a table with a row per text: CSV, TSV, Parquet or JSON lines.
+
+    Args:
+        table: The file.
+        texts: The columns of texts, by our names.
+        labels: The columns of labels, by our names.
+        mapping: Our column to theirs; `group_id` names what a split keeps together, such as the product of a review.
+        name: The data set's name; None takes the file's.
+        licence: Terms of use, kept in dataset.json.
+        max_bad: The share of bad rows above which the table is refused.
+        separator: Of a CSV; None finds it.
+        encoding: Of a CSV or JSON lines.
+
+    Raises:
+        InputError: If no label is named.
+        DataError: If the file or its content is not usable.
+    """
+    table, report = Path(table), Report()
+    frame = read_table(table, separator=separator, encoding=encoding, report=report)
+    if not labels:
+        theirs = {theirs: ours for ours, theirs in (mapping or {}).items()}
+        free = [theirs.get(column, column) for column in frame.columns if column != PLACE]
+        free = [column for column in free if column not in (*texts, "text_id", "group_id")]
+        raise InputError(
+            "no column is named as a label", got=", ".join(free) or "no other column", expected="--label COLUMN",
+            todo="name what is to be learnt; it may be repeated",
+        )  # fmt: skip
+    info = source_info(table, name, licence)
+    return Texts.from_frame(
+        frame, texts=texts, labels=labels, mapping=mapping, info=info, max_bad=max_bad, guess_numbers=True, report=report
+    )

@@ -1,0 +1,305 @@
+"""Events of users with items: the log.
+
+Owns: the log as arrays in the contract's order, a data set folder in and out, a user's history. Ignores prompts,
+tensors and what is trained on it.
+
+    log = Interactions.read("data/ml-100k")
+    log.history("196")[0]  ->  {"item_id": "655", "timestamp": 881250949, "rating": 3.0}
+
+**Order:** (user_id, timestamp, sha256(user_id, the byte 0x1f, item_id), row). See `interactions_order`.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from genre.data.build import build
+from genre.data.catalogue import Catalogue, hash_frame
+from genre.data.describe import describe
+from genre.data.folder import MARKER, read_info, read_parquet
+from genre.data.schema import MAX_BAD, DatasetInfo, Report, event_columns, roles_of
+from genre.data.splits import Split, SplitConfig, split
+from genre.errors import DataError
+from genre.files import appearing_folder
+
+__all__ = ["MARKER", "DatasetInfo", "Interactions", "Split", "SplitConfig", "split"]
+
+
+class Interactions:
+    """A log: events in the contract's order, users contiguous. Immutable; make one with `read` or `from_frame`.
+
+    Attributes:
+        frame: user_id, item_id, timestamp (int64 seconds), row (int64), then feedback and other event columns.
+        catalogue: Every item of the log is in it.
+        users: One row per user of `user_ids`, in that order; None if there is no such table.
+        info: What dataset.json says.
+        user_ids: The users, sorted.
+        user_codes: int32[n], places in `user_ids`, ascending.
+        item_codes: int32[n], places in the catalogue.
+        user_offsets: int64[U + 1]; user u's events are those from `user_offsets[u]` to `user_offsets[u + 1]`.
+    """
+
+    def __init__(
+        self,
+        frame: pl.DataFrame,
+        catalogue: Catalogue,
+        users: pl.DataFrame | None,
+        info: DatasetInfo,
+        user_ids: list[str],
+        user_codes: np.ndarray,
+        item_codes: np.ndarray,
+    ) -> None:
+        self.frame, self.catalogue, self.users, self.info = frame, catalogue, users, info
+        self.user_ids, self.user_codes, self.item_codes = user_ids, user_codes, item_codes
+        self.user_offsets = np.searchsorted(user_codes, np.arange(len(user_ids) + 1)).astype(np.int64)
+        self.user_offsets[-1] = frame.height
+        for array in (self.user_codes, self.item_codes, self.user_offsets):
+            array.setflags(write=False)
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    def __repr__(self) -> str:
+        size = f"{len(self):,} events, {len(self.user_ids):,} users, {self.catalogue.size:,} items"
+        return f"Interactions({self.info.name}: {size})"
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: Any,
+        items: Any = None,
+        users: Any = None,
+        mapping: Mapping[str, str] | None = None,
+        name: str = "log",
+        *,
+        info: DatasetInfo | None = None,
+        time_unit: str = "s",
+        max_bad: float = MAX_BAD,
+        item_columns: list[str] | None = None,
+        guess_numbers: bool = False,
+        report: Report | None = None,
+    ) -> "Interactions":
+        """Check a polars or pandas frame of events and bring it into the contract's order.
+
+        A row with an unusable id, timestamp, rating, click, behaviour or impression_id is counted in `info.skipped` and
+        left out, its first case named in `info.examples`; so is an event that equals another in everything but its row.
+
+        Args:
+            frame: user_id, item_id, timestamp (seconds, dates or ISO texts), feedback and other columns. `row` is the
+                place in the source file, and is made when it is not there.
+            items: item_id and any columns; without it, usual item columns of the log (a title, genres) are taken.
+            users: user_id and any columns.
+            mapping: Our column to theirs, for all three frames.
+            name: The data set's name.
+            info: The rest of dataset.json; wins over `name`.
+            time_unit: Of numeric timestamps: s, ms, us or ns.
+            max_bad: The share of bad rows above which the log is refused.
+            item_columns: Columns of the log that describe items; None looks for usual names.
+            guess_numbers: Take columns of texts that are all numbers for numbers, as tables from text files need.
+            report: What reading the source has left out already.
+
+        Raises:
+            DataError: If a column is missing, the log is empty, or too many rows are bad.
+        """
+        built = build(
+            frame,
+            items,
+            users,
+            mapping=mapping,
+            time_unit=time_unit,
+            max_bad=max_bad,
+            item_columns=item_columns,
+            guess_numbers=guess_numbers,
+            report=report,
+        )
+        info = info or DatasetInfo(name=name)
+        skipped = {
+            key: info.skipped.get(key, 0) + built.report.counts.get(key, 0) for key in [*info.skipped, *built.report.counts]
+        }
+        facts = {
+            "roles": roles_of(built.frame, built.catalogue.frame, built.users) | _kept_roles(info),
+            "skipped": skipped,
+            "examples": (*info.examples, *built.report.examples),
+        }
+        return cls(
+            built.frame,
+            built.catalogue,
+            built.users,
+            info.model_copy(update=facts),
+            built.user_ids,
+            built.user_codes,
+            built.item_codes,
+        )
+
+    @classmethod
+    def read(cls, path: str | Path, *, max_bad: float = MAX_BAD) -> "Interactions":
+        """Read a data set folder: interactions.parquet, items.parquet, and users.parquet and dataset.json if there.
+
+        Raises:
+            DataError: If a file is missing or damaged, or the log is not usable.
+        """
+        path = Path(path)
+        if (path / "texts.parquet").is_file():
+            raise DataError(
+                f"{path} holds labelled texts, no log",
+                got="texts.parquet",
+                expected="a folder with interactions.parquet",
+                todo="name a log, or use a recipe for texts",
+            )
+        if not (path / "interactions.parquet").is_file():
+            raise DataError(
+                f"{path} is no data set folder",
+                got="no interactions.parquet" if path.is_dir() else "no such folder",
+                expected="a folder with interactions.parquet",
+                todo="make one with `genre data prepare` or `genre data import`",
+            )
+        return cls.from_frame(
+            read_parquet(path / "interactions.parquet"),
+            read_parquet(path / "items.parquet") if (path / "items.parquet").is_file() else None,
+            read_parquet(path / "users.parquet") if (path / "users.parquet").is_file() else None,
+            info=read_info(path / MARKER),
+            max_bad=max_bad,
+        )
+
+    def write(self, path: str | Path, extra: Mapping[str, pl.DataFrame] | None = None) -> Path:
+        """Write the data set folder; it appears whole, or replaces an earlier data set folder.
+
+        Args:
+            path: The folder.
+            extra: More tables to put beside the log, by name (such as a knowledge graph, "kg").
+
+        Raises:
+            InputError: If the folder holds other files.
+            DiskError: If the disk is full; nothing is left then.
+        """
+        tables = {"interactions": self.frame, "items": self.catalogue.frame, **(extra or {})}
+        if self.users is not None:
+            tables["users"] = self.users
+        with appearing_folder(Path(path), marker=MARKER) as aside:
+            for name, table in tables.items():
+                table.write_parquet(aside / f"{name}.parquet", compression="zstd")
+            (aside / MARKER).write_text(self.info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return Path(path)
+
+    @cached_property
+    def timestamps(self) -> np.ndarray:
+        """Seconds since 1970, int64[n]."""
+        return self.frame["timestamp"].to_numpy()
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Places in the source file, int64[n]."""
+        return self.frame["row"].to_numpy()
+
+    @property
+    def event_columns(self) -> list[str]:
+        """Feedback columns, then any others that belong to an event."""
+        return event_columns(self.frame)
+
+    def column(self, name: str) -> np.ndarray:
+        """Return an event column in order: numbers as float64[n] (null: NaN), texts as object[n] (null: None).
+
+        The array is the caller's own.
+
+        Raises:
+            DataError: If there is no such column.
+        """
+        if name not in self.frame.columns:
+            raise DataError(
+                f"the log has no column '{name}'",
+                got=", ".join(self.event_columns) or "no event columns",
+                expected=f"a column '{name}'",
+                todo=f"choose one of those, or import the log with --map {name}=THEIRS",
+            )
+        series = self.frame[name]
+        if not series.dtype.is_numeric():
+            return series.to_numpy().astype(object)
+        return series.cast(pl.Float64).to_numpy(writable=True)
+
+    @cached_property
+    def impressions(self) -> np.ndarray | None:
+        """Which events of a user were shown together, int64[n]: equal numbers for one user's equal `impression_id`.
+
+        None if the log has no such column.
+        """
+        if "impression_id" not in self.frame.columns:
+            return None
+        named = pl.DataFrame({"user": self.user_codes, "impression": self.frame["impression_id"]})
+        return named.select(pl.struct("user", "impression").rank("dense").cast(pl.Int64) - 1).to_series().to_numpy()
+
+    @cached_property
+    def _codes(self) -> dict[str, int]:
+        return {user: code for code, user in enumerate(self.user_ids)}
+
+    def user_code(self, user_id: str) -> int:
+        """Return the user's code, 0 to U - 1.
+
+        Raises:
+            DataError: If the log has no event of this user.
+        """
+        try:
+            return self._codes[user_id]
+        except KeyError:
+            raise DataError(
+                "unknown user",
+                got=repr(user_id),
+                expected=f"one of {len(self.user_ids):,} users, such as {', '.join(self.user_ids[:3])}",
+                todo="give a known user_id, or a history",
+            ) from None
+
+    def history(self, user_id: str) -> list[dict[str, Any]]:
+        """Return the user's events in order: item_id, timestamp and the event columns of each.
+
+        Raises:
+            DataError: If the log has no event of this user.
+        """
+        code = self.user_code(user_id)
+        start, stop = self.user_offsets[code : code + 2].tolist()
+        return self.frame[start:stop].drop("user_id", "row").to_dicts()
+
+    def select(self, mask: np.ndarray) -> "Interactions":
+        """Return the events where `mask` (bool[n]) holds: the same catalogue, only the users that keep an event.
+
+        User codes are counted anew.
+
+        Raises:
+            DataError: If no event is left, or the mask has another length.
+        """
+        mask = np.asarray(mask)
+        if mask.shape != (len(self),) or mask.dtype != bool:
+            raise DataError("a mask does not fit the log", got=f"{mask.dtype}{list(mask.shape)}", expected=f"bool[{len(self)}]")
+        if not mask.any():
+            raise DataError("no event is left", got="a mask that is false everywhere", expected="at least one event")
+        kept, codes = np.unique(self.user_codes[mask], return_inverse=True)
+        return Interactions(
+            self.frame.filter(pl.Series(mask)),
+            self.catalogue,
+            None if self.users is None else self.users[kept],
+            self.info,
+            [self.user_ids[code] for code in kept],
+            codes.astype(np.int32),
+            self.item_codes[mask],
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the content: events in order, items, users. dataset.json does not count."""
+        parts = [
+            hash_frame(self.frame),
+            self.catalogue.digest,
+            hash_frame(self.users) if self.users is not None else "",
+        ]
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the log in figures: see `interactions_describe`."""
+        return describe(self.frame, self.catalogue, self.users, self.info, self.user_offsets, self.item_codes)
+
+
+def _kept_roles(info: DatasetInfo) -> dict[str, dict[str, str]]:
+    return {table: roles for table, roles in info.roles.items() if table not in ("interactions", "items", "users")}

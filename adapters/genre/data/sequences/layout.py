@@ -1,0 +1,290 @@
+"""Events to rows: token ids, soft-token places, positions, what may see what, and where tasks read.
+
+Owns: the layout of slots, branches. Ignores: task names, models, files, batches.
+
+One user who rated two items, and two candidates after them, as soft tokens (I an item, F a feedback, C a candidate):
+
+    index      0 1 2   3 4 5 6   7 8
+    content    w w w   I F I F   C C
+    position   0 1 2   3 4 5 6   7 7      branches restart at the history's end
+    hides      -       -         - 7      the second candidate does not see the first
+
+A feedback task reads I (or C), a next-item task reads F (or the last w). Events of one impression are laid out as
+branches too: their items see the history and themselves only, while their feedback slots see everything before them.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from genre.data.sequences.vocabulary import FeedbackVocabulary
+from genre.errors import DataError
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One row: events of one user, then branches. T tokens, E events, C candidates; no tensors.
+
+    Attributes:
+        tokens: (T,) int32 token id, 0 where a soft token stands.
+        items: (T,) int32 catalogue code where an item's soft token stands, else -1.
+        feedback: (T,) int32 feedback code where a feedback's soft token stands, else -1.
+        positions: (T,) int32.
+        hide: (T, 2) int32: token t does not see the tokens from hide[t, 0] up to, not including, hide[t, 1].
+        begins: (E,) int32, first token of each event's item slot; an event ends where the next one begins, or the trunk does.
+        item_reads: (E,) int32, last token of each event's item slot: what a feedback task reads.
+        next_reads: (E,) int32, last token before each event (before its impression): what a next-item task reads.
+        candidate_reads: (C,) int32.
+        codes: (E,) int32 catalogue code of each event's item, whatever its slot holds.
+        given: (E,) int32 feedback code of each event, whatever its slot holds.
+        seen: (E,) int32 how many events lie before each event's impression.
+        events: (E,) int64 the caller's number of each event (a row of the log), -1 if it has none.
+        targets: (E,) bool, whether the event is supervised or scored in this row.
+        candidates: (C,) int32 catalogue codes.
+        candidate_events: (C,) int64, -1 if it has none.
+        candidate_stands: (C,) int32, how many of the events come before it in time; fewer than all in transductive scoring only.
+        trunk: Tokens before the first branch.
+        cut: Item texts that were longer than the limit.
+        spans: (E,) int32, how many tokens up to `item_reads` a feedback task reads the mean of; None for that token alone.
+    """
+
+    tokens: np.ndarray
+    items: np.ndarray
+    feedback: np.ndarray
+    positions: np.ndarray
+    hide: np.ndarray
+    begins: np.ndarray
+    item_reads: np.ndarray
+    next_reads: np.ndarray
+    candidate_reads: np.ndarray
+    codes: np.ndarray
+    given: np.ndarray
+    seen: np.ndarray
+    events: np.ndarray
+    targets: np.ndarray
+    candidates: np.ndarray
+    candidate_events: np.ndarray
+    candidate_stands: np.ndarray
+    trunk: int
+    cut: int = 0
+    spans: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def branches(self) -> bool:
+        """Whether a mask is needed beyond the causal one."""
+        return bool((self.hide[:, 1] > self.hide[:, 0]).any())
+
+
+@dataclass
+class Layout:
+    """How events become rows, for one tokenizer.
+
+    Attributes:
+        tokenize: Text to token ids, without special tokens.
+        item: Item slots as `text`, `token` (soft) or `both`.
+        feedback: The feedback vocabulary; its slots are soft tokens if `soft_feedback`, else words.
+        instruction: Token ids before the first event are made from it; `{column}` takes the user's column.
+        start: Token ids that open every row (the base's begin token).
+        max_item_tokens: Longer texts are cut.
+        max_events: Events of one row, the one that is asked for included; longer histories lose their oldest events.
+    """
+
+    tokenize: Any
+    item: Literal["text", "token", "both"]
+    text: tuple[str, ...]
+    feedback: FeedbackVocabulary
+    instruction: str
+    start: tuple[int, ...] = ()
+    max_item_tokens: int = 24
+    max_events: int = 100
+    soft_feedback: bool = True
+    _texts: dict[str, tuple[np.ndarray, bool]] = field(default_factory=dict, repr=False)
+    _words: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    _prefixes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def describe(self) -> dict[str, Any]:
+        """What a manifest records: everything that decides how an event becomes tokens."""
+        return {
+            "item": self.item, "text": list(self.text), "feedback": self.feedback.column,
+            "values": list(self.feedback.values), "instruction": self.instruction,
+            "max_item_tokens": self.max_item_tokens, "max_events": self.max_events,
+            "soft_feedback": self.soft_feedback,
+        }  # fmt: skip
+
+    @classmethod
+    def restore(cls, tokenizer: Any, described: Mapping[str, Any]) -> "Layout":
+        """The layout that `describe` recorded, on the same tokenizer."""
+        vocabulary = FeedbackVocabulary(described["feedback"], tuple(described["values"]))
+        return cls.make(
+            tokenizer, item=described["item"], text=tuple(described["text"]), feedback=vocabulary,
+            instruction=described["instruction"], max_item_tokens=described["max_item_tokens"],
+            max_events=described["max_events"], soft_feedback=described["soft_feedback"],
+        )  # fmt: skip
+
+    @classmethod
+    def make(cls, tokenizer: Any, **fields: Any) -> "Layout":
+        """A layout on a transformers tokenizer, opened by its begin token if it has one."""
+
+        def tokenize(text: str) -> list[int]:
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        start = () if tokenizer.bos_token_id is None else (int(tokenizer.bos_token_id),)
+        return cls(tokenize=tokenize, start=start, **fields)
+
+    def prefix(self, user: Mapping[str, Any] | None = None) -> np.ndarray:
+        """Token ids of the instruction for one user's columns, (P,) int32.
+
+        Raises:
+            DataError: The instruction names a column that users do not have.
+        """
+        known = {key: "unknown" if value is None else value for key, value in (user or {}).items()}
+        try:
+            text = self.instruction.format(**known)
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+            raise DataError(
+                f"the instruction needs the user column {error}",
+                got=", ".join(sorted(known)) or "no user columns",
+                todo="change sequence.instruction or give users.parquet that column",
+            ) from None
+        if text not in self._prefixes:
+            if len(self._prefixes) > 100_000:
+                self._prefixes.clear()
+            self._prefixes[text] = np.array([*self.start, *self.tokenize(text)] or [0], dtype=np.int32)
+        return self._prefixes[text]
+
+    def item_tokens(self, text: str) -> tuple[np.ndarray, bool]:
+        """Token ids of one item's text slot and whether it was cut."""
+        if text not in self._texts:
+            if len(self._texts) > 100_000:  # a service sees new titles for ever
+                self._texts.clear()
+            ids = self.tokenize("\n" + text)
+            kept = ids[: self.max_item_tokens]
+            end = self.tokenize(":") if self.item == "text" else []
+            self._texts[text] = (np.array([*kept, *end], dtype=np.int32), len(kept) < len(ids))
+        return self._texts[text]
+
+    def build(
+        self,
+        prefix: np.ndarray,
+        items: np.ndarray,
+        feedback: np.ndarray,
+        *,
+        texts: Rows[str] | None = None,
+        groups: np.ndarray | None = None,
+        events: np.ndarray | None = None,
+        targets: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+        candidate_events: np.ndarray | None = None,
+        candidate_stands: np.ndarray | None = None,
+    ) -> Sequence:
+        """Lay out one row.
+
+        Args:
+            prefix: (P,) token ids from `prefix`.
+            items: (E,) catalogue codes in order.
+            feedback: (E,) feedback codes.
+            texts: Text of every catalogue code; needed unless items are `token`.
+            groups: (E,) impression of each event, -1 for none; neighbours with the same one are siblings.
+            events: (E,) the caller's number of each event.
+            targets: (E,) bool, all if None.
+            candidates: (C,) catalogue codes, each a branch after the last event.
+            candidate_events: (C,) the caller's number of each candidate.
+            candidate_stands: (C,) how many of the events come before each candidate in time, all if None.
+        """
+        count = len(items)
+        branches = np.empty(0, dtype=np.int32) if candidates is None else np.asarray(candidates, dtype=np.int32)
+        cut = 0
+        item_lengths = np.ones(count + len(branches), dtype=np.int64)
+        feedback_lengths = np.ones(count, dtype=np.int64)
+        slots: list[np.ndarray] = []
+        if self.item != "token":
+            if texts is None:
+                raise ValueError("text slots need texts")
+            for place, code in enumerate(np.concatenate([items, branches])):
+                ids, was_cut = self.item_tokens(texts[code])
+                slots.append(ids)
+                cut += was_cut
+                item_lengths[place] = len(ids) + (self.item == "both")
+        words = [] if self.soft_feedback else [self._word(int(code)) for code in feedback]
+        if words:
+            feedback_lengths[:] = [len(word) for word in words]
+        ends = len(prefix) + np.cumsum(item_lengths[:count] + feedback_lengths)
+        begins = ends - item_lengths[:count] - feedback_lengths
+        trunk = int(ends[-1]) if count else len(prefix)
+        branch_ends = trunk + np.cumsum(item_lengths[count:])
+        total = int(branch_ends[-1]) if len(branches) else trunk
+
+        tokens = np.zeros(total, dtype=np.int32)
+        tokens[: len(prefix)] = prefix
+        item_codes = np.full(total, -1, dtype=np.int32)
+        feedback_codes = np.full(total, -1, dtype=np.int32)
+        starts = np.concatenate([begins, branch_ends - item_lengths[count:]])
+        reads = starts + item_lengths - 1
+        for start, ids in zip(starts, slots, strict=False):
+            tokens[start : start + len(ids)] = ids
+        if self.item != "text":
+            item_codes[reads] = np.concatenate([items, branches])
+        if self.soft_feedback:
+            feedback_codes[ends - 1] = feedback
+        for end, word in zip(ends, words, strict=False):
+            tokens[end - len(word) : end] = word
+
+        positions, hide, before, seen = _arrange(len(prefix), begins, ends, item_lengths[:count], groups, total)
+        here = int(positions[trunk - 1]) + 1
+        if count and groups is not None:
+            here = int(positions[:trunk].max()) + 1
+        for start, end in zip(starts[count:], branch_ends, strict=True):
+            positions[start:end] = here + np.arange(end - start)
+            hide[start:end] = (trunk, start)
+        asked = np.full(len(branches), -1) if candidate_events is None else candidate_events
+        stands = np.full(len(branches), count) if candidate_stands is None else candidate_stands
+        return Sequence(
+            tokens=tokens, items=item_codes, feedback=feedback_codes, positions=positions, hide=hide,
+            begins=begins.astype(np.int32), item_reads=reads[:count].astype(np.int32), next_reads=before,
+            candidate_reads=reads[count:].astype(np.int32), codes=np.asarray(items, dtype=np.int32),
+            given=np.asarray(feedback, dtype=np.int32), seen=seen, candidates=branches,
+            events=np.full(count, -1) if events is None else np.asarray(events, dtype=np.int64),
+            targets=np.ones(count, dtype=bool) if targets is None else np.asarray(targets, dtype=bool),
+            candidate_events=np.asarray(asked, dtype=np.int64), candidate_stands=np.asarray(stands, dtype=np.int32),
+            trunk=trunk, cut=cut,
+        )  # fmt: skip
+
+    def _word(self, code: int) -> np.ndarray:
+        if code not in self._words:
+            self._words[code] = np.array(self.tokenize(self.feedback.word(code)), dtype=np.int32)
+        return self._words[code]
+
+
+def _arrange(
+    prefix: int, begins: np.ndarray, ends: np.ndarray, item_lengths: np.ndarray, groups: np.ndarray | None, total: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Positions, hidden spans, the read and the number of events before each event, siblings of an impression side by side."""
+    positions = np.arange(total, dtype=np.int32)
+    hide = np.zeros((total, 2), dtype=np.int32)
+    before = (begins - 1).astype(np.int32)
+    seen = np.arange(len(begins), dtype=np.int32)
+    if groups is None or len(begins) < 2:
+        return positions, hide, before, seen
+    group = np.asarray(groups)
+    last, until = {int(number): event for event, number in enumerate(group)}, -1
+    same = np.zeros(len(group), dtype=bool)  # impressions that interleave share one span, so that no sibling is seen
+    for event, number in enumerate(group):
+        same[event] = event <= until
+        until = max(until, last[int(number)]) if number >= 0 else until
+    if not same.any():
+        return positions, hide, before, seen
+    here, first, earlier, longest = prefix, 0, 0, 0
+    for event, (start, end) in enumerate(zip(begins, ends, strict=True)):
+        if not same[event]:
+            here, first, earlier, longest = here + longest, int(start), event, 0
+        positions[start:end] = here + np.arange(end - start)
+        longest = max(longest, int(end - start))
+        hide[start : start + item_lengths[event]] = (first, start)
+        before[event], seen[event] = first - 1, earlier
+    return positions, hide, before, seen

@@ -1,0 +1,224 @@
+"""From labelled texts to rows for a model.
+
+Owns: how a text becomes tokens, which of them its state is read from, truncation. Ignores: tensors, devices, training.
+
+One review for an encoder (pooled over all of its tokens) and for a causal base (pooled at the last one):
+
+    encoder   [CLS] soft dress ; i love it [SEP]      mean of the states of all eight tokens, or `first`: that of [CLS]
+    causal    <s> soft dress ; i love it </s>         the state of </s>, which has seen all others
+
+A row is one text, so a batch's rows are independent of each other, and one pass serves all tasks of a joint adapter.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from genre.data.sequences.batches import Slot
+from genre.data.sequences.layout import Sequence
+from genre.data.sequences.rows import RowBuilder
+from genre.data.splits import Split
+from genre.data.texts.dataset import Texts
+from genre.errors import DataError, RecipeError
+from genre.tasks import Task
+
+Pool = Literal["mean", "first", "last"]
+
+
+@dataclass(frozen=True)
+class TextLayout:
+    """How a text becomes a row, for one tokenizer.
+
+    Attributes:
+        tokenize: Texts to token ids, without special tokens.
+        text: The columns that make the text, joined in this order.
+        instruction: Stands before every text.
+        max_tokens: Tokens of a row, special ones included; longer texts lose their end.
+        pool: Which states make the text's: their `mean`, or that of the `first` or `last` token.
+        start, end: Token ids that open and close a row.
+    """
+
+    tokenize: Any
+    text: tuple[str, ...]
+    instruction: str
+    max_tokens: int
+    pool: Pool
+    start: tuple[int, ...] = ()
+    end: tuple[int, ...] = ()
+    max_events = 0
+    """No events stand in a row."""
+
+    @classmethod
+    def make(
+        cls, base: Any, *, text: Rows[str], instruction: str, max_tokens: int, pool: Literal["auto", "mean", "first", "last"]
+    ) -> "TextLayout":
+        """A layout on a base's tokenizer.
+
+        Raises:
+            RecipeError: The base has no place for rows that long, or a causal base is to be read at the first token.
+        """
+        if base.max_tokens is not None and max_tokens > base.max_tokens:
+            raise RecipeError(
+                "sequence.max_tokens is more than the base has places for", got=max_tokens, expected=f"at most {base.max_tokens}"
+            )
+        if pool == "auto":
+            pool = "mean" if base.bidirectional else "last"
+        if pool == "first" and not base.bidirectional:
+            raise RecipeError(
+                "sequence.pool first reads nothing on a causal base", got="its first token sees no other", expected="last or mean"
+            )
+        tokenizer = base.tokenizer
+
+        def tokenize(texts: list[str]) -> list[list[int]]:
+            return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+        start, end = special_tokens(tokenizer, bidirectional=base.bidirectional)
+        return cls(tokenize, tuple(text), instruction, max_tokens, pool, start, end)
+
+    @classmethod
+    def restore(cls, base: Any, described: Mapping[str, Any]) -> "TextLayout":
+        """The layout that `describe` recorded, on the same base."""
+        return cls.make(
+            base, text=described["text"], instruction=described["instruction"], max_tokens=described["max_tokens"],
+            pool=described["pool"],
+        )  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        """What a manifest records: everything that decides how a text becomes tokens and a state."""
+        return {
+            "text": list(self.text), "instruction": self.instruction, "max_tokens": self.max_tokens, "pool": self.pool,
+        }  # fmt: skip
+
+    def rows(self, texts: Rows[str], numbers: Rows[int] | np.ndarray) -> list[Sequence]:
+        """Lay out texts.
+
+        Args:
+            texts: The texts.
+            numbers: The caller's number of each.
+
+        Raises:
+            RecipeError: The instruction leaves no room for a text.
+        """
+        (before,) = self.tokenize([self.instruction]) if self.instruction else ([],)
+        room = self.max_tokens - len(before) - len(self.start) - len(self.end)
+        if room < 1:
+            raise RecipeError(
+                "sequence.instruction leaves no room for a text", got=f"{len(before)} tokens",
+                expected=f"fewer than sequence.max_tokens {self.max_tokens}", todo="shorten it, or raise max_tokens",
+            )  # fmt: skip
+        return [
+            self._row([*self.start, *before, *ids[:room], *self.end], int(number), cut=len(ids) > room)
+            for ids, number in zip(self.tokenize(list(texts)), numbers, strict=True)
+        ]
+
+    def _row(self, tokens: list[int], number: int, *, cut: bool) -> Sequence:
+        tokens = tokens or [0]
+        count, none = len(tokens), np.empty(0, dtype=np.int32)
+        place, span = (0, 1) if self.pool == "first" else (count - 1, count if self.pool == "mean" else 1)
+        read, nothing = np.array([place], dtype=np.int32), np.full(1, -1, dtype=np.int32)
+        return Sequence(
+            tokens=np.array(tokens, dtype=np.int32), items=np.full(count, -1, dtype=np.int32),
+            feedback=np.full(count, -1, dtype=np.int32), positions=np.arange(count, dtype=np.int32),
+            hide=np.zeros((count, 2), dtype=np.int32), begins=np.zeros(1, dtype=np.int32), item_reads=read, next_reads=read,
+            candidate_reads=none, codes=nothing, given=np.zeros(1, dtype=np.int32), seen=np.zeros(1, dtype=np.int32),
+            events=np.array([number], dtype=np.int64), targets=np.ones(1, dtype=bool), candidates=none,
+            candidate_events=np.empty(0, dtype=np.int64), candidate_stands=none, trunk=count,
+            cut=int(cut), spans=np.array([span], dtype=np.int32),
+        )  # fmt: skip
+
+
+def special_tokens(tokenizer: Any, *, bidirectional: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What opens and closes a text: around one as the tokenizer of an encoder does it; a causal base's begin and end tokens."""
+    if not bidirectional:
+        begin, close = tokenizer.bos_token_id, tokenizer.eos_token_id
+        return (() if begin is None else (int(begin),)), (() if close is None else (int(close),))
+    whole, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    first = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+    return tuple(whole[:first]), tuple(whole[first + len(bare) :])
+
+
+@dataclass
+class TextRows:
+    """Builds rows of labelled texts for one layout; the counterpart of `RowBuilder`.
+
+    Attributes:
+        texts: The texts.
+        layout: How a text becomes tokens.
+        cut: Texts that were cut so far; each is counted once.
+    """
+
+    texts: Texts
+    layout: TextLayout
+    cut: int = 0
+
+    @cached_property
+    def all_rows(self) -> list[Sequence]:
+        """Every text laid out, in order; made once.
+
+        Raises:
+            DataError: A column is missing.
+        """
+        rows = self.layout.rows(self.texts.join(self.layout.text), range(len(self.texts)))
+        self.cut = sum(row.cut for row in rows)
+        return rows
+
+    def training_rows(self, usable: np.ndarray, supervised: np.ndarray | None = None, **_: Any) -> tuple[list[Sequence], int]:
+        """A row per text that trains, and how many were left out: none."""
+        chosen = usable if supervised is None else usable & supervised
+        return [self.all_rows[place] for place in np.flatnonzero(chosen)], 0
+
+    def evaluation_rows(self, split: Split, part: int, **_: Any) -> list[Sequence]:
+        """A row per text of a part."""
+        return [self.all_rows[place] for place in np.flatnonzero(split.part == part)]
+
+    def owners(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The group of each text, int32 (what a bootstrap draws), and its own number."""
+        return self.texts.group_codes[numbers], numbers.astype(np.int32)
+
+    def impressions(self, numbers: np.ndarray) -> None:
+        """None: texts are not shown together."""
+
+    @property
+    def catalogue_size(self) -> int:
+        """No items are ranked."""
+        return 0
+
+    def supervise(self, tasks: list[Task]) -> dict[str, tuple[Slot, np.ndarray]]:
+        """For each task its label of every text: float with NaN where there is none, or class codes with -1.
+
+        Raises:
+            DataError: A label column is missing or does not fit its task.
+        """
+        found: dict[str, tuple[Slot, np.ndarray]] = {}
+        for task in tasks:
+            labels = task.labels(self.texts.labels)
+            if task.loss == "cross_entropy":
+                labels = np.where(np.isnan(labels), -1, labels).astype(np.int64)
+            found[task.name] = ("item", labels)
+        return found
+
+    def check_columns(self) -> None:
+        """Check that the layout's columns hold texts.
+
+        Raises:
+            DataError: One is missing or is a label, or there are none, or no row has a word in them.
+        """
+        for name in self.layout.text:
+            if name in self.texts.label_columns:
+                raise DataError(
+                    f"sequence.text names the label {name!r}", got=name, expected=", ".join(self.texts.text_columns),
+                    todo="a text that holds a label of its own says the answer",
+                )  # fmt: skip
+        if not any(self.texts.join(self.layout.text)):
+            raise DataError(
+                "sequence.text names no column with words", got=", ".join(self.layout.text) or "no columns",
+                expected=", ".join(self.texts.text_columns),
+            )  # fmt: skip
+
+
+Builder: TypeAlias = RowBuilder | TextRows
+"""What a loop, a scoring pass and a gate take rows from, whatever the data are."""

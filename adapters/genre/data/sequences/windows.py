@@ -1,0 +1,128 @@
+"""Which events of a log go together into one row, for training and for evaluation.
+
+Owns: windows over a user's history under a split. Ignores: tokens, tasks, models.
+
+    training      |e1 … e100|e101 … e180|         each event is supervised once, in one window
+    some of it    |e41 … e140|                    only chosen events are supervised, with what came before them
+    evaluation    |e1 … e100|                     windows overlap by half, so that every target
+                       |e51 … e150|               sees at least half a window before it
+    transductive  |training events of the user| target | target …      every target is a branch
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from genre.data.interactions import Interactions
+from genre.data.splits import Split
+
+
+@dataclass(frozen=True)
+class Window:
+    """Events of one user in one row.
+
+    Attributes:
+        user: User code.
+        events: (E,) int64 rows of the log, in order.
+        targets: (E,) bool, which of them are supervised or scored.
+        branches: (C,) int64 rows of the log that are scored as branches after the others.
+    """
+
+    user: int
+    events: np.ndarray
+    targets: np.ndarray
+    branches: np.ndarray
+
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
+def training_windows(
+    log: Interactions, usable: np.ndarray, *, max_events: int, min_events: int, shift: float = 0.0
+) -> tuple[list[Window], int]:
+    """Cut each user's training events into windows; every event is supervised exactly once.
+
+    Args:
+        log: The log.
+        usable: (n,) bool, events that train.
+        max_events: Events of one window.
+        min_events: Users with fewer give no window.
+        shift: In [0, 1): where the first cut falls, as a share of a window; vary it by epoch so that cuts do not stay.
+
+    Returns:
+        The windows, and how many events were left out because their user has fewer than `min_events`.
+    """
+    windows, skipped = [], 0
+    for user in range(len(log.user_offsets) - 1):
+        start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
+        events = start + np.flatnonzero(usable[start:end])
+        if len(events) < min_events:
+            skipped += len(events)
+            continue
+        first = len(events) if len(events) <= max_events else (int(shift * max_events) or max_events)
+        for cut in np.split(events, range(first, len(events), max_events)):
+            windows.append(Window(user, cut, np.ones(len(cut), dtype=bool), _NONE))
+    return windows, skipped
+
+
+def chosen_windows(
+    log: Interactions, usable: np.ndarray, supervised: np.ndarray, *, max_events: int, min_events: int
+) -> tuple[list[Window], int]:
+    """Windows in which every chosen event is supervised exactly once, with at least half a window of what came before it.
+
+    Args:
+        log: The log.
+        usable: (n,) bool, events that may be seen.
+        supervised: (n,) bool, usable events that are supervised.
+        max_events: Events of one window.
+        min_events: Users with fewer usable events give no window.
+
+    Returns:
+        The windows, and how many chosen events were left out because their user has fewer than `min_events`.
+    """
+    windows, skipped = [], 0
+    for user in range(len(log.user_offsets) - 1):
+        start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
+        events = start + np.flatnonzero(usable[start:end])
+        wanted = np.flatnonzero(supervised[events])
+        if len(events) < min_events:
+            skipped += len(wanted)
+            continue
+        windows += _covering(user, events, wanted, max_events)
+    return windows, skipped
+
+
+def evaluation_windows(log: Interactions, split: Split, part: int, *, max_events: int) -> list[Window]:
+    """Windows in which every event of `part` is a target exactly once, with all it may see before it."""
+    if split.transductive:
+        return _transductive(log, split, part, max_events=max_events)
+    windows = []
+    for user in range(len(log.user_offsets) - 1):
+        start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
+        wanted = np.flatnonzero(split.part[start:end] == part)
+        windows += _covering(user, np.arange(start, end), wanted, max_events)
+    return windows
+
+
+def _covering(user: int, events: np.ndarray, wanted: np.ndarray, max_events: int) -> list[Window]:
+    """Windows over a user's events, overlapping by half, so that each wanted place is a target of one."""
+    windows, stride = [], max(max_events // 2, 1)
+    while len(wanted):
+        first = 0 if wanted[-1] < max_events else max(0, int(wanted[0]) - (max_events - stride))
+        places = np.arange(first, min(first + max_events, int(wanted[-1]) + 1))
+        windows.append(Window(user, events[places], np.isin(places, wanted), _NONE))
+        wanted = wanted[wanted > places[-1]]
+    return windows
+
+
+def _transductive(log: Interactions, split: Split, part: int, *, max_events: int) -> list[Window]:
+    windows = []
+    for user in range(len(log.user_offsets) - 1):
+        start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
+        own = split.part[start:end]
+        history = start + np.flatnonzero(own == 0)[-max_events:]
+        wanted = start + np.flatnonzero(own == part)
+        for piece in np.split(wanted, range(max_events, len(wanted), max_events)):
+            if len(piece):
+                windows.append(Window(user, history, np.zeros(len(history), dtype=bool), piece))
+    return windows

@@ -1,0 +1,339 @@
+"""Which events are learnt from, which validate, which are test targets.
+
+Owns: the kinds of split, folds by user, and their configuration. Ignores models, metrics and how a history becomes a prompt.
+
+    split(log, SplitConfig(kind="temporal", valid=0.1, test=0.1)).part
+    # int8[n] beside log.frame: 0 train, 1 valid, 2 test, -1 unused
+
+A target's input is everything of its user *before* it in the log's order, and never its own feedback, nor a sibling's
+(an event of the same impression). Only `given` says otherwise, and its split is marked `transductive`.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from genre.data.cold_items import hold_out_items
+from genre.data.order import tie_keys
+from genre.errors import DataError
+
+if TYPE_CHECKING:
+    from genre.data.interactions import Interactions
+
+TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1
+PARTS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
+
+_FIELDS: dict[str, dict[str, Any]] = {
+    "last_n": {"n": 1},
+    "temporal": {"valid": 0.1, "test": 0.1},
+    "user_ratio": {"valid": 0.1, "test": 0.1},
+    "given": {"test_rows": None, "valid": 0.1, "seed": 0},
+    "group": {"valid": 0.1, "test": 0.1, "seed": 0},
+}
+
+
+class SplitConfig(BaseModel):
+    """How to split a log. Frozen; an unknown key, or one that the kind does not use, is an error.
+
+    Attributes:
+        kind: `last_n`, `temporal`, `user_ratio` or `given`; for labelled texts `group` (see `texts_splits`).
+        n: last_n: events per user that are test targets; as many before them validate. 1 is leave-one-out.
+        valid: temporal and user_ratio: share (0 to 1) of the events that validate, just before the test ones; given:
+            share of the training rows; group: share of the groups.
+        test: temporal and user_ratio: share of the events that are test targets; group: share of the groups.
+        test_rows: given: the test events' places in the source file, first and last included, such as "0-19999,30000".
+        seed: given: draws the validation rows; group: draws the groups.
+        min_events: Users with fewer events than this in the whole log are unused, and counted.
+        cold_items: Items of which nothing is learnt, since their training events are unused (see `interactions_cold`): below 1
+            a share of the items, drawn by `cold_seed`; a whole number n means those with fewer than n training events.
+        cold_seed: Draws them; 0 by default.
+        folds: Cross-validation by user: into so many folds the users are drawn.
+        fold: Which of them tests, from 1: its users' test events are the targets and none of their events is learnt from; all
+            other users' test events are unused.
+        fold_seed: Draws the folds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["last_n", "temporal", "user_ratio", "given", "group"]
+    n: int | None = Field(default=None, ge=1)
+    valid: float | None = Field(default=None, ge=0, lt=1)
+    test: float | None = Field(default=None, gt=0, lt=1)
+    test_rows: str | None = Field(default=None, pattern=r"^\s*\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*\s*$")
+    seed: int | None = Field(default=None, ge=0)
+    min_events: int = Field(default=0, ge=0)
+    cold_items: float | None = Field(default=None, gt=0)
+    cold_seed: int | None = Field(default=None, ge=0)
+    folds: int | None = Field(default=None, ge=2)
+    fold: int | None = Field(default=None, ge=1)
+    fold_seed: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("kind") not in _FIELDS:
+            return data
+        defaults = _FIELDS[data["kind"]]
+        given = {key: value for key, value in data.items() if value is not None}
+        foreign = {key for fields in _FIELDS.values() for key in fields} - set(defaults)
+        if foreign & set(given):
+            raise ValueError(f"{', '.join(sorted(foreign & set(given)))} does not apply to {data['kind']}")
+        if data["kind"] == "group" and given.get("min_events"):
+            raise ValueError("min_events does not apply to group")
+        if data["kind"] == "given" and "test_rows" not in given:
+            raise ValueError("kind 'given' needs test_rows, such as 0-19999")
+        resolved = defaults | given
+        if float(resolved.get("valid") or 0) + float(resolved.get("test") or 0) >= 1:
+            raise ValueError("valid and test leave nothing to train on: their shares must add up to less than 1")
+        return resolved
+
+    @model_validator(mode="after")
+    def _check_cold(self) -> "SplitConfig":
+        if self.cold_items is None:
+            if self.cold_seed is not None:
+                raise ValueError("cold_seed goes with cold_items")
+            return self
+        if self.kind == "group":
+            raise ValueError("kind 'group' has no cold_items: labelled texts have no items")
+        if self.cold_items >= 1 and (self.cold_items % 1 or self.cold_seed is not None):
+            raise ValueError("cold_items is a share below 1 (with a cold_seed), or a whole number of training events")
+        return self
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> "SplitConfig":
+        named = [value for value in (self.folds, self.fold, self.fold_seed) if value is not None]
+        if named and len(named) < 3:
+            raise ValueError("folds, fold and fold_seed go together")
+        if self.folds is not None and self.fold is not None and self.fold > self.folds:
+            raise ValueError(f"there is no fold {self.fold} of {self.folds}")
+        if named and self.kind == "given":
+            raise ValueError("kind 'given' has no folds by user: its histories are training events, so its users must train")
+        if named and self.kind == "group":
+            raise ValueError("kind 'group' has no folds by user: labelled texts have no users")
+        return self
+
+
+@dataclass(frozen=True)
+class Split:
+    """A log's events in parts.
+
+    Attributes:
+        config: What was asked for.
+        part: int8[n] beside `log.frame`: 0 train, 1 valid, 2 test, -1 unused.
+        transductive: True if a target's history is the user's *training* events whatever their time (`given`); else it
+            is everything of the user before the target.
+        counts: Events per part; and what was set aside and why.
+        outside: bool[n], the events of users who are kept out of training as a whole, and what would train of items that are;
+            None without folds and cold items.
+    """
+
+    config: SplitConfig
+    part: np.ndarray
+    transductive: bool
+    counts: dict[str, int]
+    outside: np.ndarray | None = None
+
+    def mask(self, name: str) -> np.ndarray:
+        """Return where a part (`train`, `valid`, `test` or `unused`) is, bool[n]."""
+        return self.part == PARTS[name]
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """bool[n]: what nothing may have been learnt from that is evaluated on this split."""
+        return self.part > TRAIN if self.outside is None else (self.part > TRAIN) | self.outside
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the configuration and the parts."""
+        return hashlib.sha256(self.config.model_dump_json().encode() + self.part.tobytes()).hexdigest()
+
+
+def split(log: "Interactions", config: SplitConfig) -> Split:
+    """Split a log.
+
+    With impressions, one that would be cut goes whole to the later part, and so does what its user did between its
+    events: siblings are never on two sides. A part may then hold a few events more than asked for (counted).
+
+    Raises:
+        DataError: If there is nothing to train on or nothing to test, or a given row is not in the log.
+    """
+    kinds: dict[str, Callable[[Interactions, SplitConfig, dict[str, int]], np.ndarray]] = {
+        "last_n": last_n,
+        "temporal": temporal,
+        "user_ratio": user_ratio,
+        "given": given,
+    }
+    if config.kind not in kinds:
+        raise DataError(
+            f"a log cannot be split by {config.kind}", expected=", ".join(kinds), todo="that kind is for labelled texts"
+        )
+    counts: dict[str, int] = {}
+    part = kinds[config.kind](log, config, counts)
+    if config.kind != "given" and "impression_id" in log.frame.columns:
+        part = _keep_impressions(log, part, counts)
+    part = _drop_small_users(log, part, config.min_events, counts)
+    outside = None
+    if config.cold_items is not None:
+        whole, part = part, hold_out_items(log, part, config.cold_items, config.cold_seed or 0, counts)
+        outside = part != whole
+    if config.folds is not None:
+        away = (user_folds(log, part, config) == config.fold)[log.user_codes]
+        part = np.where(away, np.where(part == TEST, TEST, UNUSED), np.where(part == TEST, UNUSED, part)).astype(np.int8)
+        outside = away if outside is None else away | outside
+    counts = {name: int((part == code).sum()) for name, code in PARTS.items()} | counts
+    for name in ("train", "test"):
+        if not counts[name]:
+            got = f"{len(log):,} events of {len(log.user_ids):,} users"
+            raise DataError(
+                f"the split leaves no {name} events",
+                got=got,
+                expected="at least one",
+                todo=f"choose another {config.kind} split",
+            )
+    part.setflags(write=False)
+    return Split(config, part, config.kind == "given", counts, outside)
+
+
+def last_n(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
+    """Each user's last n events test, the n before them validate, the rest trains.
+
+    Unit: events of one user. Users with fewer than 2n + 1 events only train, and are counted. Leakage: users end at
+    different times, so another user's training event may be later than a test event; a user's own never is.
+    """
+    assert config.n is not None
+    sizes = np.diff(log.user_offsets)
+    from_end = log.user_offsets[1:][log.user_codes] - np.arange(len(log))
+    enough = (sizes >= 2 * config.n + 1)[log.user_codes]
+    _count(counts, "users that only train (fewer than 2n + 1 events)", int((sizes < 2 * config.n + 1).sum()))
+    part = np.full(len(log), TRAIN, dtype=np.int8)
+    part[enough & (from_end <= 2 * config.n)] = VALID
+    part[enough & (from_end <= config.n)] = TEST
+    return part
+
+
+def temporal(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
+    """The last share of all events tests, the share before it validates, the rest trains; by time, over all users.
+
+    Unit: events in the order (timestamp, tie hash, row). With n events, the first n - round(n * (valid + test)) train
+    and the last round(n * test) test. Leakage: none; every training event is before every test event. Scored
+    prequentially: each target sees all before it of its user, test events too.
+    """
+    n = len(log)
+    stops = n - round(n * (config.valid + config.test)), n - round(n * config.test)  # type: ignore[operator]
+    order = _global_order(log, stops)
+    part = np.full(n, TRAIN, dtype=np.int8)
+    part[order[stops[0] :]] = VALID
+    part[order[stops[1] :]] = TEST
+    return part
+
+
+def _global_order(log: "Interactions", stops: tuple[int, int]) -> np.ndarray:
+    """Order events by (timestamp, tie hash, row), exact at the stops: only the seconds that they cut are hashed."""
+    order = np.argsort(log.timestamps, kind="stable")
+    times = log.timestamps[order]
+    for second in {int(times[stop]) for stop in stops if 0 < stop < len(times)}:
+        start, end = np.searchsorted(times, [second, second + 1])
+        tied = order[start:end]
+        users, items = log.user_codes[tied], log.item_codes[tied]
+        keys = tie_keys(log.user_ids, log.catalogue.item_ids, users, items)
+        order[start:end] = tied[np.lexsort((log.rows[tied], keys))]
+    return order
+
+
+def user_ratio(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
+    """Each user's last share of events tests, the share before it validates, the rest trains.
+
+    Unit: events of one user, in order. Of m events floor(m * test) test and floor(m * valid) validate, so a user with
+    few events only trains, and is counted. Leakage: across users as in `last_n`; a user's own events never leak.
+    """
+    assert config.test is not None and config.valid is not None
+    sizes = np.diff(log.user_offsets)
+    tests = np.floor(sizes * config.test + 1e-9).astype(np.int64)
+    valids = np.floor(sizes * config.valid + 1e-9).astype(np.int64)
+    _count(counts, "users that only train (too few events)", int((tests + valids == 0).sum()))
+    from_end = log.user_offsets[1:][log.user_codes] - np.arange(len(log))
+    part = np.full(len(log), TRAIN, dtype=np.int8)
+    part[from_end <= (tests + valids)[log.user_codes]] = VALID
+    part[from_end <= tests[log.user_codes]] = TEST
+    return part
+
+
+def given(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
+    """The given rows of the source file test; a seeded random share of the others validates; the rest trains.
+
+    Unit: `row`. Leakage: transductive, and said so (`Split.transductive`): a target's history is its user's training
+    events, later ones too, as in published results on ML-100K's u1 split. Not comparable with the other kinds.
+
+    Raises:
+        DataError: If none of the rows is in the log.
+    """
+    assert config.test_rows is not None and config.valid is not None and config.seed is not None
+    part = np.full(len(log), TRAIN, dtype=np.int8)
+    wanted = 0
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", config.test_rows):
+        stop = int(last or first)
+        part[(log.rows >= int(first)) & (log.rows <= stop)] = TEST
+        wanted += stop - int(first) + 1
+    _count(counts, "given rows that are not in the log", max(0, wanted - int((part == TEST).sum())))
+    train = np.flatnonzero(part == TRAIN)
+    train = train[np.argsort(log.rows[train])]
+    chosen = np.random.default_rng(config.seed).permutation(train.size)[: round(train.size * config.valid)]
+    part[train[chosen]] = VALID
+    return part
+
+
+def user_folds(log: "Interactions", part: np.ndarray, config: SplitConfig) -> np.ndarray:
+    """Draw the fold of every user, int64[U] from 1 to `config.folds`; users with test events are spread evenly.
+
+    Leakage: across users as the kind of split has it; nothing of a fold's own users is learnt from.
+
+    Raises:
+        DataError: There are fewer users with test events than folds.
+    """
+    assert config.folds is not None and config.fold_seed is not None
+    count = len(log.user_offsets) - 1
+    tested = np.bincount(log.user_codes[part == TEST], minlength=count) > 0
+    if tested.sum() < config.folds:
+        raise DataError(
+            "there are more folds than users with test events", got=f"{config.folds} folds, {tested.sum()} such users",
+            expected=f"2 to {tested.sum()} folds", todo=f"use fewer folds, or a {config.kind} split with more test events",
+        )  # fmt: skip
+    drawn = np.random.default_rng(config.fold_seed).permutation(count)
+    drawn = drawn[np.argsort(~tested[drawn], kind="stable")]
+    folds = np.empty(count, dtype=np.int64)
+    folds[drawn] = np.arange(count) % config.folds + 1
+    return folds
+
+
+def _keep_impressions(log: "Interactions", part: np.ndarray, counts: dict[str, int]) -> np.ndarray:
+    """Raise cut impressions to their latest part, and the user's later events with them, until nothing changes."""
+    groups = log.impressions
+    assert groups is not None
+    users = log.user_codes.astype(np.int64) * len(PARTS)
+    raised = part.astype(np.int64)
+    while True:
+        top = np.zeros(int(groups.max()) + 1, dtype=np.int64)
+        np.maximum.at(top, groups, raised)
+        higher = np.maximum.accumulate(top[groups] + users) - users
+        if np.array_equal(higher, raised):
+            break
+        raised = higher
+    _count(counts, "events moved to keep impressions whole", int((raised != part).sum()))
+    return raised.astype(np.int8)
+
+
+def _drop_small_users(log: "Interactions", part: np.ndarray, min_events: int, counts: dict[str, int]) -> np.ndarray:
+    small = np.diff(log.user_offsets) < min_events
+    _count(counts, f"users with fewer than {min_events} events", int(small.sum()))
+    return np.where(small[log.user_codes], UNUSED, part).astype(np.int8)
+
+
+def _count(counts: dict[str, int], reason: str, count: int) -> None:
+    if count:
+        counts[reason] = count

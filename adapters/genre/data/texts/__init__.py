@@ -1,0 +1,1 @@
+"""Labelled texts: schema, validation and splits by group."""

@@ -1,0 +1,248 @@
+"""Labelled texts: what an encoder base learns from.
+
+Owns: the texts as a table, a data set folder in and out, label columns, which texts belong together. Ignores tokens,
+tensors and what is trained on them.
+
+    texts = Texts.read("data/womens-clothing")
+    texts.join(["title", "review"])[2]   ->  "Some major design flaws; I had such high hopes for this dress …"
+    texts.labels["recommended"][2]       ->  0.0
+    texts.split(SplitConfig(kind="group", valid=0.1, test=0.1)).part    # no clothing_id on two sides
+
+The folder holds texts.parquet (text_id, group_id, text columns, label columns, others) and dataset.json, whose roles say
+which column is what.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from genre.data.catalogue import hash_frame
+from genre.data.describe import coverage, distribution, quantiles
+from genre.data.folder import MARKER, read_info, read_parquet
+from genre.data.schema import MAX_BAD, DatasetInfo, Report
+from genre.data.splits import Split, SplitConfig
+from genre.data.texts.build import TEXT_KEYS, build_texts
+from genre.data.texts.splits import split_groups
+from genre.errors import DataError
+from genre.files import appearing_folder
+
+TEXTS = "texts.parquet"
+
+
+class Texts:
+    """Labelled texts, in the order of their source. Immutable; make one with `read` or `from_frame`.
+
+    Attributes:
+        frame: text_id (each once), group_id, text columns (str), label columns (numbers or texts, null: no label), others.
+        text_columns: The columns that hold what is read.
+        label_columns: The columns that hold what is learnt.
+        info: What dataset.json says.
+    """
+
+    def __init__(self, frame: pl.DataFrame, text_columns: Sequence[str], label_columns: Sequence[str], info: DatasetInfo) -> None:
+        self.frame, self.info = frame, info
+        self.text_columns, self.label_columns = tuple(text_columns), tuple(label_columns)
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    def __repr__(self) -> str:
+        return f"Texts({self.info.name}: {len(self):,} texts in {self.frame['group_id'].n_unique():,} groups)"
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: Any,
+        *,
+        texts: Sequence[str] | None = None,
+        labels: Sequence[str] | None = None,
+        mapping: Mapping[str, str] | None = None,
+        name: str = "texts",
+        info: DatasetInfo | None = None,
+        max_bad: float = MAX_BAD,
+        guess_numbers: bool = False,
+        report: Report | None = None,
+    ) -> "Texts":
+        """Check a polars or pandas frame of labelled texts.
+
+        A row without any text, with an empty id, or with a word in a label column of numbers is counted in `info.skipped` and
+        left out, its first case named in `info.examples`; so is a text whose id came before and, in a table without
+        `text_id`, a row that equals an earlier one. An empty label is no label, and its row is kept.
+
+        Args:
+            frame: Text and label columns; `text_id` (the place in the table where there is none) and `group_id` (the
+                text's own id where there is none: every text alone).
+            texts: The text columns; None takes every column of texts but the ids.
+            labels: The label columns; None takes every column of numbers.
+            mapping: Our column to theirs.
+            name: The data set's name.
+            info: The rest of dataset.json; wins over `name`.
+            max_bad: The share of bad rows above which the table is refused.
+            guess_numbers: Take columns of texts that are all numbers for numbers, as tables from text files need.
+            report: What reading the source has left out already.
+
+        Raises:
+            DataError: If a column is missing, there is no text, or too many rows are bad.
+        """
+        built = build_texts(frame, texts, labels, mapping=mapping, max_bad=max_bad, guess_numbers=guess_numbers, report=report)
+        info = info or DatasetInfo(name=name)
+        counts = built.report.counts
+        facts = {
+            "roles": {"texts": _roles(built.frame, built.text_columns, built.label_columns)},
+            "skipped": {key: info.skipped.get(key, 0) + counts.get(key, 0) for key in [*info.skipped, *counts]},
+            "examples": (*info.examples, *built.report.examples),
+        }
+        return cls(built.frame, built.text_columns, built.label_columns, info.model_copy(update=facts))
+
+    @classmethod
+    def read(cls, path: str | Path, *, max_bad: float = MAX_BAD) -> "Texts":
+        """Read a data set folder: texts.parquet, and dataset.json if there.
+
+        Raises:
+            DataError: If a file is missing or damaged, or the texts are not usable.
+        """
+        path = Path(path)
+        if not cls.is_at(path):
+            raise DataError(
+                f"{path} holds no labelled texts",
+                got=f"no {TEXTS}" if path.is_dir() else "no such folder",
+                expected=f"a folder with {TEXTS}",
+                todo="make one with `genre data prepare` or `genre data import --text COLUMN`",
+            )
+        info = read_info(path / MARKER)
+        roles = info.roles.get("texts", {})
+        named = {role: [column for column, its in roles.items() if its == role] if roles else None for role in ("text", "label")}
+        frame = read_parquet(path / TEXTS)
+        return cls.from_frame(frame, texts=named["text"], labels=named["label"], info=info, max_bad=max_bad)
+
+    @staticmethod
+    def is_at(path: str | Path) -> bool:
+        """Whether a folder holds labelled texts (and not a log)."""
+        return (Path(path) / TEXTS).is_file()
+
+    def write(self, path: str | Path) -> Path:
+        """Write the data set folder; it appears whole, or replaces an earlier data set folder.
+
+        Raises:
+            InputError: If the folder holds other files.
+            DiskError: If the disk is full; nothing is left then.
+        """
+        with appearing_folder(Path(path), marker=MARKER) as aside:
+            self.frame.write_parquet(aside / TEXTS, compression="zstd")
+            (aside / MARKER).write_text(self.info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return Path(path)
+
+    @property
+    def text_ids(self) -> list[str]:
+        """The texts' ids, in order."""
+        return self.frame["text_id"].to_list()
+
+    @cached_property
+    def group_codes(self) -> np.ndarray:
+        """Which texts belong together, int32[n]: equal numbers for equal group ids, 0 to G - 1 as groups first appear."""
+        order = self.frame["group_id"].unique(maintain_order=True)
+        codes = self.frame["group_id"].cast(pl.Enum(order)).to_physical().cast(pl.Int32).to_numpy(writable=True)
+        codes.setflags(write=False)
+        return codes
+
+    def join(self, columns: Sequence[str], separator: str = "; ") -> list[str]:
+        """Return one text per row: the values of `columns`, those that are there, joined by `separator`.
+
+        Numbers are written out. A row without any of the columns gives the empty text.
+
+        Raises:
+            DataError: If a column is missing.
+        """
+        for name in columns:
+            self._require(name)
+        if not columns:
+            return [""] * len(self)
+        parts = [pl.col(name).cast(pl.String).str.strip_chars() for name in columns]
+        filled = [pl.when(part != "").then(part).alias(str(place)) for place, part in enumerate(parts)]
+        return self.frame.select(pl.concat_str(filled, separator=separator, ignore_nulls=True)).to_series().to_list()
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a column in order: numbers as float64[n] (null: NaN), texts as object[n] (null: None). The caller's own.
+
+        Raises:
+            DataError: If there is no such column.
+        """
+        self._require(name)
+        series = self.frame[name]
+        if not series.dtype.is_numeric():
+            return series.to_numpy().astype(object)
+        return series.cast(pl.Float64).to_numpy(writable=True)
+
+    @cached_property
+    def labels(self) -> dict[str, np.ndarray]:
+        """Every label column as `column` gives it, for `Task.labels`; not to be written to."""
+        columns = {name: self.column(name) for name in self.label_columns}
+        for values in columns.values():
+            values.setflags(write=False)
+        return columns
+
+    def split(self, config: SplitConfig) -> Split:
+        """Split by group: see `texts_splits`. `Split.part` is int8[n] beside `frame`.
+
+        Raises:
+            DataError: If the kind is not `group`, or a part is left empty.
+        """
+        return split_groups(self.frame["group_id"].to_list(), config)
+
+    def select(self, mask: np.ndarray) -> "Texts":
+        """Return the texts where `mask` (bool[n]) holds, in order.
+
+        Raises:
+            DataError: If no text is left, or the mask has another length.
+        """
+        mask = np.asarray(mask)
+        if mask.shape != (len(self),) or mask.dtype != bool:
+            raise DataError("a mask does not fit the texts", got=f"{mask.dtype}{list(mask.shape)}", expected=f"bool[{len(self)}]")
+        if not mask.any():
+            raise DataError("no text is left", got="a mask that is false everywhere", expected="at least one text")
+        return Texts(self.frame.filter(pl.Series(mask)), self.text_columns, self.label_columns, self.info)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the content, in order, and of which columns are texts and labels. The rest of dataset.json does not count."""
+        parts = [hash_frame(self.frame), *self.text_columns, "", *self.label_columns]
+        return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the texts in figures, ready for JSON; words are what stands between spaces, in all text columns together."""
+        joined = pl.Series(self.join(self.text_columns, " "))
+        words = joined.str.count_matches(r"\S+").to_numpy()
+        roles = self.info.roles["texts"]
+        return {
+            "name": self.info.name,
+            "source": self.info.source,
+            "licence": self.info.licence,
+            "texts": len(self),
+            "groups": int(self.group_codes.max()) + 1,
+            "texts_per_group": quantiles(np.bincount(self.group_codes)),
+            "words_per_text": quantiles(words),
+            "text_columns": {name: coverage(self.frame[name]) for name in self.text_columns},
+            "labels": {name: distribution(self.frame[name]) for name in self.label_columns},
+            "other_columns": {name: coverage(self.frame[name]) for name, role in roles.items() if role == "feature"},
+            "skipped": self.info.skipped,
+            "examples": list(self.info.examples),
+        }
+
+    def _require(self, name: str) -> None:
+        if name not in self.frame.columns:
+            raise DataError(
+                f"the texts have no column '{name}'",
+                got=", ".join(self.frame.columns[len(TEXT_KEYS) :]),
+                expected=f"a column '{name}'",
+                todo=f"choose one of those, or import the texts with --map {name}=THEIRS",
+            )
+
+
+def _roles(frame: pl.DataFrame, texts: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
+    columns = frame.columns[len(TEXT_KEYS) :]
+    return {name: "text" if name in texts else "label" if name in labels else "feature" for name in columns}

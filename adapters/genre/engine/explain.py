@@ -1,0 +1,194 @@
+"""Which events of a history a score comes from: "because you liked …".
+
+Owns: the rows that an explanation asks for, each event's share. Ignores: how rows are scored, HTTP, printing.
+
+    found = explain(engine, Request("like@production", user_id="196", k=1), "50")
+    found.events[0]  ->  EventShare(place=41, item_id="181", title="Return of the Jedi (1983)", feedback=5.0, …, share=0.21)
+
+Two methods. `leave_one_out` scores the history without each event, as plain rows of one call: effect_j = s - s without j.
+`gradient` takes gradient × input of each event in one forward and one backward pass: cheaper, and true to first order only.
+Either way share_j = effect_j / Σ|effect|: signed, and absolute shares sum to one (all zero where nothing has an effect).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from genre.data.catalogue import Catalogue
+from genre.engine import Engine, Request, Response
+from genre.engine.gradients import event_gradients
+from genre.errors import InputError, JobError, RequestError
+
+METHODS = ("leave_one_out", "gradient")
+ATTEMPTS = 5
+
+Item = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EventShare:
+    """One event's part in a score.
+
+    Attributes:
+        place: Its place in the user's whole history, from 1, oldest first.
+        item_id, title: Of its item.
+        feedback: The value in the feedback column that the adapter reads; None where it has none.
+        effect: What it adds to the score, in the score's unit; negative if it takes away.
+        share: The effect's part in the sum of all absolute effects.
+    """
+
+    place: int
+    item_id: str
+    title: str
+    feedback: Any
+    effect: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where one score comes from.
+
+    Attributes:
+        adapter, digest, task: Who scored.
+        item_id, title: What was scored.
+        method: `leave_one_out` or `gradient`.
+        column: The feedback column that the adapter reads.
+        score: With the whole history.
+        without_history: The same without any event.
+        older: Events before those that the adapter reads; they have no part in the score.
+        events: Those that it reads, the largest absolute share first.
+    """
+
+    adapter: str
+    digest: str
+    task: str
+    item_id: str
+    title: str
+    method: str
+    column: str
+    score: float
+    without_history: float
+    older: int
+    events: tuple[EventShare, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with the same fields."""
+        return {**asdict(self), "events": [asdict(event) for event in self.events]}
+
+
+@dataclass(frozen=True)
+class Question:
+    """An explanation on its way: the rows that it needs, and what its answer says beside their scores.
+
+    Attributes:
+        requests: The whole history, none of it, then (`leave_one_out` only) without each event that is read, in order.
+        answer: The explanation without scores; its events are in order.
+    """
+
+    requests: tuple[Request, ...]
+    answer: Explanation
+
+    def read(self, responses: Sequence[Response], gradients: np.ndarray | None = None) -> Explanation | None:
+        """The explanation that the rows' answers give; None if not all of them come from the version that was asked.
+
+        Args:
+            responses: One per request, in order.
+            gradients: (E,) effects for the method `gradient`.
+
+        Raises:
+            RequestError: A row cannot be scored.
+        """
+        for response in responses:
+            if response.error is not None:
+                raise RequestError(response.error)
+        if any(response.digest != self.answer.digest for response in responses):
+            return None
+        scores = np.array([response.results[0].score for response in responses], dtype=np.float64)
+        effects = scores[0] - scores[2:] if gradients is None else gradients.astype(np.float64)
+        total = float(np.abs(effects).sum())
+        shares = effects / total if total > 0 else np.zeros_like(effects)
+        events = [
+            replace(event, effect=float(effect), share=float(share))
+            for event, effect, share in zip(self.answer.events, effects, shares, strict=True)
+        ]
+        events.sort(key=lambda event: -abs(event.share))
+        return replace(self.answer, score=float(scores[0]), without_history=float(scores[1]), events=tuple(events))
+
+
+def explain(engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out") -> Explanation:
+    """Say which events of a request's history an item's score comes from.
+
+    Args:
+        engine: Where it is scored.
+        request: Whose history, by which adapter and task; its candidates, k and filters are not looked at.
+        item: An item id, or an item given by its columns.
+        method: `leave_one_out` (a row per event) or `gradient` (one forward and one backward pass).
+
+    Raises:
+        InputError: There is no such method.
+        GenreError: The request cannot be scored.
+        JobError: The reference meant another version each time that it was tried.
+    """
+    for _ in range(ATTEMPTS):
+        question = ask(engine, request, item, method=method)
+        gradients = None
+        if method == "gradient":
+            response, gradients = event_gradients(engine, question.requests[0])
+            if response.digest != question.answer.digest:
+                continue
+        found = question.read(engine.score(question.requests), gradients)
+        if found is not None:
+            return found
+    raise JobError(
+        f"{request.adapter} was swapped while a score of it was explained", got=f"{ATTEMPTS} attempts", todo="ask again"
+    )
+
+
+def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out") -> Question:
+    """The rows of an explanation, for callers that score them on their own way (raises as `explain` does)."""
+    check_method(method)
+    request = replace(request, candidates=[item], k=None, allow=None, deny=None, where=None, diversity=None)
+    loaded, history, older, user = engine.read_by(request)
+    whole = replace(request, history=history, user=user, user_id=None)
+    parts = [history, []]
+    if method == "leave_one_out":
+        parts += [history[:place] + history[place + 1 :] for place in range(len(history))]
+    column = loaded.layout.feedback.column
+    catalogue = engine.catalogue_of(loaded)
+    titles = _titles(catalogue, [item, *(_item_of(event) for event in history)])
+    events = [
+        EventShare(older + place, *titles[place], event.get(column), 0.0, 0.0) for place, event in enumerate(history, start=1)
+    ]
+    task = request.task or next(iter(loaded.tasks))
+    answer = Explanation(
+        request.adapter, loaded.digest, task, *titles[0], method, column, score=0.0, without_history=0.0, older=older,
+        events=tuple(events),
+    )  # fmt: skip
+    return Question(tuple(replace(whole, history=part) for part in parts), answer)
+
+
+def check_method(method: str) -> None:
+    """Raises `InputError` unless there is such a method."""
+    if method not in METHODS:
+        raise InputError("no such method", got=method, expected=" or ".join(METHODS))
+
+
+def _item_of(event: Mapping[str, Any]) -> Item:
+    return event["item_id"] if "item_id" in event else event["item"]
+
+
+def _titles(catalogue: Catalogue, items: Sequence[Item]) -> list[tuple[str, str]]:
+    """The id and the title of each item; an item that is given by its columns has those, as far as it says."""
+    known = {item: catalogue.code(item) for item in items if isinstance(item, str) and item in catalogue}
+    titles = dict(zip(known, Catalogue(catalogue.frame[list(known.values())]).titles(), strict=True)) if known else {}
+    named = []
+    for item in items:
+        if isinstance(item, str):
+            named.append((item, titles.get(item, item)))
+        else:
+            title = str(item.get("title") or item.get("item_id") or "an item without a title")
+            named.append((str(item.get("item_id") or title), title))
+    return named

@@ -1,0 +1,115 @@
+"""EASE: a linear item-to-item model in closed form.
+
+Owns: the fit, the choice of its ridge on the validation part, and scores from histories. Ignores metrics' names.
+
+Steck 2019 (Embarrassingly Shallow Autoencoders for Sparse Data, eq. 8): with X the binary user × item matrix of the
+training events and P = (XᵀX + λI)⁻¹, B_ij = -P_ij / P_jj off the diagonal and 0 on it; a history's scores are xB.
+
+    model = ease(log, split)
+    model.ridge                       # 50.0, chosen on the validation part of ML-100K's last_n split
+    rank_in_blocks(log, split, found, model.blocks(found))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from genre.data.interactions import Interactions
+from genre.data.splits import TRAIN, VALID, Split
+from genre.evaluation.history import Histories
+from genre.evaluation.metrics.checks import Integers
+from genre.evaluation.metrics.ranking import ndcg
+from genre.evaluation.ranking import Block, block_rows, block_size, rank_in_blocks
+from genre.evaluation.targets import Targets, targets
+
+LAMBDAS = (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
+DEFAULT_LAMBDA = 500.0
+MAX_ITEMS = 10_000
+"""Inverting a matrix of this size takes about 2.5 GB. Rarer items of a larger catalogue score 0, and are counted."""
+MAX_VALID = 2_000
+"""The ridge is chosen on at most so many validation targets, evenly spread."""
+
+
+@dataclass(frozen=True)
+class EaseScorer:
+    """A fitted model.
+
+    Attributes:
+        log: The log that it was fitted on.
+        split: Its split.
+        items: int64[A], the codes of the items that the model knows.
+        weights: float32[A, A], B.
+        ridge: λ.
+        chosen_on: Validation targets that λ was chosen on; 0 if there was nothing to choose.
+        left_out: Items with training events that the model does not know since there are more than `MAX_ITEMS`.
+    """
+
+    log: Interactions
+    split: Split
+    items: Integers
+    weights: npt.NDArray[np.float32]
+    ridge: float
+    chosen_on: int
+    left_out: int
+
+    def blocks(self, found: Targets) -> Iterator[Block]:
+        """Yield (rows, float32 [b, N]) scores from each target's history; an item unknown to the model gets 0."""
+        histories = Histories(self.log, self.split)
+        for rows in block_rows(len(found), block_size(self.log.catalogue.size)):
+            pair_rows, events = histories.pairs(found.event[rows])
+            shape = (rows.stop - rows.start, self.log.catalogue.size)
+            history = _binary(pair_rows, self.log.item_codes[events], shape)
+            scores = np.zeros(shape, dtype=np.float32)
+            scores[:, self.items] = history[:, self.items] @ self.weights
+            yield rows, scores
+
+
+def ease(log: Interactions, split: Split, lambdas: Sequence[float] = LAMBDAS) -> EaseScorer:
+    """Fit EASE on the training events, with the ridge that has the best validation NDCG@10 (seen items masked).
+
+    The test part is not looked at. Of equal ridges the smaller wins; without validation events, or with one ridge,
+    nothing is chosen: 500, or the one given.
+    """
+    train = np.asarray(split.part) == TRAIN
+    users, codes = log.user_codes[train], log.item_codes[train]
+    counts = np.bincount(codes, minlength=log.catalogue.size)
+    seen = np.flatnonzero(counts)
+    items = np.sort(seen[np.argsort(-counts[seen], kind="stable")][:MAX_ITEMS])
+    matrix = _binary(users, codes, (len(log.user_ids), log.catalogue.size))[:, items]
+    gram = (matrix.T @ matrix).toarray().astype(np.float64)
+    found = targets(log, split, VALID)
+    found = found.take(np.linspace(0, len(found) - 1, min(len(found), MAX_VALID)).astype(np.int64))
+    choice = len(found) > 0 and len(lambdas) > 1
+
+    def fit(ridge: float) -> EaseScorer:
+        chosen_on = len(found) if choice else 0
+        return EaseScorer(log, split, items, _solve(gram, ridge), ridge, chosen_on, len(seen) - len(items))
+
+    if not choice:
+        return fit(lambdas[0] if len(lambdas) == 1 else DEFAULT_LAMBDA)
+    return fit(max(sorted(lambdas), key=lambda ridge: _quality(fit(ridge), found)))
+
+
+def _quality(model: EaseScorer, found: Targets) -> float:
+    return ndcg(rank_in_blocks(model.log, model.split, found, model.blocks(found)).ranks, 10)
+
+
+def _solve(gram: npt.NDArray[np.float64], ridge: float) -> npt.NDArray[np.float32]:
+    inverse = np.linalg.inv(gram + ridge * np.eye(len(gram)))
+    weights = inverse / -np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return weights.astype(np.float32)
+
+
+def _binary(rows: npt.NDArray[Any], columns: npt.NDArray[Any], shape: tuple[int, int]) -> Any:
+    """Return a float32 CSR matrix of ones at the pairs, repeated or not."""
+    matrix = sp.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=shape)
+    matrix.sum_duplicates()
+    matrix.data[:] = 1
+    return matrix

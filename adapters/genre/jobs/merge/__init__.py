@@ -1,0 +1,1 @@
+"""Merging adapters: the arithmetic, the quality gate and the job."""

@@ -1,0 +1,222 @@
+"""The merge job: one adapter that serves several parents' tasks, published only if it is about as good as each of them.
+
+Owns: which versions can be merged, the order of the job, the merged version's files and manifest. Ignores: the arithmetic
+(`genre.jobs.merge.methods`), measuring (`genre.jobs.merge.judge`), command lines.
+
+    merged = merge_versions(Registry("registry"), ["like", "rating"], Options("taste", method="svd"), log)
+    merged.version.ref, merged.report["gate"]["tasks"]["like"]["ratio"]      # ("taste:3c1f…", 0.993)
+
+Weights and the gate are decided on the validation part; the test part is read once, for the report, when the gate is passed.
+"""
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from genre._version import __version__
+from genre.data.interactions import Interactions
+from genre.data.texts.dataset import Texts
+from genre.engine.versions import Loaded, Low, read_adapter, write_catalogue
+from genre.errors import InputError, ManifestError
+from genre.jobs.evaluate import Figures, low_layers
+from genre.jobs.inputs import load_base
+from genre.jobs.merge.judge import MERGED, Judge, Options, check_gate
+from genre.jobs.merge.methods import check_arguments
+from genre.modules.base.base import Base
+from genre.modules.lora.layer import peft_config, to_peft
+from genre.progress import Reporter
+from genre.registry import Cost, DataInfo, Manifest, Registry, Version
+from genre.registry.manifest import canonical
+from genre.registry.names import check_name
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A published merge: the version, and the report (JSON values) of how it came about and what it is worth."""
+
+    version: Version
+    report: dict[str, Any]
+
+
+def merge_versions(
+    registry: Registry,
+    refs: Sequence[str],
+    options: Options,
+    log: Interactions | Texts,
+    *,
+    base: Base | str | None = None,
+    reporter: Reporter | None = None,
+) -> Merged:
+    """Merge published adapters and publish the result if it passes the gate.
+
+    Args:
+        registry: Where the parents are, and where the merged version goes.
+        refs: The parents.
+        options: How.
+        log: The data that weights, gate and report are measured on, each task under its parent's split: a log, or labelled
+            texts for adapters that read those.
+        base: The parents' base, or where it is; by default found by the name that the first parent's manifest gives.
+        reporter: Where progress goes.
+
+    Raises:
+        ManifestError: The parents differ in base, depth, tokenizer, encoder or layout, share a task, or have other ranks.
+        QualityError: A task's metric on validation is below the floor; nothing is published.
+        InputError: An option is out of range.
+    """
+    begun, say = time.perf_counter(), reporter or Reporter.silent()
+    fixed = None if options.weights == "search" else options.weights or (1 / max(len(refs), 1),) * len(refs)
+    _check_options(options, fixed or (1.0,) * len(refs))
+    versions = [registry.resolve(ref) for ref in refs]
+    check_mergeable(versions)
+    registry.check_writable(options.name)
+    base = base if isinstance(base, Base) else load_base(versions[0].manifest, base)
+    encoders: dict[str, Any] = {}
+    parents = [read_adapter(registry, version.ref, base, encoders=encoders) for version in versions]
+    for parent in parents:
+        if parent.manifest.data is not None and parent.manifest.data.digest != log.digest:
+            say.line(f"{parent.name}:{parent.version} was trained on other data than what it is measured on here")
+    judge = Judge(parents, log, base, options, say)
+    found, search = judge.search() if fixed is None else (tuple(fixed), None)
+    low = judge.merged(found)
+    gate = judge.gate(low)
+    check_gate(gate, options)
+    matrix = judge.transfer(low)
+    settings = {
+        "method": options.method, "weights": list(found), "density": options.density, "seed": options.seed,
+        "rank": next(iter(low.values()))[0].shape[0] if low else None, "parents": [version.ref for version in versions],
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_files(Path(scratch), parents, low, log, base)
+        cost = _cost(parents, low, time.perf_counter() - begun)
+        notes = {"merge": settings | {"floor": options.floor, "validation": gate}, "splits": judge.splits}
+        draft = _manifest(options.name, parents, log, base, {name: row[MERGED] for name, row in matrix.items()}, notes, cost)
+        version = registry.publish(scratch, draft, alias=options.aliases)
+    report = {
+        "ref": version.ref, "digest": version.digest, **settings,
+        "gate": {"part": "valid", "floor": options.floor, "tasks": gate},
+        "transfer": {"part": "test", "metric": judge.metrics, "tasks": matrix},
+        "search": search, "seconds": round(time.perf_counter() - begun, 3),
+    }  # fmt: skip
+    return Merged(version, report)
+
+
+def check_mergeable(versions: Sequence[Version]) -> None:
+    """Check that versions can be merged: one base, depth, tokenizer, encoder and layout, and every task from one parent.
+
+    Raises:
+        ManifestError: They cannot; the message names the field and both values.
+    """
+    first, owners = versions[0], dict[str, Version]()
+    for version in versions:
+        if version.manifest.kind == "encoder" or not version.manifest.tasks:
+            raise ManifestError(
+                f"{version.ref} has no tasks to serve", got=f"a version of kind {version.manifest.kind}", expected="an adapter"
+            )
+        for field, got, wanted in _conditions(version.manifest, first.manifest):
+            if canonical(got) != canonical(wanted):
+                raise ManifestError(
+                    f"{version.ref} cannot be merged with {first.ref}: {field} differs",
+                    got=json.dumps(got, ensure_ascii=False), expected=json.dumps(wanted, ensure_ascii=False),
+                    todo="merge adapters that were trained on the same base, encoder and layout",
+                )  # fmt: skip
+        for task in version.manifest.tasks:
+            owner = owners.setdefault(str(task["name"]), version)
+            if owner.digest != version.digest:
+                raise ManifestError(
+                    f"two parents have a task {task['name']!r}", got=f"{owner.ref} and {version.ref}",
+                    expected="each task from one parent", todo="train one of them under another task name",
+                )  # fmt: skip
+
+
+def _conditions(other: Manifest, first: Manifest) -> Iterator[tuple[str, Any, Any]]:
+    yield "base.fingerprint", other.base.fingerprint, first.base.fingerprint
+    yield "base.depth", other.base.depth, first.base.depth
+    yield "tokenizer", other.tokenizer, first.tokenizer
+    yield "encoder", other.encoder, first.encoder
+    for key in sorted(other.sequence.keys() | first.sequence.keys()):
+        yield f"sequence.{key}", other.sequence.get(key), first.sequence.get(key)
+
+
+def _check_options(options: Options, weights: Sequence[float]) -> None:
+    check_name(options.name)
+    check_arguments(len(weights), weights, method=options.method, rank=options.rank, density=options.density)
+    if not (math.isfinite(options.floor) and options.floor >= 0):
+        raise InputError("floor", got=options.floor, expected="a share such as 0.95; 0 lets everything pass")
+
+
+def _heads(parents: Sequence[Loaded]) -> dict[str, Any]:
+    return {name: head for parent in parents for name, head in parent.heads.items()}
+
+
+def _write_files(folder: Path, parents: Sequence[Loaded], low: Low, log: Interactions | Texts, base: Base) -> None:
+    if low:
+        layers = low_layers(base, low)
+        rank = next(iter(layers.values())).rank
+        conv1d = any(type(layer.base).__name__ == "Conv1D" for layer in layers.values())
+        config = peft_config(layers, base=Path(base.name).name, rank=rank, alpha=rank, conv1d=conv1d, encoder=base.bidirectional)
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        save_file(to_peft(layers), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    state = {
+        f"{name}.{key}": value.detach().cpu().clone().contiguous()
+        for name, head in _heads(parents).items()
+        for key, value in head.state_dict().items()
+    }
+    if state:
+        save_file(state, folder / "heads.safetensors", metadata={"format": "pt"})
+    if parents[0].shared is None and not isinstance(log, Texts):
+        write_catalogue(folder, log.catalogue, parents[0].layout.text)
+
+
+def _cost(parents: Sequence[Loaded], low: Low, seconds: float) -> Cost:
+    return Cost(
+        seconds=round(seconds, 3),
+        lora_params=sum(a.numel() + b.numel() for a, b, _ in low.values()),
+        head_params=sum(value.numel() for head in _heads(parents).values() for value in head.parameters()),
+    )
+
+
+def _manifest(
+    name: str,
+    parents: Sequence[Loaded],
+    log: Interactions | Texts,
+    base: Base,
+    metrics: Mapping[str, Figures],
+    notes: Mapping[str, Any],
+    cost: Cost,
+) -> Manifest:
+    manifests = [parent.manifest for parent in parents]
+    first = manifests[0]
+    return Manifest.model_validate(
+        {
+            "name": name, "kind": MERGED, "base": first.base.model_copy(update={"quantization": base.quantization}),
+            "tasks": list({str(task["name"]): task for manifest in manifests for task in manifest.tasks}.values()),
+            "tokenizer": first.tokenizer, "sequence": first.sequence, "encoder": first.encoder,
+            "catalogue": None if isinstance(log, Texts) else log.catalogue.digest, "data": _data(manifests, log),
+            "metrics": metrics,
+            "protocol": {task: line for manifest in manifests for task, line in manifest.protocol.items()},
+            "parents": list(dict.fromkeys(parent.digest for parent in parents)), "notes": notes, "cost": cost,
+            "code_version": __version__,
+        }
+    )  # fmt: skip
+
+
+def _data(manifests: Sequence[Manifest], log: Interactions | Texts) -> DataInfo:
+    """The log it is measured on; rows are the most that a parent trained on, the time span is that of all of them."""
+    data = [manifest.data for manifest in manifests if manifest.data is not None]
+    spans = [each.time_span for each in data if each.time_span is not None]
+    held: list[Any] = []
+    for each in data:
+        found: Any = (each.split or {}).get("hold_out") or []
+        held += [config for config in found if config not in held]
+    return DataInfo(
+        digest=log.digest, rows=max(each.rows for each in data),
+        time_span=(min(first for first, _ in spans), max(last for _, last in spans)) if spans else None,
+        split={"split": (data[0].split or {}).get("split"), "hold_out": held},
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Periodic refresh: plan, retrain on new events, compare, publish."""

@@ -1,0 +1,1 @@
+"""Scoring files of requests, in one process or on Ray."""

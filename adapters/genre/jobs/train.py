@@ -1,0 +1,271 @@
+"""One run: assemble, fit, evaluate once on the test part, leave a run folder that can be published."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genre.data.interactions import Interactions
+from genre.data.splits import PARTS
+from genre.data.texts.dataset import Texts
+from genre.distributed import Ranks
+from genre.engine.versions import (
+    adapter_manifest,
+    count,
+    write_adapter,
+)
+from genre.errors import RecipeError
+from genre.files import appearing_folder
+from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
+from genre.jobs.evaluate import Figures, judge, say_few_users
+from genre.jobs.inputs import check_data, claim_folder, environment, open_base, open_data, run_folder, write_text
+from genre.jobs.predictions import write_predictions
+from genre.jobs.reliability import draw_bins, plot_name, reliability_of
+from genre.jobs.same import check_same
+from genre.modules.base.base import Base
+from genre.modules.base.loading import PRECISIONS
+from genre.modules.base.source import find as find_base
+from genre.progress import Reporter
+from genre.recipe import Recipe
+from genre.registry import Registry
+from genre.registry.manifest import Cost, Manifest
+from genre.training import Fitted, fit
+from genre.training.assembly import Assembly, assemble
+from genre.training.checkpoints import fitted_encoder
+from genre.training.curve import draw_curve
+from genre.training.prediction import predict
+from genre.training.sharding import check_launch
+from genre.training.text_assembly import AnyAssembly, assemble_texts
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, ready to be published.
+
+    Attributes:
+        root: The run folder.
+        files: The files of the adapter version; None for a full fine-tune.
+        manifest: Its manifest draft.
+        metrics: For each task the test figures by metric, with intervals.
+        baselines: For each task and baseline, the same.
+        encoder: The encoder that was fitted and published with it: its reference, or None.
+    """
+
+    root: Path
+    files: Path | None
+    manifest: Manifest
+    metrics: dict[str, Figures]
+    baselines: dict[str, dict[str, Figures]]
+    encoder: str | None
+
+    @property
+    def folder(self) -> Path:
+        """The files to publish.
+
+        Raises:
+            RecipeError: The run is a full fine-tune, which is compared with adapters but never put beside them.
+        """
+        if self.files is None:
+            raise RecipeError("a full fine-tune is not published", got="adapter.kind full", expected="lora, rslora or head_only")
+        return self.files
+
+
+def train(
+    recipe: Recipe,
+    *,
+    log: Interactions | Texts | None = None,
+    base: Base | None = None,
+    registry: Registry | None = None,
+    folder: Path | str | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Train a recipe's adapter, evaluate it once on the test part beside the baselines, and leave a run folder.
+
+    Under a launcher with several processes all of them call this: they share the work, the first one writes, and all return.
+
+    Args:
+        recipe: What to train.
+        log: Wins over the recipe's data path; labelled texts where the recipe is about them.
+        base: Wins over the recipe's base; its depth, quantization and precision are checked against the recipe's.
+        registry: Where an encoder is looked for, and published if a new one is fitted; none fits a new one unpublished.
+        folder: The run folder; by default `runs/<name>/<n>`.
+        resume: Go on from the run folder's last checkpoint.
+        reporter: Where progress goes.
+
+    Raises:
+        GenreError: See the error's message; a run that diverges or is interrupted keeps its last checkpoint.
+    """
+    check_launch(recipe)
+    ranks = Ranks.here()
+    say = reporter if reporter is not None and ranks.main else Reporter.silent()
+    root = ranks.same(Path(folder) if folder is not None else run_folder(recipe.name, resume))
+    assembly = wire(recipe, log, base, registry, say, ranks, own_encoder=resume and fitted_encoder(root))
+    try:
+        if registry is not None and isinstance(assembly, Assembly) and assembly.fits_encoder:
+            registry.check_writable(encoder_name(assembly.log))
+        if folder is None and not resume:
+            root = ranks.same(claim_folder(recipe.name) if ranks.main else root)
+        if resume:
+            check_resumed(root, assembly.recipe)
+        if ranks.main:
+            describe_run(root, assembly.recipe)
+        say_few_users(assembly.recipe.tasks, assembly.builder, assembly.split, "test", say)
+        fitted = fit(assembly, root, resume=resume, reporter=say)
+        return conclude(fitted, root, registry, say, ranks)
+    finally:
+        assembly.model.release()
+
+
+FREE: Any = {"data": {"path"}, "base": {"name"}, "train": {"epochs", "early_stop", "tracker", "checkpoint_every"}}
+"""What may change when a run goes on: places, which are checked by what is there, and when it ends and what it writes."""
+
+
+def check_resumed(root: Path, recipe: Recipe) -> None:
+    """Check that a run goes on with the recipe that it began with.
+
+    Raises:
+        InputError: It is another one; the message names the first key and both values.
+    """
+    file = root / "recipe.yaml"
+    if not file.exists():
+        return
+    held, wanted = (each.model_dump(mode="json", exclude=FREE) for each in (Recipe.read(file), recipe))
+    for values in (held, wanted):
+        values["tasks"] = {task["name"]: task for task in values["tasks"]}
+    check_same(f"the checkpoint in {root}", held, wanted, todo="resume with that, or train anew without --resume")
+
+
+def describe_run(root: Path, recipe: Recipe) -> None:
+    """Write what a run folder says before the first step: the resolved recipe and the environment."""
+    root.mkdir(parents=True, exist_ok=True)
+    write_text(root / "recipe.yaml", recipe.dump())
+    write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
+
+
+def conclude(fitted: Fitted, root: Path, registry: Registry | None, say: Reporter, ranks: Ranks) -> Run:
+    """Evaluate a fitted run once on the test part, and leave its results in the run folder; its model must be on the base."""
+    assembly = fitted.assembly
+    recipe = assembly.recipe
+    say.line("evaluating on the test part, beside the baselines")
+    part, most = PARTS["test"], recipe.data.max_events
+    found = predict(
+        assembly.model, assembly.builder, assembly.split, part, max_events=most, batch_tokens=16384, ranks=ranks
+    )  # fmt: skip
+    run = None
+    if ranks.main:
+        write_predictions(root, found, recipe.tasks, data=_data(assembly).digest, split=recipe.data.split, part="test")
+        results = judge(found, assembly.model, assembly.builder, assembly.split)
+        for name, bins in reliability_of(found, recipe.tasks).items():
+            draw_bins(bins, root / plot_name(name), f"{name}, test")
+        run = finish(fitted, root, results, registry, say)
+    done = ranks.same(run)
+    assert done is not None
+    return done
+
+
+def wire(
+    recipe: Recipe, log: Interactions | Texts | None, base: Base | None, registry: Registry | None, say: Reporter, ranks: Ranks,
+    *, own_encoder: bool = False,
+) -> AnyAssembly:  # fmt: skip
+    """Load what a run is about and put it together; the base carries the result until `model.release()`.
+
+    Args:
+        recipe: What to train.
+        log: Wins over the recipe's data path.
+        base: Wins over the recipe's base.
+        registry: Where an encoder is looked for.
+        say: Where progress goes.
+        ranks: The processes; the first one unpacks what comes as a package.
+        own_encoder: Fit a new encoder whatever the registry has, as a run that is resumed does if it began so.
+    """
+    with ranks.first():
+        data = log if log is not None else open_data(recipe.data.path, texts=recipe.reads_texts)
+        check_data(recipe, data)
+        if base is None:
+            find_base(recipe.base.name)
+    base = base or open_base(recipe.base, device=ranks.device)
+    check_base(recipe, base)
+    if isinstance(data, Texts):
+        return assemble_texts(recipe, data, base)
+    return assemble(recipe, data, base, None if own_encoder else find_encoder(recipe, data, base, registry, say))
+
+
+def finish(
+    fitted: Fitted,
+    root: Path,
+    results: dict[str, tuple[Figures, dict[str, Figures]]],
+    registry: Registry | None,
+    say: Reporter,
+    *,
+    parents: tuple[str, ...] = (),
+    notes: dict[str, Any] | None = None,
+) -> Run:
+    """Leave what a fitted run is worth, and the files that can be published, in its run folder.
+
+    Args:
+        fitted: The run, its best weights in its model.
+        root: The run folder.
+        results: For each task its test figures and its baselines'.
+        registry: Where an encoder that was fitted is published.
+        say: Where progress goes.
+        parents: Digests of the versions that it came from.
+        notes: More for the manifest.
+    """
+    assembly = fitted.assembly
+    metrics = {name: own for name, (own, _) in results.items()}
+    baselines = {name: others for name, (_, others) in results.items()}
+    cost = Cost(
+        seconds=round(fitted.state.seconds, 3), tokens=fitted.state.tokens, peak_memory_bytes=fitted.peak_memory_bytes,
+        lora_params=count(_updated(assembly)),
+        head_params=sum(value.numel() for value in assembly.model.heads.parameters()),
+    )  # fmt: skip
+    encoder = assembly.shared.digest if assembly.shared else None
+    reference = None
+    if isinstance(assembly, Assembly) and assembly.fits_encoder:
+        encoder, reference = publish_encoder(assembly, root, registry, cost)
+    folder = None if assembly.recipe.adapter.kind == "full" else root / "version"
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+        with appearing_folder(folder) as aside:
+            write_adapter(aside, assembly)
+    manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics, parents=parents, notes=notes)
+    report = {
+        "metrics": metrics, "baselines": baselines, "validation": fitted.state.history, "cost": cost.model_dump(),
+        "skipped": assembly.skipped, "cut_texts": assembly.builder.cut,
+    }  # fmt: skip
+    write_text(root / "metrics.json", json.dumps(report, indent=2) + "\n")
+    draw_curve(root)
+    for reason, number in assembly.skipped.items():
+        say.line(f"skipped: {number} {reason}")
+    return Run(root, folder, manifest, metrics, baselines, reference)
+
+
+def _data(assembly: AnyAssembly) -> Interactions | Texts:
+    return assembly.log if isinstance(assembly, Assembly) else assembly.texts
+
+
+def _updated(assembly: AnyAssembly) -> dict[str, torch.nn.Parameter]:
+    """What the run trained of the base: low-rank updates, or everything in a full fine-tune."""
+    if assembly.recipe.adapter.kind == "full":
+        return dict(assembly.base.model.named_parameters())
+    return dict(assembly.model.lora_parameters())
+
+
+def check_base(recipe: Recipe, base: Base) -> None:
+    """Check that a base has the depth, quantization and precision that a recipe asks for.
+
+    Raises:
+        RecipeError: The message names the field and both values.
+    """
+    precision = PRECISIONS[recipe.base.precision] or base.dtype
+    for field, got, expected in (
+        ("base.depth", base.depth, recipe.base.depth or base.full_depth),
+        ("base.quantization", base.quantization, recipe.base.quantization),
+        ("base.precision", base.dtype, precision),
+    ):
+        if got != expected:
+            raise RecipeError(f"the base that was given differs from the recipe in {field}", got=got, expected=expected)

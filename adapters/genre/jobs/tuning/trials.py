@@ -1,0 +1,212 @@
+"""One trial: a recipe trained on the training part, worth its best value on the validation part.
+
+Owns: what trials share (the data, the base, the encoder), training a point, what a trial leaves on disk. Ignores: who draws
+points.
+
+The test part is never looked at, and nothing is published.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genre.data.interactions import Interactions
+from genre.data.sequences.rows import EventColumns
+from genre.data.splits import VALID
+from genre.data.texts.dataset import Texts
+from genre.errors import InputError, JobError, RecipeError
+from genre.evaluation.labels import check_metrics
+from genre.evaluation.metrics import Metric, bootstrap, metric
+from genre.jobs.encoders import find_encoder
+from genre.jobs.inputs import open_base, write_text
+from genre.jobs.tuning.space import Space
+from genre.modules.base.base import Base
+from genre.progress import Reporter
+from genre.recipe import Recipe
+from genre.registry import Registry
+from genre.training import State, fit
+from genre.training.assembly import SharedEncoder, assemble, needs_encoder, usable_events
+from genre.training.text_assembly import AnyAssembly, assemble_texts, usable_texts
+
+FIXED_BY_ENCODER = (
+    "encoder.text",
+    "encoder.learned",
+    "encoder.collaborative",
+    "encoder.factors",
+    "encoder.dense",
+    "encoder.dropout",
+)
+
+
+class Objective:
+    """The first task's first metric on the validation part.
+
+    Raises:
+        InputError: The validation part has no target of that task, or none that its metric can be computed from.
+        RecipeError, DataError: As `genre.evaluation.labels.check_metrics`.
+    """
+
+    def __init__(self, recipe: Recipe, data: Interactions | Texts) -> None:
+        task = recipe.tasks[0]
+        check_metrics(task, data)
+        self.name, self.metric = f"{task.name}.{task.metrics[0]}", metric(task.metrics[0])
+        if isinstance(data, Texts):
+            task, wanted = task.with_classes(data.labels), usable_texts(data, recipe)[0].part == VALID
+        else:
+            wanted = usable_events(data, recipe)[0].part == VALID
+        labels = None
+        if task.label is not None:
+            labels = task.labels(data.labels if isinstance(data, Texts) else EventColumns(data))
+            wanted = wanted & ~np.isnan(labels)
+        if not wanted.any():
+            raise InputError(
+                f"the validation part has no target of task {task.name!r}, which trials are measured by", got="0",
+                expected="a split with validation events", todo="change data.split",
+            )  # fmt: skip
+        if labels is not None and task.is_binary:
+            self._check_classes(labels[wanted], data, np.flatnonzero(wanted))
+
+    def _check_classes(self, labels: np.ndarray, data: Interactions | Texts, places: np.ndarray) -> None:
+        """Refuse labels of 0 and 1 from which the metric could not be computed whatever a model says of them."""
+        users, shown = (data.group_codes, None) if isinstance(data, Texts) else (data.user_codes, data.impressions)
+        shown, equal = None if shown is None else shown[places], np.full(len(labels), 0.5)
+        if np.isnan(bootstrap(self.metric, users[places], labels, equal, impressions=shown, resamples=0).value):
+            alike = labels.min() == labels.max()
+            every = f"label {labels[0]:g} in all of {len(labels):,} targets"
+            raise InputError(
+                f"{self.name}, which trials are measured by, has no value on the validation part",
+                got=every if alike else "one label only in each user or impression",
+                expected="targets of both labels", todo="change data.split, or name another metric first",
+            )  # fmt: skip
+
+    @property
+    def maximize(self) -> bool:
+        """Whether higher values are better."""
+        return self.metric.direction == "higher"
+
+    def by_epoch(self, state: State) -> dict[int, float]:
+        """The values so far, by epoch from 1."""
+        return {int(row["epoch"]): float(row[self.name]) for row in state.history if self.name in row}
+
+
+class Trainer:
+    """Trains points of a space one after the other on the same data; the base and the encoder are loaded once.
+
+    Args:
+        recipe: The recipe that varies.
+        data: The log, or labelled texts.
+        base: The recipe's base; trials of another base or depth load theirs.
+        registry: Where a fitted encoder is looked for; without one every trial fits its own, as `genre train` would.
+        reporter: Where progress goes.
+    """
+
+    def __init__(
+        self, recipe: Recipe, data: Interactions | Texts, *, base: Base | None, registry: Registry | None, reporter: Reporter
+    ) -> None:
+        self.recipe, self.data, self.registry, self.say = recipe, data, registry, reporter
+        self.objective = Objective(recipe, data)
+        self._base = (recipe.base, base) if base is not None else None
+        self._encoder: tuple[Any, SharedEncoder | None] | None = None
+
+    def parts(self, recipe: Recipe) -> tuple[Base, SharedEncoder | None]:
+        """The base of a recipe and its published encoder, if there is one; those of the last trial if they are the same."""
+        if self._base is None or self._base[0] != recipe.base:
+            self._base, self._encoder = None, None  # two bases may not fit into memory
+            self._base = (recipe.base, open_base(recipe.base))
+        base = self._base[1]
+        asked = (recipe.encoder.use, needs_encoder(recipe))
+        if self._encoder is None or self._encoder[0] != asked:
+            found = None if isinstance(self.data, Texts) else find_encoder(recipe, self.data, base, self.registry, self.say)
+            self._encoder = (asked, found)
+        return base, self._encoder[1]
+
+    def check_space(self, space: Space) -> None:
+        """Refuse keys that change nothing.
+
+        Raises:
+            RecipeError: The encoder is published already, so that what it is made of cannot vary.
+        """
+        _, shared = self.parts(self.recipe)
+        stuck = [each.key for each in space.parameters if each.key in FIXED_BY_ENCODER]
+        if shared is not None and stuck and all(each.key != "encoder.use" for each in space.parameters):
+            raise RecipeError(
+                f"{stuck[0]} changes nothing here", got="an encoder that is fitted and published",
+                expected="a new encoder in each trial", todo="add --set encoder.use=fit",
+            )  # fmt: skip
+
+    def train(self, recipe: Recipe, folder: Path, should_stop: Callable[[dict[int, float]], bool]) -> "Trained":
+        """Train a recipe, from its last checkpoint if it was cut.
+
+        Args:
+            recipe: A recipe at a point of the space.
+            folder: The trial's folder.
+            should_stop: Asked after each epoch with the values so far by epoch.
+
+        Raises:
+            GenreError: The point cannot be trained, or diverged.
+            JobError: There is no value.
+        """
+        base, shared = self.parts(recipe)
+        assembly: AnyAssembly
+        if isinstance(self.data, Texts):
+            assembly = assemble_texts(recipe, self.data, base)
+        else:
+            assembly = assemble(recipe, self.data, base, shared)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "recipe.yaml", recipe.dump())
+            resume = (folder / "checkpoints" / "last.pt").is_file()
+            trained = Trained()
+
+            def look(state: State) -> None:
+                trained.take(self.objective.by_epoch(state), state)
+                if should_stop(trained.values):
+                    raise _Pruned
+
+            try:
+                state = fit(assembly, folder, resume=resume, reporter=self.say, on_validation=look).state
+            except _Pruned:
+                trained.pruned = True
+            else:
+                trained.take(self.objective.by_epoch(state), state)
+                should_stop(trained.values)
+        finally:
+            assembly.model.release()
+        if not trained.pruned:
+            trained.value = best(self.objective.metric, trained.values)
+            if trained.value is None:
+                raise JobError(f"{self.objective.name} has no value on the validation part", got="NaN", expected="a number")
+        return trained
+
+    def clear(self, folder: Path) -> None:
+        """Remove the checkpoints of a trial that is over."""
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+class Trained:
+    """What a trial gave: its values by epoch, the best of them (None if it was pruned), its cost."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, float] = {}
+        self.value: float | None = None
+        self.pruned, self.seconds, self.tokens = False, 0.0, 0
+
+    def take(self, values: dict[int, float], state: State) -> None:
+        """Keep how far a run has come."""
+        self.values, self.seconds, self.tokens = values, round(state.seconds, 3), state.tokens
+
+
+def best(chosen: Metric, values: dict[int, float]) -> float | None:
+    """The best of some values; None if none is a number."""
+    found: float | None = None
+    for value in values.values():
+        if not np.isnan(value) and (found is None or chosen.better(value, found)):
+            found = value
+    return found
+
+
+class _Pruned(Exception):
+    """Ends a run from inside its loop; no error."""

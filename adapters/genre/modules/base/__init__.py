@@ -1,0 +1,1 @@
+"""The frozen base model: where it comes from, how it is loaded, and its attention."""

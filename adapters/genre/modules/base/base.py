@@ -1,0 +1,367 @@
+"""The base: a frozen pretrained LLM, on the devices where it is, and what runs through it.
+
+Owns: device and dtype, hidden states. Ignores: adapters, data, where a base comes from (see `base_source`), how its model is
+loaded (`base_model`).
+
+    >>> base = Base.load("smollm2-135m", depth=4)      # doctest: +SKIP
+    >>> base.hidden_size, base.depth, base.quantization  # doctest: +SKIP
+    (576, 4, 'none')
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genre.errors import BaseModelError, InputError
+from genre.modules.base.attention import Blocks, Segment, added, products_in
+from genre.modules.base.checkpointing import recomputing
+from genre.modules.base.devices import device_of, weight_of
+from genre.modules.base.loading import IN_PARTS, Quantization, load_model
+from genre.modules.base.narrowing import narrow
+from genre.modules.base.products import even
+from genre.modules.base.source import find, fingerprint, need_causal, places_of, tokenizer_digest
+
+
+@dataclass(eq=False)
+class Base:
+    """A frozen pretrained LLM on one or more devices.
+
+    Attributes:
+        name: As the user gave it.
+        model: The transformers causal LM, or the encoder's body; its parameters never require gradients here.
+        tokenizer: The base's own tokenizer.
+        quantization: `none`, `int8` or `nf4`.
+        fingerprint: sha256 of the full-precision weights (all layers, whatever the depth), so it says which base this is.
+        tokenizer_digest: sha256 of the vocabulary and merges as the tokenizer serializes them.
+        folder: Where the weights were read from.
+        full_depth: Layers that the base has on disk.
+        bidirectional: Whether it is an encoder.
+        evenly: Whether batches are laid out in counts of tokens that repeat, since oneDNN multiplies them
+            (`genre.modules.base.products`).
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    quantization: Quantization
+    fingerprint: str
+    tokenizer_digest: str
+    folder: Path
+    full_depth: int
+    bidirectional: bool = False
+    evenly: bool = False
+    occupied_by: str | None = None
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        quantization: Quantization = "none",
+        depth: int | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        device_map: Mapping[str, str | int] | None = None,
+        offload_folder: str | Path | None = None,
+    ) -> "Base":
+        """Load and freeze a base.
+
+        Args:
+            name: A base that comes as a package (`smollm2-135m`), a local folder, or a hub id.
+            quantization: `int8` and `nf4` go through bitsandbytes; embeddings and heads stay in full precision.
+            depth: Keep the first so many layers, followed by the base's own final norm.
+            device: `cuda` if there is one, else `cpu`; `auto` lets accelerate spread the base over what there is.
+            dtype: bfloat16 on CUDA, float32 on CPU (many processors have no instructions for bfloat16).
+            device_map: Where each module goes, as accelerate spells it (`{"model.layers.0": 0, …, "lm_head": "disk"}`), in
+                place of `device`; for bases that no one device holds.
+            offload_folder: For what the map, or `auto`, leaves on the disk.
+
+        Raises:
+            BaseModelError: The folder is neither a causal LM nor an encoder, the depth is too large, or the device cannot hold
+                the quantization.
+        """
+        folder = find(name)
+        place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device_map is not None:
+            on_gpu = any(isinstance(each, int) or str(each).startswith("cuda") for each in device_map.values())
+            place = "cuda" if on_gpu else "cpu"
+        loaded = load_model(name, folder, quantization, depth, place, dtype, device_map, offload_folder)
+        return cls(
+            name=name,
+            model=loaded.model,
+            tokenizer=loaded.tokenizer,
+            quantization=quantization,
+            fingerprint=fingerprint(folder),
+            tokenizer_digest=tokenizer_digest(loaded.tokenizer),
+            folder=folder,
+            full_depth=loaded.full_depth,
+            bidirectional=loaded.bidirectional,
+            evenly=loaded.evenly,
+        )
+
+    @property
+    def body(self) -> nn.Module:
+        """The stack of layers with its final norm, without the language-model head."""
+        return self.model.base_model
+
+    @property
+    def depth(self) -> int:
+        """Layers that are loaded."""
+        return self.model.config.num_hidden_layers
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the hidden states."""
+        return self.model.config.hidden_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in (the device that the embedding computes on)."""
+        return device_of(self.embedding)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of hidden states."""
+        return self.embedding.weight.dtype
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The token embedding, (V, D)."""
+        return self.model.get_input_embeddings()
+
+    @property
+    def embedding_rms(self) -> float:
+        """Root mean square of the token embedding's entries: the scale that soft tokens start at."""
+        return float(weight_of(self.embedding)[:4096].float().square().mean().sqrt())
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether weights are left in CPU memory or on the disk until a layer runs; such a base scores but trains nothing."""
+        return any(parameter.is_meta for parameter in self.model.parameters())
+
+    def need_bare(self) -> None:
+        """Check that nothing is attached.
+
+        Raises:
+            InputError: Something is.
+        """
+        if self.occupied_by is not None:
+            raise InputError(
+                "the base already carries adapters", got=self.occupied_by, expected="a bare base",
+                todo="close the engine or the run that holds it, or load the base a second time",
+            )  # fmt: skip
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest row that an encoder's absolute positions reach; None for a base without such a limit."""
+        return places_of(self.model.config, self.tokenizer) if self.bidirectional else None
+
+    def need_causal(self, what: str) -> None:
+        """Check that the base reads from left to right, as slots, branches and many targets in one row need it.
+
+        Raises:
+            BaseModelError: It is an encoder.
+        """
+        need_causal(self, what)
+
+    def hidden(
+        self,
+        embeds: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        blocks: Blocks | None = None,
+        places: Tensor | None = None,
+        recompute: bool = False,
+    ) -> Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            embeds: (B, T, D) token embeddings and soft tokens, right-padded.
+            positions: (B, T) int64, or None for 0, 1, 2, …
+            mask: (B, 1, T, T) bool, True where a query may look at a key; None for plain attention.
+            lengths: (B,) int64 tokens of each row that are no padding, which an encoder must know; in plain causal attention
+                nothing looks ahead, so right padding needs no mask.
+            blocks: The same as a mask, where `takes_blocks` holds and attention is installed (`genre.modules.base.attention`).
+            places: The tokens whose states are read, as `genre.modules.base.narrowing` takes them;
+                those of others may then be anything.
+            recompute: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
+                time, the same gradients.
+
+        Returns:
+            (B, T, D) in the base's dtype.
+
+        Raises:
+            BaseModelError: Positions or a mask are given to an encoder, or the base's layers cannot be run again.
+        """
+        if recompute:
+            with recomputing(self.body, self.name, lambda: self.reading(places, evenly=self.evenly)):
+                return self.hidden(embeds, positions, mask, lengths=lengths)
+        if self.bidirectional:
+            if positions is not None or mask is not None:
+                self.need_causal("a row with branches")
+            assert lengths is not None, "an encoder needs to know what is padding"
+            there = torch.arange(embeds.shape[1], device=embeds.device) < lengths.to(embeds.device)[:, None]
+            return self.body(inputs_embeds=embeds, attention_mask=there.long()).last_hidden_state
+        if self.evenly and blocks is None:
+            return self.line([embeds], [positions], [mask], places=places)[0]
+        more: dict[str, Any] = {}
+        if mask is not None:
+            mask = added(mask, embeds.dtype)
+        elif blocks is not None:
+            mask = embeds.new_zeros(1, 1, 1, 1)  # any 4-D mask keeps transformers from making a whole one; nobody reads it
+            more["blocks"] = blocks
+        with self.reading(places):
+            return self.body(
+                inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more
+            ).last_hidden_state
+
+    def line(
+        self,
+        embeds: Sequence[Tensor],
+        positions: Sequence[Tensor | None],
+        masks: Sequence[Tensor | None],
+        *,
+        places: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Hidden states of several batches in one pass, none padded to another's length, each as `hidden` gives them alone.
+
+        Attention has to be installed (`genre.modules.base.attention`).
+
+        Args:
+            embeds: For each batch (B, T, D).
+            positions: For each batch (B, T) int64, or None for 0, 1, 2, …
+            masks: For each batch (B, 1, T, T) bool, or None for plain attention.
+            places: (n,) int64, the tokens of the line that are read, as in `hidden`.
+
+        Returns:
+            For each batch (B, T, D).
+        """
+        segments: list[Segment] = []
+        steps = []
+        for each, at, mask in zip(embeds, positions, masks, strict=True):
+            start, (rows, length) = segments[-1].stop if segments else 0, each.shape[:2]
+            seen = None if mask is None else added(mask, products_in(each))
+            segments.append(Segment(start, start + rows * length, (rows, length), seen))
+            steps.append(torch.arange(length, device=each.device).expand(rows, length) if at is None else at)
+        flat, at = torch.cat([each.flatten(0, 1) for each in embeds])[None], torch.cat([each.reshape(-1) for each in steps])[None]
+        evenly = self.evenly and len(segments) == 1
+        if evenly:
+            left = even(flat.shape[1]) - flat.shape[1]
+            flat, at = F.pad(flat, (0, 0, 0, left)), F.pad(at, (0, left))
+        with self.reading(places, evenly=evenly):
+            hidden = self.body(
+                inputs_embeds=flat, position_ids=at, attention_mask=flat.new_zeros(1, 1, 1, 1), use_cache=False,
+                segments=tuple(segments),
+            ).last_hidden_state[0]  # fmt: skip
+        return [hidden[each.start : each.stop].view(*each.shape, -1) for each in segments]
+
+    def reading(self, places: Tensor | None, *, evenly: bool = False) -> contextlib.AbstractContextManager[None]:
+        """A block in which the last layer's MLP runs on the tokens that are read, where that can be done.
+
+        With `evenly` on a number of them that repeats.
+
+        An int8 base rounds by columns of the whole batch, so there it would change what is read.
+        """
+        if places is None or not self.in_parts or self.quantization == "int8":
+            return contextlib.nullcontext()
+        body: Any = self.body
+        return narrow(body.layers[-1].mlp, places, evenly=evenly)
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether attention by blocks works here: the model hands what it does not know on to the attention function."""
+        return not self.bidirectional and bool(getattr(self.model, "_supports_attention_backend", False))
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether some of the layers can be run alone (`run`)."""
+        return self.model.config.model_type in IN_PARTS
+
+    def run(self, hidden: Tensor, first: int, last: int, blocks: Blocks, *, places: Tensor | None = None) -> Tensor:
+        """Run the layers from `first` up to, not including, `last`; the final norm follows the base's last layer.
+
+        Args:
+            hidden: (B, T, D) embeddings for layer 0, else what the layer before gave.
+            first: From 0.
+            last: Up to the depth.
+            blocks: What may see what, and the positions.
+            places: As in `hidden`, if the base's last layer is among them.
+
+        Returns:
+            (B, T, D).
+
+        Raises:
+            BaseModelError: The base's layers cannot be run apart.
+        """
+        if not self.in_parts:
+            raise BaseModelError(
+                "the base's layers cannot be run apart", got=self.model.config.model_type, expected=", ".join(IN_PARTS)
+            )
+        body: Any = self.body
+        rotary = body.rotary_emb(hidden, position_ids=blocks.positions)
+        with self.reading(places if last == self.depth else None):
+            for layer in body.layers[first:last]:
+                hidden = layer(
+                    hidden, attention_mask=None, position_ids=blocks.positions, position_embeddings=rotary, use_cache=False,
+                    blocks=blocks,
+                )  # fmt: skip
+        return body.norm(hidden) if first < last == self.depth else hidden
+
+    def word_logits(self, hidden: Tensor, word_ids: Tensor) -> Tensor:
+        """The language-model head's logits of some tokens only.
+
+        Args:
+            hidden: (n, D).
+            word_ids: (C,) token ids.
+
+        Returns:
+            (n, C) float32.
+
+        Raises:
+            BaseModelError: The base is an encoder.
+        """
+        self.need_causal("head 'verbalizer'")
+        weight = weight_of(self.model.get_output_embeddings())
+        weight = weight[word_ids.to(weight.device)].to(hidden.dtype)
+        return nn.functional.linear(hidden, weight.to(hidden.device)).float()
+
+    @torch.no_grad()
+    def text_vectors(self, token_ids: list[list[int]], *, batch_tokens: int = 4096) -> Tensor:
+        """Mean hidden state over each text, computed once per catalogue.
+
+        Args:
+            token_ids: N texts as token ids; an empty one gives zeros.
+            batch_tokens: Padded tokens of one forward pass.
+
+        Returns:
+            (N, D) float32 on the CPU.
+        """
+        vectors = torch.zeros(len(token_ids), self.hidden_size)
+        order = sorted((i for i, ids in enumerate(token_ids) if ids), key=lambda i: len(token_ids[i]))
+        start = 0
+        while start < len(order):
+            end, longest = start, 0
+            while end < len(order) and (end - start + 1) * len(token_ids[order[end]]) <= max(
+                batch_tokens, len(token_ids[order[end]])
+            ):
+                longest = len(token_ids[order[end]])
+                end += 1
+            rows = order[start:end]
+            ids = torch.zeros(len(rows), longest, dtype=torch.long)
+            keep = torch.zeros(len(rows), longest)
+            for place, row in enumerate(rows):
+                ids[place, : len(token_ids[row])] = torch.tensor(token_ids[row])
+                keep[place, : len(token_ids[row])] = 1
+            lengths = torch.tensor([len(token_ids[row]) for row in rows])
+            hidden = self.hidden(self.embedding(ids.to(self.device)), lengths=lengths).float().cpu()
+            vectors[rows] = (hidden * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
+            start = end
+        return vectors

@@ -1,0 +1,123 @@
+"""The transformers model of a base: loaded, cut, frozen, with the parts that a CPU is quickest with.
+
+Owns: quantization, depth, precision, which models' layers are known part by part. Ignores: where a base comes from (see
+`base_source`), adapters, what runs through it.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from genre.errors import BaseModelError
+from genre.modules.base.attention import install
+from genre.modules.base.fused_layers import lighten
+from genre.modules.base.products import library
+from genre.modules.base.source import first_line, is_encoder, quiet, read_face
+
+Quantization = Literal["none", "int8", "nf4"]
+
+PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What a recipe may call them."""
+
+IN_PARTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+"""Model types of layers, rotary positions, a final norm, and nothing between."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What `load_model` gives; as `Base` has it."""
+
+    model: Any
+    tokenizer: Any
+    full_depth: int
+    bidirectional: bool
+    evenly: bool
+
+
+def load_model(
+    name: str,
+    folder: Path,
+    quantization: Quantization,
+    depth: int | None,
+    place: str,
+    dtype: torch.dtype | None,
+    device_map: Mapping[str, str | int] | None,
+    offload_folder: str | Path | None,
+) -> LoadedModel:
+    """Load and freeze the model in a folder.
+
+    Args:
+        name: What messages call it.
+        folder: Where it is.
+        quantization: As `Base.load` takes it, and so are the following ones.
+        depth: None for all layers.
+        place: `cpu`, a CUDA device, or `auto`.
+        dtype: None for the place's own.
+        device_map: In the place of one device.
+        offload_folder: For what the map leaves on the disk.
+
+    Raises:
+        BaseModelError: As `Base.load`.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    precision = dtype or (torch.float32 if place == "cpu" else torch.bfloat16)
+    config, tokenizer = read_face(name, folder)
+    with quiet():
+        full_depth = getattr(config, "num_hidden_layers", None)
+        if full_depth is None:
+            raise BaseModelError(f"base {name!r} has no stack of layers", got=config.model_type, expected="a GPT-kind model")
+        if depth is not None and not 1 <= depth <= full_depth:
+            raise BaseModelError("depth is out of range", got=depth, expected=f"1 to {full_depth} for base {name!r}")
+        config.num_hidden_layers = depth or full_depth
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: config.num_hidden_layers]
+        bidirectional = is_encoder(config)
+        kind: Any = AutoModel if bidirectional else AutoModelForCausalLM
+        try:
+            model = kind.from_pretrained(
+                folder,
+                config=config,
+                dtype=precision,
+                device_map=dict(device_map) if device_map else "auto" if place == "auto" else {"": place},
+                offload_folder=offload_folder,
+                quantization_config=_bits(quantization),
+                attn_implementation="sdpa",
+            )
+        except (OSError, ValueError, ImportError, RuntimeError) as error:
+            raise BaseModelError(f"base {name!r} cannot be loaded", got=first_line(error)) from None
+    model.eval()
+    model.requires_grad_(False)
+    if quantization == "int8":
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", message="MatMul8bitLt", category=UserWarning)
+    for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    known = config.model_type in IN_PARTS
+    if place == "cpu" and precision in (torch.float32, torch.bfloat16):
+        lighten(model, between=known)
+    by_onednn = precision == torch.bfloat16 or (precision == torch.float32 and library() == "onednn")
+    evenly = place == "cpu" and quantization == "none" and known and by_onednn
+    if evenly:
+        install(model)
+    return LoadedModel(model, tokenizer, full_depth, bidirectional, evenly)
+
+
+def _bits(quantization: Quantization) -> Any:
+    if quantization == "none":
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32 if not torch.cuda.is_available() else torch.bfloat16,
+    )

@@ -1,0 +1,226 @@
+"""A base on the disk: where it is, what it says of itself without its weights, which weights they are.
+
+Owns: finding a base (package, folder or hub id), its configuration and tokenizer, the fingerprint, whether it reads causally or
+is an encoder (BERT kind: every token sees every other one). Ignores: modules, devices.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genre.errors import BaseModelError
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
+_DTYPES |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the progress bars, notices and deprecations of the libraries below from the user's terminal."""
+    from transformers.utils import logging as hf_logging
+
+    level, disabled = hf_logging.get_verbosity(), logging.root.manager.disable
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        hf_logging.set_verbosity(level)
+        hf_logging.enable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Face:
+    """What a base says of itself without its weights; for the attributes see `Base`.
+
+    Attributes:
+        full_depth: None where its configuration has no layers.
+    """
+
+    name: str
+    tokenizer: Any
+    bidirectional: bool
+    max_tokens: int | None
+    full_depth: int | None
+
+    @classmethod
+    def read(cls, name: str) -> "Face | None":
+        """Read the tokenizer and the configuration of a base that is on this machine; None where it is not.
+
+        Raises:
+            BaseModelError: The folder holds no base, or no name, folder or hub id is meant.
+        """
+        from genre.data.packaged import sources
+
+        folder: Path | None = Path(name).expanduser()
+        assert folder is not None
+        if not folder.is_dir():
+            if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+                return None  # a hub id, which may have to be fetched
+            folder = sources.prepared_path(name) if name in sources.BASES else find(name)
+        if folder is None:
+            return None
+        config, tokenizer = read_face(name, folder)
+        encoder = is_encoder(config)
+        places = places_of(config, tokenizer) if encoder else None
+        return cls(name, tokenizer, encoder, places, getattr(config, "num_hidden_layers", None))
+
+    def need_causal(self, what: str) -> None:
+        """As `Base.need_causal`."""
+        need_causal(self, what)
+
+
+def need_causal(base: Any, what: str) -> None:
+    """Refuse a base, or its face, that reads both ways; see `Base.need_causal`."""
+    if base.bidirectional:
+        raise BaseModelError(
+            f"{what} needs a causal base", got=f"the encoder {base.name!r}, in which every token sees every other one",
+            expected="a GPT-kind base", todo="an encoder reads labelled texts (tasks of kind text) and nothing else",
+        )  # fmt: skip
+
+
+def places_of(config: Any, tokenizer: Any) -> int:
+    """The longest row of an encoder."""
+    places = getattr(config, "max_position_embeddings", None)
+    said = tokenizer.model_max_length  # less than the places where a base counts from an offset; 1e30 if not said
+    return int(min(filter(None, (places, said))))
+
+
+def read_face(name: str, folder: Path) -> tuple[Any, Any]:
+    """The configuration and the tokenizer of a base's folder.
+
+    Raises:
+        BaseModelError: The folder holds none.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    with quiet():
+        try:
+            return AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise BaseModelError(
+                f"base {name!r} cannot be read", got=first_line(error), expected="a folder with config.json and a tokenizer"
+            ) from None
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a transformers configuration is of an encoder: a masked language model that is no decoder and has none."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return masked and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder
+
+
+def find(name: str) -> Path:
+    """The folder of a base: a local path, a base that comes as a package, or a hub snapshot.
+
+    Raises:
+        BaseModelError: Nothing of that name can be found.
+    """
+    from genre.data.packaged import sources
+
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if name in sources.BASES:
+        return sources.prepare_base(name)
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return _snapshot(name)
+    raise BaseModelError(
+        f"no base is called {name!r}",
+        expected=f"{', '.join(sources.BASES)}, a folder, or a hub id such as owner/model",
+        todo="genre base list shows what comes as a package",
+    )
+
+
+def _snapshot(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+    try:
+        with quiet():
+            try:
+                return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
+            except OSError:
+                return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub client's own tree of network errors is wide
+        raise BaseModelError(
+            f"base {name!r} is no folder and the hub does not give it",
+            got=first_line(error),
+            todo="name a local folder instead",
+        ) from None
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over (name, dtype, shape, bytes) of every weight, sorted by name, however the file is sharded.
+
+    The result is remembered in the user's cache under each file's path, size and time. Nothing is loaded by torch.
+
+    Raises:
+        BaseModelError: The folder holds no safetensors, or a damaged one.
+    """
+    from genre.data.packaged.sources import cache_folder
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BaseModelError(f"base folder {folder} has no safetensors", todo="convert the weights to safetensors first")
+    stamp = json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+    memo = cache_folder() / "fingerprints" / hashlib.sha256(stamp.encode()).hexdigest()
+    if memo.exists():
+        return memo.read_text()
+    where = {name: (file, *place) for file in files for name, place in _places(file).items()}
+    total = hashlib.sha256()
+    for name, (file, dtype, shape, begin, end) in sorted(where.items()):
+        total.update(f"{name}\0torch.{dtype}\0{shape}\0".encode())
+        with file.open("rb") as source:
+            source.seek(begin)
+            for size in [2**24] * ((end - begin) // 2**24) + [(end - begin) % 2**24]:
+                total.update(source.read(size))
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    aside = memo.with_suffix(f".{os.getpid()}")
+    aside.write_text(total.hexdigest())
+    aside.rename(memo)
+    return total.hexdigest()
+
+
+def _places(file: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """The weights of a safetensors file by name: dtype as torch calls it, shape, and the bytes of the file that they are."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np"):  # checks the header against the file
+            pass
+    except SafetensorError as error:
+        raise BaseModelError(f"{file} is damaged", got=first_line(error), expected="a safetensors file") from None
+    with file.open("rb") as source:
+        (size,) = struct.unpack("<Q", source.read(8))
+        header = json.loads(source.read(size))
+    header.pop("__metadata__", None)
+    return {
+        name: (_DTYPES.get(of["dtype"], of["dtype"]), tuple(of["shape"]), *(8 + size + place for place in of["data_offsets"]))
+        for name, of in header.items()
+    }
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of the vocabulary and merges as a tokenizer serializes them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def first_line(error: BaseException) -> str:
+    """What a message says first, for a line of our own."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,217 @@
+"""The behaviour encoder: how an event becomes soft tokens, shared by every adapter of a base and data set.
+
+Owns: feature tables of a catalogue, their projection, the vector of each feedback value. Ignores: tasks, registry.
+
+An item's vector is a gated sum of projected features, brought to the scale of the base's own token embeddings:
+
+    e(i) = s · rms(Σ_f g_f W_f x_f(i)),    f: text, learned, collaborative, factors, each dense column
+
+`text` is the frozen base's own embedding of the item's text, so an item that was never seen still has a vector; learned and
+collaborative vectors and factors are bound to item ids and are hidden at random in training.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genre.data.catalogue import Catalogue
+from genre.errors import DataError, ManifestError
+from genre.modules.base.base import Base
+
+COMPUTED = ("collaborative", "factors")
+"""Features that are computed from the training events, see `genre.modules.collaborative`."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """The shape of an encoder.
+
+    Attributes:
+        width: D of the base.
+        text: Item columns that are embedded; empty for none.
+        learned, collaborative: Dimensions, 0 for none.
+        dense: List-of-float item columns and their dimensions.
+        feedback: Number of feedback codes.
+        dropout: Probability that an item's id-bound vectors are hidden in training.
+        factors: Dimensions of the item factors, 0 for none.
+    """
+
+    width: int
+    text: tuple[str, ...]
+    learned: int
+    collaborative: int
+    dense: tuple[tuple[str, int], ...]
+    feedback: int
+    dropout: float = 0.1
+    factors: int = 0
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Feature name → dimensions."""
+        found = {
+            "text": self.width if self.text else 0, "learned": self.learned, "collaborative": self.collaborative,
+            "factors": self.factors, **{f"dense_{name}": size for name, size in self.dense},
+        }  # fmt: skip
+        return {name: size for name, size in found.items() if size}
+
+    @property
+    def binds_ids(self) -> bool:
+        """Whether anything of an item is known by its id alone."""
+        return any(self.sources.get(name) for name in ("learned", *COMPUTED))
+
+
+@dataclass
+class ItemTable:
+    """The features of a catalogue as one encoder sees them, N items.
+
+    Attributes:
+        features: Name → (N, d) float32; `learned` is not among them.
+        known: (N,) int64 row of the item in the encoder's id-bound tables, -1 for an item that it never saw.
+    """
+
+    features: dict[str, Tensor]
+    known: Tensor
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def to(self, device: torch.device) -> "ItemTable":
+        """The same on another device."""
+        return ItemTable({name: value.to(device) for name, value in self.features.items()}, self.known.to(device))
+
+
+class BehaviourEncoder(nn.Module):
+    """Item and feedback vectors in the base's embedding space.
+
+    Attributes:
+        spec: Its shape.
+        item_ids: Ids that learned vectors and those of `COMPUTED` are bound to.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, item_ids: Sequence[str], *, scale: float, computed: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.spec, self.item_ids = spec, list(item_ids)
+        self.row_of = {item: row for row, item in enumerate(self.item_ids)}
+        self.project = nn.ModuleDict({name: nn.Linear(size, spec.width, bias=False) for name, size in spec.sources.items()})
+        for name, size in spec.sources.items():
+            nn.init.normal_(self.project[name].weight, std=size**-0.5)  # type: ignore[arg-type]
+        self.gates = nn.Parameter(torch.ones(len(spec.sources)))
+        self.feedback = nn.Embedding(spec.feedback, spec.width)
+        nn.init.normal_(self.feedback.weight)
+        self.scale = nn.Parameter(torch.tensor([scale, scale]))
+        if spec.learned:
+            self.learned = nn.Embedding(len(self.item_ids), spec.learned)
+            nn.init.normal_(self.learned.weight, std=0.3)
+        for name, size in spec.sources.items():
+            if name in COMPUTED:
+                self.register_buffer(name, (computed or {}).get(name, torch.zeros(len(self.item_ids), size)))
+            elif name != "learned":
+                self.register_buffer(f"{name}_mean", torch.zeros(size))
+                self.register_buffer(f"{name}_std", torch.ones(size))
+
+    def table(self, catalogue: Catalogue, base: Base, *, fit: bool = False) -> ItemTable:
+        """Compute the features of a catalogue's items.
+
+        Args:
+            catalogue: Any catalogue with the columns that the encoder projects.
+            base: The base that the encoder belongs to; embeds the text.
+            fit: Take the mean and deviation of each feature from this catalogue (once, before training).
+
+        Raises:
+            DataError: A projected column is missing.
+        """
+        raw: dict[str, Tensor] = {}
+        if self.spec.text:
+            raw["text"] = text_vectors(catalogue.texts(list(self.spec.text)), base)
+        for name, size in self.spec.dense:
+            raw[f"dense_{name}"] = torch.from_numpy(np.nan_to_num(catalogue.dense(name)))
+            if raw[f"dense_{name}"].shape[1] != size:
+                raise DataError(f"dense column {name!r} has another width", got=raw[f"dense_{name}"].shape[1], expected=size)
+        features = {}
+        for name, value in raw.items():
+            mean, std = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_std")
+            if fit:
+                mean.copy_(value.mean(0))
+                std.copy_(value.std(0, correction=0) + 1e-6)
+            features[name] = (value.to(mean.device) - mean) / std
+        known = torch.tensor([self.row_of.get(item, -1) for item in catalogue.item_ids], dtype=torch.long)
+        return ItemTable(features, known.to(self.scale.device))
+
+    def item_vectors(self, table: ItemTable, codes: Tensor | None = None) -> Tensor:
+        """(n, D) float32 vectors of some items (all if None)."""
+        known = table.known if codes is None else table.known[codes]
+        shown = (known >= 0).float()[:, None]
+        if self.training and self.spec.dropout:
+            shown = shown * (torch.rand_like(shown) >= self.spec.dropout)
+        rows = known.clamp_min(0)
+        total: Any = 0
+        for gate, (name, projection) in zip(self.gates, self.project.items(), strict=True):
+            if name == "learned":
+                value = self.learned(rows) * shown
+            elif name in COMPUTED:
+                value = self.get_buffer(name)[rows] * shown
+            else:
+                value = table.features[name] if codes is None else table.features[name][codes]
+            total = total + gate * projection(value)
+        return self.scale[0] * total * torch.rsqrt(total.square().mean(-1, keepdim=True) + 1e-6)
+
+    def feedback_vectors(self, codes: Tensor) -> Tensor:
+        """(n, D) float32 vectors of feedback codes."""
+        value = self.feedback(codes)
+        return self.scale[1] * value * torch.rsqrt(value.square().mean(-1, keepdim=True) + 1e-6)
+
+    def payload(self) -> dict[str, Tensor]:
+        """What `encoder.safetensors` holds: every parameter and buffer, contiguous, on the CPU."""
+        return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+
+    @classmethod
+    def restore(cls, spec: Mapping[str, Any], item_ids: Sequence[str], payload: Mapping[str, Tensor]) -> "BehaviourEncoder":
+        """Rebuild from what was published; frozen, in evaluation mode.
+
+        Raises:
+            ManifestError: A tensor is missing, superfluous or of another shape.
+        """
+        encoder = cls(
+            EncoderSpec(**{**spec, "text": tuple(spec["text"]), "dense": tuple(map(tuple, spec["dense"]))}),
+            item_ids,
+            scale=1.0,
+        )
+        own = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
+        theirs = {name: tuple(value.shape) for name, value in payload.items()}
+        for name in sorted(own.keys() | theirs.keys()):
+            if own.get(name) != theirs.get(name):
+                raise ManifestError(f"encoder tensor {name}", got=theirs.get(name), expected=own.get(name))
+        encoder.load_state_dict(dict(payload))
+        return encoder.eval().requires_grad_(False)
+
+
+def text_vectors(texts: list[str], base: Base) -> Tensor:
+    """The base's own embedding of each text, (N, D) float32; computed once, kept in the user's cache by content.
+
+    The mean hidden state of the loaded layers, in evaluation, from the bare base.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from genre.data.packaged.sources import cache_folder
+
+    key = hashlib.sha256(
+        "\x1e".join([base.fingerprint, str(base.depth), base.quantization, str(base.dtype), *texts]).encode()
+    ).hexdigest()
+    file: Path = cache_folder() / "texts" / f"{key}.safetensors"
+    if file.exists():
+        return load_file(file)["vectors"]
+    vectors = base.text_vectors([base.tokenizer(t, add_special_tokens=False)["input_ids"][:128] if t else [] for t in texts])
+    if len(texts) > 64:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(f".{np.random.default_rng().integers(1 << 62)}")
+        save_file({"vectors": vectors}, aside)
+        aside.rename(file)
+    return vectors

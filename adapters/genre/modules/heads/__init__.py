@@ -1,0 +1,1 @@
+"""Task heads: from hidden states and item vectors to scores."""

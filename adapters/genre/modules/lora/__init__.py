@@ -1,0 +1,1 @@
+"""Low-rank updates: one trainable layer, and many resident adapters in slots."""

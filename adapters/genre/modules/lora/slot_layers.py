@@ -1,0 +1,200 @@
+"""A linear with the updates of many resident adapters beside it; rows of one batch pick theirs.
+
+Owns: the routing of rows to slots, and the products. Ignores: who fills the slots, what an adapter is for, locks.
+
+    x (R, T, in), row r in lane l(r):    y_r = W x_r + B_l(r) A_l(r) x_r
+
+There is no loop over adapters: one batched product per bucket of ranks that a batch uses. Linears that read the same input
+(q, k, v; gate, up) share the first product.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genre.modules.base.products import is_plain, to_onednn
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an adapter lives: a bucket's rank (rounded up) and its slot there."""
+
+    rank: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Route:
+    """The rows of a batch that use one bucket, m of R.
+
+    Attributes:
+        rows: Rows of the batch: a slice where they are neighbours, else their numbers.
+        slots: The slot of each.
+        used: The same slots as a set.
+    """
+
+    rows: slice | tuple[int, ...]
+    slots: tuple[int, ...]
+    used: frozenset[int]
+    _on: dict[torch.device, tuple[slice | Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+
+    def on(self, device: torch.device) -> tuple[slice | Tensor, Tensor]:
+        """Rows and slots as a device needs them, copied there once per batch."""
+        if device not in self._on:
+            rows = self.rows if isinstance(self.rows, slice) else torch.tensor(self.rows, device=device)
+            self._on[device] = rows, torch.tensor(self.slots, device=device)
+        return self._on[device]
+
+    def serves(self, slots: Collection[int]) -> bool:
+        """Whether any of some slots is used."""
+        return not self.used.isdisjoint(slots)
+
+    def fold(self, x: Tensor) -> Tensor:
+        """(m, T, d) routed rows as a product takes them: rows of one slot are one long row, (1, m · T, d)."""
+        return x.view(1, -1, x.shape[-1]) if len(self.used) == 1 else x
+
+    def pick(self, stack: Tensor, x: Tensor) -> Tensor:
+        """The weights of each folded row of `x`, (m, …) or (1, …).
+
+        One slot is not copied, unless a backward pass will read it: for autograd, memory has changed when any part of it has,
+        and others may write another slot meanwhile.
+        """
+        if len(self.used) == 1:
+            own = stack[self.slots[0] : self.slots[0] + 1]
+            return own.clone() if x.requires_grad else own
+        return stack[self.on(stack.device)[1]]
+
+
+class Routing:
+    """What the layers of one base consult during a forward pass; set before it, cleared after it."""
+
+    def __init__(self) -> None:
+        self.routes: dict[int, Route] = {}
+        self.count = 0
+
+    def set(self, places: Sequence[Place | None]) -> None:
+        """Route a batch: one place per row, None for the bare base."""
+        self.count = len(places)
+        by_rank: dict[int, tuple[list[int], list[int]]] = {}
+        for row, place in enumerate(places):
+            if place is not None:
+                rows, slots = by_rank.setdefault(place.rank, ([], []))
+                rows.append(row)
+                slots.append(place.slot)
+        self.routes = {}
+        for rank, (rows, slots) in sorted(by_rank.items()):
+            neighbours = rows[-1] - rows[0] + 1 == len(rows)
+            chosen = slice(rows[0], rows[-1] + 1) if neighbours else tuple(rows)
+            self.routes[rank] = Route(chosen, tuple(slots), frozenset(slots))
+
+    def clear(self) -> None:
+        """Every row is the bare base again."""
+        self.routes = {}
+
+
+class Group:
+    """Linears that read the same input, G of them: their A lie side by side, and one product serves them all.
+
+    Attributes:
+        outs: Output features of each member.
+        stacks: For each rank, A of every slot: (slots, G · rank, in).
+        used: For each rank, the slots that adapt any of the members.
+    """
+
+    def __init__(self, in_features: int, outs: Sequence[int], device: torch.device) -> None:
+        self.in_features, self.outs, self.device = in_features, tuple(outs), device
+        self.stacks: dict[int, Tensor] = {}
+        self.used: dict[int, set[int]] = {}
+        self.seen: Tensor | None = None
+        self.products: dict[int, Tensor] = {}
+
+    def size(self, rank: int) -> int:
+        """Values of one slot: A of all members, then each B."""
+        return rank * (self.in_features * len(self.outs) + sum(self.outs))
+
+    def views(self, rank: int, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(n, size) memory as A (n, G · rank, in) and the members' B (n, rank, out)."""
+        start = rank * self.in_features * len(self.outs)
+        first = rows[:, :start].view(len(rows), -1, self.in_features)
+        second = []
+        for out in self.outs:
+            second.append(rows[:, start : start + rank * out].view(len(rows), rank, out))
+            start += rank * out
+        return first, second
+
+    def first(self, x: Tensor, rank: int, route: Route) -> Tensor:
+        """(m, G · rank, T) products of the folded rows, computed once for all members.
+
+        A stands on the left: products with few rows are several times faster than products with few columns.
+        """
+        if self.seen is not x:
+            self.seen, self.products = x, {}
+        if rank not in self.products:
+            rows, _ = route.on(x.device)
+            self.products[rank] = torch.bmm(route.pick(self.stacks[rank], x), route.fold(x[rows].contiguous()).transpose(1, 2))
+        return self.products[rank]
+
+    def forget(self) -> None:
+        """Drop the last input and its products."""
+        self.seen, self.products = None, {}
+
+
+class LaneLinear(nn.Module):
+    """A frozen linear with the resident adapters' updates beside it.
+
+    Attributes:
+        base: The frozen linear.
+        group: The first products that it shares.
+        member: Which part of them is its own.
+        adds_onto: Whether the base's product is a plain one that can be added onto something.
+        stacks: For each rank, B of every slot: (slots, rank, out); the scale is folded in.
+    """
+
+    def __init__(self, base: nn.Module, group: Group, member: int, routing: Routing, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.base, self.group, self.member, self.routing = base, group, member, routing
+        plain = is_plain(base) and getattr(base, "bias", None) is None and base.weight.dtype == dtype
+        self.adds_onto = plain and base.weight.device == group.device and not hasattr(base, "_hf_hook")
+        self.stacks: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base's product, plus each routed row's own update.
+
+        Where one bucket serves every row, the updates are written first and the base's product is added onto them, which
+        passes over the output once less; oneDNN was slower so.
+        """
+        routes = [(rank, route) for rank, route in self.routing.routes.items() if route.serves(self.group.used.get(rank, ()))]
+        if routes and x.ndim == 2:  # some bases (OPT) lay the rows of a batch end to end
+            return self.forward(x.view(self.routing.count, -1, x.shape[-1])).flatten(0, 1)
+        weight: Any = self.base.weight
+        if (
+            len(routes) == 1
+            and self.adds_onto
+            and routes[0][1].rows == slice(0, len(x))
+            and not to_onednn(x, weight, x[..., 0].numel())
+        ):
+            y = self._update(x, *routes[0])
+            y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
+            return y.view(*x.shape[:-1], -1)
+        y = self.base(x)
+        if y.requires_grad:  # what a quantized product returns may be a view that autograd lets nobody change
+            y = y.clone()
+        for rank, route in routes:
+            rows, _ = route.on(y.device)
+            if isinstance(rows, slice):
+                route.fold(y[rows]).baddbmm_(self._first(x, rank, route), route.pick(self.stacks[rank], x))
+            else:
+                y.index_add_(0, rows, self._update(x, rank, route).view(len(rows), *y.shape[1:]))
+        return y
+
+    def _first(self, x: Tensor, rank: int, route: Route) -> Tensor:
+        """This linear's part of the first products, (m, T, rank)."""
+        own = slice(self.member * rank, (self.member + 1) * rank)
+        return self.group.first(x, rank, route)[:, own].transpose(1, 2)
+
+    def _update(self, x: Tensor, rank: int, route: Route) -> Tensor:
+        """What is added to the routed rows, folded."""
+        return torch.bmm(self._first(x, rank, route), route.pick(self.stacks[rank], x))

@@ -1,0 +1,306 @@
+"""Base + encoder + LoRA + heads: something that trains and scores.
+
+Owns: how a batch becomes hidden states and task outputs, which parameters train. Ignores: files, the registry, the loop.
+
+    embeds = token embeddings, soft tokens in their places      (B, T, D)
+    hidden = base body with the adapter's low-rank updates      (B, T, D)
+    output = head(hidden at the task's reads)                   (n,) or (n, N)
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genre.data.sequences.batches import Batch, Reads
+from genre.data.sequences.negatives import Negatives
+from genre.errors import DivergedError
+from genre.modules.base.base import Base
+from genre.modules.encoder import BehaviourEncoder, ItemTable
+from genre.modules.heads.gaussian_process import View
+from genre.modules.heads.heads import CatalogueHead, Head
+from genre.modules.lora.layer import LoraLinear, attach, detach, find_linears
+from genre.modules.losses import LOSSES, sampled_cross_entropy, sampled_log_loss
+from genre.tasks import Task
+
+
+@dataclass
+class SoftTokens:
+    """Item and feedback vectors that stand in a row's soft-token places.
+
+    Attributes:
+        encoder: The behaviour encoder.
+        table: The features of the catalogue in use.
+        cached: (N, D) item vectors, computed once while the encoder is frozen.
+    """
+
+    encoder: BehaviourEncoder
+    table: ItemTable
+    cached: Tensor | None = None
+
+    def items(self, codes: Tensor | None = None) -> Tensor:
+        """(n, D) item vectors; all items if `codes` is None."""
+        if any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            self.cached = None
+            if codes is None and not torch.is_grad_enabled():
+                return self.every()
+            return self.encoder.item_vectors(self.table, codes)
+        if self.cached is None:
+            self.cached = self.every()
+        return self.cached if codes is None else self.cached[codes]
+
+    @torch.no_grad()
+    def every(self, *, known: bool = True) -> Tensor:
+        """(N, D) vectors of all items as they are used in evaluation, computed by parts so that a large catalogue fits.
+
+        With `known` false as they would be if the encoder had seen none of them.
+        """
+        codes = torch.arange(len(self.table), device=self.table.known.device)
+        table = self.table if known else ItemTable(self.table.features, torch.full_like(self.table.known, -1))
+        training = self.encoder.training
+        parts = [self.encoder.eval().item_vectors(table, some) for some in codes.split(65536)]
+        self.encoder.train(training)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def embed(base: Base, batch: Batch, soft: SoftTokens | None, dropout: float = 0.0) -> Tensor:
+    """Token embeddings with soft tokens in their places, (B, T, D) in the base's dtype."""
+    embeds = base.embedding(batch.tokens)
+    if soft is None:
+        return embeds
+    flat = embeds.reshape(-1, embeds.shape[-1])
+    for codes, lookup in ((batch.items, soft.items), (batch.feedback, soft.encoder.feedback_vectors)):
+        places = (codes.reshape(-1) >= 0).nonzero().squeeze(-1)
+        if len(places):
+            vectors = F.dropout(lookup(codes.reshape(-1)[places]), dropout, training=dropout > 0)
+            flat = flat.index_copy(0, places, vectors.to(flat.dtype))
+    return flat.view_as(embeds)
+
+
+def compact(*codes: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The different item codes (m,) among some tensors of codes, and those tensors with places among them; -1 stays."""
+    flat = torch.cat([some.reshape(-1) for some in codes])
+    found, places = torch.unique(flat.clamp_min(0), return_inverse=True)
+    places = torch.where(flat < 0, flat, places)
+    parts = places.split([some.numel() for some in codes])
+    return found, [part.view_as(some) for part, some in zip(parts, codes, strict=True)]
+
+
+class Recommender(nn.Module):
+    """One adapter on one base, ready to train or to score.
+
+    Attributes:
+        base: The frozen base (not a submodule: its parameters are never the adapter's).
+        tasks: The adapter's tasks by name.
+        heads: One head per task.
+        soft: The behaviour encoder and its item table; None where everything is text.
+        negatives: For each next-item task that trains on a sampled softmax, what it draws from.
+        absent: (N,) bool, items that no training event names and that are no negatives of next-item tasks; None if all are.
+        name_events: How a message names events of the log.
+        layers: The low-rank layers by the name of the linear they hold (empty for head-only and full).
+        recompute: In training, keep only the inputs of the base's layers and run these again in the backward pass.
+        in_step: The base's weights are spread over processes, each of which must run it as often as the others.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        tasks: Iterable[Task],
+        heads: dict[str, Head],
+        soft: SoftTokens | None,
+        *,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self._bare = (base,)  # in a tuple, the base stays out of the module tree and of every state dict
+        self.soft, self.dropout = soft, dropout
+        self.tasks = {task.name: task for task in tasks}
+        self.negatives: dict[str, Negatives] = {}
+        self.absent: Tensor | None = None
+        self.name_events: Callable[[list[int]], str] = lambda events: f"the events {events[:3]}"
+        self.heads = nn.ModuleDict(heads)
+        self.layers: dict[str, LoraLinear] = {}
+        self.lora = nn.ModuleList()
+        self.encoder = soft.encoder if soft is not None else None
+        self._before: dict[str, Tensor] = {}
+        self._attached = False
+        self.recompute = self.in_step = False
+        self.to(base.device)
+
+    @property
+    def base(self) -> Base:
+        """The frozen base."""
+        return self._bare[0]
+
+    def attach(
+        self, *, targets: Any, layers: Any, rank: int, alpha: float, dropout: float, rslora: bool, bare: bool = False
+    ) -> None:
+        """Make trainable low-rank layers and put them on the base (mutates it until `release`); raises as `put` does.
+
+        With `bare` they are only held: the base stays bare until `put(model.layers)`.
+        """
+        self.base.need_bare()
+        names = find_linears(self.base.model, targets, layers)
+        scale = alpha / math.sqrt(rank) if rslora else alpha / rank
+        linears = {name: self.base.model.get_submodule(name) for name in names}
+        made = {name: LoraLinear(linear, rank=rank, scale=scale, dropout=dropout) for name, linear in linears.items()}
+        if bare:
+            self.layers, self.lora = made, nn.ModuleList(made.values())
+        else:
+            self.put(made)
+
+    def put(self, layers: dict[str, LoraLinear]) -> None:
+        """Put low-rank layers that exist already on the base, by the name of the linear they hold.
+
+        Raises:
+            InputError: Something else is attached to this base.
+        """
+        self.base.need_bare()
+        attach(self.base.model, layers)
+        self.layers, self.lora = layers, nn.ModuleList(layers.values())
+        self.base.occupied_by = "one adapter's model" if layers else None
+        self._attached = bool(layers)
+
+    def unfreeze(self) -> None:
+        """Let every weight of the base train, for comparison with a full fine-tune; `release` puts the old weights back.
+
+        Raises:
+            InputError: Something is attached to this base.
+        """
+        self.put({})
+        self._before = {name: value.detach().clone() for name, value in self.base.model.named_parameters()}
+        self.base.model.requires_grad_(True)
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Leave the base as it was: without low-rank layers (which keep their weights), frozen, with its own weights."""
+        if self._before:
+            for name, value in self.base.model.named_parameters():
+                value.copy_(self._before[name])
+            self.base.model.requires_grad_(False)
+            self._before = {}
+            self.base.occupied_by = None
+        if self._attached:
+            detach(self.base.model, self.layers)
+            self.base.occupied_by, self._attached = None, False
+        self.base.model.eval()  # training sets the linears that layers hold to training, where int8 ones round otherwise
+
+    def lora_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of the low-rank update."""
+        for name, layer in self.layers.items():
+            yield f"{name}.lora_A", layer.lora_A
+            yield f"{name}.lora_B", layer.lora_B
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Every parameter that trains, by a stable name."""
+        found = dict(self.lora_parameters())
+        found |= {f"heads.{name}": value for name, value in self.heads.named_parameters()}
+        if self.encoder is not None:
+            found |= {f"encoder.{name}": value for name, value in self.encoder.named_parameters()}
+        found |= {f"base.{name}": value for name, value in self.base.model.named_parameters() if "lora_" not in name}
+        return {name: value for name, value in found.items() if value.requires_grad}
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """(B, T, D) hidden states."""
+        base = self.base
+        embeds = embed(base, batch, self.soft, self.dropout if self.training else 0.0)
+        recompute = self.recompute and self.training
+        return base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths, places=batch.places, recompute=recompute)
+
+    def output(
+        self, task: str, hidden: Tensor, batch: Batch, *, reads: Reads | None = None, tables: tuple[Tensor, ...] | None = None
+    ) -> Tensor:
+        """A task's raw output at its reads: (n,), (n, C) or (n, N).
+
+        Args:
+            task: Its name.
+            hidden: (B, T, D).
+            batch: What the hidden states are of.
+            reads: Some of the batch's reads of the task; all of them if None.
+            tables: Of a head over the whole catalogue (`Head.tables` of all item vectors), made anew if None.
+        """
+        head, chosen = self.heads[task], reads or batch.reads[task]
+        state = chosen.of(hidden)
+        if self.soft is None or not head.sees_items:
+            said = head(state)
+            if head.terms is not None:
+                said = head.count(said, batch.tokens[chosen.rows], batch.lengths[chosen.rows], chosen.events)  # type: ignore[operator]
+            return said
+        history, items = batch.history, chosen.items
+        if not head.per_item:  # only the items of these rows are looked at
+            codes, (history, items) = compact(history, items)
+            tables = head.tables(self.soft.items(codes))  # type: ignore[operator]
+        elif tables is None:
+            tables = head.tables(self.soft.items())  # type: ignore[operator]
+        assert tables is not None
+        return head(state, View(tables, history, batch.given, chosen.rows, chosen.seen, items, chosen.stands))
+
+    def catalogue_tables(self) -> dict[str, tuple[Tensor, ...]]:
+        """For each task whose head scores the whole catalogue, its tables of all items as they are now."""
+        if self.soft is None:
+            return {}
+        heads = {name: head for name, head in self.heads.items() if head.per_item}
+        vectors = self.soft.items() if heads else None
+        return {name: head.tables(vectors) for name, head in heads.items()}  # type: ignore[operator]
+
+    def forward(self, batch: Batch, shares: Mapping[str, float] | None = None) -> tuple[Tensor, dict[str, tuple[float, int]]]:
+        """The weighted sum of the tasks' mean losses, from a batch; see `losses`."""
+        return self.losses(self.hidden(batch), batch, shares)
+
+    def losses(
+        self, hidden: Tensor, batch: Batch, shares: Mapping[str, float] | None = None
+    ) -> tuple[Tensor, dict[str, tuple[float, int]]]:
+        """The weighted sum of the tasks' mean losses, from hidden states.
+
+        Args:
+            hidden: (B, T, D).
+            batch: What the hidden states are of.
+            shares: For each task, the share of a larger batch's targets that this one has; 1 if None. The sums over the
+                pieces of a batch are then the batch's own.
+
+        Returns:
+            The scalar to go backward from, and each task's mean loss and number of targets.
+
+        Raises:
+            DivergedError: A loss is not finite; the message names the task and the events.
+        """
+        total = hidden.new_zeros((), dtype=torch.float32)
+        parts: dict[str, tuple[float, int]] = {}
+        for name, reads in batch.reads.items():
+            loss, given = self._compared(name, hidden, batch)
+            value = loss(*given)
+            if not torch.isfinite(value):
+                bad = [i for i in range(len(reads.labels)) if not torch.isfinite(loss(*(each[i : i + 1] for each in given)))]
+                raise DivergedError(
+                    f"the loss of task {name!r} is not finite", got=float(value.detach()), expected="a finite loss",
+                    todo=f"{len(bad)} of {len(reads.labels)} targets: {self.name_events(reads.events[bad].tolist())}; "
+                    "look at them, or lower train.learning_rate",
+                )  # fmt: skip
+            parts[name] = (float(value.detach()), len(reads.labels))
+            total = total + self.tasks[name].weight * (1.0 if shares is None else shares[name]) * value
+        return total, parts
+
+    def _compared(self, name: str, hidden: Tensor, batch: Batch) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+        """A task's loss and what it takes, each with a row per target."""
+        reads = batch.reads[name]
+        if name not in self.negatives:
+            output = self.output(name, hidden, batch)
+            if self.absent is not None and self.heads[name].per_item:
+                output = output.masked_fill(self.absent, -torch.inf)
+            kept = self.tasks[name].keep_negatives
+            loss = LOSSES[self.tasks[name].loss] if kept is None else partial(sampled_log_loss, kept=kept)
+            return loss, (output, reads.labels)
+        head = self.heads[name]
+        assert isinstance(head, CatalogueHead) and self.soft is not None
+        drawn, log_count = self.negatives[name].draw(hidden.device)
+        codes, (history, own, others) = compact(batch.history, reads.items, drawn)
+        tables = head.tables(self.soft.items(codes))
+        query = head.ask(reads.of(hidden), View(tables, history, batch.given, reads.rows, reads.seen, own))
+        keys = tables[0]
+        given = (head.match(query, keys[own]), head.logits(query, keys[others]) - log_count, reads.items[:, None] == drawn)
+        return sampled_cross_entropy, given

@@ -1,0 +1,177 @@
+"""Running a model over the rows of a log, or of labelled texts, and reading every target's score.
+
+Owns: the one scoring pass that validation, evaluation and the quality gates share. Ignores: metrics, baselines.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genre.data.sequences.batches import Batch, Reads, Slot, collate, plan_batches
+from genre.data.sequences.layout import Sequence
+from genre.data.sequences.rows import RowBuilder
+from genre.data.sequences.text_rows import Builder
+from genre.data.splits import Split
+from genre.distributed import Ranks
+from genre.evaluation.baselines import popularity_ranks
+from genre.evaluation.metrics.by_name import metric
+from genre.evaluation.metrics.lists import ListFacts
+from genre.evaluation.ranking import Ranker, block_rows, block_size
+from genre.evaluation.targets import Targets
+from genre.modules.recommender import Recommender
+from genre.tasks import Task
+
+Advance = Callable[[int], None]
+BATCH_TOKENS = 16384
+"""Padded tokens of a batch where nothing is trained beside it: in evaluation, comparison and the quality gates."""
+ALONE = Ranks()
+Predicted = dict[str, tuple[Targets, np.ndarray, np.ndarray | None]]
+
+
+@torch.no_grad()
+def outputs(
+    model: Recommender,
+    builder: Builder,
+    split: Split,
+    part: int,
+    *,
+    max_events: int,
+    batch_tokens: int,
+    advance: Advance | None = None,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Scores of every target of one part of a split, by one pass over its rows (of several processes, over this one's).
+
+    Yields:
+        A task's name, some (n,) events, and their scores: (n,) float64, (n, C), or (n, N) float32 with a bounded n · N.
+    """
+    training = model.training
+    model.eval()
+    tables = model.catalogue_tables()
+    try:
+        for batch, hidden in states(model, builder, split, part, max_events=max_events, batch_tokens=batch_tokens, ranks=ranks):
+            yield from _read(model, batch, hidden, tables)
+            if advance is not None:
+                advance(len(batch.lengths))
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def states(
+    model: Recommender,
+    builder: Builder,
+    split: Split,
+    part: int,
+    *,
+    max_events: int,
+    batch_tokens: int,
+    ranks: Ranks = ALONE,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """The batches of one part of a split (of several processes, this one's) and their states; the model in evaluation mode."""
+    every = builder.evaluation_rows(split, part, max_events=max_events)
+    rows = ranks.mine(every)
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    supervise = builder.supervise(list(model.tasks.values()))
+    batches = list(plan_batches(lengths, batch_tokens))
+    for chosen in batches:
+        batch = collate([rows[i] for i in chosen], supervise).to(model.base.device)
+        yield batch, model.hidden(batch)
+    for _ in range(max(ranks.every(len(batches))) - len(batches) if model.in_step else 0):
+        model.hidden(collate(every[:1], supervise).to(model.base.device))
+
+
+def score_batch(
+    model: Recommender, rows: list[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray]], tables: dict[str, Any]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """One batch of `outputs`; the model in evaluation mode, without gradients, its catalogue's tables given."""
+    batch = collate(rows, supervise).to(model.base.device)
+    yield from _read(model, batch, model.hidden(batch), tables)
+
+
+def _read(
+    model: Recommender, batch: Batch, hidden: Tensor, tables: dict[str, Any]
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    for name, reads in batch.reads.items():
+        for piece in pieces(reads, len(tables[name][0]) if name in tables else None):
+            output = model.output(name, hidden, batch, reads=piece, tables=tables.get(name))
+            score = model.heads[name].score(output)  # type: ignore[operator]
+            yield name, piece.events.numpy(), score.float().cpu().numpy()
+
+
+def predict(
+    model: Recommender,
+    builder: Builder,
+    split: Split,
+    part: int,
+    *,
+    max_events: int,
+    batch_tokens: int,
+    advance: Advance | None = None,
+    ranks: Ranks = ALONE,
+) -> Predicted:
+    """Every task's targets and predictions, in the log's order; several processes share the work, and all get the whole.
+
+    Returns:
+        For each task its targets, then scores (n,) [or (n, C)], then None; for ranking tasks ranks (n,) and top items (n, 20).
+    """
+    found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]] = {name: [] for name in model.tasks}
+    rankers: dict[str, Ranker] = {}
+    for name, events, scores in outputs(
+        model, builder, split, part, max_events=max_events, batch_tokens=batch_tokens, advance=advance, ranks=ranks
+    ):
+        if model.tasks[name].kind == "next_item":
+            assert isinstance(builder, RowBuilder)
+            if name not in rankers:
+                rankers[name] = Ranker(builder.log, split, seen=model.tasks[name].seen)
+            at, top = rankers[name].rank(events, builder.log.item_codes[events], scores)
+            found[name].append((events, at, top))
+        else:
+            found[name].append((events, scores, None))
+    found = {name: [part for own in ranks.every(parts) for part in own] for name, parts in found.items()}
+    labels = {name: label for name, (_, label) in builder.supervise(list(model.tasks.values())).items()}
+    return {
+        name: _in_order(builder, labels[name], parts, ranking=model.tasks[name].kind == "next_item")
+        for name, parts in found.items()
+    }
+
+
+def list_facts(model: Recommender, builder: Builder, split: Split, task: Task, targets: Targets) -> ListFacts | None:
+    """What quality metrics of a next-item task need: training counts and the encoder's item vectors; None where it has none."""
+    if not isinstance(builder, RowBuilder) or not any(metric(name).kind == "quality" for name in task.metrics):
+        return None
+    counts, popular = popularity_ranks(builder.log, split, targets, seen=task.seen)
+    return ListFacts(counts, None if model.soft is None else model.soft.every().cpu().numpy(), popular)
+
+
+def pieces(reads: Reads, items: int | None) -> Iterator[Reads]:
+    """The reads of a task; over a catalogue of so many items as few at a time as keep its scores bounded."""
+    count = len(reads.labels)
+    if items is None or count <= block_size(items):
+        if count:
+            yield reads
+        return
+    fields = {field.name: getattr(reads, field.name) for field in dataclasses.fields(reads)}
+    for rows in block_rows(count, block_size(items)):
+        chosen: dict[str, Any] = {name: None if value is None else value[rows] for name, value in fields.items()}
+        yield Reads(**chosen)
+
+
+def _in_order(
+    builder: Builder,
+    labels: np.ndarray,
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+    *,
+    ranking: bool,
+) -> tuple[Targets, np.ndarray, np.ndarray | None]:
+    events = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, dtype=np.int64)
+    order = np.argsort(events, kind="stable")
+    values = np.concatenate([part[1] for part in parts])[order] if parts else np.empty(0)
+    top = np.concatenate([part[2] for part in parts if part[2] is not None])[order] if parts and ranking else None
+    events = events[order]
+    label = None if ranking else labels[events].astype(np.float64)
+    return Targets(events, *builder.owners(events), label, impression=builder.impressions(events)), values, top

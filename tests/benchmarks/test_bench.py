@@ -1,0 +1,195 @@
+"""`genre bench`: several ways to train one recipe, each a process of its own, compared with the full fine-tune."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from builders import LIKE, RATING, STARS, recipe, text_recipe, with_values
+from fakes import planted_log, planted_texts
+from genre.cli import main
+from genre.data.interactions import Interactions
+from genre.data.splits import split
+from genre.errors import InputError, InterruptedJobError, JobError
+from genre.jobs.tuning import variants as ways
+from genre.jobs.tuning.compare import Compared, compare
+from genre.jobs.tuning.scored import from_run
+from genre.jobs.tuning.trials import Objective
+from genre.jobs.tuning.variants import WAYS, bench, near, recipe_of
+from genre.registry import Registry
+
+
+@pytest.fixture
+def wanted(tiny, tmp_path):
+    """A recipe about a small planted log in a folder."""
+    planted_log(users=30, items=16, events=12).write(tmp_path / "data")
+    path = {"path": str(tmp_path / "data")}
+    return recipe(tiny, LIKE, data=path, train={"epochs": 1, "batch_tokens": 1024})
+
+
+@pytest.fixture
+def file(wanted, tmp_path):
+    place = tmp_path / "like.yaml"
+    place.write_text(wanted.dump(), encoding="utf-8")
+    return place
+
+
+def test_the_command_prices_an_adapter(file, tmp_path, capfd):
+    out, registry = tmp_path / "bench", tmp_path / "registry"
+    told = tmp_path / "told.json"
+    arguments = ["bench", str(file), "--way", "full", "--way", "lora_2", "--out", str(out), "--registry", str(registry)]
+    assert main([*arguments, "--json", str(told)]) == 0
+    shown = capfd.readouterr().out
+    found = json.loads(told.read_text())
+    assert found == json.loads((out / "bench.json").read_text())
+    assert list(found["ways"]) == ["full", "lora_2"] and found["errors"] == {}
+    full, low = found["ways"]["full"], found["ways"]["lora_2"]
+    assert "minus_full" not in full and full["trained_parameters"] > 5 * low["trained_parameters"]
+    assert found["learning_rates"] == {"full": 2, "lora_2": 1} and full["edge"] and not low["edge"]
+    reports = {name: json.loads((out / name / "metrics.json").read_text()) for name in ("full-0.3", "full-1")}
+    tried = {name: report["validation"][0]["like.auc"] for name, report in reports.items()}
+    assert full["run"] == max(tried, key=tried.get) and full["validation"] == max(tried.values())
+    assert low["bytes"] == 4 * low["trained_parameters"] and low["peak_memory_bytes"] > 0 and low["seconds"] > 0
+    direct = compare(from_run(out / "lora_2-1")["like"], from_run(out / full["run"])["like"])[0]
+    assert low["minus_full"]["like"]["difference"] == direct.difference
+    assert tuple(low["minus_full"]["like"]["interval"]) == direct.interval
+    for text in (
+        "what each way costs",
+        "minus full",
+        "may be better still: full",
+        "lora_2",
+        f"{full['trained_parameters']:,}",
+        f"{direct.difference:+.4f}",
+    ):
+        assert text in shown
+    names = [path.name for path in registry.iterdir() if path.name.startswith(("encoder", "like"))]
+    assert len(names) == 1 and names[0].startswith("encoder")  # nothing but the encoder is published
+
+    first = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
+    assert len(first) == 4  # the encoder's run too
+    assert main([*arguments, "--way", "head_only"]) == 0  # goes on: only what is new is trained
+    assert {path: path.stat().st_mtime_ns for path in first} == first and (out / "head_only-1" / "metrics.json").exists()
+    assert main([*arguments, "--set", "train.epochs=2"]) == 2
+    assert "the folder holds runs of another recipe" in capfd.readouterr().err
+
+
+def test_what_is_wrong_is_told_before_anything_is_trained(file, tmp_path, capfd):
+    for more, said in (
+        (["--way", "half"], "no such way to train: got half"), (["--profile", "slow"], "no such profile"),
+        (["--out", str(file)], "--out is a file"), (["--set", "train.epochs=0"], "epochs"),
+        (["--set", "data.path=nowhere"], "nowhere"), (["--set", "base.name=nowhere"], "no base is called 'nowhere'"),
+        (["--set", "data.split.valid=0"], "valid"),
+    ):  # fmt: skip
+        assert main(["bench", str(file), "--registry", str(tmp_path / "r"), *more]) == 2
+        assert said in capfd.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_validation_part_of_one_label_is_told_before_anything_is_trained(file, wanted, tmp_path, capfd):
+    log = Interactions.read(wanted.data.path)
+    valid = np.flatnonzero(split(log, wanted.data.split).part == 1)
+    with_values(log, rating=dict.fromkeys(valid.tolist(), 1.0)).write(tmp_path / "sad")
+    out = ["--registry", str(tmp_path / "r"), "--out", str(tmp_path / "out")]
+    assert main(["bench", str(file), *out, "--set", f"data.path={tmp_path / 'sad'}"]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("genre: like.auc, which trials are measured by, has no value"), lines
+    assert not (tmp_path / "r").exists() and not (tmp_path / "out").exists()
+
+
+def test_recipes_of_the_ways(file):
+    for way in WAYS:
+        assert recipe_of(file, way, 1.0).name == "like"
+    rates = [recipe_of(file, "lora_8", factor).train.learning_rate for factor in (0.5, 1.0, 2.0)]
+    assert rates[1] == 2 * rates[0] and rates[2] == 2 * rates[1]
+    assert recipe_of(file, "lora_8_nf4", 1.0).base.quantization == "nf4"
+    assert recipe_of(file, "head_only", 1.0).adapter.kind == "head_only"
+    file.write_text(file.read_text(encoding="utf-8").replace("precision: auto", "precision: bfloat16"), encoding="utf-8")
+    found = {way: recipe_of(file, way, 1.0).base.precision for way in WAYS}
+    assert {way for way, precision in found.items() if precision == "auto"} == {"lora_8_int8", "lora_8_nf4"}
+
+
+# --- runs that are not there -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Runs that do what they are told to instead of training."""
+    told = {}
+
+    def run(command):
+        place = SimpleNamespace(folder=command[-2], name=command[-2].rsplit("/", 1)[-1])
+        return SimpleNamespace(returncode=told["do"](place))
+
+    monkeypatch.setattr(ways, "subprocess", SimpleNamespace(run=run))
+    return told
+
+
+def test_a_way_that_fails_is_listed_and_one_that_is_killed_too(wanted, tmp_path, processes):
+    def fail(place):
+        if place.name.startswith("lora"):
+            (tmp_path / "out" / place.name / "error.txt").write_text("the loss of task 'like' is not finite", encoding="utf-8")
+            return 1
+        return 0 if place.name == "encoder" else -9
+
+    processes["do"] = fail
+    with pytest.raises(JobError) as caught:
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["lora_8", "head_only"])
+    assert "lora_8-1: the loss of task 'like' is not finite" in str(caught.value)
+    assert "head_only-1: its process ended with exit code -9" in str(caught.value)
+
+
+def test_without_an_encoder_nothing_is_compared(wanted, tmp_path, processes):
+    processes["do"] = lambda place: 1
+    with pytest.raises(JobError, match="the encoder could not be fitted"):
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
+
+
+def test_labelled_texts_need_no_encoder(tiny, tmp_path, processes):
+    asked = []
+    processes["do"] = lambda place: asked.append(place.name) or 1
+    planted_texts().write(tmp_path / "texts")
+    wanted = text_recipe(tiny, STARS, data={"path": str(tmp_path / "texts")})
+    with pytest.raises(JobError, match="no way could be trained"):
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["full", "head_only"])
+    assert asked == ["full-0.3", "full-1", "head_only-1"]
+
+
+def test_an_interrupted_run_says_how_to_go_on(wanted, tmp_path, processes):
+    def interrupt(place):
+        raise KeyboardInterrupt
+
+    processes["do"] = interrupt
+    with pytest.raises(InterruptedJobError, match="the same command goes on"):
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
+
+
+@pytest.mark.parametrize(("task", "name", "best"), [(LIKE, "like.auc", "lora_8-2"), (RATING, "rating.rmse", "lora_8-0.5")])
+def test_the_rate_is_chosen_on_validation(tiny, tmp_path, task, name, best):
+    objective = Objective(recipe(tiny, task), planted_log(users=30, items=16, events=12))
+    for run, values in {"lora_8-0.5": (0.2, 0.4), "lora_8-1": (0.5, 0.3), "lora_8-2": (0.6, 0.3)}.items():
+        (tmp_path / run).mkdir()
+        rows = [{"epoch": number, name: value} for number, value in enumerate(values, start=1)]
+        (tmp_path / run / "metrics.json").write_text(json.dumps({"validation": rows}))
+    assert ways._best(objective, tmp_path, ["lora_8-0.5", "lora_8-1", "lora_8-2"]).name == best
+    assert ways._best(objective, tmp_path, []) is None
+
+
+def test_a_folder_of_another_recipe_is_refused(wanted, tiny, tmp_path, processes):
+    processes["do"] = lambda place: 1
+    other = recipe(tiny, RATING, data={"path": wanted.data.path})
+    for each, error in ((wanted, JobError), (other, InputError)):
+        with pytest.raises(error):
+            bench(each, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "interval", "users", "said"),
+    [
+        ("auc", (-0.007, 0.001), 100, True), ("auc", (-0.009, 0.001), 100, False), ("auc", (-0.007, 0.001), 19, False),
+        ("rmse", (-0.5, 0.007), 100, True), ("rmse", (-0.5, 0.009), 100, False), ("auc", None, 100, False),
+    ],
+)  # fmt: skip
+def test_near_is_at_most_one_percent_worse(metric, interval, users, said):
+    found = Compared(metric, "lora_8", "full", 0.8, 0.8, 0.0, interval, 0.5, 1000, users, None, "cannot be told")
+    assert near(found) is said

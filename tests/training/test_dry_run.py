@@ -1,0 +1,184 @@
+"""`genre train --dry-run`: it counts what the run counts, measures a real step, and leaves nothing."""
+
+import json
+
+import pytest
+
+import genre
+from builders import LIKE, NEXT, RATING, recipe
+from genre import cli
+from genre.jobs.dry_run import dry_run
+from genre.progress import Reporter
+from genre.training import Loop
+from genre.training.assembly import assemble
+from genre.training.dry_run import lay_out, measure, rehearse
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, log, tiny):
+    monkeypatch.chdir(tmp_path)
+    log.write("shop")
+    for task in (NEXT, LIKE, RATING):
+        write(tmp_path, tiny, task)
+    return tmp_path
+
+
+def write(place, tiny, *tasks, name=None, **sections):
+    found = recipe(tiny, *tasks, **{"data": {"path": "shop"}, "train": {"epochs": 1}, **sections})
+    found = found.model_copy(update={"name": name or found.name})
+    (place / f"{found.name}.yaml").write_text(found.dump())
+    return f"{found.name}.yaml"
+
+
+def said(capsys, *words, code=0):
+    assert cli.main([str(word) for word in words]) == code
+    return capsys.readouterr()
+
+
+def files(place):
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+
+
+def trained_numbers(run):
+    """What the first checkpoint of a real run holds."""
+    import torch
+
+    payload = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    return sum(value.numel() for value in payload["weights"].values())
+
+
+@pytest.mark.parametrize("adapter", [{}, {"kind": "rslora", "rank": 4}, {"kind": "head_only"}, {"kind": "full"}])
+def test_it_leaves_nothing_and_counts_what_the_run_counts(place, tiny, capsys, adapter):
+    file = write(place, tiny, LIKE, adapter=adapter, train={"epochs": 1, "tracker": "tensorboard"})
+    before = files(place)
+    shown = said(capsys, "train", file, "--dry-run").out
+    assert files(place) == before
+    said(capsys, "train", file, "--dry-run", "--json", "dry.json")
+    assert files(place) == sorted([*before, "dry.json"])
+    found = json.loads((place / "dry.json").read_text())
+    own = found["recipes"]["like"]
+    run = json.loads(said_json(capsys, place, file))
+    cost, log = run["cost"], [json.loads(line) for line in (place / "runs/like/1/log.jsonl").read_text().splitlines()]
+    assert own["parameters"]["trained"] == trained_numbers(place / "runs/like/1") > 0
+    assert own["parameters"]["lora"] + own["parameters"]["full"] == cost["lora_params"]
+    assert own["epoch"]["tokens"] == cost["tokens"] and own["epoch"]["steps"] == len([line for line in log if "loss" in line])
+    assert own["run"] == "runs/like/1" and "runs/like/1/ (checkpoints of" in shown
+    names = ["encoder-planted"] if adapter.get("kind") == "full" else ["encoder-planted", "like"]
+    assert found["registry"]["names"] == names and shown.endswith("a dry run: nothing was kept\n")
+
+
+def said_json(capsys, place, file):
+    said(capsys, "train", file, "--json", "run.json")
+    return (place / "run.json").read_text()
+
+
+def test_the_estimate_is_made_of_what_was_measured(place, tiny, capsys):
+    said(capsys, "train", write(place, tiny, LIKE, train={"epochs": 3}), "--dry-run", "--json", "dry.json")
+    found = json.loads((place / "dry.json").read_text())
+    own, (cost,) = found["recipes"]["like"], found["costs"]
+    pace = cost["step"]["seconds"] / cost["step"]["padded_tokens"]
+    assert cost["recipes"] == ["like"] and pace > 0
+    assert cost["training_seconds"] == pytest.approx(pace * own["epoch"]["padded_tokens"] * 3)
+    assert cost["evaluation_seconds"] > 0 and own["epoch"]["padded_tokens"] >= own["epoch"]["tokens"] > 0
+    memory = cost["memory_bytes"]
+    parts = memory["base"] + memory["trained"] + memory["kept"] + memory["optimizer"]
+    assert memory["peak"] == parts + max(memory["step"], memory["evaluation"])
+    assert memory["optimizer"] == 2 * memory["trained"] == 8 * own["parameters"]["trained"]
+    assert memory["process"] > memory["peak"]
+    assert memory["base"] == 4 * own["parameters"]["base"] and memory["step"] > memory["trained"]
+
+
+def test_averaged_weights_are_one_copy_more(place, tiny, capsys):
+    found = {}
+    for average in (0.0, 0.9):
+        said(capsys, "train", write(place, tiny, LIKE, train={"average": average}), "--dry-run", "--json", "dry.json")
+        (cost,) = json.loads((place / "dry.json").read_text())["costs"]
+        found[average] = cost["memory_bytes"]
+    assert found[0.9]["kept"] == 2 * found[0.9]["trained"] == 2 * found[0.0]["kept"]
+
+
+def test_more_tokens_a_step_and_less_kept_for_the_backward_pass_show_in_memory(base, tiny, log, tmp_path):
+    found = {}
+    for name, train in {"small": {"batch_tokens": 256}, "large": {"batch_tokens": 2048},
+                        "again": {"batch_tokens": 2048, "checkpoint_activations": True}}.items():  # fmt: skip
+        assembly = assemble(recipe(tiny, LIKE, train=train), log, base)
+        loop = Loop(assembly, tmp_path / name, Reporter.silent(), None)
+        found[name] = rehearse(loop, lay_out(loop)).memory.step
+        loop.close()
+        assembly.model.release()
+    assert found["small"] < found["again"] < found["large"]
+
+
+def test_bytes_are_those_of_tensors_that_live_at_once():
+    import torch
+
+    x = torch.ones(1000, requires_grad=True)
+
+    def work():
+        torch.ones(5000).mul_(2)[:10].sum()  # 20,000 bytes, a view and a change in place count nothing
+        y = (x * x).exp()  # both are kept for the backward pass: 8,000
+        y.sum().backward()
+        x.grad = None
+
+    peak, seconds = measure(torch.device("cpu"), work)
+    assert 20_000 <= peak < 21_000 and seconds > 0
+    assert measure(torch.device("cpu"), lambda: (x * x).exp())[0] == 8_000
+
+
+def test_several_recipes_share_the_encoder_that_the_first_one_would_fit(place, capsys):
+    recipes = ["next_item.yaml", "like.yaml", "rating.yaml"]
+    before = files(place)
+    shown = said(capsys, "train", *recipes, "--dry-run")
+    assert files(place) == before
+    assert "like, rating at once" in shown.out and shown.out.count("that of next_item") == 2
+    said(capsys, "train", *recipes, "--dry-run", "--json", "dry.json", "--out", "many")
+    found = json.loads((place / "dry.json").read_text())
+    assert [cost["recipes"] for cost in found["costs"]] == [["next_item"], ["like", "rating"]]
+    assert found["registry"]["names"] == ["encoder-planted", "next_item", "like", "rating"]
+    said(capsys, "train", *recipes, "--out", "many")
+    for name, own in found["recipes"].items():
+        assert own["run"] == f"many/{name}"
+        assert own["parameters"]["trained"] == trained_numbers(place / "many" / name)
+    memory = found["costs"][1]["memory_bytes"]
+    pair = [found["recipes"][name]["parameters"]["trained"] for name in ("like", "rating")]
+    assert memory["trained"] == 4 * sum(pair) and memory["base"] == 4 * found["recipes"]["like"]["parameters"]["base"]
+
+
+def test_it_uses_the_registrys_encoder_and_leaves_the_base_bare(trained, tiny, log, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for tasks in ([LIKE], [LIKE, RATING]):
+        wanted = [recipe(tiny, task) for task in tasks]
+        found = dry_run(wanted, log=log, base=base, registry=trained.registry)
+        digest = trained.registry.resolve("encoder-planted").digest
+        assert all(each.encoder == digest[:12] and each.parameters.encoder == 0 for each in found.recipes)
+        assert base.occupied_by is None and list(tmp_path.iterdir()) == []
+
+
+def test_labelled_texts(tiny, tmp_path, monkeypatch):
+    from fakes import planted_texts
+
+    monkeypatch.chdir(tmp_path)
+    wanted = genre.Recipe.parse({
+        "name": "words", "data": {"path": "x", "split": {"kind": "group", "valid": 0.1, "test": 0.1}},
+        "base": {"name": str(tiny)}, "sequence": {"text": ["title", "review"], "max_tokens": 64},
+        "tasks": [{"name": "recommended", "kind": "text", "label": "recommended"}],
+        "train": {"epochs": 1, "batch_tokens": 512, "tracker": "none"},
+    })  # fmt: skip
+    found = dry_run([wanted], log=planted_texts())
+    assert found.recipes[0].data[1] == 320 and found.recipes[0].parameters.lora > 0 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["like.yaml", "--resume"], "--dry-run begins anew and keeps nothing"),
+        (["like.yaml", "--set", "data.path=nowhere"], "no data set folder: got nowhere"),
+        (["like.yaml", "--set", "encoder.use=other"], "no adapter 'other'"),
+        (["like.yaml", "like.yaml"], "two recipes have the same name"),
+        (["like.yaml", "rating.yaml", "--set", "adapter.kind=full"], "cannot train beside others: adapter.kind"),
+    ],
+)
+def test_what_the_run_would_refuse_is_refused(place, capsys, words, message):
+    before = files(place)
+    error = said(capsys, "train", "--dry-run", *words, code=2).err
+    assert message in error and error.count("\n") == 1 and files(place) == before
