@@ -31,6 +31,7 @@ LOOSE = misc var-annotated union-attr index assignment arg-type dict-item import
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/mypy $(addprefix --disable-error-code=,$(LOOSE)) benchmarks/*.py
 
