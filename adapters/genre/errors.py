@@ -24,7 +24,10 @@ class GenreError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, got: object = None, expected: object = None, todo: str | None = None) -> None:
-        self.what, self.got, self.expected, self.todo = what, got, expected, todo
+        self.what = what
+        self.got = got
+        self.expected = expected
+        self.todo = todo
         parts = [f"got {got}"] if got is not None else []
         parts += [f"expected {expected}"] if expected is not None else []
         parts += [todo] if todo else []
@@ -33,7 +36,7 @@ class GenreError(Exception):
 
 
 class InputError(GenreError):
-    """What the user gave cannot be used (exit code 2)."""
+    """User input that cannot be used (exit code 2)."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""What a long job tells: a bar on a terminal, plain lines otherwise.
+"""Progress of a long job: a bar on a terminal, plain lines otherwise.
 
 Owns: the form of progress. Ignores: what is being done.
 
@@ -18,11 +18,11 @@ class Bar:
     """Progress through steps; `show` is called at most every `every_s` seconds.
 
     Args:
-        label: What is done.
+        label: The activity.
         total: How many steps there are; None if that is not known.
         show: Shows the bar.
         every_s: Seconds between two calls of it.
-        share: How much is done, 0 to 1, where the total is not known; itself None if that is not known either.
+        share: Returns the fraction done where the total is unknown, or None.
         done: Steps that were done before.
     """
 
@@ -36,8 +36,14 @@ class Bar:
         share: Callable[[], float | None] | None = None,
         done: int = 0,
     ) -> None:
-        self.label, self.total, self.show, self.every_s = label, total, show, every_s
-        self.done, self.skipped, self.tokens, self.before = done, 0, 0, done
+        self.label = label
+        self.total = total
+        self.show = show
+        self.every_s = every_s
+        self.done = done
+        self.before = done
+        self.skipped = 0
+        self.tokens = 0
         self._share = share or (lambda: None)
         self.loss: float | None = None
         self.begun = self.shown = time.perf_counter()
@@ -72,7 +78,7 @@ class Bar:
 
     @property
     def share(self) -> float | None:
-        """How much is done, 0 to 1; None if that is not known."""
+        """Fraction done, 0 to 1; None if unknown."""
         return self.done / self.total if self.total else self._share()
 
     def _open_ended(self, seconds: float) -> str:
@@ -92,14 +98,16 @@ def _left(seconds: float) -> str:
 
 
 class Reporter:
-    """Where a job's lines and bars go."""
+    """A sink for the lines and bars of a job."""
 
     def __init__(self, write: Callable[[str], None], *, live: bool = False, stream: TextIO | None = None) -> None:
-        self.write, self.live, self.stream = write, live, stream
+        self.write = write
+        self.live = live
+        self.stream = stream
 
     @classmethod
     def silent(cls) -> "Reporter":
-        """Tells nothing."""
+        """Discard everything."""
         return cls(lambda text: None)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a task is: a slot, a label, a head, a loss, metrics.
+"""Tasks: a slot, a label, a head, a loss, metrics.
 
 Owns: the task's schema and how its labels are read off the log. Ignores: tokenizers, devices, LoRA.
 
@@ -32,8 +32,13 @@ LossName = Literal["cross_entropy", "mse", "log_loss"]
 
 _EXPRESSION = re.compile(r"^\s*([A-Za-z_]\w*)\s*(?:(>=|<=|==|!=|>|<)\s*(.+?))?\s*$")
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne,
-}  # fmt: skip
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
 _LOSSES_OF_HEAD: dict[str, tuple[str, ...]] = {
     "binary": ("log_loss",),
     "scalar": ("mse",),
@@ -50,21 +55,8 @@ _METRICS_OF_LOSS = {
 _METRICS_OF_TEXT = _METRICS_OF_LOSS | {"log_loss": ("auc", "f1", "log_loss")}
 _OWN_HEAD = {"next_item": "catalogue", "text": "pooled"}
 MAX_CLASSES = 1000
-_RANKING = (
-    "ndcg@10",
-    "hr@10",
-    "mrr@10",
-    "ndcg@5",
-    "hr@5",
-    "mrr@5",
-    "ndcg@20",
-    "hr@20",
-    "mrr@20",
-    "coverage@10",
-    "gini@10",
-    "diversity@10",
-    "novelty@10",
-    "serendipity@10",
+_RANKING = tuple(f"{name}@{k}" for k in (10, 5, 20) for name in ("ndcg", "hr", "mrr")) + tuple(
+    f"{name}@10" for name in ("coverage", "gini", "diversity", "novelty", "serendipity")
 )
 
 
@@ -173,7 +165,7 @@ class Task(BaseModel):
 
     @property
     def is_binary(self) -> bool:
-        """Whether labels are 0 and 1."""
+        """True if labels are 0 and 1."""
         return self.loss == "log_loss"
 
     def labels(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -247,21 +239,24 @@ class Task(BaseModel):
         found = sorted({v for v in values if v is not None}) if texts else np.unique(values[~np.isnan(values)]).tolist()
         if column in columns and not 2 <= len(found) <= MAX_CLASSES:
             raise DataError(
-                f"the label of task {self.name!r} has no classes", got=f"{len(found)} different values of {column}",
-                expected=f"2 to {MAX_CLASSES}", todo="choose another label, or loss: mse for a number",
-            )  # fmt: skip
+                f"the label of task {self.name!r} has no classes",
+                got=f"{len(found)} different values of {column}",
+                expected=f"2 to {MAX_CLASSES}",
+                todo="choose another label, or loss: mse for a number",
+            )
         return self.model_copy(update={"classes": tuple(found)}) if column in columns else self
 
     def _codes(self, column: str, values: np.ndarray, missing: np.ndarray) -> np.ndarray:
-        """Places of the values among the classes."""
+        """Indices of the values among the classes."""
         assert self.classes is not None
-        code = {value: float(place) for place, value in enumerate(self.classes)}
+        code = {value: float(index) for index, value in enumerate(self.classes)}
         unknown = next((value for value, gone in zip(values, missing, strict=True) if not gone and value not in code), None)
         if unknown is not None:
             shown = repr(unknown) if isinstance(unknown, str) else f"{unknown:g}"
             raise DataError(
                 f"task {self.name!r} knows no class {shown}",
-                got=f"a value of {column}", expected=", ".join(map(str, self.classes[:20])),
+                got=f"a value of {column}",
+                expected=", ".join(map(str, self.classes[:20])),
                 todo="add it to the task's classes, or take the rows out",
-            )  # fmt: skip
+            )
         return np.array([code.get(value, np.nan) for value in values], dtype=np.float64)

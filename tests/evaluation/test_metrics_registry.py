@@ -97,3 +97,9 @@ def test_evaluate_takes_arrays(tmp_path):
     arrays = np.array(PROBABILITIES, dtype=np.float32), np.array(LABELS)
     result = as_evaluate("auc", cache_dir=str(tmp_path)).compute(predictions=arrays[0], references=arrays[1])
     assert result == {"auc": 3 / 4}
+
+
+def test_scores_that_float32_cannot_tell_apart_stay_apart():
+    """2**24 and 2**24 + 1 are one number in float32: each row's list would then hold the same item."""
+    scores = [[2**24 + 1, 2**24], [2**24, 2**24 + 1]]
+    assert as_evaluate("coverage@1").compute(predictions=scores, references=[0, 1]) == {"coverage@1": 1.0}

@@ -1,1 +1,1 @@
-"""Metrics with intervals, the targets they are computed on, and the baselines beside them. Loads no torch."""
+"""Metrics with intervals, the targets they are computed on, and baselines. Loads no torch."""

@@ -1,4 +1,4 @@
-"""Scorers without training that stand beside every adapter.
+"""Baselines without training.
 
 Owns: item mean, running user share, additive and bias-only for feedback tasks; popularity and EASE (`baselines_ease`)
 for next-item tasks. Ignores metrics.
@@ -50,7 +50,7 @@ def feedback_baselines(
     Args:
         log: The log.
         split: A split of this log.
-        label: float64[n] beside `log.frame`, NaN where unknown.
+        label: float64[n], one per event of `log.frame`, NaN where unknown.
         targets: Events to score, of the validation or test part; an item's mean holds every training label.
         binary: Whether labels are 0 and 1, so that scores are probabilities.
 

@@ -1,4 +1,4 @@
-"""What a target may know: the events of its history.
+"""The history of a target: the events that a scorer may know of.
 
 Owns: which events of a user precede a target under a split, as pairs and as sums of a label over them. Ignores
 scorers, metrics and how a history becomes a prompt.
@@ -41,8 +41,8 @@ class Histories:
         last = self.offsets[self.user[targets] + 1] if self.transductive else targets
         lengths = last - first
         rows = np.repeat(np.arange(len(targets)), lengths)
-        places = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + np.repeat(first, lengths)
-        events = self.events[places]
+        positions = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + np.repeat(first, lengths)
+        events = self.events[positions]
         kept = self.group[events] != self.group[targets][rows]
         return rows[kept], events[kept]
 
@@ -50,7 +50,7 @@ class Histories:
         """Return, over each target's history, the sum of the known values and their number.
 
         Args:
-            values: [n] beside the log's events, NaN where unknown.
+            values: [n] one per event of the log, NaN where unknown.
             targets: [m] events.
 
         Returns:
@@ -76,7 +76,7 @@ class Histories:
 
 
 def _before(keys: Integers, terms: Floats) -> Floats:
-    """For keys in runs: the sum of the terms of the same run before each place."""
+    """For keys in runs: the sum of the terms of the same run before each position."""
     if not len(terms):
         return np.zeros(0)
     sums = np.cumsum(terms) - terms

@@ -1,4 +1,4 @@
-"""Whether labels can teach anything: what is refused before the first step.
+"""Checks of labels before the first training step.
 
 Owns: labels that are not finite, all alike, or absurdly far from the others; how an event is named in a message.
 Ignores: models, losses, what a label means.
@@ -127,7 +127,7 @@ def thin_negatives(tasks: Iterable[Task], labels: Mapping[str, np.ndarray], draw
 
 
 def smoothing(share: float) -> float:
-    """How many events of the overall mean a mean of 0/1 labels counts beside its own: five, or as many as hold one rarer label.
+    """Weight of the overall mean, in events, in a smoothed mean of 0/1 labels: five, or as many as hold one rarer label.
 
     The best such constant is the variance within items over the variance between them. Within, it is p (1 - p); the shares of a
     rare label differ by a part of themselves, so between it is some p², and the ratio grows like 1 / p.

@@ -3,7 +3,7 @@
 Owns: masking what the user has seen, the rank of each target among all that is left, the top 20. Ignores who scores.
 
 Ties: ranks are mid-ranks (`genre.evaluation.metrics.ranking`); in a top list equal scores come in the order of
-sha256(item_id), which says nothing about an item and is the same in every catalogue.
+sha256(item_id), which is independent of the item and the same in every catalogue.
 
     blocks = ((rows, scorer(rows)) for rows in block_rows(len(found), block_size(N)))    # scores: float32 [b, N]
     ranks, top = rank_in_blocks(log, split, found, blocks, seen="masked")

@@ -1,10 +1,10 @@
-"""From what a scorer says about a split's targets to metrics with intervals.
+"""From one score per target of a split to metrics with intervals.
 
 Owns: which events are targets, the check that every target has one score, and the figures of a task. Ignores who
 scores: an adapter, an engine or a baseline hands over one number per target (`evaluate_feedback`), or ranks and top
 lists (`evaluate_ranking`, from `genre.evaluation.ranking.rank_in_blocks`).
 
-    found = targets(log, split, TEST, label=like)             # like: float64[n] beside log.frame, NaN where unknown
+    found = targets(log, split, TEST, label=like)             # like: float64[n], one per event of log.frame, NaN where unknown
     evaluate_feedback(["auc"], found, scores)["auc"].as_dict()
     # {"value": 0.776, "interval": [0.758, 0.793], "n": 10000}
 """
@@ -65,7 +65,7 @@ def targets(log: Interactions, split: Split, part: int, label: npt.NDArray[np.fl
         log: The log.
         split: A split of this log.
         part: 1 for validation, 2 for test.
-        label: float64[n] beside `log.frame`; None for next-item tasks, where every event is a target.
+        label: float64[n], one per event of `log.frame`; None for next-item tasks, where every event is a target.
 
     Raises:
         DataError: The split or the label belongs to another log.

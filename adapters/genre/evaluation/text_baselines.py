@@ -1,4 +1,4 @@
-"""Scorers that stand beside every adapter on labelled texts.
+"""Baselines on labelled texts.
 
 Owns: the majority (or mean), and a linear model on TF-IDF weights of words and pairs of words, fitted on the training texts, its
 strength chosen on the validation texts by the task's first metric. Ignores tokenizers and models of language.

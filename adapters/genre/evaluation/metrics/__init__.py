@@ -1,7 +1,6 @@
 """The metrics, in one import.
 
-Owns: the public names of `metrics_auc`, `metrics_calibration`, `metrics_feedback`, `metrics_impressions`, `metrics_ranking`,
-`metrics_lists`, `metrics_registry`, `metrics_bootstrap` and `metrics_evaluate`. Ignores everything else.
+Owns: the public names of this package's modules.
 
     >>> from genre.evaluation.metrics import bootstrap, metric
     >>> metric("ndcg@10").function([1, 3])  # ranks 1 and 3 gain 1 and 1/2

@@ -30,7 +30,7 @@ from genre.evaluation.metrics.impressions import auc_values
 RESAMPLES = 1000
 LEVEL = 0.95
 MIN_USERS = 20
-"""An interval over fewer users cannot say much: draws of a few users vary less than users do, so it is too narrow."""
+"""With fewer users an interval is too narrow: resamples of a few users vary less than users do."""
 _BLOCK = 2**21
 """At most about this many weights (users or events, times resamples) are held at once."""
 

@@ -41,7 +41,7 @@ class Metric:
         name: As in a recipe, such as `auc` or `hr@10`.
         direction: Whether a `higher` or a `lower` value is better.
         kind: `feedback` (of labels and scores), `ranking` (of the ranks of the targets), `list` (of all top lists together) or
-            `quality` (of each top list or rank, beside what is known of items).
+            `quality` (of each top list or rank, given facts about the items).
         function: The formula. Called with (labels, scores), (labels, scores, users) if `by_user`, (labels, scores, impressions)
             if `by_impression`, (ranks), (top, catalogue_size) or (top or ranks, facts); all take `weights=`.
         prepare: For the bootstrap: sorts or sums once, then weighs users many times. None for lists.

@@ -1,10 +1,10 @@
-"""How far predicted probabilities are from what happens: equal-mass bins, their error, and what a reliability plot shows.
+"""Calibration: equal-mass bins of predicted probabilities, their error, and the data of a reliability plot.
 
 Owns: the binning, the expected calibration error with an optional weight per event, and the bins as rows. Ignores
 intervals of the error (`genre.evaluation.metrics.bootstrap`) and drawing.
 
 Ten bins hold a tenth of the events each, by their scores. Bins of equal width would put a rare label's events, whose scores
-are all small, into the first bin, where the error says no more than whether the mean is right.
+are all small, into the first bin, where the error only compares means.
 
     >>> ece(labels=[0, 1, 0, 1], scores=[0.1, 0.1, 0.8, 0.8])  # two scores, two bins: |1 - .2| / 4 + |1 - 1.6| / 4
     0.35

@@ -73,9 +73,15 @@ def as_evaluate(name: str, **options: Any) -> evaluate.Metric:
 
 
 def _evaluated(
-    chosen: Metric, predictions: Any, references: Any, users: Any, *, impressions: Any = None, counts: Any = None,
+    chosen: Metric,
+    predictions: Any,
+    references: Any,
+    users: Any,
+    *,
+    impressions: Any = None,
+    counts: Any = None,
     vectors: Any = None,
-) -> float:  # fmt: skip
+) -> float:
     if chosen.by_impression:
         need_impressions(chosen.name, impressions)
         return chosen.function(references, predictions, impressions)
@@ -92,7 +98,7 @@ def _evaluated(
     if chosen.kind == "ranking":
         return chosen.function(mid_ranks(scores, own))
     size = scores.shape[1]
-    top = top_items(scores.astype(np.float32), chosen.k or size, np.arange(size))
+    top = top_items(scores, chosen.k or size, np.arange(size))
     if chosen.kind == "list":
         return chosen.function(top, size)
     needed, values = ("vectors", vectors) if chosen.name.startswith("diversity") else ("counts", counts)

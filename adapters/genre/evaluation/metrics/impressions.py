@@ -29,7 +29,7 @@ from genre.evaluation.metrics.checks import Floats, Integers, Vector, binary_lab
 class ImpressionValues(NamedTuple):
     """One value per impression that has both labels.
 
-    `values`: float64 [V]; `first`: int64 [V], one event of each, which tells whose it is.
+    `values`: float64 [V]; `first`: int64 [V], one event of each, to look up its user.
     """
 
     values: Floats
@@ -116,7 +116,8 @@ class _Order:
         opens[1:] = (group[1:] != group[:-1]) | (values[1:] != values[:-1])
         starts = np.flatnonzero(opens)
         self._length = np.diff(np.append(starts, len(group)))
-        self._from, self._group = place[starts], group[starts]
+        self._from = place[starts]
+        self._group = group[starts]
         self._clicks = np.add.reduceat(truth, starts) if len(starts) else np.empty(0)
 
     def values(self, discount: Floats, ideal: Floats) -> ImpressionValues:
@@ -144,7 +145,8 @@ def need_impressions(name: str, impressions: object) -> None:
     """
     if impressions is None:
         raise DataError(
-            f"{name} is a mean over impressions, and the log has none", got="no column impression_id",
+            f"{name} is a mean over impressions, and the log has none",
+            got="no column impression_id",
             expected="events that were shown together under one impression_id",
             todo="import the log with --map impression_id=THEIRS, or take auc and gauc",
-        )  # fmt: skip
+        )

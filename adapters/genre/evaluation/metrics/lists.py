@@ -1,7 +1,7 @@
 """Quality of each target's top list beyond whether the target is in it: diversity, novelty, serendipity.
 
 Owns: the three formulas, and what they need to know of items and targets (`ListFacts`). Ignores how lists are made; how much of
-the catalogue all lists cover together is in `metrics_ranking` (coverage, Gini).
+the catalogue all lists cover together is in `genre.evaluation.metrics.ranking` (coverage, Gini).
 
     >>> facts = ListFacts(counts=np.array([7, 0, 0]), vectors=np.array([[1.0, 0], [0, 1], [1, 0]]), popular=np.array([1.0]))
     >>> diversity([[0, 1, 2]], 3, facts)  # two pairs at a right angle, one of the same direction: (1 + 1 + 0) / 3
@@ -29,7 +29,7 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class ListFacts:
-    """What the quality of lists is judged by.
+    """Facts about items and targets that list quality is computed from.
 
     Attributes:
         counts: (N,) training events of each item.
@@ -85,7 +85,7 @@ def distances(top: npt.ArrayLike, k: int, facts: ListFacts) -> Floats:
 def novelty(top: npt.ArrayLike, k: int, facts: ListFacts, *, weights: Vector | None = None) -> float:
     """Return the mean self-information of the listed items' popularity, in bits, averaged over a list, then over lists.
 
-    I(i) = -log2((n_i + 1) / (Σ n + N)), n_i the training events of item i: what a random training event tells by being i. An
+    I(i) = -log2((n_i + 1) / (Σ n + N)), n_i the training events of item i: the surprise of a random training event being i. An
     item without any is finite by the one that is added to each. Empty lists do not count; NaN if all are. Source: Zhou et al.
     2010; Vargas and Castells 2011. Arguments and `Raises` as for `diversity`.
     """

@@ -133,7 +133,7 @@ def gini(top: npt.ArrayLike, k: int, catalogue_size: int, *, weights: Vector | N
     return float(ratio(np.array(place @ np.sort(exposure)), np.array(catalogue_size * exposure.sum())))
 
 
-def top_items(scores: npt.NDArray[np.float32], k: int, tie_order: Integers) -> npt.NDArray[np.int32]:
+def top_items(scores: npt.NDArray[np.floating], k: int, tie_order: Integers) -> npt.NDArray[np.int32]:
     """Return the k best items of each row, best first; equal scores in the order of `tie_order`.
 
     Args:
