@@ -38,6 +38,7 @@ from genre.training import Loop
 from genre.training.assembly import Assembly, SharedEncoder, assemble
 from genre.training.simultaneous import Group, Member, waves
 from genre.training.state import Stream
+from genre.training.updates import Updates
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 KINDS = {
@@ -75,7 +76,9 @@ class Way:
         self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
         if added:
             self.loop.parameters |= added
-            self.loop.updates = self.loop.prepare_updates()
+            self.loop.updates = Updates(
+                self.loop.accelerator, self.loop.ranks, list(self.loop.parameters.values()), self.loop.train
+            )
         self.rows, self.queue = self.loop.plan(0)
 
     def step(self) -> int:

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -46,10 +45,6 @@ def train(place: Path, command: list[str], out: str, *more: str) -> subprocess.C
 def steps(place: Path, out: str) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (place / out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if "loss" in line]
-
-
-def norms(place: Path, out: str) -> list[float]:
-    return [step["gradient_norm"] for step in steps(place, out)]
 
 
 def test_two_processes_take_the_steps_of_one(place):
@@ -100,37 +95,3 @@ def test_an_error_ends_both_with_one_line(place):
     done = train(place, PAIR, "two", "--set", "data.path=nowhere")
     assert done.returncode != 0 and "no data set folder: got nowhere" in done.stderr
     assert not (place / "two" / "checkpoints").exists()
-
-
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: the extra `deepspeed`")
-
-
-CUT = """
-import functools, sys
-from genre import cli
-from genre.jobs import train as run
-run.fit = functools.partial(run.fit, stop_at=12)  # as if interrupted after so many steps
-sys.exit(cli.main())
-"""
-
-
-@needs_deepspeed
-@pytest.mark.timeout(900)  # DeepSpeed compiles a part of itself, the first time
-@pytest.mark.parametrize("stage", [1, 2])
-def test_gradients_and_optimizer_spread_by_deepspeed_take_the_steps_of_one_process(place, stage):
-    """On the CPU over gloo; seven rows in three pieces give the processes different numbers of passes; ZeRO-2 is resumed."""
-    uneven = ["--set", "train.accumulate=3", "--set", "train.batch_tokens=330", "--set", "train.checkpoint_activations=true"]
-    zero = pair("deepspeed", "--num_processes", "2", "--zero_stage", str(stage))
-    assert train(place, ALONE, "one", *uneven).returncode == 0
-    if stage == 2:
-        (place / "cut.py").write_text(CUT, encoding="utf-8")
-        cut = train(place, [*zero[:-2], "cut.py"], "two", *uneven)
-        assert "interrupted after step 12" in cut.stderr and len(steps(place, "two")) == 12
-    done = train(place, zero, "two", *uneven, *(["--resume"] if stage == 2 else []))
-    assert done.returncode == 0, done.stderr[-2000:]
-    told = re.search(rf"ZeRO-{stage}: a process holds the optimizer's state of ([\d,]+) of ([\d,]+) trained", done.stderr)
-    assert told and done.stderr.count(f"ZeRO-{stage}: a process holds") == 1
-    held, whole = (int(number.replace(",", "")) for number in told.groups())
-    assert whole / 2 <= held < whole / 2 + 16  # padded to a multiple of the processes
-    compare(place, loss=1e-3, metric=0.02)
-    assert norms(place, "two") == pytest.approx(norms(place, "one"), rel=1e-2)

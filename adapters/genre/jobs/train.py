@@ -36,8 +36,8 @@ from genre.training import Fitted, fit
 from genre.training.assembly import Assembly, assemble
 from genre.training.checkpoints import fitted_encoder
 from genre.training.curve import draw_curve
+from genre.training.fsdp import check_launch
 from genre.training.prediction import predict
-from genre.training.sharding import check_launch
 from genre.training.text_assembly import AnyAssembly, assemble_texts
 
 

@@ -29,15 +29,14 @@ from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoi
 from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
 from genre.training.cooccurrence import add_tastes
 from genre.training.epochs import Labels, plan_epoch
+from genre.training.fsdp import spread
 from genre.training.interrupts import Interrupts
 from genre.training.micro_batches import count_targets, cut, most_pieces, seed_apart, shares, start_alike
-from genre.training.sharding import spread
 from genre.training.state import Fitted, State, peak_memory_bytes
 from genre.training.text_assembly import AnyAssembly
 from genre.training.trackers import need_tracker, start_tracker
 from genre.training.updates import Updates
 from genre.training.validation import measure
-from genre.training.zero import Zero, zero_asked
 
 
 def fit(
@@ -118,7 +117,7 @@ class Loop:
         start_alike(self.ranks, self.model, self.train.seed)
         if spoken := spread(self.model, self.parameters.values(), self.ranks):
             self.reporter.line(spoken)
-        self.updates = self.prepare_updates()
+        self.updates = Updates(self.accelerator, self.ranks, list(self.parameters.values()), self.train)
         self.labels: Labels = assembly.builder.supervise(list(self.recipe.tasks))
         self.supervise: Labels = self.labels
         self.average = Average(self.parameters, self.train.average)
@@ -130,15 +129,6 @@ class Loop:
         self.interrupts, self.agreed = Interrupts(), False
         self.on_validation: Callable[[State], None] | None = None
         self.alone: Callable[[], AbstractContextManager[None]] = nullcontext
-
-    def prepare_updates(self) -> Updates | Zero:
-        """What steps the weights: whole in each process, or spread by DeepSpeed where it was launched for that."""
-        values = list(self.parameters.values())
-        if self.ranks.count == 1 or not zero_asked():
-            return Updates(self.accelerator, self.ranks, values, self.train)
-        zero = Zero(self.ranks, values, self.train)
-        self.reporter.line(zero.spoken)
-        return zero
 
     def run(self) -> None:
         """Train to the last epoch or the early stop, then put the best weights back."""

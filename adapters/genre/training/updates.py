@@ -1,7 +1,7 @@
-"""From a loss to changed weights, where every process holds all gradients and the whole optimizer.
+"""From a loss to changed weights; every process holds all gradients and the whole optimizer.
 
 Owns: backward passes, adding gradients up over processes, clipping, AdamW's step and its state. Ignores: what the loss is of,
-when a step is due. `genre.training.zero.Zero` does the same with gradients and state spread over the processes.
+when a step is due.
 
     for loss in losses:            # a process may have none
         updates.backward(loss)
@@ -21,11 +21,6 @@ from genre.recipe import TrainConfig
 from genre.training.micro_batches import add_up
 
 
-def adamw(parameters: Sequence[nn.Parameter], train: TrainConfig) -> torch.optim.AdamW:
-    """The optimizer of a run."""
-    return torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
-
-
 class Updates:
     """Steps of one optimizer on parameters that each process holds whole.
 
@@ -41,7 +36,8 @@ class Updates:
 
     def __init__(self, accelerator: Any, ranks: Ranks, parameters: Sequence[nn.Parameter], train: TrainConfig) -> None:
         self.accelerator, self.ranks, self.parameters, self.bound = accelerator, ranks, parameters, train.clip
-        self.optimizer = accelerator.prepare_optimizer(adamw(parameters, train))
+        adamw = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
+        self.optimizer = accelerator.prepare_optimizer(adamw)
 
     def backward(self, loss: Tensor) -> None:
         """Add a piece's gradient to what the step has so far."""
@@ -67,7 +63,7 @@ class Updates:
         self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
-        """AdamW's state dict. All processes ask for it at once: it may be an exchange."""
+        """AdamW's state dict."""
         found: dict[str, Any] = self.optimizer.state_dict()
         return found
 

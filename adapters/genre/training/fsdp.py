@@ -18,7 +18,6 @@ from genre.distributed import Ranks, launched
 from genre.errors import InputError, RecipeError
 from genre.modules.recommender import Recommender
 from genre.recipe import Recipe
-from genre.training.zero import check_zero, zero_asked
 
 
 def check_launch(recipe: Recipe) -> None:
@@ -28,10 +27,14 @@ def check_launch(recipe: Recipe) -> None:
         InputError: accelerate was configured for something that does not train here.
         RecipeError: The base's weights cannot be spread.
     """
-    processes = launched()
-    if zero_asked():
-        check_zero(processes)
-    if processes < 2 or not _asked():
+    if _flag("ACCELERATE_USE_DEEPSPEED", default=False):
+        raise InputError(
+            "DeepSpeed is not supported",
+            got="an accelerate launch with DeepSpeed",
+            expected="plain data parallel, or FSDP2 to shard the base",
+            todo="use recipes/accelerate/ddp_gpu.yaml or fsdp2.yaml",
+        )
+    if launched() < 2 or not _asked():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise InputError("only FSDP2 spreads a base", got="fsdp_version 1", expected="fsdp_version: 2")
