@@ -1,8 +1,10 @@
 """Where a run stands, its random numbers, and what a finished one holds."""
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,9 +51,21 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Peak resident memory of the process, or peak allocated memory of a CUDA device, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    import resource
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))):
+        return int(found[1]) * 1024
+    import resource  # counts what the process had before it became Python, too
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let the peak begin at what is in use now; only Linux can do that for a process, elsewhere nothing changes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 class Stream:
