@@ -30,11 +30,8 @@ SPEED = {
     "peers": "Beside other libraries", "scaling": "How cost grows", "registry": "The registry",
 }  # fmt: skip
 
-BESIDE = (
-    "fused_vs_peft_on_our_linears_throughput", "lanes_16_vs_peft_mixed_on_our_linears", "lanes_16_vs_one_by_one_on_our_linears",
-    "bfloat16_vs_float32_throughput",
-)  # fmt: skip
-"""Figures without an aim that stand beside those with one in the README: what is not due to oneDNN, what bfloat16 gains."""
+BESIDE = ("bfloat16_vs_float32_throughput",)
+"""Figures without an aim that appear beside those with one in the README."""
 
 TITLES = {
     "baselines": "Quality beside strong baselines", "adapter_vs_full": "Adapter against full fine-tuning",

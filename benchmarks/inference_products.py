@@ -1,8 +1,7 @@
 """The engine's products alone: many adapters in one batch, many candidates on one history.
 
 lanes      16 rows x 128 tokens, 16 adapters of rank 8 on all seven linears of every layer: the engine's lanes against the bare
-           base, PEFT's `adapter_names`, and `set_adapter` one adapter after the other, both around torch's linears and, where
-           `GENRE_PRODUCTS=onednn` makes ours other ones, around ours too; all give the same hidden states.
+           base, PEFT's `adapter_names`, and `set_adapter` one adapter after the other; all give the same hidden states.
 branches   100 text candidates of 14 tokens on a history of 420 tokens: branches of one row against one prompt each (batched, no
            padding) and against a prefix KV cache expanded over the candidates; all give the same hidden states.
 """
@@ -16,8 +15,6 @@ import numpy as np
 import torch
 
 import genre
-from bases import with_torchs_linears
-from genre.modules.base.products import library
 from genre.modules.base.source import quiet
 from genre.modules.lora.layer import find_linears, linear_shape
 from genre.modules.lora.slots import Lanes
@@ -57,9 +54,8 @@ def lanes(depth: int, rounds: int) -> dict[str, Any]:
         adapters.append(low)
     ids = torch.randint(0, 49152, (ROWS, TOKENS), generator=draw)
     bare = genre.Base.load("smollm2-135m", depth=depth)
-    peft = _peft(with_torchs_linears(depth), names, adapters)
+    peft = _peft(genre.Base.load("smollm2-135m", depth=depth), names, adapters)
     stack = Lanes(ours.model, names, slots=ROWS + 1, dtype=torch.float32)
-    ours.evenly = bare.evenly = False  # as in the engine: lanes are told by rows
     places = [stack.write(low) for low in adapters]
     embeds = bare.embedding(ids)
 
@@ -69,28 +65,22 @@ def lanes(depth: int, rounds: int) -> dict[str, Any]:
         stack.clear()
         return hidden
 
-    def peft_mixed(model: Any = peft) -> torch.Tensor:
-        return model(
+    def peft_mixed() -> torch.Tensor:
+        return peft(
             inputs_embeds=embeds, adapter_names=[f"a{i}" for i in range(ROWS)], use_cache=False, output_hidden_states=True,
             logits_to_keep=1,
         ).hidden_states[-1]  # fmt: skip
 
-    def one_by_one(model: Any = peft) -> torch.Tensor:
+    def one_by_one() -> torch.Tensor:
         parts = []
         for number in range(ROWS):
-            model.set_adapter(f"a{number}")
+            peft.set_adapter(f"a{number}")
             parts.append(
-                model.base_model.model.model(inputs_embeds=embeds[number : number + 1], use_cache=False).last_hidden_state
+                peft.base_model.model.model(inputs_embeds=embeds[number : number + 1], use_cache=False).last_hidden_state
             )
         return torch.cat(parts)
 
-    ways = {
-        "lanes": mixed, "peft_mixed": peft_mixed, "one_by_one": one_by_one,
-    }  # fmt: skip
-    if library() == "onednn":
-        on_ours = _peft(genre.Base.load("smollm2-135m", depth=depth), names, adapters)
-        ways["peft_mixed_on_our_linears"] = lambda: peft_mixed(on_ours)
-        ways["one_by_one_on_our_linears"] = lambda: one_by_one(on_ours)
+    ways = {"lanes": mixed, "peft_mixed": peft_mixed, "one_by_one": one_by_one}
     seconds, ratios, worst = alternate(ways, rounds)
     base_seconds, base_ratios, _ = alternate({"lanes": mixed, "base": lambda: bare.hidden(embeds)}, rounds)
     return {

@@ -9,7 +9,6 @@ build/bench/report.html is written, and `python benchmarks/readme.py build/bench
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -46,7 +45,7 @@ def commit() -> str:
 
 
 def command() -> str:
-    """The command line of this process, as a reader would type it: with its products, without places of this machine."""
+    """The command line of this process, as a reader would type it, without paths of this machine."""
     arguments, kept = sys.argv[1:], []
     while arguments:
         word = arguments.pop(0)
@@ -54,8 +53,7 @@ def command() -> str:
             kept.append(Path(word).name if word.startswith("/") else word)
         elif "=" not in word:
             arguments = arguments[1:]
-    chosen = [f"GENRE_PRODUCTS={os.environ['GENRE_PRODUCTS']}"] if os.environ.get("GENRE_PRODUCTS") else []
-    return shlex.join([*chosen, "python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
 
 
 def keep_figures(file: Path, result: dict[str, Any]) -> None:

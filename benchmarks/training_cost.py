@@ -3,8 +3,7 @@
 The part `cost` of benchmarks/training.py.
 
 `like` with token items, 2,048 tokens a step, optimizer included. Throughput alternates between the ways, step by step, in one
-process, on the base as `Base.load` gives it. `peft` is PEFT's layers as PEFT has them, around torch's linears; `peft_products`,
-where `GENRE_PRODUCTS=onednn` makes ours other ones, the same around ours, so that nothing but the update differs. `bare` is the
+process, on the base as `Base.load` gives it. `peft` is PEFT's layers as PEFT has them. `bare` is the
 floor: the base forward and backward without any adapter, so `bare_vs_peft` is what the best possible layer would reach. `whole`
 is the adapter with the last layer's MLP on all tokens, read or not; `bfloat16` the adapter on a base of that precision.
 The allocator keeps what is freed while ways alternate, or what one of them leaves behind would cost another page faults.
@@ -29,9 +28,7 @@ import numpy as np
 import torch
 
 import genre
-from bases import with_torchs_linears
 from genre.jobs.inputs import open_log
-from genre.modules.base.products import library
 from genre.modules.base.source import quiet
 from genre.progress import Reporter
 from genre.training import Loop
@@ -42,7 +39,7 @@ from genre.training.updates import Updates
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 KINDS = {
-    "lora": "lora", "full": "full", "peft": "head_only", "peft_products": "head_only", "bare": "head_only", "whole": "lora",
+    "lora": "lora", "full": "full", "peft": "head_only", "bare": "head_only", "whole": "lora",
     "bfloat16": "lora", "together": "lora",
 }  # fmt: skip
 
@@ -68,7 +65,7 @@ class Way:
         self, kind: str, depth: int, folder: Path, log: genre.Interactions, base: genre.Base, *, number: int = 0
     ) -> None:
         self.assembly = prepared(kind, depth, log, base, number=number)
-        added = inject_peft(base) if kind.startswith("peft") else {}
+        added = inject_peft(base) if kind == "peft" else {}
         if kind == "bare":  # the gradient goes through the whole base, as an adapter's does, and nothing of it trains
             base.embedding.register_forward_hook(lambda module, given, output: output.requires_grad_())
         if kind == "whole":
@@ -129,8 +126,8 @@ def own_base(kind: str, depth: int) -> genre.Base:
 def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -> dict[str, Any]:
     """Tokens per second of each way, alternating step by step after a warm-up; every second turn in the other order."""
     ways = {
-        kind: Way(kind, depth, folder / kind, log, with_torchs_linears(depth) if kind == "peft" else own_base(kind, depth))
-        for kind in ("lora", "full", "peft", *(["peft_products"] if library() == "onednn" else []), "bare", "whole", "bfloat16")
+        kind: Way(kind, depth, folder / kind, log, own_base(kind, depth))
+        for kind in ("lora", "full", "peft", "bare", "whole", "bfloat16")
     }
     rates: dict[str, list[float]] = {kind: [] for kind in ways}
     for turn in range(rounds + 2):
@@ -140,11 +137,6 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
             if turn >= 2:
                 rates[kind].append(tokens / (time.perf_counter() - begun))
     lora = ways["lora"].assembly
-    on_ours = {
-        f"{kind}_vs_peft_on_our_linears_throughput": _ratio(rates[name], rates["peft_products"])
-        for kind, name in (("fused", "lora"), ("bare", "bare"))
-        if "peft_products" in rates
-    }
     trained = sum(value.numel() for _, value in lora.model.lora_parameters())
     whole = sum(value.numel() for value in lora.base.model.parameters() if value is not None) - trained
     return {
@@ -156,7 +148,7 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
             "bare_vs_peft_throughput": _ratio(rates["bare"], rates["peft"]),
             "read_tokens_vs_all_throughput": _ratio(rates["lora"], rates["whole"]),
             "bfloat16_vs_float32_throughput": _ratio(rates["bfloat16"], rates["lora"]),
-        } | on_ours,
+        },
         "counts": {"lora_share_of_base": trained / whole},
     }  # fmt: skip
 

@@ -18,11 +18,10 @@ REAL_DATA = {"test_sources_real", "test_baselines_ml100k", "test_quickstart", "t
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test touches the user's cache, but for those that read real data; none multiplies as the user's environment says."""
+    """No test touches the user's cache, but for those that read real data."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENRE_CACHE", str(folder))
-        patch.delenv("GENRE_PRODUCTS", raising=False)
         yield folder
 
 

@@ -5,7 +5,7 @@ import torch
 
 from builders import LIKE, recipe
 from genre.modules.base.base import Base
-from genre.modules.base.fused_layers import Gated, GatedMlp, Normed, RmsNorm, lighten
+from genre.modules.base.fused_layers import Gated, GatedMlp, Normed, RmsNorm, fuse_layers
 from genre.modules.base.source import quiet
 from genre.training.assembly import assemble
 
@@ -53,7 +53,7 @@ def test_a_norm_rounds_as_transformers_does(dtype, trained):
 def test_a_base_and_its_gradients_stay_what_they_are_under_the_same_names():
     model, other = stock(), stock()
     names = {name: value.data_ptr() for name, value in model.named_parameters()}
-    lighten(model, between=True)
+    fuse_layers(model)
     assert {name: value.data_ptr() for name, value in model.named_parameters()} == names
     kinds = [type(module) for module in model.modules()]
     assert (kinds.count(RmsNorm), kinds.count(GatedMlp)) == (5, 2)
@@ -69,7 +69,7 @@ def test_a_base_and_its_gradients_stay_what_they_are_under_the_same_names():
 
 def test_a_norm_that_trains_gets_its_gradient():
     model = stock()
-    lighten(model, between=True)
+    fuse_layers(model)
     model.requires_grad_(True)
     model.base_model(inputs_embeds=draw(1, 4, 32).float(), use_cache=False).last_hidden_state.sum().backward()
     assert all(value.grad is not None for name, value in model.named_parameters() if "norm" in name)
@@ -78,7 +78,7 @@ def test_a_norm_that_trains_gets_its_gradient():
 def test_parts_of_another_form_stay_as_they_are():
     model = stock("gemma")  # its norm multiplies by 1 + w, its gate is no SiLU
     before = [type(module) for module in model.modules() if not isinstance(module, torch.nn.Linear)]
-    lighten(model, between=True)
+    fuse_layers(model)
     assert [type(module) for module in model.modules() if not isinstance(module, torch.nn.Linear)] == before
 
 
@@ -90,7 +90,7 @@ def test_a_loaded_base_has_them_and_trains_as_without(tiny, log, kind, monkeypat
     found = []
     for on in (True, False):
         if not on:
-            monkeypatch.setattr(genre.modules.base.loading, "lighten", lambda model, between: None)
+            monkeypatch.setattr(genre.modules.base.loading, "fuse_layers", lambda model: None)
         base = Base.load(str(tiny))
         assert any(isinstance(module, RmsNorm) for module in base.model.modules()) == on
         made = assemble(recipe(tiny, LIKE, adapter={"kind": kind}, train={"epochs": 1, "tracker": "none"}), log, base)

@@ -11,7 +11,6 @@ from fakes import make_base
 from genre.data.sequences.batches import collate
 from genre.errors import BaseModelError, DivergedError, InterruptedJobError, RecipeError
 from genre.modules.base.base import Base
-from genre.modules.base.products import library
 from genre.modules.lora.layer import LaneSpans, LoraLanes, LoraLinear
 from genre.progress import Reporter
 from genre.training import Loop, fit
@@ -85,22 +84,8 @@ def compare(group, fitted, solo, close=CLOSE):
 # --- the runs of a group ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def evenly(tiny, monkeypatch):
-    """A base whose batches are filled up when it reads one at a time."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        pytest.skip("this build of torch has no oneDNN")
-    monkeypatch.setenv("GENRE_PRODUCTS", "onednn")
-    library.cache_clear()
-    yield Base.load(str(tiny))
-    library.cache_clear()
-
-
-@pytest.mark.parametrize("laid_out", ["base", "evenly"])
 @pytest.mark.parametrize("tokens", [100_000, 900, 1], ids=["one pass", "some passes", "one lane a pass"])
-def test_each_run_ends_as_it_does_alone(tiny, log, tmp_path, tokens, laid_out, request):
-    base = request.getfixturevalue(laid_out)
-    assert base.evenly == (laid_out == "evenly")
+def test_each_run_ends_as_it_does_alone(tiny, base, log, tmp_path, tokens):
     wanted = recipes(tiny)
     solo = alone(wanted, log, base, tmp_path / "solo")
     group = members(wanted, log, base, tmp_path / "group")

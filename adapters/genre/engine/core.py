@@ -68,7 +68,6 @@ class Engine:
         self.base, self.registry, self.data, self.capacity = base, registry, data, lanes
         self.lanes = Lanes(base.model, find_linears(base.model, "all-linear"), slots=lanes + 1, dtype=base.dtype)
         self._attention = install(base.model) if base.takes_blocks else None
-        self._evenly, base.evenly = base.evenly, False  # lanes are told by rows, which one line of tokens has not
         base.occupied_by = NAME
         self.forward = threading.Lock()
         self.residency = Residency(Source(base, registry, self.lanes, data, self.forward), capacity=lanes, host=host)
@@ -93,7 +92,7 @@ class Engine:
             self.lanes.detach()
             if self._attention is not None:
                 restore(self.base.model, self._attention)
-            self.base.evenly, self.base.occupied_by = self._evenly, None
+            self.base.occupied_by = None
 
     def load(self, ref: str, *, pin: bool = False) -> str:
         """Make a version resident; a no-op for what is resident already.

@@ -15,7 +15,6 @@ from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
 from genre.files import atomic
 from genre.modules.base.base import Base
 from genre.modules.base.loading import PRECISIONS
-from genre.modules.base.products import library
 from genre.recipe import BaseConfig, Recipe
 from genre.registry.manifest import Manifest
 
@@ -122,11 +121,11 @@ def processor() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and what multiplies its float32 matrices, for the run folder and for reports."""
+    """Versions and machine, for the run folder and for reports."""
     packages = ("genre-adapters", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "polars")
     return {
         "python": platform.python_version(), "platform": platform.platform(), "processor": processor(), "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu", "products": library(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
         "packages": {name: package_version(name) for name in packages},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip

@@ -185,7 +185,7 @@ class Group:
         self.lanes = [Lane(number, member, reporter) for number, member in enumerate(members)]
         for lane in self.lanes:
             lane.loop.alone = partial(self.alone, lane)
-        self.routing = LaneSpans(drawing=lambda number: self.lanes[number].stream.drawing(), evenly=self.base.evenly)
+        self.routing = LaneSpans(drawing=lambda number: self.lanes[number].stream.drawing())
         self.layers = self._shared_layers()
         self.interrupts = Interrupts()
         self.attached = False

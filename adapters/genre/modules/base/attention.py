@@ -80,7 +80,7 @@ class Segment:
     Attributes:
         start, stop: Its tokens.
         shape: (B, T).
-        mask: (B, 1, T, T) what is added to attention scores, in the precision of their products; None for plain causal attention.
+        mask: (B, 1, T, T) what is added to attention scores; None for plain causal attention.
     """
 
     start: int
@@ -170,8 +170,7 @@ def attend(
         value: (B, key heads, T, d).
         attention_mask: Only without blocks and segments.
         blocks: Of the batch.
-        segments: Of the line, B = 1; tokens after the last one see nothing and give 0. On a CPU their products are in float32 at
-            least: in bfloat16 oneDNN would keep a kernel for every length of a row.
+        segments: Of the line, B = 1.
         scaling: Of the products.
         sliding_window: How far a token looks back, in positions; None for all the way.
         rest: What else transformers says.
@@ -209,15 +208,13 @@ def _by_segments(
     """(1, heads, T, d) each → (1, T, heads, d)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    parts, precision = [], products_in(query)
+    parts = []
     for each in segments:
-        states = (whole[0, :, each.start : each.stop].to(precision) for whole in (query, key, value))
+        states = (whole[0, :, each.start : each.stop] for whole in (query, key, value))
         rows = [own.unflatten(1, each.shape).transpose(0, 1) for own in states]
         mask = _looking_back(rows[0], each.shape[1], window) if each.mask is None else each.mask
         parts.append(sdpa_attention_forward(module, *rows, mask, **rest)[0].flatten(0, 1))
-    if left := query.shape[2] - segments[-1].stop:
-        parts.append(parts[0].new_zeros(left, *parts[0].shape[1:]))
-    return torch.cat(parts).to(query.dtype)[None]
+    return torch.cat(parts)[None]
 
 
 def _keys(states: Tensor, block: Block) -> Tensor:
@@ -232,11 +229,6 @@ def _looking_back(query: Tensor, tokens: int, window: int | None) -> Tensor | No
         return None
     step = torch.arange(tokens, device=query.device)
     return added((step[:, None] >= step) & (step[:, None] - step < window), query.dtype)[None, None]
-
-
-def products_in(states: Tensor) -> torch.dtype:
-    """The precision of attention's products over segments of such states."""
-    return torch.promote_types(states.dtype, torch.float32) if states.device.type == "cpu" else states.dtype
 
 
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genre.errors import BaseModelError, InputError
-from genre.modules.base.attention import Blocks, Segment, added, products_in
+from genre.modules.base.attention import Blocks, Segment, added
 from genre.modules.base.checkpointing import recomputing
 from genre.modules.base.devices import device_of, weight_of
 from genre.modules.base.loading import IN_PARTS, Quantization, load_model
 from genre.modules.base.narrowing import narrow
-from genre.modules.base.products import even
 from genre.modules.base.source import find, fingerprint, need_causal, places_of, tokenizer_digest
 
 
@@ -42,8 +40,6 @@ class Base:
         folder: Where the weights were read from.
         full_depth: Layers that the base has on disk.
         bidirectional: Whether it is an encoder.
-        evenly: Whether batches are laid out in counts of tokens that repeat, since oneDNN multiplies them
-            (`genre.modules.base.products`).
     """
 
     name: str
@@ -55,7 +51,6 @@ class Base:
     folder: Path
     full_depth: int
     bidirectional: bool = False
-    evenly: bool = False
     occupied_by: str | None = None
 
     @classmethod
@@ -102,7 +97,6 @@ class Base:
             folder=folder,
             full_depth=loaded.full_depth,
             bidirectional=loaded.bidirectional,
-            evenly=loaded.evenly,
         )
 
     @property
@@ -202,7 +196,7 @@ class Base:
             BaseModelError: Positions or a mask are given to an encoder, or the base's layers cannot be run again.
         """
         if recompute:
-            with recomputing(self.body, self.name, lambda: self.reading(places, evenly=self.evenly)):
+            with recomputing(self.body, self.name, lambda: self.reading(places)):
                 return self.hidden(embeds, positions, mask, lengths=lengths)
         if self.bidirectional:
             if positions is not None or mask is not None:
@@ -210,8 +204,6 @@ class Base:
             assert lengths is not None, "an encoder needs to know what is padding"
             there = torch.arange(embeds.shape[1], device=embeds.device) < lengths.to(embeds.device)[:, None]
             return self.body(inputs_embeds=embeds, attention_mask=there.long()).last_hidden_state
-        if self.evenly and blocks is None:
-            return self.line([embeds], [positions], [mask], places=places)[0]
         more: dict[str, Any] = {}
         if mask is not None:
             mask = added(mask, embeds.dtype)
@@ -248,32 +240,26 @@ class Base:
         steps = []
         for each, at, mask in zip(embeds, positions, masks, strict=True):
             start, (rows, length) = segments[-1].stop if segments else 0, each.shape[:2]
-            seen = None if mask is None else added(mask, products_in(each))
+            seen = None if mask is None else added(mask, each.dtype)
             segments.append(Segment(start, start + rows * length, (rows, length), seen))
             steps.append(torch.arange(length, device=each.device).expand(rows, length) if at is None else at)
         flat, at = torch.cat([each.flatten(0, 1) for each in embeds])[None], torch.cat([each.reshape(-1) for each in steps])[None]
-        evenly = self.evenly and len(segments) == 1
-        if evenly:
-            left = even(flat.shape[1]) - flat.shape[1]
-            flat, at = F.pad(flat, (0, 0, 0, left)), F.pad(at, (0, left))
-        with self.reading(places, evenly=evenly):
+        with self.reading(places):
             hidden = self.body(
                 inputs_embeds=flat, position_ids=at, attention_mask=flat.new_zeros(1, 1, 1, 1), use_cache=False,
                 segments=tuple(segments),
             ).last_hidden_state[0]  # fmt: skip
         return [hidden[each.start : each.stop].view(*each.shape, -1) for each in segments]
 
-    def reading(self, places: Tensor | None, *, evenly: bool = False) -> contextlib.AbstractContextManager[None]:
+    def reading(self, places: Tensor | None) -> contextlib.AbstractContextManager[None]:
         """A block in which the last layer's MLP runs on the tokens that are read, where that can be done.
-
-        With `evenly` on a number of them that repeats.
 
         An int8 base rounds by columns of the whole batch, so there it would change what is read.
         """
         if places is None or not self.in_parts or self.quantization == "int8":
             return contextlib.nullcontext()
         body: Any = self.body
-        return narrow(body.layers[-1].mlp, places, evenly=evenly)
+        return narrow(body.layers[-1].mlp, places)
 
     @property
     def takes_blocks(self) -> bool:

@@ -1,7 +1,7 @@
-"""The parts of a base's layers as a CPU is quickest with them: the linears, the norms and the gated product between them.
+"""The parts of a base's layers as a CPU is quickest with them: norms and gated MLPs.
 
 Owns: modules that take the place of transformers' own on a CPU, with the same weights under the same names. Ignores: which
-bases have such parts, adapters, how a linear multiplies.
+bases have such parts, adapters.
 
     norm      y = w · x / rms(x),  rms(x)² = mean(x²) + ε
     gated     y = silu(g) · u,     silu(g) = g / (1 + exp(-g))
@@ -15,8 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from genre.modules.base.products import Linear, library
 
 PARTS, SILU = {"gate_proj", "up_proj", "down_proj", "act_fn"}, ("SiLU", "SiLUActivation")
 
@@ -87,23 +85,17 @@ class GatedMlp(nn.Module):
         return self.down_proj(Gated.apply(self.gate_proj(x), self.up_proj(x)))
 
 
-def lighten(model: nn.Module, *, between: bool) -> None:
-    """Put these modules in the place of linears, norms and gated MLPs (mutates; the weights' names stay).
+def fuse_layers(model: nn.Module) -> None:
+    """Replace the norms and gated MLPs of a model on the CPU by these modules (mutates; the weights' names stay).
 
     Parts of another form stay as they are, and so does what accelerate moves between devices.
-
-    Args:
-        model: A model on the CPU.
-        between: Whether its norms and gated MLPs are replaced too, whose form is known by their names.
     """
     for name, module in list(model.named_modules()):
         if any(hasattr(each, "_hf_hook") for each in module.modules()):
             continue
-        if type(module) is nn.Linear and library() == "onednn":
-            model.set_submodule(name, Linear(module))
-        elif between and type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             model.set_submodule(name, RmsNorm(module))
-        elif between and _children(module) == PARTS and type(module.act_fn).__name__ in SILU:
+        elif _children(module) == PARTS and type(module.act_fn).__name__ in SILU:
             model.set_submodule(name, GatedMlp(module))
 
 

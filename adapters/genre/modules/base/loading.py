@@ -14,9 +14,7 @@ from typing import Any, Literal
 import torch
 
 from genre.errors import BaseModelError
-from genre.modules.base.attention import install
-from genre.modules.base.fused_layers import lighten
-from genre.modules.base.products import library
+from genre.modules.base.fused_layers import fuse_layers
 from genre.modules.base.source import first_line, is_encoder, quiet, read_face
 
 Quantization = Literal["none", "int8", "nf4"]
@@ -36,7 +34,6 @@ class LoadedModel:
     tokenizer: Any
     full_depth: int
     bidirectional: bool
-    evenly: bool
 
 
 def load_model(
@@ -99,14 +96,9 @@ def load_model(
     for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    known = config.model_type in IN_PARTS
-    if place == "cpu" and precision in (torch.float32, torch.bfloat16):
-        lighten(model, between=known)
-    by_onednn = precision == torch.bfloat16 or (precision == torch.float32 and library() == "onednn")
-    evenly = place == "cpu" and quantization == "none" and known and by_onednn
-    if evenly:
-        install(model)
-    return LoadedModel(model, tokenizer, full_depth, bidirectional, evenly)
+    if place == "cpu" and precision in (torch.float32, torch.bfloat16) and config.model_type in IN_PARTS:
+        fuse_layers(model)
+    return LoadedModel(model, tokenizer, full_depth, bidirectional)
 
 
 def _bits(quantization: Quantization) -> Any:

@@ -13,10 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-from genre.modules.base.products import even
 
 WORTH = 0.8
 """Above this share of the tokens, taking them out and putting them back costs what the MLP saves."""
@@ -28,14 +25,13 @@ def worth(count: int, tokens: int) -> bool:
 
 
 @contextmanager
-def narrow(mlp: nn.Module, places: Tensor, *, evenly: bool = False) -> Iterator[None]:
+def narrow(mlp: nn.Module, places: Tensor) -> Iterator[None]:
     """A block in which an MLP sees some tokens only; for the others it gives 0.
 
     Args:
         mlp: (B, T, D) → (B, T, D), each token by itself.
         places: (n,) int64 tokens of the flattened batch, each once, which the MLP sees as (1, n, D); or (B, K), K tokens of
             each row, which it sees as (B, K, D), and where a token may be named twice if no gradient is asked for.
-        evenly: Let it see zeros after the n tokens, up to a count that repeats (`genre.modules.base.products`).
     """
     whole: list[Tensor] = []
     flat = places.reshape(-1)
@@ -43,8 +39,6 @@ def narrow(mlp: nn.Module, places: Tensor, *, evenly: bool = False) -> Iterator[
     def take(module: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor, ...]:
         whole.append(given[0])
         chosen = given[0].flatten(0, 1).index_select(0, flat.to(given[0].device))  # the last layer may be on another device
-        if evenly:
-            return (F.pad(chosen, (0, 0, 0, even(len(flat)) - len(flat)))[None],)
         return (chosen.view(*(places.shape if places.ndim == 2 else (1, -1)), given[0].shape[-1]),)
 
     def put(module: nn.Module, given: tuple[Any, ...], found: Tensor) -> Tensor:

@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genre.errors import BaseModelError, ManifestError
-from genre.modules.base.products import even, is_plain
 from genre.modules.lora.products import AddUpdate, FusedLanes, FusedLora
 
 PEFT_PREFIX = "base_model.model."
@@ -48,7 +46,7 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(out_features, rank, device=device))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         self.dropout = nn.Dropout(dropout)
-        self.fused = is_plain(base) and dropout == 0
+        self.fused = type(base) is nn.Linear and dropout == 0
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's product plus the update's."""
@@ -66,18 +64,15 @@ class LaneSpans:
         spans: (lane, first token, end) in order, each lane once, together all tokens.
         drawing: A lane's block for drawing its random numbers.
         read: The spans among the tokens that are read, which are fewer, where a linear is given these only.
-        evenly: A lane's own run fills up its tokens to a count that repeats, and draws random numbers for all of them.
     """
 
     spans: tuple[tuple[int, int, int], ...] = ()
     drawing: Callable[[int], AbstractContextManager[None]] = lambda lane: nullcontext()
     read: tuple[tuple[int, int, int], ...] = ()
-    evenly: bool = False
 
     def of(self, tokens: int) -> tuple[tuple[int, int, int], ...]:
-        """The spans of an input of so many tokens; the last one goes on over what only fills up their number."""
-        *before, (lane, start, _) = self.spans if not self.read or tokens >= self.spans[-1][2] else self.read
-        return (*before, (lane, start, tokens))
+        """The spans of an input of so many tokens."""
+        return self.spans if not self.read or tokens >= self.spans[-1][2] else self.read
 
 
 class LoraLanes(nn.Module):
@@ -138,11 +133,8 @@ class LoraLanes(nn.Module):
         if layer is None:
             return y[start:stop]
         if layer.dropout.p > 0:
-            count = len(own)
-            if self.routing.evenly and (left := even(count) - count):
-                own = F.pad(own, (0, 0, 0, left))
             with self.routing.drawing(lane):
-                own = layer.dropout(own)[:count]
+                own = layer.dropout(own)
         return AddUpdate.apply(y[start:stop], own, layer.lora_A.to(own.dtype), layer.lora_B.to(own.dtype), layer.scale)
 
 

@@ -11,9 +11,8 @@ slower.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-
-from genre.modules.base.products import times
 
 
 class FusedLora(torch.autograd.Function):
@@ -24,7 +23,7 @@ class FusedLora(torch.autograd.Function):
         """X (…, in) → (…, out)."""
         ctx.save_for_backward(x, weight, a, b)
         ctx.scale = scale
-        return times(x, torch.addmm(weight, b, a, alpha=scale), bias)
+        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -32,7 +31,7 @@ class FusedLora(torch.autograd.Function):
         x, weight, a, b = ctx.saved_tensors
         gradient = gradients[0].reshape(-1, weight.shape[0])
         flat = x.reshape(-1, weight.shape[1])
-        to_x = times(gradient, torch.addmm(weight, b, a, alpha=ctx.scale).t()).view_as(x) if ctx.needs_input_grad[0] else None
+        to_x = (gradient @ torch.addmm(weight, b, a, alpha=ctx.scale)).view_as(x) if ctx.needs_input_grad[0] else None
         return to_x, None, None, *to_update(flat, gradient, a, b, ctx.scale), None
 
 
@@ -42,9 +41,8 @@ def to_update(x: Tensor, gradient: Tensor, a: Tensor, b: Tensor, scale: float) -
     The rank is always the number of rows of a product: with it as the number of columns, the processor's libraries are up to
     ten times slower.
     """
-    count = len(x)
-    to_a = times(times(b.t(), gradient, tokens=count), x.t(), tokens=count)
-    to_b = times(times(a, x, tokens=count), gradient.t(), tokens=count).t()
+    to_a = (b.t() @ gradient.t()) @ x
+    to_b = ((a @ x.t()) @ gradient).t()
     return to_a.mul_(scale), to_b.mul_(scale)
 
 
@@ -57,19 +55,17 @@ class AddUpdate(torch.autograd.Function):
         ctx.save_for_backward(x, a, b)
         ctx.scale = scale
         flat = x.reshape(-1, a.shape[1])
-        return torch.addmm(y.reshape(len(flat), -1), times(a, flat, tokens=len(flat)).t(), b.t(), alpha=scale).view_as(y)
+        return torch.addmm(y.reshape(len(flat), -1), (a @ flat.t()).t(), b.t(), alpha=scale).view_as(y)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of y, of x, if it needs one, of A and of B."""
         x, a, b = ctx.saved_tensors
         gradient, flat = gradients[0].reshape(-1, len(b)), x.reshape(-1, a.shape[1])
-        count = len(flat)
-        back = times(b.t(), gradient, tokens=count)  # (r, T)
+        back = b.t() @ gradient.t()  # (r, T)
         to_x = (back.t() @ a).mul_(ctx.scale).view_as(x) if ctx.needs_input_grad[1] else None
-        to_a = times(back, flat.t(), tokens=count)
-        to_b = times(times(a, flat, tokens=count), gradient.t(), tokens=count).t()
-        return gradients[0], to_x, to_a.mul_(ctx.scale), to_b.mul_(ctx.scale), None
+        to_b = ((a @ flat.t()) @ gradient).t()
+        return gradients[0], to_x, (back @ flat).mul_(ctx.scale), to_b.mul_(ctx.scale), None
 
 
 class FusedLanes(torch.autograd.Function):

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genre.modules.base.products import is_plain, to_onednn
-
 
 @dataclass(frozen=True)
 class Place:
@@ -156,7 +154,7 @@ class LaneLinear(nn.Module):
     def __init__(self, base: nn.Module, group: Group, member: int, routing: Routing, dtype: torch.dtype) -> None:
         super().__init__()
         self.base, self.group, self.member, self.routing = base, group, member, routing
-        plain = is_plain(base) and getattr(base, "bias", None) is None and base.weight.dtype == dtype
+        plain = type(base) is nn.Linear and getattr(base, "bias", None) is None and base.weight.dtype == dtype
         self.adds_onto = plain and base.weight.device == group.device and not hasattr(base, "_hf_hook")
         self.stacks: dict[int, Tensor] = {}
 
@@ -164,18 +162,13 @@ class LaneLinear(nn.Module):
         """The base's product, plus each routed row's own update.
 
         Where one bucket serves every row, the updates are written first and the base's product is added onto them, which
-        passes over the output once less; oneDNN was slower so.
+        passes over the output once less.
         """
         routes = [(rank, route) for rank, route in self.routing.routes.items() if route.serves(self.group.used.get(rank, ()))]
         if routes and x.ndim == 2:  # some bases (OPT) lay the rows of a batch end to end
             return self.forward(x.view(self.routing.count, -1, x.shape[-1])).flatten(0, 1)
-        weight: Any = self.base.weight
-        if (
-            len(routes) == 1
-            and self.adds_onto
-            and routes[0][1].rows == slice(0, len(x))
-            and not to_onednn(x, weight, x[..., 0].numel())
-        ):
+        if len(routes) == 1 and self.adds_onto and routes[0][1].rows == slice(0, len(x)):
+            weight: Any = self.base.weight
             y = self._update(x, *routes[0])
             y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
             return y.view(*x.shape[:-1], -1)
