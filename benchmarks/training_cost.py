@@ -3,9 +3,9 @@
 The part `cost` of benchmarks/training.py.
 
 `like` with token items, 2,048 tokens a step, optimizer included. Throughput alternates between the ways, step by step, in one
-process, on the base as `Base.load` gives it. `peft` is PEFT's layers as PEFT has them. `bare` is the
-floor: the base forward and backward without any adapter, so `bare_vs_peft` is what the best possible layer would reach. `whole`
-is the adapter with the last layer's MLP on all tokens, read or not; `bfloat16` the adapter on a base of that precision.
+process, on the base as `Base.load` gives it. `peft` is PEFT's layers as PEFT has them. `bare` is the floor: the base forward and
+backward without any adapter, so `bare_vs_peft` is what the best possible layer would reach. `bfloat16` is the adapter on a base
+of that precision.
 The allocator keeps what is freed while ways alternate, or what one of them leaves behind would cost another page faults.
 Four at once do the same steps as the four runs one after the other, on one base in memory; their ratio comes with an interval.
 Peak memory is that of a process of its own for each way, less what the process held once the base was loaded (for four at once:
@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,7 +38,7 @@ from genre.training.updates import Updates
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 KINDS = {
-    "lora": "lora", "full": "full", "peft": "head_only", "bare": "head_only", "whole": "lora",
+    "lora": "lora", "full": "full", "peft": "head_only", "bare": "head_only",
     "bfloat16": "lora", "together": "lora",
 }  # fmt: skip
 
@@ -68,8 +67,6 @@ class Way:
         added = inject_peft(base) if kind == "peft" else {}
         if kind == "bare":  # the gradient goes through the whole base, as an adapter's does, and nothing of it trains
             base.embedding.register_forward_hook(lambda module, given, output: output.requires_grad_())
-        if kind == "whole":
-            base.reading = lambda places, **_: nullcontext()
         self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
         if added:
             self.loop.parameters |= added
@@ -126,8 +123,7 @@ def own_base(kind: str, depth: int) -> genre.Base:
 def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -> dict[str, Any]:
     """Tokens per second of each way, alternating step by step after a warm-up; every second turn in the other order."""
     ways = {
-        kind: Way(kind, depth, folder / kind, log, own_base(kind, depth))
-        for kind in ("lora", "full", "peft", "bare", "whole", "bfloat16")
+        kind: Way(kind, depth, folder / kind, log, own_base(kind, depth)) for kind in ("lora", "full", "peft", "bare", "bfloat16")
     }
     rates: dict[str, list[float]] = {kind: [] for kind in ways}
     for turn in range(rounds + 2):
@@ -146,7 +142,6 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
             "adapter_vs_full_throughput": _ratio(rates["lora"], rates["full"]),
             "fused_vs_peft_throughput": _ratio(rates["lora"], rates["peft"]),
             "bare_vs_peft_throughput": _ratio(rates["bare"], rates["peft"]),
-            "read_tokens_vs_all_throughput": _ratio(rates["lora"], rates["whole"]),
             "bfloat16_vs_float32_throughput": _ratio(rates["bfloat16"], rates["lora"]),
         },
         "counts": {"lora_share_of_base": trained / whole},

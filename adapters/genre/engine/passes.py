@@ -16,18 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from genre.data.sequences.batches import collate, padded
 from genre.data.sequences.layout import Sequence as Row
 from genre.engine.planning import Job
-from genre.engine.reading import Reader, read, reads_of
+from genre.engine.reading import Reader, read
 from genre.engine.tiers import Resident
 from genre.modules.base.attention import Blocks, plan_blocks
 from genre.modules.base.base import Base
-from genre.modules.base.narrowing import worth
 from genre.modules.lora.slots import Lanes
 
 MASKED_ROW_TOKENS = 2048
@@ -125,9 +123,8 @@ class Passes:
         for shared, groups in families.items():
             heads = {id(members[0]): members for members in groups}
             for batch in self._batches([members[0] for members in groups]):
-                places = self._places([heads[id(one)] for one in batch])
                 with self.forward:
-                    lower = self.base.run(embed(self.base, batch), 0, shared, self._blocks(batch), places=places)
+                    lower = self.base.run(embed(self.base, batch), 0, shared, self._blocks(batch))
                 self._upper([(unit, place) for place, one in enumerate(batch) for unit in heads[id(one)]], lower, shared)
 
     def _upper(self, members: Sequence[tuple[Unit, int]], lower: Tensor, shared: int) -> None:
@@ -137,9 +134,8 @@ class Passes:
             rows = torch.tensor([place_of[id(unit)] for unit in batch], device=lower.device)
             hidden = lower[rows, : max(len(unit.row) for unit in batch)]
             if shared < self.base.depth:
-                places = self._places([[unit] for unit in batch])
                 with self.forward, self._routed(batch):
-                    hidden = self.base.run(hidden, shared, self.base.depth, self._blocks(batch), places=places)
+                    hidden = self.base.run(hidden, shared, self.base.depth, self._blocks(batch))
             self._read(batch, hidden)
 
     def _read(self, batch: Sequence[Unit], hidden: Tensor) -> None:
@@ -149,35 +145,14 @@ class Passes:
     def _whole(self, batch: Sequence[Unit]) -> Tensor:
         """(B, T, D) states after all layers, each row with its own adapter."""
         embeds, rows = embed(self.base, batch), [unit.row for unit in batch]
-        places = self._places([[unit] for unit in batch])
         with self._routed(batch):
             if not any(row.branches for row in rows):
-                return self.base.hidden(embeds, lengths=torch.tensor([len(row) for row in rows]), places=places)
+                return self.base.hidden(embeds, lengths=torch.tensor([len(row) for row in rows]))
             if self.base.takes_blocks:
                 blocks = self._blocks(batch)
-                return self.base.hidden(embeds, blocks.positions, blocks=blocks, places=places)
+                return self.base.hidden(embeds, blocks.positions, blocks=blocks)
             masked = collate(rows, {}).to(self.base.device)
-            return self.base.hidden(embeds, masked.positions, masked.mask, places=places)
-
-    def _places(self, rows: Sequence[Sequence[Unit]]) -> Tensor | None:
-        """(B, K) tokens of the flattened batch that are read of each row, some of them twice; None if that is most of them.
-
-        Args:
-            rows: For each row of the batch the units that are read from it.
-        """
-        longest = max(len(units[0].row) for units in rows)
-        reads = []
-        for units in rows:
-            asked = [reads_of(job, number) for unit in units for job, number in unit.readers]
-            known = [own for own in asked if own is not None]
-            if len(known) < len(asked):
-                return None
-            reads.append(np.unique(np.concatenate(known)))
-        most = max(map(len, reads))
-        if not worth(len(rows) * most, len(rows) * longest):
-            return None
-        places = np.stack([row * longest + np.pad(own, (0, most - len(own)), "edge") for row, own in enumerate(reads)])
-        return torch.from_numpy(places.astype(np.int64)).to(self.base.device)
+            return self.base.hidden(embeds, masked.positions, masked.mask)
 
     def _blocks(self, batch: Sequence[Unit]) -> Blocks:
         positions = padded([unit.row.positions for unit in batch], 0)

@@ -37,14 +37,6 @@ class Reader:
         return self.job.rows[self.number]
 
 
-def reads_of(job: Job, number: int) -> np.ndarray | None:
-    """The tokens of a job's row that its head reads; None where it reads a mean over many."""
-    row = job.rows[number]
-    if isinstance(job, TextJob):
-        return None
-    return np.array([row.trunk - 1]) if isinstance(job.head, CatalogueHead) else row.candidate_reads
-
-
 def read(readers: Sequence[Reader], hidden: Tensor) -> None:
     """Score the rows of some jobs (fills `Job.scores`).
 

@@ -210,7 +210,7 @@ class Recommender(nn.Module):
         base = self.base
         embeds = embed(base, batch, self.soft, self.dropout if self.training else 0.0)
         recompute = self.recompute and self.training
-        return base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths, places=batch.places, recompute=recompute)
+        return base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths, recompute=recompute)
 
     def output(
         self, task: str, hidden: Tensor, batch: Batch, *, reads: Reads | None = None, tables: tuple[Tensor, ...] | None = None

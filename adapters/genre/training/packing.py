@@ -1,6 +1,6 @@
 """Batches of several runs side by side in one pass of a base, none padded to another's length.
 
-Owns: whether a base can do that, which tokens of the line are read. Ignores: adapters, losses, how it is done (`Base.line`).
+Owns: whether a base can do that. Ignores: adapters, losses, how it is done (`Base.line`).
 """
 
 from collections.abc import Sequence as Rows
@@ -51,10 +51,8 @@ class Segments:
         """
         if len(batches) == 1:
             alone = batches[0]
-            return [self.base.hidden(embeds[0], alone.positions, alone.mask, places=alone.places)]
-        return self.base.line(
-            embeds, [each.positions for each in batches], [each.mask for each in batches], places=places_of(batches)
-        )
+            return [self.base.hidden(embeds[0], alone.positions, alone.mask)]
+        return self.base.line(embeds, [each.positions for each in batches], [each.mask for each in batches])
 
     @torch.no_grad()
     def check(self) -> None:
@@ -83,20 +81,3 @@ class Segments:
             f"base {self.base.name!r} cannot train several adapters at once", got=why,
             todo="train the recipes one after the other",
         )  # fmt: skip
-
-
-def read_of(batch: Batch) -> int:
-    """How many of a batch's tokens are read."""
-    return batch.tokens.numel() if batch.places is None else len(batch.places)
-
-
-def places_of(batches: Rows[Batch]) -> Tensor | None:
-    """The tokens of the whole line that are read; None if that is all of them."""
-    if all(batch.places is None for batch in batches):
-        return None
-    found, start = [], 0
-    for batch in batches:
-        size = batch.tokens.numel()
-        found.append(start + (torch.arange(size, device=batch.tokens.device) if batch.places is None else batch.places))
-        start += size
-    return torch.cat(found)

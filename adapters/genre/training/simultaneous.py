@@ -29,7 +29,7 @@ from genre.recipe import Recipe
 from genre.training.assembly import Assembly
 from genre.training.interrupts import Interrupts
 from genre.training.loop import Loop
-from genre.training.packing import Segments, read_of
+from genre.training.packing import Segments
 from genre.training.state import Fitted, Stream, peak_memory_bytes
 
 TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -234,8 +234,6 @@ class Group:
                 embeds.append(embed(self.base, batch, model.soft, model.dropout))
         end = sum(due.size for due in wave)
         self.routing.spans = spans_of(wave, [due.size for due in wave])
-        narrow = any(batch.places is not None for batch in batches)
-        self.routing.read = spans_of(wave, [read_of(batch) for batch in batches]) if narrow else ()
         hidden = self.segments.hidden(embeds, batches)
         losses = {}
         for due, batch, states in zip(wave, batches, hidden, strict=True):

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from genre.data.sequences.layout import Sequence
-from genre.modules.base.narrowing import worth
 
 Slot = Literal["item", "feedback"]
 
@@ -77,8 +76,6 @@ class Batch:
         reads: What each task reads.
         used: Tokens that are no padding.
         lengths: (B,) int64, the same of each row.
-        places: (m,) int64, all tokens of the flattened batch that are read, each once; None where tasks read means of spans, or
-            most of the tokens.
     """
 
     tokens: Tensor
@@ -92,7 +89,6 @@ class Batch:
     reads: dict[str, Reads]
     used: int
     lengths: Tensor
-    places: Tensor | None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same on another device."""
@@ -105,7 +101,6 @@ class Batch:
             move(self.tokens), move(self.items), move(self.feedback), move(self.positions), move(self.mask),
             move(self.lanes), move(self.history), move(self.given),
             {name: reads.to(place) for name, reads in self.reads.items()}, self.used, move(self.lengths),
-            move(self.places),
         )  # fmt: skip
 
 
@@ -136,7 +131,7 @@ def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray
         torch.from_numpy(tokens), torch.from_numpy(items), torch.from_numpy(feedback), positions, mask,
         torch.as_tensor(list(lanes) if lanes is not None else [0] * len(rows)), torch.from_numpy(history),
         torch.from_numpy(given),
-        reads, sum(len(row) for row in rows), torch.tensor([len(row) for row in rows]), _places(reads, shape),
+        reads, sum(len(row) for row in rows), torch.tensor([len(row) for row in rows]),
     )  # fmt: skip
 
 
@@ -165,13 +160,6 @@ def _masked(rows: Rows[Sequence], longest: int) -> tuple[Tensor, Tensor]:
         inside = (keys >= hide[:, :1]) & (keys < hide[:, 1:])
         mask[place, 0, : len(row)] &= ~inside
     return positions, mask
-
-
-def _places(reads: Mapping[str, Reads], shape: tuple[int, int]) -> Tensor | None:
-    if not reads or any(each.spans is not None for each in reads.values()):
-        return None
-    places = torch.unique(torch.cat([each.rows * shape[1] + each.places for each in reads.values()]))
-    return places if worth(len(places), shape[0] * shape[1]) else None
 
 
 def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:

@@ -8,7 +8,6 @@ loaded (`base_model`).
     (576, 4, 'none')
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from genre.modules.base.attention import Blocks, Segment, added
 from genre.modules.base.checkpointing import recomputing
 from genre.modules.base.devices import device_of, weight_of
 from genre.modules.base.loading import IN_PARTS, Quantization, load_model
-from genre.modules.base.narrowing import narrow
 from genre.modules.base.source import find, fingerprint, need_causal, places_of, tokenizer_digest
 
 
@@ -172,7 +170,6 @@ class Base:
         *,
         lengths: Tensor | None = None,
         blocks: Blocks | None = None,
-        places: Tensor | None = None,
         recompute: bool = False,
     ) -> Tensor:
         """Hidden states after the final norm.
@@ -184,8 +181,6 @@ class Base:
             lengths: (B,) int64 tokens of each row that are no padding, which an encoder must know; in plain causal attention
                 nothing looks ahead, so right padding needs no mask.
             blocks: The same as a mask, where `takes_blocks` holds and attention is installed (`genre.modules.base.attention`).
-            places: The tokens whose states are read, as `genre.modules.base.narrowing` takes them;
-                those of others may then be anything.
             recompute: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
                 time, the same gradients.
 
@@ -196,7 +191,7 @@ class Base:
             BaseModelError: Positions or a mask are given to an encoder, or the base's layers cannot be run again.
         """
         if recompute:
-            with recomputing(self.body, self.name, lambda: self.reading(places)):
+            with recomputing(self.body, self.name):
                 return self.hidden(embeds, positions, mask, lengths=lengths)
         if self.bidirectional:
             if positions is not None or mask is not None:
@@ -210,18 +205,15 @@ class Base:
         elif blocks is not None:
             mask = embeds.new_zeros(1, 1, 1, 1)  # any 4-D mask keeps transformers from making a whole one; nobody reads it
             more["blocks"] = blocks
-        with self.reading(places):
-            return self.body(
-                inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more
-            ).last_hidden_state
+        return self.body(
+            inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more
+        ).last_hidden_state
 
     def line(
         self,
         embeds: Sequence[Tensor],
         positions: Sequence[Tensor | None],
         masks: Sequence[Tensor | None],
-        *,
-        places: Tensor | None = None,
     ) -> list[Tensor]:
         """Hidden states of several batches in one pass, none padded to another's length, each as `hidden` gives them alone.
 
@@ -231,7 +223,6 @@ class Base:
             embeds: For each batch (B, T, D).
             positions: For each batch (B, T) int64, or None for 0, 1, 2, …
             masks: For each batch (B, 1, T, T) bool, or None for plain attention.
-            places: (n,) int64, the tokens of the line that are read, as in `hidden`.
 
         Returns:
             For each batch (B, T, D).
@@ -244,22 +235,11 @@ class Base:
             segments.append(Segment(start, start + rows * length, (rows, length), seen))
             steps.append(torch.arange(length, device=each.device).expand(rows, length) if at is None else at)
         flat, at = torch.cat([each.flatten(0, 1) for each in embeds])[None], torch.cat([each.reshape(-1) for each in steps])[None]
-        with self.reading(places):
-            hidden = self.body(
-                inputs_embeds=flat, position_ids=at, attention_mask=flat.new_zeros(1, 1, 1, 1), use_cache=False,
-                segments=tuple(segments),
-            ).last_hidden_state[0]  # fmt: skip
+        unread = flat.new_zeros(1, 1, 1, 1)
+        hidden = self.body(
+            inputs_embeds=flat, position_ids=at, attention_mask=unread, use_cache=False, segments=tuple(segments)
+        ).last_hidden_state[0]
         return [hidden[each.start : each.stop].view(*each.shape, -1) for each in segments]
-
-    def reading(self, places: Tensor | None) -> contextlib.AbstractContextManager[None]:
-        """A block in which the last layer's MLP runs on the tokens that are read, where that can be done.
-
-        An int8 base rounds by columns of the whole batch, so there it would change what is read.
-        """
-        if places is None or not self.in_parts or self.quantization == "int8":
-            return contextlib.nullcontext()
-        body: Any = self.body
-        return narrow(body.layers[-1].mlp, places)
 
     @property
     def takes_blocks(self) -> bool:
@@ -271,7 +251,7 @@ class Base:
         """Whether some of the layers can be run alone (`run`)."""
         return self.model.config.model_type in IN_PARTS
 
-    def run(self, hidden: Tensor, first: int, last: int, blocks: Blocks, *, places: Tensor | None = None) -> Tensor:
+    def run(self, hidden: Tensor, first: int, last: int, blocks: Blocks) -> Tensor:
         """Run the layers from `first` up to, not including, `last`; the final norm follows the base's last layer.
 
         Args:
@@ -279,7 +259,6 @@ class Base:
             first: From 0.
             last: Up to the depth.
             blocks: What may see what, and the positions.
-            places: As in `hidden`, if the base's last layer is among them.
 
         Returns:
             (B, T, D).
@@ -293,12 +272,9 @@ class Base:
             )
         body: Any = self.body
         rotary = body.rotary_emb(hidden, position_ids=blocks.positions)
-        with self.reading(places if last == self.depth else None):
-            for layer in body.layers[first:last]:
-                hidden = layer(
-                    hidden, attention_mask=None, position_ids=blocks.positions, position_embeddings=rotary, use_cache=False,
-                    blocks=blocks,
-                )  # fmt: skip
+        shared = {"position_ids": blocks.positions, "position_embeddings": rotary, "blocks": blocks}
+        for layer in body.layers[first:last]:
+            hidden = layer(hidden, attention_mask=None, use_cache=False, **shared)
         return body.norm(hidden) if first < last == self.depth else hidden
 
     def word_logits(self, hidden: Tensor, word_ids: Tensor) -> Tensor:

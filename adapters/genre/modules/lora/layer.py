@@ -63,16 +63,10 @@ class LaneSpans:
     Attributes:
         spans: (lane, first token, end) in order, each lane once, together all tokens.
         drawing: A lane's block for drawing its random numbers.
-        read: The spans among the tokens that are read, which are fewer, where a linear is given these only.
     """
 
     spans: tuple[tuple[int, int, int], ...] = ()
     drawing: Callable[[int], AbstractContextManager[None]] = lambda lane: nullcontext()
-    read: tuple[tuple[int, int, int], ...] = ()
-
-    def of(self, tokens: int) -> tuple[tuple[int, int, int], ...]:
-        """The spans of an input of so many tokens."""
-        return self.spans if not self.read or tokens >= self.spans[-1][2] else self.read
 
 
 class LoraLanes(nn.Module):
@@ -96,7 +90,7 @@ class LoraLanes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The base's product plus each slice's own update."""
         flat = x.reshape(-1, x.shape[-1])
-        spans = self.routing.of(len(flat))
+        spans = self.routing.spans
         here = {lane: self.lanes[lane] for lane, _, _ in spans if lane in self.lanes}
         if not here:
             return self._product(flat, spans).view(*x.shape[:-1], -1)
