@@ -71,7 +71,7 @@ class Way:
         if added:
             self.loop.parameters |= added
             self.loop.updates = Updates(
-                self.loop.accelerator, self.loop.ranks, list(self.loop.parameters.values()), self.loop.train
+                self.loop.accelerator, self.loop.processes, list(self.loop.parameters.values()), self.loop.train
             )
         self.rows, self.queue = self.loop.plan(0)
 

@@ -7,7 +7,7 @@ import torch
 from builders import LIKE, NEXT, RATING, rows_of, stir, with_values
 from genre.data.sequences.batches import collate
 from genre.data.sequences.windows import training_windows
-from genre.distributed import Ranks
+from genre.distributed import Processes
 from genre.progress import Reporter
 from genre.training import Loop, fit
 from genre.training.micro_batches import count_targets, cut, most_pieces, shares
@@ -23,15 +23,15 @@ def rows(assembly, count):
 def test_the_process_with_the_most_pieces_need_not_have_the_most_rows():
     """Seven rows on two processes, in three pieces: four rows make two and two, three make one each."""
     seven = list(range(7))
-    assert [len(cut(seven, Ranks(rank, 2), 3)) for rank in (0, 1)] == [2, 3] and most_pieces(seven, Ranks(0, 2), 3) == 3
-    assert most_pieces(seven[:1], Ranks(1, 2), 3) == 1 and most_pieces(seven, Ranks(), 9) == 7
+    assert [len(cut(seven, Processes(rank, 2), 3)) for rank in (0, 1)] == [2, 3] and most_pieces(seven, Processes(0, 2), 3) == 3
+    assert most_pieces(seven[:1], Processes(1, 2), 3) == 1 and most_pieces(seven, Processes(), 9) == 7
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 9])
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
 def test_every_row_is_in_one_piece_of_one_process(pieces, processes, count):
-    found = [cut(list(range(count)), Ranks(rank, processes), pieces) for rank in range(processes)]
+    found = [cut(list(range(count)), Processes(rank, processes), pieces) for rank in range(processes)]
     assert sorted(row for parts in found for part in parts for row in part) == list(range(count))
     assert all(len(part) > 0 for parts in found for part in parts) and all(len(parts) <= pieces for parts in found)
     sizes = [sum(map(len, parts)) for parts in found]

@@ -8,7 +8,7 @@ import torch
 from builders import LIKE, NEXT, recipe
 from fakes import planted_log
 from genre.data.interactions import Interactions
-from genre.distributed import Ranks
+from genre.distributed import Processes
 from genre.engine.versions import adapter_manifest, read_adapter, write_adapter
 from genre.jobs.encoders import publish_encoder
 from genre.modules.base.base import Base
@@ -53,10 +53,10 @@ def test_a_taste_that_helps_is_added_and_says_what_validation_then_measures(tiny
     head = made.model.heads["next_item"]
     assert head.taste.shape == (64, 32) and float(head.blend) in [pytest.approx(blend) for blend in BLENDS[1:]]
     assert "taste" not in "".join(made.model.trainable())
-    after = measure(made, Ranks())["next_item.ndcg@10"]
+    after = measure(made, Processes())["next_item.ndcg@10"]
     kept = head.taste, head.blend
     head.taste = head.blend = None
-    before = measure(made, Ranks())["next_item.ndcg@10"]
+    before = measure(made, Processes())["next_item.ndcg@10"]
     head.taste, head.blend = kept
     assert after > before + 0.03
     said = next(line for line in lines if "same users had" in line)
@@ -90,11 +90,11 @@ def test_a_taste_that_does_not_help_is_left_out(tiny, tmp_path):
     head, given = made.model.heads["next_item"], made.log
     fit(made, tmp_path / "run")
     blend = 0.0 if head.blend is None else float(head.blend)
-    before = measure(made, Ranks())["next_item.ndcg@10"]
+    before = measure(made, Processes())["next_item.ndcg@10"]
     head.taste = head.blend = None
-    assert before >= measure(made, Ranks())["next_item.ndcg@10"]
+    assert before >= measure(made, Processes())["next_item.ndcg@10"]
     head.add_taste(-10 * fit_taste(to_unit(made.model.soft.every()), given, made.usable, 8), 1.0)  # a harmful one is replaced
-    list(add_tastes(made, Ranks()))
+    list(add_tastes(made, Processes()))
     assert (0.0 if head.blend is None else float(head.blend)) == blend
     made.model.release()
 
@@ -142,9 +142,9 @@ def test_the_fit_sees_training_events_alone_and_its_scale_is_that_of_a_users_sco
 def test_where_all_targets_are_too_many_some_of_them_choose(tiny, tmp_path, monkeypatch):
     made = run(tiny)
     fit(made, tmp_path / "run")
-    (whole,) = list(add_tastes(made, Ranks()))
+    (whole,) = list(add_tastes(made, Processes()))
     monkeypatch.setattr("genre.training.cooccurrence.MOST_SCORES", 1)
-    (part,) = list(add_tastes(made, Ranks()))
+    (part,) = list(add_tastes(made, Processes()))
     assert part.split(":")[:1] == whole.split(":")[:1] and part != whole
     assert float(made.model.heads["next_item"].blend) > 0
     made.model.release()

@@ -119,7 +119,7 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(build, tmp_path, whe
 def test_the_best_weights_survive_an_interruption(build, tmp_path, monkeypatch):
     """The first epoch was the best; the run is cut in the second and goes on to its end."""
     kept, values = [], iter([0.9, 0.5])
-    monkeypatch.setattr(loop, "measure", lambda assembly, ranks: kept.append(weights(assembly)) or {"like.auc": next(values)})
+    monkeypatch.setattr(loop, "measure", lambda assembly, processes: kept.append(weights(assembly)) or {"like.auc": next(values)})
     with pytest.raises(JobError):
         fit(build(LIKE), tmp_path, stop_at=12)
     assert len(kept) == 1
@@ -232,7 +232,7 @@ def test_a_planted_preference_is_learnt(build, tmp_path):
 
 def test_it_stops_early_and_keeps_the_best_weights(build, tmp_path, monkeypatch):
     values, kept = iter([0.6, 0.7, 0.65, 0.7, 0.9]), []
-    monkeypatch.setattr(loop, "measure", lambda assembly, ranks: kept.append(weights(assembly)) or {"like.auc": next(values)})
+    monkeypatch.setattr(loop, "measure", lambda assembly, processes: kept.append(weights(assembly)) or {"like.auc": next(values)})
     lines = []
     monkeypatch.setattr(Reporter, "line", lambda self, text: lines.append(text))
     fitted = fit(build(LIKE, train={"epochs": 9, "early_stop": 2}), tmp_path)

@@ -24,7 +24,7 @@ from genre.cli import score as cli_score
 from genre.cli import serve as cli_serve
 from genre.cli import tune as cli_tune
 from genre.cli.output import check_file, show_figures, write_result
-from genre.distributed import Ranks, launched, own_rank
+from genre.distributed import Processes, process_count, process_rank
 from genre.errors import GenreError, InputError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     """One frozen base LLM, one small adapter per recommendation task."""
-    if launched() > 1 and context.invoked_subcommand != "train":
+    if process_count() > 1 and context.invoked_subcommand != "train":
         raise InputError(
             "only genre train runs in several processes", got=f"genre {context.invoked_subcommand}", expected="one process"
         )
@@ -97,8 +97,10 @@ def train(
     from genre.registry.names import check_name
 
     check_name(alias, "alias")
-    if launched() > 1 and len(wanted) > 1:
-        raise InputError("several recipes train in one process", got=f"{launched()} processes", todo="launch them one by one")
+    if process_count() > 1 and len(wanted) > 1:
+        raise InputError(
+            "several recipes train in one process", got=f"{process_count()} processes", todo="launch them one by one"
+        )
     if dry and resume:
         raise InputError("--dry-run begins anew and keeps nothing", got="--resume beside it", expected="one of the two")
     if resume and len(wanted) == 1:
@@ -130,8 +132,8 @@ def train(
             store.check_writable(recipe.name)
     if len(wanted) == 1:
         run = run_training(wanted[0], registry=store, folder=out, resume=resume, reporter=say)
-        Ranks.part()
-        if own_rank() > 0:  # the first process shows, writes and publishes
+        Processes.current().leave()
+        if process_rank() > 0:  # the first process shows, writes and publishes
             return
         write_result(json_file, _hand_over(run, store, alias))
         return
@@ -242,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    which = f"rank {own_rank()}: " if own_rank() else ""
+    which = f"rank {process_rank()}: " if process_rank() else ""
     print(f"genre: {which}" + " ".join(message.split()), file=sys.stderr)
     return code
 

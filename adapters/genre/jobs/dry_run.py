@@ -27,7 +27,7 @@ from genre.data.sequences.batches import plan_batches
 from genre.data.sequences.layout import Sequence as Row
 from genre.data.splits import PARTS
 from genre.data.texts.dataset import Texts
-from genre.distributed import Ranks
+from genre.distributed import Processes
 from genre.engine.versions import encoder_manifest
 from genre.errors import InputError, ManifestError
 from genre.jobs.encoders import check_leak, encoder_name, find_encoder
@@ -181,8 +181,10 @@ def dry_run(
     Raises:
         GenreError: Whatever the job itself would raise before its third step.
     """
-    if Ranks.here().count > 1:
-        raise InputError("a dry run takes one process", got=f"{Ranks.here().count} processes", expected="genre train --dry-run")
+    if Processes.current().count > 1:
+        raise InputError(
+            "a dry run takes one process", got=f"{Processes.current().count} processes", expected="genre train --dry-run"
+        )
     for recipe in recipes:
         need_tracker(recipe.train.tracker)
     if len(recipes) > 1:
@@ -212,7 +214,7 @@ class _Rehearsal:
     def run(self) -> DryRun:
         recipes = [_without_tracker(recipe) for recipe in self.recipes]
         if len(recipes) == 1:
-            assembly = wire(recipes[0], self.log, self.base, self.registry, self.reporter, Ranks())
+            assembly = wire(recipes[0], self.log, self.base, self.registry, self.reporter, Processes())
             base = assembly.base
             self.alone(assembly)
         else:

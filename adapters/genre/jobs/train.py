@@ -11,7 +11,7 @@ import torch
 from genre.data.interactions import Interactions
 from genre.data.splits import PARTS
 from genre.data.texts.dataset import Texts
-from genre.distributed import Ranks
+from genre.distributed import Processes
 from genre.engine.versions import (
     adapter_manifest,
     count,
@@ -100,22 +100,22 @@ def train(
         GenreError: See the error's message; a run that diverges or is interrupted keeps its last checkpoint.
     """
     check_launch(recipe)
-    ranks = Ranks.here()
-    say = reporter if reporter is not None and ranks.main else Reporter.silent()
-    root = ranks.same(Path(folder) if folder is not None else run_folder(recipe.name, resume))
-    assembly = wire(recipe, log, base, registry, say, ranks, own_encoder=resume and fitted_encoder(root))
+    processes = Processes.current()
+    say = reporter if reporter is not None and processes.is_main else Reporter.silent()
+    root = processes.broadcast(Path(folder) if folder is not None else run_folder(recipe.name, resume))
+    assembly = wire(recipe, log, base, registry, say, processes, own_encoder=resume and fitted_encoder(root))
     try:
         if registry is not None and isinstance(assembly, Assembly) and assembly.fits_encoder:
             registry.check_writable(encoder_name(assembly.log))
         if folder is None and not resume:
-            root = ranks.same(claim_folder(recipe.name) if ranks.main else root)
+            root = processes.broadcast(claim_folder(recipe.name) if processes.is_main else root)
         if resume:
             check_resumed(root, assembly.recipe)
-        if ranks.main:
+        if processes.is_main:
             describe_run(root, assembly.recipe)
         say_few_users(assembly.recipe.tasks, assembly.builder, assembly.split, "test", say)
         fitted = fit(assembly, root, resume=resume, reporter=say)
-        return conclude(fitted, root, registry, say, ranks)
+        return conclude(fitted, root, registry, say, processes)
     finally:
         assembly.model.release()
 
@@ -146,31 +146,37 @@ def describe_run(root: Path, recipe: Recipe) -> None:
     write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
 
 
-def conclude(fitted: Fitted, root: Path, registry: Registry | None, say: Reporter, ranks: Ranks) -> Run:
+def conclude(fitted: Fitted, root: Path, registry: Registry | None, say: Reporter, processes: Processes) -> Run:
     """Evaluate a fitted run once on the test part, and leave its results in the run folder; its model must be on the base."""
     assembly = fitted.assembly
     recipe = assembly.recipe
     say.line("evaluating on the test part, beside the baselines")
     part, most = PARTS["test"], recipe.data.max_events
     found = predict(
-        assembly.model, assembly.builder, assembly.split, part, max_events=most, batch_tokens=16384, ranks=ranks
+        assembly.model, assembly.builder, assembly.split, part, max_events=most, batch_tokens=16384, processes=processes
     )  # fmt: skip
     run = None
-    if ranks.main:
+    if processes.is_main:
         write_predictions(root, found, recipe.tasks, data=_data(assembly).digest, split=recipe.data.split, part="test")
         results = judge(found, assembly.model, assembly.builder, assembly.split)
         for name, bins in reliability_of(found, recipe.tasks).items():
             draw_bins(bins, root / plot_name(name), f"{name}, test")
         run = finish(fitted, root, results, registry, say)
-    done = ranks.same(run)
+    done = processes.broadcast(run)
     assert done is not None
     return done
 
 
 def wire(
-    recipe: Recipe, log: Interactions | Texts | None, base: Base | None, registry: Registry | None, say: Reporter, ranks: Ranks,
-    *, own_encoder: bool = False,
-) -> AnyAssembly:  # fmt: skip
+    recipe: Recipe,
+    log: Interactions | Texts | None,
+    base: Base | None,
+    registry: Registry | None,
+    say: Reporter,
+    processes: Processes,
+    *,
+    own_encoder: bool = False,
+) -> AnyAssembly:
     """Load what a run is about and put it together; the base carries the result until `model.release()`.
 
     Args:
@@ -179,15 +185,15 @@ def wire(
         base: Wins over the recipe's base.
         registry: Where an encoder is looked for.
         say: Where progress goes.
-        ranks: The processes; the first one unpacks what comes as a package.
+        processes: The processes; the first one unpacks what comes as a package.
         own_encoder: Fit a new encoder whatever the registry has, as a run that is resumed does if it began so.
     """
-    with ranks.first():
+    with processes.main_first():
         data = log if log is not None else open_data(recipe.data.path, texts=recipe.reads_texts)
         check_data(recipe, data)
         if base is None:
             find_base(recipe.base.name)
-    base = base or open_base(recipe.base, device=ranks.device)
+    base = base or open_base(recipe.base, device=processes.device)
     check_base(recipe, base)
     if isinstance(data, Texts):
         return assemble_texts(recipe, data, base)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genre.data.interactions import Interactions
-from genre.distributed import Ranks
+from genre.distributed import Processes
 from genre.errors import GenreError, InputError, JobError
 from genre.jobs.encoders import find_encoder
 from genre.jobs.evaluate import say_few_users
@@ -81,8 +81,8 @@ def train_together(
     """
     say = reporter or Reporter.silent()
     check_together(recipes)
-    if Ranks.here().count > 1:
-        raise InputError("several recipes train in one process", got=f"{Ranks.here().count} processes", expected="one")
+    if Processes.current().count > 1:
+        raise InputError("several recipes train in one process", got=f"{Processes.current().count} processes", expected="one")
     base = base or open_base(recipes[0].base)
     check_base(recipes[0], base)
     logs = {recipe.data.path: log for recipe in recipes} if log is not None else {}
@@ -164,7 +164,7 @@ def _train_group(
             continue
         model.put(model.layers)
         try:
-            hand_over(conclude(fitted, member.folder, registry, _named(say, name), Ranks()), name)
+            hand_over(conclude(fitted, member.folder, registry, _named(say, name), Processes()), name)
         finally:
             model.release()
     return failed

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genre.data.interactions import Interactions
 from genre.data.splits import VALID
-from genre.distributed import Ranks
+from genre.distributed import Processes
 from genre.evaluation.metrics.by_name import Metric, metric
 from genre.evaluation.ranking import Ranker
 from genre.modules.collaborative import pure_svd
@@ -38,7 +38,7 @@ MOST_SCORES = 2**31
 """Of validation targets times items; where there are more, some targets alone choose how much the term counts."""
 
 
-def add_tastes(assembly: AnyAssembly, ranks: Ranks) -> Iterator[str]:
+def add_tastes(assembly: AnyAssembly, processes: Processes) -> Iterator[str]:
     """Give every next-item head of a trained model its term (mutates the model); yields what was chosen, in words."""
     if not isinstance(assembly, Assembly) or assembly.model.soft is None or not assembly.recipe.encoder.taste:
         return
@@ -50,10 +50,10 @@ def add_tastes(assembly: AnyAssembly, ranks: Ranks) -> Iterator[str]:
     if not heads:
         return
     vectors = to_unit(assembly.model.soft.every())
-    factors = ranks.same(fit_taste(vectors, assembly.log, assembly.usable, assembly.recipe.encoder.taste))
+    factors = processes.broadcast(fit_taste(vectors, assembly.log, assembly.usable, assembly.recipe.encoder.taste))
     for head in heads.values():
         head.add_taste(factors.to(vectors.device), 0.0)
-    for name, found in _by_blend(assembly, heads, ranks).items():
+    for name, found in _by_blend(assembly, heads, processes).items():
         head, chosen = heads[name], _deciding(assembly.model.tasks[name])
         values = [chosen.function(np.concatenate(some)) if some else np.nan for some in found]
         best = 0
@@ -97,7 +97,7 @@ def _deciding(task: Task) -> Metric:
 
 
 @torch.no_grad()
-def _by_blend(assembly: Assembly, heads: dict[str, CatalogueHead], ranks: Ranks) -> dict[str, list[list[np.ndarray]]]:
+def _by_blend(assembly: Assembly, heads: dict[str, CatalogueHead], processes: Processes) -> dict[str, list[list[np.ndarray]]]:
     """For each head and each of `BLENDS` the ranks of the validation targets, in parts."""
     model, log = assembly.model, assembly.log
     found: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in BLENDS] for name in heads}
@@ -110,7 +110,7 @@ def _by_blend(assembly: Assembly, heads: dict[str, CatalogueHead], ranks: Ranks)
     stride = max(1, round(np.count_nonzero(assembly.split.part == VALID) * log.catalogue.size / MOST_SCORES))
     number = 0
     for batch, hidden in states(
-        model, assembly.builder, assembly.split, VALID, max_events=longest, batch_tokens=tokens, ranks=ranks
+        model, assembly.builder, assembly.split, VALID, max_events=longest, batch_tokens=tokens, processes=processes
     ):
         for name, head in heads.items():
             assert head.blend is not None
@@ -124,5 +124,5 @@ def _by_blend(assembly: Assembly, heads: dict[str, CatalogueHead], ranks: Ranks)
                     scores = model.output(name, hidden, batch, reads=piece, tables=tables[name]).float().cpu().numpy()
                     found[name][place].append(rankers[name].ranks(events, log.item_codes[events], scores))
     model.train(training)
-    shared = ranks.every(found)
+    shared = processes.all_gather(found)
     return {name: [[part for own in shared for part in own[name][place]] for place in range(len(BLENDS))] for name in heads}

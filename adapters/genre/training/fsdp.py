@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from genre.distributed import Ranks, launched
+from genre.distributed import Processes, process_count
 from genre.errors import InputError, RecipeError
 from genre.modules.recommender import Recommender
 from genre.recipe import Recipe
@@ -34,7 +34,7 @@ def check_launch(recipe: Recipe) -> None:
             expected="plain data parallel, or FSDP2 to shard the base",
             todo="use recipes/accelerate/ddp_gpu.yaml or fsdp2.yaml",
         )
-    if launched() < 2 or not _asked():
+    if process_count() < 2 or not _asked():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise InputError("only FSDP2 spreads a base", got="fsdp_version 1", expected="fsdp_version: 2")
@@ -47,19 +47,19 @@ def check_launch(recipe: Recipe) -> None:
         )  # fmt: skip
 
 
-def spread(model: Recommender, trained: Iterable[nn.Parameter], ranks: Ranks) -> str | None:
+def spread(model: Recommender, trained: Iterable[nn.Parameter], processes: Processes) -> str | None:
     """Under an FSDP2 launch, spread the base's layers over the processes (mutates the base, for good).
 
     Returns:
         What was done, in a line; None where nothing was.
     """
-    if ranks.count == 1 or not _asked():
+    if processes.count == 1 or not _asked():
         return None
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     base: Any = model.base
-    mesh, whole = init_device_mesh(base.device.type, (ranks.count,)), set(trained)
+    mesh, whole = init_device_mesh(base.device.type, (processes.count,)), set(trained)
     for layer in _layers(base.body):
         own = {value for value in layer.parameters() if value in whole}
         fully_shard(layer, mesh=mesh, ignored_params=own, reshard_after_forward=_flag("FSDP_RESHARD_AFTER_FORWARD", default=True))

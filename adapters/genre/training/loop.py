@@ -20,7 +20,7 @@ from torch import Tensor
 
 from genre.data.sequences.batches import collate
 from genre.data.sequences.layout import Sequence
-from genre.distributed import Ranks
+from genre.distributed import Processes
 from genre.errors import DivergedError, InputError, InterruptedJobError
 from genre.evaluation.metrics import metric
 from genre.progress import Bar, Reporter
@@ -100,9 +100,9 @@ class Loop:
 
         self.assembly, self.folder, self.stop_at = assembly, folder, stop_at
         self.recipe, self.train = assembly.recipe, assembly.recipe.train
-        self.state, self.ranks = State(), Ranks.here()
-        self.reporter = reporter if self.ranks.main else Reporter.silent()
-        if self.ranks.main:
+        self.state, self.processes = State(), Processes.current()
+        self.reporter = reporter if self.processes.is_main else Reporter.silent()
+        if self.processes.is_main:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.model = assembly.model
         self.model.recompute = self.train.checkpoint_activations
@@ -113,11 +113,11 @@ class Loop:
         self.accelerator = Accelerator(cpu=cpu, log_with=tracker, project_dir=str(folder))
         start_tracker(self.accelerator, self.recipe, folder)
         # Not wrapped for data parallel: gradients are added up here, weighted by targets, whatever module they are of.
-        self.wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.ranks.count > 1)
-        start_alike(self.ranks, self.model, self.train.seed)
-        if spoken := spread(self.model, self.parameters.values(), self.ranks):
+        self.wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.processes.count > 1)
+        start_alike(self.processes, self.model, self.train.seed)
+        if spoken := spread(self.model, self.parameters.values(), self.processes):
             self.reporter.line(spoken)
-        self.updates = Updates(self.accelerator, self.ranks, list(self.parameters.values()), self.train)
+        self.updates = Updates(self.accelerator, self.processes, list(self.parameters.values()), self.train)
         self.labels: Labels = assembly.builder.supervise(list(self.recipe.tasks))
         self.supervise: Labels = self.labels
         self.average = Average(self.parameters, self.train.average)
@@ -197,7 +197,7 @@ class Loop:
 
     def pause(self) -> None:
         """Stop between two steps if the user has asked to; with a checkpoint, so that nothing is lost."""
-        asked = self.interrupts.asked if self.ranks.count == 1 else self.agreed
+        asked = self.interrupts.asked if self.processes.count == 1 else self.agreed
         if asked or (self.stop_at is not None and self.state.step >= self.stop_at):
             self.save("last")
             raise KeyboardInterrupt
@@ -218,8 +218,8 @@ class Loop:
         """One optimizer step on some rows; the loss, the tokens and the targets of it."""
         whole = count_targets(rows, self.supervise)
         told = torch.zeros(len(whole) + 1)
-        pieces = cut(rows, self.ranks, self.train.accumulate)
-        more = most_pieces(rows, self.ranks, self.train.accumulate) - len(pieces) if self.model.in_step else 0
+        pieces = cut(rows, self.processes, self.train.accumulate)
+        more = most_pieces(rows, self.processes, self.train.accumulate) - len(pieces) if self.model.in_step else 0
         for piece in pieces:
             batch = collate(piece, self.supervise).to(self.assembly.base.device)
             part = shares({name: len(reads.labels) for name, reads in batch.reads.items()}, whole)
@@ -285,7 +285,7 @@ class Loop:
     def judge(self) -> None:
         """Evaluate the present weights, and keep them if they are the best so far."""
         with self.alone():
-            measured = measure(self.assembly, self.ranks)
+            measured = measure(self.assembly, self.processes)
         values = {name: value for name, value in measured.items() if not math.isnan(value)}
         tasks = self.recipe.tasks
         ordered = [(task, task.metrics[0]) for task in tasks] + [(task, each) for task in tasks for each in task.metrics[1:]]
@@ -319,12 +319,12 @@ class Loop:
         check_finite(self.parameters, self.state.step)
         check_trained(self.parameters, self.start)
         with self.alone():
-            for said in add_tastes(self.assembly, self.ranks):
+            for said in add_tastes(self.assembly, self.processes):
                 self.reporter.line(said)
 
     def record(self, values: dict[str, float]) -> None:
         """One line for the log file and the tracker."""
-        if not self.ranks.main:
+        if not self.processes.is_main:
             return
         self.accelerator.log(values, step=self.state.step)
         line = {"step": self.state.step, "epoch": self.state.epoch, "seconds": round(self.state.seconds, 3), **values}
@@ -339,7 +339,7 @@ class Loop:
         """
         check_finite(self.parameters, self.state.step)
         optimizer = self.updates.state()
-        if self.ranks.main:
+        if self.processes.is_main:
             write_checkpoint(self.folder, name, {
                 "state": vars(self.state).copy(), "optimizer": optimizer,
                 "weights": {key: value.detach().cpu() for key, value in self.parameters.items()},
@@ -372,8 +372,8 @@ class Loop:
         self.average.load(payload.get("average", {}))
         self.updates.load(payload["optimizer"])
         self.saved = self.state.step
-        if not self.ranks.main:  # the checkpoint has the first process's random numbers
-            seed_apart(self.ranks, self.train.seed, self.state.step)
+        if not self.processes.is_main:  # the checkpoint has the first process's random numbers
+            seed_apart(self.processes, self.train.seed, self.state.step)
             return
         torch.set_rng_state(payload["random"].cpu())
         if payload["random_device"] is not None:

@@ -17,24 +17,24 @@ from torch import Tensor, nn
 
 from genre.data.sequences.batches import Slot
 from genre.data.sequences.layout import Sequence
-from genre.distributed import Ranks
+from genre.distributed import Processes
 from genre.evaluation.labels import known_labels
 from genre.modules.recommender import Recommender
 
 
-def cut(rows: Rows[Sequence], ranks: Ranks, pieces: int) -> list[Rows[Sequence]]:
+def cut(rows: Rows[Sequence], processes: Processes, pieces: int) -> list[Rows[Sequence]]:
     """This process's rows of a batch in at most `pieces` parts; none where a batch has fewer rows than processes.
 
     Rows come by length, so each process takes every so many-th: all of them have about equally long ones.
     """
-    mine = ranks.mine(rows)
+    mine = processes.shard(rows)
     size = -(-len(mine) // pieces)
     return [mine[start : start + size] for start in range(0, len(mine), size or 1)]
 
 
-def most_pieces(rows: Rows[Sequence], ranks: Ranks, pieces: int) -> int:
+def most_pieces(rows: Rows[Sequence], processes: Processes, pieces: int) -> int:
     """Into how many parts the process with the most cuts its rows; with fewer rows a process may cut them into more parts."""
-    return max(len(cut(rows, Ranks(rank, ranks.count), pieces)) for rank in range(ranks.count))
+    return max(len(cut(rows, Processes(rank, processes.count), pieces)) for rank in range(processes.count))
 
 
 def count_targets(rows: Iterable[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray]]) -> dict[str, int]:
@@ -51,44 +51,43 @@ def shares(piece: Mapping[str, int], whole: Mapping[str, int]) -> dict[str, floa
 
 
 @torch.no_grad()
-def add_up(ranks: Ranks, parameters: Iterable[nn.Parameter], told: Tensor) -> Tensor:
+def add_up(processes: Processes, parameters: Iterable[nn.Parameter], told: Tensor) -> Tensor:
     """Add up the gradients of all processes, in place, in one exchange; a missing one counts as zero.
 
     Args:
-        ranks: The processes.
+        processes: The processes.
         parameters: The same in each of them.
         told: (k,) float32 further numbers to add up.
 
     Returns:
         (k,) their sums, on the CPU.
     """
-    if ranks.count == 1:
+    if processes.count == 1:
         return told.cpu()
     values = list(parameters)
     flat = torch.cat([*(_gradient(value).reshape(-1).float() for value in values), told.to(values[0].device)])
-    ranks.sum_(flat)
-    *sums, told = flat.split([*(value.numel() for value in values), len(told)])
+    *sums, told = processes.all_reduce(flat).split([*(value.numel() for value in values), len(told)])
     for value, total in zip(values, sums, strict=True):
         value.grad = total.view_as(value).to(value.dtype)
     return told.cpu()
 
 
-def start_alike(ranks: Ranks, model: Recommender, seed: int) -> None:
+def start_alike(processes: Processes, model: Recommender, seed: int) -> None:
     """Give all processes the first one's weights, and each of the others its own random numbers (mutates).
 
     What is computed before training, such as collaborative vectors, need not be alike to the last bit on other machines.
     """
-    if ranks.count == 1:
+    if processes.count == 1:
         return
     for tensor in [*model.trainable().values(), *model.heads.buffers(), *(model.encoder.buffers() if model.encoder else ())]:
-        ranks.copy_(tensor.data)
-    seed_apart(ranks, seed, 0)
+        processes.broadcast_(tensor.data)
+    seed_apart(processes, seed, 0)
 
 
-def seed_apart(ranks: Ranks, seed: int, step: int) -> None:
+def seed_apart(processes: Processes, seed: int, step: int) -> None:
     """Seed the random numbers of every process but the first, which goes on with those that one process would have."""
-    if not ranks.main:
-        torch.manual_seed(int(np.random.SeedSequence([seed, step, ranks.rank]).generate_state(1, np.uint64)[0] >> 1))
+    if not processes.is_main:
+        torch.manual_seed(int(np.random.SeedSequence([seed, step, processes.rank]).generate_state(1, np.uint64)[0] >> 1))
 
 
 def _gradient(value: nn.Parameter) -> Tensor:

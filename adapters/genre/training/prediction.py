@@ -16,7 +16,7 @@ from genre.data.sequences.layout import Sequence
 from genre.data.sequences.rows import RowBuilder
 from genre.data.sequences.text_rows import Builder
 from genre.data.splits import Split
-from genre.distributed import Ranks
+from genre.distributed import Processes
 from genre.evaluation.baselines import popularity_ranks
 from genre.evaluation.metrics.by_name import metric
 from genre.evaluation.metrics.lists import ListFacts
@@ -28,7 +28,7 @@ from genre.tasks import Task
 Advance = Callable[[int], None]
 BATCH_TOKENS = 16384
 """Padded tokens of a batch where nothing is trained beside it: in evaluation, comparison and the quality gates."""
-ALONE = Ranks()
+ALONE = Processes()
 Predicted = dict[str, tuple[Targets, np.ndarray, np.ndarray | None]]
 
 
@@ -42,7 +42,7 @@ def outputs(
     max_events: int,
     batch_tokens: int,
     advance: Advance | None = None,
-    ranks: Ranks = ALONE,
+    processes: Processes = ALONE,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Scores of every target of one part of a split, by one pass over its rows (of several processes, over this one's).
 
@@ -53,7 +53,9 @@ def outputs(
     model.eval()
     tables = model.catalogue_tables()
     try:
-        for batch, hidden in states(model, builder, split, part, max_events=max_events, batch_tokens=batch_tokens, ranks=ranks):
+        for batch, hidden in states(
+            model, builder, split, part, max_events=max_events, batch_tokens=batch_tokens, processes=processes
+        ):
             yield from _read(model, batch, hidden, tables)
             if advance is not None:
                 advance(len(batch.lengths))
@@ -70,18 +72,18 @@ def states(
     *,
     max_events: int,
     batch_tokens: int,
-    ranks: Ranks = ALONE,
+    processes: Processes = ALONE,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """The batches of one part of a split (of several processes, this one's) and their states; the model in evaluation mode."""
     every = builder.evaluation_rows(split, part, max_events=max_events)
-    rows = ranks.mine(every)
+    rows = processes.shard(every)
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     supervise = builder.supervise(list(model.tasks.values()))
     batches = list(plan_batches(lengths, batch_tokens))
     for chosen in batches:
         batch = collate([rows[i] for i in chosen], supervise).to(model.base.device)
         yield batch, model.hidden(batch)
-    for _ in range(max(ranks.every(len(batches))) - len(batches) if model.in_step else 0):
+    for _ in range(max(processes.all_gather(len(batches))) - len(batches) if model.in_step else 0):
         model.hidden(collate(every[:1], supervise).to(model.base.device))
 
 
@@ -112,7 +114,7 @@ def predict(
     max_events: int,
     batch_tokens: int,
     advance: Advance | None = None,
-    ranks: Ranks = ALONE,
+    processes: Processes = ALONE,
 ) -> Predicted:
     """Every task's targets and predictions, in the log's order; several processes share the work, and all get the whole.
 
@@ -122,7 +124,7 @@ def predict(
     found: dict[str, list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]] = {name: [] for name in model.tasks}
     rankers: dict[str, Ranker] = {}
     for name, events, scores in outputs(
-        model, builder, split, part, max_events=max_events, batch_tokens=batch_tokens, advance=advance, ranks=ranks
+        model, builder, split, part, max_events=max_events, batch_tokens=batch_tokens, advance=advance, processes=processes
     ):
         if model.tasks[name].kind == "next_item":
             assert isinstance(builder, RowBuilder)
@@ -132,7 +134,7 @@ def predict(
             found[name].append((events, at, top))
         else:
             found[name].append((events, scores, None))
-    found = {name: [part for own in ranks.every(parts) for part in own] for name, parts in found.items()}
+    found = {name: [part for own in processes.all_gather(parts) for part in own] for name, parts in found.items()}
     labels = {name: label for name, (_, label) in builder.supervise(list(model.tasks.values())).items()}
     return {
         name: _in_order(builder, labels[name], parts, ranking=model.tasks[name].kind == "next_item")

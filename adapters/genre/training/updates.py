@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genre.distributed import Ranks
+from genre.distributed import Processes
 from genre.recipe import TrainConfig
 from genre.training.micro_batches import add_up
 
@@ -26,7 +26,7 @@ class Updates:
 
     Args:
         accelerator: accelerate's.
-        ranks: The processes.
+        processes: The processes.
         parameters: What trains; the same in each process, and mutated by `step`.
         train: Learning rate, weight decay and the bound of the gradient's norm.
 
@@ -34,8 +34,8 @@ class Updates:
         optimizer: AdamW as accelerate wraps it.
     """
 
-    def __init__(self, accelerator: Any, ranks: Ranks, parameters: Sequence[nn.Parameter], train: TrainConfig) -> None:
-        self.accelerator, self.ranks, self.parameters, self.bound = accelerator, ranks, parameters, train.clip
+    def __init__(self, accelerator: Any, processes: Processes, parameters: Sequence[nn.Parameter], train: TrainConfig) -> None:
+        self.accelerator, self.processes, self.parameters, self.bound = accelerator, processes, parameters, train.clip
         adamw = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
         self.optimizer = accelerator.prepare_optimizer(adamw)
 
@@ -45,7 +45,7 @@ class Updates:
 
     def add_up(self, told: Tensor) -> Tensor:
         """Add up the gradients of all processes, and (k,) float32 further numbers; these, on the CPU."""
-        return add_up(self.ranks, self.parameters, told)
+        return add_up(self.processes, self.parameters, told)
 
     def clip(self) -> float:
         """Bound the gradient's norm by `train.clip`; the norm before that, infinite or not a number if the gradient is."""

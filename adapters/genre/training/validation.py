@@ -4,18 +4,18 @@ Owns: its metrics, without intervals. Ignores: what is decided by them.
 """
 
 from genre.data.splits import VALID
-from genre.distributed import Ranks
+from genre.distributed import Processes
 from genre.evaluation.targets import evaluate_feedback, evaluate_ranking
 from genre.training.prediction import list_facts, predict
 from genre.training.text_assembly import AnyAssembly
 
 
-def measure(assembly: AnyAssembly, ranks: Ranks) -> dict[str, float]:
+def measure(assembly: AnyAssembly, processes: Processes) -> dict[str, float]:
     """Validation metrics by `task.metric`; of tasks without a target there, none. Several processes share the work."""
     recipe, builder, model = assembly.recipe, assembly.builder, assembly.model
     found = predict(
         model, builder, assembly.split, VALID, max_events=recipe.data.max_events, batch_tokens=4 * recipe.train.batch_tokens,
-        ranks=ranks,
+        processes=processes,
     )  # fmt: skip
     values: dict[str, float] = {}
     for task in recipe.tasks:
@@ -28,4 +28,4 @@ def measure(assembly: AnyAssembly, ranks: Ranks) -> dict[str, float]:
         else:
             figures = evaluate_feedback(task.metrics, targets, scores, resamples=0)
         values |= {f"{task.name}.{name}": figure.value for name, figure in figures.items()}
-    return ranks.same(values)  # alike to the last bit, since all decide by them
+    return processes.broadcast(values)  # alike to the last bit, since all decide by them
