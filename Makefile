@@ -34,6 +34,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/mypy $(addprefix --disable-error-code=,$(LOOSE)) benchmarks/*.py
+	$(BIN)/python -m pytest -m lint --durations=0 --durations-min=5 tests/lint
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --editable ".[bench]"

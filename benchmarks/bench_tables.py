@@ -1,4 +1,4 @@
-"""The benchmarks' figures of quality as tables, the same for the page and for the README."""
+"""Quality figures of the benchmarks as tables, shared by the HTML report and docs/benchmarks.md."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def tables(name: str, figures: dict[str, Any]) -> list[Table]:
 
 
 def brief(name: str, figures: dict[str, Any]) -> list[Table]:
-    """Short tables of a benchmark for the README; of the ways to train every task's, so that no loss is left out."""
+    """Short tables of a benchmark for docs/benchmarks.md; adapter_vs_full shows every task, so that no loss is left out."""
     if not figures:
         return []
     if name in ("baselines", "ads"):

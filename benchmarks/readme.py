@@ -1,38 +1,68 @@
-"""Writes measured figures into the README, so that none is typed by hand.
+"""Write measured figures into the documentation, so that none is typed by hand.
 
-The demo's table from build/demo/report.json, or the benchmarks' tables from build/bench/summary.md, of which each takes the place
-of the one with its mark and the others stay, so that one benchmark can be measured again without the rest:
+    python benchmarks/readme.py build/demo/report.json      # the demo's table in README.md
+    python benchmarks/readme.py build/bench/summary.md      # the benchmarks' tables in docs/benchmarks.md
 
-    python benchmarks/readme.py FILE
+Each of the benchmarks' tables replaces the one under the same mark and leaves the others, so that one benchmark can be
+measured again without the rest.
 """
 
 import argparse
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).parent.parent / "README.md"
-MARKS = {
-    ".json": ("<!-- demo table: python benchmarks/readme.py build/demo/report.json -->\n", "<!-- end of demo table -->"),
-    ".md": ("<!-- bench tables: python benchmarks/readme.py build/bench/summary.md -->\n", "<!-- end of bench tables -->"),
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Place:
+    """A page, and the two lines between which figures are written."""
+
+    page: Path
+    begin: str
+    end: str
+
+    def split(self) -> tuple[str, str, str]:
+        """Return the page's text up to the first line, between the two lines, and from the second one on."""
+        text = self.page.read_text(encoding="utf-8")
+        if self.begin not in text or self.end not in text:
+            sys.exit(f"{self.page.name} has no place for the figures: put {self.begin.strip()} and {self.end} there")
+        before, rest = text.split(self.begin)
+        index = rest.index(self.end)
+        return before + self.begin, rest[:index], rest[index:]
+
+
+PLACES = {
+    ".json": Place(
+        ROOT / "README.md",
+        "<!-- demo table: python benchmarks/readme.py build/demo/report.json -->\n",
+        "<!-- end of demo table -->",
+    ),
+    ".md": Place(
+        ROOT / "docs" / "benchmarks.md",
+        "<!-- bench tables: python benchmarks/readme.py build/bench/summary.md -->\n",
+        "<!-- end of bench tables -->",
+    ),
 }
 
 
 def mark(key: str) -> str:
-    """The line before a table of the benchmarks."""
+    """Return the line that precedes a benchmark's table."""
     return f"<!-- measured: {key} -->"
 
 
 def parts(text: str) -> dict[str, str]:
-    """Tables by the keys of their marks."""
+    """Split the text into tables by the keys of their marks."""
     found = re.split(r"^<!-- measured: (.+) -->\n", text, flags=re.MULTILINE)
     return dict(zip(found[1::2], found[2::2], strict=True))
 
 
 def table(report: dict[str, Any]) -> str:
-    """The figures as a Markdown table."""
+    """Format the demo's figures as a Markdown table."""
     lines = ["| task | metric | adapter | 95 % interval | n | baselines | LoRA | training |", "|---|---|---|---|---|---|---|---|"]
     for name, task in report["tasks"].items():
         cost, (low, high) = report["cost"][name], task["interval"]
@@ -51,24 +81,20 @@ def table(report: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Put the table between its marks."""
+    """Replace the figures in the page they belong to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE")
     source = parser.parse_args().file
-    if source.suffix not in MARKS or not source.is_file():
-        parser.error(f"no report: {source}; expected a file that ends in {' or '.join(MARKS)}")
-    begin, end = MARKS[source.suffix]
-    held = source.read_text(encoding="utf-8")
-    text = README.read_text(encoding="utf-8")
-    if begin not in text:
-        sys.exit(f"README.md has no place for it: put {begin.strip()} and {end} there")
-    before, rest = text.split(begin)
-    there, after = rest[: rest.index(end)], rest[rest.index(end) :]
+    if source.suffix not in PLACES or not source.is_file():
+        parser.error(f"no report: {source}; expected a file that ends in {' or '.join(PLACES)}")
+    place = PLACES[source.suffix]
+    before, there, after = place.split()
+    measured = source.read_text(encoding="utf-8")
     if source.suffix == ".json":
-        shown = table(json.loads(held))
+        shown = table(json.loads(measured))
     else:
-        shown = "".join(f"{mark(key)}\n{text}" for key, text in (parts(there) | parts(held)).items())
-    README.write_text(before + begin + shown + after, encoding="utf-8")
+        shown = "".join(f"{mark(key)}\n{text}" for key, text in (parts(there) | parts(measured)).items())
+    place.page.write_text(before + shown + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

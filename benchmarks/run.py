@@ -4,7 +4,7 @@
 
 Each benchmark is a script of its own that writes JSON under build/bench/ and can run alone. One whose JSON is of this commit and
 profile is not run again unless `--fresh`; one that fails is named in the report, and the others go on. Then
-build/bench/report.html is written, and `python benchmarks/readme.py build/bench/summary.md` puts the summary between its marks.
+build/bench/report.html is written; `python benchmarks/readme.py build/bench/summary.md` updates docs/benchmarks.md.
 """
 
 import argparse

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 
 import numpy as np
 import pytest
@@ -36,13 +35,6 @@ def place(tmp_path_factory):
 
 def test_each_has_data_to_be_tested_on():
     assert sorted(WORLDS) == [file.stem for file in FILES], "name what writes a recipe's data in tests/worlds.py"
-
-
-def test_the_readme_lists_them_all():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| \[(.+?)\]\(recipes/(.+?)\) \|.*`genre train recipes/(.+?)` \|", readme, flags=re.MULTILINE)
-    assert sorted(row[0] for row in rows) == [file.name for file in FILES]
-    assert all(len(set(row)) == 1 for row in rows)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -79,11 +79,11 @@ def test_nothing_measured_is_an_empty_page(report, tmp_path):
 def test_a_benchmark_that_ran_again_takes_its_own_tables_place(report, out, monkeypatch, tmp_path):
     import readme
 
-    page = tmp_path / "README.md"
-    begin, end = readme.MARKS[".md"]
+    page = tmp_path / "benchmarks.md"
+    begin, end = readme.PLACES[".md"].begin, readme.PLACES[".md"].end
     page.write_text(f"before\n{begin}{readme.mark('inference')}\nstale\n\n{readme.mark('serving')}\nkept\n\n{end}\nafter\n")
     report.write_report(out)
-    monkeypatch.setattr(readme, "README", page)
+    monkeypatch.setitem(readme.PLACES, ".md", readme.Place(page, begin, end))
     monkeypatch.setattr(sys, "argv", ["readme.py", str(out / "summary.md")])
     readme.main()
     text = page.read_text()

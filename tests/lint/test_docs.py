@@ -1,4 +1,4 @@
-"""What a newcomer reads names what is there: commands and their options, benchmarks, links, keys of a recipe, tests."""
+"""Pages, recipes, benchmarks and docstrings name only what exists: commands, options, links, recipe keys, files."""
 
 import functools
 import re
@@ -8,6 +8,7 @@ import sys
 import types
 from typing import Any, Union, get_args, get_origin
 
+import nbformat
 import pytest
 import typer
 from pydantic import BaseModel
@@ -17,11 +18,13 @@ from genre.recipe import Recipe
 from genre.registry.manifest import Manifest
 from standins import ROOT
 
+pytestmark = pytest.mark.lint
+
 BENCHMARKS = ROOT / "benchmarks"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 COMMENTED = sorted([*(ROOT / "recipes").rglob("*.yaml"), *BENCHMARKS.glob("*.py"), *(ROOT / "adapters").rglob("*.py")])
 SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8"))
-KEPT_ASIDE = {"--help", "--version"}
+ALWAYS = {"--help", "--version"}
 
 
 def name_of(path) -> str:
@@ -75,23 +78,23 @@ def test_commands_exist_with_these_options(path):
             script, *words = split(line)
             assert (ROOT / script).is_file(), line
             text = (ROOT / script).read_text(encoding="utf-8")
-            assert all(f'"{option}"' in text for option in options_of(words)), line
+            assert all(f'"{option}"' in text for option in set(options_of(words)) - ALWAYS), line
             continue
-        if re.search(r"\|| or ", line.split(" -")[0]):  # several commands in one breath
+        if re.search(r"\|| or ", line.split(" -")[0]):  # several commands in one span
             continue
         command, words = command_of(split(line))
-        known = {option for each in command.params for option in [*each.opts, *each.secondary_opts]} | KEPT_ASIDE
+        known = {option for each in command.params for option in [*each.opts, *each.secondary_opts]} | ALWAYS
         assert set(options_of(words)) <= known, line
 
 
 def anchors(page: str) -> set[str]:
-    """What a page's headings are called in an address."""
+    """Anchors of a page's headings."""
     headings = re.findall(r"(?m)^#+ (.*)$", page)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_links_lead_somewhere(path):
+def test_links_resolve(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
         if "://" in target:
             continue
@@ -101,13 +104,14 @@ def test_links_lead_somewhere(path):
         assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), target
 
 
-def test_every_page_is_linked_from_the_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in (ROOT / "docs").glob("*.*") if f"docs/{path.name}" not in readme] == []
+def test_every_page_is_linked_from_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for pattern in ("*.md", "*.ipynb") for path in (ROOT / "docs").glob(pattern)} - {"README.md"}
+    assert sorted(name for name in pages if f"({name}" not in index) == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_tests_and_scripts_that_are_named_exist(path):
+def test_named_files_exist(path):
     for name in re.findall(r"(?:tests|benchmarks|recipes|adapters/genre)/[\w./]+\.(?:py|yaml)", path.read_text(encoding="utf-8")):
         assert (ROOT / name).is_file(), name
 
@@ -139,7 +143,7 @@ def test_keys_of_a_recipe_are_in_its_schema(path):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
-def test_a_benchmark_says_how_it_is_run(path, monkeypatch, capsys):
+def test_a_benchmark_shows_its_usage(path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(path), "--help"])
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     with pytest.raises(SystemExit) as end:
@@ -148,6 +152,27 @@ def test_a_benchmark_says_how_it_is_run(path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path", sorted(set(BENCHMARKS.glob("*.py")) - set(SCRIPTS)), ids=name_of)
-def test_a_benchmarks_part_imports(path, monkeypatch):
+def test_a_module_of_the_benchmarks_imports(path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     runpy.run_path(str(path), run_name="imported")
+
+
+def test_the_recipes_page_lists_every_recipe():
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(.+?)\]\(\.\./recipes/(.+?)\) \|.*`genre train recipes/(.+?)` \|", page, flags=re.MULTILINE)
+    assert sorted(row[0] for row in rows) == sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
+    assert all(len(set(row)) == 1 for row in rows)
+
+
+def test_the_readme_stays_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 170
+
+
+def test_the_notebook_holds_no_outputs_and_no_path_of_a_machine():
+    path = ROOT / "docs" / "quickstart.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(cells) >= 8 and not any(cell.outputs or cell.execution_count for cell in cells)
+    text = path.read_text(encoding="utf-8")
+    assert not any(folder in text for folder in ("/home/", "/tmp/", "/root/", "/work/"))
