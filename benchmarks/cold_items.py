@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 
 import genre
-from genre.data.cold_items import training_events
-from genre.data.splits import PARTS, split
+from genre.data.splits import PARTS, split, training_events
 from genre.evaluation.baselines import popularity_blocks
 from genre.evaluation.ease import ease
 from genre.evaluation.history import Histories

@@ -36,7 +36,7 @@ from genre.jobs.inputs import open_log
 from genre.modules.base.source import quiet
 from genre.progress import Reporter
 from genre.training import Loop
-from genre.training.assembly import SharedEncoder, assemble, usable_events
+from genre.training.assembly import SharedEncoder, assemble, training_split
 from genre.training.prediction import predict
 from run import keep_figures
 from training_cost import cost
@@ -236,7 +236,7 @@ def main() -> None:
     log = open_log("data/ml-100k")
     labels = (log.column("rating") > 3).astype(np.float64)
     recipe = genre.Recipe.read(RECIPES / "like.yaml")
-    train = np.flatnonzero(usable_events(log, recipe)[1])
+    train = np.flatnonzero(training_split(recipe, log)[1])
     out = options.json.parent / "training-runs"
     measured: dict[str, Callable[[], dict[str, Any]]] = {
         "throughput": lambda: throughput(log, labels, train, options.rounds, out),

@@ -228,11 +228,11 @@ REVIEWS = {"name": "reviews", "data": {"path": "x"}, "tasks": [{"name": "good", 
 
 def test_a_recipe_of_texts_splits_by_group_and_survives_its_dump():
     recipe = Recipe.parse(REVIEWS)
-    assert recipe.reads_texts and recipe.data.split.kind == "group" and recipe.sequence.instruction == ""
+    assert recipe.reads == "texts" and recipe.data.split.kind == "group" and recipe.sequence.instruction == ""
     assert Recipe.parse(yaml.safe_load(recipe.dump())) == recipe
     asked = Recipe.parse(REVIEWS | {"sequence": {"instruction": "A review:", "pool": "first"}})
     assert (asked.sequence.instruction, asked.sequence.pool) == ("A review:", "first")
-    assert not Recipe.parse(REVIEWS | {"tasks": [{"name": "n", "kind": "next_item"}]}).reads_texts
+    assert Recipe.parse(REVIEWS | {"tasks": [{"name": "n", "kind": "next_item"}]}).reads == "log"
 
 
 @pytest.mark.parametrize(

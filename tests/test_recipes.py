@@ -43,7 +43,7 @@ def test_recipe_trains(file, place, capsys):
     recipe = Recipe.read(file)
     assert recipe.name == file.stem
     prepare_world(file)
-    base, small = ("encoder", []) if recipe.reads_texts else ("causal", ["--set", "base.depth=2"])
+    base, small = ("encoder", []) if recipe.reads == "texts" else ("causal", ["--set", "base.depth=2"])
     small += ["--set", f"base.name={base}", "--set", "train.epochs=1", "--set", "train.tracker=none"]
     assert main(["recipe", "check", str(file), *small]) == 0
     assert "one training row: " in capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_news_of_one_impression_never_see_each_other(place):
         (row,) = assembly.builder.training_rows(log.user_codes == 0, None, max_events=200, min_events=1)[0]
         shown = log.impressions[row.events]
         news = assembly.model.eval()
-        tasks = assembly.builder.supervise(list(recipe.tasks))
+        tasks = assembly.builder.data.supervise(list(recipe.tasks))
         for impression in (shown[8], shown[-1]):
             assert (shown == impression).sum() == 5
             given = np.where(shown == impression, 3 - row.feedback[row.feedback >= 0], row.feedback[row.feedback >= 0])

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from genre.data.dataset import DataKind
 from genre.data.splits import SplitConfig
 from genre.errors import RecipeError
 from genre.tasks import Task
@@ -220,7 +221,7 @@ class Recipe(_Config):
         names = [task.name for task in self.tasks]
         if len(set(names)) < len(names):
             raise ValueError(f"two tasks have the same name: {', '.join(names)}")
-        if self.reads_texts and any(task.kind != "text" for task in self.tasks):
+        if self.reads == "texts" and any(task.kind != "text" for task in self.tasks):
             raise ValueError("tasks of kind text go with no other kind: they read labelled texts, the others a log")
         _refuse_foreign(self)
         if self.encoder.use == "none" and self.sequence.item != "text":
@@ -230,9 +231,9 @@ class Recipe(_Config):
         return self
 
     @property
-    def reads_texts(self) -> bool:
-        """Whether it is about labelled texts, and not about a log."""
-        return self.tasks[0].kind == "text"
+    def reads(self) -> DataKind:
+        """The kind of data that the tasks are about."""
+        return "texts" if self.tasks[0].kind == "text" else "log"
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, where: str = "recipe") -> "Recipe":
@@ -289,10 +290,11 @@ def _of_texts(tasks: Any) -> bool:
 
 def _refuse_foreign(recipe: Recipe) -> None:
     """Keys that the recipe's kind of data does not use must be left at their defaults, which a stored recipe writes out."""
-    if (recipe.data.split.kind == "group") != recipe.reads_texts:
-        kinds = "group" if recipe.reads_texts else "temporal, last_n, user_ratio or given"
+    reads_texts = recipe.reads == "texts"
+    if (recipe.data.split.kind == "group") != reads_texts:
+        kinds = "group" if reads_texts else "temporal, last_n, user_ratio or given"
         raise ValueError(f"data.split.kind {recipe.data.split.kind!r} does not go with these tasks: they need {kinds}")
-    what, foreign = ("labelled texts", _FOR_LOGS) if recipe.reads_texts else ("a log", _FOR_TEXTS)
+    what, foreign = ("labelled texts", _FOR_LOGS) if reads_texts else ("a log", _FOR_TEXTS)
     for section, keys in foreign.items():
         given = getattr(recipe, section)
         for key in keys:

@@ -139,11 +139,11 @@ def _row(log: genre.Interactions, layout: Any, texts: Any, history: list[dict[st
 
 def prompts_of(log: genre.Interactions) -> dict[str, Any]:
     """One prompt per target in TALLRec's format, as token ids with the answer's token."""
-    from genre.training.assembly import usable_events
+    from genre.training.assembly import training_split
 
     labels = (log.column("rating") > 3).astype(np.float64)
     prompts = Prompts(log, labels)
-    train = np.flatnonzero(usable_events(log, genre.Recipe.read(RECIPE))[1])
+    train = np.flatnonzero(training_split(genre.Recipe.read(RECIPE), log)[1])
     chosen = np.random.default_rng(0).permutation(train)[:PROMPTS]
     answers = prompts.answers.tolist()
     rows = [{"ids": prompts.ids(int(event)), "answer": answers[int(labels[event])]} for event in chosen]

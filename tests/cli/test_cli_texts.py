@@ -136,7 +136,7 @@ def test_the_same_recipe_on_a_causal_base(place, trained, capsys):
     shown = run(capsys, f"train reviews.yaml {SMALL} --set base.name=llama --set name=causal")
     assert "published causal:" in shown
     manifest = Registry("registry").resolve("causal").manifest
-    assert manifest.sequence["pool"] == "last" and manifest.reads_texts
+    assert manifest.sequence["pool"] == "last" and manifest.reads == "texts"
     assert "tfidf linear" in run(capsys, "evaluate causal --data data/reviews --base llama")
 
 

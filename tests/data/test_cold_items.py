@@ -6,11 +6,10 @@ import torch
 
 from builders import LIKE, NEXT, recipe, rows_of
 from fakes import planted_log
-from genre.data.cold_items import training_events
 from genre.data.sequences.batches import collate
 from genre.data.sequences.negatives import Negatives
 from genre.data.sequences.windows import training_windows
-from genre.data.splits import SplitConfig, split
+from genre.data.splits import SplitConfig, split, training_events
 from genre.engine.versions import read_adapter
 from genre.errors import ManifestError
 from genre.jobs.encoders import check_leak
@@ -58,7 +57,7 @@ def test_cold_items_are_no_negatives_but_are_ranked(base, some):
     made = assemble(recipe(base.name, NEXT, data={"split": SPLIT}, encoder={"dropout": 0.0}), some, base)
     model, builder = made.model.eval(), made.builder
     rows = rows_of(made, training_windows(some, made.usable, max_events=16, min_events=2)[0])
-    batch = collate(rows[:4], builder.supervise(list(model.tasks.values())))
+    batch = collate(rows[:4], builder.data.supervise(list(model.tasks.values())))
     hidden = model.hidden(batch)
     logits, labels = model.output("next_item", hidden, batch), batch.reads["next_item"].labels
     assert torch.isfinite(logits).all()

@@ -6,8 +6,7 @@ import pytest
 
 from genre.data.interactions import Interactions, SplitConfig, split
 from genre.data.packaged import sources
-from genre.data.texts.dataset import Texts
-from genre.data.texts.splits import split_groups
+from genre.data.texts.dataset import Texts, split_groups
 from genre.errors import DownloadError
 
 

@@ -50,9 +50,9 @@ def test_long_texts_lose_their_end_and_are_counted(bert):
     assert [words(bert, row) for row in rows] == ["[CLS]i:abcd[SEP]", "[CLS]i:abcd[SEP]", "[CLS]i:[SEP]"]
     assert [row.cut for row in rows] == [0, 1, 0]
     builder = TextRows(planted_texts(groups=10), layout(bert, max_tokens=20))
-    longest = [len(bert.tokenizer(text)["input_ids"]) for text in builder.texts.join(["title", "review"])]
+    longest = [len(bert.tokenizer(text)["input_ids"]) for text in builder.data.join(["title", "review"])]
     assert all(len(row) <= 20 for row in builder.all_rows) and builder.cut == sum(length > 20 for length in longest) > 0
-    builder.training_rows(np.ones(len(builder.texts), dtype=bool))
+    builder.training_rows(np.ones(len(builder.data), dtype=bool))
     assert builder.cut == sum(length > 20 for length in longest)  # counted once, however often rows are asked for
 
 
@@ -110,7 +110,7 @@ def test_rows_of_a_split_are_its_texts(bert):
     rows, skipped = builder.training_rows(split.part == 0, max_events=1, min_events=1, shift=0.5)
     parts.append({int(row.events[0]) for row in rows})
     assert sum(map(len, parts)) == len(texts) and len(set.union(*parts)) == len(texts) and skipped == 0
-    groups = [set(builder.owners(np.array(sorted(part)))[0].tolist()) for part in parts]
+    groups = [set(builder.data.owners(np.array(sorted(part)))[0].tolist()) for part in parts]
     assert not groups[0] & groups[1] and not groups[2] & (groups[0] | groups[1])
     wanted = np.zeros(len(texts), dtype=bool)
     wanted[sorted(parts[2])[:3]] = True
@@ -121,7 +121,7 @@ def test_labels_are_those_of_the_columns(bert):
     texts = planted_texts(groups=10)
     builder = TextRows(texts, layout(bert))
     stars = Task(name="stars", kind="text", label="rating", loss="cross_entropy").with_classes(texts.labels)
-    found = builder.supervise([GOOD, stars])
+    found = builder.data.supervise([GOOD, stars])
     assert found["good"][0] == "item" and np.array_equal(found["good"][1], texts.labels["recommended"])
     codes = {1.0: 0, 3.0: 1, 5.0: 2}
     assert found["stars"][1].tolist() == [-1 if np.isnan(x) else codes[x] for x in texts.labels["rating"]]

@@ -7,7 +7,7 @@ import pytest
 import genre
 from builders import LIKE, RATING, recipe, with_values
 from genre.errors import DataError
-from genre.evaluation.labels import FEWEST, check_spread, name_events
+from genre.evaluation.labels import FEWEST, check_spread
 from genre.tasks import Task
 from genre.training.assembly import assemble
 
@@ -25,8 +25,8 @@ def other(log, name="score", **cells):
 
 def test_events_are_named_by_row_user_and_item(log):
     first = f"row {log.rows[0]} (user {log.user_ids[0]}, item {log.catalogue.item_ids[log.item_codes[0]]})"
-    assert name_events(log, [0]) == first
-    assert name_events(log, range(5), most=1) == f"{first} and 4 more"
+    assert log.name_rows([0]) == first
+    assert log.name_rows(range(5), most=1) == f"{first} and 4 more"
 
 
 @pytest.mark.parametrize("place", ["e3", "e23"], ids=["training", "test"])
@@ -36,7 +36,7 @@ def test_a_rating_of_a_milliard_is_refused_and_named(base, tiny, log, place):
     with pytest.raises(DataError) as error:
         assemble(wanted, poisoned, base)
     text = str(error.value)
-    assert text.startswith(f"task 'rating' has a label far from all others: got 1e+09 at {name_events(log, [int(place[1:])])}; ")
+    assert text.startswith(f"task 'rating' has a label far from all others: got 1e+09 at {log.name_rows([int(place[1:])])}; ")
     assert "expected between -" in text and "correct those rows" in text and base.occupied_by is None
 
 
@@ -58,7 +58,7 @@ def test_an_infinite_label_is_refused_and_named(base, tiny, log, value):
     wanted = recipe(tiny, RATING | {"label": "score"}, sequence={"feedback": "rating"})
     with pytest.raises(DataError) as error:
         assemble(wanted, other(log, e5=value), base)
-    assert str(error.value).startswith(f"task 'rating' has a label that is not finite: got {value} at {name_events(log, [5])}; ")
+    assert str(error.value).startswith(f"task 'rating' has a label that is not finite: got {value} at {log.name_rows([5])}; ")
 
 
 @pytest.mark.parametrize(

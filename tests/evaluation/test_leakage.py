@@ -55,7 +55,7 @@ class Probe:
         builder = type(self.assembly.builder)(log, self.assembly.builder.layout)
         usable = torch.ones(len(log), dtype=torch.bool).numpy()
         windows, _ = training_windows(log, usable, max_events=16, min_events=1)
-        batch = collate([builder.row(window) for window in windows], builder.supervise(list(self.model.tasks.values())))
+        batch = collate([builder.row(window) for window in windows], builder.data.supervise(list(self.model.tasks.values())))
         hidden = self.model.hidden(batch)
         found = {}
         for task, reads in batch.reads.items():

@@ -53,7 +53,7 @@ def scores(assembly, task, row, places, items):
 def full(assembly, events, candidate, groups=None):
     """The row in which a candidate is simply the next event; its feedback slot is never read."""
     builder = assembly.builder
-    items = np.append(builder.log.item_codes[events], candidate)
+    items = np.append(builder.data.item_codes[events], candidate)
     feedback = np.append(builder.feedback[events], 0)
     groups = None if groups is None else np.append(groups, -1)
     return builder.layout.build(builder.prefix(3), items, feedback, texts=builder.texts, groups=groups)
@@ -62,7 +62,7 @@ def full(assembly, events, candidate, groups=None):
 def branched(assembly, events, candidates, groups=None):
     builder = assembly.builder
     return builder.layout.build(
-        builder.prefix(3), builder.log.item_codes[events], builder.feedback[events], texts=builder.texts, groups=groups,
+        builder.prefix(3), builder.data.item_codes[events], builder.feedback[events], texts=builder.texts, groups=groups,
         candidates=candidates,
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def backward(assembly):
     windows, _ = training_windows(assembly.log, assembly.usable, max_events=8, min_events=2)
     rows = [assembly.builder.row(window) for window in windows[:12]]
     assembly.model.train()
-    loss, parts = assembly.model(collate(rows, assembly.builder.supervise(list(assembly.model.tasks.values()))))
+    loss, parts = assembly.model(collate(rows, assembly.builder.data.supervise(list(assembly.model.tasks.values()))))
     loss.backward()
     return loss, parts
 

@@ -15,7 +15,7 @@ def gradients(assembly, recompute):
     model = assembly.model.train()
     model.recompute = recompute
     windows, _ = training_windows(assembly.log, assembly.usable, max_events=16, min_events=2)
-    batch = collate(rows_of(assembly, windows[:6]), assembly.builder.supervise(list(assembly.recipe.tasks)))
+    batch = collate(rows_of(assembly, windows[:6]), assembly.builder.data.supervise(list(assembly.recipe.tasks)))
     torch.manual_seed(3)
     loss, _ = model(batch)
     loss.backward()
@@ -60,7 +60,7 @@ def test_nothing_runs_again_in_evaluation(base, tiny, log):
     model.recompute = True
     handle = base.body.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     windows, _ = training_windows(log, assembly.usable, max_events=16, min_events=2)
-    batch = collate(rows_of(assembly, windows[:2]), assembly.builder.supervise([assembly.recipe.tasks[0]]))
+    batch = collate(rows_of(assembly, windows[:2]), assembly.builder.data.supervise([assembly.recipe.tasks[0]]))
     model(batch)[0].backward()
     handle.remove()
     model.release()

@@ -45,7 +45,7 @@ def test_targets_are_counted_as_they_are_read(build, log):
     frame = {place: None for place in range(0, len(log), 3)}
     holes = with_values(log, rating={place: 3.0 for place in frame})
     assembly = build(LIKE, RATING, NEXT, data=holes)
-    supervise = dict(assembly.builder.supervise(list(assembly.recipe.tasks)))
+    supervise = dict(assembly.builder.data.supervise(list(assembly.recipe.tasks)))
     slot, labels = supervise["rating"]
     supervise["rating"] = (slot, np.where(np.arange(len(labels)) % 3 == 0, np.nan, labels))
     some = [dataclasses.replace(row, targets=row.targets & (np.arange(len(row.targets)) % 2 == 0)) for row in rows(assembly, 9)]

@@ -22,8 +22,9 @@ from genre.jobs.merge.judge import Options
 from genre.modules.base.source import quiet
 from genre.recipe import Recipe
 from genre.training import fit
+from genre.training.assembly import training_split
 from genre.training.prediction import predict
-from genre.training.text_assembly import assemble_texts, usable_texts
+from genre.training.text_assembly import assemble_texts
 
 KINDS = ("bert", "llama")
 
@@ -144,13 +145,13 @@ def test_text_adapters_merge(text_bases, texts, registry, tmp_path):
 def test_splits_hold_out_and_limit(texts):
     split = {"kind": "group", "valid": 0.1, "test": 0.1}
     plain = text_recipe("x", GOOD, data={"split": split})
-    chosen, usable = usable_texts(texts, plain)
+    chosen, usable = training_split(plain, texts)
     held = text_recipe("x", GOOD, data={"split": split, "hold_out": [{**split, "seed": 1}], "limit": 20})
-    _, fewer = usable_texts(texts, held)
+    _, fewer = training_split(held, texts)
     other = texts.split(SplitConfig(**split, seed=1))
     assert fewer.sum() == 20 and usable.sum() == (chosen.part == 0).sum()
     assert not (fewer & (chosen.part != 0)).any() and not (fewer & (other.part != 0)).any()
-    assert np.array_equal(fewer, usable_texts(texts, held)[1])
+    assert np.array_equal(fewer, training_split(held, texts)[1])
 
 
 def test_baselines_are_fitted_on_training_texts_alone(text_bases, texts):
@@ -159,7 +160,7 @@ def test_baselines_are_fitted_on_training_texts_alone(text_bases, texts):
     assembly = assemble_texts(wanted, texts, base)
     found = predict(assembly.model, assembly.builder, assembly.split, 2, max_events=1, batch_tokens=4096)
     targets = found["good"][0]
-    scores = text_baselines(assembly.builder, assembly.split, assembly.recipe.tasks[0], targets)
+    scores = text_baselines(texts, ["title", "review"], assembly.split, assembly.recipe.tasks[0], targets)
     flipped = texts.frame.with_columns(
         recommended=np.where(assembly.split.part == 2, 1 - texts.frame["recommended"].to_numpy(), texts.frame["recommended"])
     )
@@ -167,7 +168,7 @@ def test_baselines_are_fitted_on_training_texts_alone(text_bases, texts):
     others = assemble_texts(
         wanted, genre.Texts.from_frame(flipped, texts=["title", "review"], labels=["recommended", "rating"]), base
     )
-    again = text_baselines(others.builder, others.split, others.recipe.tasks[0], targets)
+    again = text_baselines(others.data, ["title", "review"], others.split, others.recipe.tasks[0], targets)
     others.model.release()
     assert all(np.array_equal(scores[name], again[name]) for name in scores)
     assert np.unique(scores["majority"]).size == 1 and scores["tfidf_linear"].std() > 0.1
@@ -207,8 +208,8 @@ def test_folders_are_opened_by_what_is_wanted(texts, tmp_path):
     assert isinstance(open_data(str(tmp_path / "texts")), genre.Texts)
     assert isinstance(open_data(str(tmp_path / "log")), genre.Interactions)
     with pytest.raises(DataError, match="holds no labelled texts: got no texts.parquet"):
-        open_data(str(tmp_path / "log"), texts=True)
+        open_data(str(tmp_path / "log"), "texts")
     with pytest.raises(DataError, match="holds labelled texts, no log"):
-        open_data(str(tmp_path / "texts"), texts=False)
+        open_data(str(tmp_path / "texts"), "log")
     with pytest.raises(DataError, match="expected a folder with interactions.parquet or texts.parquet"):
         open_data(str(tmp_path / "none"))

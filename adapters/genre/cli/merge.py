@@ -49,7 +49,7 @@ def merge(
         raise InputError("no such method", got=f"--method {method}", expected=", ".join(METHODS))
     options = Options(name, method=method, weights=given, rank=rank, density=density, floor=floor, seed=seed, aliases=(alias,))
     store = Registry(registry)
-    measured = open_data(data, texts=store.resolve(refs[0]).manifest.reads_texts)
+    measured = open_data(data, store.resolve(refs[0]).manifest.reads)
     merged = merge_versions(store, refs, options, measured, base=base, reporter=Reporter.for_terminal())
     show(merged.report)
     print(f"published {merged.version.ref} as {alias} and latest")

@@ -48,12 +48,13 @@ def new(
         raise InputError("unknown kind of task", got=task, expected=", ".join(TASKS))
     if out is not None and out.exists():
         raise InputError("the file exists", got=out, expected="a new file", todo="name another with --out")
+    from genre.data.interactions import need_log
     from genre.data.texts.dataset import Texts
     from genre.jobs.inputs import open_data
 
     found = open_data(data)
     wanted = Wanted(data, task, tuple(label or ()), tuple(text or ()), feedback, name, base)
-    sections = for_texts(wanted, found) if isinstance(found, Texts) else for_events(wanted, found)
+    sections = for_texts(wanted, found) if isinstance(found, Texts) else for_events(wanted, need_log(found))
     path = out or Path(f"{sections['name']}.yaml")
     if path.exists():
         raise InputError("the file exists", got=path, expected="a new file", todo="name another with --out")
@@ -74,16 +75,21 @@ def check(
     from genre.recipe import Recipe
 
     wanted = Recipe.read(recipe, overrides or [])
+    from genre.data.interactions import need_log
     from genre.data.texts.dataset import Texts
     from genre.jobs.inputs import check_data, open_data
     from genre.modules.base.source import Face
 
-    found = open_data(wanted.data.path, texts=wanted.reads_texts)
+    found = open_data(wanted.data.path, wanted.reads)
     check_data(wanted, found)
     face = Face.read(wanted.base.name)
     if face is not None:
         _check_base(wanted, face)
-    lines = _check_texts(recipe, wanted, found, face) if isinstance(found, Texts) else _check_log(recipe, wanted, found, face)
+    lines = (
+        _check_texts(recipe, wanted, found, face)
+        if isinstance(found, Texts)
+        else _check_log(recipe, wanted, need_log(found), face)
+    )
     for line in lines:
         print(line)
     if face is None:
@@ -93,7 +99,7 @@ def check(
 
 
 def _check_base(recipe: "Recipe", face: "Face") -> None:
-    if not recipe.reads_texts:
+    if recipe.reads == "log":
         face.need_causal(f"recipe {recipe.name!r}, whose rows are a user's events with many targets,")
     depth, layers = recipe.base.depth, face.full_depth
     if depth is not None and layers is not None and depth > layers:
@@ -102,19 +108,17 @@ def _check_base(recipe: "Recipe", face: "Face") -> None:
 
 def _check_log(path: Path, recipe: "Recipe", log: "Interactions", face: "Face | None") -> list[str]:
     from genre.cli.recipe_row import picture_of_events
-    from genre.data.sequences.rows import EventColumns
-    from genre.training.assembly import usable_events
+    from genre.training.assembly import training_split
 
     _check_columns(recipe, log)
-    chosen, usable = usable_events(log, recipe)
-    columns = EventColumns(log)
+    chosen, usable = training_split(recipe, log)
     valid, test = (chosen.part == 1).sum(), (chosen.part == 2).sum()
     lines = [f"{path}: {len(log):,} events; {usable.sum():,} train, {valid:,} validate, {test:,} test"]
     for task in recipe.tasks:
         if task.label is None:
             lines.append(f"task {task.name}: next item among {log.catalogue.size:,}, seen items {task.seen}")
             continue
-        lines.append(_said_of(task.name, task.label, task.labels(columns)[usable], "event"))
+        lines.append(_said_of(task.name, task.label, task.labels(log.labels)[usable], "event"))
     return lines + ([] if face is None else picture_of_events(recipe, log, usable, face))
 
 
@@ -122,10 +126,10 @@ def _check_texts(path: Path, recipe: "Recipe", texts: "Texts", face: "Face | Non
     from genre.cli.recipe_row import picture_of_text
     from genre.data.sequences.text_rows import TextLayout, TextRows
     from genre.evaluation.labels import check_labels
-    from genre.training.text_assembly import usable_texts
+    from genre.training.assembly import training_split
 
     recipe = recipe.model_copy(update={"tasks": tuple(task.with_classes(texts.labels) for task in recipe.tasks)})
-    chosen, usable = usable_texts(texts, recipe)
+    chosen, usable = training_split(recipe, texts)
     valid, test = (chosen.part == 1).sum(), (chosen.part == 2).sum()
     lines = [
         f"{path}: {len(texts):,} texts in {texts.group_codes.max() + 1:,} groups; {usable.sum():,} train, {valid:,} validate, "
@@ -140,7 +144,7 @@ def _check_texts(path: Path, recipe: "Recipe", texts: "Texts", face: "Face | Non
     builder = TextRows(texts, layout)
     builder.check_columns()
     for task in recipe.tasks:
-        labels = builder.supervise([task])[task.name][1]
+        labels = texts.labels_of(task)
         check_labels(task, labels, texts, usable)
         lines.append(_said_of(task.name, task.label or "", labels[usable], "text", classes=task.classes))
     return lines + ([] if face is None else picture_of_text(recipe, builder, usable, face))

@@ -78,7 +78,7 @@ class _Named:
     """Items and feedback of a log, by their names."""
 
     def __init__(self, builder: "RowBuilder") -> None:
-        self.ids, self.titles = builder.log.catalogue.item_ids, builder.log.catalogue.titles()
+        self.ids, self.titles = builder.data.catalogue.item_ids, builder.data.catalogue.titles()
         self.vocabulary = builder.layout.feedback
 
     def item(self, code: int) -> str:
@@ -113,7 +113,7 @@ def _quoted(face: "Face", words: list[int]) -> list[str]:
 def _what_is_read(recipe: "Recipe", builder: "RowBuilder", row: "Sequence", named: _Named) -> dict[int, str]:
     """For each token that a task reads, the tasks and the labels that they are to give there."""
     found: dict[int, list[str]] = {}
-    for name, (slot, labels) in builder.supervise(list(recipe.tasks)).items():
+    for name, (slot, labels) in builder.data.supervise(list(recipe.tasks)).items():
         places = row.item_reads if slot == "item" else row.next_reads
         for place, event in zip(places[:EVENTS].tolist(), row.events[:EVENTS].tolist(), strict=True):
             label = labels[event]
@@ -129,7 +129,7 @@ def picture_of_text(recipe: "Recipe", builder: "TextRows", usable: np.ndarray, f
     """The first training text as lines: its tokens, what is read of them, its labels; then how many texts are cut."""
     from genre.errors import DataError
 
-    texts, layout = builder.texts, builder.layout
+    texts, layout = builder.data, builder.layout
     places = np.flatnonzero(usable)[:LOOKED_AT]
     joined = texts.join(layout.text)
     rows = layout.rows([joined[place] for place in places], places)
@@ -138,7 +138,7 @@ def picture_of_text(recipe: "Recipe", builder: "TextRows", usable: np.ndarray, f
         raise DataError("the training texts have no words", got=", ".join(layout.text), expected="columns with words")
     labels = []
     for task in recipe.tasks:
-        label = builder.supervise([task])[task.name][1][place]
+        label = texts.labels_of(task)[place]
         missing = label != label or (task.loss == "cross_entropy" and label < 0)
         value: Any = task.classes[int(label)] if task.classes and not missing else label
         labels.append(f"{task.name} = {'nothing' if missing else value if isinstance(value, str) else f'{value:g}'}")

@@ -189,7 +189,7 @@ def evaluate(
 
     store = Registry(registry)
     manifest = store.resolve(ref).manifest
-    measured = open_data(data, texts=manifest.reads_texts)
+    measured = open_data(data, manifest.reads)
     loaded = load_base(manifest, base, quantization=quantization)
     found = run_evaluation(store, ref, measured, loaded, part=part, reporter=Reporter.for_terminal())
     show_figures(found["tasks"])

@@ -16,6 +16,7 @@ from genre.cli.output import check_file, console, show_table, write_result
 from genre.errors import InputError
 
 if TYPE_CHECKING:
+    from genre.data.dataset import DataKind
     from genre.jobs.tuning.compare import Compared
     from genre.jobs.tuning.scored import Scored
 
@@ -127,8 +128,8 @@ def compare(
     bases = [*(base or []), *(base or [])[-1:], None, None]
     ours = only(sources.read(first, bases[0]), task, first)
     if baseline is not None:
-        texts = any(each.task.kind == "text" for each in ours.values())
-        chosen = with_baseline(ours, baseline, sources.open("a baseline", texts=texts))
+        kind: DataKind = "texts" if any(each.task.kind == "text" for each in ours.values()) else "log"
+        chosen = with_baseline(ours, baseline, sources.open("a baseline", kind))
     else:
         assert second is not None
         chosen = pairs(ours, only(sources.read(second, bases[1]), task, second))

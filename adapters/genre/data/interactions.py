@@ -10,27 +10,29 @@ tensors and what is trained on it.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 
 from genre.data.build import build
 from genre.data.catalogue import Catalogue, hash_frame
+from genre.data.dataset import DataKind, Dataset
 from genre.data.describe import describe
 from genre.data.folder import MARKER, read_info, read_parquet
 from genre.data.schema import MAX_BAD, DatasetInfo, Report, event_columns, roles_of
 from genre.data.splits import Split, SplitConfig, split
-from genre.errors import DataError
+from genre.errors import DataError, InputError
 from genre.files import appearing_folder
+from genre.tasks import Task
 
-__all__ = ["MARKER", "DatasetInfo", "Interactions", "Split", "SplitConfig", "split"]
+__all__ = ["MARKER", "DatasetInfo", "Interactions", "Split", "SplitConfig", "need_log", "split"]
 
 
-class Interactions:
+class Interactions(Dataset):
     """A log: events in the contract's order, users contiguous. Immutable; make one with `read` or `from_frame`.
 
     Attributes:
@@ -44,6 +46,11 @@ class Interactions:
         user_offsets: int64[U + 1]; user u's events are those from `user_offsets[u]` to `user_offsets[u + 1]`.
     """
 
+    kind: ClassVar[DataKind] = "log"
+    unit: ClassVar[str] = "events"
+    owner: ClassVar[str] = "users"
+    catalogue: Catalogue
+
     def __init__(
         self,
         frame: pl.DataFrame,
@@ -54,8 +61,13 @@ class Interactions:
         user_codes: np.ndarray,
         item_codes: np.ndarray,
     ) -> None:
-        self.frame, self.catalogue, self.users, self.info = frame, catalogue, users, info
-        self.user_ids, self.user_codes, self.item_codes = user_ids, user_codes, item_codes
+        self.frame = frame
+        self.catalogue = catalogue
+        self.users = users
+        self.info = info
+        self.user_ids = user_ids
+        self.user_codes = user_codes
+        self.item_codes = item_codes
         self.user_offsets = np.searchsorted(user_codes, np.arange(len(user_ids) + 1)).astype(np.int64)
         self.user_offsets[-1] = frame.height
         for array in (self.user_codes, self.item_codes, self.user_offsets):
@@ -233,6 +245,44 @@ class Interactions:
         return named.select(pl.struct("user", "impression").rank("dense").cast(pl.Int64) - 1).to_series().to_numpy()
 
     @cached_property
+    def labels(self) -> Mapping[str, np.ndarray]:
+        """The event columns by name, each made when it is asked for."""
+        return _EventColumns(self)
+
+    def labels_of(self, task: Task) -> np.ndarray:
+        """Return a task's label of every event: float with NaN, or class codes with -1; for next-item tasks the item's code.
+
+        Raises:
+            DataError: A column is missing or does not fit the task.
+        """
+        if task.kind != "next_item":
+            return super().labels_of(task)
+        codes = self.item_codes.astype(np.int64)
+        return codes if task.label is None else np.where(np.nan_to_num(task.labels(self.labels)) > 0, codes, -1)
+
+    def split(self, config: SplitConfig) -> Split:
+        """Return the parts of the log: see `genre.data.splits.split`."""
+        return split(self, config)
+
+    def limit(self, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+        """Return the newest `count` of some events."""
+        return rows[np.lexsort((self.rows[rows], self.timestamps[rows]))[-count:]]
+
+    def owners(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the user codes and the item codes of some events."""
+        return self.user_codes[rows], self.item_codes[rows]
+
+    def time_span(self, mask: np.ndarray) -> tuple[int, int]:
+        """Return the first and the last second among the events of a mask."""
+        times = self.timestamps[mask]
+        return int(times.min()), int(times.max())
+
+    def name_row(self, row: int) -> str:
+        """Name an event by its row in the source file, its user and its item."""
+        user, item = self.user_ids[self.user_codes[row]], self.catalogue.item_ids[self.item_codes[row]]
+        return f"row {self.rows[row]} (user {user}, item {item})"
+
+    @cached_property
     def _codes(self) -> dict[str, int]:
         return {user: code for code, user in enumerate(self.user_ids)}
 
@@ -299,6 +349,35 @@ class Interactions:
     def describe(self) -> dict[str, Any]:
         """Return the log in figures: see `interactions_describe`."""
         return describe(self.frame, self.catalogue, self.users, self.info, self.user_offsets, self.item_codes)
+
+
+class _EventColumns(Mapping[str, np.ndarray]):
+    """A log's event columns by name, each made when it is asked for."""
+
+    def __init__(self, log: Interactions) -> None:
+        self.log = log
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.log.event_columns:
+            raise KeyError(name)
+        return self.log.column(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.log.event_columns)
+
+    def __len__(self) -> int:
+        return len(self.log.event_columns)
+
+
+def need_log(data: Dataset) -> Interactions:
+    """Return the data as a log.
+
+    Raises:
+        InputError: They are labelled texts.
+    """
+    if isinstance(data, Interactions):
+        return data
+    raise InputError("this needs a log", got="labelled texts", expected="a folder with interactions.parquet")
 
 
 def _kept_roles(info: DatasetInfo) -> dict[str, dict[str, str]]:

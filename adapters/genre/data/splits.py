@@ -1,6 +1,6 @@
-"""Which events are learnt from, which validate, which are test targets.
+"""The parts of a log: training, validation and test events.
 
-Owns: the kinds of split, folds by user, and their configuration. Ignores models, metrics and how a history becomes a prompt.
+Owns: the kinds of split, cold items, folds by user, and their configuration. Ignores models, metrics and prompts.
 
     split(log, SplitConfig(kind="temporal", valid=0.1, test=0.1)).part
     # int8[n] beside log.frame: 0 train, 1 valid, 2 test, -1 unused
@@ -14,17 +14,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from genre.data.cold_items import hold_out_items
+from genre.data.catalogue import Catalogue
 from genre.data.order import tie_keys
 from genre.errors import DataError
-
-if TYPE_CHECKING:
-    from genre.data.interactions import Interactions
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1
 PARTS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
@@ -38,19 +35,41 @@ _FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
+class Events(Protocol):
+    """The arrays of a log of n events that a split reads; see `Interactions`."""
+
+    catalogue: Catalogue
+    user_ids: list[str]
+    user_codes: np.ndarray
+    item_codes: np.ndarray
+    user_offsets: np.ndarray
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """Seconds, int64[n]."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Positions in the source file, int64[n]."""
+
+    @property
+    def impressions(self) -> np.ndarray | None:
+        """int64[n], equal for events of one impression."""
+
+
 class SplitConfig(BaseModel):
-    """How to split a log. Frozen; an unknown key, or one that the kind does not use, is an error.
+    """The configuration of a split. Frozen; an unknown key, or one that the kind does not use, is an error.
 
     Attributes:
-        kind: `last_n`, `temporal`, `user_ratio` or `given`; for labelled texts `group` (see `texts_splits`).
+        kind: `last_n`, `temporal`, `user_ratio` or `given`; for labelled texts `group` (see `Texts.split`).
         n: last_n: events per user that are test targets; as many before them validate. 1 is leave-one-out.
         valid: temporal and user_ratio: share (0 to 1) of the events that validate, just before the test ones; given:
             share of the training rows; group: share of the groups.
         test: temporal and user_ratio: share of the events that are test targets; group: share of the groups.
-        test_rows: given: the test events' places in the source file, first and last included, such as "0-19999,30000".
+        test_rows: given: the test events' positions in the source file, first and last included, such as "0-19999,30000".
         seed: given: draws the validation rows; group: draws the groups.
         min_events: Users with fewer events than this in the whole log are unused, and counted.
-        cold_items: Items of which nothing is learnt, since their training events are unused (see `interactions_cold`): below 1
+        cold_items: Items of which nothing is learnt, since their training events are unused (see `hold_out_items`): below 1
             a share of the items, drawn by `cold_seed`; a whole number n means those with fewer than n training events.
         cold_seed: Draws them; 0 by default.
         folds: Cross-validation by user: into so many folds the users are drawn.
@@ -154,7 +173,7 @@ class Split:
         return hashlib.sha256(self.config.model_dump_json().encode() + self.part.tobytes()).hexdigest()
 
 
-def split(log: "Interactions", config: SplitConfig) -> Split:
+def split(log: Events, config: SplitConfig) -> Split:
     """Split a log.
 
     With impressions, one that would be cut goes whole to the later part, and so does what its user did between its
@@ -163,7 +182,7 @@ def split(log: "Interactions", config: SplitConfig) -> Split:
     Raises:
         DataError: If there is nothing to train on or nothing to test, or a given row is not in the log.
     """
-    kinds: dict[str, Callable[[Interactions, SplitConfig, dict[str, int]], np.ndarray]] = {
+    kinds: dict[str, Callable[[Events, SplitConfig, dict[str, int]], np.ndarray]] = {
         "last_n": last_n,
         "temporal": temporal,
         "user_ratio": user_ratio,
@@ -175,7 +194,7 @@ def split(log: "Interactions", config: SplitConfig) -> Split:
         )
     counts: dict[str, int] = {}
     part = kinds[config.kind](log, config, counts)
-    if config.kind != "given" and "impression_id" in log.frame.columns:
+    if config.kind != "given" and log.impressions is not None:
         part = _keep_impressions(log, part, counts)
     part = _drop_small_users(log, part, config.min_events, counts)
     outside = None
@@ -189,18 +208,14 @@ def split(log: "Interactions", config: SplitConfig) -> Split:
     counts = {name: int((part == code).sum()) for name, code in PARTS.items()} | counts
     for name in ("train", "test"):
         if not counts[name]:
-            got = f"{len(log):,} events of {len(log.user_ids):,} users"
-            raise DataError(
-                f"the split leaves no {name} events",
-                got=got,
-                expected="at least one",
-                todo=f"choose another {config.kind} split",
-            )
+            got = f"{len(log.user_codes):,} events of {len(log.user_ids):,} users"
+            todo = f"choose another {config.kind} split"
+            raise DataError(f"the split leaves no {name} events", got=got, expected="at least one", todo=todo)
     part.setflags(write=False)
     return Split(config, part, config.kind == "given", counts, outside)
 
 
-def last_n(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
+def last_n(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
     """Each user's last n events test, the n before them validate, the rest trains.
 
     Unit: events of one user. Users with fewer than 2n + 1 events only train, and are counted. Leakage: users end at
@@ -208,23 +223,23 @@ def last_n(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> 
     """
     assert config.n is not None
     sizes = np.diff(log.user_offsets)
-    from_end = log.user_offsets[1:][log.user_codes] - np.arange(len(log))
+    from_end = log.user_offsets[1:][log.user_codes] - np.arange(len(log.user_codes))
     enough = (sizes >= 2 * config.n + 1)[log.user_codes]
     _count(counts, "users that only train (fewer than 2n + 1 events)", int((sizes < 2 * config.n + 1).sum()))
-    part = np.full(len(log), TRAIN, dtype=np.int8)
+    part = np.full(len(log.user_codes), TRAIN, dtype=np.int8)
     part[enough & (from_end <= 2 * config.n)] = VALID
     part[enough & (from_end <= config.n)] = TEST
     return part
 
 
-def temporal(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
+def temporal(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
     """The last share of all events tests, the share before it validates, the rest trains; by time, over all users.
 
     Unit: events in the order (timestamp, tie hash, row). With n events, the first n - round(n * (valid + test)) train
     and the last round(n * test) test. Leakage: none; every training event is before every test event. Scored
     prequentially: each target sees all before it of its user, test events too.
     """
-    n = len(log)
+    n = len(log.user_codes)
     stops = n - round(n * (config.valid + config.test)), n - round(n * config.test)  # type: ignore[operator]
     order = _global_order(log, stops)
     part = np.full(n, TRAIN, dtype=np.int8)
@@ -233,7 +248,7 @@ def temporal(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -
     return part
 
 
-def _global_order(log: "Interactions", stops: tuple[int, int]) -> np.ndarray:
+def _global_order(log: Events, stops: tuple[int, int]) -> np.ndarray:
     """Order events by (timestamp, tie hash, row), exact at the stops: only the seconds that they cut are hashed."""
     order = np.argsort(log.timestamps, kind="stable")
     times = log.timestamps[order]
@@ -246,7 +261,7 @@ def _global_order(log: "Interactions", stops: tuple[int, int]) -> np.ndarray:
     return order
 
 
-def user_ratio(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
+def user_ratio(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
     """Each user's last share of events tests, the share before it validates, the rest trains.
 
     Unit: events of one user, in order. Of m events floor(m * test) test and floor(m * valid) validate, so a user with
@@ -257,14 +272,14 @@ def user_ratio(log: "Interactions", config: SplitConfig, counts: dict[str, int])
     tests = np.floor(sizes * config.test + 1e-9).astype(np.int64)
     valids = np.floor(sizes * config.valid + 1e-9).astype(np.int64)
     _count(counts, "users that only train (too few events)", int((tests + valids == 0).sum()))
-    from_end = log.user_offsets[1:][log.user_codes] - np.arange(len(log))
-    part = np.full(len(log), TRAIN, dtype=np.int8)
+    from_end = log.user_offsets[1:][log.user_codes] - np.arange(len(log.user_codes))
+    part = np.full(len(log.user_codes), TRAIN, dtype=np.int8)
     part[from_end <= (tests + valids)[log.user_codes]] = VALID
     part[from_end <= tests[log.user_codes]] = TEST
     return part
 
 
-def given(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
+def given(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
     """The given rows of the source file test; a seeded random share of the others validates; the rest trains.
 
     Unit: `row`. Leakage: transductive, and said so (`Split.transductive`): a target's history is its user's training
@@ -274,7 +289,7 @@ def given(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> n
         DataError: If none of the rows is in the log.
     """
     assert config.test_rows is not None and config.valid is not None and config.seed is not None
-    part = np.full(len(log), TRAIN, dtype=np.int8)
+    part = np.full(len(log.user_codes), TRAIN, dtype=np.int8)
     wanted = 0
     for first, last in re.findall(r"(\d+)(?:-(\d+))?", config.test_rows):
         stop = int(last or first)
@@ -288,7 +303,42 @@ def given(log: "Interactions", config: SplitConfig, counts: dict[str, int]) -> n
     return part
 
 
-def user_folds(log: "Interactions", part: np.ndarray, config: SplitConfig) -> np.ndarray:
+def hold_out_items(log: Events, part: np.ndarray, rule: float, seed: int, counts: dict[str, int]) -> np.ndarray:
+    """Return the parts with the training events of cold items unused.
+
+    They stay in the histories that a target sees (an item can be new and already have been seen by this user), but nothing is
+    learnt from them. Validation and test events of cold items stay targets.
+
+    Args:
+        log: The log.
+        part: (n,) int8; not changed.
+        rule: Below 1 the share of the items with training events that is held out: those with the smallest
+            sha256(seed, the byte 0x1f, item_id), which does not depend on the items' order. From 1 up, a whole number n: the
+            items with fewer than n training events.
+        seed: Of a share.
+        counts: What was set aside; mutated.
+    """
+    events = training_events(log, part)
+    if rule < 1:
+        warm = np.flatnonzero(events)
+        ids = log.catalogue.item_ids
+        keys = [hashlib.sha256(f"{seed}\x1f{ids[code]}".encode()).digest() for code in warm.tolist()]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        chosen = warm[order[: round(len(warm) * rule)]]
+    else:
+        chosen = np.flatnonzero((events > 0) & (events < rule))
+    held = np.isin(log.item_codes, chosen) & (part == TRAIN)
+    counts["cold items"] = len(chosen)
+    counts["training events of cold items, unused"] = int(held.sum())
+    return np.where(held, UNUSED, part).astype(np.int8)
+
+
+def training_events(log: Events, part: np.ndarray) -> np.ndarray:
+    """Return (N,) int64: the number of training events of each item."""
+    return np.bincount(log.item_codes[part == TRAIN], minlength=log.catalogue.size)
+
+
+def user_folds(log: Events, part: np.ndarray, config: SplitConfig) -> np.ndarray:
     """Draw the fold of every user, int64[U] from 1 to `config.folds`; users with test events are spread evenly.
 
     Leakage: across users as the kind of split has it; nothing of a fold's own users is learnt from.
@@ -300,10 +350,10 @@ def user_folds(log: "Interactions", part: np.ndarray, config: SplitConfig) -> np
     count = len(log.user_offsets) - 1
     tested = np.bincount(log.user_codes[part == TEST], minlength=count) > 0
     if tested.sum() < config.folds:
-        raise DataError(
-            "there are more folds than users with test events", got=f"{config.folds} folds, {tested.sum()} such users",
-            expected=f"2 to {tested.sum()} folds", todo=f"use fewer folds, or a {config.kind} split with more test events",
-        )  # fmt: skip
+        most = int(tested.sum())
+        todo = f"use fewer folds, or a {config.kind} split with more test events"
+        got = f"{config.folds} folds, {most} such users"
+        raise DataError("there are more folds than users with test events", got=got, expected=f"2 to {most} folds", todo=todo)
     drawn = np.random.default_rng(config.fold_seed).permutation(count)
     drawn = drawn[np.argsort(~tested[drawn], kind="stable")]
     folds = np.empty(count, dtype=np.int64)
@@ -311,7 +361,7 @@ def user_folds(log: "Interactions", part: np.ndarray, config: SplitConfig) -> np
     return folds
 
 
-def _keep_impressions(log: "Interactions", part: np.ndarray, counts: dict[str, int]) -> np.ndarray:
+def _keep_impressions(log: Events, part: np.ndarray, counts: dict[str, int]) -> np.ndarray:
     """Raise cut impressions to their latest part, and the user's later events with them, until nothing changes."""
     groups = log.impressions
     assert groups is not None
@@ -328,7 +378,7 @@ def _keep_impressions(log: "Interactions", part: np.ndarray, counts: dict[str, i
     return raised.astype(np.int8)
 
 
-def _drop_small_users(log: "Interactions", part: np.ndarray, min_events: int, counts: dict[str, int]) -> np.ndarray:
+def _drop_small_users(log: Events, part: np.ndarray, min_events: int, counts: dict[str, int]) -> np.ndarray:
     small = np.diff(log.user_offsets) < min_events
     _count(counts, f"users with fewer than {min_events} events", int(small.sum()))
     return np.where(small[log.user_codes], UNUSED, part).astype(np.int8)

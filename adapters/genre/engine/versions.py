@@ -36,7 +36,6 @@ from genre.registry import Registry, Version
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest, check_fit
 from genre.tasks import Task
 from genre.training.assembly import Assembly, SharedEncoder
-from genre.training.text_assembly import AnyAssembly, TextAssembly
 
 Low = dict[str, tuple[Tensor, Tensor, float]]
 CATALOGUE = "catalogue.jsonl"
@@ -85,7 +84,7 @@ class Loaded:
         return self.reading
 
 
-def write_adapter(folder: Path, assembly: AnyAssembly) -> None:
+def write_adapter(folder: Path, assembly: Assembly) -> None:
     """Write the adapter files of a trained assembly into an empty folder."""
     folder.mkdir(parents=True, exist_ok=True)
     adapter, model = assembly.recipe.adapter, assembly.model
@@ -96,11 +95,11 @@ def write_adapter(folder: Path, assembly: AnyAssembly) -> None:
     if state:
         save_file(state, folder / "heads.safetensors", metadata={"format": "pt"})
     (folder / "recipe.yaml").write_text(assembly.recipe.dump(), encoding="utf-8")
-    if isinstance(assembly, TextAssembly):
+    shared, items = assembly.shared, assembly.data.catalogue
+    if items is None:
         return
-    shared = assembly.shared
-    if shared is None or (shared.catalogue and any(item not in shared.catalogue for item in assembly.log.catalogue.item_ids)):
-        write_catalogue(folder, assembly.log.catalogue, _item_columns(assembly))
+    if shared is None or (shared.catalogue and any(item not in shared.catalogue for item in items.item_ids)):
+        write_catalogue(folder, items, _item_columns(assembly))
 
 
 def write_encoder(folder: Path, assembly: Assembly) -> None:
@@ -145,7 +144,7 @@ def read_catalogue(folder: Path) -> Catalogue:
 
 
 def adapter_manifest(
-    assembly: AnyAssembly,
+    assembly: Assembly,
     *,
     encoder: str | None,
     cost: Cost,
@@ -170,13 +169,13 @@ def encoder_manifest(assembly: Assembly, name: str, *, cost: Cost) -> Manifest:
     return Manifest.model_validate({**_common(assembly), "name": name, "kind": "encoder", "cost": cost})
 
 
-def protocol(assembly: AnyAssembly, task: Task) -> str:
+def protocol(assembly: Assembly, task: Task) -> str:
     """The evaluation protocol in a line: split, history, ranking, ties, windows; for labelled texts, what is cut."""
     config = {key: value for key, value in assembly.recipe.data.split.model_dump().items() if value not in (None, 0)}
     kind = config.pop("kind")
-    if isinstance(assembly, TextAssembly):
+    if kind == "group":
         shares = f"valid {config.get('valid', 0)}, test {config.get('test')} of the groups, seed {config.get('seed', 0)}"
-        return f"{kind} ({shares}): no group on two sides; texts of at most {assembly.builder.layout.max_tokens} tokens"
+        return f"{kind} ({shares}): no group on two sides; texts of at most {assembly.recipe.sequence.max_tokens} tokens"
     how = "transductive history" if assembly.split.transductive else "prequential: all earlier events are history"
     window = f"windows of {assembly.recipe.data.max_events} events"
     ranking = f"; full catalogue, seen items {task.seen}, mid-rank for equal scores" if task.kind == "next_item" else ""
@@ -220,7 +219,7 @@ def read_adapter(
                 encoders[manifest.encoder] = shared
         catalogue = shared.catalogue
     reading: Layout | TextLayout
-    if manifest.reads_texts:
+    if manifest.reads == "texts":
         reading, catalogue = TextLayout.restore(base, manifest.sequence), Catalogue(pl.DataFrame(schema={"item_id": pl.String}))
     else:
         base.need_causal(f"{said}, which reads a user's events,")
@@ -319,22 +318,19 @@ def _read_heads(folder: Path, tasks: dict[str, Task], base: Base) -> dict[str, H
     return heads
 
 
-def _common(assembly: AnyAssembly) -> dict[str, Any]:
+def _common(assembly: Assembly) -> dict[str, Any]:
     base, recipe = assembly.base, assembly.recipe
-    span, catalogue = None, None
-    if isinstance(assembly, TextAssembly):
-        digest = assembly.texts.digest
-    else:
-        times = assembly.log.timestamps[assembly.usable]
-        digest, catalogue, span = assembly.log.digest, assembly.log.catalogue.digest, (int(times.min()), int(times.max()))
+    catalogue = assembly.data.catalogue
     return {
         "base": BaseInfo(
             name=Path(base.name).name if Path(base.name).expanduser().is_dir() else base.name,  # no path of this machine
             fingerprint=base.fingerprint, depth=base.depth, quantization=base.quantization,
         ),
-        "tokenizer": base.tokenizer_digest, "sequence": assembly.builder.layout.describe(), "catalogue": catalogue,
+        "tokenizer": base.tokenizer_digest, "sequence": assembly.builder.layout.describe(),
+        "catalogue": None if catalogue is None else catalogue.digest,
         "data": DataInfo(
-            digest=digest, rows=int(np.count_nonzero(assembly.usable)), time_span=span,
+            digest=assembly.data.digest, rows=int(np.count_nonzero(assembly.usable)),
+            time_span=assembly.data.time_span(assembly.usable),
             split={
                 "split": recipe.data.split.model_dump(mode="json", exclude_none=True),
                 "hold_out": [held.model_dump(mode="json", exclude_none=True) for held in recipe.data.hold_out],

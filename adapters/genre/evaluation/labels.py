@@ -1,6 +1,6 @@
 """Checks of labels before the first training step.
 
-Owns: labels that are not finite, all alike, or absurdly far from the others; how an event is named in a message.
+Owns: labels that are not finite, all alike, or absurdly far from the others.
 Ignores: models, losses, what a label means.
 
     ratings 1 to 5 and one of 1e9, in training, validation or test:
@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from genre.data.interactions import Interactions
-from genre.data.texts.dataset import Texts
+from genre.data.dataset import Dataset
 from genre.errors import DataError, RecipeError
 from genre.evaluation.metrics.by_name import metric
 from genre.evaluation.metrics.impressions import need_impressions
@@ -29,25 +28,7 @@ FEWEST = 10
 """Fewer training labels have no spread to speak of."""
 
 
-def name_events(log: Interactions | Texts, events: Iterable[int], *, most: int = 3) -> str:
-    """Name events by their row in the source file, their user and their item: "row 17 (user u3, item i5) and 2 more".
-
-    Of labelled texts: "text 17 (group g3) and 2 more".
-    """
-    places = [int(event) for event in events]
-    if isinstance(log, Texts):
-        shown = [f"text {log.frame['text_id'][place]} (group {log.frame['group_id'][place]})" for place in places[:most]]
-    else:
-        shown = [
-            f"row {log.rows[event]} (user {log.user_ids[log.user_codes[event]]}, "
-            f"item {log.catalogue.item_ids[log.item_codes[event]]})"
-            for event in places[:most]
-        ]
-    more = f" and {len(places) - most} more" if len(places) > most else ""
-    return ", ".join(shown) + more
-
-
-def check_metrics(task: Task, log: Interactions | Texts) -> None:
+def check_metrics(task: Task, data: Dataset) -> None:
     """Refuse metrics that a task cannot have, before anything is trained.
 
     Raises:
@@ -62,7 +43,7 @@ def check_metrics(task: Task, log: Interactions | Texts) -> None:
             expected = "such as ndcg@10" if ranks else "such as auc, rmse or accuracy"
             raise RecipeError(f"task {task.name!r}: a metric does not fit {what}", got=name, expected=expected)
         if chosen.by_impression:
-            need_impressions(name, log.impressions if isinstance(log, Interactions) else None)
+            need_impressions(name, data.impressions)
 
 
 def known_labels(labels: np.ndarray) -> np.ndarray:
@@ -70,13 +51,13 @@ def known_labels(labels: np.ndarray) -> np.ndarray:
     return ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
 
 
-def check_labels(task: Task, labels: np.ndarray, log: Interactions | Texts, usable: np.ndarray) -> None:
+def check_labels(task: Task, labels: np.ndarray, data: Dataset, usable: np.ndarray) -> None:
     """Refuse labels that cannot train a task.
 
     Args:
         task: The task.
-        labels: (n,) label of every event of the log, as `supervise` of a builder gives them.
-        log: The log, or the labelled texts.
+        labels: (n,) label of every row, as `Dataset.labels_of` gives them.
+        data: The log, or the labelled texts.
         usable: (n,) bool, events that train.
 
     Raises:
@@ -84,7 +65,7 @@ def check_labels(task: Task, labels: np.ndarray, log: Interactions | Texts, usab
             `check_metrics`.
         RecipeError: As `check_metrics`.
     """
-    check_metrics(task, log)
+    check_metrics(task, data)
     known = known_labels(labels)
     training = labels[usable & known]
     if not len(training):
@@ -95,7 +76,7 @@ def check_labels(task: Task, labels: np.ndarray, log: Interactions | Texts, usab
     if len(endless):
         raise DataError(
             f"task {task.name!r} has a label that is not finite",
-            got=f"{labels[endless[0]]} at {name_events(log, endless)}",
+            got=f"{labels[endless[0]]} at {data.name_rows(endless)}",
             expected="finite numbers",
             todo="correct those rows or take them out of the log",
         )
@@ -107,7 +88,7 @@ def check_labels(task: Task, labels: np.ndarray, log: Interactions | Texts, usab
             todo=f"change the label {task.label!r}, or give data.split more training events",
         )
     if task.loss == "mse":
-        check_spread(f"task {task.name!r} has a label", labels, log, usable)
+        check_spread(f"task {task.name!r} has a label", labels, data, usable)
 
 
 def thin_negatives(tasks: Iterable[Task], labels: Mapping[str, np.ndarray], draw: np.random.Generator) -> dict[str, np.ndarray]:
@@ -115,7 +96,7 @@ def thin_negatives(tasks: Iterable[Task], labels: Mapping[str, np.ndarray], draw
 
     Args:
         tasks: The tasks; those without `keep_negatives` keep all of their labels.
-        labels: For each task (n,) labels, as `supervise` of a builder gives them; left as they are.
+        labels: For each task (n,) labels, as `Dataset.labels_of` gives them; left as they are.
         draw: Draws each negative by itself, so that the share holds on average.
     """
     found = dict(labels)
@@ -135,13 +116,13 @@ def smoothing(share: float) -> float:
     return max(5.0, 1 / max(min(share, 1 - share), 1e-6))
 
 
-def check_spread(what: str, values: np.ndarray, log: Interactions | Texts, usable: np.ndarray) -> None:
+def check_spread(what: str, values: np.ndarray, data: Dataset, usable: np.ndarray) -> None:
     """Refuse numbers that lie absurdly far from the training events' (see `SPREADS`).
 
     Args:
         what: How the message begins, such as "task 'rating' has a label".
         values: (n,) float of every event, NaN where there is none.
-        log: The log.
+        data: The log, or the labelled texts.
         usable: (n,) bool, events that train.
 
     Raises:
@@ -157,7 +138,7 @@ def check_spread(what: str, values: np.ndarray, log: Interactions | Texts, usabl
     if len(far):
         raise DataError(
             f"{what} far from all others",
-            got=f"{values[far[0]]:g} at {name_events(log, far)}",
+            got=f"{values[far[0]]:g} at {data.name_rows(far)}",
             expected=f"between {middle - reach:g} and {middle + reach:g}, {SPREADS:g} spreads around the median",
             todo="correct those rows, take them out of the log, or bound the column (a logarithm, a comparison)",
         )

@@ -3,16 +3,17 @@
 Owns: the majority (or mean), and a linear model on TF-IDF weights of words and pairs of words, fitted on the training texts, its
 strength chosen on the validation texts by the task's first metric. Ignores tokenizers and models of language.
 
-    scores = text_baselines(builder, split, task, targets)
+    scores = text_baselines(texts, ["title", "review"], split, task, targets)
     evaluate_feedback(["auc"], targets, scores["tfidf_linear"])
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from genre.data.sequences.text_rows import TextRows
 from genre.data.splits import TRAIN, VALID, Split
+from genre.data.texts.dataset import Texts
 from genre.errors import DataError
 from genre.evaluation.labels import known_labels
 from genre.evaluation.metrics.by_name import metric
@@ -24,11 +25,12 @@ STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse strengths of the penalty that are tried."""
 
 
-def text_baselines(builder: TextRows, split: Split, task: Task, targets: Targets) -> dict[str, Floats]:
+def text_baselines(texts: Texts, columns: Sequence[str], split: Split, task: Task, targets: Targets) -> dict[str, Floats]:
     """Return a score per target of each baseline: `majority` (or `mean`) and `tfidf_linear`.
 
     Args:
-        builder: The texts, and the columns that are read.
+        texts: The texts.
+        columns: The columns that are read, joined.
         split: A split of them.
         task: Its loss decides the kind of model: logistic regression, or ridge regression for mse.
         targets: The texts to score.
@@ -39,14 +41,14 @@ def text_baselines(builder: TextRows, split: Split, task: Task, targets: Targets
     Raises:
         DataError: No training text has a label.
     """
-    _, labels = builder.supervise([task])[task.name]
+    labels = texts.labels_of(task)
     known = known_labels(labels)
     train, valid = (np.flatnonzero((split.part == part) & known) for part in (TRAIN, VALID))
     if not len(train):
         raise DataError("no training text has a label", got=task.label, expected="at least one")
     scores = {("mean" if task.loss == "mse" else "majority"): _constant(labels[train], task, len(targets))}
     if len(np.unique(labels[train])) > 1:
-        scores["tfidf_linear"] = _linear(builder, task, labels, train, valid, targets.event)
+        scores["tfidf_linear"] = _linear(texts, columns, task, labels, train, valid, targets.event)
     return scores
 
 
@@ -59,19 +61,25 @@ def _constant(labels: np.ndarray, task: Task, count: int) -> Floats:
 
 
 def _linear(
-    builder: TextRows, task: Task, labels: np.ndarray, train: np.ndarray, valid: np.ndarray, wanted: np.ndarray
+    data: Texts,
+    columns: Sequence[str],
+    task: Task,
+    labels: np.ndarray,
+    train: np.ndarray,
+    valid: np.ndarray,
+    wanted: np.ndarray,
 ) -> Floats:
     """Logistic (or ridge) regression on TF-IDF of words, marks and pairs of them that two training texts have (of few, one)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    texts = np.array(builder.texts.join(builder.layout.text), dtype=object)
+    texts = np.array(data.join(columns), dtype=object)
     fewest = 2 if len(train) > 100 else 1
     words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=fewest, token_pattern=r"\w+|[^\w\s]+")
     features = words.fit_transform(texts[train])
     found = words.transform(texts[np.concatenate([valid, wanted])])
     chosen, first = None, metric(task.metrics[0])
     best = np.nan
-    check = Targets(valid, *builder.owners(valid), labels[valid].astype(np.float64))
+    check = Targets(valid, *data.owners(valid), labels[valid].astype(np.float64))
     for strength in STRENGTHS if len(valid) else (1.0,):
         scores = _scores(_fit(features, labels[train], strength, task), found, task)
         value = evaluate_feedback([first.name], check, scores[: len(valid)], resamples=0)[first.name].value

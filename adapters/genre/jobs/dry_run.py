@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions
 from genre.data.sequences.batches import plan_batches
 from genre.data.sequences.layout import Sequence as Row
 from genre.data.splits import PARTS
-from genre.data.texts.dataset import Texts
 from genre.distributed import Processes
 from genre.engine.versions import encoder_manifest
 from genre.errors import InputError, ManifestError
@@ -44,7 +44,6 @@ from genre.training.assembly import Assembly, SharedEncoder, assemble, needs_enc
 from genre.training.prediction import score_batch
 from genre.training.simultaneous import Due, Group, Member, check_together, waves
 from genre.training.state import Stream, peak_memory_bytes, reset_peak_memory
-from genre.training.text_assembly import AnyAssembly
 from genre.training.trackers import need_tracker
 
 
@@ -160,7 +159,7 @@ class DryRun:
 def dry_run(
     recipes: Sequence[Recipe],
     *,
-    log: Interactions | Texts | None = None,
+    log: Dataset | None = None,
     base: Base | None = None,
     registry: Registry | None = None,
     folder: Path | str | None = None,
@@ -200,7 +199,7 @@ class _Rehearsal:
     """One dry run and what it has found so far; run folders are in `scratch`."""
 
     recipes: Sequence[Recipe]
-    log: Interactions | Texts | None
+    log: Dataset | None
     base: Base | None
     registry: Registry | None
     folder: Path | None
@@ -255,7 +254,7 @@ class _Rehearsal:
         found = find_encoder(recipe, log, base, self.registry, self.reporter)
         return found, found.digest and found.digest[:12] if found is not None else None
 
-    def alone(self, assembly: AnyAssembly) -> None:
+    def alone(self, assembly: Assembly) -> None:
         """Take two steps of a run that trains by itself."""
         name, shared = assembly.recipe.name, assembly.shared
         try:
@@ -270,9 +269,9 @@ class _Rehearsal:
                 self.add_cost([loop], padded(rows), *measured, evaluation_seconds(loop))
         finally:
             assembly.model.release()
-        if isinstance(assembly, Assembly) and assembly.fits_encoder and shared is not None:
+        if assembly.fits_encoder and shared is not None:
             ready = dataclasses.replace(shared, encoder=shared.encoder.eval().requires_grad_(False), digest="dry run")
-            self.encoders.append((encoder_name(assembly.log), assembly, ready))
+            self.encoders.append((encoder_name(assembly.data), assembly, ready))
 
     def together(self, members: list[tuple[Member, str | None]]) -> None:
         """Take two rounds of steps of runs that train at once."""
@@ -305,7 +304,7 @@ class _Rehearsal:
     def expect(self, loop: Loop, encoder: str | None) -> list[Row]:
         """Note the plan of a recipe; the rows of its largest batch."""
         assembly, recipe = loop.assembly, loop.recipe
-        data = assembly.log if isinstance(assembly, Assembly) else assembly.texts
+        data = assembly.data
         parameters = count_parameters(assembly.model)
         own = sum(value.numel() for value in assembly.model.heads.state_dict().values())
         run = self.folder or run_folder(recipe.name, False)

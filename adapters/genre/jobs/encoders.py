@@ -3,7 +3,8 @@
 import shutil
 from pathlib import Path
 
-from genre.data.interactions import Interactions
+from genre.data.dataset import Dataset
+from genre.data.interactions import Interactions, need_log
 from genre.data.splits import SplitConfig, split
 from genre.engine.versions import (
     encoder_manifest,
@@ -20,17 +21,17 @@ from genre.registry.manifest import Cost, Manifest
 from genre.training.assembly import Assembly, SharedEncoder, needs_encoder
 
 
-def encoder_name(log: Interactions) -> str:
+def encoder_name(data: Dataset) -> str:
     """What the behaviour encoder of a data set is called in a registry."""
-    plain = "".join(letter if letter.isalnum() else "-" for letter in log.info.name.lower())[:50].strip("-")
+    plain = "".join(letter if letter.isalnum() else "-" for letter in data.info.name.lower())[:50].strip("-")
     return f"encoder-{plain or 'log'}"
 
 
-def find_encoder(recipe: Recipe, log: Interactions, base: Base, registry: Registry | None, say: Reporter) -> SharedEncoder | None:
+def find_encoder(recipe: Recipe, data: Dataset, base: Base, registry: Registry | None, say: Reporter) -> SharedEncoder | None:
     """The published encoder that a run is to use, checked; None if it fits a new one or needs none."""
     if not needs_encoder(recipe) or recipe.encoder.use == "fit":
         return None
-    ref = encoder_name(log) if recipe.encoder.use == "auto" else recipe.encoder.use
+    ref = encoder_name(data) if recipe.encoder.use == "auto" else recipe.encoder.use
     if registry is None:
         if recipe.encoder.use == "auto":
             return None
@@ -38,7 +39,7 @@ def find_encoder(recipe: Recipe, log: Interactions, base: Base, registry: Regist
     try:
         version = registry.resolve(ref)
         shared = read_encoder(registry, version.digest, base)
-        check_leak(version.manifest, recipe, log)
+        check_leak(version.manifest, recipe, need_log(data))
     except (NotFoundError, ManifestError) as error:
         if recipe.encoder.use != "auto":
             raise
@@ -55,7 +56,7 @@ def publish_encoder(assembly: Assembly, root: Path, registry: Registry | None, c
     with appearing_folder(folder) as aside:
         write_encoder(aside, assembly)
     store = registry or Registry(root / "registry")
-    name = encoder_name(assembly.log)
+    name = encoder_name(assembly.data)
     published = store.publish(folder, encoder_manifest(assembly, name, cost=cost))
     return published.digest, published.ref
 

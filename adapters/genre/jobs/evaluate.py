@@ -1,17 +1,17 @@
 """A published version, or a trained model, on a part of a split: every task's figures beside its baselines'."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from genre.data.cold_items import training_events
-from genre.data.interactions import Interactions
-from genre.data.sequences.rows import RowBuilder
-from genre.data.sequences.text_rows import Builder, TextRows
-from genre.data.splits import PARTS, Split, SplitConfig, split
+from genre.data.dataset import Dataset
+from genre.data.interactions import Interactions, need_log
+from genre.data.sequences.text_rows import Builder, rows_of
+from genre.data.splits import PARTS, Split, SplitConfig, training_events
 from genre.data.texts.dataset import Texts
 from genre.engine.versions import (
     Loaded,
@@ -19,8 +19,8 @@ from genre.engine.versions import (
     by_split,
     read_adapter,
 )
-from genre.errors import InputError, ManifestError
-from genre.evaluation.baselines import feedback_baselines, ranking_baselines
+from genre.errors import ManifestError
+from genre.evaluation.baselines import Blocks, feedback_baselines, ranking_baselines
 from genre.evaluation.labels import known_labels
 from genre.evaluation.metrics.bootstrap import MIN_USERS, RESAMPLES
 from genre.evaluation.metrics.by_name import metric
@@ -46,7 +46,7 @@ COLD = 5
 def evaluate(
     registry: Registry,
     ref: str,
-    log: Interactions | Texts,
+    data: Dataset,
     base: Base | None = None,
     *,
     part: str = "test",
@@ -69,8 +69,8 @@ def evaluate(
     say.line(f"evaluating {ref} ({loaded.version}) on the {part} part")
     tasks: dict[str, Any] = {}
     for one in by_split(loaded):
-        model, builder, chosen = restore(one, log, base)
-        say_few_users(model.tasks.values(), builder, chosen, part, say)
+        model, builder, chosen = restore(one, data, base)
+        say_few_users(model.tasks.values(), data, chosen, part, say)
         try:
             found = predict(model, builder, chosen, PARTS[part], max_events=one.reading.max_events, batch_tokens=BATCH_TOKENS)
             judged = judged_tasks(found, model, builder, chosen)
@@ -90,14 +90,15 @@ def evaluate(
     }
 
 
-def say_few_users(tasks: Iterable[Task], builder: Builder, chosen: Split, part: str, say: Reporter) -> None:
+def say_few_users(tasks: Iterable[Task], data: Dataset, chosen: Split, part: str, say: Reporter) -> None:
     """Say in a line which tasks have targets of so few users (of labelled texts: groups) that their intervals mean little."""
-    labels = {name: label for name, (_, label) in builder.supervise(list(tasks)).items()}
+    labels = {task.name: data.labels_of(task) for task in tasks}
     events = {name: np.flatnonzero((chosen.part == PARTS[part]) & known_labels(label)) for name, label in labels.items()}
-    users = {name: len(np.unique(builder.owners(own)[0])) for name, own in events.items() if len(own)}
-    if few := [f"{name} {count}" for name, count in users.items() if count < MIN_USERS]:
-        what = "groups" if isinstance(builder, TextRows) else "users"
-        say.line(f"few {what} on the {part} part ({', '.join(few)}): an interval over fewer than {MIN_USERS} cannot say much")
+    owners = {name: len(np.unique(data.owners(own)[0])) for name, own in events.items() if len(own)}
+    if few := [f"{name} {count}" for name, count in owners.items() if count < MIN_USERS]:
+        say.line(
+            f"few {data.owner} on the {part} part ({', '.join(few)}): an interval over fewer than {MIN_USERS} cannot say much"
+        )
 
 
 Said = tuple[np.ndarray, np.ndarray | None]
@@ -143,47 +144,36 @@ def _with_cold(judged: Judged, builder: Builder, chosen: Any) -> dict[str, Any]:
     """A task's figures on all targets, and beside them on those of items with fewer than `COLD` training events."""
     own, others = judged.whole()
     result: dict[str, Any] = {"adapter": own, "baselines": others}
-    if isinstance(builder, RowBuilder):
-        mask = training_events(builder.log, chosen.part)[judged.targets.item] < COLD
+    if builder.data.catalogue is not None:
+        mask = training_events(need_log(builder.data), chosen.part)[judged.targets.item] < COLD
         if mask.any():
             own, others = judged.part(mask)
             result["cold"] = {"items": f"items with fewer than {COLD} training events", "adapter": own, "baselines": others}
     return result
 
 
-def restore(loaded: Loaded, log: Interactions | Texts, base: Base) -> tuple[Recommender, Builder, Any]:
+def restore(loaded: Loaded, data: Dataset, base: Base) -> tuple[Recommender, Builder, Any]:
     """A published version as a model on a log (or on labelled texts), with the split it was trained under."""
     config = SplitConfig.model_validate((loaded.manifest.data.split or {}).get("split")) if loaded.manifest.data else None
     if config is None:
         raise ManifestError("data.split", got=None, expected="the split that the version was trained under")
-    if isinstance(log, Texts):
-        return *_stand_on_texts(loaded, log, base), log.split(config)
-    return *stand(loaded, log, base), split(log, config)
+    return *stand(loaded, data, base), data.split(config)
 
 
-def _stand_on_texts(loaded: Loaded, texts: Texts, base: Base) -> tuple[Recommender, TextRows]:
-    base.need_bare()
-    if loaded.text_layout is None:
-        raise InputError(f"{loaded.name} reads a log", got="labelled texts", expected="a folder with interactions.parquet")
-    model = Recommender(base, loaded.tasks.values(), dict(loaded.heads), None)
-    model.put(low_layers(base, loaded.low))
-    return model.eval(), TextRows(texts, loaded.text_layout)
-
-
-def stand(loaded: Loaded, log: Interactions, base: Base) -> tuple[Recommender, RowBuilder]:
-    """A published version as a model that scores events of a log; the base carries it until `release`.
+def stand(loaded: Loaded, data: Dataset, base: Base) -> tuple[Recommender, Builder]:
+    """A published version as a model that scores rows of some data; the base carries it until `release`.
 
     Raises:
-        InputError: The version reads labelled texts.
+        InputError: The version reads the other kind of data.
     """
     base.need_bare()
-    layout = loaded.layout
+    builder = rows_of(data, loaded.reading)
     soft = None
-    if loaded.shared is not None:
-        soft = SoftTokens(loaded.shared.encoder, loaded.shared.encoder.table(log.catalogue, base))
+    if loaded.shared is not None and data.catalogue is not None:
+        soft = SoftTokens(loaded.shared.encoder, loaded.shared.encoder.table(data.catalogue, base))
     model = Recommender(base, loaded.tasks.values(), dict(loaded.heads), soft)
     model.put(low_layers(base, loaded.low))
-    return model.eval(), RowBuilder(log, layout)
+    return model.eval(), builder
 
 
 @torch.no_grad()
@@ -217,8 +207,8 @@ def judged_tasks(found: Predicted, model: Recommender, builder: Builder, chosen:
         task = model.tasks[name]
         if len(targets):
             facts = list_facts(model, builder, chosen, task, targets)
-            others = _baselines(task, builder, chosen, targets)
-            results[name] = Judged(task, targets, (scores, top), others, builder.catalogue_size, facts)
+            others = {known: run() for known, run in baselines(task, builder.data, builder.layout.text, chosen, targets).items()}
+            results[name] = Judged(task, targets, (scores, top), others, builder.data.item_count, facts)
     return results
 
 
@@ -238,19 +228,36 @@ def figures_of(
     return _plain(evaluate_feedback(task.metrics, targets, scores, resamples=resamples))
 
 
-def _baselines(task: Task, builder: Builder, chosen: Any, targets: Targets) -> dict[str, Said]:
-    if isinstance(builder, TextRows):
-        return {name: (value, None) for name, value in text_baselines(builder, chosen, task, targets).items()}
-    log = builder.log
+def baselines(task: Task, data: Dataset, text: Sequence[str], chosen: Split, targets: Targets) -> dict[str, Callable[[], Said]]:
+    """Return, by name, functions that run a task's baselines on some targets.
+
+    Args:
+        task: The task.
+        data: The data.
+        text: The text columns that the adapter reads.
+        chosen: A split of the data.
+        targets: The targets.
+    """
+    if isinstance(data, Texts):
+        scores = text_baselines(data, text, chosen, task, targets)
+        return {name: partial(_without_lists, value) for name, value in scores.items()}
+    log = need_log(data)
     if task.kind == "next_item":
         blocks = ranking_baselines(log, chosen, targets)
-        ranked = {name: rank_in_blocks(log, chosen, targets, make(), seen=task.seen) for name, make in blocks.items()}
-        return {name: (found.ranks, found.top) for name, found in ranked.items()}
+        return {name: partial(_ranked, log, chosen, targets, make, task) for name, make in blocks.items()}
     if task.loss == "cross_entropy":
         return {}
-    _, label = builder.supervise([task])[task.name]
-    scores = feedback_baselines(log, chosen, label, targets, binary=task.is_binary)
-    return {name: (value, None) for name, value in scores.items()}
+    scores = feedback_baselines(log, chosen, log.labels_of(task), targets, binary=task.is_binary)
+    return {name: partial(_without_lists, value) for name, value in scores.items()}
+
+
+def _without_lists(scores: np.ndarray) -> Said:
+    return scores, None
+
+
+def _ranked(log: Interactions, chosen: Split, targets: Targets, make: Blocks, task: Task) -> Said:
+    found = rank_in_blocks(log, chosen, targets, make(), seen=task.seen)
+    return found.ranks, found.top
 
 
 def _plain(figures: dict[str, Any]) -> Figures:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from genre.data.dataset import KIND_NAMES, DataKind, Dataset
 from genre.data.interactions import Interactions
 from genre.data.texts.dataset import Texts
 from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
@@ -28,36 +29,33 @@ def open_log(path: str) -> Interactions:
     return Interactions.read(_find(path))
 
 
-def open_data(path: str, *, texts: bool | None = None) -> Interactions | Texts:
-    """A log, or labelled texts.
+def open_data(path: str, kind: DataKind | None = None) -> Dataset:
+    """Open a log, or labelled texts.
 
     Args:
         path: A data set folder, or the name of a data set that comes as a package (prepared if need be).
-        texts: Which of them is wanted; None takes what is there, the log where both are.
+        kind: The kind that is wanted; None takes what is there, the log where both are.
 
     Raises:
         DataError: Neither is there, or not the one that is wanted.
     """
     folder = _find(path)
-    both = Texts.is_at(folder), (folder / "interactions.parquet").is_file()
-    if texts if texts is not None else both == (True, False):
-        return Texts.read(folder)
-    return Interactions.read(folder)
+    if kind is None:
+        kind = "texts" if Texts.is_at(folder) and not (folder / "interactions.parquet").is_file() else "log"
+    return Texts.read(folder) if kind == "texts" else Interactions.read(folder)
 
 
-def check_data(recipe: Recipe, data: Interactions | Texts) -> None:
-    """Check that a recipe about labelled texts meets labelled texts, and any other a log.
+def check_data(recipe: Recipe, data: Dataset) -> None:
+    """Check that the data are of the kind that a recipe reads.
 
     Raises:
-        RecipeError: It does not.
+        RecipeError: They are not.
     """
-    if isinstance(data, Texts) != recipe.reads_texts:
-        kinds = "labelled texts", "a log"
-        wanted, there = kinds if recipe.reads_texts else kinds[::-1]
-        raise RecipeError(
-            f"task {recipe.tasks[0].name!r} of kind {recipe.tasks[0].kind} reads {wanted}", got=there, expected=wanted,
-            todo="change data.path or the kind of the tasks",
-        )  # fmt: skip
+    if data.kind != recipe.reads:
+        task, wanted = recipe.tasks[0], KIND_NAMES[recipe.reads]
+        todo = "change data.path or the kind of the tasks"
+        what = f"task {task.name!r} of kind {task.kind} reads {wanted}"
+        raise RecipeError(what, got=KIND_NAMES[data.kind], expected=wanted, todo=todo)
 
 
 def _find(path: str) -> Path:

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from genre.data.interactions import Interactions
+from genre.data.dataset import Dataset
 from genre.data.splits import PARTS
-from genre.data.texts.dataset import Texts
 from genre.distributed import Processes
 from genre.engine.versions import (
     adapter_manifest,
@@ -33,12 +32,12 @@ from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost, Manifest
 from genre.training import Fitted, fit
-from genre.training.assembly import Assembly, assemble
+from genre.training.assembly import Assembly
 from genre.training.checkpoints import fitted_encoder
 from genre.training.curve import draw_curve
 from genre.training.fsdp import check_launch
 from genre.training.prediction import predict
-from genre.training.text_assembly import AnyAssembly, assemble_texts
+from genre.training.text_assembly import assemble_any
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Run:
 def train(
     recipe: Recipe,
     *,
-    log: Interactions | Texts | None = None,
+    log: Dataset | None = None,
     base: Base | None = None,
     registry: Registry | None = None,
     folder: Path | str | None = None,
@@ -105,15 +104,15 @@ def train(
     root = processes.broadcast(Path(folder) if folder is not None else run_folder(recipe.name, resume))
     assembly = wire(recipe, log, base, registry, say, processes, own_encoder=resume and fitted_encoder(root))
     try:
-        if registry is not None and isinstance(assembly, Assembly) and assembly.fits_encoder:
-            registry.check_writable(encoder_name(assembly.log))
+        if registry is not None and assembly.fits_encoder:
+            registry.check_writable(encoder_name(assembly.data))
         if folder is None and not resume:
             root = processes.broadcast(claim_folder(recipe.name) if processes.is_main else root)
         if resume:
             check_resumed(root, assembly.recipe)
         if processes.is_main:
             describe_run(root, assembly.recipe)
-        say_few_users(assembly.recipe.tasks, assembly.builder, assembly.split, "test", say)
+        say_few_users(assembly.recipe.tasks, assembly.data, assembly.split, "test", say)
         fitted = fit(assembly, root, resume=resume, reporter=say)
         return conclude(fitted, root, registry, say, processes)
     finally:
@@ -157,7 +156,7 @@ def conclude(fitted: Fitted, root: Path, registry: Registry | None, say: Reporte
     )  # fmt: skip
     run = None
     if processes.is_main:
-        write_predictions(root, found, recipe.tasks, data=_data(assembly).digest, split=recipe.data.split, part="test")
+        write_predictions(root, found, recipe.tasks, data=assembly.data.digest, split=recipe.data.split, part="test")
         results = judge(found, assembly.model, assembly.builder, assembly.split)
         for name, bins in reliability_of(found, recipe.tasks).items():
             draw_bins(bins, root / plot_name(name), f"{name}, test")
@@ -169,14 +168,14 @@ def conclude(fitted: Fitted, root: Path, registry: Registry | None, say: Reporte
 
 def wire(
     recipe: Recipe,
-    log: Interactions | Texts | None,
+    log: Dataset | None,
     base: Base | None,
     registry: Registry | None,
     say: Reporter,
     processes: Processes,
     *,
     own_encoder: bool = False,
-) -> AnyAssembly:
+) -> Assembly:
     """Load what a run is about and put it together; the base carries the result until `model.release()`.
 
     Args:
@@ -189,15 +188,13 @@ def wire(
         own_encoder: Fit a new encoder whatever the registry has, as a run that is resumed does if it began so.
     """
     with processes.main_first():
-        data = log if log is not None else open_data(recipe.data.path, texts=recipe.reads_texts)
+        data = log if log is not None else open_data(recipe.data.path, recipe.reads)
         check_data(recipe, data)
         if base is None:
             find_base(recipe.base.name)
     base = base or open_base(recipe.base, device=processes.device)
     check_base(recipe, base)
-    if isinstance(data, Texts):
-        return assemble_texts(recipe, data, base)
-    return assemble(recipe, data, base, None if own_encoder else find_encoder(recipe, data, base, registry, say))
+    return assemble_any(recipe, data, base, None if own_encoder else find_encoder(recipe, data, base, registry, say))
 
 
 def finish(
@@ -231,7 +228,7 @@ def finish(
     )  # fmt: skip
     encoder = assembly.shared.digest if assembly.shared else None
     reference = None
-    if isinstance(assembly, Assembly) and assembly.fits_encoder:
+    if assembly.fits_encoder:
         encoder, reference = publish_encoder(assembly, root, registry, cost)
     folder = None if assembly.recipe.adapter.kind == "full" else root / "version"
     if folder is not None:
@@ -250,11 +247,7 @@ def finish(
     return Run(root, folder, manifest, metrics, baselines, reference)
 
 
-def _data(assembly: AnyAssembly) -> Interactions | Texts:
-    return assembly.log if isinstance(assembly, Assembly) else assembly.texts
-
-
-def _updated(assembly: AnyAssembly) -> dict[str, torch.nn.Parameter]:
+def _updated(assembly: Assembly) -> dict[str, torch.nn.Parameter]:
     """What the run trained of the base: low-rank updates, or everything in a full fine-tune."""
     if assembly.recipe.adapter.kind == "full":
         return dict(assembly.base.model.named_parameters())

@@ -155,7 +155,7 @@ def _train_group(
         members.append(Member(assembly, place.root, Stream(base.device), resume and _checkpoint(place)))
     for place, member in zip(group, members, strict=True):
         member.folder, own = place.begin(), member.assembly
-        say_few_users(own.recipe.tasks, own.builder, own.split, "test", _named(say, place.recipe.name))
+        say_few_users(own.recipe.tasks, own.data, own.split, "test", _named(say, place.recipe.name))
     failed: dict[str, GenreError] = {}
     for member, fitted in zip(members, fit_together(members, reporter=say, tokens=tokens), strict=True):
         name, model = member.assembly.recipe.name, member.assembly.model

@@ -101,7 +101,7 @@ class Recommender(nn.Module):
         soft: The behaviour encoder and its item table; None where everything is text.
         negatives: For each next-item task that trains on a sampled softmax, what it draws from.
         absent: (N,) bool, items that no training event names and that are no negatives of next-item tasks; None if all are.
-        name_events: How a message names events of the log.
+        name_events: Names events of the data in a message.
         layers: The low-rank layers by the name of the linear they hold (empty for head-only and full).
         recompute: In training, keep only the inputs of the base's layers and run these again in the backward pass.
         in_step: The base's weights are spread over processes, each of which must run it as often as the others.

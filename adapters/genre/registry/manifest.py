@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from genre.data.dataset import DataKind
 from genre.errors import IntegrityError, ManifestError, RegistryError
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
 from genre.registry.names import MANIFEST, check_name, is_digest, is_version
@@ -131,9 +132,9 @@ class Manifest(_Frozen):
         return value
 
     @property
-    def reads_texts(self) -> bool:
-        """Whether it reads labelled texts, and not a user's events."""
-        return "pool" in self.sequence
+    def reads(self) -> DataKind:
+        """The kind of data that the version reads: labelled texts, or the events of a log."""
+        return "texts" if "pool" in self.sequence else "log"
 
     @classmethod
     def parse(cls, raw: object, what: str = MANIFEST) -> Self:

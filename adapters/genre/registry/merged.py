@@ -106,7 +106,7 @@ def _encode(values: npt.NDArray[np.float32], tensor: Tensor) -> bytes:
 
 def _usage(manifest: Manifest) -> str:
     heads = ", ".join(f"{task['name']} ({task.get('head')})" for task in manifest.tasks)
-    kind = "AutoModel" if manifest.reads_texts else "AutoModelForCausalLM"
+    kind = "AutoModel" if manifest.reads == "texts" else "AutoModelForCausalLM"
     return f"""
 ## Use
 

@@ -191,7 +191,7 @@ class Fleet:
     def _put(self, ref: str, digest: str, *, public: bool) -> None:
         """Write down what the engine serves for a reference."""
         version = self.registry.open_version(parse_ref(ref).name, digest[:12])
-        catalogue = NO_ITEMS if version.manifest.reads_texts else self._catalogue(ref)
+        catalogue = NO_ITEMS if version.manifest.reads == "texts" else self._catalogue(ref)
         weight = Weight.of(version.manifest, catalogue.size)
         self._set(ref, Served(ref, version, weight, catalogue, public))
 

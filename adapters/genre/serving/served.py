@@ -38,7 +38,7 @@ class Weight:
     def of(cls, manifest: Manifest, catalogue: int) -> "Weight":
         """From what the manifest says of its sequence and tasks."""
         sequence: Mapping[str, Any] = manifest.sequence
-        if manifest.reads_texts:
+        if manifest.reads == "texts":
             return cls(0, 0, 0, 0, 0, frozenset(), int(sequence["max_tokens"]))
         item = 1 if sequence["item"] == "token" else int(sequence["max_item_tokens"]) + 1
         ranking = frozenset(str(task["name"]) for task in manifest.tasks if task.get("kind") == "next_item")

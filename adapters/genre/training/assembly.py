@@ -4,21 +4,22 @@ Owns: the wiring of a run's parts and their defaults. Ignores: the loop, files, 
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from genre.data.catalogue import Catalogue
-from genre.data.interactions import Interactions
+from genre.data.dataset import Dataset
+from genre.data.interactions import Interactions, need_log
 from genre.data.sequences.layout import Layout
 from genre.data.sequences.negatives import Negatives
 from genre.data.sequences.rows import RowBuilder
+from genre.data.sequences.text_rows import Builder
 from genre.data.sequences.vocabulary import FeedbackVocabulary
-from genre.data.splits import Split, split
+from genre.data.splits import TRAIN, Split
 from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
-from genre.evaluation.labels import check_labels, check_spread, known_labels, name_events, smoothing
+from genre.evaluation.labels import check_labels, check_spread, known_labels, smoothing
 from genre.modules.base.base import Base
 from genre.modules.collaborative import collaborative_vectors, factor_vectors
 from genre.modules.encoder import COMPUTED, BehaviourEncoder, EncoderSpec
@@ -68,21 +69,28 @@ class Assembly:
     """The parts of one run, wired.
 
     Attributes:
-        usable: (n,) bool, events that train.
-        supervised: (n,) bool, the usable events that are targets; None for all of them.
-        skipped: Events that do not train although the split gives them to training, by reason.
+        recipe: Resolved: the classes of tasks about texts are written out.
+        usable: (n,) bool, rows that train.
+        supervised: (n,) bool, the usable rows that are targets; None for all of them.
+        shared: The behaviour encoder; None for texts and text-only adapters.
+        skipped: Rows that do not train although the split gives them to training, by reason.
     """
 
     recipe: Recipe
-    log: Interactions
+    data: Dataset
     base: Base
     split: Split
     usable: np.ndarray
-    builder: RowBuilder
+    builder: Builder
     model: Recommender
     shared: SharedEncoder | None
     skipped: dict[str, int]
     supervised: np.ndarray | None = None
+
+    @property
+    def log(self) -> Interactions:
+        """The data of a run over a log."""
+        return need_log(self.data)
 
     @property
     def fits_encoder(self) -> bool:
@@ -90,26 +98,25 @@ class Assembly:
         return self.shared is not None and self.shared.digest is None
 
 
-def usable_events(log: Interactions, recipe: Recipe) -> tuple[Split, np.ndarray]:
-    """The recipe's split, and the events that train under it and under every held-out split.
+def training_split(recipe: Recipe, data: Dataset) -> tuple[Split, np.ndarray]:
+    """Return the recipe's split and the train mask, (n,) bool: rows that train under it and under every held-out split.
 
     Raises:
         DataError: Nothing is left to train on.
     """
-    chosen = split(log, recipe.data.split)
-    usable = chosen.part == 0
+    chosen = data.split(recipe.data.split)
+    train = chosen.part == TRAIN
     for held in recipe.data.hold_out:
-        usable &= split(log, held).part == 0
-    if recipe.data.limit is not None and usable.sum() > recipe.data.limit:
-        events = np.flatnonzero(usable)
-        oldest = np.lexsort((log.rows[events], log.timestamps[events]))[: -recipe.data.limit]
-        usable[events[oldest]] = False
-    if not usable.any():
-        raise DataError(
-            "the split leaves no training events", got=f"{len(log)} events", expected="at least one",
-            todo="use smaller shares, or a smaller n, in data.split",
-        )  # fmt: skip
-    return chosen, usable
+        train &= data.split(held).part == TRAIN
+    rows = np.flatnonzero(train)
+    if not len(rows):
+        todo = "use smaller shares, or a smaller n, in data.split and data.hold_out"
+        got = f"{len(data)} {data.unit}"
+        raise DataError(f"the splits leave no training {data.unit}", got=got, expected="at least one", todo=todo)
+    if recipe.data.limit is not None and len(rows) > recipe.data.limit:
+        train[:] = False
+        train[data.limit(rows, recipe.data.limit, recipe.train.seed)] = True
+    return chosen, train
 
 
 def known_items(recipe: Recipe, log: Interactions, usable: np.ndarray) -> np.ndarray:
@@ -122,10 +129,9 @@ def _least(recipe: Recipe) -> int:
 
 
 def needs_encoder(recipe: Recipe) -> bool:
-    """Whether soft tokens or catalogue vectors are used at all."""
-    return recipe.encoder.use != "none" and (
-        recipe.sequence.item != "text" or any(task.head == "catalogue" for task in recipe.tasks)
-    )
+    """Return whether soft tokens or catalogue vectors are used at all."""
+    used = recipe.sequence.item != "text" or any(task.head == "catalogue" for task in recipe.tasks)
+    return recipe.reads == "log" and recipe.encoder.use != "none" and used
 
 
 def assemble(
@@ -152,7 +158,7 @@ def assemble(
     """
     base.need_causal(f"recipe {recipe.name!r}, whose rows are a user's events with many targets,")
     torch.manual_seed(recipe.train.seed)
-    chosen, usable = usable_events(log, recipe)
+    chosen, usable = training_split(recipe, log)
     column = feedback_column(recipe, log)
     observed = log.column(column)
     if needs_encoder(recipe):
@@ -222,7 +228,7 @@ def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, s
         DataError: The log lacks a column, or nothing is left to train on.
     """
     torch.manual_seed(recipe.train.seed)
-    chosen, usable = usable_events(log, recipe)
+    chosen, usable = training_split(recipe, log)
     builder = RowBuilder(log, start.layout)
     builder.prefix(0)
     soft = None
@@ -276,8 +282,8 @@ def make_heads(recipe: Recipe, base: Base, builder: RowBuilder, usable: np.ndarr
     """
     heads = {}
     for task in recipe.tasks:
-        _, labels = builder.supervise([task])[task.name]
-        check_labels(task, labels, builder.log, usable)
+        labels = builder.data.labels_of(task)
+        check_labels(task, labels, builder.data, usable)
         known = labels[usable & known_labels(labels)]
         extra: dict[str, Any] = {"fuse": soft and recipe.encoder.fuse, "feedback_codes": builder.layout.feedback.size}
         if task.head == "verbalizer" and task.loss == "cross_entropy" and labels.max() >= len(task.words or ()):
@@ -301,7 +307,7 @@ def start_of(task: Task, known: np.ndarray) -> dict[str, float]:
 
 def _tell(model: Recommender, recipe: Recipe, log: Interactions, usable: np.ndarray) -> None:
     """What a model takes from the log: how to name its events, and negatives where the catalogue is large."""
-    model.name_events = partial(name_events, log)
+    model.name_events = log.name_rows
     counts = np.bincount(log.item_codes[usable], minlength=log.catalogue.size)
     absent = counts == 0 if _least(recipe) else None
     if log.catalogue.size > recipe.train.sampled.above:
@@ -316,7 +322,7 @@ def _tell(model: Recommender, recipe: Recipe, log: Interactions, usable: np.ndar
 def _start_heads(model: Recommender, builder: RowBuilder, usable: np.ndarray) -> None:
     """Start heads that see item vectors at what the training events' counts and means say."""
     assert model.soft is not None
-    log, vectors = builder.log, model.soft.every()
+    log, vectors = builder.data, model.soft.every()
     count = log.catalogue.size
     for name, head in model.heads.items():
         if isinstance(head, CatalogueHead):
@@ -329,7 +335,7 @@ def _start_heads(model: Recommender, builder: RowBuilder, usable: np.ndarray) ->
                 weight = torch.cat([there * (1 - hidden), there * hidden])
                 head.start_at(torch.cat([vectors, model.soft.every(known=False)]), share.repeat(2), weight)
         elif isinstance(head, BinaryHead | ScalarHead) and head.affinity is not None:
-            _, labels = builder.supervise([model.tasks[name]])[name]
+            labels = log.labels_of(model.tasks[name])
             chosen = usable & known_labels(labels)
             mean, spread = labels[chosen].mean(), labels[chosen].std() or 1.0
             unit = spread**2 if isinstance(head, BinaryHead) else spread  # logits move by 1 / (p (1 - p)) per unit of p

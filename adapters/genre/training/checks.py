@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from genre.data.sequences.layout import Sequence
 from genre.errors import DivergedError, JobError
-from genre.training.text_assembly import AnyAssembly
+from genre.training.assembly import Assembly
 
 
-def check_trainable(assembly: AnyAssembly, parameters: dict[str, nn.Parameter]) -> None:
+def check_trainable(assembly: Assembly, parameters: dict[str, nn.Parameter]) -> None:
     """Exactly the adapter's parameters (and those of an encoder that is being fitted) train."""
     kind = assembly.recipe.adapter.kind
     allowed = tuple(["heads."] + (["encoder."] if assembly.fits_encoder else []) + (["base."] if kind == "full" else []))
@@ -63,7 +63,7 @@ def gradient_norms(
     return norms
 
 
-def name_rows(assembly: AnyAssembly, rows: Rows[Sequence]) -> str:
+def name_rows(assembly: Assembly, rows: Rows[Sequence]) -> str:
     """Name rows by their first supervised event: "the sequence of row 17 (user u3, item i5) and 2 more"."""
     first = [int(row.events[row.targets][0]) for row in rows if row.targets.any()]
     return f"the sequence of {assembly.model.name_events(first)}" if first else "sequences without targets"

@@ -27,7 +27,6 @@ from genre.modules.heads.heads import CatalogueHead
 from genre.tasks import Task
 from genre.training.assembly import Assembly
 from genre.training.prediction import pieces, states
-from genre.training.text_assembly import AnyAssembly
 
 BLENDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 STRENGTH = 0.1
@@ -38,9 +37,9 @@ MOST_SCORES = 2**31
 """Of validation targets times items; where there are more, some targets alone choose how much the term counts."""
 
 
-def add_tastes(assembly: AnyAssembly, processes: Processes) -> Iterator[str]:
+def add_tastes(assembly: Assembly, processes: Processes) -> Iterator[str]:
     """Give every next-item head of a trained model its term (mutates the model); yields what was chosen, in words."""
-    if not isinstance(assembly, Assembly) or assembly.model.soft is None or not assembly.recipe.encoder.taste:
+    if assembly.model.soft is None or not assembly.recipe.encoder.taste:
         return
     heads = {
         task.name: head

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genre.data.sequences.batches import Slot, plan_batches
+from genre.data.dataset import Slot
+from genre.data.sequences.batches import plan_batches
 from genre.data.sequences.layout import Sequence
 from genre.errors import DataError, InputError
 from genre.evaluation.labels import known_labels, thin_negatives
+from genre.training.assembly import Assembly
 from genre.training.checks import name_rows
-from genre.training.text_assembly import AnyAssembly
 
 Labels = Mapping[str, tuple[Slot, np.ndarray]]
 
@@ -35,7 +36,7 @@ class Epoch:
     supervise: Labels
 
 
-def plan_epoch(assembly: AnyAssembly, every: Labels, epoch: int) -> Epoch:
+def plan_epoch(assembly: Assembly, every: Labels, epoch: int) -> Epoch:
     """Lay out an epoch.
 
     Args:
@@ -71,7 +72,7 @@ def plan_epoch(assembly: AnyAssembly, every: Labels, epoch: int) -> Epoch:
     return Epoch(rows, [batches[i] for i in order], supervise)
 
 
-def _thin(assembly: AnyAssembly, every: Labels, epoch: int) -> tuple[Labels, np.ndarray | None]:
+def _thin(assembly: Assembly, every: Labels, epoch: int) -> tuple[Labels, np.ndarray | None]:
     """The labels without those that an epoch does not learn from (see `Task.keep_negatives`), and the events that are targets.
 
     Where every task has left some out, rows are made for what is left alone.

@@ -24,6 +24,7 @@ from genre.distributed import Processes
 from genre.errors import DivergedError, InputError, InterruptedJobError
 from genre.evaluation.metrics import metric
 from genre.progress import Bar, Reporter
+from genre.training.assembly import Assembly
 from genre.training.averaging import Average
 from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoint
 from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
@@ -33,14 +34,13 @@ from genre.training.fsdp import spread
 from genre.training.interrupts import Interrupts
 from genre.training.micro_batches import count_targets, cut, most_pieces, seed_apart, shares, start_alike
 from genre.training.state import Fitted, State, peak_memory_bytes
-from genre.training.text_assembly import AnyAssembly
 from genre.training.trackers import need_tracker, start_tracker
 from genre.training.updates import Updates
 from genre.training.validation import measure
 
 
 def fit(
-    assembly: AnyAssembly,
+    assembly: Assembly,
     folder: Path,
     *,
     resume: bool = False,
@@ -95,7 +95,7 @@ class Loop:
         alone: What holds while this run's model is used by itself, for validation.
     """
 
-    def __init__(self, assembly: AnyAssembly, folder: Path, reporter: Reporter, stop_at: int | None) -> None:
+    def __init__(self, assembly: Assembly, folder: Path, reporter: Reporter, stop_at: int | None) -> None:
         from accelerate import Accelerator
 
         self.assembly, self.folder, self.stop_at = assembly, folder, stop_at
@@ -118,7 +118,7 @@ class Loop:
         if spoken := spread(self.model, self.parameters.values(), self.processes):
             self.reporter.line(spoken)
         self.updates = Updates(self.accelerator, self.processes, list(self.parameters.values()), self.train)
-        self.labels: Labels = assembly.builder.supervise(list(self.recipe.tasks))
+        self.labels: Labels = assembly.builder.data.supervise(list(self.recipe.tasks))
         self.supervise: Labels = self.labels
         self.average = Average(self.parameters, self.train.average)
         self.best: dict[str, Tensor] = {}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genre.data.sequences.batches import Slot
+from genre.data.dataset import Slot
 from genre.data.sequences.layout import Sequence
 from genre.distributed import Processes
 from genre.evaluation.labels import known_labels

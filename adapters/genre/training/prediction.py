@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre.data.sequences.batches import Batch, Reads, Slot, collate, plan_batches
+from genre.data.dataset import Dataset, Slot
+from genre.data.interactions import need_log
+from genre.data.sequences.batches import Batch, Reads, collate, plan_batches
 from genre.data.sequences.layout import Sequence
-from genre.data.sequences.rows import RowBuilder
 from genre.data.sequences.text_rows import Builder
 from genre.data.splits import Split
 from genre.distributed import Processes
@@ -78,7 +79,7 @@ def states(
     every = builder.evaluation_rows(split, part, max_events=max_events)
     rows = processes.shard(every)
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    supervise = builder.supervise(list(model.tasks.values()))
+    supervise = builder.data.supervise(list(model.tasks.values()))
     batches = list(plan_batches(lengths, batch_tokens))
     for chosen in batches:
         batch = collate([rows[i] for i in chosen], supervise).to(model.base.device)
@@ -127,26 +128,22 @@ def predict(
         model, builder, split, part, max_events=max_events, batch_tokens=batch_tokens, advance=advance, processes=processes
     ):
         if model.tasks[name].kind == "next_item":
-            assert isinstance(builder, RowBuilder)
+            log = need_log(builder.data)
             if name not in rankers:
-                rankers[name] = Ranker(builder.log, split, seen=model.tasks[name].seen)
-            at, top = rankers[name].rank(events, builder.log.item_codes[events], scores)
+                rankers[name] = Ranker(log, split, seen=model.tasks[name].seen)
+            at, top = rankers[name].rank(events, log.item_codes[events], scores)
             found[name].append((events, at, top))
         else:
             found[name].append((events, scores, None))
     found = {name: [part for own in processes.all_gather(parts) for part in own] for name, parts in found.items()}
-    labels = {name: label for name, (_, label) in builder.supervise(list(model.tasks.values())).items()}
-    return {
-        name: _in_order(builder, labels[name], parts, ranking=model.tasks[name].kind == "next_item")
-        for name, parts in found.items()
-    }
+    return {name: _in_order(builder.data, model.tasks[name], parts) for name, parts in found.items()}
 
 
 def list_facts(model: Recommender, builder: Builder, split: Split, task: Task, targets: Targets) -> ListFacts | None:
     """What quality metrics of a next-item task need: training counts and the encoder's item vectors; None where it has none."""
-    if not isinstance(builder, RowBuilder) or not any(metric(name).kind == "quality" for name in task.metrics):
+    if not any(metric(name).kind == "quality" for name in task.metrics):
         return None
-    counts, popular = popularity_ranks(builder.log, split, targets, seen=task.seen)
+    counts, popular = popularity_ranks(need_log(builder.data), split, targets, seen=task.seen)
     return ListFacts(counts, None if model.soft is None else model.soft.every().cpu().numpy(), popular)
 
 
@@ -164,16 +161,14 @@ def pieces(reads: Reads, items: int | None) -> Iterator[Reads]:
 
 
 def _in_order(
-    builder: Builder,
-    labels: np.ndarray,
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
-    *,
-    ranking: bool,
+    data: Dataset, task: Task, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]
 ) -> tuple[Targets, np.ndarray, np.ndarray | None]:
+    ranking = task.kind == "next_item"
     events = np.concatenate([part[0] for part in parts]) if parts else np.empty(0, dtype=np.int64)
     order = np.argsort(events, kind="stable")
     values = np.concatenate([part[1] for part in parts])[order] if parts else np.empty(0)
     top = np.concatenate([part[2] for part in parts if part[2] is not None])[order] if parts and ranking else None
     events = events[order]
-    label = None if ranking else labels[events].astype(np.float64)
-    return Targets(events, *builder.owners(events), label, impression=builder.impressions(events)), values, top
+    label = None if ranking else data.labels_of(task)[events].astype(np.float64)
+    shown = None if data.impressions is None else data.impressions[events]
+    return Targets(events, *data.owners(events), label, impression=shown), values, top

@@ -73,7 +73,7 @@ def check_together(recipes: Sequence[Recipe]) -> None:
                     got="all layers" if own is None else own, expected="all layers" if wanted is None else wanted,
                     todo="train it by itself",
                 )  # fmt: skip
-        if recipe.reads_texts:
+        if recipe.reads == "texts":
             raise RecipeError(f"recipe {recipe.name!r} reads labelled texts", todo="train it by itself")
         for field, got, expected in (
             ("adapter.kind", recipe.adapter.kind, ("lora", "rslora", "head_only")),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genre.training.text_assembly import AnyAssembly
+from genre.training.assembly import Assembly
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Fitted:
         peak_memory_bytes: Of the process on the CPU, of the device on CUDA.
     """
 
-    assembly: AnyAssembly
+    assembly: Assembly
     state: State
     peak_memory_bytes: int
 

@@ -3,77 +3,33 @@
 Owns: the wiring of such a run, on an encoder or on a causal base. Ignores: the loop, files, the registry.
 """
 
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 
+from genre.data.dataset import Dataset
+from genre.data.interactions import need_log
 from genre.data.sequences.text_rows import TextLayout, TextRows
-from genre.data.splits import Split
 from genre.data.texts.dataset import Texts
-from genre.errors import DataError
-from genre.evaluation.labels import check_labels, known_labels, name_events
+from genre.evaluation.labels import check_labels, known_labels
 from genre.modules.base.base import Base
 from genre.modules.heads.heads import Head, make_head
 from genre.modules.heads.tfidf import Terms
 from genre.modules.recommender import Recommender
 from genre.recipe import Recipe
 from genre.tasks import Task
-from genre.training.assembly import Assembly, SharedEncoder, let_train, start_of
+from genre.training.assembly import Assembly, SharedEncoder, assemble, let_train, start_of, training_split
 
 
-@dataclass
-class TextAssembly:
-    """The parts of one run over labelled texts, wired; the counterpart of `Assembly`.
-
-    Attributes:
-        recipe: Resolved: the classes of its tasks are written out.
-        usable: (n,) bool, texts that train.
-        supervised: None: all of them are targets.
-        shared: None: texts need no behaviour encoder.
-        skipped: Texts that do not train although the split gives them to training, by reason.
-    """
-
-    recipe: Recipe
-    texts: Texts
-    base: Base
-    split: Split
-    usable: np.ndarray
-    builder: TextRows
-    model: Recommender
-    skipped: dict[str, int]
-    supervised: np.ndarray | None = None
-    shared: SharedEncoder | None = None
-    fits_encoder: bool = False
+def assemble_any(recipe: Recipe, data: Dataset, base: Base, shared: SharedEncoder | None = None) -> Assembly:
+    """Wire a run over the kind of data that it is given; see `assemble` and `assemble_texts`."""
+    if isinstance(data, Texts):
+        return assemble_texts(recipe, data, base)
+    return assemble(recipe, need_log(data), base, shared)
 
 
-AnyAssembly: TypeAlias = Assembly | TextAssembly
-
-
-def usable_texts(texts: Texts, recipe: Recipe) -> tuple[Split, np.ndarray]:
-    """The recipe's split, and the texts that train under it and under every held-out split; a seeded draw of `data.limit`.
-
-    Raises:
-        DataError: Nothing is left to train on.
-    """
-    chosen = texts.split(recipe.data.split)
-    usable = chosen.part == 0
-    for held in recipe.data.hold_out:
-        usable &= texts.split(held).part == 0
-    places = np.flatnonzero(usable)
-    if recipe.data.limit is not None and len(places) > recipe.data.limit:
-        usable[np.random.default_rng(recipe.train.seed).permutation(places)[recipe.data.limit :]] = False
-    if not len(places):
-        raise DataError(
-            "the splits leave no training texts", got=f"{len(texts)} texts", expected="at least one",
-            todo="use smaller shares in data.split and data.hold_out",
-        )  # fmt: skip
-    return chosen, usable
-
-
-def assemble_texts(recipe: Recipe, texts: Texts, base: Base) -> TextAssembly:
+def assemble_texts(recipe: Recipe, texts: Texts, base: Base) -> Assembly:
     """Wire a run. The base carries the run's low-rank layers until `model.release()`.
 
     Args:
@@ -86,7 +42,7 @@ def assemble_texts(recipe: Recipe, texts: Texts, base: Base) -> TextAssembly:
     """
     torch.manual_seed(recipe.train.seed)
     recipe = recipe.model_copy(update={"tasks": tuple(task.with_classes(texts.labels) for task in recipe.tasks)})
-    chosen, usable = usable_texts(texts, recipe)
+    chosen, usable = training_split(recipe, texts)
     sequence = recipe.sequence
     layout = TextLayout.make(
         base, text=sequence.text, instruction=sequence.instruction, max_tokens=sequence.max_tokens, pool=sequence.pool
@@ -94,16 +50,16 @@ def assemble_texts(recipe: Recipe, texts: Texts, base: Base) -> TextAssembly:
     builder = TextRows(texts, layout)
     builder.check_columns()
     model = Recommender(base, recipe.tasks, _heads(recipe, base, builder, usable), None)
-    model.name_events = partial(name_events, texts)
+    model.name_events = texts.name_rows
     let_train(model, recipe)
-    return TextAssembly(recipe, texts, base, chosen, usable, builder, model, {})
+    return Assembly(recipe, texts, base, chosen, usable, builder, model, None, {})
 
 
 def _heads(recipe: Recipe, base: Base, builder: TextRows, usable: np.ndarray) -> dict[str, Head]:
     heads = {}
     for task in recipe.tasks:
-        _, labels = builder.supervise([task])[task.name]
-        check_labels(task, labels, builder.texts, usable)
+        labels = builder.data.labels_of(task)
+        check_labels(task, labels, builder.data, usable)
         known = labels[usable & known_labels(labels)]
         extra: dict[str, Any] = {"classes": len(task.classes or ()), "dropout": recipe.train.dropout, **start_of(task, known)}
         if recipe.sequence.terms:
@@ -116,5 +72,5 @@ def _terms(task: Task, labels: np.ndarray, builder: TextRows, usable: np.ndarray
     """What the terms of the texts that train say of their labels."""
     trains = np.where(usable, labels, np.nan if labels.dtype.kind == "f" else -1)
     rows = [row.tokens for row in builder.all_rows]
-    groups = builder.texts.group_codes
+    groups = builder.data.group_codes
     return Terms.fit(rows, trains, groups, loss=task.loss, classes=len(task.classes or ()), most=most)

@@ -6,11 +6,11 @@ Owns: its metrics, without intervals. Ignores: what is decided by them.
 from genre.data.splits import VALID
 from genre.distributed import Processes
 from genre.evaluation.targets import evaluate_feedback, evaluate_ranking
+from genre.training.assembly import Assembly
 from genre.training.prediction import list_facts, predict
-from genre.training.text_assembly import AnyAssembly
 
 
-def measure(assembly: AnyAssembly, processes: Processes) -> dict[str, float]:
+def measure(assembly: Assembly, processes: Processes) -> dict[str, float]:
     """Validation metrics by `task.metric`; of tasks without a target there, none. Several processes share the work."""
     recipe, builder, model = assembly.recipe, assembly.builder, assembly.model
     found = predict(
@@ -24,7 +24,7 @@ def measure(assembly: AnyAssembly, processes: Processes) -> dict[str, float]:
             continue
         if task.kind == "next_item":
             facts = list_facts(model, builder, assembly.split, task, targets)
-            figures = evaluate_ranking(task.metrics, targets, scores, top, builder.catalogue_size, facts=facts, resamples=0)
+            figures = evaluate_ranking(task.metrics, targets, scores, top, builder.data.item_count, facts=facts, resamples=0)
         else:
             figures = evaluate_feedback(task.metrics, targets, scores, resamples=0)
         values |= {f"{task.name}.{name}": figure.value for name, figure in figures.items()}

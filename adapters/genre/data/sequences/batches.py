@@ -6,15 +6,14 @@ Owns: batches of tensors and by token budget. Ignores: how a row came about, tas
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from genre.data.dataset import Slot
 from genre.data.sequences.layout import Sequence
-
-Slot = Literal["item", "feedback"]
 
 
 @dataclass(frozen=True)

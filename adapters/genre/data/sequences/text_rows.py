@@ -18,13 +18,13 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from genre.data.sequences.batches import Slot
-from genre.data.sequences.layout import Sequence
+from genre.data.dataset import KIND_NAMES, Dataset
+from genre.data.interactions import Interactions
+from genre.data.sequences.layout import Layout, Sequence
 from genre.data.sequences.rows import RowBuilder
 from genre.data.splits import Split
 from genre.data.texts.dataset import Texts
-from genre.errors import DataError, RecipeError
-from genre.tasks import Task
+from genre.errors import DataError, InputError, RecipeError
 
 Pool = Literal["mean", "first", "last"]
 
@@ -146,12 +146,12 @@ class TextRows:
     """Builds rows of labelled texts for one layout; the counterpart of `RowBuilder`.
 
     Attributes:
-        texts: The texts.
+        data: The texts.
         layout: How a text becomes tokens.
         cut: Texts that were cut so far; each is counted once.
     """
 
-    texts: Texts
+    data: Texts
     layout: TextLayout
     cut: int = 0
 
@@ -162,7 +162,7 @@ class TextRows:
         Raises:
             DataError: A column is missing.
         """
-        rows = self.layout.rows(self.texts.join(self.layout.text), range(len(self.texts)))
+        rows = self.layout.rows(self.data.join(self.layout.text), range(len(self.data)))
         self.cut = sum(row.cut for row in rows)
         return rows
 
@@ -175,32 +175,6 @@ class TextRows:
         """A row per text of a part."""
         return [self.all_rows[place] for place in np.flatnonzero(split.part == part)]
 
-    def owners(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The group of each text, int32 (what a bootstrap draws), and its own number."""
-        return self.texts.group_codes[numbers], numbers.astype(np.int32)
-
-    def impressions(self, numbers: np.ndarray) -> None:
-        """None: texts are not shown together."""
-
-    @property
-    def catalogue_size(self) -> int:
-        """No items are ranked."""
-        return 0
-
-    def supervise(self, tasks: list[Task]) -> dict[str, tuple[Slot, np.ndarray]]:
-        """For each task its label of every text: float with NaN where there is none, or class codes with -1.
-
-        Raises:
-            DataError: A label column is missing or does not fit its task.
-        """
-        found: dict[str, tuple[Slot, np.ndarray]] = {}
-        for task in tasks:
-            labels = task.labels(self.texts.labels)
-            if task.loss == "cross_entropy":
-                labels = np.where(np.isnan(labels), -1, labels).astype(np.int64)
-            found[task.name] = ("item", labels)
-        return found
-
     def check_columns(self) -> None:
         """Check that the layout's columns hold texts.
 
@@ -208,17 +182,31 @@ class TextRows:
             DataError: One is missing or is a label, or there are none, or no row has a word in them.
         """
         for name in self.layout.text:
-            if name in self.texts.label_columns:
+            if name in self.data.label_columns:
                 raise DataError(
-                    f"sequence.text names the label {name!r}", got=name, expected=", ".join(self.texts.text_columns),
+                    f"sequence.text names the label {name!r}", got=name, expected=", ".join(self.data.text_columns),
                     todo="a text that holds a label of its own says the answer",
                 )  # fmt: skip
-        if not any(self.texts.join(self.layout.text)):
+        if not any(self.data.join(self.layout.text)):
             raise DataError(
                 "sequence.text names no column with words", got=", ".join(self.layout.text) or "no columns",
-                expected=", ".join(self.texts.text_columns),
+                expected=", ".join(self.data.text_columns),
             )  # fmt: skip
 
 
 Builder: TypeAlias = RowBuilder | TextRows
-"""What a loop, a scoring pass and a gate take rows from, whatever the data are."""
+"""The source of rows of a loop, a scoring pass or a gate, of either kind of data."""
+
+
+def rows_of(data: Dataset, layout: Layout | TextLayout) -> Builder:
+    """Return a builder of rows of some data under a layout.
+
+    Raises:
+        InputError: The layout reads the other kind of data.
+    """
+    if isinstance(data, Texts) and isinstance(layout, TextLayout):
+        return TextRows(data, layout)
+    if isinstance(data, Interactions) and isinstance(layout, Layout):
+        return RowBuilder(data, layout)
+    wanted = "texts.parquet" if isinstance(layout, TextLayout) else "interactions.parquet"
+    raise InputError("the adapter reads other data", got=KIND_NAMES[data.kind], expected=f"a folder with {wanted}")

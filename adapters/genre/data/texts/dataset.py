@@ -16,25 +16,25 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 
 from genre.data.catalogue import hash_frame
+from genre.data.dataset import DataKind, Dataset
 from genre.data.describe import coverage, distribution, quantiles
 from genre.data.folder import MARKER, read_info, read_parquet
 from genre.data.schema import MAX_BAD, DatasetInfo, Report
-from genre.data.splits import Split, SplitConfig
+from genre.data.splits import PARTS, TEST, TRAIN, VALID, Split, SplitConfig
 from genre.data.texts.build import TEXT_KEYS, build_texts
-from genre.data.texts.splits import split_groups
 from genre.errors import DataError
 from genre.files import appearing_folder
 
 TEXTS = "texts.parquet"
 
 
-class Texts:
+class Texts(Dataset):
     """Labelled texts, in the order of their source. Immutable; make one with `read` or `from_frame`.
 
     Attributes:
@@ -44,9 +44,17 @@ class Texts:
         info: What dataset.json says.
     """
 
+    kind: ClassVar[DataKind] = "texts"
+    unit: ClassVar[str] = "texts"
+    owner: ClassVar[str] = "groups"
+    catalogue: None = None
+    impressions: None = None
+
     def __init__(self, frame: pl.DataFrame, text_columns: Sequence[str], label_columns: Sequence[str], info: DatasetInfo) -> None:
-        self.frame, self.info = frame, info
-        self.text_columns, self.label_columns = tuple(text_columns), tuple(label_columns)
+        self.frame = frame
+        self.info = info
+        self.text_columns = tuple(text_columns)
+        self.label_columns = tuple(label_columns)
 
     def __len__(self) -> int:
         return self.frame.height
@@ -187,12 +195,27 @@ class Texts:
         return columns
 
     def split(self, config: SplitConfig) -> Split:
-        """Split by group: see `texts_splits`. `Split.part` is int8[n] beside `frame`.
+        """Split by group: see `split_groups`. `Split.part` is int8[n] beside `frame`.
 
         Raises:
             DataError: If the kind is not `group`, or a part is left empty.
         """
         return split_groups(self.frame["group_id"].to_list(), config)
+
+    def limit(self, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
+        """Draw `count` of some texts."""
+        return np.random.default_rng(seed).permutation(rows)[:count]
+
+    def owners(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the group of some texts, and the texts themselves."""
+        return self.group_codes[rows], rows.astype(np.int32)
+
+    def time_span(self, mask: np.ndarray) -> None:
+        """Return None: texts have no time."""
+
+    def name_row(self, row: int) -> str:
+        """Name a text by its id and its group."""
+        return f"text {self.frame['text_id'][row]} (group {self.frame['group_id'][row]})"
 
     def select(self, mask: np.ndarray) -> "Texts":
         """Return the texts where `mask` (bool[n]) holds, in order.
@@ -246,3 +269,44 @@ class Texts:
 def _roles(frame: pl.DataFrame, texts: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
     columns = frame.columns[len(TEXT_KEYS) :]
     return {name: "text" if name in texts else "label" if name in labels else "feature" for name in columns}
+
+
+def split_groups(groups: Sequence[str], config: SplitConfig) -> Split:
+    """Split texts so that no group is on two sides.
+
+    A group's draw is u = (first 8 bytes of sha256(seed, the byte 0x1f, group)) / 2^64: it tests if u < test, validates if
+    u < test + valid, and trains otherwise. So a group stays where it is when texts are added, taken away or reordered, and the
+    shares hold over groups, and over texts only in expectation.
+
+    Args:
+        groups: The group of each text.
+        config: Of kind `group`.
+
+    Raises:
+        DataError: If the kind is another, or a part that was asked for is left empty.
+    """
+    if config.kind != "group":
+        raise DataError(
+            f"labelled texts cannot be split by {config.kind}",
+            expected="kind: group",
+            todo="set data.split to {kind: group, valid: 0.1, test: 0.1}",
+        )
+    assert config.valid is not None and config.test is not None
+    parts = {group: _part(group, config.seed or 0, config.valid, config.test) for group in dict.fromkeys(groups)}
+    part = np.fromiter((parts[group] for group in groups), dtype=np.int8, count=len(groups))
+    counts = {name: int((part == code).sum()) for name, code in PARTS.items()}
+    words = {"train": TRAIN, "validate": VALID, "test": TEST}
+    counts |= {f"groups that {word}": list(parts.values()).count(code) for word, code in words.items()}
+    for name, wanted in (("train", 1.0), ("valid", config.valid), ("test", config.test)):
+        if wanted and not counts[name]:
+            got = f"{len(groups):,} texts of {len(parts):,} groups"
+            todo = "choose other shares or another seed"
+            raise DataError(f"the split leaves no {name} texts", got=got, expected="at least one", todo=todo)
+    part.setflags(write=False)
+    return Split(config, part, False, counts)
+
+
+def _part(group: str, seed: int, valid: float, test: float) -> int:
+    digest = hashlib.sha256(f"{seed}\x1f{group}".encode()).digest()
+    drawn = int.from_bytes(digest[:8], "big") / 2**64
+    return TEST if drawn < test else VALID if drawn < test + valid else TRAIN

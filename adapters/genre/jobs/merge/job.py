@@ -21,8 +21,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from genre._version import __version__
-from genre.data.interactions import Interactions
-from genre.data.texts.dataset import Texts
+from genre.data.dataset import Dataset
 from genre.engine.versions import Loaded, Low, read_adapter, write_catalogue
 from genre.errors import InputError, ManifestError
 from genre.jobs.evaluate import Figures, low_layers
@@ -49,7 +48,7 @@ def merge_versions(
     registry: Registry,
     refs: Sequence[str],
     options: Options,
-    log: Interactions | Texts,
+    data: Dataset,
     *,
     base: Base | str | None = None,
     reporter: Reporter | None = None,
@@ -60,7 +59,7 @@ def merge_versions(
         registry: Where the parents are, and where the merged version goes.
         refs: The parents.
         options: How.
-        log: The data that weights, gate and report are measured on, each task under its parent's split: a log, or labelled
+        data: The data that weights, gate and report are measured on, each task under its parent's split: a log, or labelled
             texts for adapters that read those.
         base: The parents' base, or where it is; by default found by the name that the first parent's manifest gives.
         reporter: Where progress goes.
@@ -80,9 +79,9 @@ def merge_versions(
     encoders: dict[str, Any] = {}
     parents = [read_adapter(registry, version.ref, base, encoders=encoders) for version in versions]
     for parent in parents:
-        if parent.manifest.data is not None and parent.manifest.data.digest != log.digest:
+        if parent.manifest.data is not None and parent.manifest.data.digest != data.digest:
             say.line(f"{parent.name}:{parent.version} was trained on other data than what it is measured on here")
-    judge = Judge(parents, log, base, options, say)
+    judge = Judge(parents, data, base, options, say)
     found, search = judge.search() if fixed is None else (tuple(fixed), None)
     low = judge.merged(found)
     gate = judge.gate(low)
@@ -93,10 +92,10 @@ def merge_versions(
         "rank": next(iter(low.values()))[0].shape[0] if low else None, "parents": [version.ref for version in versions],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
-        _write_files(Path(scratch), parents, low, log, base)
+        _write_files(Path(scratch), parents, low, data, base)
         cost = _cost(parents, low, time.perf_counter() - begun)
         notes = {"merge": settings | {"floor": options.floor, "validation": gate}, "splits": judge.splits}
-        draft = _manifest(options.name, parents, log, base, {name: row[MERGED] for name, row in matrix.items()}, notes, cost)
+        draft = _manifest(options.name, parents, data, base, {name: row[MERGED] for name, row in matrix.items()}, notes, cost)
         version = registry.publish(scratch, draft, alias=options.aliases)
     report = {
         "ref": version.ref, "digest": version.digest, **settings,
@@ -155,7 +154,7 @@ def _heads(parents: Sequence[Loaded]) -> dict[str, Any]:
     return {name: head for parent in parents for name, head in parent.heads.items()}
 
 
-def _write_files(folder: Path, parents: Sequence[Loaded], low: Low, log: Interactions | Texts, base: Base) -> None:
+def _write_files(folder: Path, parents: Sequence[Loaded], low: Low, data: Dataset, base: Base) -> None:
     if low:
         layers = low_layers(base, low)
         rank = next(iter(layers.values())).rank
@@ -170,8 +169,8 @@ def _write_files(folder: Path, parents: Sequence[Loaded], low: Low, log: Interac
     }
     if state:
         save_file(state, folder / "heads.safetensors", metadata={"format": "pt"})
-    if parents[0].shared is None and not isinstance(log, Texts):
-        write_catalogue(folder, log.catalogue, parents[0].layout.text)
+    if parents[0].shared is None and data.catalogue is not None:
+        write_catalogue(folder, data.catalogue, parents[0].layout.text)
 
 
 def _cost(parents: Sequence[Loaded], low: Low, seconds: float) -> Cost:
@@ -185,7 +184,7 @@ def _cost(parents: Sequence[Loaded], low: Low, seconds: float) -> Cost:
 def _manifest(
     name: str,
     parents: Sequence[Loaded],
-    log: Interactions | Texts,
+    data: Dataset,
     base: Base,
     metrics: Mapping[str, Figures],
     notes: Mapping[str, Any],
@@ -198,7 +197,7 @@ def _manifest(
             "name": name, "kind": MERGED, "base": first.base.model_copy(update={"quantization": base.quantization}),
             "tasks": list({str(task["name"]): task for manifest in manifests for task in manifest.tasks}.values()),
             "tokenizer": first.tokenizer, "sequence": first.sequence, "encoder": first.encoder,
-            "catalogue": None if isinstance(log, Texts) else log.catalogue.digest, "data": _data(manifests, log),
+            "catalogue": None if data.catalogue is None else data.catalogue.digest, "data": _data(manifests, data),
             "metrics": metrics,
             "protocol": {task: line for manifest in manifests for task, line in manifest.protocol.items()},
             "parents": list(dict.fromkeys(parent.digest for parent in parents)), "notes": notes, "cost": cost,
@@ -207,16 +206,16 @@ def _manifest(
     )  # fmt: skip
 
 
-def _data(manifests: Sequence[Manifest], log: Interactions | Texts) -> DataInfo:
+def _data(manifests: Sequence[Manifest], data: Dataset) -> DataInfo:
     """The log it is measured on; rows are the most that a parent trained on, the time span is that of all of them."""
-    data = [manifest.data for manifest in manifests if manifest.data is not None]
-    spans = [each.time_span for each in data if each.time_span is not None]
+    known = [manifest.data for manifest in manifests if manifest.data is not None]
+    spans = [each.time_span for each in known if each.time_span is not None]
     held: list[Any] = []
-    for each in data:
+    for each in known:
         found: Any = (each.split or {}).get("hold_out") or []
         held += [config for config in found if config not in held]
     return DataInfo(
-        digest=log.digest, rows=max(each.rows for each in data),
+        digest=data.digest, rows=max(each.rows for each in known),
         time_span=(min(first for first, _ in spans), max(last for _, last in spans)) if spans else None,
-        split={"split": (data[0].split or {}).get("split"), "hold_out": held},
+        split={"split": (known[0].split or {}).get("split"), "hold_out": held},
     )  # fmt: skip

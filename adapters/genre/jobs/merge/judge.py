@@ -3,7 +3,7 @@
 Owns: the options of a merge, measuring updates, the search for weights, the quality gate, the transfer matrix. Ignores: which
 versions can be merged, what becomes of the result.
 
-    judge = Judge(parents, log, base, Options("taste"), Reporter.silent())
+    judge = Judge(parents, data, base, Options("taste"), Reporter.silent())
     judge.gate(judge.merged((0.5, 0.5)))["like"]["ratio"]       # 0.993: the merged AUC over the parent's, on validation
 
 A task's metric here is its first one whose direction is known.
@@ -15,10 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from genre.data.interactions import Interactions
+from genre.data.dataset import Dataset
 from genre.data.sequences.text_rows import Builder
 from genre.data.splits import PARTS
-from genre.data.texts.dataset import Texts
 from genre.engine.versions import Loaded, Low, by_split
 from genre.errors import DataError, ManifestError, QualityError
 from genre.evaluation.metrics.bootstrap import RESAMPLES
@@ -80,7 +79,7 @@ class _Bench:
         figures = {}
         for name, (targets, scores, top) in found.items():
             if len(targets):
-                task, size = model.tasks[name], builder.catalogue_size
+                task, size = model.tasks[name], builder.data.item_count
                 facts = list_facts(model, builder, self.split, task, targets)
                 figures[name] = figures_of(task, targets, scores, top, size, facts=facts, resamples=resamples)
         return figures
@@ -96,7 +95,7 @@ class Judge:
         splits: For each task the split that it is measured under.
     """
 
-    def __init__(self, parents: Sequence[Loaded], log: Interactions | Texts, base: Base, options: Options, say: Reporter) -> None:
+    def __init__(self, parents: Sequence[Loaded], data: Dataset, base: Base, options: Options, say: Reporter) -> None:
         self.parents, self.options, self.say = parents, options, say
         self.distinct = {f"{parent.name}:{parent.version}": parent for parent in parents}
         self.metrics = {name: _metric(task) for parent in parents for name, task in parent.tasks.items()}
@@ -107,7 +106,7 @@ class Judge:
             held = groups.setdefault(canonical(config), replace(one, low={}))
             groups[canonical(config)] = replace(held, tasks=held.tasks | one.tasks, heads=held.heads | one.heads)
             self.splits |= dict.fromkeys(one.tasks, config)
-        self.benches = [_Bench(*restore(group, log, base)) for group in groups.values()]
+        self.benches = [_Bench(*restore(group, data, base)) for group in groups.values()]
         self._own: dict[str, float] | None = None
 
     def figures(self, low: Low, part: str, *, resamples: int = 0) -> dict[str, Figures]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from genre.data.interactions import Interactions
-from genre.data.sequences.rows import RowBuilder
+from genre.data.sequences.text_rows import Builder
 from genre.data.splits import TEST
 from genre.engine.versions import Loaded, read_adapter
 from genre.errors import ConflictError, DataError, InterruptedJobError, JobError
@@ -118,8 +118,8 @@ def _too_small(loaded: Loaded, log: Interactions, made: Plan) -> str | None:
     Raises:
         DataError: The new events have a class that the version does not know.
     """
-    for name, (_, label) in RowBuilder(log, loaded.layout).supervise(list(loaded.tasks.values())).items():
-        task = loaded.tasks[name]
+    for name, task in loaded.tasks.items():
+        label = log.labels_of(task)
         found = targets(log, made.chosen, TEST, None if task.kind == "next_item" else _labels(label))
         users = len(np.unique(found.user))
         if len(found) < MIN_TARGETS or users < MIN_USERS:
@@ -179,7 +179,7 @@ def _train(
         assembly.model.release()
 
 
-def _test(model: Recommender, builder: RowBuilder, made: Plan, recipe: Recipe) -> Predicted:
+def _test(model: Recommender, builder: Builder, made: Plan, recipe: Recipe) -> Predicted:
     return predict(model, builder, made.chosen, TEST, max_events=recipe.data.max_events, batch_tokens=16384)
 
 

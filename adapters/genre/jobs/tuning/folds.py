@@ -32,7 +32,7 @@ from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.training import fit
-from genre.training.assembly import assemble, usable_events
+from genre.training.assembly import assemble, training_split
 
 ABOUT = "crossval.json"
 RESULT = "metrics.json"
@@ -72,7 +72,7 @@ def crossval(
     say = reporter or Reporter.silent()
     log = log if log is not None else open_log(recipe.data.path)
     recipes = fold_recipes(recipe, folds, seed)
-    splits = [usable_events(log, each)[0] for each in recipes]
+    splits = [training_split(each, log)[0] for each in recipes]
     base = base or open_base(recipe.base)
     with working_folder(folder, ABOUT):
         _begin(folder, _about(recipe, log, base, folds, seed))

@@ -72,7 +72,7 @@ def tune(
     _check(trials, timeout_s, search)
     need_optuna()
     say = reporter or Reporter.silent()
-    data = log if log is not None else open_data(recipe.data.path, texts=recipe.reads_texts)
+    data = log if log is not None else open_data(recipe.data.path, recipe.reads)
     check_data(recipe, data)
     trainer = Trainer(recipe, data, base=base, registry=registry, reporter=say)
     trainer.check_space(space)

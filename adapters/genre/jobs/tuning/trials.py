@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from genre.data.interactions import Interactions
-from genre.data.sequences.rows import EventColumns
+from genre.data.dataset import Dataset
 from genre.data.splits import VALID
-from genre.data.texts.dataset import Texts
 from genre.errors import InputError, JobError, RecipeError
-from genre.evaluation.labels import check_metrics
+from genre.evaluation.labels import check_metrics, known_labels
 from genre.evaluation.metrics import Metric, bootstrap, metric
 from genre.jobs.encoders import find_encoder
 from genre.jobs.inputs import open_base, write_text
@@ -28,8 +26,8 @@ from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.training import State, fit
-from genre.training.assembly import SharedEncoder, assemble, needs_encoder, usable_events
-from genre.training.text_assembly import AnyAssembly, assemble_texts, usable_texts
+from genre.training.assembly import SharedEncoder, needs_encoder, training_split
+from genre.training.text_assembly import assemble_any
 
 FIXED_BY_ENCODER = (
     "encoder.text",
@@ -49,31 +47,25 @@ class Objective:
         RecipeError, DataError: As `genre.evaluation.labels.check_metrics`.
     """
 
-    def __init__(self, recipe: Recipe, data: Interactions | Texts) -> None:
+    def __init__(self, recipe: Recipe, data: Dataset) -> None:
         task = recipe.tasks[0]
         check_metrics(task, data)
         self.name, self.metric = f"{task.name}.{task.metrics[0]}", metric(task.metrics[0])
-        if isinstance(data, Texts):
-            task, wanted = task.with_classes(data.labels), usable_texts(data, recipe)[0].part == VALID
-        else:
-            wanted = usable_events(data, recipe)[0].part == VALID
-        labels = None
-        if task.label is not None:
-            labels = task.labels(data.labels if isinstance(data, Texts) else EventColumns(data))
-            wanted = wanted & ~np.isnan(labels)
+        labels = data.labels_of(task.with_classes(data.labels))
+        wanted = (training_split(recipe, data)[0].part == VALID) & known_labels(labels)
         if not wanted.any():
             raise InputError(
                 f"the validation part has no target of task {task.name!r}, which trials are measured by", got="0",
                 expected="a split with validation events", todo="change data.split",
             )  # fmt: skip
-        if labels is not None and task.is_binary:
+        if task.is_binary:
             self._check_classes(labels[wanted], data, np.flatnonzero(wanted))
 
-    def _check_classes(self, labels: np.ndarray, data: Interactions | Texts, places: np.ndarray) -> None:
+    def _check_classes(self, labels: np.ndarray, data: Dataset, places: np.ndarray) -> None:
         """Refuse labels of 0 and 1 from which the metric could not be computed whatever a model says of them."""
-        users, shown = (data.group_codes, None) if isinstance(data, Texts) else (data.user_codes, data.impressions)
-        shown, equal = None if shown is None else shown[places], np.full(len(labels), 0.5)
-        if np.isnan(bootstrap(self.metric, users[places], labels, equal, impressions=shown, resamples=0).value):
+        shown = None if data.impressions is None else data.impressions[places]
+        owners, equal = data.owners(places)[0], np.full(len(labels), 0.5)
+        if np.isnan(bootstrap(self.metric, owners, labels, equal, impressions=shown, resamples=0).value):
             alike = labels.min() == labels.max()
             every = f"label {labels[0]:g} in all of {len(labels):,} targets"
             raise InputError(
@@ -104,7 +96,7 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, data: Interactions | Texts, *, base: Base | None, registry: Registry | None, reporter: Reporter
+        self, recipe: Recipe, data: Dataset, *, base: Base | None, registry: Registry | None, reporter: Reporter
     ) -> None:
         self.recipe, self.data, self.registry, self.say = recipe, data, registry, reporter
         self.objective = Objective(recipe, data)
@@ -119,7 +111,7 @@ class Trainer:
         base = self._base[1]
         asked = (recipe.encoder.use, needs_encoder(recipe))
         if self._encoder is None or self._encoder[0] != asked:
-            found = None if isinstance(self.data, Texts) else find_encoder(recipe, self.data, base, self.registry, self.say)
+            found = find_encoder(recipe, self.data, base, self.registry, self.say)
             self._encoder = (asked, found)
         return base, self._encoder[1]
 
@@ -150,11 +142,7 @@ class Trainer:
             JobError: There is no value.
         """
         base, shared = self.parts(recipe)
-        assembly: AnyAssembly
-        if isinstance(self.data, Texts):
-            assembly = assemble_texts(recipe, self.data, base)
-        else:
-            assembly = assemble(recipe, self.data, base, shared)
+        assembly = assemble_any(recipe, self.data, base, shared)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / "recipe.yaml", recipe.dump())

@@ -94,7 +94,7 @@ def bench(
     own, text = folder / "recipe.yaml", recipe.dump()
     if own.exists() and own.read_text(encoding="utf-8") != text:
         raise InputError("the folder holds runs of another recipe", got=folder, expected="the same recipe, or another --out")
-    data = open_data(recipe.data.path, texts=recipe.reads_texts)  # what is wrong is told here, once, before anything runs
+    data = open_data(recipe.data.path, recipe.reads)  # what is wrong is told here, once, before anything runs
     check_data(recipe, data)
     find(recipe.base.name)
     objective = Objective(recipe, data)
@@ -105,7 +105,7 @@ def bench(
     plan = {way: {f"{way}-{factor:g}": recipe_of(own, way, factor) for factor in factors[way]} for way in chosen}
     runs = [(name, each) for several in plan.values() for name, each in several.items()]
     errors: dict[str, str] = {}
-    if needs_encoder(recipe) and not recipe.reads_texts:
+    if needs_encoder(recipe):
         say.line("an encoder for all ways")
         if error := run(recipe, folder / ENCODER, registry):
             raise JobError("the encoder could not be fitted", got=error)
