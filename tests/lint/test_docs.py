@@ -112,8 +112,9 @@ def test_every_page_is_linked_from_the_index():
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_named_files_exist(path):
-    for name in re.findall(r"(?:tests|benchmarks|recipes|adapters/genre)/[\w./]+\.(?:py|yaml)", path.read_text(encoding="utf-8")):
-        assert (ROOT / name).is_file(), name
+    roots = "tests|benchmarks|recipes|docs|adapters/genre"
+    for name in re.findall(rf"(?:{roots})/[\w./-]+\.(?:py|yaml)|(?<=`)(?:{roots})/[\w/]*(?=`)", path.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), name
 
 
 def keys(model: type[BaseModel], before: str = "") -> set[str]:
