@@ -417,3 +417,15 @@ def test_a_released_head_only_adapter_leaves_the_base_free(base, trained, varied
     model, _, _ = restore(read_adapter(trained.registry, "heads", base), trained.log, base)
     model.release()
     assert base.occupied_by is None
+
+
+def test_refs_choose_the_version_and_responses_keep_the_requests_adapter(engine, trained):
+    exact = [trained.registry.resolve(name).ref for name in ("rating", "like")]
+    requests = [Request(name, user_id="u0", candidates=["i0", "i4"]) for name in ("like@production", "no-such")]
+    by_refs = engine.score(requests, refs=exact)
+    plain = engine.score([Request(ref, user_id="u0", candidates=["i0", "i4"]) for ref in exact])
+    assert [answer.adapter for answer in by_refs] == ["like@production", "no-such"]
+    for one, other in zip(by_refs, plain, strict=True):
+        assert one.digest == other.digest and np.abs(values(one) - values(other)).max() < 1e-6
+    with pytest.raises(InputError, match="refs: got 1 references; expected one for each of 2 requests"):
+        engine.score(requests, refs=exact[:1])

@@ -145,21 +145,28 @@ class Engine:
         """Versions that have left their lane, for whatever reason, since the engine began."""
         return self.residency.evictions
 
-    def score(self, requests: Iterable[Request]) -> list[Response]:
+    def score(self, requests: Iterable[Request], refs: Sequence[str] | None = None) -> list[Response]:
         """Score requests of any adapters and tasks; a bad one fails alone.
 
-        Adapters may be more than lanes: the call takes turns, those that are resident first.
+        Adapters may outnumber the slots: the call takes turns, those that are resident first.
+
+        Args:
+            requests: The requests.
+            refs: Exact references, one per request, that are looked up instead of `Request.adapter`; responses keep the
+                request's own `adapter`. For callers that have already resolved an alias.
 
         Returns:
             One response per request, in order.
 
         Raises:
-            InputError: The engine is closed.
+            InputError: The engine is closed, or there are more or fewer references than requests.
         """
         asked = list(requests)
+        if refs is not None and len(refs) != len(asked):
+            raise InputError("refs", got=f"{len(refs)} references", expected=f"one for each of {len(asked)} requests")
         done: list[Response | None] = [None] * len(asked)
         with self._call():
-            waiting = self._check(asked, done)
+            waiting = self._check(asked, refs, done)
             inline: dict[int, Inline] = {}
             while waiting:
                 jobs: list[Job] = []
@@ -172,7 +179,7 @@ class Engine:
                     self.residency.release([job.resident for job in jobs])
         return [response for response in done if response is not None]
 
-    def read_by(self, request: Request) -> tuple[Loaded, list[dict[str, Any]], int, dict[str, Any]]:
+    def read_by(self, request: Request, ref: str | None = None) -> tuple[Loaded, list[dict[str, Any]], int, dict[str, Any]]:
         """What a request means now, before anything is scored.
 
         Returns:
@@ -182,7 +189,7 @@ class Engine:
             GenreError: The version cannot be loaded, or the user is unknown.
         """
         request.check()
-        with self._held(request.adapter) as resident:
+        with self._held(ref or request.adapter) as resident:
             loaded = resident.loaded
             history, user = history_of(request, self.data)
             kept = history[-(loaded.layout.max_events - 1) :]
@@ -193,14 +200,14 @@ class Engine:
         return self.residency.source.catalogue_of(loaded)
 
     @contextmanager
-    def planned(self, request: Request) -> Iterator[Job]:
+    def planned(self, request: Request, ref: str | None = None) -> Iterator[Job]:
         """A request as rows of the version that it means, which stays in its lane meanwhile.
 
         Raises:
             GenreError: The request cannot be answered.
         """
         request.check()
-        with self._held(request.adapter) as resident:
+        with self._held(ref or request.adapter) as resident:
             yield self._plan(0, request, resident, {})
 
     @contextmanager
@@ -228,41 +235,41 @@ class Engine:
             finally:
                 self.residency.release([resident])
 
-    def _check(self, asked: Sequence[Request], done: list[Response | None]) -> list[int]:
-        """Answer requests that are wrong in themselves; the others by adapter, those of resident ones first."""
+    def _check(self, asked: Sequence[Request], refs: Sequence[str] | None, done: list[Response | None]) -> list[tuple[int, str]]:
+        """Refuse requests that are invalid (fills `done`); return the others with their references, resident ones first."""
         waiting: dict[str, list[int]] = {}
         for number, request in enumerate(asked):
             try:
                 if not isinstance(request, Request):
                     raise RequestError("a request is none", got=type(request).__name__, expected="a Request")
                 request.check()
-                waiting.setdefault(request.adapter, []).append(number)
+                waiting.setdefault(request.adapter if refs is None else refs[number], []).append(number)
             except GenreError as error:
                 done[number] = _refused(request, error)
         resident = self.residency.served()
         order = sorted(waiting, key=lambda ref: ref not in resident)
-        return [number for ref in order for number in waiting[ref]]
+        return [(number, ref) for ref in order for number in waiting[ref]]
 
     def _turn(
         self,
         asked: Sequence[Request],
-        waiting: Sequence[int],
+        waiting: Sequence[tuple[int, str]],
         jobs: list[Job],
         done: list[Response | None],
         inline: dict[int, Inline],
-    ) -> list[int]:
+    ) -> list[tuple[int, str]]:
         """Plan as many requests as find a lane and are worth a turn; the caller runs and releases `jobs` (mutated).
 
         Returns:
             Those that are left.
         """
         tokens = 0
-        for place, number in enumerate(waiting):
+        for place, (number, ref) in enumerate(waiting):
             if tokens >= TURN_BATCHES * self.passes.batch_tokens:
                 return list(waiting[place:])
             request = asked[number]
             try:
-                resident = self.residency.acquire(request.adapter, wait=not jobs)
+                resident = self.residency.acquire(ref, wait=not jobs)
                 if resident is None:
                     return list(waiting[place:])
                 try:

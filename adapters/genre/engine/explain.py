@@ -118,7 +118,9 @@ class Question:
         return replace(self.answer, score=float(scores[0]), without_history=float(scores[1]), events=tuple(events))
 
 
-def explain(engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out") -> Explanation:
+def explain(
+    engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out", ref: str | None = None
+) -> Explanation:
     """Say which events of a request's history an item's score comes from.
 
     Args:
@@ -126,6 +128,7 @@ def explain(engine: Engine, request: Request, item: Item, *, method: str = "leav
         request: Whose history, by which adapter and task; its candidates, k and filters are not looked at.
         item: An item id, or an item given by its columns.
         method: `leave_one_out` (a row per event) or `gradient` (one forward and one backward pass).
+        ref: An exact reference that is looked up instead of `request.adapter`.
 
     Raises:
         InputError: There is no such method.
@@ -133,13 +136,14 @@ def explain(engine: Engine, request: Request, item: Item, *, method: str = "leav
         JobError: The reference meant another version each time that it was tried.
     """
     for _ in range(ATTEMPTS):
-        question = ask(engine, request, item, method=method)
+        question = ask(engine, request, item, method=method, ref=ref)
         gradients = None
         if method == "gradient":
-            response, gradients = event_gradients(engine, question.requests[0])
+            response, gradients = event_gradients(engine, question.requests[0], ref)
             if response.digest != question.answer.digest:
                 continue
-        found = question.read(engine.score(question.requests), gradients)
+        refs = None if ref is None else [ref] * len(question.requests)
+        found = question.read(engine.score(question.requests, refs), gradients)
         if found is not None:
             return found
     raise JobError(
@@ -147,11 +151,11 @@ def explain(engine: Engine, request: Request, item: Item, *, method: str = "leav
     )
 
 
-def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out") -> Question:
+def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out", ref: str | None = None) -> Question:
     """The rows of an explanation, for callers that score them on their own way (raises as `explain` does)."""
     check_method(method)
     request = replace(request, candidates=[item], k=None, allow=None, deny=None, where=None, diversity=None)
-    loaded, history, older, user = engine.read_by(request)
+    loaded, history, older, user = engine.read_by(request, ref)
     whole = replace(request, history=history, user=user, user_id=None)
     parts = [history, []]
     if method == "leave_one_out":

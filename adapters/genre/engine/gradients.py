@@ -25,8 +25,13 @@ from genre.errors import RequestError
 from genre.modules.heads.heads import CatalogueHead
 
 
-def event_gradients(engine: Engine, request: Request) -> tuple[Response, np.ndarray]:
+def event_gradients(engine: Engine, request: Request, ref: str | None = None) -> tuple[Response, np.ndarray]:
     """The score of a request's one candidate, and gradient × input of each event that is read for it.
+
+    Args:
+        engine: Where it is scored.
+        request: A request with one candidate.
+        ref: An exact reference that is looked up instead of `request.adapter`.
 
     Returns:
         The response, and (E,) float32 in the score's unit, in the history's order.
@@ -34,7 +39,7 @@ def event_gradients(engine: Engine, request: Request) -> tuple[Response, np.ndar
     Raises:
         GenreError: The request cannot be scored.
     """
-    with engine.planned(request) as job:
+    with engine.planned(request, ref) as job:
         if len(job.codes) != 1:
             raise RequestError("a gradient is of one score", got=f"{len(job.codes)} candidates", expected="one")
         job.scores[0], effects = _pass(engine, job, job.rows[0])
