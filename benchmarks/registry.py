@@ -161,7 +161,7 @@ def export(root: Path, scale: float) -> Counts:
     from safetensors.torch import load_file, save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from genre.modules.base.source import fingerprint
+    from genre.modules.base.fingerprint import fingerprint
     from genre.registry import BaseInfo, Manifest
 
     torch.manual_seed(0)

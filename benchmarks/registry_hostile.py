@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from genre.modules.base.source import fingerprint
+from genre.modules.base.fingerprint import fingerprint
 from genre.registry import BaseInfo, Manifest, Registry
 
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"

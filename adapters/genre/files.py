@@ -1,7 +1,7 @@
 """Folders that appear whole or not at all.
 
-Owns: writing a folder aside and renaming it into place, turning a full or read-only disk into one line, and telling
-beforehand that a place cannot be written. Ignores what the files mean.
+Owns: writing a folder aside and renaming it into place, turning a full or read-only disk into one line, refusing a path that
+cannot be written before the work that fills it, and the user's cache folder. Ignores: what the files mean.
 
     with appearing_folder(Path("data/ml-100k")) as aside:
         (aside / "dataset.json").write_text("{}")
@@ -16,9 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import platformdirs
+
 from genre.errors import DiskError, GenreError, InputError
 
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: $GENRE_CACHE, or the user's cache folder of the system."""
+    given = os.environ.get("GENRE_CACHE")
+    return Path(given).expanduser() if given else platformdirs.user_cache_path("genre")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from genre.data.packaged import open_bandit as sources_bandit
 from genre.data.packaged import sources
 from genre.data.texts.dataset import Texts
 from genre.errors import DataError, DiskError, DownloadError, InputError
+from genre.files import cache_folder
 
 PREFIX = "recbole/dataset_example/ml-100k/ml-100k."
 FILES = {
@@ -239,9 +240,9 @@ def test_unknown_names_and_the_table():
 
 def test_the_cache_folder_can_be_moved(monkeypatch, tmp_path):
     monkeypatch.setenv("GENRE_CACHE", str(tmp_path))
-    assert sources.cache_folder() == tmp_path and sources.prepared_path("minilm") is None
+    assert cache_folder() == tmp_path and sources.prepared_path("minilm") is None
     monkeypatch.delenv("GENRE_CACHE")
-    assert sources.cache_folder().name == "genre"
+    assert cache_folder().name == "genre"
 
 
 def test_a_model_folder_is_taken_as_it_is(tmp_path, monkeypatch):

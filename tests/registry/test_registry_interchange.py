@@ -12,7 +12,7 @@ import pytest
 from registry_fakes import draft, lora_config, write_adapter
 
 from genre.errors import BaseModelError, IntegrityError, ManifestError, RegistryError
-from genre.modules.base.source import fingerprint
+from genre.modules.base.fingerprint import fingerprint
 from genre.registry import BaseInfo, Registry, truncate_base
 
 torch = pytest.importorskip("torch")

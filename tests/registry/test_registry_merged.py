@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from genre.errors import IntegrityError, ManifestError, RegistryError
-from genre.modules.base.source import fingerprint
+from genre.modules.base.fingerprint import fingerprint
 from genre.registry import BaseInfo, Registry
 
 torch = pytest.importorskip("torch")

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    from genre.data.packaged.sources import cache_folder
+    from genre.files import cache_folder
 
     sys.path.insert(0, str(BENCHMARKS))
     from peers import PeerError, install

@@ -160,7 +160,7 @@ def import_(
     registry: RegistryOption = DEFAULT,
 ) -> None:
     """Publish a PEFT LoRA adapter from elsewhere, checked against its base."""
-    from genre.modules.base.source import fingerprint
+    from genre.modules.base.fingerprint import fingerprint
     from genre.registry import BaseInfo
 
     folder = Path(base) if Path(base).is_dir() else _prepared_base(base)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from genre.data.catalogue import Catalogue
 from genre.errors import DataError, ManifestError
+from genre.files import cache_folder
 from genre.modules.base.base import Base
 
 COMPUTED = ("collaborative", "factors")
@@ -199,8 +200,6 @@ def text_vectors(texts: list[str], base: Base) -> Tensor:
     The mean hidden state of the loaded layers, in evaluation, from the bare base.
     """
     from safetensors.torch import load_file, save_file
-
-    from genre.data.packaged.sources import cache_folder
 
     key = hashlib.sha256(
         "\x1e".join([base.fingerprint, str(base.depth), base.quantization, str(base.dtype), *texts]).encode()

@@ -18,14 +18,6 @@ from genre.registry.names import MANIFEST
 from genre.registry.store import Store
 
 
-def default_cache() -> Path:
-    """Where the cache lies unless a registry is told otherwise: `GENRE_CACHE`, or the user's cache folder."""
-    import platformdirs
-
-    root = os.environ.get("GENRE_CACHE") or platformdirs.user_cache_dir("genre")
-    return Path(root) / "registry"
-
-
 def cached_folder(cache: Path, digest: str) -> Path:
     """Where a version's copy lies, if there is one."""
     return cache / digest

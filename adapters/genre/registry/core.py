@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genre.errors import ConflictError, ManifestError, NotFoundError, RegistryError
+from genre.files import cache_folder
 from genre.registry import limits
-from genre.registry.cache import cached_folder, default_cache, fetch_cached
+from genre.registry.cache import cached_folder, fetch_cached
 from genre.registry.checked import Checks
 from genre.registry.integrity import check_stored
 from genre.registry.journal import Journal, Move
@@ -47,7 +48,7 @@ class Registry:
     ) -> None:
         text = str(url)
         self.url = text
-        self._cache = Path(cache) if cache is not None else default_cache()
+        self._cache = Path(cache) if cache is not None else cache_folder() / "registry"
         self._checks = Checks()
         self.store: Store
         if "://" in text and not text.startswith("file://"):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from genre.errors import IntegrityError, ManifestError, NotFoundError, RegistryError
 from genre.files import appearing_folder
-from genre.modules.base.source import fingerprint
+from genre.modules.base.fingerprint import fingerprint
 from genre.registry import limits
 from genre.registry.archive import extract, is_archive, pack
 from genre.registry.base_files import (

@@ -1,13 +1,12 @@
 """Named data sets and bases that come as packages.
 
-Owns: where each comes from, its version, checksum and licence; the cache folder; preparing once, whole, one process
+Owns: where each comes from, its version, checksum and licence; preparing once, whole, one process
 at a time. Ignores models and what is done with the data.
 
     prepare_data("ml-100k")          ->  ~/.cache/genre/data/ml-100k-9c994820-1
     prepare_base("smollm2-135m")     ->  ~/.cache/genre/bases/smollm2-135m-bcc81830-1
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock, Timeout
 
 from genre.data.interactions import MARKER
@@ -24,7 +22,7 @@ from genre.data.packaged.fetch import Say, Source, extract, fetched_wheel
 from genre.data.packaged.open_bandit import convert_open_bandit
 from genre.data.packaged.reviews import convert_reviews
 from genre.errors import InputError
-from genre.files import appearing_folder, disk_errors
+from genre.files import appearing_folder, cache_folder, disk_errors
 
 _ATOMIC = "recbole/dataset_example/ml-100k/ml-100k."
 
@@ -137,12 +135,6 @@ _CONVERT: dict[str, Convert] = {
 
 def _silent(_: str) -> None:
     pass
-
-
-def cache_folder() -> Path:
-    """Return the cache folder: $GENRE_CACHE, or the user's cache folder of the system."""
-    given = os.environ.get("GENRE_CACHE")
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("genre")
 
 
 def prepare_data(name: str, out: str | Path | None = None, *, say: Say = _silent) -> Path:

@@ -20,8 +20,9 @@ from genre.errors import BaseModelError, InputError
 from genre.modules.base.attention import Blocks, Segment, added
 from genre.modules.base.checkpointing import recomputing
 from genre.modules.base.devices import device_of, weight_of
+from genre.modules.base.fingerprint import fingerprint
 from genre.modules.base.loading import IN_PARTS, Quantization, load_model
-from genre.modules.base.source import find, fingerprint, need_causal, places_of, tokenizer_digest
+from genre.modules.base.source import find, need_causal, places_of, tokenizer_digest
 
 
 @dataclass(eq=False)

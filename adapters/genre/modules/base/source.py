@@ -1,6 +1,6 @@
-"""A base on the disk: where it is, what it says of itself without its weights, which weights they are.
+"""A base on the disk: where it is, what it says of itself without its weights.
 
-Owns: finding a base (package, folder or hub id), its configuration and tokenizer, the fingerprint, whether it reads causally or
+Owns: finding a base (package, folder or hub id), its configuration and tokenizer, whether it reads causally or
 is an encoder (BERT kind: every token sees every other one). Ignores: modules, devices.
 """
 
@@ -8,8 +8,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from genre.errors import BaseModelError
-
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
-_DTYPES |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
 
 
 @contextlib.contextmanager
@@ -161,57 +156,6 @@ def _snapshot(name: str) -> Path:
             got=first_line(error),
             todo="name a local folder instead",
         ) from None
-
-
-def fingerprint(folder: Path) -> str:
-    """sha256 over (name, dtype, shape, bytes) of every weight, sorted by name, however the file is sharded.
-
-    The result is remembered in the user's cache under each file's path, size and time. Nothing is loaded by torch.
-
-    Raises:
-        BaseModelError: The folder holds no safetensors, or a damaged one.
-    """
-    from genre.data.packaged.sources import cache_folder
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise BaseModelError(f"base folder {folder} has no safetensors", todo="convert the weights to safetensors first")
-    stamp = json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
-    memo = cache_folder() / "fingerprints" / hashlib.sha256(stamp.encode()).hexdigest()
-    if memo.exists():
-        return memo.read_text()
-    where = {name: (file, *place) for file in files for name, place in _places(file).items()}
-    total = hashlib.sha256()
-    for name, (file, dtype, shape, begin, end) in sorted(where.items()):
-        total.update(f"{name}\0torch.{dtype}\0{shape}\0".encode())
-        with file.open("rb") as source:
-            source.seek(begin)
-            for size in [2**24] * ((end - begin) // 2**24) + [(end - begin) % 2**24]:
-                total.update(source.read(size))
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    aside = memo.with_suffix(f".{os.getpid()}")
-    aside.write_text(total.hexdigest())
-    aside.rename(memo)
-    return total.hexdigest()
-
-
-def _places(file: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """The weights of a safetensors file by name: dtype as torch calls it, shape, and the bytes of the file that they are."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="np"):  # checks the header against the file
-            pass
-    except SafetensorError as error:
-        raise BaseModelError(f"{file} is damaged", got=first_line(error), expected="a safetensors file") from None
-    with file.open("rb") as source:
-        (size,) = struct.unpack("<Q", source.read(8))
-        header = json.loads(source.read(size))
-    header.pop("__metadata__", None)
-    return {
-        name: (_DTYPES.get(of["dtype"], of["dtype"]), tuple(of["shape"]), *(8 + size + place for place in of["data_offsets"]))
-        for name, of in header.items()
-    }
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
