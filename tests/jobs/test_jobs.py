@@ -9,6 +9,7 @@ import torch
 import genre
 from builders import GOOD, LIKE, NEXT, recipe, text_recipe
 from fakes import planted_texts
+from genre.data.splits import SplitConfig, split
 from genre.errors import InputError, ManifestError, RecipeError
 from genre.jobs.encoders import check_leak
 from genre.jobs.evaluate import evaluate, say_few_users
@@ -121,7 +122,10 @@ def encoder(trained):
 
 
 def test_an_encoder_of_the_same_split_is_taken(trained, tiny, log):
-    check_leak(encoder(trained), recipe(tiny, LIKE), log)
+    fitted, wanted = encoder(trained), recipe(tiny, LIKE)
+    check_leak(fitted, wanted, log)
+    learnt = split(log, SplitConfig.model_validate(fitted.data.split["split"])).mask("train")
+    assert learnt.any() and not (learnt & split(log, wanted.data.split).held_out).any()
 
 
 def test_an_encoder_that_was_fitted_on_evaluated_events_is_refused(trained, tiny, log):

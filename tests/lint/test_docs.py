@@ -155,7 +155,7 @@ def test_a_benchmark_shows_its_usage(path, monkeypatch, capsys):
 @pytest.mark.parametrize("path", sorted(set(BENCHMARKS.glob("*.py")) - set(SCRIPTS)), ids=name_of)
 def test_a_module_of_the_benchmarks_imports(path, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    runpy.run_path(str(path), run_name="imported")
+    assert runpy.run_path(str(path), run_name="imported")["__doc__"], "a module begins with its docstring"
 
 
 def test_the_recipes_page_lists_every_recipe():

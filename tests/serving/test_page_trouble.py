@@ -61,6 +61,7 @@ def test_a_failed_reason_history_and_search_can_be_tried_again(page):
     page.locator(".item").first.click()
     page.locator(".why .error").get_by_role("button").click()
     page.locator(".because").wait_for()
+    assert page.locator(".why .error").count() == page.locator(".about .error").count() == 0
 
 
 def test_a_row_that_fails_says_why(page):
