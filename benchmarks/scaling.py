@@ -33,6 +33,7 @@ from genre.engine import Engine, Request
 from genre.jobs.inputs import open_log
 from genre.modules.heads.gaussian_process import View
 from genre.modules.heads.heads import CatalogueHead
+from genre.modules.heads.spec import HeadSpec
 from inference_engine import Shelf
 from run import keep_figures
 
@@ -110,13 +111,14 @@ def adapters(shelf: Shelf, quick: bool) -> dict[str, Any]:
 @torch.inference_mode()
 def catalogue(quick: bool) -> dict[str, Any]:
     """Top 10 of so many items for 32 users in one batch, by the catalogue head."""
-    head, width = CatalogueHead(576), 576
+    width = 576
+    head = CatalogueHead(HeadSpec(kind="catalogue", width=width, fuse=True))
     head.eval()
     sizes = [1_000, 10_000, 100_000] if quick else [1_000, 10_000, 100_000, 1_000_000]
     rows = torch.arange(32)
 
     def make(size: int) -> Callable[[], object]:
-        tables = (torch.randn(size, head.size + 1), torch.zeros(size, width))
+        tables = (torch.randn(size, head.spec.size + 1), torch.zeros(size, width))
         history, seen = torch.randint(0, size, (32, 50)), torch.full((32,), 50)
         view = View(tables, history, torch.ones_like(history), rows, seen, torch.zeros(32, dtype=torch.long))
         hidden = torch.randn(32, width)

@@ -79,9 +79,10 @@ def stir(assembly: Any, seed: int = 0, size: float = 0.3) -> None:
             layer.lora_B.normal_(std=size / layer.rank**0.5, generator=draw)
         for parameter in assembly.model.heads.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=draw) * size)
-        for head in assembly.model.heads.values():
+        for name, head in list(assembly.model.heads.items()):
             if isinstance(head, CatalogueHead) and head.memory is not None:
-                head.add_taste(torch.randn(4, head.key.in_features, generator=draw) * size / 6, 0.3)
+                factors = torch.randn(4, head.spec.width, generator=draw) * size / 6
+                assembly.model.heads[name] = head.with_cooccurrence(factors, 0.3)
 
 
 def publish_stirred(

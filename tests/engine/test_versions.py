@@ -16,7 +16,7 @@ from builders import LIKE, NEXT, publish_stirred, recipe
 from fakes import make_base
 from genre.engine import Engine, Request
 from genre.engine.versions import read_adapter, read_encoder
-from genre.errors import ManifestError
+from genre.errors import IntegrityError, ManifestError
 from genre.jobs.evaluate import evaluate
 from genre.modules.base.base import Base
 from genre.modules.base.source import quiet
@@ -60,7 +60,8 @@ def test_a_manifest_says_what_a_version_is_and_cost(trained, base, log):
 def test_a_version_is_small_and_holds_no_item_table(trained):
     names = {file.name for file in trained.registry.fetch(trained.registry.resolve("like")).iterdir()}
     assert names == {
-        "adapter_config.json", "adapter_model.safetensors", "heads.safetensors", "manifest.json", "README.md", "recipe.yaml",
+        "adapter_config.json", "adapter_model.safetensors", "heads.json", "heads.safetensors", "manifest.json", "README.md",
+        "recipe.yaml",
     }  # fmt: skip
 
 
@@ -121,7 +122,7 @@ def test_heads_of_another_shape_are_refused_by_task(trained, base, tmp_path):
 
     from safetensors.torch import load_file, save_file
 
-    from genre.engine.versions import _read_heads
+    from genre.engine.versions import read_heads
 
     loaded = read_adapter(trained.registry, "like", base)
     shutil.copytree(trained.runs["like"].folder, tmp_path / "version")
@@ -129,12 +130,35 @@ def test_heads_of_another_shape_are_refused_by_task(trained, base, tmp_path):
     state = load_file(file)
     save_file(state | {"like.linear.weight": torch.zeros(1, 7)}, file)
     with pytest.raises(ManifestError) as error:
-        _read_heads(tmp_path / "version", loaded.tasks, base)
+        read_heads(tmp_path / "version", loaded.tasks, base)
     said = (
         "the head of task 'like' was not written by this release of GENRE: got linear.weight (1, 7); expected linear.weight (1, "
     )
     assert str(error.value).startswith(said) and "train it again" in str(error.value)
     assert "(1, 32)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("{", "heads.json cannot be read: got Expecting property name"),
+        ("[1]", "heads.json cannot be read: got list; expected an object"),
+        ("{}", "heads.json: like: expected"),
+        (
+            '{"like": {"kind": "binary", "width": 32, "feedback_codes": 9}}',
+            "like.feedback_codes: got 9; expected 5, as in heads.saf",
+        ),
+    ],
+)
+def test_a_damaged_description_is_refused(trained, base, tmp_path, text, said):
+    import shutil
+
+    from genre.engine.versions import read_heads
+
+    shutil.copytree(trained.runs["like"].folder, tmp_path / "version")
+    (tmp_path / "version" / "heads.json").write_text(text)
+    with pytest.raises((IntegrityError, ManifestError), match=said):
+        read_heads(tmp_path / "version", read_adapter(trained.registry, "like", base).tasks, base)
 
 
 # --- sharing and growing ---------------------------------------------------------------------------------------------

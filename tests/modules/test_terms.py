@@ -14,7 +14,7 @@ from genre.evaluation.metrics import auc
 from genre.jobs.evaluate import restore
 from genre.jobs.merge.job import merge_versions
 from genre.jobs.merge.judge import Options
-from genre.modules.heads.tfidf import FOLDS, STRENGTH, UNSEEN, Terms
+from genre.modules.heads.tfidf import FOLDS, STRENGTH, UNSEEN, TfidfNgrams
 from genre.recipe import Recipe
 from genre.training.prediction import predict
 from genre.training.text_assembly import assemble_texts
@@ -44,7 +44,7 @@ def test_what_terms_say_is_scikit_learns_linear_model(rows):
     from sklearn.linear_model import LogisticRegression
 
     made, labels, groups = rows
-    terms = Terms.fit(made, labels, groups, loss="log_loss", classes=0, most=1000)
+    terms = TfidfNgrams.fit(made, labels, groups, loss="log_loss", classes=0, most=1000)
     words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"\d+")
     features = words.fit_transform([" ".join(map(str, row)) for row in made])
     model = LogisticRegression(C=STRENGTH, max_iter=1000).fit(features, labels)
@@ -56,7 +56,7 @@ def test_what_terms_say_is_scikit_learns_linear_model(rows):
 
 def test_only_the_commonest_terms_are_kept_and_unknown_ones_say_nothing(rows):
     made, labels, groups = rows
-    terms = Terms.fit(made, labels, groups, loss="log_loss", classes=0, most=10)
+    terms = TfidfNgrams.fit(made, labels, groups, loss="log_loss", classes=0, most=10)
     counts = {}
     for row in made:
         for term in {*row.tolist(), *zip(row.tolist(), row.tolist()[1:], strict=False)}:
@@ -70,26 +70,26 @@ def test_only_the_commonest_terms_are_kept_and_unknown_ones_say_nothing(rows):
 
 def test_padding_is_no_term(rows):
     made, labels, groups = rows
-    terms = Terms.fit(made, labels, groups, loss="log_loss", classes=0, most=1000)
+    terms = TfidfNgrams.fit(made, labels, groups, loss="log_loss", classes=0, most=1000)
     alone = np.concatenate([said(terms, [row]) for row in made[:8]])
     assert np.allclose(said(terms, made[:8]), alone, atol=1e-6)
 
 
 def test_in_training_a_text_is_judged_without_its_group(rows):
     made, labels, groups = rows
-    first = Terms.fit(made, labels, groups, loss="log_loss", classes=0, most=1000)
+    first = TfidfNgrams.fit(made, labels, groups, loss="log_loss", classes=0, most=1000)
     changed = labels.copy()
     changed[groups == 4] = 1 - changed[groups == 4]
-    second = Terms.fit(made, changed, groups, loss="log_loss", classes=0, most=1000)
+    second = TfidfNgrams.fit(made, changed, groups, loss="log_loss", classes=0, most=1000)
     own = torch.from_numpy(np.flatnonzero(groups == 4))
-    assert torch.equal(first.honest[own], second.honest[own]) and not torch.equal(first.honest, second.honest)
-    rest = Terms.fit(made, np.where(groups == 4, np.nan, labels), groups, loss="log_loss", classes=0, most=1000)
-    assert rest.honest[own].isnan().all() and not rest.honest.isnan().all()
+    assert torch.equal(first.out_of_fold[own], second.out_of_fold[own]) and not torch.equal(first.out_of_fold, second.out_of_fold)
+    rest = TfidfNgrams.fit(made, np.where(groups == 4, np.nan, labels), groups, loss="log_loss", classes=0, most=1000)
+    assert rest.out_of_fold[own].isnan().all() and not rest.out_of_fold.isnan().all()
     first.train()
     numbers = torch.tensor([3, 50])
     tokens, lengths = padded([made[3], made[50]], 0), torch.tensor([len(made[3]), len(made[50])])
-    assert torch.equal(first(tokens, lengths, numbers), first.honest[numbers])
-    assert not torch.equal(first.eval()(tokens, lengths, numbers), first.honest[numbers])
+    assert torch.equal(first(tokens, lengths, numbers), first.out_of_fold[numbers])
+    assert not torch.equal(first.eval()(tokens, lengths, numbers), first.out_of_fold[numbers])
     assert FOLDS == 5 and "honest" not in first.state_dict()
 
 
@@ -97,7 +97,7 @@ def test_in_training_a_text_is_judged_without_its_group(rows):
 def test_classes_that_no_text_has(present, classes, rows):
     made, _, groups = rows
     labels = np.array(present)[np.arange(len(made)) % len(present)]
-    terms = Terms.fit(made, labels, groups, loss="cross_entropy", classes=classes, most=100)
+    terms = TfidfNgrams.fit(made, labels, groups, loss="cross_entropy", classes=classes, most=100)
     found = said(terms, made)
     absent = [code for code in range(classes) if code not in present]
     assert found.shape == (len(made), classes) and np.isfinite(found).all()

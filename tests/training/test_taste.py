@@ -54,10 +54,8 @@ def test_a_taste_that_helps_is_added_and_says_what_validation_then_measures(tiny
     assert head.taste.shape == (64, 32) and float(head.blend) in [pytest.approx(blend) for blend in BLENDS[1:]]
     assert "taste" not in "".join(made.model.trainable())
     after = measure(made, Processes())["next_item.ndcg@10"]
-    kept = head.taste, head.blend
-    head.taste = head.blend = None
+    made.model.heads["next_item"] = head.with_cooccurrence(None)
     before = measure(made, Processes())["next_item.ndcg@10"]
-    head.taste, head.blend = kept
     assert after > before + 0.03
     said = next(line for line in lines if "same users had" in line)
     assert said.endswith(f"validation next_item.ndcg@10 {before:.4f} to {after:.4f}")
@@ -73,7 +71,7 @@ def test_a_version_keeps_its_taste_and_one_without_it_is_read_as_before(tiny, tm
     digest, _ = publish_encoder(made, tmp_path / "encoder", registry, Cost())
     for name in ("with", "without"):
         if name == "without":
-            made.model.heads["next_item"].taste = made.model.heads["next_item"].blend = None
+            made.model.heads["next_item"] = made.model.heads["next_item"].with_cooccurrence(None)
         (tmp_path / name).mkdir()
         write_adapter(tmp_path / name, made)
         manifest = adapter_manifest(made, encoder=digest, cost=Cost(), metrics={})
@@ -87,14 +85,17 @@ def test_a_version_keeps_its_taste_and_one_without_it_is_read_as_before(tiny, tm
 def test_a_taste_that_does_not_help_is_left_out(tiny, tmp_path):
     """Users who take any item at random: whatever counts on top of popularity is noise, and mostly 0 is best."""
     made = run(tiny, log=log_of_kinds(told=False))
-    head, given = made.model.heads["next_item"], made.log
+    given = made.log
     fit(made, tmp_path / "run")
+    head = made.model.heads["next_item"]
     blend = 0.0 if head.blend is None else float(head.blend)
     before = measure(made, Processes())["next_item.ndcg@10"]
-    head.taste = head.blend = None
+    made.model.heads["next_item"] = head.with_cooccurrence(None)
     assert before >= measure(made, Processes())["next_item.ndcg@10"]
-    head.add_taste(-10 * fit_taste(to_unit(made.model.soft.every()), given, made.usable, 8), 1.0)  # a harmful one is replaced
+    harmful = -10 * fit_taste(to_unit(made.model.soft.every()), given, made.usable, 8)
+    made.model.heads["next_item"] = head.with_cooccurrence(harmful, 1.0)
     list(add_tastes(made, Processes()))
+    head = made.model.heads["next_item"]
     assert (0.0 if head.blend is None else float(head.blend)) == blend
     made.model.release()
 

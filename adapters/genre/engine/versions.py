@@ -3,13 +3,13 @@
 Owns: the files of adapter and encoder versions (design.md, section 4) and their manifests. Ignores: how versions are
 stored, who asks for them.
 
-    adapter   adapter_config.json  adapter_model.safetensors  heads.safetensors  recipe.yaml  [catalogue.jsonl]
+    adapter   adapter_config.json  adapter_model.safetensors  heads.safetensors  heads.json  recipe.yaml  [catalogue.jsonl]
     encoder   encoder.safetensors  encoder.json  catalogue.jsonl
 """
 
 import dataclasses
 import json
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from genre.errors import InputError, IntegrityError, ManifestError
 from genre.modules.base.base import Base
 from genre.modules.encoder import BehaviourEncoder
 from genre.modules.heads.heads import Head, make_head
-from genre.modules.heads.tfidf import Terms
+from genre.modules.heads.spec import HeadSpec
 from genre.modules.lora.layer import from_peft, peft_config, to_peft
 from genre.recipe import AdapterConfig
 from genre.registry import Registry, Version
@@ -38,7 +38,7 @@ from genre.tasks import Task
 from genre.training.assembly import Assembly, SharedEncoder
 
 Low = dict[str, tuple[Tensor, Tensor, float]]
-CATALOGUE = "catalogue.jsonl"
+CATALOGUE, HEADS = "catalogue.jsonl", "heads.json"
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,25 @@ def write_adapter(folder: Path, assembly: Assembly) -> None:
     if model.layers:
         save_file(to_peft(model.layers), folder / "adapter_model.safetensors", metadata={"format": "pt"})
         _write_json(folder / "adapter_config.json", _peft_config(adapter, assembly.base, model.layers))
-    state = {name: value.detach().cpu().contiguous() for name, value in model.heads.state_dict().items()}
-    if state:
-        save_file(state, folder / "heads.safetensors", metadata={"format": "pt"})
+    write_heads(folder, {name: head for name, head in model.heads.items() if isinstance(head, Head)})
     (folder / "recipe.yaml").write_text(assembly.recipe.dump(), encoding="utf-8")
     shared, items = assembly.shared, assembly.data.catalogue
     if items is None:
         return
     if shared is None or (shared.catalogue and any(item not in shared.catalogue for item in items.item_ids)):
         write_catalogue(folder, items, _item_columns(assembly))
+
+
+def write_heads(folder: Path, heads: Mapping[str, Head]) -> None:
+    """Write each task's head: its description, and its weights if it has any."""
+    _write_json(folder / HEADS, {name: head.spec.model_dump(mode="json") for name, head in heads.items()})
+    state = {
+        f"{name}.{key}": value.detach().cpu().clone().contiguous()
+        for name, head in heads.items()
+        for key, value in head.state_dict().items()
+    }
+    if state:
+        save_file(state, folder / "heads.safetensors", metadata={"format": "pt"})
 
 
 def write_encoder(folder: Path, assembly: Assembly) -> None:
@@ -234,7 +244,7 @@ def read_adapter(
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         low = from_peft(config, _read_tensors(folder / "adapter_model.safetensors"))
     tasks = {str(row["name"]): Task.model_validate(row) for row in manifest.tasks}
-    heads = _read_heads(folder, tasks, base)
+    heads = read_heads(folder, tasks, base)
     return Loaded(version.name, version.version, version.digest, manifest, low, tasks, heads, reading, shared, catalogue)
 
 
@@ -291,21 +301,27 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     return load(file.read_bytes())
 
 
-def _read_heads(folder: Path, tasks: dict[str, Task], base: Base) -> dict[str, Head]:
+def read_heads(folder: Path, tasks: Mapping[str, Task], base: Base) -> dict[str, Head]:
+    """Build the heads of a version from their descriptions and weights, frozen, in evaluation mode.
+
+    Raises:
+        ManifestError: Descriptions, weights, tasks and base do not go together; the message names the leaf and both values.
+        IntegrityError: A file cannot be read.
+    """
     file = folder / "heads.safetensors"
     state = _read_tensors(file) if file.exists() else {}
+    described = _read_json(folder / HEADS) if (folder / HEADS).exists() else None
     heads: dict[str, Head] = {}
     for name, task in tasks.items():
         own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
-        classes = len(own.get("linear.bias", ())) if task.loss == "cross_entropy" else 0
-        codes = len(own.get("affinity.worth", ()))
-        terms = Terms(*own["terms.weight"].shape) if "terms.weight" in own else None
-        head = make_head(
-            task.head, base, loss=task.loss, words=task.words, classes=classes, feedback_codes=codes,
-            fuse=bool(codes) or "memory.weight" in own, terms=terms, tastes=len(own.get("taste", ())),
-        )  # fmt: skip
-        expected = {key: tuple(value.shape) for key, value in head.state_dict().items()}
         got = {key: tuple(value.shape) for key, value in own.items()}
+        if described is None:
+            spec = HeadSpec.from_tensors(task, got, base.hidden_size)
+        else:
+            spec = HeadSpec.read(task, described.get(name), base.hidden_size)
+            spec.check_sizes(task, got)
+        head = make_head(spec, base)
+        expected = {key: tuple(value.shape) for key, value in head.state_dict().items()}
         if other := sorted(key for key in expected.keys() | got.keys() if expected.get(key) != got.get(key))[:3]:
             raise ManifestError(
                 f"the head of task {name!r} was not written by this release of GENRE",
@@ -316,6 +332,16 @@ def _read_heads(folder: Path, tasks: dict[str, Task], base: Base) -> dict[str, H
         head.load_state_dict(own)
         heads[name] = head.to(base.device).eval().requires_grad_(False)
     return heads
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise IntegrityError(f"{file.name} cannot be read", got=str(error)) from None
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{file.name} cannot be read", got=type(value).__name__, expected="an object")
+    return value
 
 
 def _common(assembly: Assembly) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Owns: the list of file names and kinds that are accepted, the check of every fil
 damaged. Ignores: where folders come from and where they go. Nothing here, or anywhere in the registry, executes or
 unpickles what a folder holds. A version folder of an adapter, in full:
 
-    README.md  adapter_config.json  adapter_model.safetensors  heads.safetensors  manifest.json  recipe.yaml
+    README.md  adapter_config.json  adapter_model.safetensors  heads.safetensors  heads.json  manifest.json
+    recipe.yaml
 """
 
 import hashlib

@@ -4,7 +4,6 @@ Owns: the wiring of a run's parts and their defaults. Ignores: the loop, files, 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ from genre.evaluation.labels import check_labels, check_spread, known_labels, sm
 from genre.modules.base.base import Base
 from genre.modules.collaborative import collaborative_vectors, factor_vectors
 from genre.modules.encoder import COMPUTED, BehaviourEncoder, EncoderSpec
-from genre.modules.heads.heads import BinaryHead, CatalogueHead, Head, ScalarHead, make_head
+from genre.modules.heads.heads import BinaryHead, CatalogueHead, FeedbackHead, Head, make_head
+from genre.modules.heads.spec import HeadSpec
 from genre.modules.lora.layer import LoraLinear
 from genre.modules.recommender import Recommender, SoftTokens
 from genre.recipe import Recipe
@@ -285,16 +285,15 @@ def make_heads(recipe: Recipe, base: Base, builder: RowBuilder, usable: np.ndarr
         labels = builder.data.labels_of(task)
         check_labels(task, labels, builder.data, usable)
         known = labels[usable & known_labels(labels)]
-        extra: dict[str, Any] = {"fuse": soft and recipe.encoder.fuse, "feedback_codes": builder.layout.feedback.size}
         if task.head == "verbalizer" and task.loss == "cross_entropy" and labels.max() >= len(task.words or ()):
             raise RecipeError(
                 f"task {task.name!r} has more classes than label words", got=f"classes 0 to {labels.max()}",
                 expected=f"classes below {len(task.words or ())}", todo="name one word per class in the task's words",
             )  # fmt: skip
-        if task.head == "categorical":
-            extra["classes"] = int(labels.max()) + 1
-        extra |= start_of(task, known)
-        heads[task.name] = make_head(task.head, base, loss=task.loss, words=task.words, dropout=recipe.train.dropout, **extra)
+        classes = int(labels.max()) + 1 if task.head == "categorical" else 0
+        codes, fuse = builder.layout.feedback.size, soft and recipe.encoder.fuse
+        spec = HeadSpec.of(task, base.hidden_size, classes=classes, feedback_codes=codes, fuse=fuse)
+        heads[task.name] = make_head(spec, base, dropout=recipe.train.dropout, ngrams=None, **start_of(task, known))
     return heads
 
 
@@ -334,7 +333,7 @@ def _start_heads(model: Recommender, builder: RowBuilder, usable: np.ndarray) ->
                 hidden, there = model.soft.encoder.spec.dropout, (~model.absent).to("cpu", torch.float32)
                 weight = torch.cat([there * (1 - hidden), there * hidden])
                 head.start_at(torch.cat([vectors, model.soft.every(known=False)]), share.repeat(2), weight)
-        elif isinstance(head, BinaryHead | ScalarHead) and head.affinity is not None:
+        elif isinstance(head, FeedbackHead) and head.affinity is not None:
             labels = log.labels_of(model.tasks[name])
             chosen = usable & known_labels(labels)
             mean, spread = labels[chosen].mean(), labels[chosen].std() or 1.0

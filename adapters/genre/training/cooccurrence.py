@@ -50,18 +50,18 @@ def add_tastes(assembly: Assembly, processes: Processes) -> Iterator[str]:
         return
     vectors = to_unit(assembly.model.soft.every())
     factors = processes.broadcast(fit_taste(vectors, assembly.log, assembly.usable, assembly.recipe.encoder.taste))
-    for head in heads.values():
-        head.add_taste(factors.to(vectors.device), 0.0)
+    heads = {name: head.with_cooccurrence(factors.to(vectors.device)) for name, head in heads.items()}
+    assembly.model.heads.update(heads)
     for name, found in _by_blend(assembly, heads, processes).items():
-        head, chosen = heads[name], _deciding(assembly.model.tasks[name])
+        chosen = _deciding(assembly.model.tasks[name])
         values = [chosen.function(np.concatenate(some)) if some else np.nan for some in found]
         best = 0
         for place, value in enumerate(values):
             best = place if chosen.better(value, values[best]) else best
         if best == 0:
-            head.taste = head.blend = None
+            assembly.model.heads[name] = heads[name].with_cooccurrence(None)
             continue
-        head.add_taste(factors.to(vectors.device), BLENDS[best])
+        assembly.model.heads[name] = heads[name].with_cooccurrence(factors.to(vectors.device), BLENDS[best])
         moved = f"validation {name}.{chosen.name} {values[0]:.4f} to {values[best]:.4f}"
         yield f"{name}: a linear model of which items the same users had counts {BLENDS[best]:g}: {moved}"
 

@@ -3,8 +3,6 @@
 Owns: the wiring of such a run, on an encoder or on a causal base. Ignores: the loop, files, the registry.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -15,7 +13,8 @@ from genre.data.texts.dataset import Texts
 from genre.evaluation.labels import check_labels, known_labels
 from genre.modules.base.base import Base
 from genre.modules.heads.heads import Head, make_head
-from genre.modules.heads.tfidf import Terms
+from genre.modules.heads.spec import HeadSpec
+from genre.modules.heads.tfidf import TfidfNgrams
 from genre.modules.recommender import Recommender
 from genre.recipe import Recipe
 from genre.tasks import Task
@@ -61,16 +60,17 @@ def _heads(recipe: Recipe, base: Base, builder: TextRows, usable: np.ndarray) ->
         labels = builder.data.labels_of(task)
         check_labels(task, labels, builder.data, usable)
         known = labels[usable & known_labels(labels)]
-        extra: dict[str, Any] = {"classes": len(task.classes or ()), "dropout": recipe.train.dropout, **start_of(task, known)}
-        if recipe.sequence.terms:
-            extra["terms"] = _terms(task, labels, builder, usable, recipe.sequence.terms)
-        heads[task.name] = make_head(task.head, base, loss=task.loss, **extra)
+        most = recipe.sequence.terms
+        ngrams = _fit_ngrams(task, labels, builder, usable, most) if most else None
+        count = None if ngrams is None else len(ngrams.keys)
+        spec = HeadSpec.of(task, base.hidden_size, classes=len(task.classes or ()), ngrams=count)
+        heads[task.name] = make_head(spec, base, dropout=recipe.train.dropout, ngrams=ngrams, **start_of(task, known))
     return heads
 
 
-def _terms(task: Task, labels: np.ndarray, builder: TextRows, usable: np.ndarray, most: int) -> Terms:
-    """What the terms of the texts that train say of their labels."""
+def _fit_ngrams(task: Task, labels: np.ndarray, builder: TextRows, usable: np.ndarray, most: int) -> TfidfNgrams:
+    """A linear model of the labels on the n-grams of the texts that train."""
     trains = np.where(usable, labels, np.nan if labels.dtype.kind == "f" else -1)
     rows = [row.tokens for row in builder.all_rows]
     groups = builder.data.group_codes
-    return Terms.fit(rows, trains, groups, loss=task.loss, classes=len(task.classes or ()), most=most)
+    return TfidfNgrams.fit(rows, trains, groups, loss=task.loss, classes=len(task.classes or ()), most=most)

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from genre._version import __version__
 from genre.data.dataset import Dataset
-from genre.engine.versions import Loaded, Low, read_adapter, write_catalogue
+from genre.engine.versions import Loaded, Low, read_adapter, write_catalogue, write_heads
 from genre.errors import InputError, ManifestError
 from genre.jobs.evaluate import Figures, low_layers
 from genre.jobs.inputs import load_base
@@ -162,13 +162,7 @@ def _write_files(folder: Path, parents: Sequence[Loaded], low: Low, data: Datase
         config = peft_config(layers, base=Path(base.name).name, rank=rank, alpha=rank, conv1d=conv1d, encoder=base.bidirectional)
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(to_peft(layers), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    state = {
-        f"{name}.{key}": value.detach().cpu().clone().contiguous()
-        for name, head in _heads(parents).items()
-        for key, value in head.state_dict().items()
-    }
-    if state:
-        save_file(state, folder / "heads.safetensors", metadata={"format": "pt"})
+    write_heads(folder, _heads(parents))
     if parents[0].shared is None and data.catalogue is not None:
         write_catalogue(folder, data.catalogue, parents[0].layout.text)
 

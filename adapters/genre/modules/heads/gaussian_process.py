@@ -1,6 +1,6 @@
-"""How well an item fits what its user said of the items before: Gaussian process regression over item vectors.
+"""Gaussian process regression of a user's feedback over item vectors: how the feedback so far carries over to a target.
 
-Owns: what a head sees of a history (`View`), the affinity, and the ridge regression that heads start from. Ignores: hidden
+Owns: what a head sees of a history (`View`), the process, and the ridge regression that heads start from. Ignores: hidden
 states, losses.
 """
 
@@ -42,16 +42,16 @@ class View:
         return there if self.weights is None else there * self.weights
 
 
-class Affinity(nn.Module):
-    """What a user's earlier feedback says of a target: the posterior mean of a Gaussian process over the user's events.
+class GaussianProcess(nn.Module):
+    """The posterior mean for a target of a Gaussian process over the user's events before it.
 
         a_t = b·ē_t + α k_tᵀ (K + I)⁻¹ r,    r_j = s(f_j) - b·ē_j
         K_ij = σ₀ + σ₁ ē_i·ē_j / D + Σ_m τ_m exp(-|i - j| / ℓ_m)
 
     over the n events j before the target that have feedback f_j; k_t holds the same kernel between the target and each event.
-    b is an item's worth, s a learned worth of each feedback value. The first term is what the user thinks of everything, the
-    second how that carries over to items like those rated, the last a mood that fades with the events in between. The noise
-    is the unit of the variances. With σ₀ alone the sum is the user's smoothed mean residual, so it starts near the additive
+    b gives an item's bias, s is a learned bias of each feedback value (`worth` in the files). The kernel's terms are the user's
+    own bias, preferences that carry over to similar items, and drifts that fade with the events in between. The noise is the
+    unit of the variances. With σ₀ alone the sum is the user's smoothed mean residual, so it starts near the additive
     baseline, see `start_at`. One Cholesky factor of a row's events serves all of its targets, since its leading part is that
     of the leading events. Source: Rasmussen & Williams, Gaussian Processes for Machine Learning (2006), algorithm 2.1.
     """
@@ -69,7 +69,7 @@ class Affinity(nn.Module):
         nn.init.zeros_(self.item.weight)
 
     def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        """(N, D) → item worth (N,), and (N, D) vectors whose products are the kernel's second term."""
+        """(N, D) → item biases (N,), and (N, D) vectors whose products are the kernel's second term."""
         unit = to_unit(vectors)
         return self.item(unit).squeeze(-1), unit * (self.log_variance[1].exp() / unit.shape[-1]).sqrt()
 
@@ -107,17 +107,17 @@ class Affinity(nn.Module):
         return variance[0] + (variance[2:] * torch.exp(-apart / self.log_span.exp())).sum(-1)
 
     @torch.no_grad()
-    def start_at(self, vectors: Tensor, worth_of_item: Tensor, weight: Tensor, worth: Tensor) -> None:
+    def start_at(self, vectors: Tensor, item_bias: Tensor, weight: Tensor, feedback_bias: Tensor) -> None:
         """Start near the additive baseline (mutates).
 
         Args:
             vectors: (N, D) item vectors.
-            worth_of_item: (N,) smoothed mean label of each item, in the head's own units, less the overall mean.
+            item_bias: (N,) smoothed mean label of each item, in the head's own units, less the overall mean.
             weight: (N,) training events of each item.
-            worth: (codes,) the same for each feedback value.
+            feedback_bias: (codes,) the same for each feedback value.
         """
-        self.item.weight[0] = ridge(to_unit(vectors), worth_of_item, weight)
-        self.worth.copy_(worth)
+        self.item.weight[0] = ridge(to_unit(vectors), item_bias, weight)
+        self.worth.copy_(feedback_bias)
 
 
 def columns(rows: Tensor, count: int) -> tuple[Tensor, int]:

@@ -1,12 +1,12 @@
-"""A linear model on the TF-IDF weights of tokens and pairs of tokens, as the part of a head that counts words.
+"""A linear model on the TF-IDF weights of token unigrams and bigrams, as a term of a head over texts.
 
-Owns: the terms of a text, their weights, fitting them on training texts, what they say of a batch. Ignores: hidden states, tasks.
+Owns: the n-grams of a text, their weights, fitting them on training texts, their logits. Ignores: hidden states, tasks.
 
-    "not soft"  →  tokens 25, 3730  →  terms 25, 3730 and the pair (25, 3730)  →  x, |x| = 1  →  Σ_t x_t w_t
+    "not soft"  →  tokens 25, 3730  →  n-grams 25, 3730 and (25, 3730)  →  x, |x| = 1  →  Σ_t x_t w_t
 
-A head adds what its terms say to what it reads off the base's state, so that training starts at the linear model and the base
-learns what counting words misses. In training a text is judged by weights that were fitted without its group (five folds), since
-weights fitted with it would know its label and leave the base nothing to learn.
+A head adds these logits to what it reads off the base's state, so that training starts at the linear model and the base learns
+what counting words misses. In training a text gets the logits of weights that were fitted without its group (five folds): weights
+fitted with it would know its label and leave the base nothing to learn.
 
 Source of the weighting: Salton & Buckley (1988), x_t = (1 + ln tf_t)(1 + ln((1 + n) / (1 + df_t))), scaled to length one.
 """
@@ -26,21 +26,21 @@ STRENGTH = 3.0
 FOLDS = 5
 
 UNSEEN = -5.0
-"""The logit of a class that no text has which a model is fitted on."""
+"""The logit of a class that no text of the fit has."""
 
 
-class Terms(nn.Module):
-    """What the terms of a text say.
+class TfidfNgrams(nn.Module):
+    """The logits of a text's n-grams.
 
     Shapes: tokens (n, T) int64 and their lengths (n,) → (n, C) float32.
 
     Attributes:
-        keys: (V,) int64, ascending: a token, or a pair of neighbours as (first + 1) · 2³² + second.
+        keys: (V,) int64, ascending: a token, or a bigram as (first + 1) · 2³² + second.
         idf: (V,) float32.
         weight: (V, C) float32, frozen.
         constant: (C,) float32: the linear model's constant, less the share or mean of the labels, which is in the head's bias.
         share: Trained: how much of it counts; 1 at the start.
-        honest: (N, C) float32, for training alone: what weights fitted without a training text's group say of it, by the
+        out_of_fold: (N, C) float32, in training alone: each training text's logits by weights fitted without its group, by the
             caller's number; NaN for other texts. Not part of any file.
     """
 
@@ -48,7 +48,7 @@ class Terms(nn.Module):
     idf: Tensor
     weight: Tensor
     constant: Tensor
-    honest: Tensor | None
+    out_of_fold: Tensor | None
 
     def __init__(self, count: int, columns: int) -> None:
         super().__init__()
@@ -56,13 +56,13 @@ class Terms(nn.Module):
         self.register_buffer("idf", torch.zeros(count))
         self.register_buffer("weight", torch.zeros(count, columns))
         self.register_buffer("constant", torch.zeros(columns))
-        self.register_buffer("honest", None, persistent=False)
+        self.register_buffer("out_of_fold", None, persistent=False)
         self.share = nn.Parameter(torch.ones(()))
 
     @classmethod
     def fit(
         cls, rows: Sequence[np.ndarray], labels: np.ndarray, groups: np.ndarray, *, loss: str, classes: int, most: int
-    ) -> "Terms":
+    ) -> "TfidfNgrams":
         """Fit on training texts.
 
         Args:
@@ -71,50 +71,50 @@ class Terms(nn.Module):
             groups: (N,) int, what folds keep together.
             loss: The task's: logistic regression (`log_loss`, `cross_entropy`) or ridge regression (`mse`).
             classes: Of `cross_entropy`.
-            most: The most terms that are kept: those that most training texts have, of those that two have (of few texts, one).
+            most: Keep at most so many n-grams, the most frequent of those that at least two texts have (of few texts, one).
         """
         train = np.flatnonzero(~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0)
-        some = [rows[place] for place in train.tolist()]
+        some = [rows[index] for index in train.tolist()]
         keys, frequency = _frequencies(some, 2 if len(train) > 100 else 1, most)
         made = cls(len(keys), classes if loss == "cross_entropy" else 1)
         made.keys.copy_(torch.from_numpy(keys))
         made.idf.copy_(torch.from_numpy(1 + np.log((1 + len(train)) / (1 + frequency))))
         features, wanted = made._matrix(some), labels[train]
         fold = np.random.default_rng(0).permutation(int(groups.max()) + 1)[groups[train]] % FOLDS
-        honest = np.zeros((len(train), made.weight.shape[1]), dtype=np.float32)
+        logits = np.zeros((len(train), made.weight.shape[1]), dtype=np.float32)
         for number in np.unique(fold):
             own = fold == number
             weight, constant = _linear(features[~own], wanted[~own], loss, classes)
-            honest[own] = features[own] @ weight + constant
+            logits[own] = features[own] @ weight + constant
         weight, constant = _linear(features, wanted, loss, classes)
         made.weight.copy_(torch.from_numpy(weight))
         made.constant.copy_(torch.from_numpy(constant))
-        made.honest = torch.full((len(labels), honest.shape[1]), torch.nan)
-        made.honest[torch.from_numpy(train)] = torch.from_numpy(honest)
+        made.out_of_fold = torch.full((len(labels), logits.shape[1]), torch.nan)
+        made.out_of_fold[torch.from_numpy(train)] = torch.from_numpy(logits)
         return made
 
     def forward(self, tokens: Tensor, lengths: Tensor, numbers: Tensor | None = None) -> Tensor:
-        """(n, C): what the terms of n rows say; in training, of training texts that `numbers` names, what is honest."""
-        if self.training and self.honest is not None and numbers is not None:
-            known = self.honest[numbers.to(self.honest.device)]
+        """(n, C) logits of n rows; in training, out-of-fold ones of the training texts that `numbers` names."""
+        if self.training and self.out_of_fold is not None and numbers is not None:
+            known = self.out_of_fold[numbers.to(self.out_of_fold.device)]
             return self.share * torch.where(known.isnan(), 0.0, known)
-        row, place, value = self._values(tokens, lengths)
-        said = self.constant.expand(len(tokens), -1)
-        return self.share * said.index_add(0, row, value[:, None] * self.weight[place])
+        row, index, value = self._values(tokens, lengths)
+        constant = self.constant.expand(len(tokens), -1)
+        return self.share * constant.index_add(0, row, value[:, None] * self.weight[index])
 
     def _values(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Row, place among the terms and value x of every term that a row has."""
+        """Row, index among the keys and value x of every n-gram that a row has."""
         inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None]
-        terms = torch.cat([tokens, ((tokens[:, :-1] + 1) << 32) | tokens[:, 1:]], 1)
+        ngrams = torch.cat([tokens, ((tokens[:, :-1] + 1) << 32) | tokens[:, 1:]], 1)
         there = torch.cat([inside, inside[:, 1:]], 1)
-        at = torch.searchsorted(self.keys, terms).clamp_max(max(len(self.keys) - 1, 0))
-        there &= self.keys[at] == terms if len(self.keys) else False
-        owner = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(terms)[there]
+        at = torch.searchsorted(self.keys, ngrams).clamp_max(max(len(self.keys) - 1, 0))
+        there &= self.keys[at] == ngrams if len(self.keys) else False
+        owner = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(ngrams)[there]
         found, times = torch.unique(owner * max(len(self.keys), 1) + at[there], return_counts=True)
-        row, place = found // max(len(self.keys), 1), found % max(len(self.keys), 1)
-        value = (1 + times.log()) * self.idf[place]
+        row, index = found // max(len(self.keys), 1), found % max(len(self.keys), 1)
+        value = (1 + times.log()) * self.idf[index]
         length = value.new_zeros(len(tokens)).index_add(0, row, value.square()).sqrt()
-        return row, place, value / length[row]
+        return row, index, value / length[row]
 
     def _matrix(self, rows: Sequence[np.ndarray], *, at_once: int = 1024) -> Any:
         """The rows' values as a sparse (n, V) matrix."""
@@ -123,13 +123,13 @@ class Terms(nn.Module):
         parts = []
         for start in range(0, len(rows), at_once):
             some = rows[start : start + at_once]
-            row, place, value = self._values(padded(some, 0), torch.tensor([len(own) for own in some]))
-            parts.append(csr_matrix((value.numpy(), (row.numpy(), place.numpy())), shape=(len(some), len(self.keys))))
+            row, index, value = self._values(padded(some, 0), torch.tensor([len(own) for own in some]))
+            parts.append(csr_matrix((value.numpy(), (row.numpy(), index.numpy())), shape=(len(some), len(self.keys))))
         return vstack(parts).tocsr()
 
 
 def _frequencies(rows: Sequence[np.ndarray], fewest: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The terms that at least `fewest` rows have, the `most` commonest of them, ascending, and how many rows have each."""
+    """The `most` commonest n-grams that at least `fewest` rows have, ascending, and how many rows have each."""
     own = []
     for row in rows:
         tokens = row.astype(np.int64)
