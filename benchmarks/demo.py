@@ -22,6 +22,7 @@ from genre.engine import Engine, Request, Response, Scored
 from genre.engine.versions import read_adapter
 from genre.jobs.evaluate import restore
 from genre.jobs.inputs import environment, write_text
+from genre.modules.base.packaged import prepare_base
 from genre.modules.lora.layer import detach
 from genre.progress import Reporter
 from report import curve, intervals, render
@@ -53,8 +54,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
 
     say.line("preparing data and base")
-    log = genre.Interactions.read(sources.prepare_data("ml-100k", say=say.line))
-    sources.prepare_base("smollm2-135m", say=say.line)
+    log = genre.Interactions.read(sources.prepare_data("ml-100k", on_step=say.line))
+    prepare_base("smollm2-135m", on_step=say.line)
     recipes = {name: genre.Recipe.read(RECIPES / f"{name}.yaml", [*OVERRIDES[name], *options.set]) for name in TASKS}
     first = recipes["next_item"].base
     base = genre.Base.load(first.name, quantization=first.quantization, depth=first.depth)

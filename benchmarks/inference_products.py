@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import genre
-from genre.modules.base.source import quiet
+from genre.modules.base.quiet import quiet
 from genre.modules.lora.layer import find_linears, linear_shape
 from genre.modules.lora.slots import Lanes
 

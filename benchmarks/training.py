@@ -33,7 +33,7 @@ from genre.data.splits import split
 from genre.evaluation.metrics import auc
 from genre.evaluation.targets import targets as targets_of
 from genre.jobs.inputs import open_log
-from genre.modules.base.source import quiet
+from genre.modules.base.quiet import quiet
 from genre.progress import Reporter
 from genre.training import Loop
 from genre.training.assembly import SharedEncoder, assemble, training_split

@@ -28,7 +28,7 @@ import torch
 
 import genre
 from genre.jobs.inputs import open_log
-from genre.modules.base.source import quiet
+from genre.modules.base.quiet import quiet
 from genre.progress import Reporter
 from genre.training import Loop
 from genre.training.assembly import Assembly, SharedEncoder, assemble

@@ -18,7 +18,7 @@ def make_base(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0, 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from genre.modules.base.source import quiet
+    from genre.modules.base.quiet import quiet
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {"<s>": 0, "</s>": 1, "<pad>": 2} | {letter: i + 3 for i, letter in enumerate(alphabet)}
@@ -49,7 +49,7 @@ def make_encoder_base(folder: Path, *, layers: int = 2, width: int = 32, seed: i
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    from genre.modules.base.source import quiet
+    from genre.modules.base.quiet import quiet
 
     special = ("[PAD]", "[CLS]", "[SEP]")
     words = {word: i for i, word in enumerate((*special, *sorted(pre_tokenizers.ByteLevel.alphabet())))}

@@ -52,7 +52,7 @@ def deep_base(folder: Path, *, layers: int = 8) -> Path:
 def prepare_from(folder: Path) -> Callable[..., Path]:
     """What `sources.prepare_data` does, from a folder instead of a package."""
 
-    def prepare(name: str, out: Path | None = None, *, say: object = None) -> Path:
+    def prepare(name: str, out: Path | None = None, *, on_step: object = None) -> Path:
         return folder if out is None else Path(shutil.copytree(folder, out))
 
     return prepare

@@ -9,6 +9,7 @@ import pytest
 
 from genre import cli
 from genre.data.packaged import sources
+from genre.modules.base import packaged, source
 from standins import ROOT, deep_base, movies, prepare_from, write_events
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,7 +33,8 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sources, "prepare_data", prepare_from(folder / "prepared"))
-        patch.setattr(sources, "prepare_base", lambda name, *, say=None: base)
+        patch.setattr(packaged, "prepare_base", lambda name, *, on_step=None: base)
+        patch.setattr(source, "prepare_base", lambda name: base)
         yield folder
 
 

@@ -23,8 +23,8 @@ from genre.cli import main
 from genre.data.importers.log import import_log
 from genre.data.importers.movielens import GENRES_100K
 from genre.data.packaged import sources
+from genre.data.packaged.convert import convert_reviews
 from genre.data.packaged.open_bandit import convert_open_bandit
-from genre.data.packaged.reviews import convert_reviews
 from standins import movies
 
 FIRST = 1_573_430_400  # 2019-11-11

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 import genre
-from genre.data.packaged.sources import prepare_base
 from genre.engine.versions import adapter_manifest, write_adapter
+from genre.modules.base.packaged import prepare_base
 from genre.registry import Registry, truncate_base
 from genre.registry.manifest import Cost
 from genre.training.assembly import assemble

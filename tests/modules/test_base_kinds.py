@@ -11,7 +11,7 @@ from genre.engine import Engine, Request
 from genre.errors import BaseModelError
 from genre.modules.base.base import Base
 from genre.modules.base.fingerprint import fingerprint
-from genre.modules.base.source import quiet
+from genre.modules.base.quiet import quiet
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 260, "max_position_embeddings": 512}
 

@@ -6,7 +6,7 @@ import torch
 from builders import LIKE, recipe
 from genre.modules.base.base import Base
 from genre.modules.base.fused_layers import Gated, GatedMlp, Normed, RmsNorm, fuse_layers
-from genre.modules.base.source import quiet
+from genre.modules.base.quiet import quiet
 from genre.training.assembly import assemble
 
 

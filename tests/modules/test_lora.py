@@ -11,7 +11,7 @@ from builders import LIKE, recipe, stir
 from genre.engine.versions import write_adapter
 from genre.errors import BaseModelError, InputError, ManifestError
 from genre.modules.base.base import Base
-from genre.modules.base.source import quiet
+from genre.modules.base.quiet import quiet
 from genre.modules.lora.layer import LoraLinear, attach, detach, find_linears, from_peft, peft_config, to_peft
 from genre.training.assembly import assemble
 

@@ -21,7 +21,7 @@ class Served:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from genre.modules.base.source import quiet
+        from genre.modules.base.quiet import quiet
 
         with quiet():
             self.tokenizer = AutoTokenizer.from_pretrained(folder / "base")

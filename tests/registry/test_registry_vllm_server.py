@@ -76,8 +76,8 @@ def odds(probability: float) -> float:
 
 
 def test_probabilities_equal_ours(python: Path, tmp_path: Path) -> None:
-    from genre.data.packaged.sources import prepare_base
     from genre.jobs.inputs import open_log
+    from genre.modules.base.packaged import prepare_base
     from genre.registry.vllm_client import Client
 
     depth, log = 4, open_log("ml-100k")

@@ -19,7 +19,7 @@ from genre.jobs.evaluate import restore
 from genre.jobs.inputs import open_data
 from genre.jobs.merge.job import merge_versions
 from genre.jobs.merge.judge import Options
-from genre.modules.base.source import quiet
+from genre.modules.base.quiet import quiet
 from genre.recipe import Recipe
 from genre.training import fit
 from genre.training.assembly import training_split

@@ -284,7 +284,7 @@ def test_segments_see_themselves_only(base, log, tiny):
 def test_a_sliding_window_is_kept(tmp_path, log):
     from transformers import AutoModelForCausalLM, MistralConfig
 
-    from genre.modules.base.source import quiet
+    from genre.modules.base.quiet import quiet
 
     folder = make_base(tmp_path / "mistral")
     config = MistralConfig(

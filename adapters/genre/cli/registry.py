@@ -191,13 +191,13 @@ def _open(url: str) -> "Registry":
 
 
 def _prepared_base(name: str) -> Path | None:
-    from genre.data.packaged.sources import prepared_path
     from genre.errors import InputError
+    from genre.modules.base.packaged import prepared_base
 
     if Path(name).is_dir():
         return Path(name)
     try:
-        return prepared_path(name)
+        return prepared_base(name)
     except InputError:
         return None
 

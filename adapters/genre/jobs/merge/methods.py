@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from genre.errors import InputError, ManifestError
-from genre.modules.base.source import quiet
+from genre.modules.base.quiet import quiet
 
 Method = Literal["linear", "ties", "dare_ties", "svd"]
 METHODS: tuple[Method, ...] = get_args(Method)

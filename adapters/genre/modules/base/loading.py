@@ -15,7 +15,8 @@ import torch
 
 from genre.errors import BaseModelError
 from genre.modules.base.fused_layers import fuse_layers
-from genre.modules.base.source import first_line, is_encoder, quiet, read_face
+from genre.modules.base.quiet import quiet
+from genre.modules.base.source import first_line, is_encoder, read_face
 
 Quantization = Literal["none", "int8", "nf4"]
 

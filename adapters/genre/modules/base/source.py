@@ -4,36 +4,15 @@ Owns: finding a base (package, folder or hub id), its configuration and tokenize
 is an encoder (BERT kind: every token sees every other one). Ignores: modules, devices.
 """
 
-import contextlib
 import hashlib
 import json
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genre.errors import BaseModelError
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the progress bars, notices and deprecations of the libraries below from the user's terminal."""
-    from transformers.utils import logging as hf_logging
-
-    level, disabled = hf_logging.get_verbosity(), logging.root.manager.disable
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        hf_logging.set_verbosity(level)
-        hf_logging.enable_progress_bar()
+from genre.modules.base.packaged import BASES, prepare_base, prepared_base
+from genre.modules.base.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -57,14 +36,12 @@ class Face:
         Raises:
             BaseModelError: The folder holds no base, or no name, folder or hub id is meant.
         """
-        from genre.data.packaged import sources
-
         folder: Path | None = Path(name).expanduser()
         assert folder is not None
         if not folder.is_dir():
             if name.count("/") == 1 and not name.startswith((".", "/", "~")):
                 return None  # a hub id, which may have to be fetched
-            folder = sources.prepared_path(name) if name in sources.BASES else find(name)
+            folder = prepared_base(name) if name in BASES else find(name)
         if folder is None:
             return None
         config, tokenizer = read_face(name, folder)
@@ -124,18 +101,16 @@ def find(name: str) -> Path:
     Raises:
         BaseModelError: Nothing of that name can be found.
     """
-    from genre.data.packaged import sources
-
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if name in sources.BASES:
-        return sources.prepare_base(name)
+    if name in BASES:
+        return prepare_base(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _snapshot(name)
     raise BaseModelError(
         f"no base is called {name!r}",
-        expected=f"{', '.join(sources.BASES)}, a folder, or a hub id such as owner/model",
+        expected=f"{', '.join(BASES)}, a folder, or a hub id such as owner/model",
         todo="genre base list shows what comes as a package",
     )
 
