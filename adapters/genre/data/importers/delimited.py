@@ -1,12 +1,13 @@
-"""Tables of separated cells from strangers.
+"""CSV and its kin, as other people write it.
 
-Owns: the separator, the header, lines that are no row, quotes that are never closed. Ignores what the columns mean.
+Owns: the separator, the header, lines that are no row, quotes that are never closed. Ignores the meaning of columns.
 
     "userId";"sku";"when"            columns userId, sku, when
     7;"12"" ruler";2024-03-01   ->   7, 12" ruler, 2024-03-01
-    8;"never closed;2024-03-02       lost, and said so: line 3 has a quote that is never closed
+    8;"never closed;2024-03-02       left out and reported: line 3 has a quote that is never closed
 
-A sound file is read by polars straight from the disk; one with a bad line is read again line by line, so that the others stay.
+polars reads a sound file straight from the disk; one with a bad line is read again line by line, so that the other lines stay
+(`docs/decisions/broken-csv.md`).
 """
 
 import csv
@@ -46,12 +47,13 @@ def read_csv(
         DataError: If the file cannot be read, is empty, or has a line that is no row and there is no report.
     """
     head = _head(path, encoding)
-    skipped = re.match(r"sep=(.)\r?\n", head)  # what Excel writes for itself
-    first = head[skipped.end() if skipped else 0 :].splitlines()[:1]
-    separator = separator or (skipped[1] if skipped else _find_separator(first[0] if first else ""))
-    broken = _too_few_names(columns, first, separator)
-    if broken:
-        raise DataError(f"{path.name} does not fit its columns", got=broken, expected="a name for each cell of the first line")
+    named = re.match(r"sep=(.)\r?\n", head)  # Excel's own way to name the separator
+    skip = 1 if named else 0
+    first = next(iter(head.splitlines()[skip : skip + 1]), "")
+    separator = separator or (named[1] if named else max(SEPARATORS, key=lambda each: len(_split(first, each))))
+    if columns is not None and first and len(columns) != len(_split(first, separator)):
+        got = f"{len(columns)} names for {len(_split(first, separator))} cells"
+        raise DataError(f"{path.name} does not fit its columns", got=got, expected="a name for each cell of the first line")
     plain = encoding.lower() in _UTF8 and path.suffix.lower() != ".gz" and "\n" in head
     try:
         source: Path | io.BytesIO = path if plain else io.BytesIO(read_text(path, encoding).encode())
@@ -61,15 +63,15 @@ def read_csv(
             infer_schema=False,
             has_header=columns is None,
             new_columns=columns,
-            skip_rows=1 if skipped else 0,
+            skip_rows=skip,
         )
     except pl.exceptions.NoDataError as error:
         raise DataError(f"{path.name} is empty", got="no header", expected="a header and rows") from error
-    except (pl.exceptions.PolarsError, OSError) as error:
-        table = _recover(path, read_text(path, encoding), separator, columns, bool(skipped), report, error)
+    except (pl.exceptions.PolarsError, OSError):
+        table = _recover(path, separator, encoding, columns, skip, report)
     else:
         if _swallowed(table):
-            table = _recover(path, read_text(path, encoding), separator, columns, bool(skipped), report, None)
+            table = _recover(path, separator, encoding, columns, skip, report)
     return _without_blanks(_with_plain_names(table), report)
 
 
@@ -134,19 +136,12 @@ def _head(path: Path, encoding: str) -> str:
         raise DataError(f"{path} cannot be read", got=error, expected="a whole text file") from error
 
 
-def _find_separator(line: str) -> str:
-    return max(SEPARATORS, key=lambda separator: len(next(csv.reader([line], delimiter=separator), [])))
-
-
-def _too_few_names(columns: list[str] | None, first: list[str], separator: str) -> str | None:
-    if columns is None or not first:
-        return None
-    cells = next(csv.reader(first, delimiter=separator), [])
-    return None if len(cells) == len(columns) else f"{len(columns)} names for {len(cells)} cells"
+def _split(line: str, separator: str) -> list[str]:
+    return next(csv.reader([line], delimiter=separator), [])
 
 
 def _swallowed(table: pl.DataFrame) -> bool:
-    """Whether a quote may have taken whole lines into a cell: a row that has empty cells and one with a line's end in it."""
+    """Return whether a quote may have taken whole lines into a cell: a row has empty cells and a cell with a line's end."""
     if not table.width:
         return False
     ends = pl.any_horizontal(pl.all().str.contains("\n", literal=True).fill_null(False))
@@ -154,75 +149,61 @@ def _swallowed(table: pl.DataFrame) -> bool:
 
 
 def _recover(
-    path: Path, text: str, separator: str, columns: list[str] | None, skip: bool, report: Report | None, cause: Exception | None
+    path: Path, separator: str, encoding: str, columns: list[str] | None, skip: int, report: Report | None
 ) -> pl.DataFrame:
-    """Read line by line; what is no row is counted, or the first one is an error."""
-    lines = text.split("\n")[1 if skip else 0 :]
-    offset = 2 if skip else 1
-    if lines and not lines[-1].strip():
-        lines.pop()
-    place = 0
+    """Read line by line; lines that are no row are counted, or the first one is an error."""
+    lines = read_text(path, encoding).removesuffix("\n").split("\n")
+    at = skip
     if columns is None:
-        header = _cells(lines, 0, separator, None)
-        if isinstance(header, str):
-            raise DataError(f"{path.name}, line {offset} is no header", got=header, expected="the columns' names") from cause
-        columns, place = [name or "" for name in header[0]], header[1]
+        cells, taken = _parse_row(lines, at, separator)
+        if isinstance(cells, str):
+            raise DataError(f"{path.name}, line {at + 1} is no header", got=cells, expected="the columns' names")
+        columns = [name if name not in cells[:place] else f"{name}_duplicated_{place}" for place, name in enumerate(cells)]
+        at += taken
+    expected = f"{len(columns)} cells, as in the header"
     rows: list[list[str | None]] = []
     kept: list[int] = []
     bad: dict[str, list[int]] = {}
-    row = 0
-    while place < len(lines):
-        found = _cells(lines, place, separator, len(columns))
-        if isinstance(found, str):
-            if report is None:
-                raise DataError(
-                    f"{path.name}, line {place + offset} {found}",
-                    expected=f"{len(columns)} cells, as in the header",
-                    todo="quote the cells that hold a separator or a quote",
-                ) from cause
-            bad.setdefault(found, []).append(place + offset)
-            place += 1
+    while at < len(lines):
+        cells, taken = _parse_row(lines, at, separator, len(columns))
+        if not isinstance(cells, str):
+            kept.append(len(rows) + sum(map(len, bad.values())))
+            rows.append([cell or None for cell in cells] + [None] * (len(columns) - len(cells)))
+        elif report is None:
+            todo = "quote the cells that hold a separator or a quote"
+            raise DataError(f"{path.name}, line {at + 1} has {cells}", expected=expected, todo=todo)
         else:
-            rows.append(found[0])
-            kept.append(row)
-            place += found[1]
-        row += 1
+            bad.setdefault(cells, []).append(at + 1)
+        at += taken
     for reason, numbers in bad.items():
         assert report is not None
-        report.lose(f"lines that are no row ({_plain_reason(reason)})", numbers, f"{path.name}, line {numbers[0]} {reason}",
-                    f"{len(columns)} cells, as in the header")  # fmt: skip
-    unique = [name if name not in columns[:at] else f"{name}_duplicated_{at}" for at, name in enumerate(columns)]
-    table = pl.DataFrame(rows, schema=dict.fromkeys(unique, pl.String), orient="row")
+        kind = reason.removeprefix("a ").partition(":")[0]
+        report.lose(f"lines that are no row ({kind})", numbers, f"{path.name}, line {numbers[0]} has {reason}", expected)
+    table = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
     return table.with_columns(pl.Series(PLACE, kept, dtype=pl.Int64)) if bad else table
 
 
-def _cells(lines: list[str], place: int, separator: str, width: int | None) -> tuple[list[str | None], int] | str:
-    """The cells of the row that begins at a line, and how many lines it takes; or what is wrong with that line."""
-    line = lines[place].removesuffix("\r")
-    taken = 1
+def _parse_row(lines: list[str], at: int, separator: str, width: int | None = None) -> tuple[list[str] | str, int]:
+    """Return the cells of the row that begins at a line, or what is wrong with that line; and how many lines they take."""
+    text, taken = lines[at].removesuffix("\r"), 1
     while True:
         try:
-            cells = next(csv.reader([line], delimiter=separator, strict=True), [])
+            cells = next(csv.reader([text], delimiter=separator, strict=True), [])
             break
         except csv.Error as error:
-            ended = "unexpected end of data" in str(error)
-            if not ended or place + taken >= len(lines) or taken >= _LONGEST:
-                return "has a quote that is never closed" if ended else "has text after a closing quote"
-            line += "\n" + lines[place + taken].removesuffix("\r")
+            if "unexpected end of data" not in str(error):
+                return "text after a closing quote", 1
+            if at + taken >= len(lines) or taken >= _LONGEST:
+                return "a quote that is never closed", 1
+            text += "\n" + lines[at + taken].removesuffix("\r")
             taken += 1
-    if width is None:
-        return list(cells), taken
-    while len(cells) > width and cells[-1] == "":  # a separator at the end of each line
+    while width is not None and len(cells) > width and cells[-1] == "":  # a separator at the end of each line
         cells.pop()
-    if taken > 1 and len(cells) != width:
-        return "has a quote that is never closed"
-    if len(cells) > width:
-        return f"has too many cells: got {len(cells)}"
-    return [cell or None for cell in cells] + [None] * (width - len(cells)), taken
-
-
-def _plain_reason(reason: str) -> str:
-    return reason.removeprefix("has ").removeprefix("a ").partition(":")[0]
+    if width is not None and taken > 1 and len(cells) != width:
+        return "a quote that is never closed", 1
+    if width is not None and len(cells) > width:
+        return f"too many cells: got {len(cells)}", 1
+    return cells, taken
 
 
 def _with_plain_names(table: pl.DataFrame) -> pl.DataFrame:
