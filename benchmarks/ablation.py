@@ -1,10 +1,10 @@
-"""What each item feature is worth: the encoder with and without it, on ML-100K, a small budget per arm.
+"""Ablation of item features: the encoder with and without each, on ML-100K, a small budget per arm.
 
     python benchmarks/ablation.py --json build/bench/ablation.json [--arms full,no_text] [--set train.epochs=4 …]
 
 full               text (the base's embedding of title, year, genres), learned and collaborative vectors, the knowledge graph's
 no_…               full without one of them; …_only is one of them alone
-with_image         full, and a list-of-float column as an image model would give, here drawn at random: what noise costs
+with_image         full, and a list-of-float column as an image model would give, here drawn at random: the cost of noise
 
 Arms differ in the encoder alone: same seed, rows, budget. NDCG@10 on the validation part (nothing is tested here), seen items
 masked, with user-bootstrap intervals, and the paired difference from the full arm. Each arm is kept beside the JSON file once
@@ -29,7 +29,7 @@ from genre.progress import Reporter
 from genre.training import fit
 from genre.training.assembly import assemble
 from genre.training.prediction import predict
-from run import keep_figures
+from suite import keep_figures
 
 RECIPE = Path(__file__).parent / "recipes" / "ablation.yaml"
 IMAGE, IMAGE_SIZE = "image", 64
@@ -49,7 +49,7 @@ ARMS: dict[str, list[str]] = {
 
 
 def with_image(log: genre.Interactions) -> genre.Interactions:
-    """The log with a column of vectors that say nothing of the items."""
+    """Add a column of random vectors to the log's items."""
     drawn = np.random.default_rng(0).normal(size=(log.catalogue.size, IMAGE_SIZE)).astype(np.float32)
     column = pl.Series(IMAGE, drawn.tolist(), dtype=pl.List(pl.Float32))
     frame = log.catalogue.frame.with_columns(column)
@@ -57,7 +57,7 @@ def with_image(log: genre.Interactions) -> genre.Interactions:
 
 
 def train(arm: str, log: genre.Interactions, overrides: list[str], folder: Path) -> dict[str, np.ndarray]:
-    """Validation ranks of an arm, (n,) with the targets' users, kept on disk."""
+    """Return the validation ranks of an arm, (n,), with the targets' users; cached on disk."""
     file = folder / f"{arm}.npz"
     if not file.exists():
         recipe = genre.Recipe.read(RECIPE, [*overrides, *ARMS[arm]])
@@ -69,13 +69,13 @@ def train(arm: str, log: genre.Interactions, overrides: list[str], folder: Path)
             assembly.model, assembly.builder, assembly.split, VALID, max_events=recipe.data.max_events, batch_tokens=16384
         )["next_item"]
         assembly.model.release()
-        told = {
+        notes = {
             "sources": assembly.shared.encoder.spec.sources if assembly.shared else {}, "tokens": fitted.state.tokens,
             "seconds": round(time.perf_counter() - begun[0], 1), "cpu_seconds": round(time.process_time() - begun[1], 1),
         }  # fmt: skip
         aside = file.with_name(f".{file.name}")
         with aside.open("wb") as stream:
-            np.savez(stream, ranks=ranks, users=targets.user, events=targets.event, told=json.dumps(told))
+            np.savez(stream, ranks=ranks, users=targets.user, events=targets.event, notes=json.dumps(notes))
         aside.rename(file)
         shutil.rmtree(folder / arm, ignore_errors=True)
     return dict(np.load(file))
@@ -85,7 +85,7 @@ def table(arms: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
     """Each arm's NDCG@10 and its paired difference from the full one."""
     found: dict[str, Any] = {}
     for arm, one in arms.items():
-        entry = {"ndcg@10": bootstrap("ndcg@10", one["users"], None, one["ranks"]).as_dict(), **json.loads(str(one["told"]))}
+        entry = {"ndcg@10": bootstrap("ndcg@10", one["users"], None, one["ranks"]).as_dict(), **json.loads(str(one["notes"]))}
         if arm != "full" and "full" in arms:
             full = arms["full"]
             if not np.array_equal(full["events"], one["events"]):

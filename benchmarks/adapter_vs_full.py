@@ -1,4 +1,4 @@
-"""What an adapter gives and costs, against the full fine-tune of the same base at the same depth.
+"""Quality and cost of adapters against the full fine-tune of the same base at the same depth.
 
     python benchmarks/adapter_vs_full.py [--json FILE] [--tasks like,next_item] [--seeds 0] [--quick] [--jobs 1]
 
@@ -40,8 +40,8 @@ from genre.registry.manifest import Cost
 from genre.training import fit
 from genre.training.assembly import assemble
 from genre.training.prediction import predict
-from run import keep_figures
 from seeds import drawn, interval
+from suite import keep_figures
 
 ROOT = Path(__file__).parent.parent
 TASKS = {"like": "auc", "next_item": "ndcg@10"}
@@ -61,7 +61,7 @@ class Run(NamedTuple):
     seed: int
 
     def folder(self, runs: Path) -> Path:
-        """Where it is kept."""
+        """The folder of this run."""
         return runs / f"{self.task}-{self.way}-{self.rate:g}-{self.seed}"
 
 
@@ -135,7 +135,7 @@ def _status(key: str) -> int:
 
 
 def grid(options: argparse.Namespace) -> dict[tuple[str, str], list[Run]]:
-    """For each task and way its runs of the first seed, one for each rate; the joint adapter's are the same for all tasks."""
+    """Return the first seed's runs of each task and way, one per rate; the joint adapter's are the same for all tasks."""
     found = {}
     for task in options.tasks:
         for way in options.ways:
@@ -145,7 +145,7 @@ def grid(options: argparse.Namespace) -> dict[tuple[str, str], list[Run]]:
 
 
 def run_all(wanted: Iterable[Run], options: argparse.Namespace, runs: Path) -> None:
-    """Run what has not run yet, so many at a time."""
+    """Run what has not run yet, a few at a time."""
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
     with ThreadPoolExecutor(options.jobs) as pool:
         for done in [pool.submit(run, each, options, runs, threads) for each in dict.fromkeys(wanted)]:
@@ -176,7 +176,7 @@ def same_budget(options: argparse.Namespace, runs: Path) -> None:
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    """What a run wrote."""
+    """Read the result of a run."""
     return dict(json.loads((folder / "result.json").read_text()))
 
 
@@ -191,7 +191,7 @@ def encoder_first(options: argparse.Namespace, runs: Path) -> None:
 
 
 def merged(tasks: list[str], chosen: dict[tuple[str, str], list[Path]], runs: Path) -> None:
-    """The two rank-8 adapters merged by SVD; its test predictions as one more way, kept like a run."""
+    """Merge the two rank-8 adapters by SVD and store its test predictions as one more way."""
     from genre.jobs.merge.job import merge_versions
     from genre.jobs.merge.judge import Options
     from genre.registry.manifest import Manifest
@@ -226,7 +226,7 @@ def merged(tasks: list[str], chosen: dict[tuple[str, str], list[Path]], runs: Pa
 
 
 def summary(task: str, ways: dict[str, list[Path]]) -> dict[str, Any]:
-    """Each way's figure with its interval, its cost, and its paired difference from the full fine-tune; means over its seeds."""
+    """Summarize each way: figure with interval, cost, paired difference from the full fine-tune; means over the seeds."""
     name, table, drawn_of, costs = TASKS[task], {}, {}, ("seconds", "tokens_per_second", "peak_memory_beyond_base")
     reference = np.load(ways["full"][0] / f"test-{task}.npz")
     label = reference["label"] if len(reference["label"]) else None

@@ -1,4 +1,4 @@
-"""Ads: one adapter on Open Bandit, its probabilities beside baselines, and what ranking by it would be worth.
+"""Ads: one adapter on Open Bandit, its probabilities beside baselines, and the off-policy value of ranking by it.
 
     python benchmarks/ads.py --json build/bench/ads.json [--set train.epochs=2 …] [--resamples 1000]
 
@@ -7,7 +7,7 @@ a logistic regression on the same columns (its penalty by validation log loss), 
 impression here) and paired differences; and what ECE would be if the adapter's probabilities were perfect. `off_policy`: for the
 test rounds of each logging policy the value, clicks per impression, of ranking greedily by the adapter, of its softmax, of the
 logistic regression and of chance (`off_policy.py`; the reward model of `dr` is the logistic regression, which has not seen the
-test part). The log is small: the number of clicks that each value rests on stands beside it.
+test part). The log is small: each value comes with the number of clicks it rests on.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from genre.evaluation.metrics import ece, log_loss, metric, paired_bootstrap
 from genre.evaluation.targets import Targets, evaluate_feedback
 from genre.jobs.inputs import open_log
 from genre.progress import Reporter
-from off_policy import CLIP, Rounds, greedy, softmax, uniform, worth
+from off_policy import CLIP, Rounds, estimate, greedy, softmax, uniform
 from rivals.common import protocol
-from run import keep_figures
+from suite import keep_figures
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ads.yaml"
 PERSON = ("user_feature_0", "user_feature_1", "user_feature_2", "user_feature_3", "past_clicks", "position")
@@ -37,7 +37,7 @@ METRICS = ("log_loss", "auc", "ece")
 
 
 class Regression:
-    """A logistic regression without interactions: the logit of a pair is that of the person and place plus that of the item."""
+    """A logistic regression without interactions: the logit of a pair is a user's and position's plus an item's."""
 
     def __init__(self, log: genre.Interactions, part: np.ndarray, label: np.ndarray) -> None:
         from scipy import sparse
@@ -75,7 +75,7 @@ def position_mean(log: genre.Interactions, part: np.ndarray, label: np.ndarray, 
 
 
 def quality(found: Targets, methods: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Every method's figures, and how much better the adapter is, paired."""
+    """Compute every method's figures and its paired difference from the adapter."""
     table: dict[str, Any] = {}
     for name, scores in methods.items():
         table[name] = {"metrics": {key: one.as_dict() for key, one in evaluate_feedback(METRICS, found, scores).items()}}
@@ -88,14 +88,14 @@ def quality(found: Targets, methods: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def chance_ece(scores: np.ndarray, *, draws: int = 500, seed: int = 0) -> dict[str, Any]:
-    """The ECE of labels drawn from the scores themselves: what is left when every probability is right."""
+    """The ECE of labels drawn from the scores themselves, that is of perfect probabilities."""
     draw = np.random.default_rng(seed)
     values = [ece((draw.random(len(scores)) < scores).astype(float), scores) for _ in range(draws)]
     return {"mean": float(np.mean(values)), "interval": [float(value) for value in np.quantile(values, [0.025, 0.975])]}
 
 
 def adapter_table(ref: str, registry: genre.Registry, log: genre.Interactions, base: genre.Base, users: np.ndarray) -> np.ndarray:
-    """Click probabilities [n, N] of every item for some users, by the engine; people alike in all columns are asked for once."""
+    """Click probabilities [n, N] of every item for some users, by the engine; users equal in all columns are scored once."""
     assert log.users is not None
     columns = log.users.select(PERSON)[users]
     alike = columns.unique(maintain_order=True).with_row_index("place")
@@ -128,7 +128,7 @@ def rounds_of(log: genre.Interactions, events: np.ndarray, members: dict[str, np
 def off_policy(
     log: genre.Interactions, found: Targets, table: np.ndarray, regression: Regression, resamples: int
 ) -> dict[str, Any]:
-    """For each logging policy the value of the others on its test rounds."""
+    """Estimate the value of the other policies on each logging policy's test rounds."""
     campaigns, items = log.column("campaign"), log.catalogue.column("campaign").to_numpy()
     members = {str(name): np.flatnonzero(items == name) for name in np.unique(campaigns.astype(str))}
     policy, result = log.column("policy")[found.event], {}
@@ -142,12 +142,12 @@ def off_policy(
             "adapter_softmax": softmax(np.log(scores) - np.log1p(-scores), rounds.candidates),
             "regression_greedy": greedy(expected, rounds.candidates), "uniform": uniform(rounds.candidates),
         }  # fmt: skip
-        result[str(name)] = worth(rounds, policies, expected, resamples=resamples)
+        result[str(name)] = estimate(rounds, policies, expected, resamples=resamples)
     return result
 
 
 def train(recipe: genre.Recipe, log: genre.Interactions, base: genre.Base, folder: Path) -> tuple[Any, str, genre.Registry]:
-    """A run of the recipe, finished or gone on with, and its published version."""
+    """Train the recipe, or resume it; return the run and its published version."""
     registry = genre.Registry(folder / "registry")
     resume = (folder / "run" / "checkpoints" / "last.pt").exists()
     run = genre.train(
@@ -157,7 +157,7 @@ def train(recipe: genre.Recipe, log: genre.Interactions, base: genre.Base, folde
 
 
 def measure(recipe: genre.Recipe, log: genre.Interactions, base: genre.Base, folder: Path, resamples: int) -> dict[str, Any]:
-    """Everything that the benchmark says, from one run."""
+    """Compute all figures of the benchmark from one run."""
     run, ref, registry = train(recipe, log, base, folder)
     task = recipe.tasks[0]
     chosen: Split = split(log, recipe.data.split)

@@ -12,8 +12,8 @@ rating      u1 (rows 0-19,999), transductive: RMSE, against item mean, running m
 
 Settings of the rivals and of the recipes were chosen on validation parts; the self-attentive model has one, and stops there.
 Figures are means over the seeds; an interval is the user bootstrap of that mean, with the same users drawn for every method and
-seed, so it leaves out what other seeds would have given; differences are paired. What one method gave for one seed is kept
-beside the JSON file, so an interrupted run goes on; `--fresh` begins anew.
+seed, so it leaves out what other seeds would have given; differences are paired. Each method's result per seed is cached
+beside the JSON file, so an interrupted run continues; `--fresh` starts over.
 """
 
 import argparse
@@ -44,8 +44,8 @@ from rivals.fused import fused
 from rivals.linear import recent_ease, recent_svd
 from rivals.neighbours import item_knn, sequence_knn
 from rivals.trees import boosted_trees
-from run import keep_figures
 from seeds import drawn, interval
+from suite import keep_figures
 
 RECIPES = Path(__file__).parent / "recipes"
 METRICS = {"next_item": ("ndcg@10", "hr@10", "mrr@10"), "like": ("auc", "gauc", "log_loss"), "rating": ("rmse", "mae")}
@@ -61,7 +61,7 @@ OWN_TERM = ("self_attentive_fused",)
 
 
 class Scores:
-    """What methods say of one task's targets, kept on disk by method and seed."""
+    """Predictions of methods for one task's targets, cached on disk by method and seed."""
 
     def __init__(self, folder: Path, task: str, log: genre.Interactions, part: str) -> None:
         self.folder, self.log, self.part = folder / f"{task}-{part}", log, PARTS[part]
@@ -135,7 +135,7 @@ class Scores:
 
 
 def methods(scores: Scores) -> list[str]:
-    """The names that stand beside the adapter."""
+    """Names of the methods compared with the adapter."""
     if scores.task.kind == "next_item":
         return ["adapter", "popularity", "ease", *RANKERS, *NETWORKS]
     plain = ["item_mean", "running_user_share", "additive"]
@@ -143,7 +143,7 @@ def methods(scores: Scores) -> list[str]:
 
 
 def figures(scores: Scores, names: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Each method's figures and the adapter's paired difference, by one set of user draws."""
+    """Compute each method's figures and the adapter's paired difference, on one set of user draws."""
     table: dict[str, Any] = {}
     for number, name in enumerate(METRICS[scores.task.name]):
         better = 1 if metric(name).direction == "higher" else -1

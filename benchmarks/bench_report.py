@@ -1,4 +1,4 @@
-"""One self-contained page of what the benchmarks measured: build/bench/report.html."""
+"""A self-contained page of all benchmark figures: build/bench/report.html."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from bench_tables import brief, tables
 from bench_words import worded
 from readme import mark
 from report import ACCENT, INK, REST, figure_of, intervals, render, svg_of
-from run import SUITE
+from suite import SUITE
 
 BARS = {
     "text_vs_prompts": 10, "token_vs_prompts": 60, "time_to_quality": 10, "lanes_16_vs_base": 0.93, "lanes_16_vs_peft_mixed": 1.6,
@@ -42,7 +42,7 @@ TITLES = {
 
 
 def load(out: Path) -> dict[str, dict[str, Any]]:
-    """Each benchmark's figures with its command, commit and seconds; those that ran by themselves too."""
+    """Load each benchmark's figures with its command, commit and seconds, those run on their own too."""
     found = {}
     for name in dict.fromkeys([*TITLES, *SUITE]):
         figures, note = out / f"{name}.json", out / f"{name}.run.json"
@@ -56,7 +56,7 @@ def load(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def rows(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Ratios and counts beside what was aimed for."""
+    """List ratios and counts beside their aims."""
     table = []
     for name, entry in found.items():
         figures = entry["figures"]
@@ -74,7 +74,7 @@ def rows(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plots_of(name: str, figures: dict[str, Any]) -> dict[str, Any]:
-    """The pictures that stand below a benchmark's tables, by their caption."""
+    """Return the plots shown below a benchmark's tables, by caption."""
     if name in ("baselines", "ads"):
         return methods(figures)
     if name == "adapter_vs_full" and figures:
@@ -142,8 +142,8 @@ def growth(figures: dict[str, Any]) -> dict[str, Any]:
     return plots
 
 
-def absent(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Peers that could not run: the part, the peer, the error."""
+def failed_peers(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """List peers that could not run: the part, the peer, the error."""
     return [(part, peer, error) for part, found in figures.get("errors", {}).items() for peer, error in found.items()]
 
 
@@ -156,7 +156,7 @@ def write_report(out: Path) -> Path:
         "bench.html", found=found, table=table, titles=TITLES, growth=growth(figures.get("scaling", {})),
         quality={name: tables(name, own) for name, own in figures.items()},
         plots={name: plots_of(name, own) for name, own in figures.items()},
-        absent=absent(figures.get("peers", {})), peers=figures.get("peers", {}),
+        absent=failed_peers(figures.get("peers", {})), peers=figures.get("peers", {}),
     )  # fmt: skip
     (out / "report.html").write_text(page, encoding="utf-8")
     (out / "summary.md").write_text(summary(found, table), encoding="utf-8")
@@ -173,9 +173,9 @@ def summary(found: dict[str, dict[str, Any]], table: list[dict[str, Any]]) -> st
         where = f"{command} (on {cpu})" if cpu else command
         shown = (row for row in table if row["benchmark"] == name and (row["aim"] is not None or row["figure"] in BESIDE))
         own = sorted(shown, key=lambda row: row["met"] is not False)
-        lines = [f"{peer} could not run in `{part}`: {error}" for part, peer, error in absent(entry["figures"])]
+        lines = [f"{peer} could not run in `{part}`: {error}" for part, peer, error in failed_peers(entry["figures"])]
         if own:
-            lines += [f"**{SPEED.get(name, name)}.** Ratios unless said; medians of alternating rounds.", ""]
+            lines += [f"**{SPEED.get(name, name)}.** Ratios unless noted; medians of alternating rounds.", ""]
             lines += ["| figure | measured | aim |", "|---|---|---|", *map(speed_row, own), "", where]
         if lines:
             parts[name] = lines

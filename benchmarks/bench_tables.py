@@ -9,7 +9,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Table:
-    """One table: what it shows, how it was measured, and its cells as texts."""
+    """A table: its title, its protocol, and its cells as text."""
 
     title: str
     note: str
@@ -17,7 +17,7 @@ class Table:
     rows: list[list[str]]
 
     def markdown(self) -> str:
-        """The same as Markdown."""
+        """The table as Markdown."""
         lines = [f"**{self.title}.** {self.note}", "", "| " + " | ".join(self.header) + " |", "|---" * len(self.header) + "|"]
         return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in self.rows)]) + "\n"
 
@@ -48,7 +48,7 @@ def brief(name: str, figures: dict[str, Any]) -> list[Table]:
 
 
 def beside_baselines(task: str, found: dict[str, Any], figures: dict[str, Any]) -> Table:
-    """The adapter and the best baseline of one task, and whoever has the adapter's own additions."""
+    """The adapter beside the best baseline of one task, and beside the rival with the adapter's own additions."""
     methods = found["methods"]
     metric = next(iter(methods["adapter"]["metrics"]))
     best = methods["adapter"].get("against_best", {}).get("baseline") or _best(methods, metric)
@@ -63,11 +63,11 @@ def beside_baselines(task: str, found: dict[str, Any], figures: dict[str, Any]) 
 
 
 SAME_TERM = {"self_attentive_fused": "self attentive with the adapter's own averaging and linear term"}
-"""No baseline of that name exists outside, but it says whether the adapter's lead is due to these."""
+"""Not a published baseline: it shows how much of the adapter's lead is due to its averaging and linear term."""
 
 
 def _best(methods: dict[str, Any], metric: str) -> str:
-    """The baseline that the adapter is the least ahead of."""
+    """The baseline with the smallest deficit to the adapter."""
     ahead = {name: method["adapter_better_by"][metric]["value"] for name, method in methods.items() if name != "adapter"}
     return min(ahead, key=lambda name: ahead[name])
 
@@ -81,13 +81,13 @@ def shown(figure: dict[str, Any], sign: str = "") -> str:
 
 
 def told_apart(figure: dict[str, Any]) -> str:
-    """A difference with its interval, and whether that holds zero."""
+    """A difference with its interval, marked if it holds zero."""
     low, high = figure["interval"] if figure.get("interval") else (figure["low"], figure["high"])
     return shown(figure, "+") + (", not told apart" if low <= 0 <= high else "")
 
 
 def words(name: str) -> str:
-    """A name as a reader says it."""
+    """A name in words."""
     return name.replace("_", " ")
 
 
@@ -133,7 +133,7 @@ def adapter_vs_full(figures: dict[str, Any]) -> Iterator[Table]:
 
 
 def _costs(ways: dict[str, Any]) -> dict[str, list[str]]:
-    """What each way took, by the columns' names."""
+    """The costs of each way, by column name."""
     rows = list(ways.values())
     rates, peaks = ([row.get(key) for row in rows] for key in ("tokens_per_second", "peak_memory_beyond_base"))
     return {
@@ -146,7 +146,7 @@ def _costs(ways: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _budget(figures: dict[str, Any], ways: dict[str, Any]) -> str:
-    """What every way was given."""
+    """The budget that all ways share, in words."""
     limit = f", the latest {figures['limit']:,} training events" if figures["limit"] else ", all training events"
     counts = figures["learning_rates"]
     usual = max(counts.values(), key=list(counts.values()).count)
@@ -192,7 +192,7 @@ def cold_slices(figures: dict[str, Any]) -> Table:
 
 
 def ablation(figures: dict[str, Any]) -> Iterator[Table]:
-    """What each item feature is worth."""
+    """The effect of each item feature."""
     rows = []
     for arm, found in figures["arms"].items():
         gain = found.get("against_full")

@@ -1,4 +1,4 @@
-"""What the benchmarks' ratios and counts are called where people read them."""
+"""Names of the benchmarks' ratios and counts in words."""
 
 WORDS = {
     "text_vs_prompts": "supervised targets/s, text items against one prompt per target",
@@ -11,7 +11,7 @@ WORDS = {
     "branches_vs_kv_cache": "the same against an expanded prefix cache",
     "tasks_4_shared": "4 tasks on one history, shared layers against a pass each",
     "candidates_1000": "1,000 candidates by the head against a row each",
-    "lanes_64_of_1000": "1,000 adapters over 64 lanes against 64 adapters, requests/s",
+    "lanes_64_of_1000": "1,000 adapters over 64 slots against 64 adapters, requests/s",
     "swap_throughput": "requests/s with a swap every 200 ms against none",
     "memory_64_overhead": "memory of 64 resident adapters beyond base and adapters, share",
     "failed": "requests failed under swaps",

@@ -8,8 +8,8 @@ masked: among the cold items alone (`cold`), and in the whole catalogue (`full`)
 
 A scorer that knows nothing of cold items gives them one score. Mid-ranks would call that zero, so here a tie's gain is its
 expectation over random orders, for every method alike; `random` is that of a constant score. Rivals choose their settings on all
-validation targets. `text_neighbours` is no id-only baseline: the base's own text vectors, untrained, say how near texts are.
-Intervals: users drawn again, the same draws for all methods. What one method found is kept beside the JSON file.
+validation targets. `text_neighbours` is no id-only baseline: it measures the similarity of texts by the base's untrained vectors.
+Intervals: users drawn again, the same draws for all methods. Each method's result is cached beside the JSON file.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from genre.training.prediction import outputs
 from rivals.common import protocol, recent
 from rivals.factors import als, bpr
 from rivals.neighbours import item_knn, sequence_knn
-from run import keep_figures
+from suite import keep_figures
 
 RECIPE = Path(__file__).parent / "recipes" / "cold_items.yaml"
 FEWER_THAN, CUT = 5, 10
@@ -50,7 +50,7 @@ SLICES = {"all": "fewer than 5 training events", "held_out": "no training event"
 
 
 class Cold:
-    """The cold targets of one part, and what methods say of them, kept on disk."""
+    """The cold targets of one part and the methods' predictions for them, cached on disk."""
 
     def __init__(self, folder: Path, recipe: genre.Recipe, log: genre.Interactions, part: str) -> None:
         self.run, self.folder, self.recipe, self.log, self.part = folder / "run", folder / part, recipe, log, PARTS[part]
@@ -148,7 +148,7 @@ def gains(counts: np.ndarray) -> np.ndarray:
 
 
 def figures(cold: Cold, methods: list[str]) -> dict[str, Any]:
-    """For each scope and slice every method's NDCG@10, the adapter's paired difference, its ratio to the best id-only one."""
+    """Compute NDCG@10 per scope, slice and method, the adapter's paired difference and its ratio to the best id-only one."""
     events = cold.events[cold.targets.item]
     masks = {"all": events >= 0, "held_out": events == 0, "rare": events > 0}
     table: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The main job on real data: three task adapters on one frozen base, then all three in one engine.
+"""The demo on real data: three task adapters on one frozen base, then all three in one engine.
 
     python benchmarks/demo.py --out build/demo
 
@@ -49,26 +49,26 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override a key in all three recipes")
     options = parser.parse_args()
     begun = time.perf_counter()
-    say = Reporter.for_terminal()
+    reporter = Reporter.for_terminal()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
 
-    say.line("preparing data and base")
-    log = genre.Interactions.read(sources.prepare_data("ml-100k", on_step=say.line))
-    prepare_base("smollm2-135m", on_step=say.line)
+    reporter.line("preparing data and base")
+    log = genre.Interactions.read(sources.prepare_data("ml-100k", on_step=reporter.line))
+    prepare_base("smollm2-135m", on_step=reporter.line)
     recipes = {name: genre.Recipe.read(RECIPES / f"{name}.yaml", [*OVERRIDES[name], *options.set]) for name in TASKS}
     first = recipes["next_item"].base
     base = genre.Base.load(first.name, quantization=first.quantization, depth=first.depth)
     registry = genre.Registry(out / "registry")
     runs = {}
     for number, (name, recipe) in enumerate(recipes.items(), 1):
-        say.line(f"\n[{number}/3] training {name}: {log.info.name}, base {base.name}, {base.depth} of {base.full_depth} layers")
+        reporter.line(f"\n[{number}/3] training {name}: {log.info.name}, base {base.name}, {base.depth}/{base.full_depth} layers")
         folder = out / "runs" / name / time.strftime("%Y%m%d-%H%M%S")
-        runs[name] = genre.train(recipe, log=log, base=base, registry=registry, folder=folder, reporter=say)
+        runs[name] = genre.train(recipe, log=log, base=base, registry=registry, folder=folder, reporter=reporter)
         version = registry.publish(runs[name], alias="production")
-        say.line(f"published {version.ref}")
+        reporter.line(f"published {version.ref}")
 
-    say.line("\nloading all three into one engine")
+    reporter.line("\nloading all three into one engine")
     requests = check_requests(log)
     with Engine(base, registry, lanes=4, data=log) as engine:
         mixed = engine.score(requests)
@@ -133,12 +133,12 @@ def score_alone(model: Any, builder: Any, log: genre.Interactions, task: str, re
 
 
 def scored(response: Response) -> tuple[Scored, ...]:
-    """What a request about items got."""
+    """Return the items that answer a request."""
     return cast(tuple[Scored, ...], response.results)
 
 
 def recommend(engine: Engine, log: genre.Interactions) -> dict[str, Any]:
-    """Ten films for one user by `next_item`, with what `like` and `rating` say of them, and what the user had liked."""
+    """Recommend ten films to one user by `next_item`, scored by `like` and `rating`, beside the films that the user liked."""
     best = engine.score([Request("next_item@production", user_id=USER, k=10)])[0]
     items = [each.item_id for each in scored(best)]
     like, rating = engine.score([Request(f"{task}@production", user_id=USER, candidates=items) for task in ("like", "rating")])
@@ -155,7 +155,7 @@ def recommend(engine: Engine, log: genre.Interactions) -> dict[str, Any]:
 def make_report(
     runs: dict[str, Any], base: genre.Base, resident: dict[str, str], difference: float, shown: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """What report.json holds."""
+    """Build the content of report.json."""
     tasks, cost = {}, {}
     for name, metric in TASKS.items():
         run = runs[name]
@@ -184,7 +184,7 @@ def make_report(
 
 
 def make_page(report: dict[str, Any], runs: dict[str, Any]) -> str:
-    """What report.html shows."""
+    """Build the content of report.html."""
     plots = {
         name: intervals(
             {"adapter": (task["adapter"], task["interval"])}
@@ -199,7 +199,7 @@ def make_page(report: dict[str, Any], runs: dict[str, Any]) -> str:
 
 
 def print_summary(report: dict[str, Any], out: Path) -> None:
-    """The last screen of the demo."""
+    """Print the summary of the demo."""
     from rich.console import Console
     from rich.table import Table
 

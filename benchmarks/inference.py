@@ -1,4 +1,4 @@
-"""Inference, side by side, alternating, fp32, on the embedded base: every bar of the engine in one JSON file.
+"""Inference, side by side, alternating, fp32, on the embedded base: every figure of the engine in one JSON file.
 
     python benchmarks/inference.py --json build/bench/inference.json [--only lanes,branches,…]
 
@@ -18,14 +18,14 @@ import genre
 from genre.jobs.inputs import open_log
 from inference_engine import Shelf, candidates, many, memory, quantized, swaps, tasks
 from inference_products import branches, lanes
-from run import keep_figures
+from suite import keep_figures
 
 PARTS = ("memory", "lanes", "branches", "tasks", "candidates", "many", "swaps", "int8")
-"""In this order: how much the process grows says nothing once other parts have left freed memory behind."""
+"""`memory` runs first: the growth of the process means nothing once other parts have left freed memory behind."""
 
 
 def run(part: str, options: argparse.Namespace, log: genre.Interactions, folder: Path) -> dict[str, Any]:
-    """One part's figures."""
+    """Measure one part."""
     if part == "lanes":
         return lanes(options.depth, options.rounds)
     if part == "branches":

@@ -1,10 +1,10 @@
-"""The engine as people call it: shared layers, branches, more adapters than lanes, swaps, memory. fp32 on the embedded base.
+"""The engine's public calls: shared layers, branches, more adapters than slots, swaps, memory; fp32 on the packaged base.
 
 tasks       four adapters on the top third of the layers asked about one history of 200 tokens: one call against four.
 candidates  1,000 candidates of `like` on a history of 30 events: one request against one request per candidate.
-many        requests over 1,000 adapters drawn by Zipf's law (exponent 1), 64 lanes, 128 in the host tier, against 64 adapters.
+many        requests over 1,000 adapters drawn by Zipf's law (exponent 1), 64 slots, 128 in the CPU tier, against 64 adapters.
 swaps       8 threads of requests while a name is swapped every 200 ms, against none; then 10,000 requests under swaps, each
-            score compared with what the digest that it names gives.
+            score compared with that of the version whose digest it names.
 memory      64 resident adapters: resident memory beyond the base, against the bytes of the adapters.
 """
 
@@ -33,7 +33,7 @@ COST = Cost(seconds=0, tokens=0, peak_memory_bytes=0, lora_params=0, head_params
 
 
 class Shelf:
-    """A registry of adapters with random weights over one fitted-shape encoder; what matters here is cost and sameness."""
+    """A registry of adapters with random weights over one fitted-shape encoder; only cost and identity of scores matter here."""
 
     def __init__(self, folder: Path, log: genre.Interactions, base: genre.Base, *, layers: str = "all") -> None:
         self.log, self.base, self.registry = log, base, Registry(folder / "registry")
@@ -60,7 +60,7 @@ class Shelf:
 
 
 def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], float]:
-    """Median seconds of two ways, and the median over rounds of how many times longer the second takes."""
+    """Time two ways: median seconds, and the median over rounds of the second's time relative to the first's."""
     names = list(ways)
     for way in ways.values():
         way()
@@ -75,7 +75,7 @@ def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[
 
 
 def history_of(log: genre.Interactions, events: int, *, skip: int = 0) -> list[dict[str, Any]]:
-    """So many events of a user who has enough of them."""
+    """Return `count` events of a user who has that many."""
     users = [user for user in log.user_ids if len(log.history(user)) >= events]
     return log.history(users[skip % len(users)])[:events]
 
@@ -116,7 +116,7 @@ def candidates(shelf: Shelf, rounds: int, *, count: int = 1000) -> dict[str, Any
 
 
 def many(shelf: Shelf, rounds: int, *, adapters: int = 1000, lanes: int = 64, host: int = 128, batch: int = 64) -> dict[str, Any]:
-    """Throughput with more adapters in use than lanes."""
+    """Throughput with more adapters in use than slots."""
     refs = [shelf.add(f"a{number}")[0] for number in range(adapters)]
     draw = np.random.default_rng(0)
     histories = [history_of(shelf.log, 50, skip=number) for number in range(32)]
@@ -159,7 +159,7 @@ def many(shelf: Shelf, rounds: int, *, adapters: int = 1000, lanes: int = 64, ho
 
 @contextmanager
 def swapping(engine: Engine, name: str, refs: list[str], every: float, taken: list[float]) -> Iterator[None]:
-    """A thread that swaps a name to the next reference again and again."""
+    """A thread that keeps swapping a name to the next reference."""
     stop = threading.Event()
 
     def run() -> None:
@@ -180,7 +180,7 @@ def swapping(engine: Engine, name: str, refs: list[str], every: float, taken: li
 
 
 def swaps(shelf: Shelf, seconds: float, *, threads: int = 8, total: int = 10_000) -> dict[str, Any]:
-    """Swaps under load: throughput, time of a swap, and that nothing fails or mixes."""
+    """Swaps under load: throughput, time of a swap, failed requests and mixed versions."""
     refs = [shelf.add("swapped")[0] for _ in range(3)]
     other, _ = shelf.add("other")
     history = history_of(shelf.log, 30)
@@ -244,7 +244,7 @@ def swaps(shelf: Shelf, seconds: float, *, threads: int = 8, total: int = 10_000
 
 
 def memory(shelf: Shelf, *, adapters: int = 64) -> dict[str, Any]:
-    """What 64 resident adapters take beyond the base and their own bytes, by the process's resident memory."""
+    """Memory of 64 resident adapters beyond the base and their own bytes, by the process's resident memory."""
     made = [shelf.add(f"m{number}") for number in range(adapters)]
     base_bytes = sum(value.numel() * value.element_size() for value in shelf.base.model.parameters())
     own = sum(size for _, size in made)
@@ -310,7 +310,7 @@ def quantized(log: genre.Interactions, registry: Path, *, ref: str = "like@produ
 
 
 def linear_bytes(model: torch.nn.Module) -> int:
-    """Bytes that the linears of the layers take: weights, and what a quantized one keeps beside them."""
+    """Bytes of the layers' linears: weights, and the state of quantized ones."""
     total = 0
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear) or name.endswith("lm_head"):

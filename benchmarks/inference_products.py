@@ -1,6 +1,6 @@
-"""The engine's products alone: many adapters in one batch, many candidates on one history.
+"""Low-rank products and branches without the engine: many adapters in one batch, many candidates on one history.
 
-lanes      16 rows x 128 tokens, 16 adapters of rank 8 on all seven linears of every layer: the engine's lanes against the bare
+lanes      16 rows x 128 tokens, 16 adapters of rank 8 on all seven linears of every layer: adapter slots against the bare
            base, PEFT's `adapter_names`, and `set_adapter` one adapter after the other; all give the same hidden states.
 branches   100 text candidates of 14 tokens on a history of 420 tokens: branches of one row against one prompt each (batched, no
            padding) and against a prefix KV cache expanded over the candidates; all give the same hidden states.

@@ -1,7 +1,7 @@
-"""What a policy would be worth that did not write the log: obp's estimators, with intervals over resampled rounds.
+"""Off-policy values: obp's estimators for policies that did not write the log, with intervals over resampled rounds.
 
     rounds = Rounds(action, reward, propensity, candidates)
-    worth(rounds, {"greedy": greedy(scores, candidates), "uniform": uniform(candidates)}, expected)
+    estimate(rounds, {"greedy": greedy(scores, candidates), "uniform": uniform(candidates)}, expected)
 
 One round is one impression: a context x, the item a that the logging policy showed with probability p, and the reward r.
 With w = min(π(a|x) / p, clip) and a model q(x, a) of the reward, fitted elsewhere:
@@ -29,7 +29,7 @@ there is no interval."""
 
 @dataclass(frozen=True)
 class Rounds:
-    """What one logging policy did in n rounds with at most K candidates each.
+    """The decisions of one logging policy in n rounds with at most K candidates each.
 
     Attributes:
         action: int64 [n], the place of what was shown among the candidates.
@@ -80,7 +80,7 @@ def softmax(logits: np.ndarray, candidates: np.ndarray, temperature: float = 1.0
     return raised / raised.sum(1, keepdims=True)
 
 
-def worth(
+def estimate(
     rounds: Rounds, policies: Mapping[str, np.ndarray], expected: np.ndarray, *, clip: float = CLIP, resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
@@ -120,7 +120,7 @@ def worth(
 
 @dataclass(frozen=True)
 class _Folded:
-    """A policy on rounds with two actions left: what was shown, and all else; every estimator gives the same on them."""
+    """Reduce a policy to two actions per round, the shown one and all others; the estimates stay the same."""
 
     reward: np.ndarray
     propensity: np.ndarray
@@ -144,7 +144,7 @@ class _Folded:
         return np.array([ips, snips, dr], dtype=np.float64)
 
     def weights(self) -> dict[str, Any]:
-        """How much of the log a policy's value rests on."""
+        """Count the part of the log that a policy's value rests on."""
         weight = self.policy[:, 0] / self.propensity
         rewards = int(((weight > 0) & (self.reward > 0)).sum())
         return {

@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any
 
 from genre.jobs.inputs import open_log
-from run import keep_figures
+from suite import keep_figures
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -36,10 +36,10 @@ TORCH = "torch==2.13.0"
 
 @dataclass(frozen=True)
 class Peer:
-    """What a peer's environment holds; the script that runs there is peers/NAME_peer.py.
+    """The environment of a peer; the script that runs in it is peers/NAME_peer.py.
 
     Attributes:
-        packages: As pip is told.
+        packages: Requirements for pip.
         not_wanted: What they bring and cannot use.
         known_as: A distribution that they look for beside themselves, to know their own version.
     """
@@ -67,11 +67,11 @@ PLAN: dict[str, dict[str, list[tuple[str, str]]]] = {
 
 
 class PeerError(Exception):
-    """A side that cannot be installed, started or believed."""
+    """A side that cannot be installed or started, or whose answers differ."""
 
 
 class Side:
-    """A process that answers rounds."""
+    """A process that runs rounds on demand."""
 
     def __init__(self, python: Path, script: str, job: Path, part: str, log: Path) -> None:
         self.log = log
@@ -105,7 +105,7 @@ class Side:
         return found
 
     def go(self) -> float:
-        """One round; what was done a second."""
+        """Run one round and return the work per second."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
@@ -125,7 +125,7 @@ class Side:
 
 
 def install(name: str, folder: Path) -> Path:
-    """A peer's Python, in an environment that is made if it is not there.
+    """Return a peer's Python, creating its environment if need be.
 
     Raises:
         PeerError: pip failed; its last line.
@@ -152,7 +152,7 @@ def install(name: str, folder: Path) -> Path:
 
 
 def _introduce(place: Path, peer: Peer) -> None:
-    """Write down the distribution that a peer's packages look for, as `importlib.metadata` reads it."""
+    """Write the distribution metadata that a peer's packages look up through `importlib.metadata`."""
     if peer.known_as is not None:
         name, _, version = peer.known_as.partition("==")
         for packages in place.glob("lib/python*/site-packages"):
@@ -163,7 +163,7 @@ def _introduce(place: Path, peer: Peer) -> None:
 
 @contextlib.contextmanager
 def opened(part: str, job: Path, options: argparse.Namespace, errors: dict[str, str]) -> Iterator[dict[str, Side]]:
-    """Our sides and those of the peers that run, by name; the others go into `errors`."""
+    """Start our sides and the peers', by name; those that cannot run go into `errors`."""
     logs = options.folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -189,7 +189,7 @@ def opened(part: str, job: Path, options: argparse.Namespace, errors: dict[str, 
 
 
 def measure(part: str, job: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One part's figures: answers compared, then rounds that alternate."""
+    """Measure one part: compare answers, then alternate rounds."""
     errors: dict[str, str] = {}
     own = [label for label, _ in PLAN[part]["ours"]]
     with opened(part, job, options, errors) as sides:
@@ -255,7 +255,7 @@ def main() -> None:
 
 
 def prepare(options: argparse.Namespace) -> Path:
-    """The job file, with all that it names; made again when the depths are others."""
+    """Return the job file, writing it and everything it names unless they exist at these depths."""
     sys.path.insert(0, str(HERE / "peers"))
     import world
 

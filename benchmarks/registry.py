@@ -1,4 +1,4 @@
-"""The registry's bars, counted: kills, races, damage, listing, export.
+"""Guarantees of the registry, counted: kills, races, damage, listing, export.
 
     python benchmarks/registry.py --json build/bench/registry.json [--only kills|moves|damage|list|export] [--scale 1.0]
 
@@ -25,7 +25,7 @@ from genre.errors import ConflictError, GenreError
 from genre.registry import Registry
 from genre.registry.journal import Journal
 from registry_hostile import clean, draft, offer, write_adapter, write_base
-from run import keep_figures
+from suite import keep_figures
 
 Counts = dict[str, Any]
 WIDE = 65_536  # inputs and outputs of the adapted linear where a publish should take a while (1 MB)
@@ -79,7 +79,7 @@ def kills(root: Path, scale: float) -> Counts:
 
 
 def moves(root: Path, scale: float) -> Counts:
-    """1,000 alias moves from 8 processes; each is decided on what the process saw, and a loser decides again."""
+    """1,000 alias moves from 8 processes; each is conditional on the state read before, and a loser retries."""
     total, registry = int(1000 * scale) // 8 * 8, Registry(root / "registry")
     versions = [registry.publish(write_adapter(root / "a", seed), draft(), alias=()).version for seed in range(8)]
     start = time.perf_counter()
@@ -100,7 +100,7 @@ def moves(root: Path, scale: float) -> Counts:
 
 
 def damage(root: Path, scale: float) -> Counts:
-    """500 damaged or hostile folders and archives: each must be refused, leave nothing and reach nowhere."""
+    """500 damaged or hostile folders and archives: each must be refused, leaving nothing behind and touching nothing outside."""
     total, inner = int(500 * scale), root / "inner"
     registry, base = Registry(inner / "registry"), write_base(inner / "base")
     tempfile.tempdir = str(inner / "temporary")  # archives are unpacked there: it must be empty again after each
@@ -133,7 +133,7 @@ def damage(root: Path, scale: float) -> Counts:
 
 
 def list_(root: Path, scale: float) -> Counts:
-    """`list` with 10,000 versions: copies of one version under other names of folders, each name with a journal."""
+    """`list` with 10,000 versions: copies of one version under different folder names, each name with a journal."""
     total, registry = int(10_000 * scale), Registry(root / "registry")
     good = registry.fetch(registry.publish(write_adapter(root / "a", 0), draft(), alias=()))
     for number in range(total - 1):
@@ -155,7 +155,7 @@ def list_(root: Path, scale: float) -> Counts:
 
 
 def export(root: Path, scale: float) -> Counts:
-    """Last hidden states of an exported adapter in stock PEFT against a merge by hand, on a tiny random Llama."""
+    """Last hidden states of an exported adapter in stock PEFT against weights merged by hand, on a tiny random Llama."""
     import torch
     from peft import PeftModel
     from safetensors.torch import load_file, save_file
@@ -248,7 +248,7 @@ BARS = {"kills": kills, "moves": moves, "damage": damage, "list": list_, "export
 
 
 def main() -> int:
-    """Run the bars that were asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=BARS)

@@ -1,6 +1,6 @@
-"""Damaged and hostile versions, one for each seed, for `registry.py --only damage`.
+"""Damaged and hostile versions, one per seed, for `registry.py --only damage`.
 
-Owns: making one, and how it is offered: as a stored version to fetch, a folder to publish, or an archive to import.
+Owns: making one, and offering it: as a stored version to fetch, a folder to publish, or an archive to import.
 Every one must be refused. Ignores: counting.
 """
 
@@ -28,7 +28,7 @@ CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "target_
 
 
 def write_base(folder: Path) -> Path:
-    """One linear is all the base that the adapters here are for."""
+    """The base of the adapters here: a single linear."""
     folder.mkdir(parents=True)
     save_file({"model.layers.0.self_attn.q_proj.weight": np.ones((64, 64), np.float32)}, folder / "model.safetensors")
     (folder / "config.json").write_text('{"num_hidden_layers": 1}')
@@ -48,7 +48,7 @@ def write_adapter(folder: Path, seed: int, width: int = 64) -> Path:
 
 
 def draft(name: str = "like", base: str = "f" * 64) -> Manifest:
-    """The manifest of such an adapter."""
+    """The manifest of a good adapter."""
     return Manifest(name=name, base=BaseInfo(name="tiny", fingerprint=base))
 
 
@@ -63,7 +63,7 @@ class Trap:
 
 
 def offer(seed: int, registry: Registry, base: Path, work: Path) -> tuple[str, Callable[[], object]]:
-    """Make hostile case number `seed`; returns what it is and the call that must be refused."""
+    """Make hostile case number `seed`; return its description and the call that must be refused."""
     rng = random.Random(seed)
     kinds = [_stored, _stored, _names, _archive, _pickle, _header, _header, _weights, _manifest, _config]
     return kinds[seed % len(kinds)](rng, seed, registry, base, work)
@@ -147,7 +147,7 @@ def _archive(rng: random.Random, seed: int, registry: Registry, base: Path, work
     data = bytearray(path.read_bytes())
     if how == "cut":
         del data[rng.randrange(1, len(data) // 2) :]
-    elif how == "flip":  # in what the archive says of its first member, not in its padding
+    elif how == "flip":  # in the archive's header of its first member, not in its padding
         data[0] ^= 0xFF
     path.write_bytes(data)
     info_ = BaseInfo(name="tiny", fingerprint=fingerprint(base))
@@ -312,5 +312,5 @@ def _config(rng: random.Random, seed: int, registry: Registry, base: Path, work:
 
 
 def clean(work: Path) -> None:
-    """Remove what a case made."""
+    """Remove the files of a case."""
     shutil.rmtree(work)

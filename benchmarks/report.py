@@ -46,7 +46,7 @@ def curve(lines: list[dict[str, Any]], window: int = 20) -> Any:
 
 
 def figure_of(width: float, height: float) -> Any:
-    """A figure of so many inches and its axes, without ornament."""
+    """Create a plain figure of the given size in inches, with its axes."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -9,65 +9,20 @@ build/bench/report.html is written; `python benchmarks/readme.py build/bench/sum
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from bench_report import write_report
+from suite import ROOT, SUITE, commit
+
 HERE = Path(__file__).parent
-ROOT = HERE.parent
-SUITE: dict[str, dict[str, list[str]]] = {
-    "training": {
-        "quick": ["--only", "throughput,cost,processes", "--rounds", "3", "--cost-depth", "4", "--events", "4000"],
-        "full": ["--minutes", "20"],
-    },
-    "inference": {"quick": ["--only", "lanes,tasks,candidates", "--rounds", "4", "--depth", "4"], "full": []},
-    "registry": {"quick": ["--scale", "0.05"], "full": []},
-    "scaling": {"quick": ["--quick"], "full": []},
-    "serving": {"quick": ["--scale", "0.02", "--depth", "2"], "full": []},
-    "peers": {"full": []},
-    "baselines": {"full": []},
-    "cold_items": {"full": []},
-    "ablation": {"full": []},
-    "ads": {"full": []},
-    "adapter_vs_full": {
-        "quick": ["--quick", "--tasks", "like", "--ways", "full,lora_8,head_only"], "full": [],
-    },
-}  # fmt: skip
-
-
-def commit() -> str:
-    """The commit that is measured, `-dirty` with changes in the tree."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
-def command() -> str:
-    """The command line of this process, as a reader would type it, without paths of this machine."""
-    arguments, kept = sys.argv[1:], []
-    while arguments:
-        word = arguments.pop(0)
-        if word.partition("=")[0] not in ("--json", "--world", "--folder"):
-            kept.append(Path(word).name if word.startswith("/") else word)
-        elif "=" not in word:
-            arguments = arguments[1:]
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
-
-
-def keep_figures(file: Path, result: dict[str, Any]) -> None:
-    """Write a benchmark's figures and where they come from: environment, commit, commands (several where parts are added)."""
-    from genre.jobs.inputs import environment, write_text
-
-    commands = [*dict.fromkeys([*result.get("commands", []), command()])]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    told = {"environment": environment(), "commit": commit(), "commands": commands}
-    write_text(file, json.dumps(result | told, indent=2) + "\n")
 
 
 def run(name: str, profile: str, out: Path, *, fresh: bool) -> dict[str, Any]:
-    """Run one benchmark unless its figures are there; what came of it."""
+    """Run one benchmark unless its figures exist; return its outcome."""
     note = out / f"{name}.run.json"
     arguments = SUITE[name][profile]
     wanted = {"commit": commit(), "profile": profile, "command": f"python benchmarks/{name}.py {' '.join(arguments)}".strip()}
@@ -96,7 +51,7 @@ def main() -> None:
     parser.add_argument("--profile", choices=["quick", "full"], default="quick")
     parser.add_argument("--only", type=lambda text: text.split(","), default=None)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is there already")
+    parser.add_argument("--fresh", action="store_true", help="measure again even if figures exist")
     options = parser.parse_args()
     known = [name for name, profiles in SUITE.items() if options.profile in profiles]
     unknown = sorted(set(options.only or ()) - set(known))
@@ -104,8 +59,6 @@ def main() -> None:
         parser.error(f"no such benchmark in profile {options.profile}: {', '.join(unknown)}; expected {', '.join(known)}")
     options.out.mkdir(parents=True, exist_ok=True)
     notes = {name: run(name, options.profile, options.out, fresh=options.fresh) for name in options.only or known}
-    from bench_report import write_report
-
     print(f"report: {write_report(options.out)}")
     sys.exit(any(note["exit_code"] for note in notes.values()))
 

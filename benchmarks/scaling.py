@@ -1,4 +1,4 @@
-"""How cost grows: with events per user, candidates, adapters, catalogue and log, with fitted exponents.
+"""Growth of cost with events per user, candidates, adapters, catalogue and log, with fitted exponents.
 
     python benchmarks/scaling.py --json build/bench/scaling.json [--only events,candidates,…] [--quick]
 
@@ -35,7 +35,7 @@ from genre.modules.heads.gaussian_process import View
 from genre.modules.heads.heads import CatalogueHead
 from genre.modules.heads.spec import HeadSpec
 from inference_engine import Shelf
-from run import keep_figures
+from suite import keep_figures
 
 DEPTH = 4
 
@@ -62,7 +62,7 @@ def exponent(sizes: list[int], seconds: list[float]) -> float:
 
 
 def events(shelf: Shelf, quick: bool) -> dict[str, Any]:
-    """One candidate, a history of so many events."""
+    """One candidate, histories of growing length."""
     ref, _ = shelf.add("one")
     items = shelf.log.catalogue.item_ids
     sizes = [25, 50, 99] if quick else [12, 25, 50, 75, 99]
@@ -77,7 +77,7 @@ def events(shelf: Shelf, quick: bool) -> dict[str, Any]:
 
 
 def candidates(shelf: Shelf, quick: bool) -> dict[str, Any]:
-    """So many candidates on a history of 30 events."""
+    """A growing number of candidates on a history of 30 events."""
     ref, _ = shelf.add("one")
     items = shelf.log.catalogue.item_ids
     history = [{"item_id": item, "rating": 4} for item in items[:30]]
@@ -92,7 +92,7 @@ def candidates(shelf: Shelf, quick: bool) -> dict[str, Any]:
 
 
 def adapters(shelf: Shelf, quick: bool) -> dict[str, Any]:
-    """A batch of 32 requests over so many distinct adapters, all resident."""
+    """A batch of 32 requests over a growing number of distinct adapters, all resident."""
     most = 16 if quick else 32
     refs = [shelf.add(f"a{number}")[0] for number in range(most)]
     items = shelf.log.catalogue.item_ids
@@ -110,7 +110,7 @@ def adapters(shelf: Shelf, quick: bool) -> dict[str, Any]:
 
 @torch.inference_mode()
 def catalogue(quick: bool) -> dict[str, Any]:
-    """Top 10 of so many items for 32 users in one batch, by the catalogue head."""
+    """Top 10 of a growing catalogue for 32 users in one batch, by the catalogue head."""
     width = 576
     head = CatalogueHead(HeadSpec(kind="catalogue", width=width, fuse=True))
     head.eval()
@@ -129,7 +129,7 @@ def catalogue(quick: bool) -> dict[str, Any]:
 
 
 def log_size(quick: bool) -> dict[str, Any]:
-    """A log of so many events from a Parquet file to training batches planned, and the peak memory of that process."""
+    """A growing log from a Parquet file to planned training batches, and the peak memory of that process."""
     sizes = [10_000, 100_000, 1_000_000] if quick else [10_000, 100_000, 1_000_000, 10_000_000]
     found = []
     for size in sizes:

@@ -1,4 +1,4 @@
-"""The mean of a metric over several runs, seeds say, with its user-bootstrap interval."""
+"""The mean of a metric over several runs, such as seeds, with its user-bootstrap interval."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ def drawn(name: str, user: np.ndarray, label: np.ndarray | None, runs: Sequence[
 
     Args:
         name: A feedback or ranking metric.
-        user: [n] whose event it is.
+        user: [n] user of each event.
         label: [n]; None for a ranking metric.
         runs: The scores of each run, [n]; the ranks for a ranking metric.
     """

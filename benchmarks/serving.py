@@ -1,23 +1,23 @@
-"""The service's bars, on loopback, bounded in count and time: throughput, tail, soak, restarts, stops, document, hostile bodies.
+"""The HTTP service on loopback, bounded in count and time: throughput, tail, soak, restarts, stops, document, hostile bodies.
 
     python benchmarks/serving.py --json build/bench/serving.json [--only throughput,latency,…] [--scale 1.0]
         [--base smollm2-135m] [--depth 4] [--data ml-100k] [--world DIR]
 
-What is served is made first, which takes minutes; `--world` keeps it in a folder for the next run, so that one section can be
-run after the other.
+The served registry is made first, which takes minutes; `--world` keeps it in a folder for the next run, so that sections can be
+run one at a time.
 
 throughput  calls of three rows (three tasks) from 16 clients against the engine in this process with the same rows, as many at a
             time as are under way there; alternating.
-latency     calls at 70 % of that throughput, sent by the clock whatever the answers do: arrivals by Poisson, and evenly spaced.
+latency     calls at 70 % of that throughput, sent by the clock, whether or not answers arrive: Poisson and even arrivals.
 soak        20,000 calls from 16 clients while an operator swaps, promotes, rolls back; 1 % of the bodies are malformed. Before
             them 3,000 calls of the same kind, under the same moves, bring every cache to its bound; memory growth is the median
             over the last eighth of the 20,000 against the median over the first.
 restart     kill -9 under load, start again: seconds until ready, aliases and digests before and after.
 stop        SIGTERM under load: calls that were sent and not answered.
-document    what schemathesis makes of the OpenAPI document.
-hostile     10,000 random and hostile calls; every file that the process opens meanwhile is written down by an audit hook.
+document    schemathesis on the OpenAPI document.
+hostile     10,000 random and hostile calls; an audit hook records every file that the process opens meanwhile.
 
-Exit code 1 when a count misses its bar. Ratios are for a quiet machine and decide nothing here.
+Exit code 1 when a count misses its aim. Ratios need a quiet machine and decide nothing here.
 """
 
 import argparse
@@ -39,10 +39,10 @@ from typing import Any
 import numpy as np
 
 from genre.engine import Request
-from run import keep_figures
 from serving_hostile import audit_code, foreign, hostile_call, malformed
 from serving_load import TOKEN, Client, Lost, Refused, Server, run_clients
 from serving_world import World, body, keep, make, reopen
+from suite import keep_figures
 
 CLIENTS, ROWS, WARM_UP = 16, 3, 3000
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
@@ -50,7 +50,7 @@ Found = dict[str, dict[str, Any]]
 
 
 def calls_of(world: World) -> list[tuple[list[int], bytes]]:
-    """Calls of three rows: places in the world's rows, and the body."""
+    """Calls of three rows: indices into the world's rows, and the body."""
     places = range(len(world.rows))
     return [
         (list(part), body([world.rows[i] for i in part])) for start in places[::ROWS] if (part := places[start : start + ROWS])
@@ -58,7 +58,7 @@ def calls_of(world: World) -> list[tuple[list[int], bytes]]:
 
 
 def closed_loop(address: tuple[str, int], calls: list[tuple[list[int], bytes]], count: int) -> float:
-    """Seconds for `count` calls from 16 clients, each of which sends when it has been answered."""
+    """Time `count` calls from 16 clients, each of which sends the next one after an answer."""
     left = iter(range(count))
 
     async def work(client: Client, _: int) -> None:
@@ -92,7 +92,7 @@ def throughput(world: World, folder: Path, scale: float) -> Found:
 
 
 def open_loop(address: tuple[str, int], calls: list[tuple[list[int], bytes]], times: np.ndarray) -> list[float]:
-    """Send a call at each of these seconds; latencies from the second at which it was due, so that a stall is not hidden."""
+    """Send a call at each of these seconds; latencies count from the time it was due, so that a stall is not hidden."""
     taken: list[float] = []
 
     async def main() -> None:
@@ -119,7 +119,7 @@ def open_loop(address: tuple[str, int], calls: list[tuple[list[int], bytes]], ti
 
 
 def latency(world: World, folder: Path, scale: float) -> Found:
-    """The tail at 70 % of what the service can do."""
+    """Tail latency at 70 % of the service's throughput."""
     calls, count = calls_of(world), max(50, int(2000 * scale))
     found: Found = {"ratios": {}, "counts": {"latency_calls": count}, "ms": {}}
     with Server(folder, world.arguments("--follow", "0")) as server:
@@ -195,7 +195,7 @@ def _clear(answer: bytes) -> bool:
 
 
 def under_load(server: Server, calls: list[tuple[list[int], bytes]], seconds: float, how: int) -> Counter[str]:
-    """16 clients until nobody listens any more; the signal comes after some seconds."""
+    """Send from 16 clients until nobody listens any more; the signal comes after some seconds."""
     tally = Counter[str]()
 
     async def work(client: Client, number: int) -> None:
@@ -218,7 +218,7 @@ def under_load(server: Server, calls: list[tuple[list[int], bytes]], seconds: fl
 
 
 def restart(world: World, folder: Path, scale: float) -> Found:
-    """Kill under load, and what a fresh process serves then."""
+    """Kill under load and compare what a fresh process serves."""
     times, changed, ready = max(1, round(5 * scale)), 0, []
     with Server(folder, world.arguments()) as server:
         before = _served(server)
@@ -250,7 +250,7 @@ def stop(world: World, folder: Path, scale: float) -> Found:
 
 
 def document(world: World, folder: Path, scale: float) -> Found:
-    """Every operation of the document, with what it allows and with what it forbids."""
+    """Exercise every operation of the document with valid and invalid input."""
     import schemathesis
     from hypothesis import HealthCheck, given, settings
     from hypothesis.errors import Unsatisfiable
@@ -277,7 +277,7 @@ def document(world: World, folder: Path, scale: float) -> Found:
 
 
 def hostile(world: World, folder: Path, scale: float) -> Found:
-    """Calls that nobody should send, and the files that the process opens meanwhile."""
+    """Hostile calls, and the files that the process opens meanwhile."""
     count, calls = int(10_000 * scale), calls_of(world)
     opened, left, tally = folder / "opened.txt", iter(range(count)), Counter[str]()
     errors: list[str] = []
@@ -324,7 +324,7 @@ NONE = (
 
 
 def world_of(options: argparse.Namespace, place: Path) -> World:
-    """What is served: new, or as an earlier run kept it."""
+    """Make the served world, or open the one that an earlier run kept."""
     folder: Path = options.world or place
     folder.mkdir(parents=True, exist_ok=True)
     world = reopen(folder) or make(folder, options.data, options.base, options.depth)

@@ -1,6 +1,6 @@
-"""Calls that nobody should send, one for each number, and the audit of what a process opens.
+"""Hostile calls, one per number, and the audit of what a process opens.
 
-Owns: malformed bodies (no JSON, or another shape), hostile calls, the hook and what counts as foreign. Ignores: sending.
+Owns: malformed bodies (no JSON, or another shape), hostile calls, the audit hook, what counts as foreign. Ignores: sending.
 """
 
 import json
@@ -98,7 +98,7 @@ def _rows(rng: random.Random, rows: list[dict[str, Any]]) -> bytes:
 
 
 def audit_code(file: Path) -> str:
-    """Python that writes down every path that its process opens or lists, and every program and connection that it starts."""
+    """Python code that records every path its process opens or lists, and every program and connection it starts."""
     return f"""
 import os, sys
 _to = os.open({str(file)!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -113,7 +113,7 @@ sys.addaudithook(_hook)
 
 
 def foreign(lines: str, own: list[Path], pid: int) -> set[str]:
-    """What is neither under the registry or the data set, nor Python's own code, nor the process's own figures."""
+    """Return paths outside the registry, the data set, Python's own code and the process's own figures."""
     code = Path(__file__).resolve().parent.parent / "adapters"
     places = [*own, code, Path(sys.prefix), Path(sys.base_prefix), Path(sysconfig.get_path("stdlib"))]
     roots = [f"{place.resolve()}/" for place in places] + [f"/proc/{pid}/", "/proc/self/"]

@@ -1,6 +1,6 @@
 """A service in a process of its own, and clients that cost little: HTTP/1.1 over asyncio streams.
 
-A call that was sent and got no whole answer is `Lost`; one that could not be sent because nobody listened is `Refused`.
+A call that was sent and got no complete answer is `Lost`; one that could not be sent because nobody listened is `Refused`.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class Server:
         return False
 
     def get(self, path: str) -> Any:
-        """A JSON answer, for set-up and looking on."""
+        """Return a JSON answer, for set-up and observation."""
         with urllib.request.urlopen(f"http://{self.address[0]}:{self.address[1]}{path}", timeout=60) as answer:
             return json.loads(answer.read())
 
@@ -67,7 +67,7 @@ class Server:
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def end(self, how: int = signal.SIGTERM) -> int:
-        """Send a signal, wait, give the exit code."""
+        """Send a signal, wait, return the exit code."""
         self.process.send_signal(how)
         return self.wait()
 
@@ -124,7 +124,7 @@ class Client:
         return status, answer
 
     def close(self) -> None:
-        """Let the connection go."""
+        """Close the connection."""
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None
@@ -139,7 +139,7 @@ async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 def run_clients(
     address: tuple[str, int], count: int, work: Callable[[Client, int], Awaitable[None]], beside: Any = None
 ) -> float:
-    """Run `work(client, number)` for so many clients at once, with one more coroutine beside them; the seconds it took.
+    """Run `work(client, number)` for several clients at once, with one more coroutine beside them; return the seconds.
 
     `beside` is a function of a client that runs until it is cancelled.
     """

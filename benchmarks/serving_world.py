@@ -1,7 +1,7 @@
-"""What the service's benchmark serves: a registry of versions with random weights, rows to ask, what each version answers.
+"""The world of the serving benchmark: a registry of versions with random weights, rows to ask, each version's answers.
 
-Quality does not matter here; cost, sameness and order do. Every version's answer to every row is computed by an engine in this
-process before anything is served, each row alone: that table says what is wrong later.
+Quality does not matter here; cost, identity and order do. Every version's answer to every row is computed by an engine in this
+process before anything is served, each row alone; later answers are checked against that table.
 """
 
 import json
@@ -37,10 +37,10 @@ Row = dict[str, Any]
 
 @dataclass
 class World:
-    """Everything that a section needs.
+    """The state that every section needs.
 
     Attributes:
-        registry, data, base: Where they are, as `genre serve` is told.
+        registry, data, base: Paths, as given to `genre serve`.
         versions: For each adapter its versions' digests, the production one first.
         rows: Rows for `NAME@production`, without ids.
         expected: By digest and place in `rows`, each item's score.
@@ -54,17 +54,17 @@ class World:
     expected: dict[tuple[str, int], dict[str, float]]
 
     def arguments(self, *more: str) -> list[str]:
-        """Of `genre serve`."""
+        """Arguments of `genre serve`."""
         return ["--registry", str(self.registry), "--data", str(self.data), "--base", self.base, *more]
 
     def engine(self) -> Engine:
-        """An engine in this process, as the service has one."""
+        """An engine in this process, configured as the service's."""
         store = Registry(self.registry)
         base = load_base(store.resolve("like@production").manifest, self.base)
         return Engine(base, store, data=open_log(str(self.data)))
 
     def wrong(self, place: int, answer: Row) -> str | None:
-        """What is wrong with an answer to a row: another version's scores, a missing item, no such digest."""
+        """Describe what is wrong with an answer to a row: another version's scores, a missing item, an unknown digest."""
         if "error" in answer:
             return f"error: {answer['error']}"
         wanted = self.expected.get((answer["digest"], place))
@@ -86,7 +86,7 @@ def _name(item: Any) -> str:
 
 
 def reopen(folder: Path) -> World | None:
-    """The world that `keep` wrote into a folder; None if there is none."""
+    """Read the world that `keep` wrote into a folder; None if there is none."""
     file = folder / KEPT
     if not file.exists():
         return None
@@ -96,7 +96,7 @@ def reopen(folder: Path) -> World | None:
 
 
 def keep(folder: Path, world: World) -> None:
-    """Write down a world that was made in a folder, so that the next run need not make it."""
+    """Write a world into its folder, so that the next run need not make it."""
     kept = {name: getattr(world, name) for name in ("base", "versions", "rows")}
     expected = [[digest, place, scores] for (digest, place), scores in world.expected.items()]
     (folder / KEPT).write_text(json.dumps({**kept, "data": str(world.data), "expected": expected}))

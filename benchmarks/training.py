@@ -1,15 +1,15 @@
-"""Training: throughput and time to quality against one prompt per target, what an adapter costs, two processes.
+"""Training: throughput and time to quality against one prompt per target, costs of an adapter, two processes.
 
     python benchmarks/training.py --json build/bench/training.json [--minutes 20] [--only throughput,quality,cost,processes]
 
 `cost` is benchmarks/training_cost.py, `processes` benchmarks/training_processes.py; the first two are here. The JSON holds every
-ratio and count with what was aimed for, under `bars`.
+ratio and count with its aim, under `bars`.
 
-The other way is what LLM recommenders commonly do (TALLRec's prompt, PEFT): each target is a prompt of its own with the
+The other way is the common one of LLM recommenders (TALLRec's prompt, PEFT): each target is a prompt of its own with the
 user's ten latest titles, liked and disliked, and the answer Yes or No. Same base, depth, device, rank and linears, the
 same tokens per step; its batches are sorted by length and only the answer's logits are computed. Throughput alternates
 between the ways, step by step, after a warm-up. Time to quality trains the other way for `--minutes`, then trains ours
-until its validation AUC on the same targets is as high; `ours_without_history_heads` says how much of that is due to heads
+until its validation AUC on the same targets is as high; `ours_without_history_heads` shows how much of that is due to heads
 that start at the additive baseline (`encoder.fuse`).
 """
 
@@ -38,7 +38,7 @@ from genre.progress import Reporter
 from genre.training import Loop
 from genre.training.assembly import SharedEncoder, assemble, training_split
 from genre.training.prediction import predict
-from run import keep_figures
+from suite import keep_figures
 from training_cost import cost
 from training_processes import processes
 
@@ -180,7 +180,7 @@ def throughput(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, r
 
 
 def quality(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, minutes: float, out: Path) -> dict[str, Any]:
-    """Seconds that ours needs to the validation AUC that prompts reach in so many minutes; validation time is not counted."""
+    """Seconds until ours reaches the validation AUC that prompts reach in `minutes`; validation time is not counted."""
     sample = validation_sample(log, labels)
     prompts = Prompts(log, labels)
     queue, spent, seen = prompts.batches(np.random.default_rng(0).permutation(train)), 0.0, 0
@@ -194,13 +194,13 @@ def quality(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, minu
 
 
 def validation_sample(log: genre.Interactions, labels: np.ndarray, size: int = 1000) -> np.ndarray:
-    """The validation events that both ways are compared on, seeded."""
+    """Draw the validation events on which both ways are compared."""
     valid = targets_of(log, split(log, genre.Recipe.read(RECIPES / "like.yaml").data.split), 1, labels)
     return np.sort(np.random.default_rng(1).choice(valid.event, size=min(size, len(valid.event)), replace=False))
 
 
 def reach(log: genre.Interactions, labels: np.ndarray, wanted: float, out: Path, *, most: int = 200) -> dict[str, Any]:
-    """Training seconds of ours until the validation AUC is `wanted`: as it is, and with heads that see no history."""
+    """Training seconds of ours until the validation AUC is `wanted`: as it is, and with heads that do not read the history."""
     sample, found = validation_sample(log, labels), {}
     for name, overrides in {"ours": [], "ours_without_history_heads": ["encoder.fuse=false"]}.items():
         ours = Ours("like", ["encoder.use=fit", *overrides], log, out / name)
@@ -258,7 +258,7 @@ def main() -> None:
 
 
 def write(file: Path, result: dict[str, Any]) -> None:
-    """Write the figures, with what was aimed for beside them."""
+    """Write the figures beside their aims."""
     table = rows({"training": {"figures": result}})
     result["bars"] = [{key: row[key] for key in ("figure", "value", "better", "aim", "met")} for row in table]
     keep_figures(file, result)

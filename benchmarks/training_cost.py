@@ -1,12 +1,12 @@
-"""What an adapter costs to train: against the full fine-tune, against PEFT's layers in the same loop, and four at once.
+"""Training costs of an adapter: against the full fine-tune, against PEFT's layers in the same loop, and four at once.
 
 The part `cost` of benchmarks/training.py.
 
 `like` with token items, 2,048 tokens a step, optimizer included. Throughput alternates between the ways, step by step, in one
 process, on the base as `Base.load` gives it. `peft` is PEFT's layers as PEFT has them. `bare` is the floor: the base forward and
-backward without any adapter, so `bare_vs_peft` is what the best possible layer would reach. `bfloat16` is the adapter on a base
+backward without any adapter, so `bare_vs_peft` bounds what any layer can reach. `bfloat16` is the adapter on a base
 of that precision.
-The allocator keeps what is freed while ways alternate, or what one of them leaves behind would cost another page faults.
+The allocator keeps freed memory while ways alternate, so that none of them pays another's page faults.
 Four at once do the same steps as the four runs one after the other, on one base in memory; their ratio comes with an interval.
 Peak memory is that of a process of its own for each way, less what the process held once the base was loaded (for four at once:
 the whole process against four whole processes).
@@ -149,7 +149,7 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
 
 
 def in_turn(ways: dict[str, Any], turn: int) -> list[tuple[str, Any]]:
-    """The ways, in the other order every second turn, so that a machine that slows down harms none of them more."""
+    """Return the ways, reversed every second turn, so that a machine that slows down affects all of them alike."""
     return list(ways.items())[:: -1 if turn % 2 else 1]
 
 
@@ -181,21 +181,21 @@ def at_once(depth: int, rounds: int, log: genre.Interactions, folder: Path, adap
 
 
 def _interval(a: list[float], b: list[float]) -> list[float]:
-    """95 % of the median ratio, by 10,000 draws of rounds with replacement."""
+    """95 % interval of the median ratio, by 10,000 draws of rounds with replacement."""
     ratios = np.array(a) / np.array(b)
     drawn = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
     return [float(value) for value in np.percentile(np.median(drawn, axis=1), [2.5, 97.5])]
 
 
 def memory(kind: str, depth: int) -> dict[str, int]:
-    """Peak memory of a fresh process that takes some steps, whole and beyond what it held once the base was loaded."""
+    """Peak memory of a fresh process over some steps: in all, and beyond the loaded base."""
     command = [sys.executable, __file__, kind, str(depth)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def worker(kind: str, depth: int) -> None:
-    """Print what `memory` reads."""
+    """Print the peak for `memory` to read."""
     log = open_log("data/ml-100k")
     with tempfile.TemporaryDirectory() as folder:
         if kind == "together":
@@ -219,7 +219,7 @@ def _status(key: str) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to give no freed memory back to the system, where there is glibc."""
+    """Make glibc keep freed memory, where there is glibc."""
     trim_threshold, mmap_max = -1, -4
     if hasattr(ctypes.CDLL(None), "mallopt"):
         ctypes.CDLL(None).mallopt(trim_threshold, 2**31 - 1)
@@ -227,7 +227,7 @@ def keep_freed_memory() -> None:
 
 
 def cost(depth: int, rounds: int) -> dict[str, Any]:
-    """All of it: ratios, counts, and what they are of."""
+    """Measure all of it: ratios, counts, and their inputs."""
     log = open_log("data/ml-100k")
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:

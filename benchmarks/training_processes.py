@@ -1,4 +1,4 @@
-"""Two processes against one: the same steps, the same figures, and how many tokens a second.
+"""Two processes against one: the same steps, the same figures, and tokens per second.
 
 Owns: the part `processes` of benchmarks/training.py. `like` with token items and dropout 0 on two processes over gloo, a thread
 each, against one process with one thread and with two; a short run of real data, by the commands that users type.
@@ -45,7 +45,7 @@ def train(way: str, depth: int, events: int, folder: Path) -> dict[str, Any]:
 
 
 def processes(depth: int, events: int, folder: Path) -> dict[str, Any]:
-    """Each way once, one after the other: throughput, and the largest difference of a step's loss and of the test AUC."""
+    """Run each way once: throughput, and the largest difference of a step's loss and of the test AUC."""
     found = {way: train(way, depth, events, folder) for way in WAYS}
     losses = {way: figures.pop("losses") for way, figures in found.items()}
     if len(losses["one_thread"]) != len(losses["two_processes"]):

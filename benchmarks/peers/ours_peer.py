@@ -1,4 +1,4 @@
-"""Ours: the engine as people call it, from requests to scores, and the training loop of two recipes.
+"""Ours: the engine from requests to scores, and the training loop of two recipes.
 
 Peers are given token ids; here a round begins at a request's history and ends at its scores.
 """
@@ -44,7 +44,7 @@ def candidates(job: dict[str, Any]) -> Part:
 
 
 def asking(job: dict[str, Any], requests: list[Request]) -> Part:
-    """An engine with a lane for each adapter."""
+    """An engine with a slot for each adapter."""
     engine = Engine(genre.Base.load(BASE, depth=job["depth"]), genre.Registry(job["registry"]), lanes=len(requests) + 1)
 
     def answers() -> list[float]:
@@ -57,7 +57,7 @@ def asking(job: dict[str, Any], requests: list[Request]) -> Part:
 
 
 def training(name: str) -> Any:
-    """A recipe's loop, a few steps a round; `like` on a fitted encoder, as most tasks have it."""
+    """A recipe's loop, a few steps a round; `like` uses a fitted encoder, as most tasks do."""
 
     def open_part(job: dict[str, Any]) -> Part:
         base = genre.Base.load(BASE, depth=job["training_depth"])
@@ -72,7 +72,7 @@ def training(name: str) -> Any:
 
         @torch.inference_mode()
         def answers() -> list[float]:
-            """The bare base's answer to the first prompts: that both sides train the same base."""
+            """The bare base's answer to the first prompts, to check that both sides train the same base."""
             found = []
             for prompt in prompts:
                 hidden = base.hidden(base.embedding(torch.tensor([prompt["ids"]])))[:, -1]

@@ -102,7 +102,7 @@ def training(job: dict[str, Any]) -> Part:
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Prompts with their answers, padded on the left, so that the answer's place is the last but one of every row."""
+    """Prompts with their answers, padded on the left, so that the answer is at the last but one position of every row."""
     longest = 1 + max(len(row["ids"]) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -115,7 +115,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Steps:
-    """A Trainer that runs in a thread of its own and takes so many steps whenever it is told to."""
+    """A Trainer in a thread of its own that takes a number of steps on demand."""
 
     def __init__(self, model: Any, prompts: list[dict[str, Any]], own: dict[str, Any]) -> None:
         import queue
@@ -147,7 +147,7 @@ class Steps:
             self.done.put(time.perf_counter() - self.begun)
 
     def go(self) -> tuple[float, float]:
-        """Targets and seconds of one round; the batch that is made ready before it is not counted."""
+        """Targets and seconds of one round; preparing its batch is not counted."""
         self.asked.put(STEPS)
         seconds = self.done.get()
         if isinstance(seconds, Exception):

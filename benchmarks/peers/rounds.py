@@ -1,12 +1,12 @@
 """A process that answers "run one round" on its standard input; the standard library alone, since every environment runs it.
 
-The driver starts `python peft.py JOB PART`, which opens the part, gives its answers, warms up, and then says one line a round:
+The driver starts `python peft.py JOB PART`, which opens the part, gives its answers, warms up, and then prints one line a round:
 
     {"answers": [-2.13, 0.48, …], "versions": {"peft": "0.21.2", …}}
     ← go
     {"seconds": 1.31, "work": 16}
 
-What libraries print goes to standard error. A part that cannot run says {"error": "the exception's line"} and ends.
+What libraries print goes to standard error. A part that cannot run prints {"error": "the exception's line"} and ends.
 """
 
 import json
@@ -25,7 +25,7 @@ WARM_UP = 2
 
 @dataclass
 class Part:
-    """What a peer does for one measure.
+    """One measured task of a peer.
 
     Attributes:
         answers: Log-odds of the last label word against the first, to be compared before anything is timed.
@@ -42,7 +42,7 @@ def serve(parts: dict[str, Callable[[dict[str, Any]], Part]], packages: tuple[st
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(**values: Any) -> None:
+    def send(**values: Any) -> None:
         replies.write(json.dumps(values) + "\n")
         replies.flush()
 
@@ -54,14 +54,14 @@ def serve(parts: dict[str, Callable[[dict[str, Any]], Part]], packages: tuple[st
         answers = part.answers()
         for _ in range(WARM_UP):
             part.go()
-        say(answers=answers, versions=versions(packages))
+        send(answers=answers, versions=versions(packages))
         for _ in sys.stdin:
             begun = time.perf_counter()
             done = part.go()
             work, seconds = done if isinstance(done, tuple) else (done, time.perf_counter() - begun)
-            say(seconds=seconds, work=work)
+            send(seconds=seconds, work=work)
     except Exception as error:
-        say(error=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
+        send(error=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}")
         raise
 
 

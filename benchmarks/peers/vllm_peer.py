@@ -25,7 +25,7 @@ def load(job: dict[str, Any], **options: Any) -> Any:
 
 
 def asking(llm: Any, job: dict[str, Any], prompts: list[list[int]], adapters: list[Any], first: int = 0) -> Any:
-    """A function that gives the log-odds of the last label word for each prompt.
+    """Return a function from prompts to the log-odds of the last label word.
 
     The `first` ones are asked before the others, which then find their prefix: prompts of one step do not share it.
     """

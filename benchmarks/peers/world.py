@@ -1,4 +1,4 @@
-"""What all peers are asked: a base, adapters in PEFT's format, token ids; and the job file that says where they are.
+"""The inputs of all peers: a base, adapters in PEFT's format, token ids, and the job file with their paths.
 
 Adapters are of `like_text` with random weights: cost and sameness matter here, quality does not.
 
@@ -36,7 +36,7 @@ Job = dict[str, Any]
 
 
 def build(folder: Path, log: genre.Interactions, *, depth: int) -> Job:
-    """Write everything into a new folder; the job.
+    """Write everything into a new folder and return the job.
 
     Args:
         folder: Removed and made again.
@@ -74,7 +74,7 @@ def build(folder: Path, log: genre.Interactions, *, depth: int) -> Job:
 def _publish(
     folder: Path, name: str, targets: str, log: genre.Interactions, base: genre.Base, registry: Registry
 ) -> list[dict[str, str]]:
-    """So many adapters with random weights, as versions and as PEFT folders."""
+    """Publish adapters with random weights and export them as PEFT folders."""
     overrides = [
         f"base.depth={base.depth}",
         f"name={name}",
@@ -102,7 +102,7 @@ def _publish(
 
 
 def rows_of_length(log: genre.Interactions, layout: Any, texts: Any, length: int, count: int) -> list[dict[str, Any]]:
-    """Histories with one candidate that are exactly so many tokens long, of different users."""
+    """Return histories of different users, each with one candidate and exactly `length` tokens."""
     found: list[dict[str, Any]] = []
     for user in log.user_ids:
         events = log.history(user)

@@ -1,4 +1,4 @@
-"""Recommenders that adapters are compared with: each knows what an adapter knows, tuned or stopped on the validation part only.
+"""Baseline recommenders: each has an adapter's inputs and is tuned or stopped on the validation part only.
 
     neighbours   item-based and sequential nearest neighbours
     factors      alternating least squares and Bayesian personalized ranking, from `implicit`

@@ -83,13 +83,13 @@ DECAYS = (0.99, 0.998)
 
 
 class Best:
-    """The best validated weights so far, and what they were worth."""
+    """The best weights so far, with their validation value."""
 
     def __init__(self) -> None:
         self.value, self.epoch, self.weights = -1.0, 0, {}
 
     def see(self, value: float, epoch: int, weights: dict[str, Tensor]) -> bool:
-        """Keep these weights if they are better; whether they are."""
+        """Keep these weights if they are better; return whether they are."""
         if better := value > self.value:
             self.value, self.epoch, self.weights = value, epoch, copy.deepcopy(weights)
         return better

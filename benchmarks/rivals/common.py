@@ -1,4 +1,4 @@
-"""What the ranking rivals share: histories as matrices, and the choice between settings on the validation part."""
+"""Shared parts of the ranking rivals: histories as matrices, and the choice between settings on the validation part."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ class Ranker(Protocol):
 
 
 def protocol(config: SplitConfig) -> str:
-    """A split as a report says it."""
+    """A split in words."""
     values = config.model_dump(exclude_none=True, exclude_defaults=True)
     return ", ".join([str(values.pop("kind")), *(f"{key} {value}" for key, value in values.items())])
 

@@ -1,9 +1,8 @@
-"""The self-attentive model with what a next-item adapter adds to itself: averaged weights, and a linear term after training.
+"""The self-attentive model with a next-item adapter's additions: averaged weights, and a co-occurrence term after training.
 
-It says what of the adapter's lead is theirs: a small model trained from nothing, the moving average of its weights, plus PureSVD
-over a fading history with a weight chosen on validation, as in `genre.training.cooccurrence`; the
-factors are the items' own, not a
-regression on their vectors.
+It measures how much of the adapter's lead is due to them: a small model trained from scratch, the moving average of its weights,
+plus PureSVD over a fading history with a weight chosen on validation, as in `genre.training.cooccurrence`. The factors are the
+items' own, not a regression on their vectors.
 """
 
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ class Fused:
 
 
 def fused(network: Ranker, log: Interactions, split: Split) -> Fused:
-    """The network with the weight that validation likes best, 0 if none helps."""
+    """The network with the interpolation weight that is best on validation, 0 if none helps."""
     factors = pure_svd(log, np.asarray(split.part) == TRAIN, dimensions=64)
     found = validation_targets(log, split)
     plain = Fused(network, log, split, factors, 0.0, 1.0)

@@ -9,7 +9,7 @@ from standins import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from off_policy import Rounds, greedy, softmax, uniform, worth  # noqa: E402
+from off_policy import Rounds, estimate, greedy, softmax, uniform  # noqa: E402
 
 KINDS, ITEMS = 3, 5
 
@@ -39,7 +39,7 @@ def test_by_hand():
     """Two rounds, two items: the policy shows item 0 always, the log showed each with one half."""
     rounds = Rounds(np.array([0, 1]), np.array([1.0, 1.0]), np.array([0.5, 0.5]), np.ones((2, 2), dtype=bool))
     always = np.array([[1.0, 0.0]] * 2)
-    found = worth(rounds, {"always": always}, np.full((2, 2), 0.25), resamples=0)
+    found = estimate(rounds, {"always": always}, np.full((2, 2), 0.25), resamples=0)
     assert found["always"]["ips"]["value"] == (2 * 1 + 0 * 1) / 2 and found["always"]["snips"]["value"] == 2 / 2
     assert found["always"]["dr"]["value"] == ((0.25 + 2 * 0.75) + (0.25 + 0)) / 2
     assert found["always"]["weights"] == {
@@ -47,14 +47,14 @@ def test_by_hand():
         "clipped": 0, "largest": 2.0, "mean": 1.0,
     }  # fmt: skip
     assert found["logging"]["on_policy"]["value"] == 1 and found["always"]["minus_logging"]["ips"]["value"] == 0
-    clipped = worth(rounds, {"always": always}, np.full((2, 2), 0.25), clip=1.5, resamples=0)["always"]
+    clipped = estimate(rounds, {"always": always}, np.full((2, 2), 0.25), clip=1.5, resamples=0)["always"]
     assert clipped["ips"]["value"] == 1.5 / 2 and clipped["weights"]["clipped"] == 1
 
 
 def test_no_reward_under_the_weights_gives_no_interval():
     rounds = Rounds(np.array([0, 1] * 20), np.array([0.0, 1.0] * 20), np.full(40, 0.5), np.ones((40, 2), dtype=bool))
     always = np.array([[1.0, 0.0]] * 40)
-    found = worth(rounds, {"always": always, "uniform": uniform(rounds.candidates)}, np.full((40, 2), 0.1), resamples=20)
+    found = estimate(rounds, {"always": always, "uniform": uniform(rounds.candidates)}, np.full((40, 2), 0.1), resamples=20)
     assert (
         found["always"]["ips"] == {"value": 0.0, "interval": None} and found["always"]["minus_logging"]["dr"]["interval"] is None
     )
@@ -69,7 +69,7 @@ def test_two_actions_give_what_the_whole_distribution_gives():
     kind, rounds = world.rounds(500, 1)
     draw = np.random.default_rng(2)
     policy, expected = draw.dirichlet(np.ones(ITEMS), KINDS)[kind], draw.random((KINDS, ITEMS))[kind]
-    found = worth(rounds, {"drawn": policy}, expected, resamples=0)["drawn"]
+    found = estimate(rounds, {"drawn": policy}, expected, resamples=0)["drawn"]
     log = {"reward": rounds.reward, "action": rounds.action, "pscore": rounds.propensity, "action_dist": policy[:, :, None]}
     assert found["ips"]["value"] == pytest.approx(ope.InverseProbabilityWeighting().estimate_policy_value(**log))
     whole = ope.SelfNormalizedInverseProbabilityWeighting().estimate_policy_value(**log)
@@ -88,7 +88,7 @@ def test_intervals_cover_a_known_value(model):
     for seed in range(12):
         kind, rounds = world.rounds(800, 100 + seed)
         expected = world.share[kind] if model == "true" else np.full((800, ITEMS), 0.9)
-        found = worth(rounds, {name: one[kind] for name, one in policies.items()}, expected, resamples=60, seed=seed)
+        found = estimate(rounds, {name: one[kind] for name, one in policies.items()}, expected, resamples=60, seed=seed)
         for (name, way), count in held.items():
             low, high = found[name][way]["interval"]
             held[name, way] = count + (low <= world.value(policies[name]) <= high)
@@ -126,6 +126,6 @@ def test_bad_rounds_are_refused(changes, message):
 def test_what_is_no_policy_is_refused():
     rounds = Rounds(**{name: np.array(value) for name, value in GOOD.items()})
     with pytest.raises(ValueError, match="policy 'half' is no distribution over the candidates"):
-        worth(rounds, {"half": np.full((2, 2), 0.25)}, np.zeros((2, 2)))
+        estimate(rounds, {"half": np.full((2, 2), 0.25)}, np.zeros((2, 2)))
     with pytest.raises(ValueError, match="has another shape"):
-        worth(rounds, {"short": np.full((1, 2), 0.5)}, np.zeros((2, 2)))
+        estimate(rounds, {"short": np.full((1, 2), 0.5)}, np.zeros((2, 2)))

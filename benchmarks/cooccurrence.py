@@ -1,10 +1,10 @@
-"""The linear term of a next-item adapter on the validation part: as a table of factors, and as a map of item vectors.
+"""The co-occurrence term of a next-item adapter on the validation part: a table of factors against a map of item vectors.
 
     python benchmarks/baselines.py --tasks next_item      # trains the adapters that this one reads
-    python benchmarks/taste.py [--seed 1]
+    python benchmarks/cooccurrence.py [--seed 1]
 
-For each way the best of the weights that training tries, and how large the tastes are that a map gives to random unit vectors, as
-parts of those of known items: what an item with a text unlike any other may get.
+For each form, the best of the interpolation weights that training tries, and the size of the factors that a map gives to random
+unit vectors relative to those of warm items: a bound for items whose text is unlike any other.
 """
 
 import argparse
@@ -61,12 +61,12 @@ def main() -> None:
     def quality(shown: np.ndarray) -> float:
         return ndcg(rank_in_blocks(log, made.split, found, ((rows, shown[rows]) for rows in block_rows(len(found)))).ranks, 10)
 
-    def report(name: str, tastes: np.ndarray, random: float | None = None) -> None:
-        term = np.asarray((history @ tastes) @ tastes.T, dtype=np.float32)
+    def report(name: str, factors: np.ndarray, random: float | None = None) -> None:
+        term = np.asarray((history @ factors) @ factors.T, dtype=np.float32)
         values = {blend: quality(scores + blend / term.std(1).mean() * term) for blend in BLENDS}
         best = max(values, key=values.__getitem__)
-        said = "" if random is None else f", random vectors {random:.1f} times the known items'"
-        print(f"{name:28} {values[best]:.4f} at {best:g}{said}", flush=True)
+        note = "" if random is None else f", random vectors {random:.1f} times the warm items'"
+        print(f"{name:28} {values[best]:.4f} at {best:g}{note}", flush=True)
 
     print(f"validation NDCG@10, {len(found)} targets, seed {options.seed}\n{'adapter alone':28} {quality(scores):.4f}")
     report("table of factors", factors.numpy())
