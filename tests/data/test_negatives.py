@@ -15,7 +15,7 @@ from genre.data.sequences.negatives import Negatives
 from genre.errors import RecipeError
 from genre.evaluation.ranking import CELLS, Ranker, block_size
 from genre.modules.losses import cross_entropy, sampled_cross_entropy
-from genre.modules.recommender import compact
+from genre.modules.reading import compact
 from genre.training import fit
 from genre.training.assembly import assemble
 from genre.training.prediction import predict

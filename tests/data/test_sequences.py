@@ -181,8 +181,8 @@ def test_collate_pads_and_reads_what_is_labelled():
     ]  # fmt: skip
     likes = np.array([1.0, 0.0, 1.0, 1.0, np.nan, 0.0])
     codes = np.array([5, 6, 7, 4, 8, -1])
-    batch = collate(rows, {"like": ("item", likes), "next": ("feedback", codes)}, lanes=[2, 0, 1])
-    assert batch.tokens.shape == (3, 7) and batch.used == 5 + 7 + 7 and batch.lanes.tolist() == [2, 0, 1]
+    batch = collate(rows, {"like": ("item", likes), "next": ("feedback", codes)})
+    assert batch.tokens.shape == (3, 7) and batch.used == 5 + 7 + 7
     like, following = batch.reads["like"], batch.reads["next"]
     assert like.events.tolist() == [2, 1, 5] and like.labels.tolist() == [1.0, 0.0, 0.0] and like.labels.dtype == torch.float32
     assert list(zip(like.rows.tolist(), like.places.tolist(), strict=True)) == [(0, 3), (1, 5), (2, 6)]

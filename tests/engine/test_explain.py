@@ -287,10 +287,10 @@ def test_a_reference_that_never_rests_is_said(base, trained, hot):
     class Restless(Engine):
         turns = 0
 
-        def score(self, requests):
+        def score(self, requests, refs=None):
             self.turns += 1
             self.swap("moving", hot[self.turns % 2].ref)
-            return super().score(requests)
+            return super().score(requests, refs)
 
     with Restless(base, trained.registry, data=trained.log) as engine:
         engine.swap("moving", hot[0].ref)

@@ -162,7 +162,7 @@ def test_a_loss_that_is_not_finite_names_its_task(build):
 
 @torch.no_grad()
 def test_soft_tokens_stand_where_the_row_says(build):
-    from genre.modules.recommender import embed
+    from genre.modules.embedding import embed
 
     assembly = build(LIKE, sequence={"item": "both"})
     row = branched(assembly, np.arange(3), np.array([4]))

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre.data.sequences.batches import collate
+from genre.data.sequences.batches import Batch, collate
 from genre.data.sequences.layout import Sequence as Row
 from genre.engine.core import Engine
-from genre.engine.passes import Unit, embed
 from genre.engine.planning import Job
-from genre.engine.reading import direct, logits_of, score
 from genre.engine.requests import Request, Response
+from genre.engine.scoring import directions, logits_of, score
 from genre.errors import RequestError
+from genre.modules.embedding import embed
 from genre.modules.heads.heads import CatalogueHead
 
 
@@ -56,20 +56,20 @@ def _pass(engine: Engine, job: Job, row: Row) -> tuple[np.ndarray, np.ndarray]:
         engine.lanes.route([job.resident.place])
         try:
             with torch.no_grad():
-                embeds = embed(engine.base, [Unit(job.resident, row, job)])
+                embeds = embed(engine.base, batch, job.inline.soft)
             embeds = embeds * _per_token(weights, row).to(embeds.dtype)
             hidden = engine.base.hidden(embeds, batch.positions, batch.mask).to(device)
-            found = _score(job, row, hidden, weights)
+            found = _score(job, row, batch, hidden, weights)
             (gradient,) = torch.autograd.grad(found.sum(), weights)
         finally:
             engine.lanes.clear()
     return found.detach().cpu().numpy(), gradient[0].float().cpu().numpy()
 
 
-def _score(job: Job, row: Row, hidden: Tensor, weights: Tensor) -> Tensor:
+def _score(job: Job, row: Row, batch: Batch, hidden: Tensor, weights: Tensor) -> Tensor:
     if isinstance(job.head, CatalogueHead):
-        return logits_of(job.inline, job.codes, direct(job.head, job.inline, [row], hidden, [0], weights)[0])
-    return score(job.head, job.inline, [row], hidden, [0], weights)
+        return logits_of(job.inline, job.codes, directions(job.head, job.inline, [row], batch, hidden, weights)[0])
+    return score(job.head, job.inline, [row], batch, hidden, weights=weights)
 
 
 def _per_token(weights: Tensor, row: Row) -> Tensor:

@@ -139,8 +139,18 @@ class Inline:
         self.catch_up()
         return Texts(self.space.texts, self._texts)
 
-    def vectors(self, codes: Tensor) -> Tensor:
-        """(n, D) item vectors of some codes, which `catch_up` has seen; only where the space has an encoder."""
+    @property
+    def soft(self) -> "Inline | None":
+        """Itself as the lookup of soft tokens' vectors; None where the space has no encoder."""
+        return self if self.space.shared is not None else None
+
+    def feedback(self, codes: Tensor) -> Tensor:
+        """(n, D) feedback vectors."""
+        assert self.space.shared is not None
+        return self.space.shared.encoder.feedback_vectors(codes)
+
+    def items(self, codes: Tensor) -> Tensor:
+        """(n, D) item vectors of some codes, which `catch_up` has embedded."""
         known, size = self.space.vectors, self.space.catalogue.size
         assert known is not None
         if self._vectors is None:

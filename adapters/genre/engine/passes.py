@@ -19,19 +19,20 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from genre.data.sequences.batches import collate, padded
+from genre.data.sequences.batches import Batch, collate, padded
 from genre.data.sequences.layout import Sequence as Row
 from genre.engine.planning import Job
-from genre.engine.reading import Reader, read
+from genre.engine.scoring import Reader, score_readers
 from genre.engine.tiers import Resident
 from genre.modules.base.attention import Blocks, plan_blocks
 from genre.modules.base.base import Base
+from genre.modules.embedding import embed
 from genre.modules.lora.slots import Lanes
 
 MASKED_ROW_TOKENS = 2048
 MASKED_SQUARES = 2**24
 
-Key = tuple[int, bytes, bytes, bytes, bytes, bytes]
+Key = tuple[int | bytes, ...]
 
 
 @dataclass(eq=False)
@@ -65,12 +66,17 @@ def units_of(jobs: Sequence[Job]) -> list[Unit]:
 
 
 def key_of(job: Job, row: Row, length: int | None = None) -> Key:
-    """What decides a row's states on a base, whatever the adapter; of the first `length` tokens if given."""
+    """What decides a row's states on a base and what heads see of its history, whatever the adapter.
+
+    Args:
+        job: Whose row it is.
+        row: The row.
+        length: Compare so many of its tokens; all of them if None.
+    """
     end = slice(length)
     soft = bool((row.items[end] >= 0).any() or (row.feedback[end] >= 0).any())
-    parts = (row.tokens, row.items, row.feedback, row.positions, row.hide)
-    tokens, items, feedback, positions, hide = (part[end].tobytes() for part in parts)
-    return id(job.resident.space) if soft else 0, tokens, items, feedback, positions, hide
+    parts = (row.tokens[end], row.items[end], row.feedback[end], row.positions[end], row.hide[end], row.codes, row.given)
+    return id(job.resident.space) if soft else 0, *(part.tobytes() for part in parts)
 
 
 def families_of(units: Sequence[Unit]) -> tuple[dict[int, list[list[Unit]]], list[Unit]]:
@@ -116,51 +122,55 @@ class Passes:
             inline.catch_up()
         units = units_of(jobs)
         families, rest = families_of(units) if self.base.in_parts and self.base.takes_blocks else ({}, units)
-        for batch in self._batches(rest):
+        for units in self._batches(rest):
+            batch = self._collate(units)
             with self.forward:
-                hidden = self._whole(batch)
-            self._read(batch, hidden)
+                hidden = self._all_layers(units, batch)
+            self._read(units, batch, hidden)
         for shared, groups in families.items():
             heads = {id(members[0]): members for members in groups}
-            for batch in self._batches([members[0] for members in groups]):
+            for units in self._batches([members[0] for members in groups]):
+                batch = self._collate(units)
                 with self.forward:
-                    lower = self.base.run(embed(self.base, batch), 0, shared, self._blocks(batch))
-                self._upper([(unit, place) for place, one in enumerate(batch) for unit in heads[id(one)]], lower, shared)
+                    lower = self.base.run(self._embed(units, batch), 0, shared, self._blocks(units))
+                self._upper([(unit, index) for index, one in enumerate(units) for unit in heads[id(one)]], lower, shared)
 
     def _upper(self, members: Sequence[tuple[Unit, int]], lower: Tensor, shared: int) -> None:
         """The layers from `shared` on for every unit, from its row of the lower layers' states."""
-        place_of = {id(unit): place for unit, place in members}
-        for batch in self._batches([unit for unit, _ in members]):
-            rows = torch.tensor([place_of[id(unit)] for unit in batch], device=lower.device)
-            hidden = lower[rows, : max(len(unit.row) for unit in batch)]
+        index_of = {id(unit): index for unit, index in members}
+        for units in self._batches([unit for unit, _ in members]):
+            batch = self._collate(units)
+            rows = torch.tensor([index_of[id(unit)] for unit in units], device=lower.device)
+            hidden = lower[rows, : batch.tokens.shape[1]]
             if shared < self.base.depth:
-                with self.forward, self._routed(batch):
-                    hidden = self.base.run(hidden, shared, self.base.depth, self._blocks(batch))
-            self._read(batch, hidden)
+                with self.forward, self._routed(units):
+                    hidden = self.base.run(hidden, shared, self.base.depth, self._blocks(units))
+            self._read(units, batch, hidden)
 
-    def _read(self, batch: Sequence[Unit], hidden: Tensor) -> None:
-        readers = [Reader(job, number, place) for place, unit in enumerate(batch) for job, number in unit.readers]
-        read(readers, hidden.to(self.base.device))
+    def _read(self, units: Sequence[Unit], batch: Batch, hidden: Tensor) -> None:
+        readers = [Reader(job, number, index) for index, unit in enumerate(units) for job, number in unit.readers]
+        score_readers(readers, batch, hidden.to(self.base.device))
 
-    def _whole(self, batch: Sequence[Unit]) -> Tensor:
+    def _collate(self, units: Sequence[Unit]) -> Batch:
+        """The units' rows as tensors on the base's device; without a mask where attention goes by blocks."""
+        return collate([unit.row for unit in units], {}, masked=not self.base.takes_blocks).to(self.base.device)
+
+    def _embed(self, units: Sequence[Unit], batch: Batch) -> Tensor:
+        return embed(self.base, batch, [unit.job.inline.soft for unit in units])
+
+    def _all_layers(self, units: Sequence[Unit], batch: Batch) -> Tensor:
         """(B, T, D) states after all layers, each row with its own adapter."""
-        embeds, rows = embed(self.base, batch), [unit.row for unit in batch]
-        with self._routed(batch):
-            if not any(row.branches for row in rows):
-                return self.base.hidden(embeds, lengths=torch.tensor([len(row) for row in rows]))
-            if self.base.takes_blocks:
-                blocks = self._blocks(batch)
-                return self.base.hidden(embeds, blocks.positions, blocks=blocks)
-            masked = collate(rows, {}).to(self.base.device)
-            return self.base.hidden(embeds, masked.positions, masked.mask)
+        blocks = self._blocks(units) if batch.positions is not None and self.base.takes_blocks else None
+        with self._routed(units):
+            return self.base.hidden(self._embed(units, batch), batch.positions, batch.mask, lengths=batch.lengths, blocks=blocks)
 
-    def _blocks(self, batch: Sequence[Unit]) -> Blocks:
-        positions = padded([unit.row.positions for unit in batch], 0)
-        return plan_blocks([unit.row.hide for unit in batch], positions).to(self.base.device)
+    def _blocks(self, units: Sequence[Unit]) -> Blocks:
+        positions = padded([unit.row.positions for unit in units], 0)
+        return plan_blocks([unit.row.hide for unit in units], positions).to(self.base.device)
 
     @contextmanager
-    def _routed(self, batch: Sequence[Unit]) -> Iterator[None]:
-        self.lanes.route([unit.resident.place for unit in batch])
+    def _routed(self, units: Sequence[Unit]) -> Iterator[None]:
+        self.lanes.route([unit.resident.place for unit in units])
         try:
             yield
         finally:
@@ -178,29 +188,6 @@ class Passes:
             batch.append(unit)
         if batch:
             yield sorted(batch, key=_lane)
-
-
-def embed(base: Base, batch: Sequence[Unit]) -> Tensor:
-    """(B, T, D) token embeddings with soft tokens in their places, in the base's precision."""
-    rows, device = [unit.row for unit in batch], base.device
-    embeds = base.embedding(padded([row.tokens for row in rows], 0).to(device))
-    items = padded([row.items for row in rows], -1).to(device)
-    feedback = padded([row.feedback for row in rows], -1).to(device)
-    by_inline: dict[int, list[int]] = {}
-    for place, unit in enumerate(batch):
-        by_inline.setdefault(id(unit.job.inline), []).append(place)
-    for places in by_inline.values():
-        job = batch[places[0]].job
-        shared = job.inline.space.shared
-        if shared is None:
-            continue
-        mine = torch.zeros(len(batch), 1, dtype=torch.bool, device=device)
-        mine[places] = True
-        at = (items >= 0) & mine
-        embeds[at] = job.inline.vectors(items[at]).to(embeds.dtype)
-        at = (feedback >= 0) & mine
-        embeds[at] = shared.encoder.feedback_vectors(feedback[at]).to(embeds.dtype)
-    return embeds
 
 
 def _lane(unit: Unit) -> tuple[int, int]:

@@ -68,7 +68,7 @@ class Job:
         if not self.request.diversity:
             return best(scores, k)
         pool = best(scores, POOL)
-        vectors = self.inline.vectors(torch.from_numpy(self.codes[pool].astype(np.int64))).cpu().numpy()
+        vectors = self.inline.items(torch.from_numpy(self.codes[pool].astype(np.int64))).cpu().numpy()
         return pool[diversify(scores[pool], vectors, k, float(self.request.diversity))]
 
 

@@ -1,7 +1,7 @@
 """Requests about labelled texts: their rows, their states, their responses.
 
-Owns: reading the texts of a request against the version that answers it, and what its heads say of them. Ignores: lanes, forward
-passes.
+Owns: reading the texts of a request against the version that answers it, and its response. Ignores: slots, forward passes,
+heads.
 
     {"id": "1", "adapter": "reviews", "task": "rating", "texts": [{"title": "Lovely", "review": "Fits as if made for me."}]}
     {"id": "1", "adapter": "reviews", "digest": "9f2c…",
@@ -15,17 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from genre.data.sequences.batches import padded, span_means
-from genre.data.sequences.layout import Sequence as Row
 from genre.engine.items import Inline
 from genre.engine.planning import Job, best, task_of
 from genre.engine.requests import Request, Response, ScoredText
 from genre.engine.tiers import Resident
 from genre.errors import RequestError
-from genre.modules.heads.heads import Head
 
 
 @dataclass(eq=False)
@@ -101,28 +96,3 @@ def _join(text: Mapping[str, Any], columns: Sequence[str]) -> str:
     if not any(parts):
         raise RequestError("a text has no words", got=repr(dict(text))[:80], expected=" or ".join(columns))
     return "; ".join(part for part in parts if part)
-
-
-def judge(head: Head, rows: Sequence[Row], hidden: Tensor, places: Sequence[int]) -> list[np.ndarray]:
-    """What a head says of each text.
-
-    Args:
-        head: A pooled head.
-        rows: R texts.
-        hidden: (B, T, D) states.
-        places: The row of `hidden` that each is read from.
-
-    Returns:
-        For each row (1,) float32, or (1, C) probabilities.
-    """
-    ends, spans = (
-        torch.tensor([int(value[0]) for value in values], device=hidden.device)
-        for values in ([row.item_reads for row in rows], [row.spans for row in rows if row.spans is not None])
-    )
-    state = span_means(hidden[torch.tensor(places, device=hidden.device)], ends, spans)
-    said = head(state)
-    if head.terms is not None:
-        tokens = padded([row.tokens for row in rows], 0).to(hidden.device)
-        said = head.count(said, tokens, torch.tensor([len(row) for row in rows]))
-    found: np.ndarray = head.score(said).float().cpu().numpy()
-    return np.split(found, len(rows))

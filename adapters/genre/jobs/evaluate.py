@@ -31,8 +31,9 @@ from genre.evaluation.text_baselines import text_baselines
 from genre.jobs.inputs import load_base
 from genre.jobs.reliability import reliability_of
 from genre.modules.base.base import Base
+from genre.modules.embedding import SoftTokens
 from genre.modules.lora.layer import LoraLinear
-from genre.modules.recommender import Recommender, SoftTokens
+from genre.modules.recommender import Recommender
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.tasks import Task

@@ -18,7 +18,7 @@ from genre.jobs.evaluate import say_few_users
 from genre.jobs.inputs import claim_folder, open_base, open_log, run_folder
 from genre.jobs.train import Run, check_base, check_resumed, conclude, describe_run, train
 from genre.modules.base.base import Base
-from genre.modules.recommender import SoftTokens
+from genre.modules.embedding import SoftTokens
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry

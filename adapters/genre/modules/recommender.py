@@ -9,86 +9,22 @@ Owns: how a batch becomes hidden states and task outputs, which parameters train
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genre.data.sequences.batches import Batch, Reads
+from genre.data.sequences.batches import Batch, LabelledReads
 from genre.data.sequences.negatives import Negatives
 from genre.errors import DivergedError
 from genre.modules.base.base import Base
-from genre.modules.encoder import BehaviourEncoder, ItemTable
-from genre.modules.heads.gaussian_process import View
+from genre.modules.embedding import SoftTokens, embed
 from genre.modules.heads.heads import CatalogueHead, Head
 from genre.modules.lora.layer import LoraLinear, attach, detach, find_linears
 from genre.modules.losses import LOSSES, sampled_cross_entropy, sampled_log_loss
+from genre.modules.reading import read, view_of
 from genre.tasks import Task
-
-
-@dataclass
-class SoftTokens:
-    """Item and feedback vectors that stand in a row's soft-token places.
-
-    Attributes:
-        encoder: The behaviour encoder.
-        table: The features of the catalogue in use.
-        cached: (N, D) item vectors, computed once while the encoder is frozen.
-    """
-
-    encoder: BehaviourEncoder
-    table: ItemTable
-    cached: Tensor | None = None
-
-    def items(self, codes: Tensor | None = None) -> Tensor:
-        """(n, D) item vectors; all items if `codes` is None."""
-        if any(parameter.requires_grad for parameter in self.encoder.parameters()):
-            self.cached = None
-            if codes is None and not torch.is_grad_enabled():
-                return self.every()
-            return self.encoder.item_vectors(self.table, codes)
-        if self.cached is None:
-            self.cached = self.every()
-        return self.cached if codes is None else self.cached[codes]
-
-    @torch.no_grad()
-    def every(self, *, known: bool = True) -> Tensor:
-        """(N, D) vectors of all items as they are used in evaluation, computed by parts so that a large catalogue fits.
-
-        With `known` false as they would be if the encoder had seen none of them.
-        """
-        codes = torch.arange(len(self.table), device=self.table.known.device)
-        table = self.table if known else ItemTable(self.table.features, torch.full_like(self.table.known, -1))
-        training = self.encoder.training
-        parts = [self.encoder.eval().item_vectors(table, some) for some in codes.split(65536)]
-        self.encoder.train(training)
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def embed(base: Base, batch: Batch, soft: SoftTokens | None, dropout: float = 0.0) -> Tensor:
-    """Token embeddings with soft tokens in their places, (B, T, D) in the base's dtype."""
-    embeds = base.embedding(batch.tokens)
-    if soft is None:
-        return embeds
-    flat = embeds.reshape(-1, embeds.shape[-1])
-    for codes, lookup in ((batch.items, soft.items), (batch.feedback, soft.encoder.feedback_vectors)):
-        places = (codes.reshape(-1) >= 0).nonzero().squeeze(-1)
-        if len(places):
-            vectors = F.dropout(lookup(codes.reshape(-1)[places]), dropout, training=dropout > 0)
-            flat = flat.index_copy(0, places, vectors.to(flat.dtype))
-    return flat.view_as(embeds)
-
-
-def compact(*codes: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The different item codes (m,) among some tensors of codes, and those tensors with places among them; -1 stays."""
-    flat = torch.cat([some.reshape(-1) for some in codes])
-    found, places = torch.unique(flat.clamp_min(0), return_inverse=True)
-    places = torch.where(flat < 0, flat, places)
-    parts = places.split([some.numel() for some in codes])
-    return found, [part.view_as(some) for part, some in zip(parts, codes, strict=True)]
 
 
 class Recommender(nn.Module):
@@ -213,7 +149,13 @@ class Recommender(nn.Module):
         return base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths, recompute=recompute)
 
     def output(
-        self, task: str, hidden: Tensor, batch: Batch, *, reads: Reads | None = None, tables: tuple[Tensor, ...] | None = None
+        self,
+        task: str,
+        hidden: Tensor,
+        batch: Batch,
+        *,
+        reads: LabelledReads | None = None,
+        tables: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
         """A task's raw output at its reads: (n,), (n, C) or (n, N).
 
@@ -224,21 +166,11 @@ class Recommender(nn.Module):
             reads: Some of the batch's reads of the task; all of them if None.
             tables: Of a head over the whole catalogue (`Head.tables` of all item vectors), made anew if None.
         """
-        head, chosen = self.heads[task], reads or batch.reads[task]
-        state = chosen.of(hidden)
-        if self.soft is None or not head.sees_items:
-            said = head(state)
-            if head.terms is not None:
-                said = head.count(said, batch.tokens[chosen.rows], batch.lengths[chosen.rows], chosen.events)  # type: ignore[operator]
-            return said
-        history, items = batch.history, chosen.items
-        if not head.per_item:  # only the items of these rows are looked at
-            codes, (history, items) = compact(history, items)
-            tables = head.tables(self.soft.items(codes))  # type: ignore[operator]
-        elif tables is None:
-            tables = head.tables(self.soft.items())  # type: ignore[operator]
-        assert tables is not None
-        return head(state, View(tables, history, batch.given, chosen.rows, chosen.seen, items, chosen.stands))
+        head: Head = self.heads[task]  # type: ignore[assignment]
+        chosen = reads or batch.reads[task]
+        if head.per_item and tables is None and self.soft is not None:
+            tables = head.tables(self.soft.items())
+        return read(head, hidden, batch, chosen, self.soft, tables=tables, events=chosen.events)
 
     def catalogue_tables(self) -> dict[str, tuple[Tensor, ...]]:
         """For each task whose head scores the whole catalogue, its tables of all items as they are now."""
@@ -298,9 +230,7 @@ class Recommender(nn.Module):
         head = self.heads[name]
         assert isinstance(head, CatalogueHead) and self.soft is not None
         drawn, log_count = self.negatives[name].draw(hidden.device)
-        codes, (history, own, others) = compact(batch.history, reads.items, drawn)
-        tables = head.tables(self.soft.items(codes))
-        query = head.ask(reads.of(hidden), View(tables, history, batch.given, reads.rows, reads.seen, own))
-        keys = tables[0]
-        given = (head.match(query, keys[own]), head.logits(query, keys[others]) - log_count, reads.items[:, None] == drawn)
+        view, (others,) = view_of(head, batch, reads, self.soft, drawn)
+        query, keys = head.ask(reads.of(hidden), view), view.tables[0]
+        given = (head.match(query, keys[view.items]), head.logits(query, keys[others]) - log_count, reads.items[:, None] == drawn)
         return sampled_cross_entropy, given

@@ -21,11 +21,12 @@ from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
 from genre.evaluation.labels import check_labels, check_spread, known_labels, smoothing
 from genre.modules.base.base import Base
 from genre.modules.collaborative import collaborative_vectors, factor_vectors
+from genre.modules.embedding import SoftTokens
 from genre.modules.encoder import COMPUTED, BehaviourEncoder, EncoderSpec
 from genre.modules.heads.heads import BinaryHead, CatalogueHead, FeedbackHead, Head, make_head
 from genre.modules.heads.spec import HeadSpec
 from genre.modules.lora.layer import LoraLinear
-from genre.modules.recommender import Recommender, SoftTokens
+from genre.modules.recommender import Recommender
 from genre.recipe import Recipe
 from genre.tasks import Task
 

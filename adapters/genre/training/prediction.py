@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genre.data.dataset import Dataset, Slot
 from genre.data.interactions import need_log
-from genre.data.sequences.batches import Batch, Reads, collate, plan_batches
+from genre.data.sequences.batches import Batch, LabelledReads, collate, plan_batches
 from genre.data.sequences.layout import Sequence
 from genre.data.sequences.text_rows import Builder
 from genre.data.splits import Split
@@ -147,17 +147,15 @@ def list_facts(model: Recommender, builder: Builder, split: Split, task: Task, t
     return ListFacts(counts, None if model.soft is None else model.soft.every().cpu().numpy(), popular)
 
 
-def pieces(reads: Reads, items: int | None) -> Iterator[Reads]:
+def pieces(reads: LabelledReads, items: int | None) -> Iterator[LabelledReads]:
     """The reads of a task; over a catalogue of so many items as few at a time as keep its scores bounded."""
     count = len(reads.labels)
     if items is None or count <= block_size(items):
         if count:
             yield reads
         return
-    fields = {field.name: getattr(reads, field.name) for field in dataclasses.fields(reads)}
     for rows in block_rows(count, block_size(items)):
-        chosen: dict[str, Any] = {name: None if value is None else value[rows] for name, value in fields.items()}
-        yield Reads(**chosen)
+        yield dataclasses.replace(reads, **{name: value[rows] for name, value in vars(reads).items() if value is not None})
 
 
 def _in_order(

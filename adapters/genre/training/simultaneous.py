@@ -22,8 +22,8 @@ from genre.data.sequences.batches import Batch, collate
 from genre.data.sequences.layout import Sequence as Row
 from genre.errors import GenreError, InputError, InterruptedJobError, RecipeError
 from genre.modules.base.base import Base
+from genre.modules.embedding import embed
 from genre.modules.lora.layer import LaneSpans, LoraLanes, attach, detach, find_linears
-from genre.modules.recommender import embed
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.training.assembly import Assembly

@@ -3,10 +3,11 @@
 Owns: batches of tensors and by token budget. Ignores: how a row came about, task names, models.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,16 +19,14 @@ from genre.data.sequences.layout import Sequence
 
 @dataclass(frozen=True)
 class Reads:
-    """Where one task reads a batch, n targets.
+    """Where a head reads a batch, n targets.
 
     Attributes:
         rows: (n,) int64 row of the batch.
         places: (n,) int64 token of the row.
         seen: (n,) int64 events of the row that the target may see.
         stands: (n,) int64, how many of them come before it in time.
-        items: (n,) int64 item code of the target.
-        labels: (n,) float32 or int64.
-        events: (n,) int64 the caller's numbers.
+        items: (n,) int64 item code of the target, -1 where the whole catalogue is.
         spans: (n,) int64, of how many tokens up to `places` the mean is read; None for that token alone.
     """
 
@@ -36,22 +35,12 @@ class Reads:
     seen: Tensor
     stands: Tensor
     items: Tensor
-    labels: Tensor
-    events: Tensor
-    spans: Tensor | None = None
+    spans: Tensor | None
 
-    def to(self, device: torch.device) -> "Reads":
-        """The same on another device (events stay)."""
-        return Reads(
-            self.rows.to(device),
-            self.places.to(device),
-            self.seen.to(device),
-            self.stands.to(device),
-            self.items.to(device),
-            self.labels.to(device),
-            self.events,
-            None if self.spans is None else self.spans.to(device),
-        )
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(self, **moved)
 
     def of(self, hidden: Tensor) -> Tensor:
         """(n, D) states to read of (B, T, D) hidden states."""
@@ -61,20 +50,36 @@ class Reads:
 
 
 @dataclass(frozen=True)
+class LabelledReads(Reads):
+    """Where one task reads a batch, and what the targets' labels are.
+
+    Attributes:
+        labels: (n,) float32 or int64.
+        events: (n,) int64 the caller's numbers; they stay on the CPU.
+    """
+
+    labels: Tensor
+    events: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return dataclasses.replace(super().to(device), events=self.events)
+
+
+@dataclass(frozen=True)
 class Batch:
-    """B rows of at most T tokens, right-padded; a lane per row.
+    """B rows of at most T tokens, right-padded.
 
     Attributes:
         tokens: (B, T) int64.
         items, feedback: (B, T) int64 codes, -1 where there is none.
         positions: (B, T) int64, or None where every row simply counts up.
-        mask: (B, 1, T, T) bool, or None for plain causal attention.
-        lanes: (B,) int64.
+        mask: (B, 1, T, T) bool, or None for plain causal attention and for attention by blocks.
         history: (B, E) int64 item codes of the events, -1 where a row has fewer.
         given: (B, E) int64 their feedback codes, 0 there.
+        lengths: (B,) int64 tokens of each row that are no padding.
+        used: Their sum.
         reads: What each task reads.
-        used: Tokens that are no padding.
-        lengths: (B,) int64, the same of each row.
     """
 
     tokens: Tensor
@@ -82,56 +87,52 @@ class Batch:
     feedback: Tensor
     positions: Tensor | None
     mask: Tensor | None
-    lanes: Tensor
     history: Tensor
     given: Tensor
-    reads: dict[str, Reads]
-    used: int
     lengths: Tensor
+    used: int
+    reads: dict[str, LabelledReads]
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same on another device."""
         place = torch.device(device)
+        moved: dict[str, Any] = {name: value.to(place) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **moved, reads={name: reads.to(place) for name, reads in self.reads.items()})
 
-        def move(tensor: Tensor | None) -> Any:
-            return None if tensor is None else tensor.to(place)
-
-        return Batch(
-            move(self.tokens), move(self.items), move(self.feedback), move(self.positions), move(self.mask),
-            move(self.lanes), move(self.history), move(self.given),
-            {name: reads.to(place) for name, reads in self.reads.items()}, self.used, move(self.lengths),
-        )  # fmt: skip
+    def take(self, rows: Tensor) -> "Batch":
+        """Some of the rows, (R,) int64 and maybe one several times, for heads to read; without mask and reads."""
+        taken: dict[str, Any] = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor) and name != "mask"
+        }
+        return dataclasses.replace(self, **taken | {"mask": None, "used": int(taken["lengths"].sum()), "reads": {}})
 
 
-def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray]], lanes: Rows[int] | None = None) -> Batch:
+def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray]], *, masked: bool = True) -> Batch:
     """Pad rows to one batch and gather what each task reads.
 
     Args:
         rows: At least one sequence.
         supervise: For each task, its slot and its label per event number: (n,) float with NaN where there is none, or
             int (item codes; -1 where there is none).
-        lanes: A lane per row, 0 if None.
+        masked: Make the mask of rows with branches, of B · T² cells; attention by blocks needs none.
     """
-    longest = max(len(row) for row in rows)
-    shape = (len(rows), longest)
-    tokens, items, feedback = np.zeros(shape, np.int64), np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
-    history = np.full((len(rows), max(len(row.codes) for row in rows)), -1, np.int64)
-    given = np.zeros_like(history)
-    for place, row in enumerate(rows):
-        tokens[place, : len(row)] = row.tokens
-        items[place, : len(row)] = row.items
-        feedback[place, : len(row)] = row.feedback
-        history[place, : len(row.codes)], given[place, : len(row.codes)] = row.codes, row.given
+    lengths = torch.tensor([len(row) for row in rows])
     positions = mask = None
     if any(row.branches for row in rows):
-        positions, mask = _masked(rows, longest)
-    reads = {name: _reads(rows, slot, labels) for name, (slot, labels) in supervise.items()}
+        positions = padded([row.positions for row in rows], 0)
+        mask = _mask(rows, positions.shape[1]) if masked else None
     return Batch(
-        torch.from_numpy(tokens), torch.from_numpy(items), torch.from_numpy(feedback), positions, mask,
-        torch.as_tensor(list(lanes) if lanes is not None else [0] * len(rows)), torch.from_numpy(history),
-        torch.from_numpy(given),
-        reads, sum(len(row) for row in rows), torch.tensor([len(row) for row in rows]),
-    )  # fmt: skip
+        tokens=padded([row.tokens for row in rows], 0),
+        items=padded([row.items for row in rows], -1),
+        feedback=padded([row.feedback for row in rows], -1),
+        positions=positions,
+        mask=mask,
+        history=padded([row.codes for row in rows], -1),
+        given=padded([row.given for row in rows], 0),
+        lengths=lengths,
+        used=int(lengths.sum()),
+        reads={name: _reads(rows, slot, labels) for name, (slot, labels) in supervise.items()},
+    )
 
 
 def padded(values: Rows[np.ndarray], filling: int) -> Tensor:
@@ -149,19 +150,16 @@ def span_means(hidden: Tensor, ends: Tensor, spans: Tensor) -> Tensor:
     return torch.bmm((inside / spans[:, None]).unsqueeze(1), hidden.float()).squeeze(1)
 
 
-def _masked(rows: Rows[Sequence], longest: int) -> tuple[Tensor, Tensor]:
-    positions = torch.zeros(len(rows), longest, dtype=torch.long)
+def _mask(rows: Rows[Sequence], longest: int) -> Tensor:
     mask = torch.ones(longest, longest, dtype=torch.bool).tril_().expand(len(rows), 1, longest, longest).clone()
     keys = torch.arange(longest)
-    for place, row in enumerate(rows):
-        positions[place, : len(row)] = torch.from_numpy(row.positions).long()
+    for row, own in zip(rows, mask, strict=True):
         hide = torch.from_numpy(row.hide)
-        inside = (keys >= hide[:, :1]) & (keys < hide[:, 1:])
-        mask[place, 0, : len(row)] &= ~inside
-    return positions, mask
+        own[0, : len(row)] &= ~((keys >= hide[:, :1]) & (keys < hide[:, 1:]))
+    return mask
 
 
-def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:
+def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> LabelledReads:
     columns: list[np.ndarray] = []  # row, place, span, seen, stand, item and event of each
     spanned = slot == "item" and any(row.spans is not None for row in rows)
     for owner, row in enumerate(rows):
@@ -183,7 +181,7 @@ def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> Reads:
         torch.from_numpy(column[known]) for column in (owner_of, place_of, span_of, seen_of, stand_of, item_of, event_of)
     )
     truth = torch.from_numpy(label[known].astype(kind))
-    return Reads(owners, reads, before, stands, items, truth, events, spans if spanned else None)
+    return LabelledReads(owners, reads, before, stands, items, spans if spanned else None, truth, events)
 
 
 def plan_batches(lengths: np.ndarray, budget: int, order: np.ndarray | None = None, *, pool: int = 2048) -> Iterator[np.ndarray]:

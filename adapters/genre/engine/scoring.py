@@ -1,0 +1,150 @@
+"""From hidden states to the scores of jobs: one product per head and batch.
+
+Owns: where the rows of requests are read, whole catalogues scored against the vectors that all adapters of one encoder share.
+Ignores: how states came about, how a head reads a batch (`genre.modules.reading`).
+
+Heads need item vectors of a history's and the candidates' items only, so no table of the catalogue is kept, or built, per
+adapter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genre.data.sequences.batches import Batch, Reads
+from genre.data.sequences.layout import Sequence as Row
+from genre.engine.items import Inline, scales_of
+from genre.engine.planning import Job
+from genre.engine.texts import TextJob
+from genre.modules.heads.heads import CatalogueHead, Head
+from genre.modules.reading import read, view_of
+
+MAX_LOGITS = 2**24
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A row of a job, and the row of a batch that it is read from."""
+
+    job: Job
+    number: int
+    index: int
+
+    @property
+    def row(self) -> Row:
+        """What is read."""
+        return self.job.rows[self.number]
+
+
+def score_readers(readers: Sequence[Reader], batch: Batch, hidden: Tensor) -> None:
+    """Score the rows of some jobs (fills `Job.scores`).
+
+    Args:
+        readers: The rows.
+        batch: B rows.
+        hidden: (B, T, D) their states.
+    """
+    by_head: dict[tuple[int, str], list[Reader]] = {}
+    for reader in readers:
+        by_head.setdefault((id(reader.job.resident), reader.job.task.name), []).append(reader)
+    for own in by_head.values():
+        rows, job, index = [reader.row for reader in own], own[0].job, [reader.index for reader in own]
+        at = torch.tensor(index, device=hidden.device)
+        part, states = (batch, hidden) if index == list(range(len(hidden))) else (batch.take(at), hidden[at])
+        scores: Sequence[np.ndarray]
+        if isinstance(job.head, CatalogueHead):
+            found = directions(job.head, job.inline, rows, part, states)
+            scores = catalogue_logits(job.inline, [reader.job.codes for reader in own], found)
+        else:
+            flat = score(job.head, job.inline, rows, part, states, classes=isinstance(job, TextJob)).cpu().numpy()
+            scores = np.split(flat, np.cumsum([len(positions) for positions, _ in map(_positions, rows)])[:-1])
+        for reader, values in zip(own, scores, strict=True):
+            reader.job.scores[reader.number] = values
+
+
+def score(
+    head: Head,
+    inline: Inline,
+    rows: Sequence[Row],
+    batch: Batch,
+    hidden: Tensor,
+    *,
+    classes: bool = False,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Scores of the rows' candidates, or of each text, one row after the other.
+
+    Args:
+        head: A head that gives a score per candidate.
+        inline: The call's items.
+        rows: B rows.
+        batch: The same as tensors, or rows with the same histories.
+        hidden: (B, T, D) states.
+        classes: Give the probability of each class, instead of the expected class.
+        weights: (B, E) as in `View`.
+
+    Returns:
+        (n,) float32, or (n, C).
+    """
+    positions, items = zip(*map(_positions, rows), strict=True)
+    spans = [row.spans for row in rows if row.spans is not None]
+    reads = _reads(rows, positions, items, spans).to(hidden.device)
+    found = head.score(read(head, hidden, batch, reads, inline.soft, weights=weights)).float()
+    if found.ndim == 2 and not classes:
+        found = found @ torch.arange(found.shape[1], dtype=found.dtype, device=found.device)
+    return found
+
+
+def directions(
+    head: CatalogueHead, inline: Inline, rows: Sequence[Row], batch: Batch, hidden: Tensor, weights: Tensor | None = None
+) -> Tensor:
+    """(B, D) what each row looks for among the items' unit vectors, from its history's last state; arguments as in `score`."""
+    ends, catalogue = [np.array([row.trunk - 1]) for row in rows], [np.array([-1])] * len(rows)
+    reads = _reads(rows, ends, catalogue).to(hidden.device)
+    assert inline.soft is not None
+    view, _ = view_of(head, batch, reads, inline.soft, weights=weights)
+    return head.direction(head.ask(reads.of(hidden), view))
+
+
+def catalogue_logits(inline: Inline, codes: Sequence[np.ndarray], found: Tensor) -> list[np.ndarray]:
+    """Logits of each row's codes, float32, by its direction among (B, D)."""
+    vectors, scales = inline.space.vectors, inline.space.scales
+    assert vectors is not None and scales is not None
+    size = len(vectors)
+    at_once = max(MAX_LOGITS // size, 1)
+    logits: list[np.ndarray] = []
+    for start in range(0, len(codes), at_once):
+        some, asked = found[start : start + at_once], codes[start : start + at_once]
+        most = [len(own) * 4 >= size and own.max() < size for own in asked]
+        whole = (some @ vectors.t() * scales).cpu().numpy() if any(most) else None
+        for index, own in enumerate(asked):
+            if whole is not None and most[index]:
+                logits.append(whole[index, own])
+            else:
+                logits.append(logits_of(inline, own, some[index]).cpu().numpy())
+    return logits
+
+
+def logits_of(inline: Inline, codes: np.ndarray, direction: Tensor) -> Tensor:
+    """(n,) float32 logits of some codes for one (D,) direction."""
+    vectors = inline.items(torch.from_numpy(codes.astype(np.int64)).to(direction.device))
+    return vectors.float() @ direction * scales_of(vectors)
+
+
+def _positions(row: Row) -> tuple[np.ndarray, np.ndarray]:
+    """Where a row is read, and the item codes there: those of its candidates, or its text."""
+    return (row.candidate_reads, row.candidates) if row.spans is None else (row.item_reads, row.codes)
+
+
+def _reads(
+    rows: Sequence[Row], positions: Sequence[np.ndarray], items: Sequence[np.ndarray], spans: Sequence[np.ndarray] = ()
+) -> Reads:
+    owners = np.repeat(np.arange(len(rows)), [len(own) for own in positions])
+    seen = np.array([len(row.codes) for row in rows])[owners]
+    columns = owners, np.concatenate(positions), seen, np.concatenate(items)
+    row, position, before, item = (torch.from_numpy(column.astype(np.int64)) for column in columns)
+    width = torch.from_numpy(np.concatenate(spans).astype(np.int64)) if spans else None
+    return Reads(row, position, before, before, item, width)

@@ -1,0 +1,82 @@
+"""From hidden states to a head's output: the states that a task reads, and what the head sees of each row's history.
+
+Owns: the one function that reads a batch, in training, evaluation and the engine. Ignores: how hidden states came about, losses.
+
+    output = read(head, hidden, batch, reads, soft)      # (n,), (n, C) or (n, N)
+
+Heads get tables of the items that occur in a batch only. A table of a whole catalogue is made for heads that score all of it, by
+who asks for that (`tables`).
+"""
+
+import torch
+from torch import Tensor
+
+from genre.data.sequences.batches import Batch, Reads
+from genre.modules.embedding import SoftVectors
+from genre.modules.heads.gaussian_process import View
+from genre.modules.heads.heads import Head
+
+
+def read(
+    head: Head,
+    hidden: Tensor,
+    batch: Batch,
+    reads: Reads,
+    soft: SoftVectors | None,
+    *,
+    tables: tuple[Tensor, ...] | None = None,
+    events: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """A head's raw output at some reads: (n,), (n, C) or (n, N).
+
+    Args:
+        head: The head.
+        hidden: (B, T, D) states.
+        batch: What the hidden states are of.
+        reads: The n reads.
+        soft: The item vectors; None where the adapter has none.
+        tables: `Head.tables` of all item vectors, for a head that scores the whole catalogue.
+        events: (n,) the events that are read, by which a head finds its out-of-fold logits in training.
+        weights: (B, E) weight of each event of the history, 1 if None.
+    """
+    state = reads.of(hidden)
+    if soft is None or not head.sees_items:
+        output: Tensor = head(state)
+        return output if head.terms is None else head.count(output, batch.tokens[reads.rows], batch.lengths[reads.rows], events)
+    if tables is None:
+        view, _ = view_of(head, batch, reads, soft, weights=weights)
+    else:
+        view = View(tables, batch.history, batch.given, reads.rows, reads.seen, reads.items, reads.stands, weights)
+    found: Tensor = head(state, view)
+    return found
+
+
+def view_of(
+    head: Head, batch: Batch, reads: Reads, soft: SoftVectors, *others: Tensor, weights: Tensor | None = None
+) -> tuple[View, list[Tensor]]:
+    """What a head sees of a batch, over tables of the items that occur there.
+
+    Args:
+        head: The head.
+        batch: B rows.
+        reads: The n reads.
+        soft: The item vectors.
+        others: Codes of further items that the tables shall have.
+        weights: As in `read`.
+
+    Returns:
+        The view, and the other codes as rows of its tables.
+    """
+    codes, (history, items, *rest) = compact(batch.history, reads.items, *others)
+    tables = head.tables(soft.items(codes))
+    return View(tables, history, batch.given, reads.rows, reads.seen, items, reads.stands, weights), rest
+
+
+def compact(*codes: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The different item codes (m,) among some tensors of codes, and those tensors as indices into them; -1 stays."""
+    flat = torch.cat([some.reshape(-1) for some in codes])
+    found, index = torch.unique(flat.clamp_min(0), return_inverse=True)
+    index = torch.where(flat < 0, flat, index)
+    parts = index.split([some.numel() for some in codes])
+    return found, [part.view_as(some) for part, some in zip(parts, codes, strict=True)]
