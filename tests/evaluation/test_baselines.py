@@ -182,7 +182,7 @@ def test_ease_chooses_without_the_test_part():
     model = ease(log, parts)
     items = log.item_codes.copy()
     items[parts.part == 2] = 0
-    other = Interactions(log.frame, log.catalogue, None, log.info, log.user_ids, log.user_codes, items)
+    other = Interactions(log.frame, log.catalogue, None, log.user_ids, log.user_codes, items, log.info)
     again = ease(other, parts)
     assert again.ridge == model.ridge and np.array_equal(again.weights, model.weights) and model.chosen_on == 40
 

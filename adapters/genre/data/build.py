@@ -7,8 +7,7 @@ Owns: renaming by a mapping, which rows are bad, what is skipped and how it is c
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -17,12 +16,11 @@ from genre.data.catalogue import Catalogue
 from genre.data.features import align_users, complete_items, describe_items, item_columns_of
 from genre.data.fields import EXPECTED, clean, to_numbers
 from genre.data.order import order_events
-from genre.data.schema import ALIASES, MAX_BAD, REQUIRED, Report, event_columns
+from genre.data.schema import ALIASES, REQUIRED, Report, event_columns
 from genre.errors import DataError
 
 
-@dataclass(frozen=True)
-class Built:
+class Built(NamedTuple):
     """The parts of an `Interactions`: see there."""
 
     frame: pl.DataFrame
@@ -31,29 +29,27 @@ class Built:
     user_ids: list[str]
     user_codes: np.ndarray
     item_codes: np.ndarray
-    report: Report
 
 
 def build(
     frame: Any,
-    items: Any = None,
-    users: Any = None,
+    items: Any,
+    users: Any,
+    report: Report,
     *,
-    mapping: Mapping[str, str] | None = None,
-    time_unit: str = "s",
-    max_bad: float = MAX_BAD,
-    item_columns: list[str] | None = None,
-    guess_numbers: bool = False,
-    report: Report | None = None,
+    mapping: Mapping[str, str],
+    time_unit: str,
+    max_bad: float,
+    item_columns: list[str] | None,
+    guess_numbers: bool,
 ) -> Built:
     """Check a log and bring it into the contract's order. See `Interactions.from_frame` for the arguments.
 
     Raises:
-        DataError: If a column is missing, too many rows are bad, or no event is left.
+        DataError: A column is missing, too many rows are bad, or no event is left.
     """
-    report = report or Report()
     tables = {"log": to_polars(frame, "log"), "items": to_polars(items, "items"), "users": to_polars(users, "users")}
-    tables = rename(tables, mapping or {}, report)
+    tables = rename(tables, mapping, report)
     if guess_numbers:
         tables = {name: None if table is None else to_numbers(table) for name, table in tables.items()}
     log = tables["log"]
@@ -77,7 +73,6 @@ def build(
         user_ids=user_ids.to_list(),
         user_codes=codes[0][place],
         item_codes=codes[1][place],
-        report=report,
     )
 
 

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
+import polars as pl
 
 from genre.data.catalogue import Catalogue
 from genre.data.schema import DatasetInfo
 from genre.data.splits import Split, SplitConfig
+from genre.errors import DataError
 from genre.tasks import Task
 
 DataKind: TypeAlias = Literal["log", "texts"]
@@ -33,6 +35,7 @@ class Dataset(Protocol):
         kind: `log` or `texts`.
         unit: The plural of a row, for messages.
         owner: The plural of what owns rows and is drawn by a bootstrap: users, or groups of texts.
+        frame: A row each.
         info: The content of dataset.json.
         catalogue: The items that rows are about; None for texts.
     """
@@ -40,15 +43,21 @@ class Dataset(Protocol):
     kind: ClassVar[DataKind]
     unit: ClassVar[str]
     owner: ClassVar[str]
+    frame: pl.DataFrame
     info: DatasetInfo
     catalogue: Catalogue | None
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return self.frame.height
 
     @property
     def item_count(self) -> int:
         """N, the items that a ranking is over; 0 for texts."""
         return 0 if self.catalogue is None else self.catalogue.size
+
+    @property
+    def own_columns(self) -> list[str]:
+        """The columns of `frame` that are no keys."""
 
     @property
     def digest(self) -> str:
@@ -61,6 +70,35 @@ class Dataset(Protocol):
     @property
     def impressions(self) -> np.ndarray | None:
         """(n,) int64, equal for rows of one owner that were shown together; None if nothing was."""
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a column in order: numbers as float64[n] (null: NaN), texts as object[n] (null: None). The caller's own.
+
+        Raises:
+            DataError: There is no such column.
+        """
+        self.need_column(name)
+        series = self.frame[name]
+        if not series.dtype.is_numeric():
+            return series.to_numpy().astype(object)
+        return series.cast(pl.Float64).to_numpy(writable=True)
+
+    def need_column(self, name: str) -> None:
+        """Raise a `DataError` if there is no such column."""
+        if name not in self.frame.columns:
+            what = f"the log has no column '{name}'" if self.kind == "log" else f"the texts have no column '{name}'"
+            got = ", ".join(self.own_columns) or f"no {self.unit[:-1]} columns"
+            todo = f"choose one of those, or import the {self.kind} with --map {name}=THEIRS"
+            raise DataError(what, got=got, expected=f"a column '{name}'", todo=todo)
+
+    def check_mask(self, mask: np.ndarray) -> None:
+        """Raise a `DataError` if a mask does not fit, or leaves no row."""
+        if mask.shape != (len(self),) or mask.dtype != bool:
+            got, expected = f"{mask.dtype}{list(mask.shape)}", f"bool[{len(self)}]"
+            raise DataError(f"a mask does not fit the {self.kind}", got=got, expected=expected)
+        if not mask.any():
+            unit = self.unit[:-1]
+            raise DataError(f"no {unit} is left", got="a mask that is false everywhere", expected=f"at least one {unit}")
 
     def split(self, config: SplitConfig) -> Split:
         """Return the part of every row.

@@ -22,11 +22,10 @@ from genre.data.build import build
 from genre.data.catalogue import Catalogue, hash_frame
 from genre.data.dataset import DataKind, Dataset
 from genre.data.describe import describe
-from genre.data.folder import MARKER, read_info, read_parquet
+from genre.data.folder import MARKER, read_info, read_parquet, write_folder
 from genre.data.schema import MAX_BAD, DatasetInfo, Report, event_columns, roles_of
 from genre.data.splits import Split, SplitConfig, split
 from genre.errors import DataError, InputError
-from genre.files import appearing_folder
 from genre.tasks import Task
 
 __all__ = ["MARKER", "DatasetInfo", "Interactions", "Split", "SplitConfig", "need_log", "split"]
@@ -56,10 +55,10 @@ class Interactions(Dataset):
         frame: pl.DataFrame,
         catalogue: Catalogue,
         users: pl.DataFrame | None,
-        info: DatasetInfo,
         user_ids: list[str],
         user_codes: np.ndarray,
         item_codes: np.ndarray,
+        info: DatasetInfo,
     ) -> None:
         self.frame = frame
         self.catalogue = catalogue
@@ -72,9 +71,6 @@ class Interactions(Dataset):
         self.user_offsets[-1] = frame.height
         for array in (self.user_codes, self.item_codes, self.user_offsets):
             array.setflags(write=False)
-
-    def __len__(self) -> int:
-        return self.frame.height
 
     def __repr__(self) -> str:
         size = f"{len(self):,} events, {len(self.user_ids):,} users, {self.catalogue.size:,} items"
@@ -118,35 +114,21 @@ class Interactions(Dataset):
         Raises:
             DataError: If a column is missing, the log is empty, or too many rows are bad.
         """
+        report, info = report or Report(), info or DatasetInfo(name=name)
         built = build(
             frame,
             items,
             users,
-            mapping=mapping,
+            report,
+            mapping=mapping or {},
             time_unit=time_unit,
             max_bad=max_bad,
             item_columns=item_columns,
             guess_numbers=guess_numbers,
-            report=report,
         )
-        info = info or DatasetInfo(name=name)
-        skipped = {
-            key: info.skipped.get(key, 0) + built.report.counts.get(key, 0) for key in [*info.skipped, *built.report.counts]
-        }
-        facts = {
-            "roles": roles_of(built.frame, built.catalogue.frame, built.users) | _kept_roles(info),
-            "skipped": skipped,
-            "examples": (*info.examples, *built.report.examples),
-        }
-        return cls(
-            built.frame,
-            built.catalogue,
-            built.users,
-            info.model_copy(update=facts),
-            built.user_ids,
-            built.user_codes,
-            built.item_codes,
-        )
+        roles = roles_of(built.frame, built.catalogue.frame, built.users)
+        kept = {table: columns for table, columns in info.roles.items() if table not in ("interactions", "items", "users")}
+        return cls(*built, info.after(report, roles | kept))
 
     @classmethod
     def read(cls, path: str | Path, *, max_bad: float = MAX_BAD) -> "Interactions":
@@ -157,46 +139,28 @@ class Interactions(Dataset):
         """
         path = Path(path)
         if (path / "texts.parquet").is_file():
-            raise DataError(
-                f"{path} holds labelled texts, no log",
-                got="texts.parquet",
-                expected="a folder with interactions.parquet",
-                todo="name a log, or use a recipe for texts",
-            )
+            expected, todo = "a folder with interactions.parquet", "name a log, or use a recipe for texts"
+            raise DataError(f"{path} holds labelled texts, no log", got="texts.parquet", expected=expected, todo=todo)
         if not (path / "interactions.parquet").is_file():
-            raise DataError(
-                f"{path} is no data set folder",
-                got="no interactions.parquet" if path.is_dir() else "no such folder",
-                expected="a folder with interactions.parquet",
-                todo="make one with `genre data prepare` or `genre data import`",
-            )
-        return cls.from_frame(
-            read_parquet(path / "interactions.parquet"),
-            read_parquet(path / "items.parquet") if (path / "items.parquet").is_file() else None,
-            read_parquet(path / "users.parquet") if (path / "users.parquet").is_file() else None,
-            info=read_info(path / MARKER),
-            max_bad=max_bad,
+            got = "no interactions.parquet" if path.is_dir() else "no such folder"
+            todo = "make one with `genre data prepare` or `genre data import`"
+            raise DataError(f"{path} is no data set folder", got=got, expected="a folder with interactions.parquet", todo=todo)
+        events, items, users = (
+            read_parquet(file) if (file := path / f"{name}.parquet").is_file() else None
+            for name in ("interactions", "items", "users")
         )
+        return cls.from_frame(events, items, users, info=read_info(path), max_bad=max_bad)
 
     def write(self, path: str | Path, extra: Mapping[str, pl.DataFrame] | None = None) -> Path:
-        """Write the data set folder; it appears whole, or replaces an earlier data set folder.
+        """Write the data set folder: see `write_folder`.
 
         Args:
             path: The folder.
             extra: More tables to put beside the log, by name (such as a knowledge graph, "kg").
-
-        Raises:
-            InputError: If the folder holds other files.
-            DiskError: If the disk is full; nothing is left then.
         """
-        tables = {"interactions": self.frame, "items": self.catalogue.frame, **(extra or {})}
-        if self.users is not None:
-            tables["users"] = self.users
-        with appearing_folder(Path(path), marker=MARKER) as aside:
-            for name, table in tables.items():
-                table.write_parquet(aside / f"{name}.parquet", compression="zstd")
-            (aside / MARKER).write_text(self.info.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        return Path(path)
+        users = {} if self.users is None else {"users": self.users}
+        tables = {"interactions": self.frame, "items": self.catalogue.frame, **users, **(extra or {})}
+        return write_folder(path, tables, self.info)
 
     @cached_property
     def timestamps(self) -> np.ndarray:
@@ -209,29 +173,11 @@ class Interactions(Dataset):
         return self.frame["row"].to_numpy()
 
     @property
-    def event_columns(self) -> list[str]:
+    def own_columns(self) -> list[str]:
         """Feedback columns, then any others that belong to an event."""
         return event_columns(self.frame)
 
-    def column(self, name: str) -> np.ndarray:
-        """Return an event column in order: numbers as float64[n] (null: NaN), texts as object[n] (null: None).
-
-        The array is the caller's own.
-
-        Raises:
-            DataError: If there is no such column.
-        """
-        if name not in self.frame.columns:
-            raise DataError(
-                f"the log has no column '{name}'",
-                got=", ".join(self.event_columns) or "no event columns",
-                expected=f"a column '{name}'",
-                todo=f"choose one of those, or import the log with --map {name}=THEIRS",
-            )
-        series = self.frame[name]
-        if not series.dtype.is_numeric():
-            return series.to_numpy().astype(object)
-        return series.cast(pl.Float64).to_numpy(writable=True)
+    event_columns = own_columns
 
     @cached_property
     def impressions(self) -> np.ndarray | None:
@@ -292,15 +238,10 @@ class Interactions(Dataset):
         Raises:
             DataError: If the log has no event of this user.
         """
-        try:
-            return self._codes[user_id]
-        except KeyError:
-            raise DataError(
-                "unknown user",
-                got=repr(user_id),
-                expected=f"one of {len(self.user_ids):,} users, such as {', '.join(self.user_ids[:3])}",
-                todo="give a known user_id, or a history",
-            ) from None
+        if user_id not in self._codes:
+            expected = f"one of {len(self.user_ids):,} users, such as {', '.join(self.user_ids[:3])}"
+            raise DataError("unknown user", got=repr(user_id), expected=expected, todo="give a known user_id, or a history")
+        return self._codes[user_id]
 
     def history(self, user_id: str) -> list[dict[str, Any]]:
         """Return the user's events in order: item_id, timestamp and the event columns of each.
@@ -321,29 +262,22 @@ class Interactions(Dataset):
             DataError: If no event is left, or the mask has another length.
         """
         mask = np.asarray(mask)
-        if mask.shape != (len(self),) or mask.dtype != bool:
-            raise DataError("a mask does not fit the log", got=f"{mask.dtype}{list(mask.shape)}", expected=f"bool[{len(self)}]")
-        if not mask.any():
-            raise DataError("no event is left", got="a mask that is false everywhere", expected="at least one event")
+        self.check_mask(mask)
         kept, codes = np.unique(self.user_codes[mask], return_inverse=True)
         return Interactions(
             self.frame.filter(pl.Series(mask)),
             self.catalogue,
             None if self.users is None else self.users[kept],
-            self.info,
             [self.user_ids[code] for code in kept],
             codes.astype(np.int32),
             self.item_codes[mask],
+            self.info,
         )
 
     @cached_property
     def digest(self) -> str:
         """sha256 of the content: events in order, items, users. dataset.json does not count."""
-        parts = [
-            hash_frame(self.frame),
-            self.catalogue.digest,
-            hash_frame(self.users) if self.users is not None else "",
-        ]
+        parts = [hash_frame(self.frame), self.catalogue.digest, "" if self.users is None else hash_frame(self.users)]
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
@@ -378,7 +312,3 @@ def need_log(data: Dataset) -> Interactions:
     if isinstance(data, Interactions):
         return data
     raise InputError("this needs a log", got="labelled texts", expected="a folder with interactions.parquet")
-
-
-def _kept_roles(info: DatasetInfo) -> dict[str, dict[str, str]]:
-    return {table: roles for table, roles in info.roles.items() if table not in ("interactions", "items", "users")}

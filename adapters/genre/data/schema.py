@@ -76,6 +76,11 @@ class DatasetInfo(BaseModel):
     skipped: dict[str, int] = Field(default_factory=dict)
     examples: tuple[str, ...] = ()
 
+    def after(self, report: "Report", roles: dict[str, dict[str, str]]) -> "DatasetInfo":
+        """Return the same with what a report counted, and with other roles."""
+        counts = self.skipped | {reason: self.skipped.get(reason, 0) + count for reason, count in report.counts.items()}
+        return self.model_copy(update={"roles": roles, "skipped": counts, "examples": (*self.examples, *report.examples)})
+
 
 _NAMED = 10
 

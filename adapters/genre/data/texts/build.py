@@ -8,8 +8,7 @@ Owns: which columns are texts and labels, which rows are bad, what is skipped an
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -23,33 +22,30 @@ TEXT_KEYS = ("text_id", "group_id")
 """Columns of every frame, in this order; text columns, labels and others follow."""
 
 
-@dataclass(frozen=True)
-class BuiltTexts:
+class BuiltTexts(NamedTuple):
     """The parts of a `Texts`: see there."""
 
     frame: pl.DataFrame
     text_columns: tuple[str, ...]
     label_columns: tuple[str, ...]
-    report: Report
 
 
 def build_texts(
     frame: Any,
     texts: Sequence[str] | None,
     labels: Sequence[str] | None,
+    report: Report,
     *,
-    mapping: Mapping[str, str] | None,
+    mapping: Mapping[str, str],
     max_bad: float,
     guess_numbers: bool,
-    report: Report | None = None,
 ) -> BuiltTexts:
     """Check a table of labelled texts. See `Texts.from_frame` for the arguments.
 
     Raises:
-        DataError: If a column is missing, too many rows are bad, or no text is left.
+        DataError: A column is missing, too many rows are bad, or no text is left.
     """
-    report = report or Report()
-    renamed = rename({"log": to_polars(frame, "input")}, mapping or {}, report)["log"]
+    renamed = rename({"log": to_polars(frame, "input")}, mapping, report)["log"]
     assert renamed is not None
     table = _drop_odd(renamed, report)
     if PLACE not in table.columns:
@@ -65,7 +61,7 @@ def build_texts(
     kept = checked.filter(_good_rows(table, rules, max_bad, report))
     kept = _keep_once(kept, [name for name in TEXT_KEYS if name not in table.columns], report)
     rest = [name for name in table.columns if name not in (*TEXT_KEYS, PLACE, *texts, *labels)]
-    return BuiltTexts(kept.select(*TEXT_KEYS, *texts, *labels, *rest).rechunk(), tuple(texts), tuple(labels), report)
+    return BuiltTexts(kept.select(*TEXT_KEYS, *texts, *labels, *rest).rechunk(), tuple(texts), tuple(labels))
 
 
 def _drop_odd(table: pl.DataFrame, report: Report) -> pl.DataFrame:

@@ -24,12 +24,11 @@ import polars as pl
 from genre.data.catalogue import hash_frame
 from genre.data.dataset import DataKind, Dataset
 from genre.data.describe import coverage, distribution, quantiles
-from genre.data.folder import MARKER, read_info, read_parquet
+from genre.data.folder import read_info, read_parquet, write_folder
 from genre.data.schema import MAX_BAD, DatasetInfo, Report
 from genre.data.splits import PARTS, TEST, TRAIN, VALID, Split, SplitConfig
 from genre.data.texts.build import TEXT_KEYS, build_texts
 from genre.errors import DataError
-from genre.files import appearing_folder
 
 TEXTS = "texts.parquet"
 
@@ -55,9 +54,6 @@ class Texts(Dataset):
         self.info = info
         self.text_columns = tuple(text_columns)
         self.label_columns = tuple(label_columns)
-
-    def __len__(self) -> int:
-        return self.frame.height
 
     def __repr__(self) -> str:
         return f"Texts({self.info.name}: {len(self):,} texts in {self.frame['group_id'].n_unique():,} groups)"
@@ -97,15 +93,10 @@ class Texts(Dataset):
         Raises:
             DataError: If a column is missing, there is no text, or too many rows are bad.
         """
-        built = build_texts(frame, texts, labels, mapping=mapping, max_bad=max_bad, guess_numbers=guess_numbers, report=report)
-        info = info or DatasetInfo(name=name)
-        counts = built.report.counts
-        facts = {
-            "roles": {"texts": _roles(built.frame, built.text_columns, built.label_columns)},
-            "skipped": {key: info.skipped.get(key, 0) + counts.get(key, 0) for key in [*info.skipped, *counts]},
-            "examples": (*info.examples, *built.report.examples),
-        }
-        return cls(built.frame, built.text_columns, built.label_columns, info.model_copy(update=facts))
+        report, info = report or Report(), info or DatasetInfo(name=name)
+        built = build_texts(frame, texts, labels, report, mapping=mapping or {}, max_bad=max_bad, guess_numbers=guess_numbers)
+        roles = {"texts": _roles(built.frame, built.text_columns, built.label_columns)}
+        return cls(built.frame, built.text_columns, built.label_columns, info.after(report, roles))
 
     @classmethod
     def read(cls, path: str | Path, *, max_bad: float = MAX_BAD) -> "Texts":
@@ -116,13 +107,10 @@ class Texts(Dataset):
         """
         path = Path(path)
         if not cls.is_at(path):
-            raise DataError(
-                f"{path} holds no labelled texts",
-                got=f"no {TEXTS}" if path.is_dir() else "no such folder",
-                expected=f"a folder with {TEXTS}",
-                todo="make one with `genre data prepare` or `genre data import --text COLUMN`",
-            )
-        info = read_info(path / MARKER)
+            got = f"no {TEXTS}" if path.is_dir() else "no such folder"
+            todo = "make one with `genre data prepare` or `genre data import --text COLUMN`"
+            raise DataError(f"{path} holds no labelled texts", got=got, expected=f"a folder with {TEXTS}", todo=todo)
+        info = read_info(path)
         roles = info.roles.get("texts", {})
         named = {role: [column for column, its in roles.items() if its == role] if roles else None for role in ("text", "label")}
         frame = read_parquet(path / TEXTS)
@@ -134,16 +122,13 @@ class Texts(Dataset):
         return (Path(path) / TEXTS).is_file()
 
     def write(self, path: str | Path) -> Path:
-        """Write the data set folder; it appears whole, or replaces an earlier data set folder.
+        """Write the data set folder: see `write_folder`."""
+        return write_folder(path, {"texts": self.frame}, self.info)
 
-        Raises:
-            InputError: If the folder holds other files.
-            DiskError: If the disk is full; nothing is left then.
-        """
-        with appearing_folder(Path(path), marker=MARKER) as aside:
-            self.frame.write_parquet(aside / TEXTS, compression="zstd")
-            (aside / MARKER).write_text(self.info.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        return Path(path)
+    @property
+    def own_columns(self) -> list[str]:
+        """Text columns, label columns, then any others."""
+        return self.frame.columns[len(TEXT_KEYS) :]
 
     @property
     def text_ids(self) -> list[str]:
@@ -167,24 +152,12 @@ class Texts(Dataset):
             DataError: If a column is missing.
         """
         for name in columns:
-            self._require(name)
+            self.need_column(name)
         if not columns:
             return [""] * len(self)
         parts = [pl.col(name).cast(pl.String).str.strip_chars() for name in columns]
         filled = [pl.when(part != "").then(part).alias(str(place)) for place, part in enumerate(parts)]
         return self.frame.select(pl.concat_str(filled, separator=separator, ignore_nulls=True)).to_series().to_list()
-
-    def column(self, name: str) -> np.ndarray:
-        """Return a column in order: numbers as float64[n] (null: NaN), texts as object[n] (null: None). The caller's own.
-
-        Raises:
-            DataError: If there is no such column.
-        """
-        self._require(name)
-        series = self.frame[name]
-        if not series.dtype.is_numeric():
-            return series.to_numpy().astype(object)
-        return series.cast(pl.Float64).to_numpy(writable=True)
 
     @cached_property
     def labels(self) -> dict[str, np.ndarray]:
@@ -224,10 +197,7 @@ class Texts(Dataset):
             DataError: If no text is left, or the mask has another length.
         """
         mask = np.asarray(mask)
-        if mask.shape != (len(self),) or mask.dtype != bool:
-            raise DataError("a mask does not fit the texts", got=f"{mask.dtype}{list(mask.shape)}", expected=f"bool[{len(self)}]")
-        if not mask.any():
-            raise DataError("no text is left", got="a mask that is false everywhere", expected="at least one text")
+        self.check_mask(mask)
         return Texts(self.frame.filter(pl.Series(mask)), self.text_columns, self.label_columns, self.info)
 
     @cached_property
@@ -255,15 +225,6 @@ class Texts(Dataset):
             "skipped": self.info.skipped,
             "examples": list(self.info.examples),
         }
-
-    def _require(self, name: str) -> None:
-        if name not in self.frame.columns:
-            raise DataError(
-                f"the texts have no column '{name}'",
-                got=", ".join(self.frame.columns[len(TEXT_KEYS) :]),
-                expected=f"a column '{name}'",
-                todo=f"choose one of those, or import the texts with --map {name}=THEIRS",
-            )
 
 
 def _roles(frame: pl.DataFrame, texts: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
