@@ -24,9 +24,8 @@ import torch
 
 import genre
 from genre.data.sequences.batches import collate, plan_batches
-from genre.data.sequences.layout import Layout
+from genre.data.sequences.layout import FeedbackVocabulary, Layout
 from genre.data.sequences.rows import RowBuilder
-from genre.data.sequences.vocabulary import FeedbackVocabulary
 from genre.data.sequences.windows import training_windows
 from genre.data.splits import SplitConfig, split
 from genre.engine import Engine, Request

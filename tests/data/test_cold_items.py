@@ -7,7 +7,6 @@ import torch
 from builders import LIKE, NEXT, recipe, rows_of
 from fakes import planted_log
 from genre.data.sequences.batches import collate
-from genre.data.sequences.negatives import Negatives
 from genre.data.sequences.windows import training_windows
 from genre.data.splits import SplitConfig, split, training_events
 from genre.engine.versions import read_adapter
@@ -16,6 +15,7 @@ from genre.jobs.encoders import check_leak
 from genre.jobs.evaluate import evaluate
 from genre.jobs.train import train
 from genre.modules.base.base import Base
+from genre.modules.losses import Negatives
 from genre.registry import Registry
 from genre.training.assembly import assemble, known_items
 

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genre.data.sequences.batches import collate, plan_batches
-from genre.data.sequences.layout import Layout
-from genre.data.sequences.vocabulary import FeedbackVocabulary
+from genre.data.sequences.layout import FeedbackVocabulary, Layout
 from genre.errors import DataError
 
 STARS = FeedbackVocabulary("rating", (1.0, 3.0, 5.0))

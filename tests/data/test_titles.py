@@ -3,8 +3,7 @@
 import polars as pl
 import pytest
 
-from genre.data.catalogue import Catalogue
-from genre.data.titles import Titles
+from genre.data.catalogue import Catalogue, Titles
 from genre.errors import InputError
 
 TITLES = Titles(

@@ -39,9 +39,8 @@ def picture_of_events(recipe: "Recipe", log: "Interactions", usable: np.ndarray,
     Raises:
         DataError: No user has enough training events, or the feedback column fits no vocabulary.
     """
-    from genre.data.sequences.layout import Layout
+    from genre.data.sequences.layout import FeedbackVocabulary, Layout
     from genre.data.sequences.rows import RowBuilder
-    from genre.data.sequences.vocabulary import FeedbackVocabulary
     from genre.data.sequences.windows import training_windows
     from genre.errors import DataError
     from genre.training.assembly import feedback_column, needs_encoder

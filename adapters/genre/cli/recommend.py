@@ -14,8 +14,8 @@ from genre.cli.output import check_file, say_written, show_list, write_result
 from genre.errors import InputError
 
 if TYPE_CHECKING:
+    from genre.data.catalogue import Titles
     from genre.data.interactions import Interactions
-    from genre.data.titles import Titles
     from genre.engine import Engine, Request
 
 
@@ -68,7 +68,7 @@ def recommend(
     if k < 1:
         raise InputError("-k is too small", got=k, expected="1 or more")
     check_file(json_file, "--json")
-    from genre.data.titles import Titles
+    from genre.data.catalogue import Titles
     from genre.engine import Request
     from genre.jobs.inputs import open_log
     from genre.jobs.score.local import open_engine

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from genre._version import __version__
 from genre.data.catalogue import Catalogue
-from genre.data.sequences.layout import Layout
+from genre.data.sequences.layout import FeedbackVocabulary, Layout
 from genre.data.sequences.text_rows import TextLayout
-from genre.data.sequences.vocabulary import FeedbackVocabulary
 from genre.errors import InputError, IntegrityError, ManifestError
 from genre.modules.base.base import Base
 from genre.modules.encoder import BehaviourEncoder

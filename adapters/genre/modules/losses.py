@@ -1,6 +1,6 @@
 """Losses as pure functions of logits and labels.
 
-Owns: the three losses of the method and the sampled softmax, with the formula. Ignores: tasks, models, where labels come from.
+Owns: the three losses of the method and the sampled softmax, with the formula; the draw of its negatives. Ignores: tasks, models.
 
     >>> import torch
     >>> log_loss(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])).item()  # ln 2
@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -80,3 +81,48 @@ def sampled_log_loss(logits: Tensor, labels: Tensor, kept: float, weights: Tenso
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "log_loss": log_loss}
+
+
+POWER = 0.75
+"""Of popularity: between itself, where rare items are hardly ever drawn, and a uniform draw (Mikolov et al., 2013)."""
+
+
+class Negatives:
+    """Items drawn with replacement by smoothed popularity, q_i ∝ (n_i + 1)^0.75, to stand for a whole catalogue in one step.
+
+        codes, log_count = negatives.draw(device)     # shared by every target of the batch
+        loss = sampled_cross_entropy(own, others - log_count, codes == targets[:, None])
+
+    With M draws from q, item i counts Σ_j exp(z_j) / (M q_j) in the catalogue's sum, which is its expectation (Bengio & Senécal,
+    2008; Yi et al., 2019); `log_count` is log(M q_i) less the log of how often i was drawn.
+
+    Args:
+        counts: (N,) training events of each item.
+        size: M, how many are drawn; N or more means every item once, with nothing to correct.
+        cold: (N,) bool, cold items, never drawn.
+    """
+
+    def __init__(self, counts: np.ndarray, size: int, cold: np.ndarray | None = None) -> None:
+        weight = (counts.astype(np.float64) + 1) ** POWER
+        self.present = torch.arange(len(counts))
+        if cold is not None:
+            weight[cold] = 0
+            self.present = self.present[torch.from_numpy(~cold)]
+        share = weight / weight.sum()
+        self.size = size
+        self.upper = torch.from_numpy(np.cumsum(share))
+        with np.errstate(divide="ignore"):
+            self.log_expected = torch.from_numpy(np.log(share * size))
+
+    def draw(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Different items and the log of what each counts for too much: (m,) int64 and (m,) float32, m at most M.
+
+        Uses torch's own random numbers on the CPU, so that a resumed run draws what an uninterrupted one does.
+        """
+        count = len(self.upper)
+        if self.size >= len(self.present):
+            return self.present.to(device), torch.zeros(len(self.present), device=device)
+        drawn = torch.searchsorted(self.upper, torch.rand(self.size, dtype=torch.float64)).clamp_max(count - 1)
+        codes, times = torch.unique(drawn, return_counts=True)
+        log_count = (self.log_expected[codes] - times.double().log()).float()
+        return codes.to(device), log_count.to(device)

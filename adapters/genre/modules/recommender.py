@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from genre.data.sequences.batches import Batch, LabelledReads
-from genre.data.sequences.negatives import Negatives
 from genre.errors import DivergedError
 from genre.modules.base.base import Base
 from genre.modules.embedding import SoftTokens, embed
 from genre.modules.heads.heads import CatalogueHead, Head
 from genre.modules.lora.layer import LoraLinear, attach, detach, find_linears
-from genre.modules.losses import LOSSES, sampled_cross_entropy, sampled_log_loss
+from genre.modules.losses import LOSSES, Negatives, sampled_cross_entropy, sampled_log_loss
 from genre.modules.reading import read, view_of
 from genre.tasks import Task
 

@@ -10,9 +10,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from genre.data.catalogue import Catalogue
+from genre.data.catalogue import Catalogue, Titles
 from genre.data.interactions import Interactions
-from genre.data.titles import Titles
 from genre.engine import Engine
 from genre.errors import DataError, NotFoundError
 from genre.serving.fleet import Fleet

@@ -11,11 +11,9 @@ import torch
 from genre.data.catalogue import Catalogue
 from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions, need_log
-from genre.data.sequences.layout import Layout
-from genre.data.sequences.negatives import Negatives
+from genre.data.sequences.layout import FeedbackVocabulary, Layout
 from genre.data.sequences.rows import RowBuilder
 from genre.data.sequences.text_rows import Builder
-from genre.data.sequences.vocabulary import FeedbackVocabulary
 from genre.data.splits import TRAIN, Split
 from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
 from genre.evaluation.labels import check_labels, check_spread, known_labels, smoothing
@@ -26,6 +24,7 @@ from genre.modules.encoder import COMPUTED, BehaviourEncoder, EncoderSpec
 from genre.modules.heads.heads import BinaryHead, CatalogueHead, FeedbackHead, Head, make_head
 from genre.modules.heads.spec import HeadSpec
 from genre.modules.lora.layer import LoraLinear
+from genre.modules.losses import Negatives
 from genre.modules.recommender import Recommender
 from genre.recipe import Recipe
 from genre.tasks import Task

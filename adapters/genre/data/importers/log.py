@@ -15,10 +15,9 @@ import polars as pl
 from genre.data.build import rename
 from genre.data.graph import with_graph
 from genre.data.importers.amazon import read_metadata, read_reviews
-from genre.data.importers.atomic import read_atomic
 from genre.data.importers.mind import BEHAVIORS, read_mind
 from genre.data.importers.movielens import Tables, read_movielens
-from genre.data.importers.tables import read_table
+from genre.data.importers.tables import read_atomic, read_table
 from genre.data.interactions import DatasetInfo, Interactions
 from genre.data.schema import MAX_BAD, PLACE, Report
 from genre.errors import DataError, InputError

@@ -1,9 +1,12 @@
-"""Tables in a stranger's file formats.
+"""Tables by the ending of their file.
 
-Owns: CSV, TSV, Parquet, JSON lines, and each compressed by gzip, as a table; naming the lines that cannot be read.
-Ignores what the columns mean; how cells are separated (`interactions_csv`).
+Owns: CSV, TSV, Parquet and JSON lines, also with .gz, and RecBole's atomic files, as tables; naming lines that cannot be read.
+Ignores the meaning of columns; separators and quotes (`delimited`).
 
-    read_table(Path("ratings.csv.gz"))   # texts, checked by `interactions_build`; Parquet and JSON keep their types
+    ratings.csv.gz   userId,movieId,rating        -> all cells as text; Parquet and JSON keep their types
+                     7,50,5
+    ml.inter         user_id:token  item_id:token  rating:float      (tabs between; the header has a type per column)
+                     196            242            3
 """
 
 import io
@@ -15,6 +18,8 @@ import polars as pl
 from genre.data.importers.delimited import read_csv, read_text
 from genre.data.schema import PLACE, Report
 from genre.errors import DataError
+
+_KINDS = ("token", "float", "token_seq", "float_seq")
 
 
 def read_table(
@@ -56,6 +61,40 @@ def read_table(
         expected=".csv, .tsv, .parquet, .jsonl (or these with .gz)",
         todo="rename or convert the file",
     )
+
+
+def read_atomic(path: Path) -> pl.DataFrame:
+    """Read an atomic file; names lose their type. `token` and `token_seq` are texts, `float_seq` lists of floats.
+
+    `float` columns stay texts here, so that a bad cell can be named (`genre.data.build`). A `token_seq` is kept as
+    one text, its tokens apart by spaces.
+
+    Raises:
+        DataError: If the file is missing, is no UTF-8, or a header has no type.
+    """
+    try:
+        table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        got = str(error).splitlines()[0][:200]
+        raise DataError(f"{path} cannot be read", got=got, expected="an atomic file, in UTF-8") from error
+    untyped = [name for name in table.columns if name.rpartition(":")[2] not in _KINDS or ":" not in name]
+    if untyped:
+        raise DataError(
+            f"{path.name} is no atomic file",
+            got=f"a column '{untyped[0]}'",
+            expected=f"name:type with a type of {', '.join(_KINDS)}",
+            todo="try --format csv",
+        )
+    return table.select(_column(table[name], name) for name in table.columns)
+
+
+def _column(series: pl.Series, header: str) -> pl.Series:
+    name, _, kind = header.rpartition(":")
+    series = series.rename(name)
+    if kind != "float_seq":
+        return series
+    floats = pl.col(name).str.split(" ").list.eval(pl.element().cast(pl.Float32, strict=False))
+    return pl.DataFrame(series).select(floats).to_series()
 
 
 def _parquet(path: Path) -> pl.DataFrame:

@@ -13,7 +13,7 @@ import polars as pl
 
 from genre.data.folder import read_parquet
 from genre.data.graph import graph_vectors
-from genre.data.importers.atomic import read_atomic
+from genre.data.importers.tables import read_atomic
 from genre.data.interactions import Interactions
 from genre.data.packaged.fetch import Source
 from genre.data.texts.dataset import Texts

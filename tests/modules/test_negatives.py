@@ -11,10 +11,9 @@ import torch
 import genre
 from builders import LIKE, NEXT, recipe, stir
 from genre.data.sequences.batches import collate
-from genre.data.sequences.negatives import Negatives
 from genre.errors import RecipeError
 from genre.evaluation.ranking import CELLS, Ranker, block_size
-from genre.modules.losses import cross_entropy, sampled_cross_entropy
+from genre.modules.losses import Negatives, cross_entropy, sampled_cross_entropy
 from genre.modules.reading import compact
 from genre.training import fit
 from genre.training.assembly import assemble
