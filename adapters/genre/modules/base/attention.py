@@ -18,7 +18,8 @@ Everything in a decoder but its attention looks at one token at a time. So batch
                                                             attention on (2, 5) and on (1, 3)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,29 +124,33 @@ def plan_blocks(hide: Sequence[np.ndarray], positions: Tensor) -> Blocks:
     return Blocks(tuple(blocks), positions, int(positions.max()) + 1)
 
 
-def install(model: nn.Module) -> str:
-    """Let a transformers model's attention layers take `blocks=` or `segments=` (mutates its configuration).
+def install(model: Any) -> str:
+    """Set what `block_attention` sets."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
 
-    Without them they are as before.
-
-    Returns:
-        What it used before, for `restore`.
-    """
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    config: Any = model.config
-    before: str = config._attn_implementation
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    config._attn_implementation = NAME
-    return before
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+    return "sdpa"
 
 
-def restore(model: nn.Module, before: str) -> None:
+def restore(model: Any, before: str) -> None:
     """Undo `install`."""
-    config: Any = model.config
-    config._attn_implementation = before
+    model.set_attn_implementation(before)
+
+
+@contextmanager
+def block_attention(model: Any) -> Iterator[None]:
+    """A block in which a transformers model's attention layers take `blocks=` or `packed=`; without them they are as before.
+
+    The model is one that was loaded with `attn_implementation="sdpa"`, which it has again afterwards.
+    """
+    before = install(model)
+    try:
+        yield
+    finally:
+        restore(model, before)
 
 
 def attend(

@@ -1,15 +1,17 @@
 """The base: a frozen pretrained LLM, on the devices where it is, and what runs through it.
 
-Owns: device and dtype, hidden states. Ignores: adapters, data, where a base comes from (see `base_source`), how its model is
-loaded (`base_model`).
+Owns: device and dtype, hidden states, what is attached. Ignores: adapters, data, where a base comes from, how its model is loaded
+(`genre.modules.base.source` and `loading`).
 
     >>> base = Base.load("smollm2-135m", depth=4)      # doctest: +SKIP
     >>> base.hidden_size, base.depth, base.quantization  # doctest: +SKIP
     (576, 4, 'none')
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,11 @@ from torch import Tensor, nn
 
 from genre.errors import BaseModelError, InputError
 from genre.modules.base.attention import Blocks, Segment, added
-from genre.modules.base.checkpointing import recomputing
-from genre.modules.base.devices import device_of, weight_of
 from genre.modules.base.fingerprint import fingerprint
-from genre.modules.base.loading import IN_PARTS, Quantization, load_model
+from genre.modules.base.loading import IN_PARTS, Quantization, device_of, load_model, weight_of
+from genre.modules.base.quiet import quiet_casts
 from genre.modules.base.source import find, need_causal, places_of, tokenizer_digest
+from genre.unpromised import checkpointed
 
 
 @dataclass(eq=False)
@@ -192,23 +194,21 @@ class Base:
             BaseModelError: Positions or a mask are given to an encoder, or the base's layers cannot be run again.
         """
         if recompute:
-            with recomputing(self.body, self.name):
+            with self._recomputing():
                 return self.hidden(embeds, positions, mask, lengths=lengths)
         if self.bidirectional:
             if positions is not None or mask is not None:
                 self.need_causal("a row with branches")
             assert lengths is not None, "an encoder needs to know what is padding"
             there = torch.arange(embeds.shape[1], device=embeds.device) < lengths.to(embeds.device)[:, None]
-            return self.body(inputs_embeds=embeds, attention_mask=there.long()).last_hidden_state
+            return self._pass(inputs_embeds=embeds, attention_mask=there.long())
         more: dict[str, Any] = {}
         if mask is not None:
             mask = added(mask, embeds.dtype)
         elif blocks is not None:
             mask = embeds.new_zeros(1, 1, 1, 1)  # any 4-D mask keeps transformers from making a whole one; nobody reads it
             more["blocks"] = blocks
-        return self.body(
-            inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more
-        ).last_hidden_state
+        return self._pass(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more)
 
     def line(
         self,
@@ -237,15 +237,42 @@ class Base:
             steps.append(torch.arange(length, device=each.device).expand(rows, length) if at is None else at)
         flat, at = torch.cat([each.flatten(0, 1) for each in embeds])[None], torch.cat([each.reshape(-1) for each in steps])[None]
         unread = flat.new_zeros(1, 1, 1, 1)
-        hidden = self.body(
+        hidden = self._pass(
             inputs_embeds=flat, position_ids=at, attention_mask=unread, use_cache=False, segments=tuple(segments)
-        ).last_hidden_state[0]
+        )[0]
         return [hidden[each.start : each.stop].view(*each.shape, -1) for each in segments]
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """A block in which the layers keep only their inputs for the backward pass, and run again in it."""
+        from torch.utils.checkpoint import checkpoint
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        layers = [module for module in self.body.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            raise BaseModelError(
+                f"the layers of base {self.name!r} cannot be run again",
+                got=type(self.body).__name__,
+                expected="layers that transformers can checkpoint",
+                todo="set train.checkpoint_activations: false",
+            )
+        both = partial(checkpoint, use_reentrant=False, context_fn=lambda: (self._quiet(), self._quiet()))
+        with checkpointed(layers, both):
+            yield
+
+    def _pass(self, **given: Any) -> Tensor:
+        """(B, T, D) states after all layers and the final norm."""
+        with self._quiet():
+            return self.body(**given).last_hidden_state
+
+    def _quiet(self) -> AbstractContextManager[None]:
+        """A block for a pass of the layers."""
+        return quiet_casts() if self.quantization == "int8" else nullcontext()
 
     @property
     def takes_blocks(self) -> bool:
         """Whether attention by blocks works here: the model hands what it does not know on to the attention function."""
-        return not self.bidirectional and bool(getattr(self.model, "_supports_attention_backend", False))
+        return not self.bidirectional and self.model.is_backend_compatible()
 
     @property
     def in_parts(self) -> bool:
@@ -274,8 +301,9 @@ class Base:
         body: Any = self.body
         rotary = body.rotary_emb(hidden, position_ids=blocks.positions)
         shared = {"position_ids": blocks.positions, "position_embeddings": rotary, "blocks": blocks}
-        for layer in body.layers[first:last]:
-            hidden = layer(hidden, attention_mask=None, use_cache=False, **shared)
+        with self._quiet():
+            for layer in body.layers[first:last]:
+                hidden = layer(hidden, attention_mask=None, use_cache=False, **shared)
         return body.norm(hidden) if first < last == self.depth else hidden
 
     def word_logits(self, hidden: Tensor, word_ids: Tensor) -> Tensor:

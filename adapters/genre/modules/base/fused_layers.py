@@ -1,4 +1,4 @@
-"""The parts of a base's layers as a CPU is quickest with them: norms and gated MLPs.
+"""Fused norms and gated MLPs for bases on a CPU.
 
 Owns: modules that take the place of transformers' own on a CPU, with the same weights under the same names. Ignores: which
 bases have such parts, adapters.
@@ -63,7 +63,8 @@ class RmsNorm(nn.Module):
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
-        self.weight, self.eps = stock.weight, float(stock.variance_epsilon)
+        self.weight = stock.weight
+        self.eps = float(stock.variance_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)."""
@@ -78,7 +79,9 @@ class GatedMlp(nn.Module):
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = stock.gate_proj, stock.up_proj, stock.down_proj
+        self.gate_proj = stock.gate_proj
+        self.up_proj = stock.up_proj
+        self.down_proj = stock.down_proj
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D)."""
@@ -88,11 +91,9 @@ class GatedMlp(nn.Module):
 def fuse_layers(model: nn.Module) -> None:
     """Replace the norms and gated MLPs of a model on the CPU by these modules (mutates; the weights' names stay).
 
-    Parts of another form stay as they are, and so does what accelerate moves between devices.
+    Parts of another form stay as they are.
     """
     for name, module in list(model.named_modules()):
-        if any(hasattr(each, "_hf_hook") for each in module.modules()):
-            continue
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             model.set_submodule(name, RmsNorm(module))
         elif _children(module) == PARTS and type(module.act_fn).__name__ in SILU:

@@ -1,22 +1,22 @@
 """The transformers model of a base: loaded, cut, frozen, with the parts that a CPU is quickest with.
 
-Owns: quantization, depth, precision, which models' layers are known part by part. Ignores: where a base comes from (see
-`base_source`), adapters, what runs through it.
+Owns: quantization, depth, precision, where weights are, which models' layers are known part by part. Ignores: where a base comes
+from (`genre.modules.base.source`), adapters, what runs through it.
 """
 
-import logging
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from genre.errors import BaseModelError
 from genre.modules.base.fused_layers import fuse_layers
 from genre.modules.base.quiet import quiet
 from genre.modules.base.source import first_line, is_encoder, read_face
+from genre.unpromised import execution_device
 
 Quantization = Literal["none", "int8", "nf4"]
 
@@ -89,17 +89,30 @@ def load_model(
             )
         except (OSError, ValueError, ImportError, RuntimeError) as error:
             raise BaseModelError(f"base {name!r} cannot be loaded", got=first_line(error)) from None
-    model.eval()
-    model.requires_grad_(False)
-    if quantization == "int8":
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", message="MatMul8bitLt", category=UserWarning)
     for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    if place == "cpu" and precision in (torch.float32, torch.bfloat16) and config.model_type in IN_PARTS:
+    whole = place == "cpu" and device_map is None  # accelerate moves nothing of it between devices
+    if whole and precision in (torch.float32, torch.bfloat16) and config.model_type in IN_PARTS:
         fuse_layers(model)
+    model.eval()
+    model.requires_grad_(False)
     return LoadedModel(model, tokenizer, full_depth, bidirectional)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module with a weight computes: where its weight is, or where accelerate brings it for the pass."""
+    weight: Any = module.weight
+    return torch.device(execution_device(module) or "cpu") if weight.is_meta else weight.device
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A module's weight; read to the CPU if it is offloaded."""
+    from accelerate.utils import align_module_device, has_offloaded_params
+
+    with align_module_device(module, torch.device("cpu") if has_offloaded_params(module) else None):
+        weight: Any = module.weight
+    return weight
 
 
 def _bits(quantization: Quantization) -> Any:

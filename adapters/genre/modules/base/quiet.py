@@ -1,4 +1,4 @@
-"""Silence for the libraries below: their bars, notices and deprecations stay off the user's terminal."""
+"""Silence for the libraries below: blocks in which their bars, notices and deprecations stay off the user's terminal."""
 
 import contextlib
 import logging
@@ -8,18 +8,34 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the progress bars, notices and deprecations of the libraries below from the user's terminal."""
+    """A block that loads or saves with transformers and its relatives: no progress bars, nothing below an error."""
     from transformers.utils import logging as hf_logging
 
-    level, disabled = hf_logging.get_verbosity(), logging.root.manager.disable
-    hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with _errors_only("accelerate", "bitsandbytes", "huggingface_hub", "peft", "transformers"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(disabled)
-        hf_logging.set_verbosity(level)
         hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def quiet_casts() -> Iterator[None]:
+    """A block in which int8 linears do not report that they cast their inputs, which each of them does in every pass."""
+    with _errors_only("bitsandbytes"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="MatMul8bitLt")
+        yield
+
+
+@contextlib.contextmanager
+def _errors_only(*names: str) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -155,7 +155,7 @@ class LaneLinear(nn.Module):
         super().__init__()
         self.base, self.group, self.member, self.routing = base, group, member, routing
         plain = type(base) is nn.Linear and getattr(base, "bias", None) is None and base.weight.dtype == dtype
-        self.adds_onto = plain and base.weight.device == group.device and not hasattr(base, "_hf_hook")
+        self.adds_onto = plain and base.weight.device == group.device
         self.stacks: dict[int, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:

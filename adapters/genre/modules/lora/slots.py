@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from genre.errors import ManifestError
-from genre.modules.base.devices import device_of
+from genre.modules.base.loading import device_of
 from genre.modules.lora.layer import linear_shape
 from genre.modules.lora.slot_layers import Group, LaneLinear, Place, Routing
 

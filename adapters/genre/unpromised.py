@@ -1,0 +1,41 @@
+"""Every call into a library that the library does not promise, in one place; tests/test_unpromised.py fails when one changes.
+
+Owns: these calls, and why no promised one does it. Ignores: who makes them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def checkpointed(layers: Iterable[Any], checkpoint: Callable[..., Any]) -> Iterator[None]:
+    """A block in which some of transformers' `GradientCheckpointingLayer`s run through `checkpoint(function, *inputs)`.
+
+    transformers' own switch (`gradient_checkpointing_enable`, from 5.24 on `activation_checkpointing_enable`) makes the token
+    embeddings require gradients as well, for good, and layers that take part must be in training mode, where dropout is on. Here
+    a layer alone is in training mode, its parts stay in evaluation.
+    """
+    chosen = list(layers)
+    for layer in chosen:
+        layer._gradient_checkpointing_func = checkpoint
+        layer.gradient_checkpointing = True
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer.gradient_checkpointing = False
+            layer.training = False
+
+
+def execution_device(module: Any) -> Any:
+    """The device on which accelerate lets a module compute; None if it moves nothing of the module.
+
+    `accelerate.utils.align_module_device` says it too, but reads the weight from the disk for it.
+    """
+    hook: Any = getattr(module, "_hf_hook", None)
+    for each in getattr(hook, "hooks", (hook,)):
+        if getattr(each, "execution_device", None) is not None:
+            return each.execution_device
+    return None
