@@ -1,6 +1,7 @@
 """Pages, recipes, benchmarks and docstrings name only what exists: commands, options, links, recipe keys, files."""
 
 import functools
+import importlib
 import re
 import runpy
 import shlex
@@ -115,6 +116,16 @@ def test_named_files_exist(path):
     roots = "tests|benchmarks|recipes|docs|adapters/genre"
     for name in re.findall(rf"(?:{roots})/[\w./-]+\.(?:py|yaml)|(?<=`)(?:{roots})/[\w/]*(?=`)", path.read_text(encoding="utf-8")):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_named_modules_exist(path):
+    for name in re.findall(r"`(genre(?:\.\w+)+)[`(]", path.read_text(encoding="utf-8")):
+        parts, found = name.split("."), importlib.import_module("genre")
+        for number, part in enumerate(parts[1:], 2):
+            if not hasattr(found, part):
+                importlib.import_module(".".join(parts[:number]))
+            found = getattr(found, part)
 
 
 def keys(model: type[BaseModel], before: str = "") -> set[str]:
