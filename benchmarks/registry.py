@@ -143,7 +143,7 @@ def list_(root: Path, scale: float) -> Counts:
         for file in os.listdir(good):
             os.link(good / file, folder / file)
         if number < 100:
-            Journal(registry.store, name).move("latest", version, "publish")
+            Journal(registry.store, name).append("latest", version, "publish")
     seconds = []
     for _ in range(5):
         started = time.perf_counter()

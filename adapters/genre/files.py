@@ -53,12 +53,12 @@ def disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_place(path: Path, what: str) -> None:
-    """Refuse a place where no file can be made, before the work whose result it is to hold; nothing is left there.
+def check_writable(path: Path, what: str) -> None:
+    """Refuse a path where no file can be made, before the work whose result goes there; nothing is left behind.
 
     Args:
-        path: The file that will be written; its parents need not be there.
-        what: Whose place it is, such as an option.
+        path: The file that will be written; its parents need not exist.
+        what: The name of the path in a message, such as an option.
 
     Raises:
         InputError: One of its parents is a file, or the nearest one that is there takes no new file.
@@ -70,9 +70,11 @@ def check_place(path: Path, what: str) -> None:
         tempfile.TemporaryFile(dir=nearest).close()
     except OSError as error:
         raise InputError(
-            f"{what} cannot be written", got=f"{nearest}: {error.strerror or error}", expected="a folder that takes new files",
-            todo="name another place, or make this one writable",
-        ) from None  # fmt: skip
+            f"{what} cannot be written",
+            got=f"{nearest}: {error.strerror or error}",
+            expected="a folder that takes new files",
+            todo="name another folder, or make this one writable",
+        ) from None
 
 
 @contextmanager

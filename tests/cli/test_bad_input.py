@@ -149,7 +149,7 @@ COMMANDS = {
     "train like.yaml --registry like.yaml": "a registry is a folder: got the file like.yaml",
     "train like.yaml --registry like.yaml/new": "the registry lies in a file: got ",
     "train like.yaml --registry /proc/new": "the registry cannot be written: got /proc: ",
-    "train like.yaml --registry /proc/new --set encoder.use=fit": "expected a folder that takes new files; name another place",
+    "train like.yaml --registry /proc/new --set encoder.use=fit": "expected a folder that takes new files; name another folder",
     "merge like like --as both --data shop --json like.yaml/f.json": "--json lies in a file: got ",
     "tune like.yaml --trials 1 --json like.yaml/f.json": "--json lies in a file: got ",
     "crossval like.yaml --folds 2 --json like.yaml/f.json": "--json lies in a file: got ",

@@ -416,10 +416,10 @@ def test_what_cannot_be_refreshed_is_refused(registry, drift, base, trained):
 
 
 def test_a_registry_that_takes_nothing_more_is_refused_before_training(registry, drift, base, monkeypatch, tmp_path):
-    from genre.files import check_place
+    from genre.files import check_writable
 
     def shut(store, name):
-        check_place(Path("/proc", name), "the registry")
+        check_writable(Path("/proc", name), "the registry")
 
     monkeypatch.setattr(type(registry.store), "check_writable", shut)
     with pytest.raises(InputError, match="the registry cannot be written: got /proc: "):

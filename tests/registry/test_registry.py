@@ -188,11 +188,11 @@ def test_roll_back_refuses_a_damaged_version(registry: Registry, adapter: Adapte
 def test_the_slower_of_two_promotions_is_told(registry: Registry, adapter: Adapter) -> None:
     a, b = (registry.publish(adapter(seed), draft(), alias=()) for seed in range(2))
     journal = Journal(registry.store, "like")
-    seen = journal.state()
-    journal.move("production", a.version, "promote", seen=seen)
+    before = journal.aliases()
+    journal.append("production", a.version, "promote", expected=before)
     with pytest.raises(ConflictError, match=f"got {a.version} by entry 1; expected no holder yet"):
-        journal.move("production", b.version, "promote", seen=seen)
-    assert journal.move("candidate", b.version, "promote", seen=seen).n == 2
+        journal.append("production", b.version, "promote", expected=before)
+    assert journal.append("candidate", b.version, "promote", expected=before).n == 2
 
 
 def test_verify_names_what_is_wrong(registry: Registry, adapter: Adapter) -> None:

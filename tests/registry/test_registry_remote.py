@@ -148,7 +148,7 @@ def test_s3_itself_refuses_the_second_write(s3: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(fs, "exists", lambda path: False)
     assert registry.store.create_entry("like", 1, b"first")
     assert not registry.store.create_entry("like", 1, b"second")
-    assert registry.store.read_entry("like", 1) == b"first"
+    assert registry.store.read("like", "aliases", "1.json", 100) == b"first"
     assert registry.store.create_entry("like", 1, b"first"), "a retried request finds its own first attempt"
 
 
@@ -156,11 +156,11 @@ def test_promotions_race_and_the_losers_are_told(remote: Callable[..., Registry]
     registry = remote()
     versions = [registry.publish(write_adapter(tmp_path / f"{n}", seed=n), draft(), alias=()) for n in range(2)]
     journal = Journal(registry.store, "like")
-    seen = journal.state()
-    journal.move("production", versions[0].version, "promote", seen=seen)
+    before = journal.aliases()
+    journal.append("production", versions[0].version, "promote", expected=before)
     with pytest.raises(ConflictError, match="another writer moved like@production first"):
-        journal.move("production", versions[1].version, "promote", seen=seen)
-    assert journal.move("candidate", versions[1].version, "promote", seen=seen).n == 2
+        journal.append("production", versions[1].version, "promote", expected=before)
+    assert journal.append("candidate", versions[1].version, "promote", expected=before).n == 2
 
 
 def test_gc_leaves_alone_what_is_young(remote: Callable[..., Registry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_gc_leaves_alone_what_is_young(remote: Callable[..., Registry], tmp_path
     kept = registry.publish(write_adapter(tmp_path / "a"), draft())
     lost = registry.publish(write_adapter(tmp_path / "b", seed=1), draft(), alias=())
     assert registry.gc().versions == ()
-    monkeypatch.setattr("genre.registry.gc.GRACE_S", -1.0)
+    monkeypatch.setattr("genre.registry.maintenance.GRACE_S", -1.0)
     assert registry.gc(dry_run=True).versions == (lost.ref,)
     swept = registry.gc()
     assert swept.versions == (lost.ref,) and swept.freed_bytes > 0

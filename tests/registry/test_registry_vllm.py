@@ -15,7 +15,7 @@ from registry_fakes import write_adapter as write_fake
 import genre
 from builders import LIKE, RATING, Trained, publish_stirred, recipe
 from genre.errors import ManifestError, RegistryError
-from genre.registry.vllm_client import Client, ClientError
+from genre.registry.export.vllm_client import Client, ClientError
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genre.errors import InputError
-from genre.files import check_place
+from genre.files import check_writable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +104,7 @@ def check_file(path: Path | None, option: str) -> None:
         return
     if path.exists() and not path.is_file():
         raise InputError(f"{option} is {'a folder' if path.is_dir() else 'no file'}", got=path, expected="a file to write")
-    check_place(path, option)
+    check_writable(path, option)
 
 
 def write_result(path: Path | None, value: Any) -> None:

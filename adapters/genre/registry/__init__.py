@@ -1,15 +1,14 @@
-"""The registry: immutable versions, manifests, integrity, aliases, roll back, remote stores. No torch.
+"""The registry: immutable versions, manifests, integrity, aliases, rollback, remote stores. No torch.
 
 >>> from genre.registry import Manifest, Registry
 """
 
-from genre.registry.base_files import truncate_base
-from genre.registry.core import Registry
-from genre.registry.gc import Garbage
+from genre.registry.core import Listed, Registry
 from genre.registry.journal import Move
-from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest, MetricValue, check_fit
+from genre.registry.maintenance import Garbage, Problem
+from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest, MetricValue, Publishable, Version, check_fit
 from genre.registry.quality import higher_is_better
-from genre.registry.values import Listed, Problem, Publishable, Version
+from genre.registry.weights.base import truncate_base
 
 __all__ = [
     "BaseInfo",

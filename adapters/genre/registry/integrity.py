@@ -1,8 +1,8 @@
-"""What may lie in a version folder, and whether it is what it should be.
+"""The files of a version: which are accepted, and whether each is what it should be.
 
-Owns: the list of file names and kinds that are accepted, the check of every file's content, hashing, and naming what is
-damaged. Ignores: where folders come from and where they go. Nothing here, or anywhere in the registry, executes or
-unpickles what a folder holds. A version folder of an adapter, in full:
+Owns: the accepted file names and kinds, the check of every file's content, hashing, naming what is damaged, and sealing a copy
+of somebody's folder as a version. Ignores: where folders come from and where they go. Nothing here, or anywhere in the
+registry, executes or unpickles what a folder holds. A version folder of an adapter, in full:
 
     README.md  adapter_config.json  adapter_model.safetensors  heads.safetensors  heads.json  manifest.json
     recipe.yaml
@@ -12,21 +12,22 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import yaml
 
-from genre.errors import IntegrityError
+from genre.errors import IntegrityError, ManifestError
+from genre.files import disk_errors
 from genre.registry import limits
-from genre.registry.lora_format import check_config, check_learned, check_pairs
-from genre.registry.manifest import Manifest
+from genre.registry.card import render_card
+from genre.registry.manifest import Manifest, seal
 from genre.registry.names import MANIFEST
-from genre.registry.tensors import FLOATS, SIZES, read_header, scan
+from genre.registry.weights.lora import ADAPTER, CONFIG, check_learned, read_adapter
+from genre.registry.weights.tensors import read_header, scan
 
-CONFIG = "adapter_config.json"
-ADAPTER = "adapter_model.safetensors"
 HEADS = "heads.safetensors"
 ENCODER = "encoder.safetensors"
 CARD = "README.md"
@@ -35,7 +36,7 @@ _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.(safetensors|json|jsonl|yam
 
 
 def check_file_name(name: str) -> str:
-    """Return `name` if a file of a version may be called so: no folder, no leading dot, a known suffix.
+    """Return `name` if a version may have a file of that name: no folder, no leading dot, a known suffix.
 
     Raises:
         IntegrityError: It may not.
@@ -50,7 +51,7 @@ def check_file_name(name: str) -> str:
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """The files of a version folder and their sizes in bytes; looks at names and sizes only.
+    """Return the files of a version folder and their sizes in bytes; nothing is opened.
 
     Raises:
         IntegrityError: A symlink, a folder, a device, a name that is not accepted, or too many or too large files.
@@ -100,32 +101,52 @@ def check_content(folder: Path, kind: str) -> None:
         if name != MANIFEST:
             _CHECKS[name.rpartition(".")[2]](folder / name)
     if kind == "encoder":
-        _need(sizes, kind, (ENCODER,))
+        _require(sizes, kind, ENCODER)
         return
     if not {ADAPTER, HEADS} & sizes.keys():
         raise IntegrityError("a version has no weights", got=", ".join(sorted(sizes)), expected=f"{ADAPTER} or {HEADS}")
     if ADAPTER in sizes:
-        _need(sizes, kind, (CONFIG,))
+        _require(sizes, kind, CONFIG)
         _check_adapter(folder)
 
 
-def hash_file(path: Path) -> str:
-    """The sha256 of a file's content, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def prepare(folder: Path, staged: Path, draft: Manifest) -> Manifest:
+    """Fill an empty folder with a complete version: a copy of the files, the card, the sealed manifest.
+
+    Raises:
+        IntegrityError: A file is not accepted, or the weights are not usable.
+    """
+    for name in list_files(folder):
+        if name != MANIFEST:
+            _copy(folder / name, staged / name)
+    if not (staged / CARD).exists():
+        (staged / CARD).write_text(render_card(draft), encoding="utf-8")
+    check_content(staged, draft.kind)
+    sizes = list_files(staged)
+    hashes = {name: _hash(staged / name) for name in sorted(sizes)}
+    sealed, data = seal(draft, hashes, size_bytes=sum(sizes.values()))
+    (staged / MANIFEST).write_bytes(data)
+    return sealed
 
 
-def hash_files(folder: Path) -> dict[str, str]:
-    """The sha256 of every file of a version but the manifest."""
-    return {name: hash_file(folder / name) for name in sorted(list_files(folder)) if name != MANIFEST}
+def read_draft(folder: Path) -> Manifest:
+    """Read the draft that lies in a folder as `manifest.json`, without the fields that publishing fills in.
+
+    Raises:
+        ManifestError: There is none, or a field is wrong.
+        IntegrityError: It is not JSON.
+    """
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except OSError:
+        raise ManifestError(f"no {MANIFEST}", got=folder, expected="a draft in the folder, or the manifest argument") from None
+    raw = limits.parse_json(data, MANIFEST, limit=limits.MAX_MANIFEST_BYTES)
+    empty = {"version": "", "digest": "", "created": "", "checksum": "", "files": {}}
+    return Manifest.parse(raw | empty if isinstance(raw, dict) else raw)
 
 
 def find_damage(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
-    """Re-hash a stored version against its manifest.
-
-    Returns:
-        A (file, what is wrong) for every file that is missing, changed or not in the manifest.
-    """
+    """Re-hash a stored version; return a (file, problem) for every file that is missing, changed or not in the manifest."""
     found: list[tuple[str, str]] = []
     present = set(os.listdir(folder)) - {MANIFEST}
     for name in sorted(present - manifest.files.keys()):
@@ -135,7 +156,7 @@ def find_damage(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
             found.append((name[:80], "is missing"))
         elif not stat.S_ISREG(os.lstat(folder / name).st_mode):
             found.append((name, "is not a plain file"))
-        elif (actual := hash_file(folder / name)) != sha256:
+        elif (actual := _hash(folder / name)) != sha256:
             found.append((name, f"has changed: got sha256 {actual}; expected {sha256}"))
     return found
 
@@ -160,34 +181,43 @@ def check_stored(folder: Path, manifest: Manifest) -> None:
         raise IntegrityError(f"{manifest.name}:{manifest.version} is not usable: {error}") from None
 
 
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file; the copy is what is checked and hashed, so a source that changes meanwhile does no harm."""
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise IntegrityError(f"{source.name} cannot be read", got=error.strerror) from None
+    with open(descriptor, "rb") as opened, disk_errors(target.parent), open(target, "wb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise IntegrityError(f"{source.name} is not a plain file")
+        shutil.copyfileobj(opened, file, 2**20)
+
+
 def _limit(name: str) -> int:
-    if name in (MANIFEST, CONFIG):
-        return limits.MAX_CONFIG_BYTES
-    by_suffix = {"safetensors": limits.MAX_FILE_BYTES, "json": limits.MAX_JSON_BYTES, "jsonl": limits.MAX_FILE_BYTES}
-    by_suffix["yaml"] = limits.MAX_YAML_BYTES
-    return by_suffix.get(name.rpartition(".")[2], limits.MAX_TEXT_BYTES)
+    return limits.MAX_CONFIG_BYTES if name in (MANIFEST, CONFIG) else _LIMITS[name.rpartition(".")[2]]
 
 
-def _need(sizes: Mapping[str, int], kind: str, names: tuple[str, ...]) -> None:
-    for name in names:
-        if name not in sizes:
-            raise IntegrityError(f"{name} is missing from a version of kind {kind}", got=", ".join(sorted(sizes)) or "nothing")
+def _require(sizes: Mapping[str, int], kind: str, name: str) -> None:
+    if name not in sizes:
+        raise IntegrityError(f"{name} is missing from a version of kind {kind}", got=", ".join(sorted(sizes)) or "nothing")
 
 
 def _check_adapter(folder: Path) -> None:
-    config = check_config(limits.parse_json((folder / CONFIG).read_bytes(), CONFIG, limit=limits.MAX_CONFIG_BYTES))
-    header = read_header(folder / ADAPTER, FLOATS)
-    modules = check_pairs(config, header)
+    modules = read_adapter(folder).modules
     if not modules:
         raise IntegrityError(f"{ADAPTER} holds no weights", expected="lora_A and lora_B of at least one module")
-    check_learned(modules, scan(folder / ADAPTER, header))
+    check_learned(modules, scan(folder / ADAPTER, [tensor for module in modules for tensor in (module.a, module.b)]))
 
 
 def _check_safetensors(path: Path) -> None:
     if path.name == ADAPTER:
         return  # read once, with its config, by _check_adapter
-    header = read_header(path, SIZES)
-    content = scan(path, header)
+    content = scan(path, read_header(path).values())
     groups: dict[str, list[bool]] = {}
     for name, state in content.items():
         if not state.finite:
@@ -196,9 +226,8 @@ def _check_safetensors(path: Path) -> None:
         groups.setdefault(group, []).append(state.zero)
     for group, zeros in groups.items():
         if all(zeros):
-            raise IntegrityError(
-                f"{path.name} has no learned weights", got=f"only zeros in {group}", todo="save the trained weights"
-            )
+            todo = "save the trained weights"
+            raise IntegrityError(f"{path.name} has no learned weights", got=f"only zeros in {group}", todo=todo)
     if not groups:
         raise IntegrityError(f"{path.name} holds no tensors")
 
@@ -249,4 +278,13 @@ _CHECKS: dict[str, Callable[[Path], object]] = {
     "yaml": _check_yaml,
     "md": _check_text,
     "txt": _check_text,
+}
+
+_LIMITS = {
+    "safetensors": limits.MAX_FILE_BYTES,
+    "json": limits.MAX_JSON_BYTES,
+    "jsonl": limits.MAX_FILE_BYTES,
+    "yaml": limits.MAX_YAML_BYTES,
+    "md": limits.MAX_TEXT_BYTES,
+    "txt": limits.MAX_TEXT_BYTES,
 }

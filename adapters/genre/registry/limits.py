@@ -1,6 +1,6 @@
 """The sizes that the registry accepts, checked before anything is allocated.
 
-Owns: the numbers, and parsing JSON under them. Ignores: what the JSON means.
+Owns: the limits, and parsing JSON under them. Ignores: what the JSON means.
 """
 
 import json
@@ -13,6 +13,7 @@ MAX_FILE_BYTES = 16 * 2**30
 MAX_TOTAL_BYTES = 32 * 2**30
 MAX_MANIFEST_BYTES = 4 * 2**20
 MAX_CONFIG_BYTES = 4 * 2**20
+MAX_ENTRY_BYTES = 2**20
 MAX_JSON_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 4 * 2**20
 MAX_YAML_BYTES = 256 * 2**10
@@ -29,8 +30,8 @@ def parse_json(data: bytes, what: str, *, limit: int = MAX_JSON_BYTES) -> Any:
 
     Args:
         data: The bytes.
-        what: How to name them in an error.
-        limit: The most bytes that are looked at.
+        what: Their name in an error.
+        limit: The most bytes that are accepted.
 
     Raises:
         IntegrityError: Too long, too deep, not UTF-8, not JSON, a key twice, or a number that is not finite.
@@ -51,7 +52,7 @@ def parse_json(data: bytes, what: str, *, limit: int = MAX_JSON_BYTES) -> Any:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("an object has a key twice")
     return value
 
 

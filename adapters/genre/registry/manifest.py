@@ -1,11 +1,11 @@
-"""What a version says about itself, and how its digest follows from its content.
+"""The manifest of a version, and the digest that follows from its content.
 
-Owns: the schema of `manifest.json` (design.md, section 4), its canonical bytes, the digest, and whether a version fits
-what it is to be loaded on. Ignores: where versions are stored and what the files hold.
+Owns: the schema of `manifest.json`, its canonical bytes, the digest, the check that a version fits what it is loaded on, and
+the small values that the registry hands out. Ignores: where versions are stored and what the files hold.
 
-Two fields are added to the published list: `files` (the sha256 of every other file, so that a damaged one can be named)
-and `checksum` (sha256 of the canonical manifest without `checksum`, so that a flipped bit in `created` or `cost`, which
-the digest leaves out, is found too). One real example, shortened:
+`files` has the sha256 of every other file, so that a damaged one can be named. `checksum` is the sha256 of the canonical
+manifest without `checksum`, so that a flipped bit in `created` or `cost`, which the digest leaves out, is found too. One real
+example, shortened:
 
     {"base": {"depth": 8, "fingerprint": "5f1c…", "name": "smollm2-135m", "quantization": "none"}, "kind": "adapter",
      "metrics": {"like": {"auc": {"interval": [0.752, 0.768], "n": 10011, "value": 0.761}}}, "name": "like",
@@ -16,8 +16,11 @@ the digest leaves out, is found too). One real example, shortened:
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from types import EllipsisType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
@@ -52,7 +55,7 @@ class DataInfo(_Frozen):
 
 
 class MetricValue(_Frozen):
-    """A metric's value, the interval around it and the number of things it is a mean over."""
+    """A metric's value, its confidence interval, and the number of values that it averages."""
 
     value: float
     interval: tuple[float, float] | None = None
@@ -60,7 +63,7 @@ class MetricValue(_Frozen):
 
 
 class Cost(_Frozen):
-    """What a version cost to train and what it weighs; `bytes` (of all its files) is filled in by publishing."""
+    """The cost of training a version, and its size; publishing fills in `bytes`, of all its files."""
 
     seconds: float = 0.0
     tokens: int = 0
@@ -71,10 +74,10 @@ class Cost(_Frozen):
 
 
 class Manifest(_Frozen):
-    """What a version says about itself.
+    """The description of a version: what it is for, what it was trained on, how good it is.
 
-    `version`, `digest`, `created`, `files` and `checksum` are empty in a draft and filled in by publishing. `tasks` are
-    the recipe's rows (a bare name stands for `{"name": name}`). `parents` are digests or `name:version`.
+    `version`, `digest`, `created`, `files` and `checksum` are empty in a draft; publishing fills them in. `tasks` are the
+    recipe's rows (a bare name is short for `{"name": name}`). `parents` are digests or `name:version`.
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -136,6 +139,11 @@ class Manifest(_Frozen):
         """The kind of data that the version reads: labelled texts, or the events of a log."""
         return "texts" if "pool" in self.sequence else "log"
 
+    @property
+    def references(self) -> list[str]:
+        """The versions that this one needs or came from: its encoder's digest, then its parents."""
+        return [reference for reference in (self.encoder, *self.parents) if reference]
+
     @classmethod
     def parse(cls, raw: object, what: str = MANIFEST) -> Self:
         """Validate a decoded manifest.
@@ -193,8 +201,13 @@ def checksum_of(raw: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical({key: value for key, value in raw.items() if key != "checksum"})).hexdigest()
 
 
-def seal(draft: Manifest, files: dict[str, str], *, created: str, size_bytes: int) -> tuple[Manifest, bytes]:
-    """Fill in what follows from the content: files, digest, version, checksum.
+def utc_now() -> str:
+    """The time as written into manifests and journals: UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def seal(draft: Manifest, files: dict[str, str], *, size_bytes: int) -> tuple[Manifest, bytes]:
+    """Fill in the time and what follows from the content: files, digest, version, checksum.
 
     Returns:
         The finished manifest and the bytes of its file.
@@ -202,7 +215,7 @@ def seal(draft: Manifest, files: dict[str, str], *, created: str, size_bytes: in
     Raises:
         ManifestError: The manifest cannot be written as JSON.
     """
-    raw = draft.raw() | {"files": files, "created": created}
+    raw = draft.raw() | {"files": files, "created": utc_now()}
     raw["cost"] = raw["cost"] | {"bytes": size_bytes}
     raw["digest"] = digest_of(raw)
     raw["version"] = raw["digest"][:12]
@@ -219,7 +232,7 @@ def open_sealed(data: bytes, name: str, version: str) -> Manifest:
     Hashes are taken over the parsed JSON, not over the model, so that a later schema does not disturb older versions.
 
     Raises:
-        IntegrityError: It is truncated, changed, or of another version than its place says.
+        IntegrityError: It is truncated, changed, or of another version than its path says.
     """
     what = f"{MANIFEST} of {name}:{version}"
     raw = parse_json(data, what, limit=MAX_MANIFEST_BYTES)
@@ -274,3 +287,30 @@ def check_fit(
                 expected=json.dumps(wanted, ensure_ascii=False),
                 todo="load it on what it was trained on, or train it again",
             )
+
+
+@dataclass(frozen=True)
+class Version:
+    """A published version."""
+
+    name: str
+    version: str
+    digest: str
+    manifest: Manifest
+
+    @property
+    def ref(self) -> str:
+        """`name:version`, the reference that always means this version."""
+        return f"{self.name}:{self.version}"
+
+
+class Publishable(Protocol):
+    """A finished run, which can be published as a folder can."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the files of the version."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The draft of its manifest."""

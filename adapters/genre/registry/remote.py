@@ -1,10 +1,10 @@
 """A store behind any fsspec URL: files first, the manifest last, alias entries by conditional create.
 
-Owns: the remote half of `store.Store`. Ignores: what the files mean; caching (see `cache`).
+Owns: the remote implementation of `store.Store`. Ignores: what the files mean; caching (see `cache`).
 
-A version is visible once its `manifest.json` is there, and that is written last. `create_entry` relies on the store's
-own conditional write, and is tested with S3's `If-None-Match: *`. Where fsspec has no conditional write it looks,
-writes and reads back, which two writers in the same instant could still pass: keep to one writer there.
+A version is visible once its `manifest.json` is there, and that is written last. `create_entry` relies on the conditional write
+of the file system, and is tested with S3's `If-None-Match: *`. Where fsspec has none it looks, writes and reads back, which two
+writers in the same instant could both pass: keep to one writer there.
 
     s3://bucket/registry/like/a3f09c12be77/heads.safetensors, …, manifest.json
     s3://bucket/registry/like/aliases/1.json
@@ -13,9 +13,10 @@ writes and reads back, which two writers in the same instant could still pass: k
 import contextlib
 import errno
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +39,31 @@ class RemoteStore:
             todo = "pip install 'genre-adapters[s3]' for s3://, or another fsspec package"
             raise RegistryError("no file system for this registry", got=f"{url}: {error}", todo=todo) from None
 
-    def names(self) -> list[str]:
-        """See `Store`."""
-        return list(self.listing())
-
     def versions(self, name: str) -> list[str]:
         """See `Store`; the order is that of the manifests' times."""
-        return self._group(self._find(name), name).get(name, [])
+        return self._group(self._find(name)).get(name, [])
 
     def listing(self) -> dict[str, list[str]]:
         """See `Store`; one recursive listing."""
-        return self._group(self._find(""), "")
+        return self._group(self._find(""))
 
     def has(self, name: str, version: str) -> bool:
-        """See `Store`."""
         with self._errors():
             return bool(self._fs.exists(self._path(name, version, MANIFEST)))
 
     def read(self, name: str, version: str, file: str, limit: int) -> bytes:
-        """See `Store`."""
-        return self._cat(self._path(name, version, file), limit)
+        path = self._path(name, version, file)
+        with self._errors():
+            try:
+                return bytes(self._fs.cat_file(path, start=0, end=limit + 1))
+            except FileNotFoundError:
+                raise NotFoundError(f"{file} is missing", got=path.rpartition("/")[0]) from None
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # S3 has no range in an empty object
+                    return b""
+                raise
 
     def folder(self, name: str, version: str) -> Path | None:
-        """See `Store`: never on this machine."""
         return None
 
     def files(self, name: str, version: str) -> dict[str, int]:
@@ -70,13 +73,11 @@ class RemoteStore:
         return {path.removeprefix(prefix): int(info["size"]) for path, info in found.items()}
 
     def download(self, name: str, version: str, file: str, target: Path) -> None:
-        """See `Store`."""
         with self._errors():
             self._fs.get_file(self._path(name, version, file), str(target))
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Path]:
-        """See `Store`."""
         with tempfile.TemporaryDirectory(prefix="genre-publish-") as folder:
             yield Path(folder)
 
@@ -91,29 +92,22 @@ class RemoteStore:
         return self._create(self._path(name, version, MANIFEST), (staged / MANIFEST).read_bytes())
 
     def entries(self, name: str) -> list[int]:
-        """See `Store`."""
         files = [path.rpartition("/")[2] for path in self._find(f"{name}/{ALIASES}")]
         return sorted(int(file[:-5]) for file in files if is_entry(file))
 
-    def read_entry(self, name: str, number: int) -> bytes:
-        """See `Store`."""
-        return self._cat(self._path(name, ALIASES, f"{number}.json"), 2**20)
-
     def create_entry(self, name: str, number: int, data: bytes) -> bool:
-        """See `Store`."""
         return self._create(self._path(name, ALIASES, f"{number}.json"), data)
 
     def check_writable(self, name: str) -> None:
-        """See `Store`: it cannot be told."""
+        """See `Store`: nothing is known before a write."""
 
     def remove(self, name: str, version: str) -> None:
-        """See `Store`."""
         with self._errors():
             self._fs.rm_file(self._path(name, version, MANIFEST))
             for file in self._find(f"{name}/{version}"):
                 self._fs.rm_file(file)
 
-    def litter(self) -> list[str]:
+    def unfinished(self) -> list[str]:
         """See `Store`: files of versions without a manifest, where all files are older than an hour."""
         folders: dict[str, list[dict[str, Any]]] = {}
         finished: set[str] = set()
@@ -123,23 +117,20 @@ class RemoteStore:
             if is_name(name) and is_version(version):
                 folders.setdefault(f"{name}/{version}", []).append(info)
                 finished |= {f"{name}/{version}"} if file == MANIFEST else set()
-        old = datetime.now(UTC).timestamp() - 3600
+        old = time.time() - 3600
         return sorted(
             folder for folder, infos in folders.items() if folder not in finished and all(_time(info) < old for info in infos)
         )
 
-    def remove_litter(self, path: str) -> None:
-        """See `Store`."""
+    def remove_unfinished(self, path: str) -> None:
         with self._errors():
             for file in self._find(path):
                 self._fs.rm_file(file)
 
-    def litter_bytes(self, path: str) -> int:
-        """See `Store`."""
+    def unfinished_bytes(self, path: str) -> int:
         return sum(int(info["size"]) for info in self._find(path).values())
 
     def strays(self) -> list[str]:
-        """See `Store`."""
         found = []
         for path in self._find(""):
             relative = path.removeprefix(self._root + "/")
@@ -151,7 +142,6 @@ class RemoteStore:
         return sorted(found)
 
     def writing(self) -> AbstractContextManager[None]:
-        """See `Store`: no lock."""
         return nullcontext()
 
     def cleaning(self) -> AbstractContextManager[None]:
@@ -168,7 +158,7 @@ class RemoteStore:
             except FileNotFoundError:
                 return {}
 
-    def _group(self, found: dict[str, dict[str, Any]], below: str) -> dict[str, list[str]]:
+    def _group(self, found: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
         rows = []
         for path, info in found.items():
             parts = path.removeprefix(self._root + "/").split("/")
@@ -178,17 +168,6 @@ class RemoteStore:
         for name, _, version in sorted(rows):
             groups.setdefault(name, []).append(version)
         return groups
-
-    def _cat(self, path: str, limit: int) -> bytes:
-        with self._errors():
-            try:
-                return bytes(self._fs.cat_file(path, start=0, end=limit + 1))
-            except FileNotFoundError:
-                raise NotFoundError(f"{path.rpartition('/')[2]} is missing", got=path.rpartition("/")[0]) from None
-            except OSError as error:
-                if error.errno == errno.EINVAL:  # S3 has no range in an empty object
-                    return b""
-                raise
 
     def _create(self, path: str, data: bytes) -> bool:
         """Write unless it exists. A retried request may find its own first attempt, so the content decides who won."""

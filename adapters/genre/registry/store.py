@@ -1,11 +1,11 @@
-"""Where bytes lie, and how they appear there: whole, once, and never half.
+"""Stores: versions and journal entries appear in them whole, once, and never half.
 
-Owns: the operations that the registry needs of a place, and the local one. Ignores: what the files mean. `remote` has
-the other implementation.
+Owns: the operations that the registry needs, and the local store. Ignores: what the files mean. `remote` has the other
+implementation.
 
-Locally a version is written into `<name>/.tmp-…`, every file and the folder are fsynced, and one rename makes it
-visible. An alias entry is written to a temporary file and hard-linked to its number, so it is complete when it appears
-and a second writer of the same number fails. POSIX only (flock).
+Locally a version is written into `<name>/.tmp-…`, every file and the folder are fsynced, and one rename makes it visible. An
+alias entry is written to a temporary file and hard-linked to its number, so it is complete when it appears and a second
+writer of the same number fails. POSIX only (flock; see docs/decisions/registry-locks.md).
 
     registry/
         .lock                                   # writers share it, gc has it alone
@@ -26,43 +26,40 @@ from pathlib import Path
 from typing import Protocol
 
 from genre.errors import DiskError, NotFoundError, RegistryError
-from genre.files import check_place, disk_errors
+from genre.files import check_writable, disk_errors
 from genre.registry.names import ALIASES, is_name, is_version
 
 TEMPORARY = ".tmp-"
 
 
 class Store(Protocol):
-    """A place for versions and journals. Paths are checked names; a store never joins anything else."""
+    """Versions and journals by name. Names are checked before they get here; a store joins nothing else to a path."""
 
     url: str
 
-    def names(self) -> list[str]:
-        """Names that have a version."""
+    def listing(self) -> dict[str, list[str]]:
+        """All names that have a version, sorted, and their visible versions, oldest first."""
 
     def versions(self, name: str) -> list[str]:
         """Visible versions of a name, oldest first."""
 
-    def listing(self) -> dict[str, list[str]]:
-        """All names and their versions."""
-
     def has(self, name: str, version: str) -> bool:
-        """Whether the version is visible."""
+        """Return whether the version is visible."""
 
     def read(self, name: str, version: str, file: str, limit: int) -> bytes:
-        """At most `limit` + 1 bytes of a file. NotFoundError if there is none."""
+        """Return at most `limit` + 1 bytes of a file of a version, or of the journal; NotFoundError if there is none."""
 
     def folder(self, name: str, version: str) -> Path | None:
         """The version's own folder if it is on this machine."""
 
     def files(self, name: str, version: str) -> dict[str, int]:
-        """Names and sizes in bytes of a version's files, whatever they are."""
+        """Names and sizes in bytes of all files of a version, those that do not belong there too."""
 
     def download(self, name: str, version: str, file: str, target: Path) -> None:
         """Copy a file to this machine."""
 
     def stage(self, name: str) -> AbstractContextManager[Path]:
-        """A fresh folder on this machine to prepare a version in; removed at the end if it is still there."""
+        """Yield a fresh folder on this machine to prepare a version in; removed at the end if it is still there."""
 
     def commit(self, staged: Path, name: str, version: str) -> bool:
         """Make a staged version visible at once. False if it is there already."""
@@ -70,26 +67,23 @@ class Store(Protocol):
     def entries(self, name: str) -> list[int]:
         """Numbers of the journal, sorted."""
 
-    def read_entry(self, name: str, number: int) -> bytes:
-        """One journal entry."""
-
     def create_entry(self, name: str, number: int, data: bytes) -> bool:
         """Write entry `number` unless it exists; False if it does. Of two writers exactly one gets True."""
 
     def check_writable(self, name: str) -> None:
-        """Refuse a place that takes no new version of a name, if that can be told without writing there."""
+        """Refuse a store that takes no new version of a name, if that can be found out without writing there."""
 
     def remove(self, name: str, version: str) -> None:
         """Delete a version; it becomes invisible first."""
 
-    def litter(self) -> list[str]:
+    def unfinished(self) -> list[str]:
         """Unfinished publishes that no living writer owns, as paths under the root."""
 
-    def litter_bytes(self, path: str) -> int:
-        """The size of one of `litter`."""
+    def unfinished_bytes(self, path: str) -> int:
+        """The size of an unfinished publish."""
 
-    def remove_litter(self, path: str) -> None:
-        """Delete one of `litter`."""
+    def remove_unfinished(self, path: str) -> None:
+        """Delete an unfinished publish."""
 
     def strays(self) -> list[str]:
         """Whatever else lies where only versions and journals should, as paths under the root."""
@@ -108,43 +102,42 @@ class LocalStore:
         self.root = root
         self.url = str(root)
 
-    def names(self) -> list[str]:
-        """See `Store`."""
-        return sorted(name for name in self._name_folders() if any(self._scan_versions(name)))
-
-    def versions(self, name: str) -> list[str]:
-        """See `Store`; the order is that of the folders' modification times."""
-        return [version for _, version in sorted(self._scan_versions(name))]
-
     def listing(self) -> dict[str, list[str]]:
-        """See `Store`."""
         found = {name: self.versions(name) for name in self._name_folders()}
         return {name: versions for name, versions in sorted(found.items()) if versions}
 
+    def versions(self, name: str) -> list[str]:
+        """See `Store`; the order is that of the folders' modification times."""
+        entries = [entry for entry in _scan(self.root / name) if _is_folder(entry, is_version)]
+        entries.sort(key=lambda entry: (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+        return [entry.name for entry in entries]
+
     def has(self, name: str, version: str) -> bool:
-        """See `Store`."""
         folder = self.root / name / version
         return folder.is_dir() and not folder.is_symlink() and not folder.parent.is_symlink()
 
     def read(self, name: str, version: str, file: str, limit: int) -> bytes:
-        """See `Store`."""
-        return _read(self.root / name / version / file, limit)
+        path = self.root / name / version / file
+        try:
+            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as source:
+                return source.read(limit + 1)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFoundError(f"{path.name} is missing", got=str(path.parent)) from None
+        except OSError as error:
+            raise DiskError(f"cannot read {path.name}", got=error.strerror) from None
 
     def folder(self, name: str, version: str) -> Path | None:
-        """See `Store`."""
         return self.root / name / version
 
     def files(self, name: str, version: str) -> dict[str, int]:
-        """See `Store`."""
         return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in _scan(self.root / name / version)}
 
     def download(self, name: str, version: str, file: str, target: Path) -> None:
-        """See `Store`."""
         shutil.copyfile(self.root / name / version / file, target, follow_symlinks=False)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Path]:
-        """See `Store`. An flock on the folder says that its writer lives: the kernel drops it with the process."""
+        """See `Store`. An flock on the folder shows that its writer lives: the kernel drops it with the process."""
         with disk_errors(self.root):
             with self.writing():
                 folder = self._make_temporary(name)
@@ -159,7 +152,6 @@ class LocalStore:
                     os.rmdir(folder.parent)
 
     def commit(self, staged: Path, name: str, version: str) -> bool:
-        """See `Store`."""
         with disk_errors(self.root):
             for path in staged.iterdir():
                 _sync(path)
@@ -177,18 +169,12 @@ class LocalStore:
             return True
 
     def entries(self, name: str) -> list[int]:
-        """See `Store`."""
         try:
             return sorted(int(file[:-5]) for file in os.listdir(self.root / name / ALIASES) if is_entry(file))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def read_entry(self, name: str, number: int) -> bytes:
-        """See `Store`."""
-        return _read(self.root / name / ALIASES / f"{number}.json", 2**20)
-
     def create_entry(self, name: str, number: int, data: bytes) -> bool:
-        """See `Store`."""
         folder = self.root / name / ALIASES
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -206,33 +192,25 @@ class LocalStore:
             return True
 
     def check_writable(self, name: str) -> None:
-        """See `Store`."""
-        check_place(self.root / name / ALIASES, "the registry")
+        check_writable(self.root / name / ALIASES, "the registry")
 
     def remove(self, name: str, version: str) -> None:
-        """See `Store`."""
         with disk_errors(self.root):
             aside = self.root / name / f"{TEMPORARY}{uuid.uuid4().hex}"
             os.rename(self.root / name / version, aside)
             shutil.rmtree(aside)
 
-    def litter(self) -> list[str]:
-        """See `Store`."""
-        found = []
-        for name in self._name_folders():
-            for folder in (self.root / name, self.root / name / ALIASES):
-                paths = [path for path in folder.glob(f"{TEMPORARY}*") if not path.is_symlink() and not _is_owned(path)]
-                found += [str(path.relative_to(self.root)) for path in paths]
-        return sorted(found)
+    def unfinished(self) -> list[str]:
+        folders = [folder for name in self._name_folders() for folder in (self.root / name, self.root / name / ALIASES)]
+        paths = [path for folder in folders for path in folder.glob(f"{TEMPORARY}*")]
+        return sorted(str(path.relative_to(self.root)) for path in paths if not path.is_symlink() and not _is_owned(path))
 
-    def litter_bytes(self, path: str) -> int:
-        """See `Store`."""
+    def unfinished_bytes(self, path: str) -> int:
         target = self.root / path
         files = [target] if target.is_file() else [file for file in target.rglob("*") if not file.is_dir()]
         return sum(file.lstat().st_size for file in files)
 
-    def remove_litter(self, path: str) -> None:
-        """See `Store`."""
+    def remove_unfinished(self, path: str) -> None:
         target = self.root / path
         if target.is_file():
             target.unlink()
@@ -240,11 +218,10 @@ class LocalStore:
             shutil.rmtree(target)
 
     def strays(self) -> list[str]:
-        """See `Store`."""
         found = [entry.name for entry in _scan(self.root) if entry.name != ".lock" and not _is_folder(entry, is_name)]
         for name in self._name_folders():
             for entry in _scan(self.root / name):
-                known = _is_folder(entry, is_version) or _is_folder(entry, lambda text: text == ALIASES)
+                known = _is_folder(entry, lambda text: is_version(text) or text == ALIASES)
                 if not known and not entry.name.startswith(TEMPORARY):
                     found.append(f"{name}/{entry.name}")
             for entry in _scan(self.root / name / ALIASES):
@@ -253,11 +230,9 @@ class LocalStore:
         return sorted(found)
 
     def writing(self) -> AbstractContextManager[None]:
-        """See `Store`."""
         return self._lock(fcntl.LOCK_SH)
 
     def cleaning(self) -> AbstractContextManager[None]:
-        """See `Store`."""
         return self._lock(fcntl.LOCK_EX)
 
     @contextlib.contextmanager
@@ -288,14 +263,9 @@ class LocalStore:
     def _name_folders(self) -> list[str]:
         return [entry.name for entry in _scan(self.root) if _is_folder(entry, is_name)]
 
-    def _scan_versions(self, name: str) -> Iterator[tuple[int, str]]:
-        for entry in _scan(self.root / name):
-            if _is_folder(entry, is_version):
-                yield entry.stat(follow_symlinks=False).st_mtime_ns, entry.name
-
 
 def is_entry(file: str) -> bool:
-    """Whether a file name is that of a journal entry: a number from 1 without leading zeros."""
+    """Return whether a file name is that of a journal entry: a number from 1 without leading zeros."""
     number = file.removesuffix(".json")
     return file.endswith(".json") and number.isascii() and number.isdecimal() and number[0] != "0" and len(number) < 10
 
@@ -313,7 +283,7 @@ def _is_folder(entry: os.DirEntry[str], wanted: Callable[[str], bool]) -> bool:
 
 
 def _is_owned(path: Path) -> bool:
-    """Whether a living writer holds the folder. A file is held for a moment only, so its age decides."""
+    """Return whether a living writer holds the folder. A file lives for a moment only and only under the lock: nobody's."""
     if path.is_file():
         return False
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -324,16 +294,6 @@ def _is_owned(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def _read(path: Path, limit: int) -> bytes:
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            return file.read(limit + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(f"{path.name} is missing", got=str(path.parent)) from None
-    except OSError as error:
-        raise DiskError(f"cannot read {path.name}", got=error.strerror) from None
 
 
 def _sync(path: Path) -> None:

@@ -35,8 +35,8 @@ from genre.modules.recommender import Recommender
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
+from genre.registry.manifest import Version
 from genre.registry.names import LATEST, parse_ref
-from genre.registry.values import Version
 from genre.training import fit
 from genre.training.assembly import Start, assemble_from
 from genre.training.prediction import Predicted, predict

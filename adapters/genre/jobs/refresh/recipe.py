@@ -11,7 +11,7 @@ from genre.engine.versions import Loaded
 from genre.errors import InputError, ManifestError, RecipeError
 from genre.recipe import Recipe
 from genre.registry import Registry
-from genre.registry.values import Version
+from genre.registry.manifest import Version
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, TypeVar
 
 from genre.errors import DiskError, InputError, JobError
-from genre.files import atomic, check_place
+from genre.files import atomic, check_writable
 
 STANDARD = "-"
 T = TypeVar("T")
@@ -258,4 +258,4 @@ def _check_place(path: Path) -> None:
         raise InputError("--output is a folder", got=path, expected="a file to write")
     if path.suffix in (".gz", ".zip", ".zst", ".bz2", ".xz"):
         raise InputError("--output is not compressed", got=path, expected="a .jsonl file", todo="or pipe --output - into gzip")
-    check_place(path, "--output")
+    check_writable(path, "--output")

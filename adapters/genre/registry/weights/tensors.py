@@ -1,18 +1,21 @@
 """Safetensors files, read without trusting them and without torch.
 
-Owns: the header (JSON, sizes, dtypes, offsets), and a streamed look at the values. Ignores: what the tensors are for.
+Owns: the header (JSON, sizes, dtypes, offsets), a streamed look at the values, and copying tensors into a new file. Ignores:
+what the tensors are for.
 
 A file is 8 bytes of header length, the header, then the data, with no gap and no overlap:
 
     {"like.weight": {"dtype": "F32", "shape": [1, 64], "data_offsets": [0, 256]}}
 """
 
+import json
 import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +33,7 @@ _FORMATS = ((b"PK\x03\x04", "a zip (a torch checkpoint is one)"), (b"\x1f\x8b", 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies: `begin` and `end` are byte offsets in the file."""
+    """A tensor's entry in the header: `begin` and `end` are byte offsets in the file."""
 
     name: str
     dtype: str
@@ -39,15 +42,19 @@ class Tensor:
     end: int
 
 
+Weights = Mapping[str, tuple[Path, Tensor]]
+"""Tensors by name: the file that holds each, and its header entry."""
+
+
 @dataclass(frozen=True)
 class Content:
-    """What the values of one tensor are like."""
+    """Properties of the values of one tensor."""
 
     finite: bool
     zero: bool
 
 
-def read_header(path: Path, allowed: Iterable[str] = SIZES) -> dict[str, Tensor]:
+def read_header(path: Path, allowed: Collection[str] = SIZES.keys()) -> dict[str, Tensor]:
     """Read and check the header; no tensor is allocated.
 
     Args:
@@ -78,21 +85,48 @@ def read_header(path: Path, allowed: Iterable[str] = SIZES) -> dict[str, Tensor]
     if len(raw) > MAX_TENSORS:
         raise _bad(path, "has too many tensors", len(raw), f"at most {MAX_TENSORS:,}")
     tensors = sorted((_tensor(path, name, row, 8 + length) for name, row in raw.items()), key=lambda t: (t.begin, t.end))
-    _check_dtypes(path, tensors, frozenset(allowed))
-    _check_places(path, tensors, 8 + length, size)
+    for tensor in tensors:
+        if tensor.dtype not in allowed:
+            raise _bad(path, f"has a wrong dtype for tensor {tensor.name!r}", tensor.dtype, ", ".join(sorted(allowed)))
+    _check_offsets(path, tensors, 8 + length, size)
     return {tensor.name: tensor for tensor in tensors}
 
 
-def scan(path: Path, header: dict[str, Tensor]) -> dict[str, Content]:
-    """Read every tensor in chunks and say whether it is finite and whether it is all zero."""
-    with open(path, "rb") as file:
-        return {name: _scan_one(file.fileno(), path, tensor) for name, tensor in header.items()}
+def scan(path: Path, tensors: Iterable[Tensor]) -> dict[str, Content]:
+    """Read tensors in chunks; return by name whether each is finite and whether it is all zero."""
+    return {tensor.name: _scan_one(path, tensor) for tensor in tensors}
 
 
 def read_array(path: Path, tensor: Tensor) -> npt.NDArray[np.generic]:
     """Read one tensor; bfloat16, which numpy does not have, comes as float32."""
     data = np.fromfile(path, dtype=np.uint8, count=tensor.end - tensor.begin, offset=tensor.begin)
     return _decode(data, tensor.dtype).reshape(tensor.shape)
+
+
+def write_weights(target: Path, weights: Weights) -> None:
+    """Copy tensors byte by byte into a new safetensors file, in the order of their names."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (_, tensor) in sorted(weights.items()):
+        begin, end = end, end + tensor.end - tensor.begin
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(target, "xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, (path, tensor) in sorted(weights.items()):
+            file.writelines(_chunks(path, tensor))
+
+
+def _chunks(path: Path, tensor: Tensor) -> Iterator[bytes]:
+    with open(path, "rb") as source:
+        source.seek(tensor.begin)
+        for begin in range(tensor.begin, tensor.end, _CHUNK_BYTES):
+            wanted = min(_CHUNK_BYTES, tensor.end - begin)
+            data = source.read(wanted)
+            if len(data) != wanted:
+                raise _bad(path, "was cut off while it was read", len(data), wanted)
+            yield data
 
 
 def _tensor(path: Path, name: str, row: object, data_start: int) -> Tensor:
@@ -108,7 +142,7 @@ def _tensor(path: Path, name: str, row: object, data_start: int) -> Tensor:
         raise _bad(path, f"has a dtype that is not accepted for tensor {name!r}", repr(dtype)[:40], ", ".join(SIZES))
     # Python integers do not overflow, so a huge shape is a huge number and nothing more.
     if math.prod(shape) * SIZES[dtype] != offsets[1] - offsets[0]:
-        raise _bad(path, f"has a shape that does not fill its place for tensor {name!r}", f"{shape} in {offsets}", dtype)
+        raise _bad(path, f"has a shape that does not fill its bytes for tensor {name!r}", f"{shape} in {offsets}", dtype)
     return Tensor(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
@@ -116,13 +150,7 @@ def _naturals(value: object) -> bool:
     return isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
 
 
-def _check_dtypes(path: Path, tensors: list[Tensor], allowed: frozenset[str]) -> None:
-    for tensor in tensors:
-        if tensor.dtype not in allowed:
-            raise _bad(path, f"has a wrong dtype for tensor {tensor.name!r}", tensor.dtype, ", ".join(sorted(allowed)))
-
-
-def _check_places(path: Path, tensors: list[Tensor], start: int, size: int) -> None:
+def _check_offsets(path: Path, tensors: list[Tensor], start: int, size: int) -> None:
     end = start
     for tensor in tensors:
         if tensor.begin != end:
@@ -132,24 +160,19 @@ def _check_places(path: Path, tensors: list[Tensor], start: int, size: int) -> N
         raise _bad(path, "has another length than its header says", f"{size:,} bytes", f"{end:,}")
 
 
-def _scan_one(descriptor: int, path: Path, tensor: Tensor) -> Content:
+def _scan_one(path: Path, tensor: Tensor) -> Content:
     finite, zero = True, True
-    for begin in range(tensor.begin, tensor.end, _CHUNK_BYTES):
-        wanted = min(_CHUNK_BYTES, tensor.end - begin)
-        data = os.pread(descriptor, wanted, begin)
-        if len(data) != wanted:
-            raise _bad(path, "was cut off while it was read", len(data), wanted)
-        values = np.frombuffer(data, dtype=np.uint8)
-        zero = zero and not _decode(values, tensor.dtype).any()
-        finite = finite and (tensor.dtype not in FLOATS or bool(np.isfinite(_decode(values, tensor.dtype)).all()))
+    for data in _chunks(path, tensor):
+        values = _decode(np.frombuffer(data, dtype=np.uint8), tensor.dtype)
+        zero = zero and not values.any()
+        finite = finite and (tensor.dtype not in FLOATS or bool(np.isfinite(values).all()))
     return Content(finite, zero)
 
 
 def _decode(data: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.generic]:
     if dtype == "BF16":
         return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    kind = "b1" if dtype == "BOOL" else f"<{dtype[0].lower()}{SIZES[dtype]}"
-    return data.view("u1").astype(bool) if kind == "b1" else data.view(kind)
+    return data.astype(bool) if dtype == "BOOL" else data.view(f"<{dtype[0].lower()}{SIZES[dtype]}")
 
 
 def _guess(start: bytes) -> str:

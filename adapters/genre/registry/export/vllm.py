@@ -1,10 +1,10 @@
-"""Adapters out to vLLM: base, adapter, the line that serves them, a client.
+"""Adapters out to vLLM: base, adapter, the command that serves them, a client.
 
-Owns: which versions a vLLM server can answer for, and what an exported folder holds. Ignores: vLLM itself, the registry's files.
-An export of an adapter over text items whose answer is read from label words:
+Owns: which versions a vLLM server can answer for, and the files of an exported folder. Ignores: vLLM itself, the registry's
+files. An export of an adapter over text items whose answer is read from label words:
 
     exported/
-        README.md                                        # with the `vllm serve` line
+        README.md                                        # with the `vllm serve` command
         base/config.json, model.safetensors, …           # the base's first layers, as many as the adapter was trained on
         adapter/adapter_config.json, adapter_model.safetensors
         client.py  prompt.json  items.jsonl  manifest.json
@@ -18,60 +18,56 @@ import shlex
 import shutil
 import string
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genre.errors import IntegrityError, ManifestError, RegistryError
 from genre.files import appearing_folder
-from genre.registry import vllm_client
-from genre.registry.base_files import link_base, truncate_base
 from genre.registry.card import render_card
-from genre.registry.integrity import ADAPTER, CARD, CONFIG
-from genre.registry.interchange import check_base, read_lora
-from genre.registry.manifest import Manifest
+from genre.registry.export import vllm_client
+from genre.registry.export.peft import check_base
+from genre.registry.integrity import CARD
+from genre.registry.manifest import Manifest, Version
 from genre.registry.names import MANIFEST
-from genre.registry.values import Version
-
-if TYPE_CHECKING:
-    from genre.registry.core import Registry
+from genre.registry.weights.base import link_base, truncate_base
+from genre.registry.weights.lora import ADAPTER, CONFIG, Adapter, read_adapter
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for --max-lora-rank."""
+"""The values that vLLM accepts for --max-lora-rank."""
 _MOST_WORDS = 20
-"""vLLM's own bound on the log-probabilities of one answer, unless told otherwise."""
+"""vLLM's default bound on the log-probabilities of one answer."""
 _ITEMS = "catalogue.jsonl"
 
 
-def export_vllm(registry: "Registry", ref: "str | Version", out: Path, base: Path | None) -> Path:
+def export_vllm(version: Version, source: Path, out: Path, base: Path | None) -> None:
     """Write a version as a folder that a vLLM server loads, with a client.
 
     Args:
-        registry: Where the version is.
-        ref: Which.
+        version: The version.
+        source: The folder of its files.
         out: A new folder.
         base: The base's transformers folder; its first layers, or hard links to all of it, go along.
 
     Raises:
         RegistryError: vLLM cannot answer for this version, or the base is missing.
-        IntegrityError: The version is damaged, or its shapes do not fit the base.
+        ManifestError: The folder holds another base, or the adapter does not fit it.
+        IntegrityError: The version's catalogue cannot be read.
     """
-    version = registry.resolve(ref)
     manifest = version.manifest
     check_servable(manifest)
     if base is None:
-        raise RegistryError(
-            f"{version.ref} needs its base beside it", got="no folder", expected=f"the folder of {manifest.base.name}",
-            todo="pass base= or --base",
-        )  # fmt: skip
-    source = registry.fetch(version)
-    cut = check_base(base, source, manifest)
-    rank = _check_config(read_lora(source)[0])
+        expected = f"the folder of {manifest.base.name}"
+        todo = "pass base= or --base"
+        raise RegistryError(f"{version.ref} needs its base beside it", got="no folder", expected=expected, todo=todo)
+    adapter = read_adapter(source)
+    depth = check_base(base, adapter, manifest)
+    rank = _max_rank(adapter)
     prompt = _prompt(manifest, base)
     with appearing_folder(out) as folder:
         (folder / "adapter").mkdir()
         for name in (CONFIG, ADAPTER):
             shutil.copyfile(source / name, folder / "adapter" / name)
-        if cut and manifest.base.depth is not None:
-            truncate_base(base, manifest.base.depth, folder / "base")
+        if depth is not None:
+            truncate_base(base, depth, folder / "base")
         else:
             link_base(base, folder / "base")
         shutil.copyfile(source / MANIFEST, folder / MANIFEST)
@@ -79,7 +75,6 @@ def export_vllm(registry: "Registry", ref: "str | Version", out: Path, base: Pat
         (folder / "prompt.json").write_text(json.dumps(prompt, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         _write_items(source, folder / "items.jsonl", manifest)
         (folder / CARD).write_text(render_card(manifest, full=True) + _usage(prompt, rank), encoding="utf-8")
-    return Path(out)
 
 
 def check_servable(manifest: Manifest) -> None:
@@ -88,64 +83,62 @@ def check_servable(manifest: Manifest) -> None:
     Raises:
         RegistryError: They are not.
     """
-    name, sequence = manifest.name, manifest.sequence
-    todo = "serve it with genre serve, or train a recipe such as recipes/like_text.yaml"
+    sequence = manifest.sequence
+
+    def refused(got: str, expected: str, todo: str | None = None) -> RegistryError:
+        return RegistryError(f"{manifest.name} cannot be served by vLLM", got=got, expected=expected, todo=todo)
+
     if manifest.kind == "encoder":
-        raise RegistryError(f"{name} cannot be served by vLLM", got="a behaviour encoder", expected="an adapter")
+        raise refused("a behaviour encoder", "an adapter")
+    todo = "serve it with genre serve, or train a recipe such as recipes/like_text.yaml"
     if "item" not in sequence:
         got = "labelled texts, read by a head" if sequence else "an adapter whose prompts are not known"
-        raise RegistryError(f"{name} cannot be served by vLLM", got=got, expected="sequence.item: text", todo=todo)
+        raise refused(got, "sequence.item: text", todo)
     if sequence["item"] != "text" or sequence.get("soft_feedback"):
-        raise RegistryError(
-            f"{name} cannot be served by vLLM", got=f"soft tokens (sequence.item: {sequence['item']})",
-            expected="sequence.item: text and encoder.use: none, since vLLM takes token ids only", todo=todo,
-        )  # fmt: skip
+        expected = "sequence.item: text and encoder.use: none, since vLLM takes token ids only"
+        raise refused(f"soft tokens (sequence.item: {sequence['item']})", expected, todo)
     for task in manifest.tasks:
         if task.get("head") != "verbalizer":
-            raise RegistryError(
-                f"{name} cannot be served by vLLM", got=f"head {task.get('head')} of task {task['name']!r}",
-                expected="head verbalizer, since vLLM gives log-probabilities of tokens only", todo=todo,
-            )  # fmt: skip
+            expected = "head verbalizer, since vLLM gives log-probabilities of tokens only"
+            raise refused(f"head {task.get('head')} of task {task['name']!r}", expected, todo)
 
 
-def _check_config(config: dict[str, Any]) -> int:
+def _max_rank(adapter: Adapter) -> int:
     """The smallest --max-lora-rank that takes every linear's rank."""
-    if config.get("fan_in_fan_out"):
+    if adapter.swapped:
         raise RegistryError("vLLM has no LoRA for this kind of base", got="fan_in_fan_out (GPT-2 kind)", expected="plain linears")
-    most = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    most = max([adapter.config["r"], *(adapter.config.get("rank_pattern") or {}).values()])
     if most > _RANKS[-1]:
         raise RegistryError("the rank is too high for vLLM", got=most, expected=f"at most {_RANKS[-1]}")
     return next(rank for rank in _RANKS if rank >= most)
 
 
 def _prompt(manifest: Manifest, base: Path) -> dict[str, Any]:
-    """What the client needs to know of tokens; the layout is the manifest's."""
-    from transformers import AutoTokenizer
+    """The token ids that the client needs, and the manifest's layout."""
+    from genre.modules.base.source import read_face, tokenizer_digest
 
-    from genre.modules.base.quiet import quiet
-    from genre.modules.base.source import tokenizer_digest
-
-    with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(base)
+    _, tokenizer = read_face(manifest.base.name, base)
     if (found := tokenizer_digest(tokenizer)) != manifest.tokenizer:
         raise ManifestError("tokenizer differs", got=found, expected=manifest.tokenizer)
     layout = dict(manifest.sequence)
-    fields = [name for _, name, _, _ in string.Formatter().parse(str(layout["instruction"])) if name]
     tasks = []
     for task in manifest.tasks:
         words: list[str] = [str(word) for word in task["words"]]  # type: ignore[union-attr]
         ids = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
         numbers = [float(word) for word in words] if task["loss"] == "mse" else list(range(len(words)))
         tasks.append({"name": task["name"], "loss": task["loss"], "words": words, "word_ids": ids, "numbers": numbers})
-    start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     return {
-        "model": manifest.name, "version": manifest.version, "start": start, "user_columns": fields, "layout": layout,
+        "model": manifest.name,
+        "version": manifest.version,
+        "start": [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)],
+        "user_columns": [name for _, name, _, _ in string.Formatter().parse(str(layout["instruction"])) if name],
+        "layout": layout,
         "tasks": tasks,
-    }  # fmt: skip
+    }
 
 
 def _write_items(source: Path, out: Path, manifest: Manifest) -> None:
-    """Each item's text as its slot has it."""
+    """Write each item's text as the prompt has it."""
     import polars as pl
 
     from genre.data.catalogue import Catalogue
@@ -161,14 +154,12 @@ def _write_items(source: Path, out: Path, manifest: Manifest) -> None:
 
 
 def serve_arguments(prompt: dict[str, Any], rank: int, folder: str = ".") -> list[str]:
-    """What follows `vllm` on the command line."""
+    """The arguments of the `vllm` command."""
     most = max(len(task["words"]) for task in prompt["tasks"])
-    return [
-        "serve", f"{folder}/base", "--served-model-name", "base", "--dtype", "float32",
-        "--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{prompt['model']}={folder}/adapter",
-        "--enable-prefix-caching", "--logprobs-mode", "processed_logprobs",
-        *(["--max-logprobs", str(most)] if most > _MOST_WORDS else []),
-    ]  # fmt: skip
+    arguments = ["serve", f"{folder}/base", "--served-model-name", "base", "--dtype", "float32"]
+    arguments += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{prompt['model']}={folder}/adapter"]
+    arguments += ["--enable-prefix-caching", "--logprobs-mode", "processed_logprobs"]
+    return arguments + (["--max-logprobs", str(most)] if most > _MOST_WORDS else [])
 
 
 def _usage(prompt: dict[str, Any], rank: int) -> str:

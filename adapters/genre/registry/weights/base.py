@@ -1,4 +1,4 @@
-"""A base as files: the shapes of its weights, and the first layers of it, without torch.
+"""A base as files: the shapes of its weights, and its first layers, without torch.
 
 Owns: reading a transformers folder's safetensors headers, and cutting the folder down to `depth` layers. Ignores:
 running it. Llama-like (`model.layers.7.…`) and GPT-2-like (`transformer.h.7.…`) names are known.
@@ -8,21 +8,17 @@ import json
 import os
 import re
 import shutil
-import struct
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from genre.errors import BaseModelError, IntegrityError
+from genre.errors import BaseModelError
 from genre.files import appearing_folder
 from genre.registry.limits import MAX_JSON_BYTES, parse_json
-from genre.registry.tensors import Tensor, read_header
+from genre.registry.weights.tensors import Tensor, Weights, read_header, write_weights
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 _DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _COPIED = (".json", ".txt", ".model", ".jinja", ".md")
-
-Weights = Mapping[str, tuple[Path, Tensor]]
 
 
 def layer_of(name: str) -> int | None:
@@ -32,7 +28,7 @@ def layer_of(name: str) -> int | None:
 
 
 def read_weights(folder: Path) -> dict[str, tuple[Path, Tensor]]:
-    """All weights of a base by name: the file each lies in, and its header entry.
+    """Return all weights of a base by name: the file that holds each, and its header entry.
 
     Raises:
         BaseModelError: The folder has no safetensors.
@@ -49,7 +45,7 @@ def read_weights(folder: Path) -> dict[str, tuple[Path, Tensor]]:
 
 
 def count_layers(weights: Weights) -> int:
-    """How many layers a base's weights make up."""
+    """The number of layers that a base's weights make up."""
     return len({layer for name in weights if (layer := layer_of(name)) is not None})
 
 
@@ -58,7 +54,7 @@ def truncate_base(base_folder: Path, depth: int, out: Path) -> Path:
 
     Args:
         base_folder: A transformers folder with safetensors.
-        depth: How many layers to keep; the final norm and the head stay.
+        depth: The number of layers to keep; the final norm and the head stay.
         out: A new folder.
 
     Raises:
@@ -68,7 +64,7 @@ def truncate_base(base_folder: Path, depth: int, out: Path) -> Path:
     layers = count_layers(weights)
     if not 1 <= depth <= layers:
         raise BaseModelError("the base does not have so many layers", got=f"depth {depth}", expected=f"1 to {layers}")
-    kept = {name: place for name, place in weights.items() if (layer_of(name) or 0) < depth}
+    kept = {name: entry for name, entry in weights.items() if (layer_of(name) or 0) < depth}
     with appearing_folder(out) as folder:
         for file in sorted(Path(base_folder).iterdir()):
             if file.suffix in _COPIED and file.is_file() and not file.name.endswith(".index.json"):
@@ -80,12 +76,7 @@ def truncate_base(base_folder: Path, depth: int, out: Path) -> Path:
 
 
 def link_base(base_folder: Path, out: Path) -> Path:
-    """Write a base once more without its weights' bytes where the disk allows it: hard links, which outlive what they link to.
-
-    Args:
-        base_folder: A transformers folder with safetensors.
-        out: A new folder.
-    """
+    """Copy a transformers folder; weights become hard links where the disk allows it, which outlive the original."""
     with appearing_folder(out) as folder:
         for file in sorted(Path(base_folder).iterdir()):
             if not file.is_file() or file.suffix not in (*_COPIED, ".safetensors"):
@@ -101,33 +92,6 @@ def _linked(file: Path, target: Path) -> bool:
     except OSError:  # another disk, or one without links
         return False
     return True
-
-
-def write_weights(target: Path, weights: Weights) -> None:
-    """Copy tensors byte by byte into one safetensors file; the order is that of the names."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (_, tensor) in sorted(weights.items()):
-        begin, end = end, end + tensor.end - tensor.begin
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(target, "xb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, (path, tensor) in sorted(weights.items()):
-            file.writelines(_read_bytes(path, tensor))
-
-
-def _read_bytes(path: Path, tensor: Tensor) -> Iterator[bytes]:
-    with open(path, "rb") as source:
-        source.seek(tensor.begin)
-        left = tensor.end - tensor.begin
-        while left:
-            data = source.read(min(left, 2**24))
-            if not data:
-                raise IntegrityError(f"{path.name} was cut off while it was read", got=f"{left:,} bytes too few")
-            left -= len(data)
-            yield data
 
 
 def _cut_config(config: dict[str, Any], depth: int) -> dict[str, Any]:

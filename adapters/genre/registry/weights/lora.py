@@ -1,7 +1,7 @@
-"""PEFT's LoRA format: what a lane can hold exactly, and what is refused with the reason.
+"""PEFT's LoRA format: plain LoRA, which an adapter slot holds exactly; anything else is refused with the reason.
 
-Owns: the checks of `adapter_config.json` and of the tensors of `adapter_model.safetensors` against it. Ignores: files,
-bases, torch. One real pair of tensors, at rank 8:
+Owns: the checks of `adapter_config.json` and of the tensors of `adapter_model.safetensors` against it. Ignores: bases, torch.
+One real pair of tensors, at rank 8:
 
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight  (8, 576)     # (rank, in)
     base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight  (576, 8)     # (out, rank)
@@ -10,12 +10,15 @@ bases, torch. One real pair of tensors, at rank 8:
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from genre.errors import IntegrityError
-from genre.registry.limits import MAX_RANK
-from genre.registry.tensors import Content, Tensor
+from genre.registry.limits import MAX_CONFIG_BYTES, MAX_RANK, parse_json
+from genre.registry.weights.tensors import FLOATS, Content, Tensor, read_header
 
+CONFIG = "adapter_config.json"
+ADAPTER = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.lora_([AB])\.weight", re.ASCII)
 # A repeated group is where regular expressions go exponential; PEFT's patterns are module names and do not need one.
@@ -23,16 +26,16 @@ _PATTERN = re.compile(r"[A-Za-z0-9_.\\^$|()\[\]*+?-]{1,1024}", re.ASCII)
 _MAX_PATTERNS = 10_000
 _MAX_QUANTIFIERS = 3
 
-# Config fields that change what the weights mean, and the reason why a lane cannot hold them.
+# Config fields that change what the weights mean, and the reason why A and B alone cannot express it.
 _REFUSED: dict[str, str] = {
-    "use_dora": "DoRA rescales the base's columns, which a sum of lanes cannot",
+    "use_dora": "DoRA rescales the base's columns, which adding B A cannot",
     "lora_bias": "it adds a bias beside B",
     "modules_to_save": "it replaces whole modules of the shared base",
     "trainable_token_indices": "it changes the shared base's embeddings",
-    "target_parameters": "it changes parameters that are no linears",
+    "target_parameters": "it changes parameters other than those of linears",
     "layer_replication": "it changes the number of layers of the shared base",
     "use_qalora": "QA-LoRA pools its input",
-    "alora_invocation_tokens": "it is active from a token on only",
+    "alora_invocation_tokens": "it is active only after a certain token",
     "arrow_config": "it routes between adapters",
     "use_bdlora": "its B is block-diagonal",
     "kasa_config": "it truncates the shared base's weights",
@@ -47,17 +50,50 @@ _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "eva_residual")
 
 @dataclass(frozen=True)
 class LoraModule:
-    """One adapted linear: its path in the base, its rank, in, out, and the alpha that scales B A."""
+    """One adapted linear: its path in the base, A (rank, in) and B (out, rank), and the alpha that scales B A."""
 
     path: str
-    rank: int
-    inputs: int
-    outputs: int
+    a: Tensor
+    b: Tensor
     alpha: float
+
+    @property
+    def rank(self) -> int:
+        """The rank of B A."""
+        return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A checked adapter: its config, and its modules in the order of their tensors."""
+
+    config: dict[str, Any]
+    modules: list[LoraModule]
+
+    @property
+    def swapped(self) -> bool:
+        """True if the base keeps weights as (in, out), as GPT-2 does."""
+        return bool(self.config.get("fan_in_fan_out"))
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read and check an adapter's config and the header of its weights.
+
+    Raises:
+        IntegrityError: A file is missing, a link or too large, or the adapter is not plain LoRA that fits its config.
+    """
+    for name in (CONFIG, ADAPTER):
+        if not (folder / name).is_file() or (folder / name).is_symlink():
+            pickled = " (a .bin is a pickle and is never opened: save it as safetensors)" if name == ADAPTER else ""
+            raise IntegrityError(f"{name} is missing or a link", expected=f"a PEFT adapter's {CONFIG} and {ADAPTER}{pickled}")
+    if (folder / CONFIG).stat().st_size > MAX_CONFIG_BYTES:
+        raise IntegrityError(f"{CONFIG} is too large", expected=f"at most {MAX_CONFIG_BYTES:,} bytes")
+    config = check_config(parse_json((folder / CONFIG).read_bytes(), CONFIG, limit=MAX_CONFIG_BYTES))
+    return Adapter(config, check_pairs(config, read_header(folder / ADAPTER, FLOATS)))
 
 
 def check_config(config: object) -> dict[str, Any]:
-    """Return the config if it is plain LoRA that a lane can hold exactly.
+    """Return the config if it is plain LoRA, which an adapter slot holds exactly.
 
     Raises:
         IntegrityError: It is not; the message says why.
@@ -65,7 +101,7 @@ def check_config(config: object) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise _bad("is not a mapping", type(config).__name__, "PEFT's LoraConfig")
     if config.get("peft_type") != "LORA":
-        raise _bad("is not of LoRA", repr(config.get("peft_type"))[:80], "LORA, the one kind that lanes can hold")
+        raise _bad("is not of LoRA", repr(config.get("peft_type"))[:80], "LORA, the only kind that is supported")
     for field, reason in _REFUSED.items():
         if config.get(field) not in (None, False, {}, []):
             raise _bad(f"sets {field}", repr(config[field])[:80], f"nothing there: {reason}")
@@ -73,11 +109,7 @@ def check_config(config: object) -> dict[str, Any]:
         raise _bad("trains biases", repr(config["bias"])[:80], "none: biases belong to the shared base")
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_REFUSED_INITS):
-        raise _bad(
-            "starts from changed base weights",
-            init[:80],
-            "an adapter converted to plain LoRA by PEFT's save_pretrained",
-        )
+        raise _bad("starts from changed base weights", init[:80], "plain LoRA, as PEFT's save_pretrained converts it")
     _check_rank("r", config.get("r"))
     _check_number("lora_alpha", config.get("lora_alpha"))
     for field, check in (("rank_pattern", _check_rank), ("alpha_pattern", _check_number)):
@@ -114,10 +146,7 @@ def check_learned(modules: list[LoraModule], content: Mapping[str, Content]) -> 
     for name, state in content.items():
         if not state.finite:
             raise IntegrityError("a weight is not finite", got=f"nan or inf in {name}", todo="train it again at a lower rate")
-    learned = [
-        module for module in modules if not any(content[f"{PREFIX}{module.path}.lora_{side}.weight"].zero for side in "AB")
-    ]
-    if not learned:
+    if all(content[module.a.name].zero or content[module.b.name].zero for module in modules):
         raise IntegrityError(
             "the adapter has no learned weights",
             got=f"B or A all zero in each of {len(modules)} modules",
@@ -138,7 +167,7 @@ def _module(config: Mapping[str, Any], path: str, pair: dict[str, Tensor]) -> Lo
     if a[0] != rank:
         raise IntegrityError(f"LoRA of {path} has another rank than its config", got=a[0], expected=rank)
     alpha = float(_lookup(config.get("alpha_pattern") or {}, path, config["lora_alpha"]))
-    return LoraModule(path, a[0], a[1], b[0], alpha)
+    return LoraModule(path, pair["A"], pair["B"], alpha)
 
 
 def _lookup(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
@@ -172,19 +201,16 @@ def _check_pattern(field: str, patterns: object, check: Any) -> None:
 
 def _odd_tensor(name: str) -> IntegrityError:
     reasons = {
-        "lora_magnitude_vector": "DoRA rescales the base's columns, which a sum of lanes cannot",
-        "lora_embedding_": "a lane adapts linears, not embeddings",
+        "lora_magnitude_vector": _REFUSED["use_dora"],
+        "lora_embedding_": "an adapter changes linears here, not embeddings",
         "modules_to_save": "it would replace whole modules of the shared base",
         "hada_": "this is LoHa, not LoRA",
         "lokr_": "this is LoKr, not LoRA",
         ".bias": "biases belong to the shared base",
     }
     reason = next((text for part, text in reasons.items() if part in name), "it is neither an A nor a B")
-    return IntegrityError(
-        "the adapter holds a tensor that a lane cannot",
-        got=name[:200],
-        expected=f"{PREFIX}….lora_A.weight or lora_B: {reason}",
-    )
+    expected = f"{PREFIX}….lora_A.weight or lora_B: {reason}"
+    return IntegrityError("the adapter holds a tensor that is not plain LoRA", got=name[:200], expected=expected)
 
 
 def _bad(what: str, got: object, expected: object) -> IntegrityError:

@@ -1,0 +1,142 @@
+"""From a reference to a version: by name and alias, by digest, and along encoders and parents.
+
+Owns: reading manifests out of a store, and the messages that list what there is instead. Ignores: the versions' other files.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from genre.errors import ManifestError, NotFoundError, RegistryError
+from genre.registry.journal import Journal
+from genre.registry.limits import MAX_MANIFEST_BYTES
+from genre.registry.manifest import Manifest, Version, open_sealed
+from genre.registry.names import MANIFEST, check_name, is_digest, parse_ref
+from genre.registry.store import Store
+
+
+def resolve(store: Store, ref: str | Version) -> Version:
+    """Find the version that a reference means now and read its manifest.
+
+    Raises:
+        NotFoundError: No such name, alias or version; the message lists what there is.
+        IntegrityError: The manifest is damaged.
+    """
+    if isinstance(ref, Version):
+        return ref
+    parsed = parse_ref(ref)
+    return open_version(store, parsed.name, parsed.version or _target(store, parsed.name, str(parsed.alias)))
+
+
+def open_version(store: Store, name: str, version: str) -> Version:
+    """Read the manifest of a version that is there; see `resolve` for the errors."""
+    require_version(store, name, version)
+    manifest = open_sealed(store.read(name, version, MANIFEST, MAX_MANIFEST_BYTES), name, version)
+    return Version(name, version, manifest.digest, manifest)
+
+
+def require_version(store: Store, name: str, version: str) -> None:
+    """Raise NotFoundError unless the version is there."""
+    if not store.has(name, version):
+        expected = _some(versions_of(store, name))
+        raise NotFoundError(f"no version {name}:{version}", got=f"the registry at {store.url}", expected=expected)
+
+
+def versions_of(store: Store, name: str) -> list[str]:
+    """All versions of a name, oldest first.
+
+    Raises:
+        NotFoundError: There is no such name.
+    """
+    if found := store.versions(check_name(name)):
+        return found
+    names = list(store.listing())
+    got = f"the registry at {store.url}" + ("" if names else ", which is empty")
+    raise NotFoundError(f"no adapter {name!r}", got=got, expected=_some(names) or None)
+
+
+def find(store: Store, digest: str) -> Version:
+    """Find a version by its digest, whatever its name.
+
+    Raises:
+        NotFoundError: No name has it.
+    """
+    if not is_digest(digest):
+        raise RegistryError("not a digest", got=repr(digest[:80]), expected="64 hex digits")
+    for name in store.listing():
+        if store.has(name, digest[:12]):
+            version = open_version(store, name, digest[:12])
+            if version.digest == digest:
+                return version
+    raise NotFoundError(f"no version with digest {digest}", got=f"the registry at {store.url}", todo="publish it first")
+
+
+def check_encoder(store: Store, draft: Manifest) -> None:
+    """Refuse a draft whose encoder is not in the store.
+
+    Raises:
+        ManifestError: It is not there, or is no encoder.
+    """
+    if draft.encoder is None:
+        return
+    try:
+        kind = find(store, draft.encoder).manifest.kind
+    except NotFoundError:
+        raise ManifestError(
+            f"{draft.name} needs an encoder that this registry does not have",
+            got=f"encoder {draft.encoder}",
+            expected="the digest of a published encoder",
+            todo="publish the encoder first",
+        ) from None
+    if kind != "encoder":
+        raise ManifestError(f"the encoder of {draft.name} is none", got=f"a version of kind {kind}", expected="encoder")
+
+
+def ancestors(store: Store, root: Version) -> list[tuple[int, str, Version | None]]:
+    """A version, its encoder, its parents and theirs, depth first: (depth, reference, version or None where it is unknown)."""
+    rows: list[tuple[int, str, Version | None]] = []
+    pending: list[tuple[int, str, Version | None]] = [(0, root.ref, root)]
+    visited: set[str] = set()
+    while pending:
+        depth, reference, version = pending.pop()
+        rows.append((depth, reference, version))
+        if version is not None and version.digest not in visited:
+            visited.add(version.digest)
+            pending += [(depth + 1, each, _look_up(store, each)) for each in reversed(version.manifest.references)]
+    return rows
+
+
+def differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two manifests differ, by dotted name; None where a side has no such field."""
+    left, right = _flatten(a.raw()), _flatten(b.raw())
+    keys = sorted(left.keys() | right.keys())
+    return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
+def _look_up(store: Store, reference: str) -> Version | None:
+    try:
+        return find(store, reference) if is_digest(reference) else resolve(store, reference)
+    except NotFoundError:
+        return None
+
+
+def _target(store: Store, name: str, alias: str) -> str:
+    aliases = Journal(store, name).aliases()
+    if version := aliases.version(alias):
+        return version
+    versions_of(store, name)
+    expected = _some(f"{name}@{known}" for known in sorted(aliases.targets)) or f"{name}:VERSION"
+    raise NotFoundError(f"no alias {name}@{alias}", got=f"the registry at {store.url}", expected=expected)
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or (not value and prefix):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _some(items: Iterable[str]) -> str:
+    items = list(items)
+    return ", ".join(items[:8]) + (f" and {len(items) - 8} more" if len(items) > 8 else "")

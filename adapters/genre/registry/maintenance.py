@@ -1,0 +1,156 @@
+"""Verifying and cleaning a whole store.
+
+Owns: the order of the checks and the names of the findings; what is garbage. Kept is every version that an alias names or ever
+named, and everything those name as encoder or parent, and so on. The rest goes, with unfinished publishes that no living writer
+owns. Ignores: repairing.
+
+    like:a3f09c12be77/heads.safetensors has changed: got sha256 5d4f…; expected 77ab…
+    like/aliases/3.json is missing
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from genre.errors import IntegrityError, NotFoundError, RegistryError
+from genre.registry.integrity import check_stored, find_damage
+from genre.registry.journal import Journal
+from genre.registry.lookup import find, open_version
+from genre.registry.manifest import Version
+from genre.registry.names import MANIFEST, is_digest
+from genre.registry.store import Store
+
+GRACE_S = 3600.0
+"""The age from which garbage goes on a remote store, which has no lock to keep writers out meanwhile."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A finding of `verify`. `version` and `file` are empty where they do not apply."""
+
+    name: str
+    version: str
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        """One line: the path, then the problem."""
+        version = f":{self.version}" if self.version else ""
+        return f"{self.name}{version}{'/' + self.file if self.file else ''} {self.what}"
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What was removed, or would be: versions as `name:version`, unfinished publishes as paths under the root."""
+
+    versions: tuple[str, ...]
+    unfinished: tuple[str, ...]
+    freed_bytes: int
+    dry_run: bool
+
+
+def verify(store: Store, name: str | None, fetch: Callable[[Version], Path]) -> list[Problem]:
+    """Re-hash all versions of one name or of all, follow the journals, and list what does not belong.
+
+    Args:
+        store: The versions.
+        name: Only this name.
+        fetch: Checks and returns a local copy of a remote version.
+    """
+    strays = [path for path in store.strays() if name in (None, path.split("/")[0])]
+    found = [Problem(path, "", "", "does not belong here") for path in strays]
+    for each, versions in store.listing().items():
+        if name in (None, each):
+            for version in versions:
+                found += _verify_version(store, each, version, fetch)
+            found += _verify_journal(store, each, set(versions))
+    return found
+
+
+def _verify_version(store: Store, name: str, version: str, fetch: Callable[[Version], Path]) -> list[Problem]:
+    try:
+        opened = open_version(store, name, version)
+        manifest, local = opened.manifest, store.folder(name, version)
+        if local is None:
+            extra = sorted(store.files(name, version).keys() - manifest.files.keys() - {MANIFEST})
+            found = [Problem(name, version, file, "is not in the manifest") for file in extra]
+            fetch(opened)
+        else:
+            found = [Problem(name, version, file, what) for file, what in find_damage(local, manifest)]
+            if not found:
+                check_stored(local, manifest)
+    except (RegistryError, OSError) as error:
+        return [Problem(name, version, "", str(error))]
+    if manifest.encoder is not None and not _has(store, manifest.encoder):
+        found.append(Problem(name, version, "", f"names an encoder that is not here: {manifest.encoder}"))
+    return found
+
+
+def _verify_journal(store: Store, name: str, versions: set[str]) -> list[Problem]:
+    journal = Journal(store, name)
+    found = [Problem(name, "", file, what) for file, what in journal.problems()]
+    if found:
+        return found
+    targets = journal.aliases().targets.items()
+    gone = [(alias, target.version) for alias, target in targets if target.version not in versions]
+    return [Problem(name, version, "", f"is missing but {alias} names it") for alias, version in gone]
+
+
+def _has(store: Store, digest: str) -> bool:
+    try:
+        return is_digest(digest) and find(store, digest) is not None
+    except NotFoundError:
+        return False
+
+
+def collect_garbage(store: Store, *, dry_run: bool = False) -> Garbage:
+    """Remove versions that nothing names, and unfinished publishes.
+
+    Args:
+        store: The versions.
+        dry_run: Report what would go and remove nothing.
+
+    Raises:
+        IntegrityError: A manifest or journal is damaged, so it is not known what it names; nothing is removed.
+    """
+    with store.cleaning():
+        everything = [open_version(store, name, version) for name, versions in store.listing().items() for version in versions]
+        kept = _reachable(store, everything)
+        local = any(store.folder(version.name, version.version) is not None for version in everything)
+        doomed = [version for version in everything if version.ref not in kept and (local or _is_old(version))]
+        unfinished = store.unfinished()
+        freed = sum(sum(store.files(version.name, version.version).values()) for version in doomed)
+        freed += sum(map(store.unfinished_bytes, unfinished))
+        if not dry_run:
+            for version in doomed:
+                store.remove(version.name, version.version)
+            for path in unfinished:
+                store.remove_unfinished(path)
+    return Garbage(tuple(version.ref for version in doomed), tuple(unfinished), freed, dry_run)
+
+
+def _reachable(store: Store, everything: list[Version]) -> set[str]:
+    """The references of all versions that an alias ever named, and of what those name."""
+    by_reference = {key: version for version in everything for key in (version.digest, version.ref)}
+    pending = [
+        f"{name}:{version}"
+        for name in {version.name for version in everything}
+        for move in Journal(store, name).history()
+        for version in (move.version, move.previous)
+    ]
+    kept: set[str] = set()
+    while pending:
+        version = by_reference.get(pending.pop())
+        if version is not None and version.ref not in kept:
+            kept.add(version.ref)
+            pending += version.manifest.references
+    return kept
+
+
+def _is_old(version: Version) -> bool:
+    try:
+        created = datetime.strptime(version.manifest.created, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        raise IntegrityError(f"{version.ref} has no time", got=version.manifest.created) from None
+    return (datetime.now(UTC) - created).total_seconds() > GRACE_S
