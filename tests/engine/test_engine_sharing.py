@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import genre
-from builders import LIKE, RATING, publish_stirred, recipe
+from builders import LIKE, NEXT, RATING, publish_stirred, recipe
 from genre.engine import Engine, Request
+from genre.engine.explain import explain
+from genre.errors import NotFoundError
 
 TOP = {"layers": [1]}
 
@@ -97,3 +99,39 @@ def test_what_leaves_its_lane_waits_in_host_memory_and_the_rest_is_let_go(base, 
             engine.load(ref)
         gc.collect()
         assert held() is None and engine.occupancy()["lanes_bytes"] == lanes and engine.occupancy()["host"] == 2
+
+
+def test_an_evicted_version_is_freed_without_the_garbage_collector(base, registry, publish, trained):
+    """A service that swaps versions for weeks cannot wait for a full collection of everything that it holds."""
+    refs = [publish(f"freed{n}", LIKE, NEXT, seed=n).ref for n in range(3)]
+    held = []
+    with Engine(base, registry, lanes=1, host=1) as engine:
+        source = engine.residency.source
+        plain = source.read
+
+        def read(version):
+            ready = plain(version)
+            parts = [ready, ready.loaded, ready.space, ready.loaded.shared, ready.loaded.layout]
+            heads = ready.loaded.heads.values()
+            held.extend(weakref.ref(each) for each in (*parts, *heads, *(p for head in heads for p in head.parameters())))
+            return ready
+
+        source.read = read
+        gc.collect()
+        gc.disable()
+        try:
+            for ref in refs:
+                assert not any(
+                    answer.error for task in ("like", "next_item") for answer in engine.score(ask(trained.log, ref, task=task))
+                )
+                explain(engine, Request(ref, history=trained.log.history("u1"), task="like"), "i3", method="gradient")
+                assert engine.score([Request(ref, history=[], candidates=["no such item"], task="like")])[0].error
+                with pytest.raises(NotFoundError):
+                    engine.swap(ref, "no-such-version")
+            for ref in refs:
+                engine.swap("freed", ref)
+                engine.unload(ref)
+            engine.unload("freed")
+            assert len(held) > 50 and not [each() for each in held if each() is not None]
+        finally:
+            gc.enable()
