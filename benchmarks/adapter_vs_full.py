@@ -266,7 +266,8 @@ def main() -> None:
         worker(Run(task, way, float(rate), int(seed)), Path(folder), options)
         return
     if options.quick:
-        options.epochs, options.limit = 1, 20_000
+        options.epochs = 1
+        options.limit = 20_000
     runs = options.json.parent / f"{options.json.stem}-runs{'-quick' if options.quick else ''}"
     runs.mkdir(parents=True, exist_ok=True)
     same_budget(options, runs)

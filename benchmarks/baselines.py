@@ -64,7 +64,9 @@ class Scores:
     """Predictions of methods for one task's targets, cached on disk by method and seed."""
 
     def __init__(self, folder: Path, task: str, log: genre.Interactions, part: str) -> None:
-        self.folder, self.log, self.part = folder / f"{task}-{part}", log, PARTS[part]
+        self.folder = folder / f"{task}-{part}"
+        self.log = log
+        self.part = PARTS[part]
         chosen = genre.Recipe.read(RECIPES / f"{task}.yaml").data.split
         whole = chosen.model_copy(update={"valid": 0.0}) if task in REFIT and part == "test" else chosen
         self.overrides = [f"data.split={whole.model_dump_json(exclude_none=True)}"]

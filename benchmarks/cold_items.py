@@ -53,7 +53,11 @@ class Cold:
     """The cold targets of one part and the methods' predictions for them, cached on disk."""
 
     def __init__(self, folder: Path, recipe: genre.Recipe, log: genre.Interactions, part: str) -> None:
-        self.run, self.folder, self.recipe, self.log, self.part = folder / "run", folder / part, recipe, log, PARTS[part]
+        self.run = folder / "run"
+        self.folder = folder / part
+        self.recipe = recipe
+        self.log = log
+        self.part = PARTS[part]
         self.split = split(log, recipe.data.split)
         self.events = training_events(log, self.split.part)
         self.cold = self.events < FEWER_THAN

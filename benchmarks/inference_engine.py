@@ -36,7 +36,9 @@ class Shelf:
     """A registry of adapters with random weights over one fitted-shape encoder; only cost and identity of scores matter here."""
 
     def __init__(self, folder: Path, log: genre.Interactions, base: genre.Base, *, layers: str = "all") -> None:
-        self.log, self.base, self.registry = log, base, Registry(folder / "registry")
+        self.log = log
+        self.base = base
+        self.registry = Registry(folder / "registry")
         self.folder = folder
         overrides = [f"base.depth={base.depth}", f"adapter.layers={layers}", "encoder.use=fit"]
         self.recipe = genre.Recipe.read(RECIPES / "like.yaml", overrides)

@@ -127,7 +127,9 @@ class Ours:
         self.assembly = assemble(self.recipe, log, genre.Base.load("smollm2-135m", depth=DEPTH), shared)
         self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
         self.loop.model.train()
-        self.epoch, self.queue, self.rows = 0, [], []
+        self.epoch = 0
+        self.queue = []
+        self.rows = []
 
     def step(self) -> int:
         """One optimizer step; the number of targets."""

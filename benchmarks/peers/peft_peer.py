@@ -125,7 +125,8 @@ class Steps:
         self.asked: Any = queue.Queue()
         self.done: Any = queue.Queue()
         self.trainer = make_trainer(model, prompts, self.size, own, self)
-        self.left, self.begun = 0, 0.0
+        self.left = 0
+        self.begun = 0.0
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:

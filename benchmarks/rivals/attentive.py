@@ -59,8 +59,12 @@ class SelfAttentive:
     """A trained network as a ranker."""
 
     def __init__(self, log: Interactions, split: Split, network: Network, length: int, settings: dict[str, Any]) -> None:
-        self.log, self.split, self.histories = log, split, Histories(log, split)
-        self.network, self.length, self.settings = network, length, settings
+        self.log = log
+        self.split = split
+        self.histories = Histories(log, split)
+        self.network = network
+        self.length = length
+        self.settings = settings
 
     @torch.no_grad()
     def blocks(self, found: Targets) -> Iterator[Block]:
@@ -86,12 +90,16 @@ class Best:
     """The best weights so far, with their validation value."""
 
     def __init__(self) -> None:
-        self.value, self.epoch, self.weights = -1.0, 0, {}
+        self.value = -1.0
+        self.epoch = 0
+        self.weights = {}
 
     def see(self, value: float, epoch: int, weights: dict[str, Tensor]) -> bool:
         """Keep these weights if they are better; return whether they are."""
         if better := value > self.value:
-            self.value, self.epoch, self.weights = value, epoch, copy.deepcopy(weights)
+            self.value = value
+            self.epoch = epoch
+            self.weights = copy.deepcopy(weights)
         return better
 
 

@@ -24,13 +24,16 @@ class LeastSquares:
     def __init__(self, log: Interactions, split: Split, *, factors: int, regularization: float, alpha: float) -> None:
         from implicit.als import AlternatingLeastSquares
 
-        self.log, self.histories = log, Histories(log, split)
+        self.log = log
+        self.histories = Histories(log, split)
         self.settings: dict[str, Any] = {"factors": factors, "regularization": regularization, "alpha": alpha}
         model = AlternatingLeastSquares(
             factors=factors, regularization=regularization, alpha=alpha, iterations=15, random_state=0, num_threads=1
         )
         model.fit(training_matrix(log, split), show_progress=False)
-        self.items, self.penalty, self.alpha = np.asarray(model.item_factors, np.float64), regularization, alpha
+        self.items = np.asarray(model.item_factors, np.float64)
+        self.penalty = regularization
+        self.alpha = alpha
 
     def blocks(self, found: Targets) -> Iterator[Block]:
         """Scores of the whole catalogue for each target."""
@@ -56,7 +59,8 @@ class PairwiseRanking:
             factors=factors, regularization=regularization, learning_rate=rate, iterations=150, random_state=0, num_threads=1
         )
         model.fit(training_matrix(log, split), show_progress=False)
-        self.users, self.items = np.asarray(model.user_factors), np.asarray(model.item_factors)
+        self.users = np.asarray(model.user_factors)
+        self.items = np.asarray(model.item_factors)
 
     def blocks(self, found: Targets) -> Iterator[Block]:
         """Scores of the whole catalogue for each target."""

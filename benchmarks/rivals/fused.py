@@ -25,7 +25,10 @@ class Fused:
     def __init__(
         self, network: Ranker, log: Interactions, split: Split, factors: np.ndarray, blend: float, spread: float
     ) -> None:
-        self.network, self.log, self.histories, self.factors = network, log, Histories(log, split), factors
+        self.network = network
+        self.log = log
+        self.histories = Histories(log, split)
+        self.factors = factors
         self.scale = blend / spread
         self.settings = {**network.settings, "blend": blend}
 

@@ -24,7 +24,10 @@ class Linear:
     """score_i = Σ over the history's items j of decay^age(j) B_ji."""
 
     def __init__(self, log: Interactions, split: Split, weights: np.ndarray, decay: float, settings: dict[str, Any]) -> None:
-        self.log, self.histories, self.weights, self.decay = log, Histories(log, split), weights, decay
+        self.log = log
+        self.histories = Histories(log, split)
+        self.weights = weights
+        self.decay = decay
         self.settings = settings | {"decay": decay}
 
     def blocks(self, found: Targets) -> Iterator[Block]:

@@ -22,7 +22,8 @@ class ItemNeighbours:
     """score_i = Σ over the history's items j of cosine(i, j), each item keeping its k nearest."""
 
     def __init__(self, log: Interactions, split: Split, *, k: int, shrink: float, decay: float) -> None:
-        self.log, self.histories = log, Histories(log, split)
+        self.log = log
+        self.histories = Histories(log, split)
         self.settings: dict[str, Any] = {"k": k, "shrink": shrink, "decay": decay}
         matrix = training_matrix(log, split)
         together = (matrix.T @ matrix).toarray().astype(np.float32)
@@ -46,7 +47,11 @@ class SequenceNeighbours:
     """score_i = Σ over the k training users nearest to the recent events, of their similarity, if they have i."""
 
     def __init__(self, log: Interactions, split: Split, *, k: int, last: int, decay: float) -> None:
-        self.log, self.histories, self.k, self.last, self.decay = log, Histories(log, split), k, last, decay
+        self.log = log
+        self.histories = Histories(log, split)
+        self.k = k
+        self.last = last
+        self.decay = decay
         self.settings: dict[str, Any] = {"k": k, "last": last, "decay": decay}
         self.matrix = training_matrix(log, split)
         sizes = np.sqrt(np.maximum(np.asarray(self.matrix.sum(1)).ravel(), 1))
