@@ -70,9 +70,11 @@ def train(arm: str, log: genre.Interactions, overrides: list[str], folder: Path)
         )["next_item"]
         assembly.model.release()
         notes = {
-            "sources": assembly.shared.encoder.spec.sources if assembly.shared else {}, "tokens": fitted.state.tokens,
-            "seconds": round(time.perf_counter() - begun[0], 1), "cpu_seconds": round(time.process_time() - begun[1], 1),
-        }  # fmt: skip
+            "sources": assembly.shared.encoder.spec.sources if assembly.shared else {},
+            "tokens": fitted.state.tokens,
+            "seconds": round(time.perf_counter() - begun[0], 1),
+            "cpu_seconds": round(time.process_time() - begun[1], 1),
+        }
         aside = file.with_name(f".{file.name}")
         with aside.open("wb") as stream:
             np.savez(stream, ranks=ranks, users=targets.user, events=targets.event, notes=json.dumps(notes))

@@ -68,11 +68,19 @@ class Run(NamedTuple):
 def recipe_of(each: Run, options: argparse.Namespace) -> genre.Recipe:
     """The recipe of one run."""
     common = [
-        f"base.depth={options.depth}", f"train.epochs={options.epochs}", f"train.learning_rate={each.rate}",
-        f"train.seed={each.seed}", "train.tracker=none", "train.dropout=0.1", "train.early_stop=null", "data.max_events=60",
+        f"base.depth={options.depth}",
+        f"train.epochs={options.epochs}",
+        f"train.learning_rate={each.rate}",
+        f"train.seed={each.seed}",
+        "train.tracker=none",
+        "train.dropout=0.1",
+        "train.early_stop=null",
+        "data.max_events=60",
         # What every way would get alike is left out, so that what trains is compared.
-        "encoder.taste=0", "encoder.factors=0", "train.average=0",
-    ]  # fmt: skip
+        "encoder.taste=0",
+        "encoder.factors=0",
+        "train.average=0",
+    ]
     if options.limit:
         common.append(f"data.limit={options.limit}")
     if each.way == JOINT:
@@ -100,13 +108,20 @@ def worker(each: Run, folder: Path, options: argparse.Namespace) -> None:
     trained = dict(assembly.base.model.named_parameters()) if full else dict(assembly.model.lora_parameters())
     heads = sum(value.numel() for value in assembly.model.heads.parameters())
     result = {
-        "task": each.task, "way": each.way, "learning_rate": each.rate, "seed": each.seed,
+        "task": each.task,
+        "way": each.way,
+        "learning_rate": each.rate,
+        "seed": each.seed,
         "validation": {task: kept[name] for task, name in names.items()},
-        "seconds": fitted.state.seconds, "threads": torch.get_num_threads(),
-        "tokens_per_second": fitted.state.tokens / fitted.state.seconds, "peak_memory_beyond_base": peak - held,
-        "trained_parameters": sum(v.numel() for v in trained.values()), "head_parameters": heads,
-        "bytes": 4 * (sum(v.numel() for v in trained.values()) + heads), "epochs": options.epochs,
-    }  # fmt: skip
+        "seconds": fitted.state.seconds,
+        "threads": torch.get_num_threads(),
+        "tokens_per_second": fitted.state.tokens / fitted.state.seconds,
+        "peak_memory_beyond_base": peak - held,
+        "trained_parameters": sum(v.numel() for v in trained.values()),
+        "head_parameters": heads,
+        "bytes": 4 * (sum(v.numel() for v in trained.values()) + heads),
+        "epochs": options.epochs,
+    }
     found = predict_test(assembly.model, assembly.builder, assembly.split, recipe.data.max_events)
     _keep(folder, result, {task: found[task] for task in tasks})
     if each.way == "lora_8" and assembly.shared is not None:
@@ -216,11 +231,16 @@ def merged(tasks: list[str], chosen: dict[tuple[str, str], list[Path]], runs: Pa
         folder.mkdir(exist_ok=True)
         cost = made.version.manifest.cost
         result = {
-            "task": task, "way": "merged", "parents": parents, "learning_rate": 0,
+            "task": task,
+            "way": "merged",
+            "parents": parents,
+            "learning_rate": 0,
             "validation": {task: made.report["gate"]["tasks"][task]["merged"]},
-            "seconds": made.report["seconds"], "trained_parameters": cost.lora_params, "head_parameters": cost.head_params,
+            "seconds": made.report["seconds"],
+            "trained_parameters": cost.lora_params,
+            "head_parameters": cost.head_params,
             "bytes": 4 * (cost.lora_params + cost.head_params),
-        }  # fmt: skip
+        }
         _keep(folder, result, {task: found[task]})
     model.release()
 
@@ -240,9 +260,11 @@ def summary(task: str, ways: dict[str, list[Path]]) -> dict[str, Any]:
         results = [result_of(folder) for folder in folders]
         table[way] = results[0] | {key: mean(each[key] for each in results) for key in costs if key in results[0]}
         table[way] |= {
-            "test": {"metric": name, "n": len(reference["event"])} | interval(drawn_of[way]), "seeds": len(folders),
-            "minus_full": difference, "at_most_worse": worse,
-        }  # fmt: skip
+            "test": {"metric": name, "n": len(reference["event"])} | interval(drawn_of[way]),
+            "seeds": len(folders),
+            "minus_full": difference,
+            "at_most_worse": worse,
+        }
     return table
 
 
@@ -282,14 +304,17 @@ def main() -> None:
     if "lora_8" in options.ways and len(options.tasks) > 1 and len(options.seeds) == 1:
         merged(options.tasks, folders, runs)
     result = {
-        "depth": options.depth, "epochs": options.epochs, "limit": options.limit, "seeds": options.seeds,
+        "depth": options.depth,
+        "epochs": options.epochs,
+        "limit": options.limit,
+        "seeds": options.seeds,
         "learning_rates": {way: len(plan[options.tasks[0], way]) for way in options.ways},
         "protocol": "temporal 80/10/10, prequential; next_item: full catalogue, seen items masked; chosen on validation",
         "tasks": {
             task: summary(task, {way: found for (owner, way), found in folders.items() if owner == task})
             for task in options.tasks
         },
-    }  # fmt: skip
+    }
     keep_figures(options.json, result)
     for task, table in result["tasks"].items():
         print(f"\n{task}")

@@ -140,8 +140,9 @@ def off_policy(
         policies = {
             "adapter_greedy": greedy(scores, rounds.candidates),
             "adapter_softmax": softmax(np.log(scores) - np.log1p(-scores), rounds.candidates),
-            "regression_greedy": greedy(expected, rounds.candidates), "uniform": uniform(rounds.candidates),
-        }  # fmt: skip
+            "regression_greedy": greedy(expected, rounds.candidates),
+            "uniform": uniform(rounds.candidates),
+        }
         result[str(name)] = estimate(rounds, policies, expected, resamples=resamples)
     return result
 
@@ -182,16 +183,20 @@ def measure(recipe: genre.Recipe, log: genre.Interactions, base: genre.Base, fol
         "tasks": {
             task.name: {
                 "protocol": f"{protocol(recipe.data.split)}; a user is one impression",
-                "n": len(found), "users": len(np.unique(found.user)), "clicks": int(label[events].sum()),
-                "clicks_trained_on": int(label[chosen.part == TRAIN].sum()), "methods": quality(found, methods),
-                "adapter_ece_if_perfect": chance_ece(methods["adapter"]), "regression_penalty": regression.penalty,
+                "n": len(found),
+                "users": len(np.unique(found.user)),
+                "clicks": int(label[events].sum()),
+                "clicks_trained_on": int(label[chosen.part == TRAIN].sum()),
+                "methods": quality(found, methods),
+                "adapter_ece_if_perfect": chance_ece(methods["adapter"]),
+                "regression_penalty": regression.penalty,
                 "validation": json.loads((run.root / "metrics.json").read_text())["validation"],
                 "cost": run.manifest.cost.model_dump(),
             }
         },
         "off_policy": off_policy(log, found, table, regression, resamples),
         "engine_and_evaluation_apart": apart,
-    }  # fmt: skip
+    }
 
 
 def show(result: dict[str, Any]) -> None:

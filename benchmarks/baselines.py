@@ -50,9 +50,13 @@ from suite import keep_figures
 RECIPES = Path(__file__).parent / "recipes"
 METRICS = {"next_item": ("ndcg@10", "hr@10", "mrr@10"), "like": ("auc", "gauc", "log_loss"), "rating": ("rmse", "mae")}
 RANKERS: dict[str, Callable[..., Any]] = {
-    "item_knn": item_knn, "sequence_knn": sequence_knn, "als": als, "bpr": bpr, "recent_ease": recent_ease,
+    "item_knn": item_knn,
+    "sequence_knn": sequence_knn,
+    "als": als,
+    "bpr": bpr,
+    "recent_ease": recent_ease,
     "recent_svd": recent_svd,
-}  # fmt: skip
+}
 NETWORKS = ("self_attentive", "self_attentive_fused")
 REFIT = ("rating",)
 BY_SEED = ("adapter", *NETWORKS, "boosted_trees")
@@ -191,9 +195,10 @@ def main() -> None:
                 print(f"{task}: {name}, seed {seed}: done", flush=True)
         result["tasks"][task] = {
             "protocol": f"{protocol(scores.recipe.data.split)}; hash order of ties; mid-ranks",
-            "n": len(scores.targets), "users": len(np.unique(scores.targets.user)),
+            "n": len(scores.targets),
+            "users": len(np.unique(scores.targets.user)),
             "methods": figures(scores, names, options.seeds),
-        }  # fmt: skip
+        }
         keep_figures(options.json, result)
     for task, found in result["tasks"].items():
         print(f"\n{task} ({found['n']} targets of {found['users']} users, {options.part} part)")

@@ -11,34 +11,68 @@ from report import ACCENT, INK, REST, figure_of, intervals, render, svg_of
 from suite import SUITE
 
 BARS = {
-    "text_vs_prompts": 10, "token_vs_prompts": 60, "time_to_quality": 10, "lanes_16_vs_base": 0.93, "lanes_16_vs_peft_mixed": 1.6,
-    "lanes_16_vs_one_by_one": 2.4, "branches_vs_prompts": 16, "branches_vs_kv_cache": 1.5, "tasks_4_shared": 1.8,
-    "candidates_1000": 20, "lanes_64_of_1000": 0.6, "swap_throughput": 0.9, "adapter_vs_full_throughput": 1.25,
-    "text_vs_peft": 1.0, "token_vs_peft": 1.0, "mixed_vs_peft": 1.0, "mixed_vs_vllm": 1.0, "mixed_five_vs_adapterhub": 1.0,
-    "mixed_five_vs_peft": 1.0, "candidates_vs_vllm": 1.0, "candidates_vs_peft": 1.0,
+    "text_vs_prompts": 10,
+    "token_vs_prompts": 60,
+    "time_to_quality": 10,
+    "lanes_16_vs_base": 0.93,
+    "lanes_16_vs_peft_mixed": 1.6,
+    "lanes_16_vs_one_by_one": 2.4,
+    "branches_vs_prompts": 16,
+    "branches_vs_kv_cache": 1.5,
+    "tasks_4_shared": 1.8,
+    "candidates_1000": 20,
+    "lanes_64_of_1000": 0.6,
+    "swap_throughput": 0.9,
+    "adapter_vs_full_throughput": 1.25,
+    "text_vs_peft": 1.0,
+    "token_vs_peft": 1.0,
+    "mixed_vs_peft": 1.0,
+    "mixed_vs_vllm": 1.0,
+    "mixed_five_vs_adapterhub": 1.0,
+    "mixed_five_vs_peft": 1.0,
+    "candidates_vs_vllm": 1.0,
+    "candidates_vs_peft": 1.0,
     "http_vs_direct": 0.85,
-}  # fmt: skip
+}
 CEILINGS = {
-    "memory_64_overhead": 0.10, "int8_linear_memory": 0.27, "int8_metric_loss": 0.01, "swap_ms_p99": 100, "failed": 0, "mixed": 0,
-    "adapter_vs_full_memory": 0.75, "together_4_vs_side_by_side_memory": 0.35, "lora_share_of_base": 0.03,
-    "two_processes_loss_difference": 1e-3, "two_processes_auc_difference": 0.01, "p99_vs_median": 3,
-    "p99_vs_median_evenly_spaced": 3, "memory_growth": 0.02, "restart_to_ready_max": 15,
-}  # fmt: skip
+    "memory_64_overhead": 0.10,
+    "int8_linear_memory": 0.27,
+    "int8_metric_loss": 0.01,
+    "swap_ms_p99": 100,
+    "failed": 0,
+    "mixed": 0,
+    "adapter_vs_full_memory": 0.75,
+    "together_4_vs_side_by_side_memory": 0.35,
+    "lora_share_of_base": 0.03,
+    "two_processes_loss_difference": 1e-3,
+    "two_processes_auc_difference": 0.01,
+    "p99_vs_median": 3,
+    "p99_vs_median_evenly_spaced": 3,
+    "memory_growth": 0.02,
+    "restart_to_ready_max": 15,
+}
 KINDS = ("ratios", "counts", "seconds")
 SPEED = {
-    "training": "What an adapter costs to train", "inference": "Many adapters on one base", "serving": "The service",
-    "peers": "Beside other libraries", "scaling": "How cost grows", "registry": "The registry",
-}  # fmt: skip
+    "training": "What an adapter costs to train",
+    "inference": "Many adapters on one base",
+    "serving": "The service",
+    "peers": "Beside other libraries",
+    "scaling": "How cost grows",
+    "registry": "The registry",
+}
 
 BESIDE = ("fused_vs_peft_throughput", "together_4_vs_one_after_the_other", "bfloat16_vs_float32_throughput")
 """Figures without an aim that docs/benchmarks.md shows as well."""
 
 TITLES = {
-    "baselines": "Quality beside strong baselines", "adapter_vs_full": "Adapter against full fine-tuning",
+    "baselines": "Quality beside strong baselines",
+    "adapter_vs_full": "Adapter against full fine-tuning",
     "adapter_vs_full_seeds": "Adapter against full fine-tuning, several seeds",
     "adapter_vs_full_all": "Adapter against full fine-tuning, all events",
-    "cold_items": "Items that training hardly knows", "ablation": "What each item feature is worth", "ads": "Ads",
-}  # fmt: skip
+    "cold_items": "Items that training hardly knows",
+    "ablation": "What each item feature is worth",
+    "ads": "Ads",
+}
 
 
 def load(out: Path) -> dict[str, dict[str, Any]]:
@@ -153,11 +187,16 @@ def write_report(out: Path) -> Path:
     table = rows(found)
     figures = {name: entry["figures"] for name, entry in found.items()}
     page = render(
-        "bench.html", found=found, table=table, titles=TITLES, growth=growth(figures.get("scaling", {})),
+        "bench.html",
+        found=found,
+        table=table,
+        titles=TITLES,
+        growth=growth(figures.get("scaling", {})),
         quality={name: tables(name, own) for name, own in figures.items()},
         plots={name: plots_of(name, own) for name, own in figures.items()},
-        absent=failed_peers(figures.get("peers", {})), peers=figures.get("peers", {}),
-    )  # fmt: skip
+        absent=failed_peers(figures.get("peers", {})),
+        peers=figures.get("peers", {}),
+    )
     (out / "report.html").write_text(page, encoding="utf-8")
     (out / "summary.md").write_text(summary(found, table), encoding="utf-8")
     (out / "tables.md").write_text(whole(found), encoding="utf-8")

@@ -121,9 +121,11 @@ def adapter_vs_full(figures: dict[str, Any]) -> Iterator[Table]:
         difference = [told_apart(row["minus_full"]) if other else "" for other, row in zip(alone, ways.values(), strict=True)]
         below = [f"{max(row['at_most_worse'], 0):.1%}" if other else "" for other, row in zip(alone, ways.values(), strict=True)]
         columns = {
-            "way": [words(way) for way in ways], first["metric"]: [shown(row["test"]) for row in ways.values()],
-            "minus full": difference, "below full, at most": below,
-        }  # fmt: skip
+            "way": [words(way) for way in ways],
+            first["metric"]: [shown(row["test"]) for row in ways.values()],
+            "minus full": difference,
+            "below full, at most": below,
+        }
         columns["learning rate"] = [f"{row['learning_rate']:g}" if row["learning_rate"] else "" for row in ways.values()]
         if len(seeds) == 1:
             columns |= _costs(ways)

@@ -130,18 +130,23 @@ class Cold:
 
         def blocks() -> Iterator[Block]:
             for _, events, scores in outputs(
-                assembly.model, assembly.builder, assembly.split, self.part, max_events=recipe.data.max_events,
+                assembly.model,
+                assembly.builder,
+                assembly.split,
+                self.part,
+                max_events=recipe.data.max_events,
                 batch_tokens=16384,
-            ):  # fmt: skip
+            ):
                 kept = place[events] >= 0
                 yield place[events[kept]], scores[kept]
             assembly.model.release()
 
         trained = sum(value.numel() for value in assembly.model.trainable().values())
         return blocks(), {
-            "seconds_of_training": round(fitted.state.seconds, 1), "trained_parameters": trained,
+            "seconds_of_training": round(fitted.state.seconds, 1),
+            "trained_parameters": trained,
             "validation": fitted.state.history[-1:],
-        }  # fmt: skip
+        }
 
 
 def gains(counts: np.ndarray) -> np.ndarray:
@@ -201,12 +206,14 @@ def main() -> None:
     for method in methods:
         print(f"{method}: {cold.of(method)['settings']}", flush=True)
     result = {
-        "part": options.part, "recipe": recipe.model_dump(mode="json"),
+        "part": options.part,
+        "recipe": recipe.model_dump(mode="json"),
         "protocol": f"{protocol(recipe.data.split)}; all earlier events are history; seen items masked; "
         "equal seconds in hash order; the expected gain of ties",
         "items": {"cold": int(cold.cold.sum()), "held_out": int((cold.events == 0).sum()), "all": len(cold.cold)},
-        "settings": {method: cold.of(method)["settings"] for method in methods}, "results": figures(cold, methods),
-    }  # fmt: skip
+        "settings": {method: cold.of(method)["settings"] for method in methods},
+        "results": figures(cold, methods),
+    }
     keep_figures(options.json, result)
     for entry in result["results"].values():
         print(f"\n{entry['targets']}, ranked {entry['ranked']}: {entry['n']} targets of {entry['users']} users")

@@ -161,26 +161,41 @@ def make_report(
         run = runs[name]
         figure, others = run.metrics[name][metric], run.baselines[name]
         tasks[name] = {
-            "metric": metric, "adapter": figure["value"], "interval": figure["interval"], "n": figure["n"],
-            "protocol": run.manifest.protocol[name], "all": run.metrics[name],
+            "metric": metric,
+            "adapter": figure["value"],
+            "interval": figure["interval"],
+            "n": figure["n"],
+            "protocol": run.manifest.protocol[name],
+            "all": run.metrics[name],
             "baselines": {label: found[metric]["value"] for label, found in others.items()},
             "baseline_intervals": {label: found[metric]["interval"] for label, found in others.items()},
-        }  # fmt: skip
+        }
         spent = run.manifest.cost
         cost[name] = {
-            "seconds": spent.seconds, "tokens": spent.tokens, "tokens_per_second": spent.tokens / max(spent.seconds, 1e-9),
-            "lora_params": spent.lora_params, "head_params": spent.head_params, "peak_memory_bytes": spent.peak_memory_bytes,
+            "seconds": spent.seconds,
+            "tokens": spent.tokens,
+            "tokens_per_second": spent.tokens / max(spent.seconds, 1e-9),
+            "lora_params": spent.lora_params,
+            "head_params": spent.head_params,
+            "peak_memory_bytes": spent.peak_memory_bytes,
             "bytes": sum(file.stat().st_size for file in run.folder.iterdir()),
-        }  # fmt: skip
+        }
     return {
-        "tasks": tasks, "cost": cost,
+        "tasks": tasks,
+        "cost": cost,
         "base": {
-            "name": base.name, "quantization": base.quantization, "depth": base.depth, "fingerprint": base.fingerprint,
+            "name": base.name,
+            "quantization": base.quantization,
+            "depth": base.depth,
+            "fingerprint": base.fingerprint,
             "params": sum(value.numel() for value in base.model.parameters()),
         },
         "engine": {"resident": len(resident), "adapters": resident, "max_abs_difference": difference},
-        "recommendation": shown, "seconds": seconds, "reduced": REDUCED, "environment": environment(),
-    }  # fmt: skip
+        "recommendation": shown,
+        "seconds": seconds,
+        "reduced": REDUCED,
+        "environment": environment(),
+    }
 
 
 def make_page(report: dict[str, Any], runs: dict[str, Any]) -> str:

@@ -153,10 +153,13 @@ def many(shelf: Shelf, rounds: int, *, adapters: int = 1000, lanes: int = 64, ho
                     raise RuntimeError(failed[0])
     ratio = sum(seconds["few"]) / sum(seconds["many"])
     return {
-        "adapters": adapters, "lanes": lanes, "host": host, "batch": batch,
+        "adapters": adapters,
+        "lanes": lanes,
+        "host": host,
+        "batch": batch,
         "requests_per_second": {name: batch * len(values) / sum(values) for name, values in seconds.items()},
         "ratios": {"lanes_64_of_1000": ratio},
-    }  # fmt: skip
+    }
 
 
 @contextmanager
@@ -239,10 +242,14 @@ def swaps(shelf: Shelf, seconds: float, *, threads: int = 8, total: int = 10_000
         "requests_per_second": {name: median(values) for name, values in rates.items()},
         "ratios": {"swap_throughput": median(b / a for a, b in zip(rates["still"], rates["swapping"], strict=True))},
         "counts": {
-            "requests": done, "failed": failed, "mixed": mixed, "swaps": len(taken),
-            "swap_ms_median": median(taken), "swap_ms_p99": float(np.quantile(taken, 0.99)),
+            "requests": done,
+            "failed": failed,
+            "mixed": mixed,
+            "swaps": len(taken),
+            "swap_ms_median": median(taken),
+            "swap_ms_p99": float(np.quantile(taken, 0.99)),
         },
-    }  # fmt: skip
+    }
 
 
 def memory(shelf: Shelf, *, adapters: int = 64) -> dict[str, Any]:
@@ -263,9 +270,11 @@ def memory(shelf: Shelf, *, adapters: int = 64) -> dict[str, Any]:
         gc.collect()
         grown = resident_bytes() - before
     return {
-        "base_bytes": base_bytes, "adapter_bytes": own, "grown_bytes": grown,
+        "base_bytes": base_bytes,
+        "adapter_bytes": own,
+        "grown_bytes": grown,
         "counts": {"memory_64_overhead": (grown - own) / (base_bytes + own)},
-    }  # fmt: skip
+    }
 
 
 def resident_bytes() -> int:
@@ -303,12 +312,15 @@ def quantized(log: genre.Interactions, registry: Path, *, ref: str = "like@produ
         figure = paired_bootstrap(str(name), targets.user, targets.label, found["none"][1], found[kind][1])
         loss[kind] = {"metric": name, "loss": figure.value, "interval": [figure.low, figure.high], "n": figure.n}
     return {
-        "linear_bytes": sizes, "loss": loss,
+        "linear_bytes": sizes,
+        "loss": loss,
         "counts": {
-            "int8_linear_memory": sizes["int8"] / sizes["none"], "nf4_linear_memory": sizes["nf4"] / sizes["none"],
-            "int8_metric_loss": loss["int8"]["loss"], "nf4_metric_loss": loss["nf4"]["loss"],
+            "int8_linear_memory": sizes["int8"] / sizes["none"],
+            "nf4_linear_memory": sizes["nf4"] / sizes["none"],
+            "int8_metric_loss": loss["int8"]["loss"],
+            "nf4_metric_loss": loss["nf4"]["loss"],
         },
-    }  # fmt: skip
+    }
 
 
 def linear_bytes(model: torch.nn.Module) -> int:

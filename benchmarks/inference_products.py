@@ -67,9 +67,12 @@ def lanes(depth: int, rounds: int) -> dict[str, Any]:
 
     def peft_mixed() -> torch.Tensor:
         return peft(
-            inputs_embeds=embeds, adapter_names=[f"a{i}" for i in range(ROWS)], use_cache=False, output_hidden_states=True,
+            inputs_embeds=embeds,
+            adapter_names=[f"a{i}" for i in range(ROWS)],
+            use_cache=False,
+            output_hidden_states=True,
             logits_to_keep=1,
-        ).hidden_states[-1]  # fmt: skip
+        ).hidden_states[-1]
 
     def one_by_one() -> torch.Tensor:
         parts = []
@@ -84,11 +87,14 @@ def lanes(depth: int, rounds: int) -> dict[str, Any]:
     seconds, ratios, worst = alternate(ways, rounds)
     base_seconds, base_ratios, _ = alternate({"lanes": mixed, "base": lambda: bare.hidden(embeds)}, rounds)
     return {
-        "depth": depth, "seconds": seconds | {"base": base_seconds["base"]}, "max_abs_difference": worst,
+        "depth": depth,
+        "seconds": seconds | {"base": base_seconds["base"]},
+        "max_abs_difference": worst,
         "ratios": {
-            "lanes_16_vs_base": base_ratios["base"], **{f"lanes_16_vs_{name}": ratios[name] for name in ways if name != "lanes"},
+            "lanes_16_vs_base": base_ratios["base"],
+            **{f"lanes_16_vs_{name}": ratios[name] for name in ways if name != "lanes"},
         },
-    }  # fmt: skip
+    }
 
 
 def _peft(base: genre.Base, names: list[str], adapters: list[Any]) -> Any:
@@ -131,12 +137,25 @@ def branches(depth: int, rounds: int) -> dict[str, Any]:
             hide[start : start + LENGTH] = (HISTORY, start)
         none, empty = np.full(total, -1, dtype=np.int32), np.empty(0, dtype=np.int32)
         return Sequence(
-            tokens=torch.cat([history, candidates.reshape(-1)]).numpy().astype(np.int32), items=none, feedback=none,
-            positions=positions, hide=hide, begins=empty, item_reads=empty, next_reads=empty,
-            candidate_reads=reads, codes=empty, given=empty,
-            seen=empty, events=empty, targets=np.empty(0, dtype=bool), candidates=np.zeros(CANDIDATES, dtype=np.int32),
-            candidate_events=np.full(CANDIDATES, -1), candidate_stands=np.zeros(CANDIDATES, dtype=np.int32), trunk=HISTORY,
-        )  # fmt: skip
+            tokens=torch.cat([history, candidates.reshape(-1)]).numpy().astype(np.int32),
+            items=none,
+            feedback=none,
+            positions=positions,
+            hide=hide,
+            begins=empty,
+            item_reads=empty,
+            next_reads=empty,
+            candidate_reads=reads,
+            codes=empty,
+            given=empty,
+            seen=empty,
+            events=empty,
+            targets=np.empty(0, dtype=bool),
+            candidates=np.zeros(CANDIDATES, dtype=np.int32),
+            candidate_events=np.full(CANDIDATES, -1),
+            candidate_stands=np.zeros(CANDIDATES, dtype=np.int32),
+            trunk=HISTORY,
+        )
 
     def one_row() -> torch.Tensor:
         one = row()
@@ -160,6 +179,8 @@ def branches(depth: int, rounds: int) -> dict[str, Any]:
 
     seconds, ratios, worst = alternate({"branches": one_row, "prompts": prompts, "kv_cache": kv_cache}, rounds)
     return {
-        "depth": depth, "seconds": seconds, "max_abs_difference": worst,
+        "depth": depth,
+        "seconds": seconds,
+        "max_abs_difference": worst,
         "ratios": {"branches_vs_prompts": ratios["prompts"], "branches_vs_kv_cache": ratios["kv_cache"]},
-    }  # fmt: skip
+    }

@@ -81,9 +81,14 @@ def softmax(logits: np.ndarray, candidates: np.ndarray, temperature: float = 1.0
 
 
 def estimate(
-    rounds: Rounds, policies: Mapping[str, np.ndarray], expected: np.ndarray, *, clip: float = CLIP, resamples: int = 1000,
+    rounds: Rounds,
+    policies: Mapping[str, np.ndarray],
+    expected: np.ndarray,
+    *,
+    clip: float = CLIP,
+    resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The logging policy's own value and each policy's, by three estimators, with 95 % intervals.
 
     Args:
@@ -133,9 +138,11 @@ class _Folded:
         from obp import ope
 
         log = {
-            "reward": self.reward[rows], "action": np.zeros(len(rows), dtype=np.int64), "pscore": self.propensity[rows],
+            "reward": self.reward[rows],
+            "action": np.zeros(len(rows), dtype=np.int64),
+            "pscore": self.propensity[rows],
             "action_dist": self.policy[rows][:, :, None],
-        }  # fmt: skip
+        }
         ips = ope.InverseProbabilityWeighting().estimate_policy_value(**log)
         held = (self.policy[rows, 0] > 0).any()
         snips = ope.SelfNormalizedInverseProbabilityWeighting().estimate_policy_value(**log) if held else np.nan
@@ -149,16 +156,22 @@ class _Folded:
         rewards = int(((weight > 0) & (self.reward > 0)).sum())
         return {
             "effective_rounds": float(weight.sum() ** 2 / (weight**2).sum()) if weight.any() else 0.0,
-            "rounds_with_weight": int((weight > 0).sum()), "rewards_with_weight": rewards, "few_rewards": rewards < FEW,
-            "clip": self.clip, "clipped": int(np.isclose(weight, self.clip).sum()), "largest": float(weight.max()),
+            "rounds_with_weight": int((weight > 0).sum()),
+            "rewards_with_weight": rewards,
+            "few_rewards": rewards < FEW,
+            "clip": self.clip,
+            "clipped": int(np.isclose(weight, self.clip).sum()),
+            "largest": float(weight.max()),
             "mean": float(weight.mean()),
-        }  # fmt: skip
+        }
 
 
 def _fold(rounds: Rounds, name: str, policy: np.ndarray, expected: np.ndarray, clip: float) -> _Folded:
     if policy.shape != rounds.candidates.shape or expected.shape != rounds.candidates.shape:
-        raise ValueError(f"policy {name!r} or the model has another shape: got {policy.shape}, {expected.shape}; "
-                         f"expected {rounds.candidates.shape}")  # fmt: skip
+        raise ValueError(
+            f"policy {name!r} or the model has another shape: got {policy.shape}, {expected.shape}; "
+            f"expected {rounds.candidates.shape}"
+        )
     outside = np.where(rounds.candidates, 0, policy)
     if not (np.allclose(policy.sum(1), 1) and (policy >= 0).all() and not outside.any()):
         raise ValueError(f"policy {name!r} is no distribution over the candidates of every round")

@@ -206,7 +206,9 @@ def measure(part: str, job: Path, options: argparse.Namespace) -> dict[str, Any]
                     del sides[name], rates[name]
         peers = [name for name in sides if name not in own]
         return {
-            "rounds": options.rounds, "answers": len(wanted), "errors": errors,
+            "rounds": options.rounds,
+            "answers": len(wanted),
+            "errors": errors,
             "max_abs_difference": {
                 name: max(abs(a - b) for a, b in zip(wanted, sides[name].answers, strict=True)) for name in peers
             },
@@ -215,9 +217,10 @@ def measure(part: str, job: Path, options: argparse.Namespace) -> dict[str, Any]
             "per_second_range": {name: [min(values), max(values)] for name, values in rates.items() if values},
             "ratios": {
                 f"{label}_vs_{name}": median(a / b for a, b in zip(rates[label], rates[name], strict=True))
-                for label in own for name in peers
+                for label in own
+                for name in peers
             },
-        }  # fmt: skip
+        }
 
 
 def main() -> None:

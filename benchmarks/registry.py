@@ -68,14 +68,20 @@ def kills(root: Path, scale: float) -> Counts:
     numbers = [move.n for move in registry.history("like")]
     gapless = numbers == list(range(1, len(numbers) + 1))
     return {
-        "publishes": count["killed"] + count["undisturbed"], "killed": count["killed"],
+        "publishes": count["killed"] + count["undisturbed"],
+        "killed": count["killed"],
         "killer_too_late": count["too late"],
-        "failed": count["failed"], "finished": len(finished), "visible": len(visible),
-        "finished_but_not_visible": len(finished - visible), "visible_and_whole_but_killed_before_the_answer":
-        len(visible - finished), "problems": len(problems), "unfinished_swept_by_gc": unfinished,
-        "unfinished_after_gc": len(left), "journal_gapless": gapless,
+        "failed": count["failed"],
+        "finished": len(finished),
+        "visible": len(visible),
+        "finished_but_not_visible": len(finished - visible),
+        "visible_and_whole_but_killed_before_the_answer": len(visible - finished),
+        "problems": len(problems),
+        "unfinished_swept_by_gc": unfinished,
+        "unfinished_after_gc": len(left),
+        "journal_gapless": gapless,
         "ok": not (problems or finished - visible or left or count["failed"]) and gapless and count["killed"] == half,
-    }  # fmt: skip
+    }
 
 
 def moves(root: Path, scale: float) -> Counts:
@@ -91,12 +97,17 @@ def moves(root: Path, scale: float) -> Counts:
     numbers = [move.n for move in history]
     chain = all(b.previous == a.version for a, b in zip(history, history[1:], strict=False))
     return {
-        "moves": total, "won": len(won), "unique_winners": len(set(won)),
+        "moves": total,
+        "won": len(won),
+        "unique_winners": len(set(won)),
         "conflicts_told": sum(lost for _, lost in results),
-        "journal_entries": len(numbers), "gapless": numbers == list(range(1, total + 1)), "chained": chain,
-        "problems": len(registry.verify()), "seconds": round(time.perf_counter() - start, 2),
+        "journal_entries": len(numbers),
+        "gapless": numbers == list(range(1, total + 1)),
+        "chained": chain,
+        "problems": len(registry.verify()),
+        "seconds": round(time.perf_counter() - start, 2),
         "ok": sorted(won) == numbers == list(range(1, total + 1)) and chain and not registry.verify(),
-    }  # fmt: skip
+    }
 
 
 def damage(root: Path, scale: float) -> Counts:
@@ -126,10 +137,16 @@ def damage(root: Path, scale: float) -> Counts:
         clean(work)
     tempfile.tempdir = None
     return {
-        "cases": total, "refused": count["refused"], "crashed": count["crashed"], "loaded": count["loaded"],
-        "files_left_anywhere": len(stray), "kinds": dict(kinds), "wrong": wrong[:20], "stray": sorted(stray)[:20],
+        "cases": total,
+        "refused": count["refused"],
+        "crashed": count["crashed"],
+        "loaded": count["loaded"],
+        "files_left_anywhere": len(stray),
+        "kinds": dict(kinds),
+        "wrong": wrong[:20],
+        "stray": sorted(stray)[:20],
         "ok": count["refused"] == total and not stray,
-    }  # fmt: skip
+    }
 
 
 def list_(root: Path, scale: float) -> Counts:
@@ -150,8 +167,13 @@ def list_(root: Path, scale: float) -> Counts:
         rows = registry.list()
         seconds.append(time.perf_counter() - started)
     named = sum(bool(row.aliases) for row in rows)
-    return {"versions": len(rows), "with_alias": named, "seconds_median": round(statistics.median(seconds), 3),
-            "seconds_max": round(max(seconds), 3), "ok": len(rows) == total and max(seconds) < 1}  # fmt: skip
+    return {
+        "versions": len(rows),
+        "with_alias": named,
+        "seconds_median": round(statistics.median(seconds), 3),
+        "seconds_max": round(max(seconds), 3),
+        "ok": len(rows) == total and max(seconds) < 1,
+    }
 
 
 def export(root: Path, scale: float) -> Counts:

@@ -167,9 +167,16 @@ def worker(file: Path) -> None:
     chosen = split(log, SplitConfig(kind="temporal", valid=0.1, test=0.1))
     windows, _ = training_windows(log, chosen.part == 0, max_events=100, min_events=2, shift=0.5)
     layout = Layout(
-        tokenize=lambda text: [1], start=(0,), item="token", text=("title",), instruction="", max_item_tokens=8,
-        feedback=FeedbackVocabulary.fit("rating", log.column("rating")), max_events=100, soft_feedback=True,
-    )  # fmt: skip
+        tokenize=lambda text: [1],
+        start=(0,),
+        item="token",
+        text=("title",),
+        instruction="",
+        max_item_tokens=8,
+        feedback=FeedbackVocabulary.fit("rating", log.column("rating")),
+        max_events=100,
+        soft_feedback=True,
+    )
     builder = RowBuilder(log, layout)
     lengths = np.array([1 + 2 * len(window.events) for window in windows])
     batches = list(plan_batches(lengths, 8192, np.random.default_rng(0).permutation(len(lengths))))

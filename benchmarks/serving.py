@@ -168,9 +168,11 @@ def soak(world: World, folder: Path, scale: float) -> Found:
         for turn in range(10**9):
             name = ("like", "rating", "next_item")[turn % 3]
             for path, sent in (
-                ("promote", {"ref": f"{name}@candidate"}), ("load", {"ref": f"{name}:{world.versions[name][1][:12]}"}),
-                ("rollback", {"name": name}), ("unload", {"ref": f"{name}:{world.versions[name][1][:12]}"}),
-            ):  # fmt: skip
+                ("promote", {"ref": f"{name}@candidate"}),
+                ("load", {"ref": f"{name}:{world.versions[name][1][:12]}"}),
+                ("rollback", {"name": name}),
+                ("unload", {"ref": f"{name}:{world.versions[name][1][:12]}"}),
+            ):
                 status, _ = await client.call(f"/v1/admin/{path}", json.dumps(sent).encode(), headers=ADMIN)
                 tally["moves"] += status == 200
                 tally["moves_failed"] += status != 200
@@ -183,10 +185,11 @@ def soak(world: World, folder: Path, scale: float) -> Found:
     names = ("wrong", "server_errors", "malformed", "malformed_not_4xx", "unanswered", "refused_429", "moves", "moves_failed")
     return {
         "counts": {"soak_warm_up": WARM_UP, "soak_calls": count, **{name: tally[name] for name in names}},
-        "ratios": {"memory_growth": median(memory[-eighth:]) / median(memory[:eighth]) - 1}, "seconds": {"soak": seconds},
+        "ratios": {"memory_growth": median(memory[-eighth:]) / median(memory[:eighth]) - 1},
+        "seconds": {"soak": seconds},
         "memory_mib": {"soak_by_eighths": [round(median(memory[i * eighth : (i + 1) * eighth]) / 2**20, 1) for i in range(8)]},
         "examples": {"wrong": examples[:5]},
-    }  # fmt: skip
+    }
 
 
 def _clear(answer: bytes) -> bool:
@@ -304,23 +307,43 @@ def hostile(world: World, folder: Path, scale: float) -> Found:
         strays = foreign(opened.read_bytes()[begin:].decode(), [world.registry, world.data], server.process.pid)
     return {
         "counts": {
-            "hostile": count, "hostile_server_errors": tally["server_errors"], "hostile_gone": tally["gone"],
-            "hostile_closed": tally["closed"], "files_outside": len(strays), "audit_saw": begin > 0, "alive_after": good,
+            "hostile": count,
+            "hostile_server_errors": tally["server_errors"],
+            "hostile_gone": tally["gone"],
+            "hostile_closed": tally["closed"],
+            "files_outside": len(strays),
+            "audit_saw": begin > 0,
+            "alive_after": good,
         },
         "examples": {"files_outside": sorted(strays)[:10], "server_errors": errors[:10]},
-    }  # fmt: skip
+    }
 
 
 SECTIONS: dict[str, Callable[[World, Path, float], Found]] = {
-    "throughput": throughput, "latency": latency, "soak": soak, "restart": restart, "stop": stop, "document": document,
+    "throughput": throughput,
+    "latency": latency,
+    "soak": soak,
+    "restart": restart,
+    "stop": stop,
+    "document": document,
     "hostile": hostile,
-}  # fmt: skip
+}
 NONE = (
-    "wrong", "server_errors", "malformed_not_4xx", "unanswered", "moves_failed", "restarts_over_15_s",
-    "restarts_with_other_aliases", "stop_lost", "stop_other", "stop_exit_not_0", "document_server_errors",
+    "wrong",
+    "server_errors",
+    "malformed_not_4xx",
+    "unanswered",
+    "moves_failed",
+    "restarts_over_15_s",
+    "restarts_with_other_aliases",
+    "stop_lost",
+    "stop_other",
+    "stop_exit_not_0",
+    "document_server_errors",
     "hostile_server_errors",
-    "hostile_gone", "files_outside",
-)  # fmt: skip
+    "hostile_gone",
+    "files_outside",
+)
 
 
 def world_of(options: argparse.Namespace, place: Path) -> World:

@@ -21,9 +21,31 @@ REFS = (
     "%2e%2e/like",
 )
 VALUES: tuple[Any, ...] = (
-    None, True, 0, -1, 2**53, 2**70, 10**400, 1e308, 0.5, "", "\x00", "../../etc/passwd", "{0.__class__}", "%s%n", "a" * 5000, [],
-    {}, [[]], {"a": {"b": {}}}, "\U0001f600", "'; DROP TABLE items; --", {"__proto__": 1}, ["i1"] * 50, *REFS,
-)  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    2**53,
+    2**70,
+    10**400,
+    1e308,
+    0.5,
+    "",
+    "\x00",
+    "../../etc/passwd",
+    "{0.__class__}",
+    "%s%n",
+    "a" * 5000,
+    [],
+    {},
+    [[]],
+    {"a": {"b": {}}},
+    "\U0001f600",
+    "'; DROP TABLE items; --",
+    {"__proto__": 1},
+    ["i1"] * 50,
+    *REFS,
+)
 FIELDS = (
     "adapter",
     "history",
@@ -41,20 +63,36 @@ FIELDS = (
 )
 PATHS = ("/v1/score", "/v1/recommend", "/v1/explain", "/v1/admin/load", "/v1/admin/promote")
 LOOKS = (
-    "/v1/items?q=%00", "/v1/items?limit=99999999999999999999", "/v1/users?q=../../etc", "/v1/history?user_id=../../etc/passwd",
-    "/../../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/..%2f..%2fetc%2fpasswd", "/page/../app.py", "//etc/passwd",
+    "/v1/items?q=%00",
+    "/v1/items?limit=99999999999999999999",
+    "/v1/users?q=../../etc",
+    "/v1/history?user_id=../../etc/passwd",
+    "/../../../../etc/passwd",
+    "/%2e%2e/%2e%2e/etc/passwd",
+    "/..%2f..%2fetc%2fpasswd",
+    "/page/../app.py",
+    "//etc/passwd",
     "/v1/adapters/../../x",
-)  # fmt: skip
+)
 
 
 def malformed(number: int, good: bytes) -> bytes:
     """A body that must get a 4xx as a whole."""
     rng = random.Random(number)
     ways = (
-        good[: rng.randrange(1, len(good) - 1)], b"", b"\xff" + good, good + b"}", b"[" * 5000,
-        b'{"requests": 5}', b'{"requests": []}',
-        b"[]", b'{"requests": [NaN]}', b'{"rows": []}', b'{"requests": [1], "x": 1}', b'{"requests": [' + b"9" * 400 + b"]}",
-    )  # fmt: skip
+        good[: rng.randrange(1, len(good) - 1)],
+        b"",
+        b"\xff" + good,
+        good + b"}",
+        b"[" * 5000,
+        b'{"requests": 5}',
+        b'{"requests": []}',
+        b"[]",
+        b'{"requests": [NaN]}',
+        b'{"rows": []}',
+        b'{"requests": [1], "x": 1}',
+        b'{"requests": [' + b"9" * 400 + b"]}",
+    )
     return ways[number % len(ways)]
 
 

@@ -37,9 +37,12 @@ class Server:
         self.begun = time.monotonic()
         with self.log.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code, "serve", "--port", str(port), *arguments], stdout=subprocess.PIPE, stderr=stream,
-                text=True, env={**os.environ, "GENRE_ADMIN_TOKEN": TOKEN},
-            )  # fmt: skip
+                [sys.executable, "-c", code, "serve", "--port", str(port), *arguments],
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                text=True,
+                env={**os.environ, "GENRE_ADMIN_TOKEN": TOKEN},
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if " at http://" not in line:

@@ -131,9 +131,13 @@ def _publish(
     seed: int,
 ) -> tuple[Any, str]:
     raw = {
-        "name": task["name"], "data": {"path": "here", "max_events": 64}, "base": {"name": base.name, "depth": base.depth},
-        "encoder": {"learned": 8, "use": "fit" if encoder is None else "auto"}, "tasks": [task], "train": {"tracker": "none"},
-    }  # fmt: skip
+        "name": task["name"],
+        "data": {"path": "here", "max_events": 64},
+        "base": {"name": base.name, "depth": base.depth},
+        "encoder": {"learned": 8, "use": "fit" if encoder is None else "auto"},
+        "tasks": [task],
+        "train": {"tracker": "none"},
+    }
     shared = None if encoder is None else read_encoder(registry, encoder, base)
     assembly = assemble(Recipe.parse(raw), log, base, shared)
     draws = torch.Generator().manual_seed(seed)

@@ -23,9 +23,10 @@ SUITE: dict[str, dict[str, list[str]]] = {
     "ablation": {"full": []},
     "ads": {"full": []},
     "adapter_vs_full": {
-        "quick": ["--quick", "--tasks", "like", "--ways", "full,lora_8,head_only"], "full": [],
+        "quick": ["--quick", "--tasks", "like", "--ways", "full,lora_8,head_only"],
+        "full": [],
     },
-}  # fmt: skip
+}
 
 
 def commit() -> str:

@@ -170,7 +170,8 @@ def throughput(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, r
                 rates[name].append(targets / (time.perf_counter() - begun))
     per_second = {name: median(values) for name, values in rates.items()}
     return {
-        "targets_per_second": per_second, "rounds": rounds,
+        "targets_per_second": per_second,
+        "rounds": rounds,
         "ratios": {
             "text_vs_prompts": median(a / b for a, b in zip(rates["text"], rates["prompts"], strict=True)),
             "token_vs_prompts": median(a / b for a, b in zip(rates["token"], rates["prompts"], strict=True)),
@@ -178,7 +179,7 @@ def throughput(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, r
                 a / b for a, b in zip(rates["token_fitting_the_encoder"], rates["prompts"], strict=True)
             ),
         },
-    }  # fmt: skip
+    }
 
 
 def quality(log: genre.Interactions, labels: np.ndarray, train: np.ndarray, minutes: float, out: Path) -> dict[str, Any]:

@@ -38,17 +38,26 @@ from genre.training.updates import Updates
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 KINDS = {
-    "lora": "lora", "full": "full", "peft": "head_only", "bare": "head_only",
-    "bfloat16": "lora", "together": "lora",
-}  # fmt: skip
+    "lora": "lora",
+    "full": "full",
+    "peft": "head_only",
+    "bare": "head_only",
+    "bfloat16": "lora",
+    "together": "lora",
+}
 
 
 def prepared(kind: str, depth: int, log: genre.Interactions, base: genre.Base, *, number: int = 0) -> Assembly:
     """The `like` recipe wired on a bare base, with an encoder that does not train."""
     overrides = [
-        "train.tracker=none", "train.batch_tokens=2048", f"base.depth={depth}", "encoder.use=fit", f"name=like{number}",
-        f"train.seed={number}", *(["train.learning_rate=1e-5"] if kind == "full" else []),
-    ]  # fmt: skip
+        "train.tracker=none",
+        "train.batch_tokens=2048",
+        f"base.depth={depth}",
+        "encoder.use=fit",
+        f"name=like{number}",
+        f"train.seed={number}",
+        *(["train.learning_rate=1e-5"] if kind == "full" else []),
+    ]
     first = assemble(genre.Recipe.read(RECIPES / "like.yaml", [*overrides, "adapter.kind=head_only"]), log, base)
     first.model.release()
     assert first.shared is not None
@@ -137,7 +146,8 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
     whole = sum(value.numel() for value in lora.base.model.parameters() if value is not None) - trained
     return {
         "tokens_per_second": {kind: median(values) for kind, values in rates.items()},
-        "lora_parameters": trained, "base_parameters": whole,
+        "lora_parameters": trained,
+        "base_parameters": whole,
         "ratios": {
             "adapter_vs_full_throughput": _ratio(rates["lora"], rates["full"]),
             "fused_vs_peft_throughput": _ratio(rates["lora"], rates["peft"]),
@@ -145,7 +155,7 @@ def throughput(depth: int, rounds: int, log: genre.Interactions, folder: Path) -
             "bfloat16_vs_float32_throughput": _ratio(rates["bfloat16"], rates["lora"]),
         },
         "counts": {"lora_share_of_base": trained / whole},
-    }  # fmt: skip
+    }
 
 
 def in_turn(ways: dict[str, Any], turn: int) -> list[tuple[str, Any]]:
@@ -177,7 +187,7 @@ def at_once(depth: int, rounds: int, log: genre.Interactions, folder: Path, adap
         "tokens_per_second": {name: median(values) for name, values in rates.items()},
         "ratios": {"together_4_vs_one_after_the_other": _ratio(rates["at_once"], rates["solo"])},
         "interval": _interval(rates["at_once"], rates["solo"]),
-    }  # fmt: skip
+    }
 
 
 def _interval(a: list[float], b: list[float]) -> list[float]:
@@ -235,14 +245,19 @@ def cost(depth: int, rounds: int) -> dict[str, Any]:
         alone = throughput(depth, rounds, log, Path(folder) / "alone")
     peaks = {kind: memory(kind, depth) for kind in ("lora", "full", "together", "bfloat16")}
     return {
-        "depth": depth, "tokens_per_step": 2048, "rounds": rounds,
+        "depth": depth,
+        "tokens_per_step": 2048,
+        "rounds": rounds,
         "ratios": alone.pop("ratios") | group.pop("ratios"),
-        "counts": alone.pop("counts") | {
+        "counts": alone.pop("counts")
+        | {
             "adapter_vs_full_memory": peaks["lora"]["beyond_base"] / peaks["full"]["beyond_base"],
             "together_4_vs_side_by_side_memory": peaks["together"]["peak"] / (4 * peaks["lora"]["peak"]),
         },
-        "alone": alone, "together": group, "peak_bytes": peaks,
-    }  # fmt: skip
+        "alone": alone,
+        "together": group,
+        "peak_bytes": peaks,
+    }
 
 
 if __name__ == "__main__":

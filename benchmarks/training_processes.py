@@ -21,9 +21,17 @@ def train(way: str, depth: int, events: int, folder: Path) -> dict[str, Any]:
     """One epoch on the latest `events` events, evaluated on 2,000."""
     launcher, threads = WAYS[way]
     settings = {
-        "train.epochs": 1, "train.tracker": "none", "train.dropout": 0.0, "encoder.dropout": 0.0, "encoder.use": "fit",
-        "base.depth": depth, "data.path": "ml-100k", "data.limit": events, "data.split.valid": 0.02, "data.split.test": 0.02,
-    }  # fmt: skip
+        "train.epochs": 1,
+        "train.tracker": "none",
+        "train.dropout": 0.0,
+        "encoder.dropout": 0.0,
+        "encoder.use": "fit",
+        "base.depth": depth,
+        "data.path": "ml-100k",
+        "data.limit": events,
+        "data.split.valid": 0.02,
+        "data.split.test": 0.02,
+    }
     command = [sys.executable, *launcher, "-m", "genre", "train", str(ROOT / "recipes" / "like.yaml"), "--out", way]
     command += [
         "--registry",
@@ -38,10 +46,12 @@ def train(way: str, depth: int, events: int, folder: Path) -> dict[str, Any]:
     found = json.loads((folder / way / "metrics.json").read_text())
     lines = [json.loads(line) for line in (folder / way / "log.jsonl").read_text().splitlines()]
     return {
-        "tokens_per_second": found["cost"]["tokens"] / found["cost"]["seconds"], "steps": found["validation"][-1]["step"],
+        "tokens_per_second": found["cost"]["tokens"] / found["cost"]["seconds"],
+        "steps": found["validation"][-1]["step"],
         "losses": [line["loss"] for line in lines if "loss" in line],
-        "auc": found["metrics"]["like"]["auc"]["value"], "n": found["metrics"]["like"]["auc"]["n"],
-    }  # fmt: skip
+        "auc": found["metrics"]["like"]["auc"]["value"],
+        "n": found["metrics"]["like"]["auc"]["n"],
+    }
 
 
 def processes(depth: int, events: int, folder: Path) -> dict[str, Any]:
@@ -62,4 +72,4 @@ def processes(depth: int, events: int, folder: Path) -> dict[str, Any]:
             "two_processes_loss_difference": max(abs(one - two) / one for one, two in pairs),
             "two_processes_auc_difference": abs(found["one_thread"]["auc"] - found["two_processes"]["auc"]),
         },
-    }  # fmt: skip
+    }

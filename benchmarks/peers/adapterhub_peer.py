@@ -25,9 +25,14 @@ def mixed(job: dict[str, Any]) -> Part:
     adapters.init(model)
     names = [f"a{number}" for number in range(len(job["adapters"]["five"]))]
     lora = LoRAConfig(
-        r=job["rank"], alpha=job["alpha"], dropout=0.0, attn_matrices=["q", "k", "v"], selfattn_lora=True,
-        intermediate_lora=True, output_lora=True,
-    )  # fmt: skip
+        r=job["rank"],
+        alpha=job["alpha"],
+        dropout=0.0,
+        attn_matrices=["q", "k", "v"],
+        selfattn_lora=True,
+        intermediate_lora=True,
+        output_lora=True,
+    )
     for name, adapter in zip(names, job["adapters"]["five"], strict=True):
         model.add_adapter(name, config=lora)
         fill(model, name, load_file(f"{adapter['folder']}/adapter_model.safetensors"))

@@ -88,8 +88,11 @@ def training(name: str) -> Any:
 if __name__ == "__main__":
     serve(
         {
-            "training_text": training("like_text"), "training_token": training("like"), "mixed_seven": mixed("seven"),
-            "mixed_five": mixed("five"), "candidates": candidates,
+            "training_text": training("like_text"),
+            "training_token": training("like"),
+            "mixed_seven": mixed("seven"),
+            "mixed_five": mixed("five"),
+            "candidates": candidates,
         },
         ("torch", "transformers"),
-    )  # fmt: skip
+    )

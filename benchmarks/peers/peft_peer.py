@@ -170,10 +170,20 @@ def make_trainer(model: Any, prompts: list[dict[str, Any]], size: int, own: dict
             steps.end()
 
     arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=size, max_steps=100_000, learning_rate=own["learning_rate"],
-        use_cpu=True, save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True, seed=0,
-        train_sampling_strategy="group_by_length", remove_unused_columns=False, dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=size,
+        max_steps=100_000,
+        learning_rate=own["learning_rate"],
+        use_cpu=True,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
     rows = [{"input_ids": row["ids"], **row} for row in prompts]  # lengths are read off input_ids
     return Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Rounds()])
 

@@ -19,9 +19,17 @@ from vllm.lora.request import LoRARequest
 def load(job: dict[str, Any], **options: Any) -> Any:
     """An engine in fp32."""
     return LLM(
-        job["base"], dtype="float32", enable_lora=True, max_lora_rank=job["rank"], max_model_len=1024, max_num_seqs=128,
-        max_num_batched_tokens=4096, logprobs_mode="processed_logprobs", disable_log_stats=True, **options,
-    )  # fmt: skip
+        job["base"],
+        dtype="float32",
+        enable_lora=True,
+        max_lora_rank=job["rank"],
+        max_model_len=1024,
+        max_num_seqs=128,
+        max_num_batched_tokens=4096,
+        logprobs_mode="processed_logprobs",
+        disable_log_stats=True,
+        **options,
+    )
 
 
 def asking(llm: Any, job: dict[str, Any], prompts: list[list[int]], adapters: list[Any], first: int = 0) -> Any:

@@ -61,11 +61,19 @@ def build(folder: Path, log: genre.Interactions, *, depth: int) -> Job:
     finally:
         assembly.model.release()
     job = {
-        "base": str(folder / f"base-{depth}"), "training_base": str(folder / f"base-{DEPTH}"), "rank": RANK,
-        "alpha": recipe.adapter.alpha, "words": words, "depth": depth, "training_depth": DEPTH,
-        "adapters": adapters, "registry": str(folder / "registry"), "mixed": mixed, "candidates": scored,
+        "base": str(folder / f"base-{depth}"),
+        "training_base": str(folder / f"base-{DEPTH}"),
+        "rank": RANK,
+        "alpha": recipe.adapter.alpha,
+        "words": words,
+        "depth": depth,
+        "training_depth": DEPTH,
+        "adapters": adapters,
+        "registry": str(folder / "registry"),
+        "mixed": mixed,
+        "candidates": scored,
         "training": {"tokens_per_step": STEP_TOKENS, "learning_rate": 1e-3, **prompts_of(log)},
-    }  # fmt: skip
+    }
     (folder / "job.json").write_text(json.dumps(job))
     return job
 
