@@ -129,37 +129,34 @@ def branches(depth: int, rounds: int) -> dict[str, Any]:
 
     def row() -> Sequence:
         total = HISTORY + CANDIDATES * LENGTH
-        positions, hide = np.arange(total, dtype=np.int32), np.zeros((total, 2), dtype=np.int32)
+        positions, masked = np.arange(total, dtype=np.int32), np.zeros((total, 2), dtype=np.int32)
         reads = HISTORY + LENGTH * (1 + np.arange(CANDIDATES)) - 1
         for number in range(CANDIDATES):
             start = HISTORY + number * LENGTH
             positions[start : start + LENGTH] = HISTORY + np.arange(LENGTH)
-            hide[start : start + LENGTH] = (HISTORY, start)
+            masked[start : start + LENGTH] = (HISTORY, start)
         none, empty = np.full(total, -1, dtype=np.int32), np.empty(0, dtype=np.int32)
         return Sequence(
             tokens=torch.cat([history, candidates.reshape(-1)]).numpy().astype(np.int32),
             items=none,
             feedback=none,
             positions=positions,
-            hide=hide,
-            begins=empty,
+            masked_spans=masked,
+            event_starts=empty,
             item_reads=empty,
             next_reads=empty,
-            candidate_reads=reads,
-            codes=empty,
-            given=empty,
-            seen=empty,
+            item_codes=empty,
+            feedback_codes=empty,
+            history_lengths=empty,
             events=empty,
             targets=np.empty(0, dtype=bool),
-            candidates=np.zeros(CANDIDATES, dtype=np.int32),
-            candidate_events=np.full(CANDIDATES, -1),
-            candidate_stands=np.zeros(CANDIDATES, dtype=np.int32),
-            trunk=HISTORY,
+            prefix_length=HISTORY,
+            candidate_reads=reads,
         )
 
     def one_row() -> torch.Tensor:
         one = row()
-        blocks = plan_blocks([one.hide], torch.from_numpy(one.positions).long()[None])
+        blocks = plan_blocks([one.masked_spans], torch.from_numpy(one.positions).long()[None])
         hidden = base.hidden(base.embedding(torch.from_numpy(one.tokens).long()[None]), blocks.positions, blocks=blocks)
         return hidden[0, HISTORY + LENGTH - 1 :: LENGTH]
 

@@ -135,8 +135,9 @@ def candidates_of(log: genre.Interactions, layout: Any, texts: Any) -> dict[str,
     items = [log.catalogue.item_ids[code] for code in some]
     row = _row(log, layout, texts, events[:size], items)
     ends = [*(row.candidate_reads + 1).tolist()]
-    parts = [row.tokens[a:b].tolist() for a, b in zip([row.trunk, *ends[:-1]], ends, strict=True)]
-    return {"history_ids": row.tokens[: row.trunk].tolist(), "candidate_ids": parts, "history": events[:size], "items": items}
+    parts = [row.tokens[a:b].tolist() for a, b in zip([row.prefix_length, *ends[:-1]], ends, strict=True)]
+    history = row.tokens[: row.prefix_length].tolist()
+    return {"history_ids": history, "candidate_ids": parts, "history": events[:size], "items": items}
 
 
 def _row(log: genre.Interactions, layout: Any, texts: Any, history: list[dict[str, Any]], items: list[str]) -> Any:

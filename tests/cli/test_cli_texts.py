@@ -157,7 +157,7 @@ REFUSED = {
     "recipe new like --data log --label stars>3": "task 'task' needs the feedback column 'stars'",
     "recipe new like --data log --name Mine": "recipe: name: got 'Mine'",
     "recipe check reviews.yaml --set sequence.text=[body]": "the texts have no column 'body'",
-    "recipe check reviews.yaml --set sequence.max_tokens=200": "sequence.max_tokens is more than the base has places for",
+    "recipe check reviews.yaml --set sequence.max_tokens=200": "sequence.max_tokens is more than the base has positions for",
     "recipe check reviews.yaml --set data.path=log": "log holds no labelled texts: got no texts.parquet",
     "recipe check reviews.yaml --set base.depth=9": "base.depth is out of range: got 9; expected 1 to 2 for base 'bert'",
     "evaluate reviews --data log --base bert": "log holds no labelled texts",

@@ -77,7 +77,9 @@ def test_the_picture_in_the_modules_head():
     assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 7]
     assert row.item_reads.tolist() == [3, 5] and row.next_reads.tolist() == [2, 4]
     assert row.candidate_reads.tolist() == [7, 8] and row.branches
-    assert [tuple(span) for span in row.hide[7:]] == [(7, 7), (7, 8)] and not (row.hide[:7, 1] > row.hide[:7, 0]).any()
+    assert [tuple(span) for span in row.masked_spans[7:]] == [(7, 7), (7, 8)] and not (
+        row.masked_spans[:7, 1] > row.masked_spans[:7, 0]
+    ).any()
 
 
 def test_text_slots_end_in_a_colon_and_words_follow():
@@ -117,10 +119,12 @@ def test_siblings_stand_side_by_side():
     )
     assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 6, 5, 6, 7, 8, 9]
     first = int(row.item_reads[1])
-    hidden = [list(range(start, end)) for start, end in row.hide[row.item_reads]]
+    hidden = [list(range(start, end)) for start, end in row.masked_spans[row.item_reads]]
     assert hidden == [[], [], [first, first + 1], [first, first + 1, first + 2, first + 3], []]
     feedback_slots = row.item_reads + 1
-    assert not (row.hide[feedback_slots, 1] > row.hide[feedback_slots, 0]).any()  # feedback slots see everything before
+    assert not (
+        row.masked_spans[feedback_slots, 1] > row.masked_spans[feedback_slots, 0]
+    ).any()  # feedback slots see everything before
     assert row.next_reads.tolist() == [2, 4, 4, 4, 10]  # what comes next is asked before the whole impression
 
 
@@ -129,7 +133,7 @@ def test_the_same_impression_twice_apart_is_never_seen():
     made = layout()
     row = made.build(made.prefix(), np.arange(3), np.ones(3, np.int32), groups=np.array([1, 2, 1]))
     sibling_feedback = int(row.item_reads[0]) + 1
-    start, end = row.hide[row.item_reads[2]]
+    start, end = row.masked_spans[row.item_reads[2]]
     assert start <= sibling_feedback < end
 
 
@@ -184,11 +188,11 @@ def test_collate_pads_and_reads_what_is_labelled():
     assert batch.tokens.shape == (3, 7) and batch.used == 5 + 7 + 7
     like, following = batch.reads["like"], batch.reads["next"]
     assert like.events.tolist() == [2, 1, 5] and like.labels.tolist() == [1.0, 0.0, 0.0] and like.labels.dtype == torch.float32
-    assert list(zip(like.rows.tolist(), like.places.tolist(), strict=True)) == [(0, 3), (1, 5), (2, 6)]
+    assert list(zip(like.rows.tolist(), like.token_index.tolist(), strict=True)) == [(0, 3), (1, 5), (2, 6)]
     assert following.events.tolist() == [2, 1, 4] and following.labels.tolist() == [7, 6, 8]
-    assert list(zip(following.rows.tolist(), following.places.tolist(), strict=True)) == [(0, 2), (1, 4), (2, 4)]
+    assert list(zip(following.rows.tolist(), following.token_index.tolist(), strict=True)) == [(0, 2), (1, 4), (2, 4)]
     moved = batch.to("cpu")
-    assert torch.equal(moved.mask, batch.mask) and torch.equal(moved.reads["like"].places, like.places)
+    assert torch.equal(moved.mask, batch.mask) and torch.equal(moved.reads["like"].token_index, like.token_index)
 
 
 def test_plain_rows_need_no_mask():

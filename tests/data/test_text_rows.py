@@ -92,7 +92,7 @@ def test_a_layout_survives_its_description(bert, base):
 
 def test_layouts_that_cannot_be(bert, base):
     with pytest.raises(
-        RecipeError, match="sequence.max_tokens is more than the base has places for: got 97; expected at most 96"
+        RecipeError, match="sequence.max_tokens is more than the base has positions for: got 97; expected at most 96"
     ):
         layout(bert, max_tokens=97)
     layout(base, max_tokens=4096)

@@ -136,7 +136,7 @@ def score_with(registry, log, base, name, request, weights):
     prefix = layout.prefix(request.user)
     kinds = {"texts": texts, "candidates": None if task.kind == "next_item" else np.array([candidate])}
     row = layout.build(prefix, codes, feedback, **kinds)
-    ends = [layout.build(prefix, codes[:n], feedback[:n], texts=texts).trunk for n in range(len(codes) + 1)]
+    ends = [layout.build(prefix, codes[:n], feedback[:n], texts=texts).prefix_length for n in range(len(codes) + 1)]
     try:
         batch = collate([row], {})
         embeds = base.embedding(batch.tokens).clone()
@@ -146,11 +146,13 @@ def score_with(registry, log, base, name, request, weights):
         for place, weight in enumerate(weights):
             embeds[:, ends[place] : ends[place + 1]] *= weight
         hidden = base.hidden(embeds, batch.positions, batch.mask)[0]
-        head, view, read = model.heads[task.name], None, row.trunk - 1 if task.kind == "next_item" else row.candidate_reads[0]
+        head, view = model.heads[task.name], None
+        read = row.prefix_length - 1 if task.kind == "next_item" else row.candidate_reads[0]
         if model.soft is not None:
             tables, one = head.tables(model.soft.items()), torch.tensor([0])
             seen, scale = torch.tensor([len(codes)]), torch.tensor([weights], dtype=torch.float32)
-            view = View(tables, batch.history, batch.given, one, seen, torch.tensor([int(candidate)]), weights=scale)
+            history = batch.history_items, batch.history_feedback
+            view = View(tables, *history, one, seen, torch.tensor([int(candidate)]), weights=scale)
         output = head.score(head(hidden[[read]], view))
         return float(output[0, candidate] if task.kind == "next_item" else output[0])
     finally:

@@ -59,7 +59,7 @@ class Probe:
         hidden = self.model.hidden(batch)
         found = {}
         for task, reads in batch.reads.items():
-            states, outputs = hidden[reads.rows, reads.places], self.model.output(task, hidden, batch)
+            states, outputs = hidden[reads.rows, reads.token_index], self.model.output(task, hidden, batch)
             order = torch.argsort(reads.events)[:EVENTS]
             assert reads.events[order].tolist() == list(range(EVENTS))
             found[f"{task} state"], found[f"{task} output"] = states[order], outputs[order]

@@ -43,8 +43,8 @@ def scores(assembly, task, row, places, items):
     view = None
     if model.soft is not None:
         view = View(
-            head.tables(model.soft.items()), batch.history, batch.given, torch.zeros(count, dtype=torch.long),
-            torch.full((count,), int(row.seen[-1]) if not len(row.candidates) else len(row.codes)),
+            head.tables(model.soft.items()), batch.history_items, batch.history_feedback, torch.zeros(count, dtype=torch.long),
+            torch.full((count,), int(row.history_lengths[-1]) if not len(row.candidates) else len(row.item_codes)),
             torch.as_tensor(np.asarray(items), dtype=torch.long),
         )  # fmt: skip
     return head.score(head(hidden[0, torch.as_tensor(np.asarray(places), dtype=torch.long)], view))
@@ -102,8 +102,8 @@ def test_branches_leave_the_history_as_it_is(build):
     start = int(assembly.log.user_offsets[3])
     events = np.arange(start, start + 6)
     plain, many = branched(assembly, events, None), branched(assembly, events, np.arange(20))
-    hidden = [assembly.model.hidden(collate([row], {}))[0, : row.trunk] for row in (plain, many)]
-    assert plain.trunk == many.trunk == len(plain) and (hidden[0] - hidden[1]).abs().max() < 1e-5
+    hidden = [assembly.model.hidden(collate([row], {}))[0, : row.prefix_length] for row in (plain, many)]
+    assert plain.prefix_length == many.prefix_length == len(plain) and (hidden[0] - hidden[1]).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_what_does_not_go_together_is_refused(text_bases, texts, tmp_path):
     ):
         genre.train(like, log=log, folder=tmp_path / "c")
     for sections, message in (
-        ({"sequence": {"max_tokens": 200}}, "sequence.max_tokens is more than the base has places for"),
+        ({"sequence": {"max_tokens": 200}}, "sequence.max_tokens is more than the base has positions for"),
         ({"sequence": {"text": ["review", "recommended"]}}, "sequence.text names the label 'recommended'"),
         ({"tasks": [{**GOOD, "label": "title"}]}, "needs the label column 'title': got rating, recommended"),
         ({"tasks": [{**GOOD, "label": "rating"}]}, "with loss log_loss needs labels 0 and 1"),

@@ -266,7 +266,7 @@ def test_segments_see_themselves_only(base, log, tiny):
     assembly = assemble(recipe(tiny, LIKE), log, base, bare=True)
     builder = assembly.builder
     rows, _ = builder.training_rows(assembly.usable, None, max_events=16, min_events=2, shift=0.0)
-    branched = builder.layout.build(builder.prefix(3), rows[0].codes, rows[0].given, candidates=rows[1].codes)
+    branched = builder.layout.build(builder.prefix(3), rows[0].item_codes, rows[0].feedback_codes, candidates=rows[1].item_codes)
     batches = [collate(some, {}) for some in (rows[:3], [branched], rows[5:6])]
     embeds = [assembly.model.base.embedding(batch.tokens) for batch in batches]
     wanted = [base.hidden(each, batch.positions, batch.mask) for each, batch in zip(embeds, batches, strict=True)]

@@ -60,12 +60,12 @@ def picture_of_events(recipe: "Recipe", log: "Interactions", usable: np.ndarray,
     named = _Named(builder)
     said = _what_is_read(recipe, builder, row, named)
     lines = [f"one training row: user {log.user_ids[window.user]}, {len(window.events)} events, {len(row)} tokens"]
-    start = int(row.begins[0])
+    start = int(row.event_starts[0])
     lines.append(f"    {_content(named, face, row, 0, start)}{said.get(start - 1, '')}")
     for event in range(min(EVENTS, len(row.events))):
         read = int(row.item_reads[event])
-        end = int(row.begins[event + 1]) if event + 1 < len(row.begins) else row.trunk
-        alone = "" if row.hide[read, 0] == row.hide[read, 1] else "    (its siblings stay hidden)"
+        end = int(row.event_starts[event + 1]) if event + 1 < len(row.event_starts) else row.prefix_length
+        alone = "" if row.masked_spans[read, 0] == row.masked_spans[read, 1] else "    (its siblings stay hidden)"
         lines.append(f"{event + 1:2}  {_content(named, face, row, start, read + 1)}{said.get(read, '')}{alone}")
         lines.append(f"    {_content(named, face, row, read + 1, end)}{said.get(end - 1, '')}")
         start = end

@@ -51,7 +51,7 @@ def _pass(engine: Engine, job: Job, row: Row) -> tuple[np.ndarray, np.ndarray]:
     device = engine.base.device
     job.inline.catch_up()
     batch = collate([row], {}).to(device)
-    weights = torch.ones(1, len(row.codes), device=device, requires_grad=True)
+    weights = torch.ones(1, len(row.item_codes), device=device, requires_grad=True)
     with engine.forward, torch.enable_grad():  # backward too: the base is one
         engine.lanes.route([job.resident.place])
         try:
@@ -74,7 +74,7 @@ def _score(job: Job, row: Row, batch: Batch, hidden: Tensor, weights: Tensor) ->
 
 def _per_token(weights: Tensor, row: Row) -> Tensor:
     """(1, T, 1): the weight of the event that each token belongs to, 1 for instruction and candidates."""
-    owner = np.searchsorted(row.begins, np.arange(len(row)), side="right")  # 0 before the first event
-    owner[row.trunk :] = 0
+    owner = np.searchsorted(row.event_starts, np.arange(len(row)), side="right")  # 0 before the first event
+    owner[row.prefix_length :] = 0
     padded = torch.cat([weights.new_ones(1, 1), weights], 1)
     return padded[:, torch.from_numpy(owner).to(weights.device)].unsqueeze(-1)

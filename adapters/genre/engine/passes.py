@@ -60,7 +60,7 @@ def units_of(jobs: Sequence[Job]) -> list[Unit]:
         if unit is None:
             unit = units[key] = Unit(job.resident, row, job)
             if len(row.candidates) and id(job.resident) in alone:
-                units.setdefault((id(job.resident), key_of(job, row, row.trunk)), unit)
+                units.setdefault((id(job.resident), key_of(job, row, row.prefix_length)), unit)
         unit.readers.append((job, number))
     return list(dict.fromkeys(units.values()))
 
@@ -75,7 +75,8 @@ def key_of(job: Job, row: Row, length: int | None = None) -> Key:
     """
     end = slice(length)
     soft = bool((row.items[end] >= 0).any() or (row.feedback[end] >= 0).any())
-    parts = (row.tokens[end], row.items[end], row.feedback[end], row.positions[end], row.hide[end], row.codes, row.given)
+    tokens = row.tokens[end], row.items[end], row.feedback[end], row.positions[end], row.masked_spans[end]
+    parts = (*tokens, row.item_codes, row.feedback_codes)
     return id(job.resident.space) if soft else 0, *(part.tobytes() for part in parts)
 
 
@@ -166,7 +167,7 @@ class Passes:
 
     def _blocks(self, units: Sequence[Unit]) -> Blocks:
         positions = padded([unit.row.positions for unit in units], 0)
-        return plan_blocks([unit.row.hide for unit in units], positions).to(self.base.device)
+        return plan_blocks([unit.row.masked_spans for unit in units], positions).to(self.base.device)
 
     @contextmanager
     def _routed(self, units: Sequence[Unit]) -> Iterator[None]:

@@ -102,7 +102,7 @@ def directions(
     head: CatalogueHead, inline: Inline, rows: Sequence[Row], batch: Batch, hidden: Tensor, weights: Tensor | None = None
 ) -> Tensor:
     """(B, D) what each row looks for among the items' unit vectors, from its history's last state; arguments as in `score`."""
-    ends, catalogue = [np.array([row.trunk - 1]) for row in rows], [np.array([-1])] * len(rows)
+    ends, catalogue = [np.array([row.prefix_length - 1]) for row in rows], [np.array([-1])] * len(rows)
     reads = _reads(rows, ends, catalogue).to(hidden.device)
     assert inline.soft is not None
     view, _ = view_of(head, batch, reads, inline.soft, weights=weights)
@@ -136,14 +136,14 @@ def logits_of(inline: Inline, codes: np.ndarray, direction: Tensor) -> Tensor:
 
 def _positions(row: Row) -> tuple[np.ndarray, np.ndarray]:
     """Where a row is read, and the item codes there: those of its candidates, or its text."""
-    return (row.candidate_reads, row.candidates) if row.spans is None else (row.item_reads, row.codes)
+    return (row.candidate_reads, row.candidates) if row.spans is None else (row.item_reads, row.item_codes)
 
 
 def _reads(
     rows: Sequence[Row], positions: Sequence[np.ndarray], items: Sequence[np.ndarray], spans: Sequence[np.ndarray] = ()
 ) -> Reads:
     owners = np.repeat(np.arange(len(rows)), [len(own) for own in positions])
-    seen = np.array([len(row.codes) for row in rows])[owners]
+    seen = np.array([len(row.item_codes) for row in rows])[owners]
     columns = owners, np.concatenate(positions), seen, np.concatenate(items)
     row, position, before, item = (torch.from_numpy(column.astype(np.int64)) for column in columns)
     width = torch.from_numpy(np.concatenate(spans).astype(np.int64)) if spans else None

@@ -47,7 +47,8 @@ def read(
     if tables is None:
         view, _ = view_of(head, batch, reads, soft, weights=weights)
     else:
-        view = View(tables, batch.history, batch.given, reads.rows, reads.seen, reads.items, reads.stands, weights)
+        history = batch.history_items, batch.history_feedback
+        view = View(tables, *history, reads.rows, reads.history_lengths, reads.items, reads.time_index, weights)
     found: Tensor = head(state, view)
     return found
 
@@ -68,9 +69,10 @@ def view_of(
     Returns:
         The view, and the other codes as rows of its tables.
     """
-    codes, (history, items, *rest) = compact(batch.history, reads.items, *others)
+    codes, (history_items, items, *rest) = compact(batch.history_items, reads.items, *others)
     tables = head.tables(soft.items(codes))
-    return View(tables, history, batch.given, reads.rows, reads.seen, items, reads.stands, weights), rest
+    history = history_items, batch.history_feedback
+    return View(tables, *history, reads.rows, reads.history_lengths, items, reads.time_index, weights), rest
 
 
 def compact(*codes: Tensor) -> tuple[Tensor, list[Tensor]]:

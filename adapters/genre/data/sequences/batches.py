@@ -1,6 +1,9 @@
-"""Rows to batches: padding, masks, where each task reads, and which rows go together.
+"""Rows to batches: padding, masks, the tokens that each task reads, and groups of rows by token budget.
 
-Owns: batches of tensors and by token budget. Ignores: how a row came about, task names, models.
+Owns: tensors of several rows. Ignores: how a row came about, task names, models.
+
+    batch = collate(rows, data.supervise(tasks))
+    batch.reads["like"].labels      # (n,), one per target of the rows
 """
 
 import dataclasses
@@ -19,39 +22,39 @@ from genre.data.sequences.layout import Sequence
 
 @dataclass(frozen=True)
 class Reads:
-    """Where a head reads a batch, n targets.
+    """The states of a batch that a head reads, n targets.
 
     Attributes:
         rows: (n,) int64 row of the batch.
-        places: (n,) int64 token of the row.
-        seen: (n,) int64 events of the row that the target may see.
-        stands: (n,) int64, how many of them come before it in time.
-        items: (n,) int64 item code of the target, -1 where the whole catalogue is.
-        spans: (n,) int64, of how many tokens up to `places` the mean is read; None for that token alone.
+        token_index: (n,) int64 token of the row.
+        history_lengths: (n,) int64 events of the row that the target may see.
+        time_index: (n,) int64, how many of them come before it in time.
+        items: (n,) int64 item code of the target, -1 for the whole catalogue.
+        spans: (n,) int64, tokens up to `token_index` whose mean is read; None for that token alone.
     """
 
     rows: Tensor
-    places: Tensor
-    seen: Tensor
-    stands: Tensor
+    token_index: Tensor
+    history_lengths: Tensor
+    time_index: Tensor
     items: Tensor
     spans: Tensor | None
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """Move to another device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
         return dataclasses.replace(self, **moved)
 
     def of(self, hidden: Tensor) -> Tensor:
         """(n, D) states to read of (B, T, D) hidden states."""
         if self.spans is None:
-            return hidden[self.rows, self.places]
-        return span_means(hidden[self.rows], self.places, self.spans)
+            return hidden[self.rows, self.token_index]
+        return span_means(hidden[self.rows], self.token_index, self.spans)
 
 
 @dataclass(frozen=True)
 class LabelledReads(Reads):
-    """Where one task reads a batch, and what the targets' labels are.
+    """The states of a batch that one task reads, with the targets' labels.
 
     Attributes:
         labels: (n,) float32 or int64.
@@ -62,7 +65,7 @@ class LabelledReads(Reads):
     events: Tensor
 
     def to(self, device: torch.device) -> Self:
-        """The same on another device."""
+        """Move to another device."""
         return dataclasses.replace(super().to(device), events=self.events)
 
 
@@ -75,8 +78,8 @@ class Batch:
         items, feedback: (B, T) int64 codes, -1 where there is none.
         positions: (B, T) int64, or None where every row simply counts up.
         mask: (B, 1, T, T) bool, or None for plain causal attention and for attention by blocks.
-        history: (B, E) int64 item codes of the events, -1 where a row has fewer.
-        given: (B, E) int64 their feedback codes, 0 there.
+        history_items: (B, E) int64 item codes of the events, -1 where a row has fewer.
+        history_feedback: (B, E) int64 their feedback codes, 0 there.
         lengths: (B,) int64 tokens of each row that are no padding.
         used: Their sum.
         reads: What each task reads.
@@ -87,20 +90,20 @@ class Batch:
     feedback: Tensor
     positions: Tensor | None
     mask: Tensor | None
-    history: Tensor
-    given: Tensor
+    history_items: Tensor
+    history_feedback: Tensor
     lengths: Tensor
     used: int
     reads: dict[str, LabelledReads]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same on another device."""
-        place = torch.device(device)
-        moved: dict[str, Any] = {name: value.to(place) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **moved, reads={name: reads.to(place) for name, reads in self.reads.items()})
+        """Move to another device."""
+        target = torch.device(device)
+        moved: dict[str, Any] = {name: value.to(target) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **moved, reads={name: reads.to(target) for name, reads in self.reads.items()})
 
     def take(self, rows: Tensor) -> "Batch":
-        """Some of the rows, (R,) int64 and maybe one several times, for heads to read; without mask and reads."""
+        """Return some of the rows, (R,) int64 and maybe one several times, for heads to read; without mask and reads."""
         taken: dict[str, Any] = {
             name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor) and name != "mask"
         }
@@ -127,8 +130,8 @@ def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray
         feedback=padded([row.feedback for row in rows], -1),
         positions=positions,
         mask=mask,
-        history=padded([row.codes for row in rows], -1),
-        given=padded([row.given for row in rows], 0),
+        history_items=padded([row.item_codes for row in rows], -1),
+        history_feedback=padded([row.feedback_codes for row in rows], 0),
         lengths=lengths,
         used=int(lengths.sum()),
         reads={name: _reads(rows, slot, labels) for name, (slot, labels) in supervise.items()},
@@ -136,15 +139,15 @@ def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray
 
 
 def padded(values: Rows[np.ndarray], filling: int) -> Tensor:
-    """(B, T) int64 from B arrays, filled up at the right."""
+    """Return (B, T) int64 from B arrays, filled up at the right."""
     found = np.full((len(values), max(map(len, values))), filling, dtype=np.int64)
-    for place, own in enumerate(values):
-        found[place, : len(own)] = own
+    for row, own in enumerate(values):
+        found[row, : len(own)] = own
     return torch.from_numpy(found)
 
 
 def span_means(hidden: Tensor, ends: Tensor, spans: Tensor) -> Tensor:
-    """The mean state of a span of each row: (n, T, D), the last token (n,) and the number of tokens (n,) → (n, D) float32."""
+    """Average the states of a span of each row: (n, T, D), its last token (n,) and its tokens (n,) → (n, D) float32."""
     step = torch.arange(hidden.shape[1], device=hidden.device)
     inside = (step <= ends[:, None]) & (step > (ends - spans)[:, None])
     return torch.bmm((inside / spans[:, None]).unsqueeze(1), hidden.float()).squeeze(1)
@@ -154,38 +157,36 @@ def _mask(rows: Rows[Sequence], longest: int) -> Tensor:
     mask = torch.ones(longest, longest, dtype=torch.bool).tril_().expand(len(rows), 1, longest, longest).clone()
     keys = torch.arange(longest)
     for row, own in zip(rows, mask, strict=True):
-        hide = torch.from_numpy(row.hide)
-        own[0, : len(row)] &= ~((keys >= hide[:, :1]) & (keys < hide[:, 1:]))
+        spans = torch.from_numpy(row.masked_spans)
+        own[0, : len(row)] &= ~((keys >= spans[:, :1]) & (keys < spans[:, 1:]))
     return mask
 
 
 def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> LabelledReads:
-    columns: list[np.ndarray] = []  # row, place, span, seen, stand, item and event of each
+    parts: list[np.ndarray] = []
     spanned = slot == "item" and any(row.spans is not None for row in rows)
-    for owner, row in enumerate(rows):
-        inside, asked = row.targets & (row.events >= 0), row.candidate_events >= 0
-        places = (row.item_reads if slot == "item" else row.next_reads)[inside]
-        ends = row.candidate_reads[asked] if slot == "item" else np.full(int(asked.sum()), row.trunk - 1)
-        place = np.concatenate([places, ends])
-        span = np.ones(len(place)) if row.spans is None else np.concatenate([row.spans[inside], np.ones(len(ends))])
-        seen = np.concatenate([row.seen[inside], np.full(len(ends), len(row.codes))])
-        stand = np.concatenate([row.seen[inside], row.candidate_stands[asked]])
-        event = np.concatenate([row.events[inside], row.candidate_events[asked]])
-        item = np.concatenate([row.codes[inside], row.candidates[asked]])
-        columns.append(np.stack([np.full(len(place), owner), place, span, seen, stand, item, event]).astype(np.int64))
-    owner_of, place_of, span_of, seen_of, stand_of, item_of, event_of = np.concatenate(columns, axis=1)
-    label = labels[event_of]
-    known = ~np.isnan(label) if label.dtype.kind == "f" else label >= 0
-    kind = np.float32 if label.dtype.kind == "f" else np.int64
-    owners, reads, spans, before, stands, items, events = (
-        torch.from_numpy(column[known]) for column in (owner_of, place_of, span_of, seen_of, stand_of, item_of, event_of)
-    )
-    truth = torch.from_numpy(label[known].astype(kind))
-    return LabelledReads(owners, reads, before, stands, items, spans if spanned else None, truth, events)
+    for number, row in enumerate(rows):
+        own, asked = row.targets & (row.events >= 0), row.candidate_events >= 0
+        ends = row.candidate_reads[asked] if slot == "item" else np.full(int(asked.sum()), row.prefix_length - 1)
+        indices = np.concatenate([(row.item_reads if slot == "item" else row.next_reads)[own], ends])
+        lengths = np.concatenate([row.history_lengths[own], np.full(len(ends), len(row.item_codes))])
+        times = np.concatenate([row.history_lengths[own], row.candidate_times[asked]])
+        items = np.concatenate([row.item_codes[own], row.candidates[asked]])
+        spans = np.ones(len(indices)) if row.spans is None else np.concatenate([row.spans[own], np.ones(len(ends))])
+        events = np.concatenate([row.events[own], row.candidate_events[asked]])
+        columns = [np.full(len(indices), number), indices, lengths, times, items, spans, events]
+        parts.append(np.stack(columns).astype(np.int64))
+    found = np.concatenate(parts, axis=1)
+    label = labels[found[-1]]
+    floats = label.dtype.kind == "f"
+    labelled = ~np.isnan(label) if floats else label >= 0
+    owner, index, history, time, item, span, event = (torch.from_numpy(column[labelled]) for column in found)
+    truth = torch.from_numpy(label[labelled].astype(np.float32 if floats else np.int64))
+    return LabelledReads(owner, index, history, time, item, span if spanned else None, truth, event)
 
 
 def plan_batches(lengths: np.ndarray, budget: int, order: np.ndarray | None = None, *, pool: int = 2048) -> Iterator[np.ndarray]:
-    """Groups of rows whose padded size stays within a token budget.
+    """Group rows so that their padded size stays within a token budget.
 
     Args:
         lengths: (n,) tokens of each row.

@@ -1,13 +1,13 @@
-"""Events to rows: token ids, soft-token places, positions, what may see what, and where tasks read.
+"""Events to rows: token ids, soft tokens, positions, masked spans, and the tokens that tasks read.
 
-Owns: the layout of slots, branches. Ignores: task names, models, files, batches.
+Owns: the layout of slots and branches, the feedback vocabulary. Ignores: task names, models, files, batches.
 
 One user who rated two items, and two candidates after them, as soft tokens (I an item, F a feedback, C a candidate):
 
     index      0 1 2   3 4 5 6   7 8
     content    w w w   I F I F   C C
     position   0 1 2   3 4 5 6   7 7      branches restart at the history's end
-    hides      -       -         - 7      the second candidate does not see the first
+    masked     -       -         - 7      the second candidate does not see the first
 
 A feedback task reads I (or C), a next-item task reads F (or the last w). Events of one impression are laid out as
 branches too: their items see the history and themselves only, while their feedback slots see everything before them.
@@ -22,52 +22,59 @@ import numpy as np
 
 from genre.errors import DataError
 
+_PLAIN = ("item", "instruction", "max_item_tokens", "max_events", "soft_feedback")
+"""Fields of a layout that a manifest holds as they are."""
+
+
+def _none(dtype: type = np.int32) -> Any:
+    return field(default_factory=lambda: np.empty(0, dtype=dtype))
+
 
 @dataclass(frozen=True)
 class Sequence:
     """One row: events of one user, then branches. T tokens, E events, C candidates; no tensors.
 
     Attributes:
-        tokens: (T,) int32 token id, 0 where a soft token stands.
-        items: (T,) int32 catalogue code where an item's soft token stands, else -1.
-        feedback: (T,) int32 feedback code where a feedback's soft token stands, else -1.
+        tokens: (T,) int32 token id, 0 at a soft token.
+        items: (T,) int32 catalogue code of an item's soft token, else -1.
+        feedback: (T,) int32 feedback code of a feedback's soft token, else -1.
         positions: (T,) int32.
-        hide: (T, 2) int32: token t does not see the tokens from hide[t, 0] up to, not including, hide[t, 1].
-        begins: (E,) int32, first token of each event's item slot; an event ends where the next one begins, or the trunk does.
+        masked_spans: (T, 2) int32: token t does not see the tokens from masked_spans[t, 0] up to masked_spans[t, 1].
+        event_starts: (E,) int32, first token of each event's item slot; an event ends at the next one, or at the prefix's end.
         item_reads: (E,) int32, last token of each event's item slot: what a feedback task reads.
         next_reads: (E,) int32, last token before each event (before its impression): what a next-item task reads.
-        candidate_reads: (C,) int32.
-        codes: (E,) int32 catalogue code of each event's item, whatever its slot holds.
-        given: (E,) int32 feedback code of each event, whatever its slot holds.
-        seen: (E,) int32 how many events lie before each event's impression.
+        item_codes: (E,) int32 catalogue code of each event's item, whatever its slot holds.
+        feedback_codes: (E,) int32 feedback code of each event, whatever its slot holds.
+        history_lengths: (E,) int32, events before each event's impression.
         events: (E,) int64 the caller's number of each event (a row of the log), -1 if it has none.
-        targets: (E,) bool, whether the event is supervised or scored in this row.
+        targets: (E,) bool, the events that are supervised or scored in this row.
+        prefix_length: Tokens before the first branch.
         candidates: (C,) int32 catalogue codes.
+        candidate_reads: (C,) int32.
         candidate_events: (C,) int64, -1 if it has none.
-        candidate_stands: (C,) int32, how many of the events come before it in time; fewer than all in transductive scoring only.
-        trunk: Tokens before the first branch.
+        candidate_times: (C,) int32, events that come before it in time; fewer than all in transductive scoring only.
         cut: Item texts that were longer than the limit.
-        spans: (E,) int32, how many tokens up to `item_reads` a feedback task reads the mean of; None for that token alone.
+        spans: (E,) int32, tokens up to `item_reads` that a feedback task reads the mean of; None for that token alone.
     """
 
     tokens: np.ndarray
     items: np.ndarray
     feedback: np.ndarray
     positions: np.ndarray
-    hide: np.ndarray
-    begins: np.ndarray
+    masked_spans: np.ndarray
+    event_starts: np.ndarray
     item_reads: np.ndarray
     next_reads: np.ndarray
-    candidate_reads: np.ndarray
-    codes: np.ndarray
-    given: np.ndarray
-    seen: np.ndarray
+    item_codes: np.ndarray
+    feedback_codes: np.ndarray
+    history_lengths: np.ndarray
     events: np.ndarray
     targets: np.ndarray
-    candidates: np.ndarray
-    candidate_events: np.ndarray
-    candidate_stands: np.ndarray
-    trunk: int
+    prefix_length: int
+    candidates: np.ndarray = _none()
+    candidate_reads: np.ndarray = _none()
+    candidate_events: np.ndarray = _none(np.int64)
+    candidate_times: np.ndarray = _none()
     cut: int = 0
     spans: np.ndarray | None = None
 
@@ -76,13 +83,13 @@ class Sequence:
 
     @property
     def branches(self) -> bool:
-        """Whether a mask is needed beyond the causal one."""
-        return bool((self.hide[:, 1] > self.hide[:, 0]).any())
+        """True if the row needs a mask beyond the causal one."""
+        return bool((self.masked_spans[:, 1] > self.masked_spans[:, 0]).any())
 
 
 @dataclass(frozen=True)
 class FeedbackVocabulary:
-    """Which values a feedback slot can hold.
+    """The values that a feedback slot can hold, as codes and words.
 
     Attributes:
         column: The log's feedback column.
@@ -95,7 +102,7 @@ class FeedbackVocabulary:
 
     @classmethod
     def fit(cls, column: str, observed: np.ndarray, *, most: int = 20) -> "FeedbackVocabulary":
-        """Every distinct value, or `most` quantiles of a numeric column that has more.
+        """Take every distinct value, or `most` quantiles of a numeric column that has more.
 
         Raises:
             DataError: The column holds no value, or more than 1,000 different texts.
@@ -111,19 +118,17 @@ class FeedbackVocabulary:
                 numbers = np.unique(np.quantile(observed[~np.isnan(observed)], np.linspace(0, 1, most)))
             values = tuple(float(number) for number in numbers)
         if not values:
-            raise DataError(
-                f"feedback column {column!r} has no value in the training events",
-                todo="choose another sequence.feedback",
-            )
+            what = f"feedback column {column!r} has no value in the training events"
+            raise DataError(what, todo="choose another sequence.feedback")
         return cls(column, values)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Codes of raw values: (n,) float with NaN or object with None → (n,) int32."""
+        """Encode raw values: (n,) float with NaN or object with None → (n,) int32."""
         if values.dtype == object:
             code = {value: i + 1 for i, value in enumerate(self.values)}
             return np.array([code.get(value, 0) for value in values], dtype=np.int32)
-        known = np.asarray(self.values, dtype=np.float64)
-        middles = (known[1:] + known[:-1]) / 2
+        steps = np.asarray(self.values, dtype=np.float64)
+        middles = (steps[1:] + steps[:-1]) / 2
         return np.where(np.isnan(values), 0, np.searchsorted(middles, np.nan_to_num(values)) + 1).astype(np.int32)
 
     @property
@@ -132,7 +137,7 @@ class FeedbackVocabulary:
         return len(self.values) + 1
 
     def word(self, code: int) -> str:
-        """What a text slot says for a code."""
+        """Return the words of a text slot for a code."""
         if code == 0:
             return " ?"
         value = self.values[code - 1]
@@ -141,7 +146,7 @@ class FeedbackVocabulary:
 
 @dataclass
 class Layout:
-    """How events become rows, for one tokenizer.
+    """A layout of events as rows, for one tokenizer.
 
     Attributes:
         tokenize: Text to token ids, without special tokens.
@@ -167,27 +172,20 @@ class Layout:
     _prefixes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest records: everything that decides how an event becomes tokens."""
-        return {
-            "item": self.item, "text": list(self.text), "feedback": self.feedback.column,
-            "values": list(self.feedback.values), "instruction": self.instruction,
-            "max_item_tokens": self.max_item_tokens, "max_events": self.max_events,
-            "soft_feedback": self.soft_feedback,
-        }  # fmt: skip
+        """Return what a manifest records: everything that decides how an event becomes tokens."""
+        feedback = {"feedback": self.feedback.column, "values": list(self.feedback.values)}
+        return {name: getattr(self, name) for name in _PLAIN} | {"text": list(self.text)} | feedback
 
     @classmethod
     def restore(cls, tokenizer: Any, described: Mapping[str, Any]) -> "Layout":
-        """The layout that `describe` recorded, on the same tokenizer."""
+        """Return the layout that `describe` recorded, on the same tokenizer."""
         vocabulary = FeedbackVocabulary(described["feedback"], tuple(described["values"]))
-        return cls.make(
-            tokenizer, item=described["item"], text=tuple(described["text"]), feedback=vocabulary,
-            instruction=described["instruction"], max_item_tokens=described["max_item_tokens"],
-            max_events=described["max_events"], soft_feedback=described["soft_feedback"],
-        )  # fmt: skip
+        plain = {name: described[name] for name in _PLAIN}
+        return cls.make(tokenizer, text=tuple(described["text"]), feedback=vocabulary, **plain)
 
     @classmethod
     def make(cls, tokenizer: Any, **fields: Any) -> "Layout":
-        """A layout on a transformers tokenizer, opened by its begin token if it has one."""
+        """Return a layout on a transformers tokenizer, opened by its begin token if it has one."""
 
         def tokenize(text: str) -> list[int]:
             return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -196,20 +194,18 @@ class Layout:
         return cls(tokenize=tokenize, start=start, **fields)
 
     def prefix(self, user: Mapping[str, Any] | None = None) -> np.ndarray:
-        """Token ids of the instruction for one user's columns, (P,) int32.
+        """Return the token ids of the instruction for one user's columns, (P,) int32.
 
         Raises:
             DataError: The instruction names a column that users do not have.
         """
-        known = {key: "unknown" if value is None else value for key, value in (user or {}).items()}
+        columns = {key: "unknown" if value is None else value for key, value in (user or {}).items()}
         try:
-            text = self.instruction.format(**known)
+            text = self.instruction.format(**columns)
         except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-            raise DataError(
-                f"the instruction needs the user column {error}",
-                got=", ".join(sorted(known)) or "no user columns",
-                todo="change sequence.instruction or give users.parquet that column",
-            ) from None
+            got = ", ".join(sorted(columns)) or "no user columns"
+            todo = "change sequence.instruction or give users.parquet that column"
+            raise DataError(f"the instruction needs the user column {error}", got=got, todo=todo) from None
         if text not in self._prefixes:
             if len(self._prefixes) > 100_000:
                 self._prefixes.clear()
@@ -217,7 +213,7 @@ class Layout:
         return self._prefixes[text]
 
     def item_tokens(self, text: str) -> tuple[np.ndarray, bool]:
-        """Token ids of one item's text slot and whether it was cut."""
+        """Return the token ids of one item's text slot, and whether it was cut."""
         if text not in self._texts:
             if len(self._texts) > 100_000:  # a service sees new titles for ever
                 self._texts.clear()
@@ -239,7 +235,7 @@ class Layout:
         targets: np.ndarray | None = None,
         candidates: np.ndarray | None = None,
         candidate_events: np.ndarray | None = None,
-        candidate_stands: np.ndarray | None = None,
+        candidate_times: np.ndarray | None = None,
     ) -> Sequence:
         """Lay out one row.
 
@@ -253,7 +249,7 @@ class Layout:
             targets: (E,) bool, all if None.
             candidates: (C,) catalogue codes, each a branch after the last event.
             candidate_events: (C,) the caller's number of each candidate.
-            candidate_stands: (C,) how many of the events come before each candidate in time, all if None.
+            candidate_times: (C,) events that come before each candidate in time, all if None.
         """
         count = len(items)
         branches = np.empty(0, dtype=np.int32) if candidates is None else np.asarray(candidates, dtype=np.int32)
@@ -264,27 +260,27 @@ class Layout:
         if self.item != "token":
             if texts is None:
                 raise ValueError("text slots need texts")
-            for place, code in enumerate(np.concatenate([items, branches])):
+            for index, code in enumerate(np.concatenate([items, branches])):
                 ids, was_cut = self.item_tokens(texts[code])
                 slots.append(ids)
                 cut += was_cut
-                item_lengths[place] = len(ids) + (self.item == "both")
+                item_lengths[index] = len(ids) + (self.item == "both")
         words = [] if self.soft_feedback else [self._word(int(code)) for code in feedback]
         if words:
             feedback_lengths[:] = [len(word) for word in words]
         ends = len(prefix) + np.cumsum(item_lengths[:count] + feedback_lengths)
-        begins = ends - item_lengths[:count] - feedback_lengths
-        trunk = int(ends[-1]) if count else len(prefix)
-        branch_ends = trunk + np.cumsum(item_lengths[count:])
-        total = int(branch_ends[-1]) if len(branches) else trunk
+        starts = ends - item_lengths[:count] - feedback_lengths
+        shared = int(ends[-1]) if count else len(prefix)
+        branch_ends = shared + np.cumsum(item_lengths[count:])
+        total = int(branch_ends[-1]) if len(branches) else shared
 
         tokens = np.zeros(total, dtype=np.int32)
         tokens[: len(prefix)] = prefix
         item_codes = np.full(total, -1, dtype=np.int32)
         feedback_codes = np.full(total, -1, dtype=np.int32)
-        starts = np.concatenate([begins, branch_ends - item_lengths[count:]])
-        reads = starts + item_lengths - 1
-        for start, ids in zip(starts, slots, strict=False):
+        slot_starts = np.concatenate([starts, branch_ends - item_lengths[count:]])
+        reads = slot_starts + item_lengths - 1
+        for start, ids in zip(slot_starts, slots, strict=False):
             tokens[start : start + len(ids)] = ids
         if self.item != "text":
             item_codes[reads] = np.concatenate([items, branches])
@@ -293,25 +289,32 @@ class Layout:
         for end, word in zip(ends, words, strict=False):
             tokens[end - len(word) : end] = word
 
-        positions, hide, before, seen = _arrange(len(prefix), begins, ends, item_lengths[:count], groups, total)
-        here = int(positions[trunk - 1]) + 1
-        if count and groups is not None:
-            here = int(positions[:trunk].max()) + 1
-        for start, end in zip(starts[count:], branch_ends, strict=True):
-            positions[start:end] = here + np.arange(end - start)
-            hide[start:end] = (trunk, start)
-        asked = np.full(len(branches), -1) if candidate_events is None else candidate_events
-        stands = np.full(len(branches), count) if candidate_stands is None else candidate_stands
+        positions, masked, before, lengths = _arrange(len(prefix), starts, ends, item_lengths[:count], groups, total)
+        restart = int(positions[:shared].max() if count and groups is not None else positions[shared - 1]) + 1
+        for start, end in zip(slot_starts[count:], branch_ends, strict=True):
+            positions[start:end] = restart + np.arange(end - start)
+            masked[start:end] = (shared, start)
         return Sequence(
-            tokens=tokens, items=item_codes, feedback=feedback_codes, positions=positions, hide=hide,
-            begins=begins.astype(np.int32), item_reads=reads[:count].astype(np.int32), next_reads=before,
-            candidate_reads=reads[count:].astype(np.int32), codes=np.asarray(items, dtype=np.int32),
-            given=np.asarray(feedback, dtype=np.int32), seen=seen, candidates=branches,
+            tokens=tokens,
+            items=item_codes,
+            feedback=feedback_codes,
+            positions=positions,
+            masked_spans=masked,
+            event_starts=starts.astype(np.int32),
+            item_reads=reads[:count].astype(np.int32),
+            next_reads=before,
+            item_codes=np.asarray(items, dtype=np.int32),
+            feedback_codes=np.asarray(feedback, dtype=np.int32),
+            history_lengths=lengths,
             events=np.full(count, -1) if events is None else np.asarray(events, dtype=np.int64),
             targets=np.ones(count, dtype=bool) if targets is None else np.asarray(targets, dtype=bool),
-            candidate_events=np.asarray(asked, dtype=np.int64), candidate_stands=np.asarray(stands, dtype=np.int32),
-            trunk=trunk, cut=cut,
-        )  # fmt: skip
+            prefix_length=shared,
+            candidates=branches,
+            candidate_reads=reads[count:].astype(np.int32),
+            candidate_events=_filled(candidate_events, len(branches), -1).astype(np.int64),
+            candidate_times=_filled(candidate_times, len(branches), count).astype(np.int32),
+            cut=cut,
+        )
 
     def _word(self, code: int) -> np.ndarray:
         if code not in self._words:
@@ -319,30 +322,34 @@ class Layout:
         return self._words[code]
 
 
+def _filled(values: np.ndarray | None, count: int, filling: int) -> np.ndarray:
+    return np.full(count, filling) if values is None else np.asarray(values)
+
+
 def _arrange(
-    prefix: int, begins: np.ndarray, ends: np.ndarray, item_lengths: np.ndarray, groups: np.ndarray | None, total: int
+    prefix: int, starts: np.ndarray, ends: np.ndarray, item_lengths: np.ndarray, groups: np.ndarray | None, total: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Positions, hidden spans, the read and the number of events before each event, siblings of an impression side by side."""
     positions = np.arange(total, dtype=np.int32)
-    hide = np.zeros((total, 2), dtype=np.int32)
-    before = (begins - 1).astype(np.int32)
-    seen = np.arange(len(begins), dtype=np.int32)
-    if groups is None or len(begins) < 2:
-        return positions, hide, before, seen
+    masked = np.zeros((total, 2), dtype=np.int32)
+    before = (starts - 1).astype(np.int32)
+    lengths = np.arange(len(starts), dtype=np.int32)
+    if groups is None or len(starts) < 2:
+        return positions, masked, before, lengths
     group = np.asarray(groups)
     last, until = {int(number): event for event, number in enumerate(group)}, -1
-    same = np.zeros(len(group), dtype=bool)  # impressions that interleave share one span, so that no sibling is seen
+    sibling = np.zeros(len(group), dtype=bool)  # impressions that interleave share one span, so that no sibling is seen
     for event, number in enumerate(group):
-        same[event] = event <= until
+        sibling[event] = event <= until
         until = max(until, last[int(number)]) if number >= 0 else until
-    if not same.any():
-        return positions, hide, before, seen
-    here, first, earlier, longest = prefix, 0, 0, 0
-    for event, (start, end) in enumerate(zip(begins, ends, strict=True)):
-        if not same[event]:
-            here, first, earlier, longest = here + longest, int(start), event, 0
-        positions[start:end] = here + np.arange(end - start)
+    if not sibling.any():
+        return positions, masked, before, lengths
+    restart, first, earlier, longest = prefix, 0, 0, 0
+    for event, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if not sibling[event]:
+            restart, first, earlier, longest = restart + longest, int(start), event, 0
+        positions[start:end] = restart + np.arange(end - start)
         longest = max(longest, int(end - start))
-        hide[start : start + item_lengths[event]] = (first, start)
-        before[event], seen[event] = first - 1, earlier
-    return positions, hide, before, seen
+        masked[start : start + item_lengths[event]] = (first, start)
+        before[event], lengths[event] = first - 1, earlier
+    return positions, masked, before, lengths

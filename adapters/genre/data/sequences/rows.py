@@ -32,7 +32,7 @@ class RowBuilder:
 
     @cached_property
     def feedback(self) -> np.ndarray:
-        """(n,) int32 feedback code of every event."""
+        """Feedback code of every event, (n,) int32."""
         return self.layout.feedback.encode(self.data.column(self.layout.feedback.column))
 
     @cached_property
@@ -48,32 +48,45 @@ class RowBuilder:
         return self._prefixes[user]
 
     def row(self, window: Window) -> Sequence:
-        """One window laid out."""
+        """Lay out one window."""
         events = window.events
         shown = self.data.impressions
         row = self.layout.build(
-            self.prefix(window.user), self.data.item_codes[events], self.feedback[events], texts=self.texts,
-            groups=None if shown is None else shown[events], events=events, targets=window.targets,
-            candidates=self.data.item_codes[window.branches], candidate_events=window.branches,
-            candidate_stands=np.searchsorted(events, window.branches),
-        )  # fmt: skip
+            self.prefix(window.user),
+            self.data.item_codes[events],
+            self.feedback[events],
+            texts=self.texts,
+            groups=None if shown is None else shown[events],
+            events=events,
+            targets=window.targets,
+            candidates=self.data.item_codes[window.branches],
+            candidate_events=window.branches,
+            candidate_times=np.searchsorted(events, window.branches),
+        )
         self.cut += row.cut
         return row
 
     def training_rows(
-        self, usable: np.ndarray, supervised: np.ndarray | None = None, *, max_events: int, min_events: int, shift: float = 0.0
+        self, train: np.ndarray, target: np.ndarray | None = None, *, max_events: int, min_events: int, shift: float = 0.0
     ) -> tuple[list[Sequence], int]:
-        """Rows that supervise every usable event, or the chosen ones of them, once; see `windows`.
+        """Return rows that supervise every training event, or the targets among them, once; see `windows`.
+
+        Args:
+            train: (n,) bool train mask.
+            target: (n,) bool target mask; None for all training events.
+            max_events: Events of one row.
+            min_events: Users with fewer training events give no row.
+            shift: Moves the cuts between windows, see `training_windows`.
 
         Returns:
             The rows, and how many events were left out because their user has fewer than `min_events`.
         """
-        if supervised is None:
-            windows, skipped = training_windows(self.data, usable, max_events=max_events, min_events=min_events, shift=shift)
+        if target is None:
+            windows, skipped = training_windows(self.data, train, max_events=max_events, min_events=min_events, shift=shift)
         else:
-            windows, skipped = chosen_windows(self.data, usable, supervised, max_events=max_events, min_events=min_events)
+            windows, skipped = chosen_windows(self.data, train, target, max_events=max_events, min_events=min_events)
         return [self.row(window) for window in windows], skipped
 
     def evaluation_rows(self, split: Split, part: int, *, max_events: int) -> list[Sequence]:
-        """Rows in which every event of a part is a target once."""
+        """Return rows in which every event of a part is a target once."""
         return [self.row(window) for window in evaluation_windows(self.data, split, part, max_events=max_events)]

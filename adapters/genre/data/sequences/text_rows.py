@@ -1,6 +1,6 @@
-"""From labelled texts to rows for a model.
+"""Labelled texts to rows for a model.
 
-Owns: how a text becomes tokens, which of them its state is read from, truncation. Ignores: tensors, devices, training.
+Owns: the tokens of a text, those that its state is read from, truncation. Ignores: tensors, devices, training.
 
 One review for an encoder (pooled over all of its tokens) and for a causal base (pooled at the last one):
 
@@ -28,17 +28,20 @@ from genre.errors import DataError, InputError, RecipeError
 
 Pool = Literal["mean", "first", "last"]
 
+_PLAIN = ("instruction", "max_tokens", "pool")
+"""Fields of a layout that a manifest holds as they are."""
+
 
 @dataclass(frozen=True)
 class TextLayout:
-    """How a text becomes a row, for one tokenizer.
+    """A layout of a text as a row, for one tokenizer.
 
     Attributes:
         tokenize: Texts to token ids, without special tokens.
         text: The columns that make the text, joined in this order.
-        instruction: Stands before every text.
+        instruction: Precedes every text.
         max_tokens: Tokens of a row, special ones included; longer texts lose their end.
-        pool: Which states make the text's: their `mean`, or that of the `first` or `last` token.
+        pool: The states that make the text's: their `mean`, or that of the `first` or `last` token.
         start, end: Token ids that open and close a row.
     """
 
@@ -50,21 +53,20 @@ class TextLayout:
     start: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
     max_events = 0
-    """No events stand in a row."""
+    """A row has no events."""
 
     @classmethod
     def make(
         cls, base: Any, *, text: Rows[str], instruction: str, max_tokens: int, pool: Literal["auto", "mean", "first", "last"]
     ) -> "TextLayout":
-        """A layout on a base's tokenizer.
+        """Return a layout on a base's tokenizer.
 
         Raises:
-            RecipeError: The base has no place for rows that long, or a causal base is to be read at the first token.
+            RecipeError: The base has no positions for rows that long, or a causal base is to be read at the first token.
         """
         if base.max_tokens is not None and max_tokens > base.max_tokens:
-            raise RecipeError(
-                "sequence.max_tokens is more than the base has places for", got=max_tokens, expected=f"at most {base.max_tokens}"
-            )
+            expected = f"at most {base.max_tokens}"
+            raise RecipeError("sequence.max_tokens is more than the base has positions for", got=max_tokens, expected=expected)
         if pool == "auto":
             pool = "mean" if base.bidirectional else "last"
         if pool == "first" and not base.bidirectional:
@@ -81,17 +83,12 @@ class TextLayout:
 
     @classmethod
     def restore(cls, base: Any, described: Mapping[str, Any]) -> "TextLayout":
-        """The layout that `describe` recorded, on the same base."""
-        return cls.make(
-            base, text=described["text"], instruction=described["instruction"], max_tokens=described["max_tokens"],
-            pool=described["pool"],
-        )  # fmt: skip
+        """Return the layout that `describe` recorded, on the same base."""
+        return cls.make(base, text=described["text"], **{name: described[name] for name in _PLAIN})
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest records: everything that decides how a text becomes tokens and a state."""
-        return {
-            "text": list(self.text), "instruction": self.instruction, "max_tokens": self.max_tokens, "pool": self.pool,
-        }  # fmt: skip
+        """Return what a manifest records: everything that decides how a text becomes tokens and a state."""
+        return {"text": list(self.text)} | {name: getattr(self, name) for name in _PLAIN}
 
     def rows(self, texts: Rows[str], numbers: Rows[int] | np.ndarray) -> list[Sequence]:
         """Lay out texts.
@@ -106,10 +103,9 @@ class TextLayout:
         (before,) = self.tokenize([self.instruction]) if self.instruction else ([],)
         room = self.max_tokens - len(before) - len(self.start) - len(self.end)
         if room < 1:
-            raise RecipeError(
-                "sequence.instruction leaves no room for a text", got=f"{len(before)} tokens",
-                expected=f"fewer than sequence.max_tokens {self.max_tokens}", todo="shorten it, or raise max_tokens",
-            )  # fmt: skip
+            expected = f"fewer than sequence.max_tokens {self.max_tokens}"
+            what, todo = "sequence.instruction leaves no room for a text", "shorten it, or raise max_tokens"
+            raise RecipeError(what, got=f"{len(before)} tokens", expected=expected, todo=todo)
         return [
             self._row([*self.start, *before, *ids[:room], *self.end], int(number), cut=len(ids) > room)
             for ids, number in zip(self.tokenize(list(texts)), numbers, strict=True)
@@ -117,22 +113,31 @@ class TextLayout:
 
     def _row(self, tokens: list[int], number: int, *, cut: bool) -> Sequence:
         tokens = tokens or [0]
-        count, none = len(tokens), np.empty(0, dtype=np.int32)
-        place, span = (0, 1) if self.pool == "first" else (count - 1, count if self.pool == "mean" else 1)
-        read, nothing = np.array([place], dtype=np.int32), np.full(1, -1, dtype=np.int32)
+        count = len(tokens)
+        index, span = (0, 1) if self.pool == "first" else (count - 1, count if self.pool == "mean" else 1)
+        read, zero, none = (np.array([value], dtype=np.int32) for value in (index, 0, -1))
         return Sequence(
-            tokens=np.array(tokens, dtype=np.int32), items=np.full(count, -1, dtype=np.int32),
-            feedback=np.full(count, -1, dtype=np.int32), positions=np.arange(count, dtype=np.int32),
-            hide=np.zeros((count, 2), dtype=np.int32), begins=np.zeros(1, dtype=np.int32), item_reads=read, next_reads=read,
-            candidate_reads=none, codes=nothing, given=np.zeros(1, dtype=np.int32), seen=np.zeros(1, dtype=np.int32),
-            events=np.array([number], dtype=np.int64), targets=np.ones(1, dtype=bool), candidates=none,
-            candidate_events=np.empty(0, dtype=np.int64), candidate_stands=none, trunk=count,
-            cut=int(cut), spans=np.array([span], dtype=np.int32),
-        )  # fmt: skip
+            tokens=np.array(tokens, dtype=np.int32),
+            items=np.full(count, -1, dtype=np.int32),
+            feedback=np.full(count, -1, dtype=np.int32),
+            positions=np.arange(count, dtype=np.int32),
+            masked_spans=np.zeros((count, 2), dtype=np.int32),
+            event_starts=zero,
+            item_reads=read,
+            next_reads=read,
+            item_codes=none,
+            feedback_codes=zero,
+            history_lengths=zero,
+            events=np.array([number], dtype=np.int64),
+            targets=np.ones(1, dtype=bool),
+            prefix_length=count,
+            cut=int(cut),
+            spans=np.array([span], dtype=np.int32),
+        )
 
 
 def special_tokens(tokenizer: Any, *, bidirectional: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What opens and closes a text: around one as the tokenizer of an encoder does it; a causal base's begin and end tokens."""
+    """Return the tokens that open and close a text: an encoder's as its tokenizer puts them, a causal base's begin and end."""
     if not bidirectional:
         begin, close = tokenizer.bos_token_id, tokenizer.eos_token_id
         return (() if begin is None else (int(begin),)), (() if close is None else (int(close),))
@@ -166,14 +171,13 @@ class TextRows:
         self.cut = sum(row.cut for row in rows)
         return rows
 
-    def training_rows(self, usable: np.ndarray, supervised: np.ndarray | None = None, **_: Any) -> tuple[list[Sequence], int]:
-        """A row per text that trains, and how many were left out: none."""
-        chosen = usable if supervised is None else usable & supervised
-        return [self.all_rows[place] for place in np.flatnonzero(chosen)], 0
+    def training_rows(self, train: np.ndarray, target: np.ndarray | None = None, **_: Any) -> tuple[list[Sequence], int]:
+        """Return a row per text that trains, and how many were left out: none."""
+        return [self.all_rows[row] for row in np.flatnonzero(train if target is None else train & target)], 0
 
     def evaluation_rows(self, split: Split, part: int, **_: Any) -> list[Sequence]:
-        """A row per text of a part."""
-        return [self.all_rows[place] for place in np.flatnonzero(split.part == part)]
+        """Return a row per text of a part."""
+        return [self.all_rows[row] for row in np.flatnonzero(split.part == part)]
 
     def check_columns(self) -> None:
         """Check that the layout's columns hold texts.
@@ -183,15 +187,12 @@ class TextRows:
         """
         for name in self.layout.text:
             if name in self.data.label_columns:
-                raise DataError(
-                    f"sequence.text names the label {name!r}", got=name, expected=", ".join(self.data.text_columns),
-                    todo="a text that holds a label of its own says the answer",
-                )  # fmt: skip
+                todo = "a text that holds a label of its own says the answer"
+                expected = ", ".join(self.data.text_columns)
+                raise DataError(f"sequence.text names the label {name!r}", got=name, expected=expected, todo=todo)
         if not any(self.data.join(self.layout.text)):
-            raise DataError(
-                "sequence.text names no column with words", got=", ".join(self.layout.text) or "no columns",
-                expected=", ".join(self.data.text_columns),
-            )  # fmt: skip
+            got, expected = ", ".join(self.layout.text) or "no columns", ", ".join(self.data.text_columns)
+            raise DataError("sequence.text names no column with words", got=got, expected=expected)
 
 
 Builder: TypeAlias = RowBuilder | TextRows

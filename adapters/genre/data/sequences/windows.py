@@ -1,4 +1,4 @@
-"""Which events of a log go together into one row, for training and for evaluation.
+"""Windows: the events of a user that go together into one row, for training and for evaluation.
 
 Owns: windows over a user's history under a split. Ignores: tokens, tasks, models.
 
@@ -24,7 +24,7 @@ class Window:
     Attributes:
         user: User code.
         events: (E,) int64 rows of the log, in order.
-        targets: (E,) bool, which of them are supervised or scored.
+        targets: (E,) bool, the ones that are supervised or scored.
         branches: (C,) int64 rows of the log that are scored as branches after the others.
     """
 
@@ -38,16 +38,16 @@ _NONE = np.empty(0, dtype=np.int64)
 
 
 def training_windows(
-    log: Interactions, usable: np.ndarray, *, max_events: int, min_events: int, shift: float = 0.0
+    log: Interactions, train: np.ndarray, *, max_events: int, min_events: int, shift: float = 0.0
 ) -> tuple[list[Window], int]:
     """Cut each user's training events into windows; every event is supervised exactly once.
 
     Args:
         log: The log.
-        usable: (n,) bool, events that train.
+        train: (n,) bool, the train mask.
         max_events: Events of one window.
         min_events: Users with fewer give no window.
-        shift: In [0, 1): where the first cut falls, as a share of a window; vary it by epoch so that cuts do not stay.
+        shift: In [0, 1): the first cut, as a share of a window; vary it by epoch so that cuts do not stay.
 
     Returns:
         The windows, and how many events were left out because their user has fewer than `min_events`.
@@ -55,7 +55,7 @@ def training_windows(
     windows, skipped = [], 0
     for user in range(len(log.user_offsets) - 1):
         start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
-        events = start + np.flatnonzero(usable[start:end])
+        events = start + np.flatnonzero(train[start:end])
         if len(events) < min_events:
             skipped += len(events)
             continue
@@ -66,25 +66,25 @@ def training_windows(
 
 
 def chosen_windows(
-    log: Interactions, usable: np.ndarray, supervised: np.ndarray, *, max_events: int, min_events: int
+    log: Interactions, train: np.ndarray, target: np.ndarray, *, max_events: int, min_events: int
 ) -> tuple[list[Window], int]:
-    """Windows in which every chosen event is supervised exactly once, with at least half a window of what came before it.
+    """Return windows in which every target is supervised exactly once, with at least half a window of what came before it.
 
     Args:
         log: The log.
-        usable: (n,) bool, events that may be seen.
-        supervised: (n,) bool, usable events that are supervised.
+        train: (n,) bool, the train mask: events that may be seen.
+        target: (n,) bool, the target mask: training events that are supervised.
         max_events: Events of one window.
-        min_events: Users with fewer usable events give no window.
+        min_events: Users with fewer training events give no window.
 
     Returns:
-        The windows, and how many chosen events were left out because their user has fewer than `min_events`.
+        The windows, and how many targets were left out because their user has fewer than `min_events`.
     """
     windows, skipped = [], 0
     for user in range(len(log.user_offsets) - 1):
         start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
-        events = start + np.flatnonzero(usable[start:end])
-        wanted = np.flatnonzero(supervised[events])
+        events = start + np.flatnonzero(train[start:end])
+        wanted = np.flatnonzero(target[events])
         if len(events) < min_events:
             skipped += len(wanted)
             continue
@@ -93,7 +93,7 @@ def chosen_windows(
 
 
 def evaluation_windows(log: Interactions, split: Split, part: int, *, max_events: int) -> list[Window]:
-    """Windows in which every event of `part` is a target exactly once, with all it may see before it."""
+    """Return windows in which every event of `part` is a target exactly once, with all it may see before it."""
     if split.transductive:
         return _transductive(log, split, part, max_events=max_events)
     windows = []
@@ -105,13 +105,13 @@ def evaluation_windows(log: Interactions, split: Split, part: int, *, max_events
 
 
 def _covering(user: int, events: np.ndarray, wanted: np.ndarray, max_events: int) -> list[Window]:
-    """Windows over a user's events, overlapping by half, so that each wanted place is a target of one."""
+    """Windows over a user's events, overlapping by half, so that each wanted event is a target of one."""
     windows, stride = [], max(max_events // 2, 1)
     while len(wanted):
         first = 0 if wanted[-1] < max_events else max(0, int(wanted[0]) - (max_events - stride))
-        places = np.arange(first, min(first + max_events, int(wanted[-1]) + 1))
-        windows.append(Window(user, events[places], np.isin(places, wanted), _NONE))
-        wanted = wanted[wanted > places[-1]]
+        indices = np.arange(first, min(first + max_events, int(wanted[-1]) + 1))
+        windows.append(Window(user, events[indices], np.isin(indices, wanted), _NONE))
+        wanted = wanted[wanted > indices[-1]]
     return windows
 
 
