@@ -23,7 +23,6 @@ from genre.engine.versions import read_adapter
 from genre.jobs.evaluate import restore
 from genre.jobs.inputs import environment, write_text
 from genre.modules.base.packaged import prepare_base
-from genre.modules.lora.layer import detach
 from genre.progress import Reporter
 from report import curve, intervals, render
 
@@ -107,8 +106,7 @@ def max_difference(
                     alone, results = score_alone(model, builder, log, task, request), scored(response)
                     worst = max(worst, max(abs(a - b.score) for a, b in zip(alone, results, strict=True)))
         finally:
-            detach(base.model, model.layers)
-            base.occupied_by = None
+            model.release()
     return worst
 
 

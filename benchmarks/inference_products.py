@@ -119,11 +119,10 @@ def branches(depth: int, rounds: int) -> dict[str, Any]:
     from transformers import DynamicCache
 
     from genre.data.sequences.layout import Sequence
-    from genre.modules.base.attention import install, plan_blocks
+    from genre.modules.base.attention import block_attention, plan_blocks
 
     draw = torch.Generator().manual_seed(0)
     base = genre.Base.load("smollm2-135m", depth=depth)
-    install(base.model)  # as the engine does; without blocks, attention is transformers' own
     history = torch.randint(0, 49152, (HISTORY,), generator=draw)
     candidates = torch.randint(0, 49152, (CANDIDATES, LENGTH), generator=draw)
 
@@ -174,7 +173,8 @@ def branches(depth: int, rounds: int) -> dict[str, Any]:
         cache.batch_repeat_interleave(CANDIDATES)
         return base.body(input_ids=candidates, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
 
-    seconds, ratios, worst = alternate({"branches": one_row, "prompts": prompts, "kv_cache": kv_cache}, rounds)
+    with block_attention(base.model):  # as in the engine; without blocks, attention is transformers' own
+        seconds, ratios, worst = alternate({"branches": one_row, "prompts": prompts, "kv_cache": kv_cache}, rounds)
     return {
         "depth": depth,
         "seconds": seconds,

@@ -41,7 +41,7 @@ def test_cold_items_have_no_vectors_of_their_own(base, some):
     assert encoder.item_ids == [item for item, none in zip(some.catalogue.item_ids, cold, strict=True) if not none]
     assert len(encoder.learned.weight) == (~cold).sum() and (made.model.soft.table.known.numpy() < 0).tolist() == cold.tolist()
     assert np.allclose(encoder.collaborative.numpy().mean(0), 0, atol=1e-5)  # the rows that are kept are those with events
-    assert made.model.absent.numpy().tolist() == cold.tolist()
+    assert made.model.cold.numpy().tolist() == cold.tolist()
 
 
 def test_items_with_few_events_have_none_either(base, some):
@@ -49,7 +49,7 @@ def test_items_with_few_events_have_none_either(base, some):
     made = assemble(wanted, some, base)
     counts = np.bincount(some.item_codes[made.usable], minlength=24)
     assert 0 < (counts < 9).sum() < 24 and len(made.shared.encoder.item_ids) == (counts >= 9).sum()
-    assert made.model.absent is None  # each has an event, and so is a negative
+    assert made.model.cold is None  # each has an event, and so is a negative
     assert known_items(recipe(base.name, NEXT), some, np.zeros(len(some), dtype=bool)).all()  # by default all have one
 
 
@@ -61,7 +61,7 @@ def test_cold_items_are_no_negatives_but_are_ranked(base, some):
     hidden = model.hidden(batch)
     logits, labels = model.output("next_item", hidden, batch), batch.reads["next_item"].labels
     assert torch.isfinite(logits).all()
-    kept = torch.where(model.absent, -torch.inf, logits)
+    kept = torch.where(model.cold, -torch.inf, logits)
     expected = torch.nn.functional.cross_entropy(kept, labels)
     assert model.losses(hidden, batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
     assert expected < torch.nn.functional.cross_entropy(logits, labels)

@@ -11,9 +11,9 @@ from genre.modules.base.base import Base
 from genre.training.assembly import assemble
 
 
-def gradients(assembly, recompute):
+def gradients(assembly, checkpoint):
     model = assembly.model.train()
-    model.recompute = recompute
+    model.checkpoint_activations = checkpoint
     windows, _ = training_windows(assembly.log, assembly.usable, max_events=16, min_events=2)
     batch = collate(rows_of(assembly, windows[:6]), assembly.builder.data.supervise(list(assembly.recipe.tasks)))
     torch.manual_seed(3)
@@ -57,7 +57,7 @@ def test_layers_run_again(base, tiny, log):
 def test_nothing_runs_again_in_evaluation(base, tiny, log):
     assembly = assemble(recipe(tiny, LIKE), log, base)
     model, calls = assembly.model.eval(), []
-    model.recompute = True
+    model.checkpoint_activations = True
     handle = base.body.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     windows, _ = training_windows(log, assembly.usable, max_events=16, min_events=2)
     batch = collate(rows_of(assembly, windows[:2]), assembly.builder.data.supervise([assembly.recipe.tasks[0]]))
@@ -72,4 +72,4 @@ def test_a_base_without_such_layers_is_refused(base, monkeypatch):
     with pytest.raises(
         BaseModelError, match="the layers of base .* cannot be run again: got Linear; .*checkpoint_activations: false"
     ):
-        base.hidden(torch.zeros(1, 2, 32), recompute=True)
+        base.hidden(torch.zeros(1, 2, 32), checkpoint=True)

@@ -11,7 +11,7 @@ keeps the version it began with.
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from genre.data.catalogue import Catalogue
@@ -26,14 +26,13 @@ from genre.engine.texts import plan_texts
 from genre.engine.tiers import Resident
 from genre.engine.versions import Loaded
 from genre.errors import GenreError, InputError, RequestError
-from genre.modules.base.attention import install, restore
+from genre.modules.base.attention import block_attention
 from genre.modules.base.base import Base
 from genre.modules.lora.layer import find_linears
 from genre.modules.lora.slots import Lanes
 from genre.registry import Registry
 
 TURN_BATCHES = 32
-NAME = "an engine"
 
 
 class Engine:
@@ -66,9 +65,13 @@ class Engine:
             if value < least:
                 raise InputError(name, got=value, expected=f"at least {least}")
         self.base, self.registry, self.data, self.capacity = base, registry, data, lanes
-        self.lanes = Lanes(base.model, find_linears(base.model, "all-linear"), slots=lanes + 1, dtype=base.dtype)
-        self._attention = install(base.model) if base.takes_blocks else None
-        base.occupied_by = NAME
+        with ExitStack() as attachment:
+            attachment.enter_context(base.attached("an engine"))
+            self.lanes = Lanes(base.model, find_linears(base.model, "all-linear"), slots=lanes + 1, dtype=base.dtype)
+            attachment.callback(self.lanes.detach)
+            if base.takes_blocks:
+                attachment.enter_context(block_attention(base.model))
+            self._attachment = attachment.pop_all()
         self.forward = threading.Lock()
         self.residency = Residency(Source(base, registry, self.lanes, data, self.forward), capacity=lanes, host=host)
         self.passes = Passes(base, self.lanes, self.forward, batch_tokens)
@@ -89,10 +92,7 @@ class Engine:
             self._state.wait_for(lambda: self._calls == 0)
         if was_open:
             self.residency.clear()
-            self.lanes.detach()
-            if self._attention is not None:
-                restore(self.base.model, self._attention)
-            self.base.occupied_by = None
+            self._attachment.close()
 
     def load(self, ref: str, *, pin: bool = False) -> str:
         """Make a version resident; a no-op for what is resident already.

@@ -9,6 +9,7 @@ Owns: how a batch becomes hidden states and task outputs, which parameters train
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -34,11 +35,12 @@ class Recommender(nn.Module):
         tasks: The adapter's tasks by name.
         heads: One head per task.
         soft: The behaviour encoder and its item table; None where everything is text.
+        dropout: Of the soft tokens' vectors in training.
         negatives: For each next-item task that trains on a sampled softmax, what it draws from.
-        absent: (N,) bool, items that no training event names and that are no negatives of next-item tasks; None if all are.
+        cold: (N,) bool, items without training events, which are no negatives of next-item tasks; None if all items are.
         name_events: Names events of the data in a message.
+        checkpoint_activations: In training, keep only the inputs of the base's layers and run these again in the backward pass.
         layers: The low-rank layers by the name of the linear they hold (empty for head-only and full).
-        recompute: In training, keep only the inputs of the base's layers and run these again in the backward pass.
         in_step: The base's weights are spread over processes, each of which must run it as often as the others.
     """
 
@@ -50,21 +52,26 @@ class Recommender(nn.Module):
         soft: SoftTokens | None,
         *,
         dropout: float = 0.0,
+        negatives: Mapping[str, Negatives] | None = None,
+        cold: Tensor | None = None,
+        name_events: Callable[[list[int]], str] = lambda events: f"the events {events[:3]}",
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self._bare = (base,)  # in a tuple, the base stays out of the module tree and of every state dict
-        self.soft, self.dropout = soft, dropout
+        self.soft = soft
+        self.dropout = dropout
         self.tasks = {task.name: task for task in tasks}
-        self.negatives: dict[str, Negatives] = {}
-        self.absent: Tensor | None = None
-        self.name_events: Callable[[list[int]], str] = lambda events: f"the events {events[:3]}"
+        self.negatives = dict(negatives or {})
+        self.cold = cold
+        self.name_events = name_events
+        self.checkpoint_activations = checkpoint_activations
         self.heads = nn.ModuleDict(heads)
         self.layers: dict[str, LoraLinear] = {}
         self.lora = nn.ModuleList()
         self.encoder = soft.encoder if soft is not None else None
-        self._before: dict[str, Tensor] = {}
-        self._attached = False
-        self.recompute = self.in_step = False
+        self._attachment = ExitStack()
+        self.in_step = False
         self.to(base.device)
 
     @property
@@ -84,10 +91,13 @@ class Recommender(nn.Module):
         scale = alpha / math.sqrt(rank) if rslora else alpha / rank
         linears = {name: self.base.model.get_submodule(name) for name in names}
         made = {name: LoraLinear(linear, rank=rank, scale=scale, dropout=dropout) for name, linear in linears.items()}
-        if bare:
-            self.layers, self.lora = made, nn.ModuleList(made.values())
-        else:
+        self._hold(made)
+        if not bare:
             self.put(made)
+
+    def _hold(self, layers: dict[str, LoraLinear]) -> None:
+        self.layers = layers
+        self.lora = nn.ModuleList(layers.values())
 
     def put(self, layers: dict[str, LoraLinear]) -> None:
         """Put low-rank layers that exist already on the base, by the name of the linear they hold.
@@ -96,10 +106,11 @@ class Recommender(nn.Module):
             InputError: Something else is attached to this base.
         """
         self.base.need_bare()
-        attach(self.base.model, layers)
-        self.layers, self.lora = layers, nn.ModuleList(layers.values())
-        self.base.occupied_by = "one adapter's model" if layers else None
-        self._attached = bool(layers)
+        self._hold(layers)
+        if layers:
+            self._attachment.enter_context(self.base.attached("one adapter's model"))
+            attach(self.base.model, layers)
+            self._attachment.callback(detach, self.base.model, layers)
 
     def unfreeze(self) -> None:
         """Let every weight of the base train, for comparison with a full fine-tune; `release` puts the old weights back.
@@ -107,22 +118,22 @@ class Recommender(nn.Module):
         Raises:
             InputError: Something is attached to this base.
         """
-        self.put({})
-        self._before = {name: value.detach().clone() for name, value in self.base.model.named_parameters()}
-        self.base.model.requires_grad_(True)
+        self._attachment.enter_context(self.base.attached("one adapter's model"))
+        model = self.base.model
+        before = {name: value.detach().clone() for name, value in model.named_parameters()}
 
-    @torch.no_grad()
+        @torch.no_grad()
+        def put_back() -> None:
+            for name, value in model.named_parameters():
+                value.copy_(before[name])
+            model.requires_grad_(False)
+
+        self._attachment.callback(put_back)
+        model.requires_grad_(True)
+
     def release(self) -> None:
         """Leave the base as it was: without low-rank layers (which keep their weights), frozen, with its own weights."""
-        if self._before:
-            for name, value in self.base.model.named_parameters():
-                value.copy_(self._before[name])
-            self.base.model.requires_grad_(False)
-            self._before = {}
-            self.base.occupied_by = None
-        if self._attached:
-            detach(self.base.model, self.layers)
-            self.base.occupied_by, self._attached = None, False
+        self._attachment.close()
         self.base.model.eval()  # training sets the linears that layers hold to training, where int8 ones round otherwise
 
     def lora_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -144,8 +155,8 @@ class Recommender(nn.Module):
         """(B, T, D) hidden states."""
         base = self.base
         embeds = embed(base, batch, self.soft, self.dropout if self.training else 0.0)
-        recompute = self.recompute and self.training
-        return base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths, recompute=recompute)
+        checkpoint = self.checkpoint_activations and self.training
+        return base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths, checkpoint=checkpoint)
 
     def output(
         self,
@@ -192,7 +203,7 @@ class Recommender(nn.Module):
             hidden: (B, T, D).
             batch: What the hidden states are of.
             shares: For each task, the share of a larger batch's targets that this one has; 1 if None. The sums over the
-                pieces of a batch are then the batch's own.
+                micro-batches of a batch are then the batch's own.
 
         Returns:
             The scalar to go backward from, and each task's mean loss and number of targets.
@@ -203,26 +214,25 @@ class Recommender(nn.Module):
         total = hidden.new_zeros((), dtype=torch.float32)
         parts: dict[str, tuple[float, int]] = {}
         for name, reads in batch.reads.items():
-            loss, given = self._compared(name, hidden, batch)
+            loss, given = self._loss_of(name, hidden, batch)
             value = loss(*given)
             if not torch.isfinite(value):
                 bad = [i for i in range(len(reads.labels)) if not torch.isfinite(loss(*(each[i : i + 1] for each in given)))]
-                raise DivergedError(
-                    f"the loss of task {name!r} is not finite", got=float(value.detach()), expected="a finite loss",
-                    todo=f"{len(bad)} of {len(reads.labels)} targets: {self.name_events(reads.events[bad].tolist())}; "
-                    "look at them, or lower train.learning_rate",
-                )  # fmt: skip
+                where = f"{len(bad)} of {len(reads.labels)} targets: {self.name_events(reads.events[bad].tolist())}"
+                todo = f"{where}; look at them, or lower train.learning_rate"
+                what = f"the loss of task {name!r} is not finite"
+                raise DivergedError(what, got=float(value.detach()), expected="a finite loss", todo=todo)
             parts[name] = (float(value.detach()), len(reads.labels))
             total = total + self.tasks[name].weight * (1.0 if shares is None else shares[name]) * value
         return total, parts
 
-    def _compared(self, name: str, hidden: Tensor, batch: Batch) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
-        """A task's loss and what it takes, each with a row per target."""
+    def _loss_of(self, name: str, hidden: Tensor, batch: Batch) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+        """A task's loss and its arguments, each with a row per target."""
         reads = batch.reads[name]
         if name not in self.negatives:
             output = self.output(name, hidden, batch)
-            if self.absent is not None and self.heads[name].per_item:
-                output = output.masked_fill(self.absent, -torch.inf)
+            if self.cold is not None and self.heads[name].per_item:
+                output = output.masked_fill(self.cold, -torch.inf)
             kept = self.tasks[name].keep_negatives
             loss = LOSSES[self.tasks[name].loss] if kept is None else partial(sampled_log_loss, kept=kept)
             return loss, (output, reads.labels)

@@ -181,8 +181,7 @@ def assemble(
         shared.encoder.to(base.device)
         soft = SoftTokens(shared.encoder, shared.encoder.table(log.catalogue, base, fit=shared.digest is None))
     heads = make_heads(recipe, base, builder, usable, soft is not None)
-    model = Recommender(base, recipe.tasks, heads, soft, dropout=recipe.train.dropout)
-    _tell(model, recipe, log, usable)
+    model = _make_model(recipe, log, base, heads, soft, usable)
     if soft is not None:
         _start_heads(model, builder, usable)
     let_train(model, recipe, bare=bare)
@@ -236,8 +235,7 @@ def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, s
         soft = SoftTokens(start.shared.encoder, start.shared.encoder.table(log.catalogue, base))
     for head in start.heads.values():
         head.requires_grad_(True).dropout.p = recipe.train.dropout
-    model = Recommender(base, recipe.tasks, start.heads, soft, dropout=recipe.train.dropout)
-    _tell(model, recipe, log, usable)
+    model = _make_model(recipe, log, base, start.heads, soft, usable)
     model.put(start.layers)
     return Assembly(recipe, log, base, chosen, usable, builder, model, start.shared, {}, supervised & usable)
 
@@ -304,17 +302,25 @@ def start_of(task: Task, known: np.ndarray) -> dict[str, float]:
     return {"mean": float(known.mean()), "deviation": float(known.std()) or 1.0} if task.loss == "mse" else {}
 
 
-def _tell(model: Recommender, recipe: Recipe, log: Interactions, usable: np.ndarray) -> None:
-    """What a model takes from the log: how to name its events, and negatives where the catalogue is large."""
-    model.name_events = log.name_rows
+def _make_model(
+    recipe: Recipe, log: Interactions, base: Base, heads: dict[str, Head], soft: SoftTokens | None, usable: np.ndarray
+) -> Recommender:
+    """A model of the log, with a sampled softmax where the catalogue is large."""
     counts = np.bincount(log.item_codes[usable], minlength=log.catalogue.size)
-    absent = counts == 0 if _least(recipe) else None
-    if log.catalogue.size > recipe.train.sampled.above:
-        for task in recipe.tasks:
-            if task.head == "catalogue":
-                model.negatives[task.name] = Negatives(counts, recipe.train.sampled.negatives, absent)
-    if absent is not None and absent.any():
-        model.absent = torch.from_numpy(absent).to(model.base.device)
+    cold = counts == 0 if _least(recipe) else None
+    large = log.catalogue.size > recipe.train.sampled.above
+    ranked = [task.name for task in recipe.tasks if task.head == "catalogue" and large]
+    return Recommender(
+        base,
+        recipe.tasks,
+        heads,
+        soft,
+        dropout=recipe.train.dropout,
+        negatives={name: Negatives(counts, recipe.train.sampled.negatives, cold) for name in ranked},
+        cold=torch.from_numpy(cold).to(base.device) if cold is not None and cold.any() else None,
+        name_events=log.name_rows,
+        checkpoint_activations=recipe.train.checkpoint_activations,
+    )
 
 
 @torch.no_grad()
@@ -327,10 +333,10 @@ def _start_heads(model: Recommender, builder: RowBuilder, usable: np.ndarray) ->
         if isinstance(head, CatalogueHead):
             events = np.bincount(log.item_codes[usable], minlength=count) + 0.5
             share = torch.from_numpy(np.log(events / events.sum())).float()
-            if model.absent is None:
+            if model.cold is None:
                 head.start_at(vectors, share)
             else:  # as much from what is known of a new item as training shows items like one
-                hidden, there = model.soft.encoder.spec.dropout, (~model.absent).to("cpu", torch.float32)
+                hidden, there = model.soft.encoder.spec.dropout, (~model.cold).to("cpu", torch.float32)
                 weight = torch.cat([there * (1 - hidden), there * hidden])
                 head.start_at(torch.cat([vectors, model.soft.every(known=False)]), share.repeat(2), weight)
         elif isinstance(head, FeedbackHead) and head.affinity is not None:

@@ -105,7 +105,6 @@ class Loop:
         if self.processes.is_main:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.model = assembly.model
-        self.model.recompute = self.train.checkpoint_activations
         self.parameters = self.model.trainable()
         check_trainable(assembly, self.parameters)
         self.start = {name: float(value.detach().float().sum()) for name, value in self.parameters.items()}

@@ -48,8 +48,9 @@ def assemble_texts(recipe: Recipe, texts: Texts, base: Base) -> Assembly:
     )
     builder = TextRows(texts, layout)
     builder.check_columns()
-    model = Recommender(base, recipe.tasks, _heads(recipe, base, builder, usable), None)
-    model.name_events = texts.name_rows
+    heads = _heads(recipe, base, builder, usable)
+    checkpoint = recipe.train.checkpoint_activations
+    model = Recommender(base, recipe.tasks, heads, None, name_events=texts.name_rows, checkpoint_activations=checkpoint)
     let_train(model, recipe)
     return Assembly(recipe, texts, base, chosen, usable, builder, model, None, {})
 

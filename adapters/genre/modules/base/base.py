@@ -41,6 +41,7 @@ class Base:
         folder: Where the weights were read from.
         full_depth: Layers that the base has on disk.
         bidirectional: Whether it is an encoder.
+        occupied_by: Who has changed its layers, within `attached`; None for a bare base.
     """
 
     name: str
@@ -140,6 +141,20 @@ class Base:
         """Whether weights are left in CPU memory or on the disk until a layer runs; such a base scores but trains nothing."""
         return any(parameter.is_meta for parameter in self.model.parameters())
 
+    @contextmanager
+    def attached(self, holder: str) -> Iterator[None]:
+        """A block in which one holder changes the base's layers.
+
+        Raises:
+            InputError: Another one does.
+        """
+        self.need_bare()
+        self.occupied_by = holder
+        try:
+            yield
+        finally:
+            self.occupied_by = None
+
     def need_bare(self) -> None:
         """Check that nothing is attached.
 
@@ -147,10 +162,8 @@ class Base:
             InputError: Something is.
         """
         if self.occupied_by is not None:
-            raise InputError(
-                "the base already carries adapters", got=self.occupied_by, expected="a bare base",
-                todo="close the engine or the run that holds it, or load the base a second time",
-            )  # fmt: skip
+            todo = "close the engine or the run that holds it, or load the base a second time"
+            raise InputError("the base already carries adapters", got=self.occupied_by, expected="a bare base", todo=todo)
 
     @property
     def max_tokens(self) -> int | None:
@@ -173,7 +186,7 @@ class Base:
         *,
         lengths: Tensor | None = None,
         blocks: Blocks | None = None,
-        recompute: bool = False,
+        checkpoint: bool = False,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -184,7 +197,7 @@ class Base:
             lengths: (B,) int64 tokens of each row that are no padding, which an encoder must know; in plain causal attention
                 nothing looks ahead, so right padding needs no mask.
             blocks: The same as a mask, where `takes_blocks` holds and attention is installed (`genre.modules.base.attention`).
-            recompute: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
+            checkpoint: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
                 time, the same gradients.
 
         Returns:
@@ -193,8 +206,8 @@ class Base:
         Raises:
             BaseModelError: Positions or a mask are given to an encoder, or the base's layers cannot be run again.
         """
-        if recompute:
-            with self._recomputing():
+        if checkpoint:
+            with self._checkpointed():
                 return self.hidden(embeds, positions, mask, lengths=lengths)
         if self.bidirectional:
             if positions is not None or mask is not None:
@@ -243,7 +256,7 @@ class Base:
         return [hidden[each.start : each.stop].view(*each.shape, -1) for each in segments]
 
     @contextmanager
-    def _recomputing(self) -> Iterator[None]:
+    def _checkpointed(self) -> Iterator[None]:
         """A block in which the layers keep only their inputs for the backward pass, and run again in it."""
         from torch.utils.checkpoint import checkpoint
         from transformers.modeling_layers import GradientCheckpointingLayer
