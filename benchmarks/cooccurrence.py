@@ -26,7 +26,7 @@ from genre.modules.collaborative import pure_svd
 from genre.modules.heads.gaussian_process import ridge, to_unit
 from genre.training import fit
 from genre.training.assembly import assemble
-from genre.training.cooccurrence import BLENDS
+from genre.training.cooccurrence import WEIGHTS
 from genre.training.prediction import outputs
 from rivals.common import recent
 
@@ -63,7 +63,7 @@ def main() -> None:
 
     def report(name: str, factors: np.ndarray, random: float | None = None) -> None:
         term = np.asarray((history @ factors) @ factors.T, dtype=np.float32)
-        values = {blend: quality(scores + blend / term.std(1).mean() * term) for blend in BLENDS}
+        values = {blend: quality(scores + blend / term.std(1).mean() * term) for blend in WEIGHTS}
         best = max(values, key=values.__getitem__)
         note = "" if random is None else f", random vectors {random:.1f} times the warm items'"
         print(f"{name:28} {values[best]:.4f} at {best:g}{note}", flush=True)

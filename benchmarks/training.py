@@ -125,20 +125,18 @@ class Ours:
         common = ["train.tracker=none", f"train.batch_tokens={TOKENS}", f"base.depth={DEPTH}", f"adapter.rank={RANK}"]
         self.recipe = genre.Recipe.read(RECIPES / f"{name}.yaml", [*common, *overrides])
         self.assembly = assemble(self.recipe, log, genre.Base.load("smollm2-135m", depth=DEPTH), shared)
-        self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
+        self.loop = Loop(self.assembly, folder, Reporter.silent())
         self.loop.model.train()
         self.epoch = 0
         self.queue = []
-        self.rows = []
 
     def step(self) -> int:
         """One optimizer step; the number of targets."""
         if not self.queue:
-            self.rows, self.queue = self.loop.plan(self.epoch)
+            self.queue = self.loop.plan(self.epoch)
             self.epoch += 1
         self.loop.model.train()
-        _, _, targets = self.loop.step([self.rows[i] for i in self.queue.pop()], 0.1)
-        return targets
+        return self.loop.step(self.queue.pop(), 0.1).targets
 
     def scores(self) -> tuple[np.ndarray, np.ndarray]:
         """Validation events and their scores."""

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,9 +33,9 @@ from genre.modules.base.quiet import quiet
 from genre.progress import Reporter
 from genre.training import Loop
 from genre.training.assembly import Assembly, SharedEncoder, assemble
-from genre.training.simultaneous import Group, Member, waves
-from genre.training.state import Stream
-from genre.training.updates import Updates
+from genre.training.optimization import Optimization
+from genre.training.runtime import RandomStream
+from genre.training.simultaneous import Group, Member
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 KINDS = {
@@ -76,20 +77,20 @@ class Way:
         added = inject_peft(base) if kind == "peft" else {}
         if kind == "bare":  # the gradient goes through the whole base, as an adapter's does, and nothing of it trains
             base.embedding.register_forward_hook(lambda module, given, output: output.requires_grad_())
-        self.loop = Loop(self.assembly, folder, Reporter.silent(), None)
+        self.loop = Loop(self.assembly, folder, Reporter.silent())
         if added:
             self.loop.parameters |= added
-            self.loop.updates = Updates(
+            self.loop.optimization = Optimization(
                 self.loop.accelerator, self.loop.processes, list(self.loop.parameters.values()), self.loop.train
             )
-        self.rows, self.queue = self.loop.plan(0)
+        self.queue = self.loop.plan(0)
 
     def step(self) -> int:
         """One optimizer step; its tokens."""
         if not self.queue:
-            self.rows, self.queue = self.loop.plan(1)
+            self.queue = self.loop.plan(1)
         self.loop.model.train()
-        return int(self.loop.step([self.rows[i] for i in self.queue.pop(0)], 0.1)[1])
+        return self.loop.step(self.queue.pop(0), 0.1).tokens
 
 
 class AtOnce:
@@ -98,19 +99,17 @@ class AtOnce:
     def __init__(self, depth: int, folder: Path, log: genre.Interactions, adapters: int) -> None:
         base = genre.Base.load("smollm2-135m", depth=depth)
         members = [
-            Member(prepared("together", depth, log, base, number=number), folder / str(number), Stream(base.device))
+            Member(prepared("together", depth, log, base, number=number), folder / str(number), RandomStream(base.device))
             for number in range(adapters)
         ]
-        self.group = Group(members, Reporter.silent(), None, None)
-        self.group.segments.check()
-        self.group.attach()
+        self.group = Group(members, Reporter.silent())
+        self.attachment = ExitStack()  # for as long as the process lives
+        self.attachment.enter_context(self.group.attached())
 
     def step(self) -> int:
         """A step of each adapter; their tokens."""
         before = self.group.used
-        due = [step for lane in self.group.lanes if (step := self.group.ask(lane)) is not None]
-        for wave in waves(due, self.group.tokens):
-            self.group.go(wave)
+        self.group.take(self.group.next_steps())
         return self.group.used - before
 
 

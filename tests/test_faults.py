@@ -54,7 +54,7 @@ def nan_weight(loop):
         with torch.no_grad():
             next(iter(loop.model.layers.values())).lora_A[0, 0] = float("nan")
 
-    return loop.updates.optimizer.optimizer.register_step_post_hook(spoil)
+    return loop.optimization.optimizer.optimizer.register_step_post_hook(spoil)
 
 
 FAULTS = {

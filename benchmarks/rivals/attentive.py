@@ -176,12 +176,12 @@ def _train(ranker: SelfAttentive, seed: int) -> dict[str, Any]:
             optimizer.step()
             step += 1
             for average, _ in averages.values():
-                average.take(step)
+                average.update(step)
         epoch += 1
         if epoch % 5 == 0:
             risen = last.see(quality(ranker, log, split, found), epoch, network.state_dict())
             for average, best in averages.values():
-                with average.in_place():
+                with average.applied():
                     best.see(quality(ranker, log, split, found), epoch, network.state_dict())
             stale = 0 if risen else stale + 1
     seconds = round(time.perf_counter() - begun, 1)

@@ -15,7 +15,7 @@ from genre.evaluation.history import Histories
 from genre.evaluation.ranking import Block, block_rows
 from genre.evaluation.targets import Targets
 from genre.modules.collaborative import pure_svd
-from genre.training.cooccurrence import BLENDS
+from genre.training.cooccurrence import WEIGHTS
 from rivals.common import Ranker, quality, recent, validation_targets
 
 
@@ -51,7 +51,7 @@ def fused(network: Ranker, log: Interactions, split: Split) -> Fused:
     plain = Fused(network, log, split, factors, 0.0, 1.0)
     spread = float(np.mean([plain.linear(found, rows).std(1).mean() for rows in block_rows(len(found))]))
     best, value = plain, -1.0
-    for blend in BLENDS:
+    for blend in WEIGHTS:
         made = Fused(network, log, split, factors, blend, spread)
         reached = quality(made, log, split, found)
         if reached > value:

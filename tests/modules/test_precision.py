@@ -93,9 +93,9 @@ def test_an_average_of_rounded_weights_moves():
     weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     average = Average({"w": weight}, 0.995)
     for step in range(1, 2001):
-        average.take(step)
+        average.update(step)
         if step == 1000:
             weight.data.add_(torch.finfo(torch.bfloat16).eps)
     assert average.values["w"].dtype == torch.float32 and (average.values["w"] - weight.float()).abs().max() < 1e-4
-    with average.in_place():
+    with average.applied():
         assert weight.dtype == torch.bfloat16

@@ -17,10 +17,10 @@ def test_it_is_the_weighted_sum_by_hand():
     for step, value in enumerate([1.0, 2.0, 4.0], start=1):
         with torch.no_grad():
             weight.fill_(value)
-        average.take(step)
+        average.update(step)
     # decays 2/11, 3/12 and, at most, 0.25: 1·9/11 → 9/44 + 2·3/4 → 9/176 + 3/8 + 4·3/4
     assert average.values["w"].item() == pytest.approx(9 / 176 + 3 / 8 + 3)
-    with average.in_place():
+    with average.applied():
         assert weight.item() == pytest.approx(9 / 176 + 3 / 8 + 3)
     assert weight.item() == 4.0
 
@@ -30,7 +30,7 @@ def test_weights_come_back_after_a_failure():
     average = Average({"w": weight}, 0.5)
     with torch.no_grad():
         weight.fill_(8.0)
-    with pytest.raises(ZeroDivisionError), average.in_place():
+    with pytest.raises(ZeroDivisionError), average.applied():
         raise ZeroDivisionError
     assert weight.item() == 8.0
 
@@ -38,8 +38,8 @@ def test_weights_come_back_after_a_failure():
 def test_without_a_decay_nothing_is_kept_or_moved():
     weight = torch.nn.Parameter(torch.tensor([3.0]))
     average = Average({"w": weight}, 0.0)
-    average.take(1)
-    with average.in_place():
+    average.update(1)
+    with average.applied():
         assert weight.item() == 3.0
     assert average.values == {}
 

@@ -69,12 +69,11 @@ def test_an_epoch_reads_what_is_left_alone(base, tiny, tmp_path):
     wanted = recipe(tiny, {**CLICK, "keep_negatives": 0.1}, data=ALONE, sequence=TEXT, encoder={"use": "none"})
     assembly = assemble(wanted, log, base)
     try:
-        loop = Loop(assembly, tmp_path, Reporter.silent(), None)
+        loop = Loop(assembly, tmp_path, Reporter.silent())
         clicks = int(log.column("click")[assembly.usable].sum())
         seen = []
         for epoch in (0, 0, 1):
-            rows, _ = loop.plan(epoch)
-            events = np.concatenate([row.events[row.targets] for row in rows])
+            events = np.concatenate([row.events[row.targets] for rows in loop.plan(epoch) for row in rows])
             assert len(events) < clicks + 0.2 * assembly.usable.sum() and assembly.usable[events].all()
             assert log.column("click")[events].sum() == clicks
             seen.append(set(events.tolist()))

@@ -24,7 +24,7 @@ import genre
 from genre.training.assembly import assemble
 from genre.modules.base.base import Base
 from genre.training import fit
-from genre.training.state import Stream
+from genre.training.runtime import RandomStream
 from genre.training.simultaneous import Member, fit_together
 
 torch.set_num_threads(1)
@@ -38,7 +38,8 @@ else:
     members = []
     for number, recipe in enumerate(recipes):
         folder, assembly = place / "run" / str(number), assemble(recipe, log, base, bare=True)
-        members.append(Member(assembly, folder, Stream(base.device), resume and (folder / "checkpoints" / "last.pt").is_file()))
+        begun = resume and (folder / "checkpoints" / "last.pt").is_file()
+        members.append(Member(assembly, folder, RandomStream(base.device), begun))
     fit_together(members)
 """
 

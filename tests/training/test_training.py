@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -12,8 +13,10 @@ from builders import LIKE, NEXT, RATING, recipe, weights, with_values
 from genre.errors import DivergedError, InputError, JobError, RecipeError
 from genre.modules.base.base import Base
 from genre.progress import Reporter
+from genre.recipe import TrainConfig
 from genre.training import Loop, fit, loop
 from genre.training.assembly import assemble
+from genre.training.optimization import learning_rate
 
 
 def same(one, other):
@@ -119,7 +122,12 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(build, tmp_path, whe
 def test_the_best_weights_survive_an_interruption(build, tmp_path, monkeypatch):
     """The first epoch was the best; the run is cut in the second and goes on to its end."""
     kept, values = [], iter([0.9, 0.5])
-    monkeypatch.setattr(loop, "measure", lambda assembly, processes: kept.append(weights(assembly)) or {"like.auc": next(values)})
+
+    def record(assembly, processes):
+        kept.append(weights(assembly))
+        return {"like.auc": next(values)}
+
+    monkeypatch.setattr(loop, "validation_metrics", record)
     with pytest.raises(JobError):
         fit(build(LIKE), tmp_path, stop_at=12)
     assert len(kept) == 1
@@ -184,8 +192,8 @@ def test_a_huge_label_names_its_task_and_its_events(build, tmp_path, poisoned, m
     """1e38 squares to infinity; a log's own ratings are bounded, so it is put behind the reader's back."""
 
     def poison(self):
-        slot, labels = self.supervise["rating"]
-        self.supervise["rating"] = (slot, labels * 0 + 1e38)
+        slot, labels = self.labels["rating"]
+        self.labels["rating"] = (slot, labels * 0 + 1e38)
 
     monkeypatch.setattr(poisoned, "poison", poison)
     with pytest.raises(DivergedError) as error:
@@ -215,7 +223,7 @@ def test_a_gradient_that_is_not_finite_is_named_by_its_step(build, tmp_path, poi
 
 
 def test_training_that_changes_nothing_is_a_failure(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(Loop, "step", lambda self, rows, share: (0.0, 1, 1))
+    monkeypatch.setattr(Loop, "step", lambda self, rows, progress: loop.StepResult(0.0, 1))
     with pytest.raises(DivergedError, match="weights did not change in training"):
         fit(build(LIKE, train={"epochs": 1}), tmp_path)
 
@@ -232,7 +240,12 @@ def test_a_planted_preference_is_learnt(build, tmp_path):
 
 def test_it_stops_early_and_keeps_the_best_weights(build, tmp_path, monkeypatch):
     values, kept = iter([0.6, 0.7, 0.65, 0.7, 0.9]), []
-    monkeypatch.setattr(loop, "measure", lambda assembly, processes: kept.append(weights(assembly)) or {"like.auc": next(values)})
+
+    def record(assembly, processes):
+        kept.append(weights(assembly))
+        return {"like.auc": next(values)}
+
+    monkeypatch.setattr(loop, "validation_metrics", record)
     lines = []
     monkeypatch.setattr(Reporter, "line", lambda self, text: lines.append(text))
     fitted = fit(build(LIKE, train={"epochs": 9, "early_stop": 2}), tmp_path)
@@ -253,11 +266,16 @@ def test_without_a_validation_part_the_last_weights_are_kept(base, tiny, log, tm
     assert same({name: value for name, value in payload["weights"].items()}, weights(fitted.assembly))
 
 
-def test_the_learning_rate_warms_up_and_falls_to_a_tenth(build, tmp_path):
-    run = Loop(build(LIKE, train={"learning_rate": 1.0, "warmup": 0.1}), tmp_path, Reporter.silent(), None)
-    rates = [run.rate(share) for share in (0.0, 0.05, 0.1, 0.55, 1.0)]
-    run.close()
-    assert rates == pytest.approx([0.05, 0.5, 1.0, 0.55, 0.1])
+@pytest.mark.parametrize("warmup", [0.0, 0.02, 0.1, 0.5])
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth(warmup):
+    def formula(progress):
+        if progress < warmup:
+            return max(progress / warmup, 0.05)
+        return 1 - 0.9 * (progress - warmup) / (1 - warmup)
+
+    train = TrainConfig(learning_rate=1.0, warmup=warmup)
+    for progress in np.linspace(0, 1, 201):
+        assert learning_rate(train, progress) == pytest.approx(formula(progress), rel=1e-12)
 
 
 def test_the_same_seed_gives_the_same_version(base, tiny, log, trained, tmp_path):

@@ -42,9 +42,9 @@ from genre.registry.manifest import Cost as NoCost
 from genre.training import Loop
 from genre.training.assembly import Assembly, SharedEncoder, assemble, needs_encoder
 from genre.training.prediction import score_batch
-from genre.training.simultaneous import Due, Group, Member, check_together, waves
-from genre.training.state import Stream, peak_memory_bytes, reset_peak_memory
-from genre.training.trackers import need_tracker
+from genre.training.reporting import check_tracker
+from genre.training.runtime import RandomStream, peak_memory_bytes, reset_peak_memory
+from genre.training.simultaneous import Group, Member, PendingStep, check_together
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def dry_run(
             "a dry run takes one process", got=f"{Processes.current().count} processes", expected="genre train --dry-run"
         )
     for recipe in recipes:
-        need_tracker(recipe.train.tracker)
+        check_tracker(recipe.train.tracker)
     if len(recipes) > 1:
         check_together(recipes)
     root = None if folder is None else Path(folder)
@@ -238,7 +238,7 @@ class _Rehearsal:
                 self.alone(assemble(recipe, log, base))
             else:
                 assembly = assemble(recipe, log, base, encoder, bare=True)
-                members.append((Member(assembly, self.scratch / recipe.name, Stream(base.device)), origin))
+                members.append((Member(assembly, self.scratch / recipe.name, RandomStream(base.device)), origin))
         if members:
             self.together(members)
 
@@ -258,12 +258,10 @@ class _Rehearsal:
         """Take two steps of a run that trains by itself."""
         name, shared = assembly.recipe.name, assembly.shared
         try:
-            with closing(Loop(assembly, self.scratch / name, Reporter.silent(), None)) as loop:
+            with closing(Loop(assembly, self.scratch / name, Reporter.silent())) as loop:
                 origin = "fitted" if assembly.fits_encoder else shared.digest[:12] if shared and shared.digest else None
                 rows = self.expect(loop, origin)
-                loop.model.train()
-                if shared is not None:
-                    shared.encoder.train(assembly.fits_encoder)
+                loop.set_training()
                 self.reporter.line(f"{name}: taking a step")
                 measured = timed(assembly.base.device, lambda: loop.step(rows, 0.0))
                 self.add_cost([loop], padded(rows), *measured, evaluation_seconds(loop))
@@ -275,26 +273,27 @@ class _Rehearsal:
 
     def together(self, members: list[tuple[Member, str | None]]) -> None:
         """Take two rounds of steps of runs that train at once."""
-        group = Group([member for member, _ in members], self.reporter, self.tokens, None)
+        group = Group([member for member, _ in members], self.reporter, tokens=self.tokens)
         with closing(group):
-            loops = [lane.loop for lane in group.lanes]
-            due = [Due(lane, self.expect(lane.loop, origin), 0.0) for lane, (_, origin) in zip(group.lanes, members, strict=True)]
-            self.reporter.line(f"{', '.join(lane.name for lane in group.lanes)}: taking a round of steps")
-            group.segments.check()
-            group.attach()
+            loops = [run.loop for run in group.runs]
+            origins = [origin for _, origin in members]
+            steps = [
+                PendingStep(run, self.expect(run.loop, origin), 0.0) for run, origin in zip(group.runs, origins, strict=True)
+            ]
+            self.reporter.line(f"{', '.join(run.name for run in group.runs)}: taking a round of steps")
 
             def work() -> None:
-                for wave in waves(due, group.tokens):
-                    group.go(wave)
-                if errors := [lane.error for lane in group.lanes if lane.error is not None]:
+                group.take(steps)
+                if errors := [run.error for run in group.runs if run.error is not None]:
                     raise errors[0]
 
-            measured = timed(group.base.device, work)
-            evaluation = 0.0
-            for lane in group.lanes:
-                with group.alone(lane):
-                    evaluation += evaluation_seconds(lane.loop)
-        self.add_cost(loops, sum(each.size for each in due), *measured, evaluation)
+            with group.attached():
+                measured = timed(group.base.device, work)
+                evaluation = 0.0
+                for run in group.runs:
+                    with group.exclusive(run):
+                        evaluation += evaluation_seconds(run.loop)
+        self.add_cost(loops, sum(step.size for step in steps), *measured, evaluation)
 
     def add_cost(self, loops: list[Loop], tokens: int, seconds: float, growth: int, evaluation: float) -> None:
         names = tuple(loop.recipe.name for loop in loops)
@@ -308,15 +307,15 @@ class _Rehearsal:
         parameters = count_parameters(assembly.model)
         own = sum(value.numel() for value in assembly.model.heads.state_dict().values())
         run = self.folder or run_folder(recipe.name, False)
-        rows, batches = loop.plan(0)
-        training = [[rows[i] for i in chosen] for chosen in batches]
+        training = loop.plan(0)
+        tokens = sum(len(row) for rows in training for row in rows)
         self.expected[recipe.name] = Expected(
             recipe,
             data.info.name,
             events=len(data),
             training_events=int(assembly.usable.sum()),
             parameters=parameters,
-            epoch=Epoch(len(rows), sum(map(len, rows)), sum(map(padded, training)), len(training)),
+            epoch=Epoch(sum(map(len, training)), tokens, sum(map(padded, training)), len(training)),
             epochs=recipe.train.epochs,
             encoder=encoder,
             run=str(run / recipe.name if self.folder is not None and len(self.recipes) > 1 else run),
@@ -373,7 +372,7 @@ def evaluation_seconds(loop: Loop) -> float:
     model.eval()
     begun = time.perf_counter()
     with torch.no_grad():
-        list(score_batch(model, measured, loop.supervise, model.catalogue_tables()))  # which copies scores to the host
+        list(score_batch(model, measured, loop.labels, model.catalogue_tables()))  # which copies scores to the host
     return (time.perf_counter() - begun) / padded(measured) * tokens
 
 

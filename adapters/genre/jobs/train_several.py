@@ -24,8 +24,9 @@ from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.training.assembly import SharedEncoder, assemble, needs_encoder
 from genre.training.checkpoints import fitted_encoder
+from genre.training.loop import Fitted
+from genre.training.runtime import RandomStream
 from genre.training.simultaneous import Member, check_together, fit_together
-from genre.training.state import Fitted, Stream
 
 
 @dataclass
@@ -152,7 +153,7 @@ def _train_group(
     members: list[Member] = []
     for place in group:
         assembly = assemble(place.recipe, place.log, base, place.shared, soft=_soft(place, members), bare=True)
-        members.append(Member(assembly, place.root, Stream(base.device), resume and _checkpoint(place)))
+        members.append(Member(assembly, place.root, RandomStream(base.device), resume and _checkpoint(place)))
     for place, member in zip(group, members, strict=True):
         member.folder, own = place.begin(), member.assembly
         say_few_users(own.recipe.tasks, own.data, own.split, "test", _named(say, place.recipe.name))

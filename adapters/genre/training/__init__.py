@@ -3,7 +3,7 @@
 >>> from genre.training import fit
 """
 
-from genre.training.loop import Loop, fit
-from genre.training.state import Fitted, State, peak_memory_bytes
+from genre.training.checkpoints import TrainingState
+from genre.training.loop import Fitted, Loop, fit
 
-__all__ = ["Fitted", "Loop", "State", "fit", "peak_memory_bytes"]
+__all__ = ["Fitted", "Loop", "TrainingState", "fit"]

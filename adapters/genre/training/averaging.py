@@ -1,6 +1,6 @@
-"""The moving average of a run's weights: what is validated, kept and published in the place of the last step's.
+"""The moving average of a run's weights, which is validated, kept and published instead of the last step's weights.
 
-Owns: the average, and putting it in the weights' place for a while. Ignores: steps, what the weights are of.
+Owns: the average, and swapping it in for a while. Ignores: steps, what the weights are of.
 
     a ← d a + (1 - d) w  after each step,  d = min(decay, (1 + t) / (10 + t)) after t steps
 
@@ -13,13 +13,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Average:
     """The average of some parameters.
 
     Args:
-        parameters: What trains, by name.
+        parameters: The trained parameters, by name.
         decay: In (0, 1); 0 for none, where everything here leaves the weights alone.
 
     Attributes:
@@ -28,39 +29,41 @@ class Average:
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay = parameters, decay
-        self.values = {name: _wide(value).clone() for name, value in parameters.items()} if decay else {}
+        self.parameters = parameters
+        self.decay = decay
+        self.values: dict[str, Tensor] = {}
+        if decay:
+            wide = {name: torch.promote_types(value.dtype, torch.float32) for name, value in parameters.items()}
+            self.values = {name: value.detach().to(wide[name], copy=True) for name, value in parameters.items()}
 
     @torch.no_grad()
-    def take(self, step: int) -> None:
-        """Take the weights after a step in, the first of which is 1 (mutates the average)."""
+    def update(self, step: int) -> None:
+        """Add the weights after a step, the first of which is 1, to the average."""
         if self.values:
-            decay = min(self.decay, (1 + step) / (10 + step))
             weights = [self.parameters[name].to(value.dtype) for name, value in self.values.items()]
-            torch._foreach_lerp_(list(self.values.values()), weights, 1 - decay)
+            decay = min(self.decay, (1 + step) / (10 + step))
+            get_ema_multi_avg_fn(decay)(list(self.values.values()), weights, step)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """A block in which the parameters hold the average."""
         if not self.values:
             yield
             return
         own = {name: value.detach().clone() for name, value in self.parameters.items()}
-        self._put(self.values)
+        copy_into(self.parameters, self.values)
         try:
             yield
         finally:
-            self._put(own)
+            copy_into(self.parameters, own)
 
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Go on from an average that `values` was (mutates)."""
+        """Replace the average by one of a checkpoint."""
         self.values = {name: value.clone() for name, value in values.items()}
 
-    @torch.no_grad()
-    def _put(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self.parameters[name].copy_(value)
 
-
-def _wide(value: Tensor) -> Tensor:
-    return value.detach().to(torch.promote_types(value.dtype, torch.float32))
+@torch.no_grad()
+def copy_into(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> None:
+    """Overwrite parameters by name."""
+    for name, value in values.items():
+        parameters[name].copy_(value)

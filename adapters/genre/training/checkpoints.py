@@ -1,11 +1,11 @@
-"""Checkpoints of a run: written whole or not at all, read again bit for bit, and a log that does not run ahead of them.
+"""Checkpoints of a run: written whole or not at all, and read again bit for bit.
 
-Owns: the file's place and form. Ignores: what trains.
+Owns: the file's place and form, the counters of a run. Ignores: what trains.
 
     run folder/checkpoints/last.pt     weights, best weights, optimizer, random numbers, state
 """
 
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,34 @@ from genre.errors import InputError
 from genre.files import atomic
 
 
-def write_checkpoint(folder: Path, name: str, payload: dict[str, Any]) -> None:
+@dataclass
+class TrainingState:
+    """The counters of a run; what a checkpoint holds beside weights and optimizer."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    targets: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best_value: float | None = None
+    best_epoch: int = -1
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def stale(self) -> int:
+        """Epochs since the best validated one; 0 where nothing was validated."""
+        return 0 if self.best_value is None else self.epoch - 1 - self.best_epoch
+
+
+def write_checkpoint(folder: Path, payload: dict[str, Any]) -> None:
     """Write a checkpoint aside and rename it into place, so that a cut never leaves half of one."""
-    with atomic(folder / "checkpoints" / f"{name}.pt") as aside:
+    with atomic(folder / "checkpoints" / "last.pt") as aside:
         torch.save(payload, aside)
 
 
 def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
-    """The run folder's last checkpoint; what a killed run left half-written beside it is removed.
+    """Read the run folder's last checkpoint; what a killed run left half-written beside it is removed.
 
     Raises:
         InputError: There is none, or it cannot be read.
@@ -44,31 +64,8 @@ def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 def fitted_encoder(folder: Path) -> bool:
-    """Whether the run folder's last checkpoint is of a run that fits its own encoder."""
+    """True if the run folder's last checkpoint is of a run that fits its own encoder."""
     file = folder / "checkpoints" / "last.pt"
     if not file.exists():
         return False
     return any(name.startswith("encoder.") for name in read_checkpoint(folder, torch.device("cpu"))["weights"])
-
-
-def trim_log(file: Path, step: int, epoch: int) -> None:
-    """Take the lines out of a run's log that a checkpoint knows nothing of: they are about to be written again.
-
-    Args:
-        file: `log.jsonl`.
-        step: The checkpoint's.
-        epoch: The checkpoint's; validations of this epoch and later ones go too.
-    """
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            found = json.loads(line)
-        except ValueError:  # cut while it was written
-            continue
-        validation = any(key.startswith("valid.") for key in found)
-        if found["step"] <= step and not (validation and found["epoch"] >= epoch):
-            kept.append(line)
-    with atomic(file) as aside:
-        aside.write_text("".join(kept), encoding="utf-8")

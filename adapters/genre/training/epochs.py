@@ -1,8 +1,8 @@
-"""What an epoch is made of: its rows, its batches, and the labels that it learns from.
+"""The plan of an epoch: its batches, and the labels that it learns from.
 
-Owns: the draws of an epoch. Ignores: models, steps, checkpoints.
+Owns: the random draws of an epoch. Ignores: models, steps, checkpoints.
 
-Everything is a function of seed and epoch alone, so that a resumed run sees what the interrupted one would have seen.
+Everything is a function of seed and epoch alone, so that a resumed run trains on what the interrupted one would have.
 """
 
 from collections.abc import Mapping
@@ -26,22 +26,20 @@ class Epoch:
     """One pass over the training events.
 
     Attributes:
-        rows: Its rows.
-        batches: Numbers of the rows of each step, in order.
-        supervise: For each task its slot and labels, some of them left out for this epoch.
+        batches: The rows of each step, in order.
+        labels: For each task its slot and labels, some of them left out for this epoch.
     """
 
-    rows: list[Sequence]
-    batches: list[np.ndarray]
-    supervise: Labels
+    batches: list[list[Sequence]]
+    labels: Labels
 
 
-def plan_epoch(assembly: Assembly, every: Labels, epoch: int) -> Epoch:
+def plan_epoch(assembly: Assembly, all_labels: Labels, epoch: int) -> Epoch:
     """Lay out an epoch.
 
     Args:
         assembly: The run; skipped events are noted in it.
-        every: For each task its slot and all labels.
+        all_labels: For each task its slot and all labels.
         epoch: From 0.
 
     Raises:
@@ -50,7 +48,7 @@ def plan_epoch(assembly: Assembly, every: Labels, epoch: int) -> Epoch:
     """
     train, data = assembly.recipe.train, assembly.recipe.data
     draw = np.random.default_rng([train.seed, epoch])
-    supervise, targets = _thin(assembly, every, epoch)
+    labels, targets = _thin(assembly, all_labels, epoch)
     rows, skipped = assembly.builder.training_rows(
         assembly.usable, targets, max_events=data.max_events, min_events=data.min_events, shift=draw.random()
     )
@@ -59,31 +57,27 @@ def plan_epoch(assembly: Assembly, every: Labels, epoch: int) -> Epoch:
     if not rows:
         raise InputError("no user has enough training events", expected=f"data.min_events {data.min_events} or more")
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    longest, places = int(lengths.argmax()), getattr(assembly.base.model.config, "max_position_embeddings", None)
-    if places is not None and lengths[longest] > places:
-        raise DataError(
-            "a sequence is longer than the base can read",
-            got=f"{lengths[longest]:,} tokens: {name_rows(assembly, [rows[longest]])}",
-            expected=f"at most {places:,}",
-            todo="lower data.max_events or sequence.max_item_tokens, or take long user columns out of sequence.instruction",
-        )  # fmt: skip
+    longest, limit = int(lengths.argmax()), getattr(assembly.base.model.config, "max_position_embeddings", None)
+    if limit is not None and lengths[longest] > limit:
+        got = f"{lengths[longest]:,} tokens: {name_rows(assembly, [rows[longest]])}"
+        todo = "lower data.max_events or sequence.max_item_tokens, or take long user columns out of sequence.instruction"
+        raise DataError("a sequence is longer than the base can read", got=got, expected=f"at most {limit:,}", todo=todo)
     batches = list(plan_batches(lengths, train.batch_tokens, draw.permutation(len(rows))))
-    order = draw.permutation(len(batches))
-    return Epoch(rows, [batches[i] for i in order], supervise)
+    return Epoch([[rows[i] for i in batches[index]] for index in draw.permutation(len(batches))], labels)
 
 
-def _thin(assembly: Assembly, every: Labels, epoch: int) -> tuple[Labels, np.ndarray | None]:
-    """The labels without those that an epoch does not learn from (see `Task.keep_negatives`), and the events that are targets.
+def _thin(assembly: Assembly, all_labels: Labels, epoch: int) -> tuple[Labels, np.ndarray | None]:
+    """Labels without the negatives that an epoch leaves out (see `Task.keep_negatives`), and the mask of its targets.
 
-    Where every task has left some out, rows are made for what is left alone.
+    Where every task has left some out, rows are made for the remaining targets alone.
     """
-    supervised, tasks = assembly.supervised, assembly.recipe.tasks
+    targets, tasks = assembly.supervised, assembly.recipe.tasks
     if all(task.keep_negatives is None for task in tasks):
-        return every, supervised
+        return all_labels, targets
     draw = np.random.default_rng([assembly.recipe.train.seed, epoch, 1])
-    labels = thin_negatives(tasks, {name: own for name, (_, own) in every.items()}, draw)
-    supervise = {name: (slot, labels[name]) for name, (slot, _) in every.items()}
+    kept = thin_negatives(tasks, {name: own for name, (_, own) in all_labels.items()}, draw)
+    labels = {name: (slot, kept[name]) for name, (slot, _) in all_labels.items()}
     if any(task.keep_negatives is None for task in tasks):
-        return supervise, supervised
-    left = assembly.usable & np.any([known_labels(own) for own in labels.values()], axis=0)
-    return supervise, left if supervised is None else left & supervised
+        return labels, targets
+    left = assembly.usable & np.any([known_labels(own) for own in kept.values()], axis=0)
+    return labels, left if targets is None else left & targets

@@ -1,7 +1,7 @@
-"""The frozen base spread over processes: each holds a part of every layer, and gathers a layer's whole while it runs.
+"""The frozen base sharded over processes: each holds a part of every layer, and gathers a whole layer while it runs.
 
-Owns: what is spread (FSDP2's `fully_shard`, layer by layer), what cannot be. Ignores: gradients and the adapter, which every
-process holds whole: they are small, and `genre.training.micro_batches` adds gradients up.
+Owns: what is sharded (FSDP2's `fully_shard`, layer by layer), launches that are refused. Ignores: gradients and the adapter,
+which every process holds whole: they are small, and `genre.training.optimization` sums gradients.
 
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml -m genre train recipes/like.yaml
 
@@ -34,26 +34,24 @@ def check_launch(recipe: Recipe) -> None:
             expected="plain data parallel, or FSDP2 to shard the base",
             todo="use recipes/accelerate/ddp_gpu.yaml or fsdp2.yaml",
         )
-    if process_count() < 2 or not _asked():
+    if process_count() < 2 or not _requested():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise InputError("only FSDP2 spreads a base", got="fsdp_version 1", expected="fsdp_version: 2")
     if recipe.adapter.kind == "full":
         raise RecipeError("a full fine-tune does not train under FSDP2", got="adapter.kind full", todo="use plain data parallel")
     if recipe.base.quantization != "none":
-        raise RecipeError(
-            "a quantized base is not spread by FSDP2", got=f"base.quantization {recipe.base.quantization}", expected="none",
-            todo="use plain data parallel: a quantized base is small",
-        )  # fmt: skip
+        got, todo = f"base.quantization {recipe.base.quantization}", "use plain data parallel: a quantized base is small"
+        raise RecipeError("a quantized base is not spread by FSDP2", got=got, expected="none", todo=todo)
 
 
-def spread(model: Recommender, trained: Iterable[nn.Parameter], processes: Processes) -> str | None:
-    """Under an FSDP2 launch, spread the base's layers over the processes (mutates the base, for good).
+def shard_base(model: Recommender, trained: Iterable[nn.Parameter], processes: Processes) -> str | None:
+    """Under an FSDP2 launch, shard the base's layers over the processes (mutates the base, for good).
 
     Returns:
-        What was done, in a line; None where nothing was.
+        A report of it; None for any other launch.
     """
-    if processes.count == 1 or not _asked():
+    if processes.count == 1 or not _requested():
         return None
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -74,7 +72,7 @@ def _layers(body: nn.Module) -> Iterable[nn.Module]:
     return max((module for module in body.modules() if isinstance(module, nn.ModuleList)), key=len)
 
 
-def _asked() -> bool:
+def _requested() -> bool:
     return _flag("ACCELERATE_USE_FSDP", default=False)
 
 

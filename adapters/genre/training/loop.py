@@ -1,42 +1,71 @@
-"""The loop: accelerate, schedule, validation, early stop, checkpoints, resume.
+"""The loop: steps, validation, early stop, checkpoints, resume.
 
 Owns: one run from its first step to its best weights. Ignores: the registry, command lines.
 
     run folder:  recipe.yaml  environment.json  log.jsonl  metrics.json  curve.svg  checkpoints/last.pt  tracker files
 """
 
-import json
 import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from genre.data.sequences.batches import collate
 from genre.data.sequences.layout import Sequence
 from genre.distributed import Processes
-from genre.errors import DivergedError, InputError, InterruptedJobError
-from genre.evaluation.metrics import metric
+from genre.errors import InputError, InterruptedJobError
 from genre.progress import Bar, Reporter
 from genre.training.assembly import Assembly
-from genre.training.averaging import Average
-from genre.training.checkpoints import read_checkpoint, trim_log, write_checkpoint
-from genre.training.checks import check_finite, check_trainable, check_trained, gradient_norms, name_rows
-from genre.training.cooccurrence import add_tastes
+from genre.training.averaging import Average, copy_into
+from genre.training.checkpoints import TrainingState, read_checkpoint, write_checkpoint
+from genre.training.checks import GradientMonitor, check_finite, check_trainable, check_trained, checksums, gradient_norms
+from genre.training.cooccurrence import add_cooccurrence
 from genre.training.epochs import Labels, plan_epoch
-from genre.training.fsdp import spread
-from genre.training.interrupts import Interrupts
-from genre.training.micro_batches import count_targets, cut, most_pieces, seed_apart, shares, start_alike
-from genre.training.state import Fitted, State, peak_memory_bytes
-from genre.training.trackers import need_tracker, start_tracker
-from genre.training.updates import Updates
-from genre.training.validation import measure
+from genre.training.fsdp import shard_base
+from genre.training.micro_batches import broadcast_weights, count_targets, most_micro_batches, seed_process, shares, split_rows
+from genre.training.optimization import Optimization, learning_rate
+from genre.training.reporting import append_log, check_tracker, start_tracker, trim_log
+from genre.training.runtime import Interrupts, peak_memory_bytes
+from genre.training.validation import deciding_metric, validation_metrics
+
+
+@dataclass
+class Fitted:
+    """A finished run: the model holds its best weights.
+
+    Attributes:
+        state: Counters and the validation history.
+        peak_memory_bytes: Of the process on the CPU, of the device on CUDA.
+    """
+
+    assembly: Assembly
+    state: TrainingState
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The outcome of one step.
+
+    Attributes:
+        loss: The weighted sum of the tasks' mean losses.
+        tokens: Of its rows, without padding.
+        losses: For each task its mean loss and its number of targets.
+    """
+
+    loss: float
+    tokens: int
+    losses: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> int:
+        """The number of targets of all tasks."""
+        return sum(count for _, count in self.losses.values())
 
 
 def fit(
@@ -46,7 +75,7 @@ def fit(
     resume: bool = False,
     reporter: Reporter | None = None,
     stop_at: int | None = None,
-    on_validation: Callable[[State], None] | None = None,
+    on_validation: Callable[[TrainingState], None] | None = None,
 ) -> Fitted:
     """Train an assembled run and leave the best validated weights in its model.
 
@@ -56,331 +85,308 @@ def fit(
         resume: Go on from `checkpoints/last.pt`.
         reporter: Where progress goes; silent if None.
         stop_at: Stop as if interrupted after so many steps (for tests of resuming).
-        on_validation: Told of the state after every epoch, once its checkpoint is written; what it raises ends the run.
+        on_validation: Called with the state after every epoch, once its checkpoint is written; what it raises ends the run.
 
     Raises:
         DivergedError: A loss, a gradient or a weight is not finite; the last good checkpoint stays.
-        InterruptedJobError: Interrupted; the message says how to go on.
+        InterruptedJobError: Interrupted; the message names the command that resumes.
         InputError: There is nothing to resume.
     """
-    loop = Loop(assembly, folder, reporter or Reporter.silent(), stop_at)
-    loop.on_validation = on_validation
+    loop = Loop(assembly, folder, reporter or Reporter.silent(), stop_at=stop_at, on_validation=on_validation)
     try:
         if resume:
             loop.restore()
         with loop.interrupts:
             loop.run()
     except KeyboardInterrupt:
-        raise InterruptedJobError(
-            f"interrupted after step {loop.saved or 0}",
-            got="Ctrl-C",
-            todo=f"the same command with --resume goes on from {folder}",
-        ) from None
+        todo = f"the same command with --resume goes on from {folder}"
+        raise InterruptedJobError(f"interrupted after step {loop.saved or 0}", got="Ctrl-C", todo=todo) from None
     finally:
         loop.close()
     return Fitted(assembly, loop.state, peak_memory_bytes(assembly.base.device))
 
 
-SURGE = 100.0
-"""A gradient so many times larger than the median of the steps before is told, with the sequence that has the largest."""
-
-
 class Loop:
     """One run, a step at a time or the whole; `fit` is the way in, and `genre.training.simultaneous` steps several.
 
+    Args:
+        assembly, folder, stop_at, on_validation: See `fit`.
+        reporter: Where the first process's progress goes.
+        exclusive: Opens a block in which this run's model is used by itself; for a base that several runs share.
+
     Attributes:
-        state: Where the run stands.
+        state: The counters of the run.
+        labels: For each task its slot and the labels of the present epoch.
+        best: The best validated weights so far.
         saved: The step of the last checkpoint; None before the first.
-        on_validation: Told of the state after every epoch.
-        alone: What holds while this run's model is used by itself, for validation.
     """
 
-    def __init__(self, assembly: Assembly, folder: Path, reporter: Reporter, stop_at: int | None) -> None:
+    def __init__(
+        self,
+        assembly: Assembly,
+        folder: Path,
+        reporter: Reporter,
+        *,
+        stop_at: int | None = None,
+        on_validation: Callable[[TrainingState], None] | None = None,
+        exclusive: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         from accelerate import Accelerator
 
-        self.assembly, self.folder, self.stop_at = assembly, folder, stop_at
-        self.recipe, self.train = assembly.recipe, assembly.recipe.train
-        self.state, self.processes = State(), Processes.current()
+        self.assembly = assembly
+        self.folder = folder
+        self.stop_at = stop_at
+        self.on_validation = on_validation
+        self.exclusive = exclusive
+        self.recipe = assembly.recipe
+        self.train = assembly.recipe.train
+        self.model = assembly.model
+        self.device = assembly.base.device
+        self.state = TrainingState()
+        self.processes = Processes.current()
         self.reporter = reporter if self.processes.is_main else Reporter.silent()
         if self.processes.is_main:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        self.model = assembly.model
         self.parameters = self.model.trainable()
         check_trainable(assembly, self.parameters)
-        self.start = {name: float(value.detach().float().sum()) for name, value in self.parameters.items()}
-        tracker, cpu = need_tracker(self.train.tracker), assembly.base.device.type == "cpu"
-        self.accelerator = Accelerator(cpu=cpu, log_with=tracker, project_dir=str(folder))
+        self.start = checksums(self.parameters)
+        tracker = check_tracker(self.train.tracker)
+        self.accelerator = Accelerator(cpu=self.device.type == "cpu", log_with=tracker, project_dir=str(folder))
         start_tracker(self.accelerator, self.recipe, folder)
-        # Not wrapped for data parallel: gradients are added up here, weighted by targets, whatever module they are of.
+        # Not wrapped for data parallel: gradients are summed here, weighted by targets, whatever module they are of.
         self.wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.processes.count > 1)
-        start_alike(self.processes, self.model, self.train.seed)
-        if spoken := spread(self.model, self.parameters.values(), self.processes):
-            self.reporter.line(spoken)
-        self.updates = Updates(self.accelerator, self.processes, list(self.parameters.values()), self.train)
-        self.labels: Labels = assembly.builder.data.supervise(list(self.recipe.tasks))
-        self.supervise: Labels = self.labels
+        broadcast_weights(self.processes, self.model, self.train.seed)
+        if message := shard_base(self.model, self.parameters.values(), self.processes):
+            self.reporter.line(message)
+        self.optimization = Optimization(self.accelerator, self.processes, list(self.parameters.values()), self.train)
         self.average = Average(self.parameters, self.train.average)
+        self.all_labels: Labels = assembly.builder.data.supervise(list(self.recipe.tasks))
+        self.labels: Labels = self.all_labels
         self.best: dict[str, Tensor] = {}
-        self.parts: dict[str, tuple[float, int]] = {}
         self.saved: int | None = None
-        self.norms: deque[float] = deque(maxlen=50)
+        self.gradients = GradientMonitor(assembly, self.row_norms)
         self.bar: Bar | None = None
-        self.interrupts, self.agreed = Interrupts(), False
-        self.on_validation: Callable[[State], None] | None = None
-        self.alone: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.interrupts = Interrupts()
+        self.stop_requested = False
 
     def run(self) -> None:
-        """Train to the last epoch or the early stop, then put the best weights back."""
-        for rows, share in self.steps():
+        """Train to the last epoch or the early stop, then restore the best weights."""
+        for rows, progress in self.steps():
             begun = time.perf_counter()
-            found = self.step(rows, share)
-            self.account(share, *found, seconds=time.perf_counter() - begun)
+            result = self.step(rows, progress)
+            self.account(progress, result, seconds=time.perf_counter() - begun)
         self.finish()
 
     @property
-    def over(self) -> bool:
-        """Whether the last epoch is done, or validation has been no better for `train.early_stop` epochs."""
-        return self.state.epoch >= self.train.epochs or self.stopped
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the early stop has come."""
+    def stopped_early(self) -> bool:
+        """True if validation has been no better for `train.early_stop` epochs."""
         return self.train.early_stop is not None and self.state.stale >= self.train.early_stop
 
     def steps(self) -> Iterator[tuple[list[Sequence], float]]:
-        """What is left of the run: the rows of each step and the share of the run that is done.
+        """The rest of the run: the rows of each step and the share of the run that is done.
 
-        Who takes a step does it and accounts for it before the next one is asked for. In between, epochs are validated
-        and checkpoints written.
+        The caller takes a step and accounts for it before it asks for the next one. In between, epochs are validated and
+        checkpoints written.
 
         Raises:
-            KeyboardInterrupt: The user has asked to stop; a checkpoint of the last step was written.
+            KeyboardInterrupt: The user wants to stop; a checkpoint of the last step was written.
         """
         if self.saved is None:
-            self.save("last")  # so that a run that is killed before its first checkpoint can be resumed too
-        while not self.over:
+            self.save()  # so that a run that is killed before its first checkpoint can be resumed too
+        while self.state.epoch < self.train.epochs and not self.stopped_early:
             yield from self.epoch()
             self.validate()
-            self.state.epoch, self.state.batch = self.state.epoch + 1, 0
-            self.save("last")
+            self.state.epoch += 1
+            self.state.batch = 0
+            self.save()
             if self.on_validation is not None:
                 self.on_validation(self.state)
-            self.pause()
-        if self.stopped:
+            self.stop_if_requested()
+        if self.stopped_early:
             self.reporter.line(f"early stop: no better for {self.state.stale} epochs")
 
     def epoch(self) -> Iterator[tuple[list[Sequence], float]]:
-        """The batches of one epoch, from where the state stands."""
-        rows, batches = self.plan(self.state.epoch)
-        self.model.train()
-        if self.assembly.shared is not None:
-            self.assembly.shared.encoder.train(self.assembly.fits_encoder)
+        """The steps of one epoch, from the present one."""
+        batches = self.plan(self.state.epoch)
+        self.set_training()
         with self.reporter.bar(f"epoch {self.state.epoch + 1}/{self.train.epochs}", len(batches)) as self.bar:
             self.bar.advance(self.state.batch)
             for index in range(self.state.batch, len(batches)):
-                yield [rows[i] for i in batches[index]], (self.state.epoch + index / len(batches)) / self.train.epochs
+                yield batches[index], (self.state.epoch + index / len(batches)) / self.train.epochs
                 if self.state.step % self.train.checkpoint_every == 0:
-                    self.save("last")
-                self.pause()
+                    self.save()
+                self.stop_if_requested()
 
-    def account(self, share: float, loss: float, tokens: int, targets: int, *, seconds: float) -> None:
-        """Count a step that was done, and write it down."""
-        state = self.state
-        state.batch, state.step = state.batch + 1, state.step + 1
-        state.tokens, state.targets, state.seconds = state.tokens + tokens, state.targets + targets, state.seconds + seconds
+    def plan(self, epoch: int) -> list[list[Sequence]]:
+        """Lay out an epoch: the rows of its steps. Steps learn from its labels from now on."""
+        planned = plan_epoch(self.assembly, self.all_labels, epoch)
+        self.labels = planned.labels
+        return planned.batches
+
+    def set_training(self) -> None:
+        """Put the model, and its encoder if that is being fitted, in training mode."""
+        self.model.train()
+        if self.assembly.shared is not None:
+            self.assembly.shared.encoder.train(self.assembly.fits_encoder)
+
+    def account(self, progress: float, result: StepResult, *, seconds: float) -> None:
+        """Count a step that was done, and log it."""
+        self.state.batch += 1
+        self.state.step += 1
+        self.state.tokens += result.tokens
+        self.state.targets += result.targets
+        self.state.seconds += seconds
         if self.bar is not None:
-            self.bar.advance(1, loss=loss, tokens=tokens)
-        parts = {f"loss.{name}": value for name, (value, _) in self.parts.items()} if len(self.parts) > 1 else {}
-        norm = {"gradient_norm": self.norms[-1]} if self.norms else {}
-        self.record({"loss": loss, **parts, **norm, "learning_rate": self.rate(share)})
+            self.bar.advance(1, loss=result.loss, tokens=result.tokens)
+        parts = {f"loss.{name}": value for name, (value, _) in result.losses.items()} if len(result.losses) > 1 else {}
+        norms = self.gradients.norms
+        norm = {"gradient_norm": norms[-1]} if norms else {}
+        self.log({"loss": result.loss, **parts, **norm, "learning_rate": learning_rate(self.train, progress)})
 
-    def pause(self) -> None:
-        """Stop between two steps if the user has asked to; with a checkpoint, so that nothing is lost."""
-        asked = self.interrupts.asked if self.processes.count == 1 else self.agreed
-        if asked or (self.stop_at is not None and self.state.step >= self.stop_at):
-            self.save("last")
+    def stop_if_requested(self) -> None:
+        """Stop between two steps if the user wants to; with a checkpoint, so that nothing is lost."""
+        requested = self.interrupts.requested if self.processes.count == 1 else self.stop_requested
+        if requested or (self.stop_at is not None and self.state.step >= self.stop_at):
+            self.save()
             raise KeyboardInterrupt
 
-    def plan(self, epoch: int) -> tuple[list[Sequence], list[np.ndarray]]:
-        """The rows of an epoch and its batches; steps learn from its labels from now on."""
-        found = plan_epoch(self.assembly, self.labels, epoch)
-        self.supervise = found.supervise
-        return found.rows, found.batches
+    def step(self, rows: list[Sequence], progress: float) -> StepResult:
+        """Take one optimizer step on some rows."""
+        targets = count_targets(rows, self.labels)
+        losses = torch.zeros(len(targets) + 1)  # and whether this process was interrupted
+        micro_batches = split_rows(rows, self.processes, self.train.accumulate)
+        for micro_batch in micro_batches:
+            batch = collate(micro_batch, self.labels).to(self.device)
+            share = shares({name: len(reads.labels) for name, reads in batch.reads.items()}, targets)
+            loss, parts = self.wrapped(batch, share)
+            self.optimization.backward(loss)
+            losses += torch.tensor([*(share[name] * parts[name][0] for name in targets), 0.0])
+        if self.model.in_step:  # run the base as often as the other processes, on a row that counts for nothing
+            for _ in range(most_micro_batches(rows, self.processes, self.train.accumulate) - len(micro_batches)):
+                batch = collate(rows[:1], self.labels).to(self.device)
+                self.optimization.backward(self.wrapped(batch, dict.fromkeys(targets, 0.0))[0])
+        losses[-1] = float(self.interrupts.requested)
+        *means, interrupted = self.optimization.all_reduce(losses).tolist()
+        self.stop_requested = interrupted > 0
+        self.update(rows, progress)
+        total = sum(self.model.tasks[name].weight * mean for name, mean in zip(targets, means, strict=True))
+        by_task = {name: (mean, targets[name]) for name, mean in zip(targets, means, strict=True)}
+        return StepResult(total, sum(len(row) for row in rows), by_task)
 
-    def rate(self, share: float) -> float:
-        """Linear warm-up, then linear decay to a tenth; `share` of the run is in [0, 1)."""
-        if share < self.train.warmup:
-            return self.train.learning_rate * max(share / self.train.warmup, 0.05)
-        return self.train.learning_rate * (1 - 0.9 * (share - self.train.warmup) / (1 - self.train.warmup))
-
-    def step(self, rows: list[Sequence], share: float) -> tuple[float, int, int]:
-        """One optimizer step on some rows; the loss, the tokens and the targets of it."""
-        whole = count_targets(rows, self.supervise)
-        told = torch.zeros(len(whole) + 1)
-        pieces = cut(rows, self.processes, self.train.accumulate)
-        more = most_pieces(rows, self.processes, self.train.accumulate) - len(pieces) if self.model.in_step else 0
-        for piece in pieces:
-            batch = collate(piece, self.supervise).to(self.assembly.base.device)
-            part = shares({name: len(reads.labels) for name, reads in batch.reads.items()}, whole)
-            loss, parts = self.wrapped(batch, part)
-            self.updates.backward(loss)
-            told += torch.tensor([*(part[name] * parts[name][0] for name in whole), 0.0])
-        for _ in range(more):  # to run the base as often as the other processes; it counts for nothing
-            batch = collate(rows[:1], self.supervise).to(self.assembly.base.device)
-            self.updates.backward(self.wrapped(batch, dict.fromkeys(whole, 0.0))[0])
-        told[-1] = float(self.interrupts.asked)
-        *means, asked = self.updates.add_up(told).tolist()
-        self.agreed = asked > 0
-        self.parts = {name: (mean, whole[name]) for name, mean in zip(whole, means, strict=True)}
-        self.update(rows, share)
-        total = sum(self.model.tasks[name].weight * mean for name, (mean, _) in self.parts.items())
-        return total, sum(len(row) for row in rows), sum(whole.values())
-
-    def update(self, rows: list[Sequence], share: float) -> None:
-        """Clip the gradients that some rows gave, step the optimizer, and forget them.
+    def update(self, rows: list[Sequence], progress: float) -> None:
+        """Clip the gradients that some rows gave, step the optimizer, and drop them.
 
         Raises:
             DivergedError: A gradient is not finite; nothing was changed, and the message names the sequences.
         """
-        norm = self.updates.clip()
-        if not math.isfinite(norm):
-            self.updates.forget()
-            own = self.own_norms(rows)
-            bad = [row for row, value in zip(rows, own, strict=True) if not math.isfinite(value)]
-            named = name_rows(self.assembly, bad) if bad else "alone, each sequence has a finite one"
-            raise DivergedError(
-                f"a gradient is not finite at step {self.state.step}",
-                got=norm,
-                todo=f"{len(bad)} of {len(rows)} sequences: {named}; look at them, or lower train.learning_rate; "
-                "the last checkpoint is intact",
-            )
-        if len(self.norms) >= 20 and norm > self.train.clip and norm > SURGE * statistics.median(self.norms):
-            self.tell_surge(norm, rows)
-        self.norms.append(norm)
-        self.updates.step(self.rate(share))
-        self.average.take(self.state.step + 1)
+        norm = self.optimization.clip()
+        if warning := self.gradients.check(norm, rows, self.state.step):
+            self.reporter.line(warning)
+        self.optimization.step(learning_rate(self.train, progress))
+        self.average.update(self.state.step + 1)
 
-    def own_norms(self, rows: list[Sequence]) -> list[float]:
+    def row_norms(self, rows: list[Sequence]) -> list[float]:
         """The norm of the gradient that each row gives by itself."""
-        device = self.assembly.base.device
-        with self.alone():
-            return gradient_norms(lambda some: self.model(collate(some, self.supervise).to(device))[0], rows, self.parameters)
 
-    def tell_surge(self, norm: float, rows: list[Sequence]) -> None:
-        """Say that a gradient exploded, and which sequence has the largest; clipping bounds what it does."""
-        own = self.own_norms(rows)
-        worst = rows[int(np.nanargmax(own))]
-        self.reporter.line(
-            f"step {self.state.step}: the gradient's norm is {norm:.3g}, {norm / statistics.median(self.norms):,.0f} times the "
-            f"usual, and is cut to {self.train.clip:g}; the largest comes from {name_rows(self.assembly, [worst])}"
-        )
+        def loss(some: list[Sequence]) -> Tensor:
+            value: Tensor = self.model(collate(some, self.labels).to(self.device))[0]
+            return value
+
+        with self.exclusive():
+            return gradient_norms(loss, rows, self.parameters)
 
     def validate(self) -> None:
         """Evaluate the validation part; keep the weights, or their average, if they are the best so far."""
         check_finite(self.parameters, self.state.step)
-        with self.average.in_place():
-            self.judge()
+        with self.average.applied():
+            with self.exclusive():
+                measured = validation_metrics(self.assembly, self.processes)
+            if self.is_best(measured):
+                self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
 
-    def judge(self) -> None:
-        """Evaluate the present weights, and keep them if they are the best so far."""
-        with self.alone():
-            measured = measure(self.assembly, self.processes)
-        values = {name: value for name, value in measured.items() if not math.isnan(value)}
-        tasks = self.recipe.tasks
-        ordered = [(task, task.metrics[0]) for task in tasks] + [(task, each) for task in tasks for each in task.metrics[1:]]
-        name, own = next(((f"{task.name}.{each}", each) for task, each in ordered if f"{task.name}.{each}" in values), ("", ""))
-        if not name:  # nothing to validate on: the last weights are the ones to keep
-            self.keep()
-            return
-        if not self.state.history and (missing := [each for each in measured if each not in values]):
-            said = f"validation: {', '.join(missing)} cannot be computed from the labels there"
-            self.reporter.line(f"{said}; {name} decides")
-        value, chosen = values[name], metric(own)
-        better = self.state.best_value is None or chosen.better(value, self.state.best_value)
+    def is_best(self, measured: dict[str, float]) -> bool:
+        """Log validation metrics; True if the deciding one is the best so far, or if there is nothing to decide by."""
+        deciding = deciding_metric(self.recipe.tasks, measured)
+        if deciding is None:
+            return True
+        name, metric = deciding
+        values = {key: value for key, value in measured.items() if not math.isnan(value)}
+        if not self.state.history and (missing := [key for key in measured if key not in values]):
+            self.reporter.line(f"validation: {', '.join(missing)} cannot be computed from the labels there; {name} decides")
+        better = self.state.best_value is None or metric.better(values[name], self.state.best_value)
         if better:
-            self.state.best_value, self.state.best_epoch = value, self.state.epoch
-            self.keep()
+            self.state.best_value = values[name]
+            self.state.best_epoch = self.state.epoch
         self.state.history.append({"epoch": self.state.epoch + 1, "step": self.state.step, **values})
-        self.record({f"valid.{key}": number for key, number in values.items()})
-        shown = "  ".join(f"{key} {number:.4f}" for key, number in list(values.items())[:4])
+        self.log({f"valid.{key}": value for key, value in values.items()})
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in list(values.items())[:4])
         self.reporter.line(f"epoch {self.state.epoch + 1}: validation {shown}{'  (best)' if better else ''}")
-
-    def keep(self) -> None:
-        """Remember the present weights as the best."""
-        self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
+        return better
 
     def finish(self) -> None:
-        """Put the best weights back, check that training did something, and add what is fitted after it."""
-        if self.best:
-            with torch.no_grad():
-                for name, value in self.parameters.items():
-                    value.copy_(self.best[name])
+        """Restore the best weights, check that training did something, and fit the co-occurrence terms."""
+        copy_into(self.parameters, self.best)
         check_finite(self.parameters, self.state.step)
         check_trained(self.parameters, self.start)
-        with self.alone():
-            for said in add_tastes(self.assembly, self.processes):
-                self.reporter.line(said)
+        with self.exclusive():
+            for message in add_cooccurrence(self.assembly, self.processes):
+                self.reporter.line(message)
 
-    def record(self, values: dict[str, float]) -> None:
-        """One line for the log file and the tracker."""
-        if not self.processes.is_main:
-            return
-        self.accelerator.log(values, step=self.state.step)
-        line = {"step": self.state.step, "epoch": self.state.epoch, "seconds": round(self.state.seconds, 3), **values}
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def log(self, values: dict[str, float]) -> None:
+        """Write a line to the log file and the tracker."""
+        if self.processes.is_main:
+            self.accelerator.log(values, step=self.state.step)
+            counters = {"step": self.state.step, "epoch": self.state.epoch, "seconds": round(self.state.seconds, 3)}
+            append_log(self.folder, counters | values)
 
-    def save(self, name: str) -> None:
+    def save(self) -> None:
         """Write a checkpoint of everything that the next step depends on.
 
         Raises:
             DivergedError: A weight is not finite; the last checkpoint stays.
         """
         check_finite(self.parameters, self.state.step)
-        optimizer = self.updates.state()
         if self.processes.is_main:
-            write_checkpoint(self.folder, name, {
-                "state": vars(self.state).copy(), "optimizer": optimizer,
+            payload = {
+                "state": vars(self.state).copy(),
+                "optimizer": self.optimization.optimizer.state_dict(),
                 "weights": {key: value.detach().cpu() for key, value in self.parameters.items()},
                 "best": {key: value.cpu() for key, value in self.best.items()},
-                "average": {key: value.cpu() for key, value in self.average.values.items()}, "random": torch.get_rng_state(),
-                "random_device": torch.cuda.get_rng_state() if self.assembly.base.device.type == "cuda" else None,
-            })  # fmt: skip
+                "average": {key: value.cpu() for key, value in self.average.values.items()},
+                "random": torch.get_rng_state(),
+                "random_device": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            }
+            write_checkpoint(self.folder, payload)
         self.saved = self.state.step
 
     def restore(self) -> None:
-        """Go on from `checkpoints/last.pt`, and take out of the log what came after it.
+        """Go on from `checkpoints/last.pt`, and remove what came after it from the log.
 
         Raises:
             InputError: There is no checkpoint, it is damaged, or it is of another recipe.
         """
-        payload = read_checkpoint(self.folder, self.assembly.base.device)
-        theirs = {name: tuple(value.shape) for name, value in payload["weights"].items()}
-        own = {name: tuple(value.shape) for name, value in self.parameters.items()}
+        payload = read_checkpoint(self.folder, self.device)
+        theirs = {(name, tuple(value.shape)) for name, value in payload["weights"].items()}
+        own = {(name, tuple(value.shape)) for name, value in self.parameters.items()}
         if theirs != own:
-            raise InputError(
-                "the checkpoint is of another recipe",
-                got=sorted({name for name, _ in theirs.items() ^ own.items()})[:3],
-                expected="the same trained parameters",
-            )
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                value.copy_(payload["weights"][name])
-        self.state = State(**payload["state"])
+            different = sorted({name for name, _ in theirs ^ own})[:3]
+            raise InputError("the checkpoint is of another recipe", got=different, expected="the same trained parameters")
+        copy_into(self.parameters, payload["weights"])
+        self.state = TrainingState(**payload["state"])
         self.best = payload["best"]
-        self.average.load(payload.get("average", {}))
-        self.updates.load(payload["optimizer"])
+        self.average.load(payload["average"])
+        self.optimization.optimizer.load_state_dict(payload["optimizer"])
         self.saved = self.state.step
         if not self.processes.is_main:  # the checkpoint has the first process's random numbers
-            seed_apart(self.processes, self.train.seed, self.state.step)
+            seed_process(self.processes, self.train.seed, self.state.step)
             return
         torch.set_rng_state(payload["random"].cpu())
         if payload["random_device"] is not None:
             torch.cuda.set_rng_state(payload["random_device"].cpu())
-        trim_log(self.folder / "log.jsonl", self.state.step, self.state.epoch)
+        trim_log(self.folder, self.state.step, self.state.epoch)
 
     def close(self) -> None:
-        """End the trackers and let go of accelerate's references; the processes stay together for the evaluation."""
+        """End the trackers and drop accelerate's references; the processes stay together for the evaluation."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.accelerator.free_memory()

@@ -1,9 +1,11 @@
-"""Batches of several runs side by side in one pass of a base, none padded to another's length.
+"""Packed batches: those of several runs side by side in one pass of a base, none padded to another's length.
 
-Owns: whether a base can do that. Ignores: adapters, losses, how it is done (`Base.line`).
+Owns: checking that a base can do that. Ignores: adapters, losses, how it is done (`Base.line`).
 """
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Rows
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,70 +16,57 @@ from genre.modules.base.attention import install, restore
 from genre.modules.base.base import Base
 
 
-class Segments:
-    """A base that reads several batches in one pass, between `begin` and `end`.
+@contextmanager
+def packing(base: Base) -> Iterator[None]:
+    """A block in which the base's attention keeps the batches of a packed one apart (mutates the base).
+
+    Raises:
+        BaseModelError: The base's attention cannot be replaced.
+    """
+    if not base.takes_blocks:
+        raise _unfit(base, "its attention cannot be replaced")
+    before = install(base.model)
+    try:
+        yield
+    finally:
+        restore(base.model, before)
+
+
+def packed_hidden(base: Base, embeds: Rows[Tensor], batches: Rows[Batch]) -> list[Tensor]:
+    """Hidden states of several batches, each as `Base.hidden` gives them alone; within `packing`.
 
     Args:
         base: A causal base.
+        embeds: For each batch (B, T, D).
+        batches: The batches; their positions and masks are used.
+
+    Returns:
+        For each batch (B, T, D).
     """
+    if len(batches) == 1:
+        return [base.hidden(embeds[0], batches[0].positions, batches[0].mask)]
+    return base.line(embeds, [each.positions for each in batches], [each.mask for each in batches])
 
-    def __init__(self, base: Base) -> None:
-        self.base = base
-        self._before = ""
 
-    def begin(self) -> None:
-        """Let the base's attention know segments (mutates it until `end`).
+@torch.no_grad()
+def check_packing(base: Base) -> None:
+    """Compare a packed pass of two short batches with passes of each alone; the base must be bare, and is left so.
 
-        Raises:
-            BaseModelError: The base's attention cannot be replaced.
-        """
-        if not self.base.takes_blocks:
-            raise self._unfit("its attention cannot be replaced")
-        self._before = install(self.base.model)
+    Raises:
+        BaseModelError: They differ: something beside the base's attention looks at more than one token.
+    """
+    draw = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(*size, base.hidden_size, generator=draw) * base.embedding_rms for size in ((1, 7), (2, 4))]
+    embeds = [each.to(base.device, base.dtype) for each in drawn]
+    alone = [base.hidden(each) for each in embeds]
+    with packing(base):
+        packed = base.line(embeds, [None, None], [None, None])
+    close = 1e-3 if base.quantization == "none" and base.dtype == torch.float32 else 0.1  # activations are rounded
+    for one, other in zip(packed, alone, strict=True):
+        if not (one - other).float().norm() <= close * other.float().norm():
+            raise _unfit(base, "tokens see each other outside its attention")
 
-    def end(self) -> None:
-        """Give the base its own attention back."""
-        restore(self.base.model, self._before)
 
-    def hidden(self, embeds: Rows[Tensor], batches: Rows[Batch]) -> list[Tensor]:
-        """Hidden states of several batches, each as `Base.hidden` gives them alone.
-
-        Args:
-            embeds: For each batch (B, T, D).
-            batches: The batches; their positions and masks are used.
-
-        Returns:
-            For each batch (B, T, D).
-        """
-        if len(batches) == 1:
-            alone = batches[0]
-            return [self.base.hidden(embeds[0], alone.positions, alone.mask)]
-        return self.base.line(embeds, [each.positions for each in batches], [each.mask for each in batches])
-
-    @torch.no_grad()
-    def check(self) -> None:
-        """Compare a pass of two short batches with passes of each alone; the base must be bare, and is left so.
-
-        Raises:
-            BaseModelError: They differ: something beside the base's attention looks at more than one token.
-        """
-        draw = torch.Generator().manual_seed(0)
-        sizes, scale = ((1, 7), (2, 4)), self.base.embedding_rms
-        drawn = [torch.randn(*size, self.base.hidden_size, generator=draw) * scale for size in sizes]
-        embeds = [each.to(self.base.device, self.base.dtype) for each in drawn]
-        wanted = [self.base.hidden(each) for each in embeds]
-        self.begin()
-        try:
-            got = self.base.line(embeds, [None, None], [None, None])
-        finally:
-            self.end()
-        close = 1e-3 if self.base.quantization == "none" and self.base.dtype == torch.float32 else 0.1  # activations are rounded
-        for one, other in zip(got, wanted, strict=True):
-            if not (one - other).float().norm() <= close * other.float().norm():
-                raise self._unfit("tokens see each other outside its attention")
-
-    def _unfit(self, why: str) -> BaseModelError:
-        return BaseModelError(
-            f"base {self.base.name!r} cannot train several adapters at once", got=why,
-            todo="train the recipes one after the other",
-        )  # fmt: skip
+def _unfit(base: Base, reason: str) -> BaseModelError:
+    what = f"base {base.name!r} cannot train several adapters at once"
+    return BaseModelError(what, got=reason, todo="train the recipes one after the other")

@@ -1,6 +1,6 @@
-"""Several independent runs on one frozen base in one process: the rows of one pass train their own lane.
+"""Several independent runs on one frozen base in one process: the rows of one pass train the adapters of their own runs.
 
-Owns: the passes that runs share, a lane's place in them, runs that end, fail or are interrupted. Ignores: the registry,
+Owns: the passes that runs share, a run's slot in them, runs that end, fail or are interrupted. Ignores: the registry,
 command lines. Each run keeps its own `Loop`: plan, schedule, optimizer, clipping, validation, early stop, checkpoints;
 and its own random numbers, so that it ends as it would alone.
 
@@ -10,15 +10,13 @@ and its own random numbers, so that it ends as it would alone.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 import torch
 
-from genre.data.sequences.batches import Batch, collate
+from genre.data.sequences.batches import collate
 from genre.data.sequences.layout import Sequence as Row
 from genre.errors import GenreError, InputError, InterruptedJobError, RecipeError
 from genre.modules.base.base import Base
@@ -27,14 +25,13 @@ from genre.modules.lora.layer import LaneSpans, LoraLanes, attach, detach, find_
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.training.assembly import Assembly
-from genre.training.interrupts import Interrupts
-from genre.training.loop import Loop
-from genre.training.packing import Segments
-from genre.training.state import Fitted, Stream, peak_memory_bytes
+from genre.training.loop import Fitted, Loop, StepResult
+from genre.training.packing import check_packing, packed_hidden, packing
+from genre.training.runtime import Interrupts, RandomStream, peak_memory_bytes
 
 TOKENS = {"cpu": 2048, "cuda": 32768}
-"""Tokens, padding included, that the base sees in one pass unless said otherwise: what makes full use of it, and no more,
-since what is kept for the backward pass grows with them. A batch that is larger goes alone."""
+"""Default tokens of one pass of the base, padding included: enough to use it fully, and no more, since what is kept for the
+backward pass grows with them. A batch that is larger goes alone."""
 
 
 @dataclass
@@ -50,7 +47,7 @@ class Member:
 
     assembly: Assembly
     folder: Path
-    stream: Stream
+    stream: RandomStream
     resume: bool = False
 
 
@@ -66,13 +63,10 @@ def check_together(recipes: Sequence[Recipe]) -> None:
         raise RecipeError("two recipes have the same name", got=", ".join(names), todo="rename one with --set or in its file")
     for recipe in recipes:
         for field in ("name", "depth", "quantization", "precision"):
-            own, wanted = getattr(recipe.base, field), getattr(first.base, field)
+            own, wanted = (getattr(each.base, field) or "all layers" for each in (recipe, first))
             if own != wanted:
-                raise RecipeError(
-                    f"recipes that train at once share one base: {recipe.name!r} differs from {first.name!r} in base.{field}",
-                    got="all layers" if own is None else own, expected="all layers" if wanted is None else wanted,
-                    todo="train it by itself",
-                )  # fmt: skip
+                what = f"recipes that train at once share one base: {recipe.name!r} differs from {first.name!r} in base.{field}"
+                raise RecipeError(what, got=own, expected=wanted, todo="train it by itself")
         if recipe.reads == "texts":
             raise RecipeError(f"recipe {recipe.name!r} reads labelled texts", todo="train it by itself")
         for field, got, expected in (
@@ -81,10 +75,8 @@ def check_together(recipes: Sequence[Recipe]) -> None:
             ("train.checkpoint_activations", recipe.train.checkpoint_activations, (False,)),
         ):
             if got not in expected:
-                raise RecipeError(
-                    f"recipe {recipe.name!r} cannot train beside others: {field}", got=got,
-                    expected=" or ".join(map(str, expected)), todo="train it by itself",
-                )  # fmt: skip
+                what = f"recipe {recipe.name!r} cannot train beside others: {field}"
+                raise RecipeError(what, got=got, expected=" or ".join(map(str, expected)), todo="train it by itself")
 
 
 def fit_together(
@@ -99,65 +91,77 @@ def fit_together(
         stop_at: Stop as if interrupted after so many rounds (for tests of resuming).
 
     Returns:
-        For each run what it is when it has ended, or why it failed: one that diverges leaves the others alone.
+        For each run its result, or the error that ended it: one that diverges leaves the others alone.
 
     Raises:
-        InterruptedJobError: Interrupted; the message says how to go on.
+        InterruptedJobError: Interrupted; the message names the command that resumes.
         InputError: There is nothing to resume, or the runs do not share a base.
     """
-    group = Group(members, reporter or Reporter.silent(), tokens, stop_at)
+    group = Group(members, reporter or Reporter.silent(), tokens=tokens, stop_at=stop_at)
     try:
         with group.interrupts:
-            group.run()
+            group.train()
     except KeyboardInterrupt:
-        steps = ", ".join(f"{lane.name} after step {lane.loop.saved or 0}" for lane in group.lanes)
+        steps = ", ".join(f"{run.name} after step {run.loop.saved or 0}" for run in group.runs)
         todo = "the same command with --resume goes on from their run folders"
         raise InterruptedJobError(f"interrupted: {steps}", got="Ctrl-C", todo=todo) from None
     finally:
         group.close()
     memory = peak_memory_bytes(group.base.device)
-    return [lane.error or Fitted(lane.loop.assembly, lane.loop.state, memory) for lane in group.lanes]
+    return [run.error or Fitted(run.loop.assembly, run.loop.state, memory) for run in group.runs]
 
 
-class Lane:
-    """One run's place in a group.
+class GroupRun:
+    """One run of a group while it trains.
 
     Attributes:
-        number: Its lane.
-        loop: The run.
+        slot: Its adapter's slot in the shared layers.
+        loop: The run itself.
         stream: Its random numbers.
-        steps: What is left of it; None when it has ended or failed.
-        error: Why it failed.
+        steps: The rest of it; None once it has ended or failed.
+        error: The failure that ended it.
     """
 
-    def __init__(self, number: int, member: Member, reporter: Reporter) -> None:
-        self.number, self.name, self.stream = number, member.assembly.recipe.name, member.stream
-        said = Reporter(lambda text: reporter.write(f"{self.name}: {text}"))
-        self.loop = Loop(member.assembly, member.folder, said, None)
+    def __init__(self, slot: int, member: Member, group: "Group") -> None:
+        self.slot = slot
+        self.name = member.assembly.recipe.name
+        self.stream = member.stream
+        reporter = Reporter(lambda text: group.reporter.write(f"{self.name}: {text}"))
+        self.loop = Loop(member.assembly, member.folder, reporter, exclusive=lambda: group.exclusive(self))
         self.resume = member.resume
         self.error: GenreError | None = None
         self.steps: Iterator[tuple[list[Row], float]] | None = self.loop.steps()
 
-    def start(self) -> None:
-        """Go on from the run folder's last checkpoint, if that was asked for."""
-        if self.resume:
+    def next_step(self) -> "PendingStep | None":
+        """The next step; None once the run has ended or failed. Between steps it validates and writes checkpoints."""
+        if self.steps is None:
+            return None
+        try:
             with self.stream.drawing():
-                self.loop.restore()
+                step = next(self.steps, None)
+            if step is not None:
+                return PendingStep(self, *step)
+            self.loop.finish()
+            self.steps = None
+        except GenreError as error:
+            self.fail(error)
+        return None
 
     def fail(self, error: GenreError) -> None:
         """Leave the group; the last checkpoint stays."""
-        self.error, self.steps = error, None
-        self.loop.updates.forget()
+        self.error = error
+        self.steps = None
+        self.loop.optimization.zero_grad()
         self.loop.reporter.line(f"failed: {error}")
 
 
 @dataclass
-class Due:
-    """A lane's next step."""
+class PendingStep:
+    """A run's next step: its rows, and the share of the run that is done."""
 
-    lane: Lane
+    run: GroupRun
     rows: list[Row]
-    share: float
+    progress: float
 
     @property
     def size(self) -> int:
@@ -168,168 +172,180 @@ class Due:
 class Group:
     """Runs in lockstep: each round, every run that is not over does its next step.
 
+    Args:
+        members: The runs, on one bare base.
+        reporter: Where progress goes.
+        tokens: Most tokens of one pass (see `TOKENS`).
+        stop_at: Stop as if interrupted after so many rounds.
+
     Attributes:
-        used, padded: Tokens that were no padding, and all that the base saw.
+        used, padded: Tokens that were no padding, and all that the base read.
         passes: How often the base ran.
     """
 
-    def __init__(self, members: Sequence[Member], reporter: Reporter, tokens: int | None, stop_at: int | None) -> None:
+    def __init__(
+        self, members: Sequence[Member], reporter: Reporter, *, tokens: int | None = None, stop_at: int | None = None
+    ) -> None:
         bases = {id(member.assembly.base): member.assembly.base for member in members}
         if len(bases) != 1:
             raise InputError("runs that train at once share one base", got=f"{len(bases)} bases", expected="one")
         self.base: Base = next(iter(bases.values()))
         self.base.need_bare()
-        self.reporter, self.stop_at = reporter, stop_at
+        check_packing(self.base)
+        self.reporter = reporter
+        self.stop_at = stop_at
         self.tokens = tokens or TOKENS.get(self.base.device.type, TOKENS["cuda"])
-        self.segments = Segments(self.base)
-        self.lanes = [Lane(number, member, reporter) for number, member in enumerate(members)]
-        for lane in self.lanes:
-            lane.loop.alone = partial(self.alone, lane)
-        self.routing = LaneSpans(drawing=lambda number: self.lanes[number].stream.drawing())
+        self.runs = [GroupRun(slot, member, self) for slot, member in enumerate(members)]
+        self.routing = LaneSpans(drawing=lambda slot: self.runs[slot].stream.drawing())
         self.layers = self._shared_layers()
         self.interrupts = Interrupts()
-        self.attached = False
-        self.rounds = self.passes = self.used = self.padded = 0
+        self._packing = ExitStack()
+        self.rounds = 0
+        self.passes = 0
+        self.used = 0
+        self.padded = 0
 
-    def run(self) -> None:
+    def train(self) -> None:
         """Train every run to its end."""
-        self.segments.check()
-        for lane in self.lanes:
-            lane.start()
-        self.attach()
-        try:
-            while due := [step for lane in self.lanes if (step := self.ask(lane)) is not None]:
-                for wave in waves(due, self.tokens):
-                    self.go(wave)
+        for run in self.runs:
+            if run.resume:
+                with run.stream.drawing():
+                    run.loop.restore()
+        with self.attached():
+            while steps := self.next_steps():
+                self.take(steps)
                 self.rounds += 1
-                self.pause()
-        finally:
-            self.detach()
+                self.stop_if_requested()
         waste = f"{1 - self.used / max(self.padded, 1):.1%} of {self.padded:,} tokens were padding"
         self.reporter.line(f"{self.rounds:,} rounds in {self.passes:,} passes; {waste}")
 
-    def ask(self, lane: Lane) -> Due | None:
-        """A lane's next step; None when it has ended or failed. Between steps it validates and writes checkpoints."""
-        if lane.steps is None:
-            return None
-        try:
-            with lane.stream.drawing():
-                wanted = next(lane.steps, None)
-            if wanted is not None:
-                return Due(lane, *wanted)
-            lane.loop.finish()
-            lane.steps = None
-        except GenreError as error:
-            lane.fail(error)
-        return None
+    def next_steps(self) -> list[PendingStep]:
+        """The next step of every run that is not over."""
+        return [step for run in self.runs if (step := run.next_step()) is not None]
 
-    def go(self, wave: list[Due]) -> None:
-        """One pass of the base, forward and backward, and an optimizer step for each of its lanes."""
+    def take(self, steps: list[PendingStep]) -> None:
+        """Take a step of several runs, in as few passes as they fit into; within `attached`."""
+        for some in plan_passes(steps, self.tokens):
+            self._pass(some)
+
+    def _pass(self, steps: list[PendingStep]) -> None:
+        """One pass of the base, forward and backward, and an optimizer step for each of its runs."""
         begun = time.perf_counter()
-        batches = [collate(due.rows, due.lane.loop.supervise).to(self.base.device) for due in wave]
+        batches = [collate(step.rows, step.run.loop.labels).to(self.base.device) for step in steps]
         embeds = []
-        for due, batch in zip(wave, batches, strict=True):
-            model = due.lane.loop.model
-            with due.lane.stream.drawing():
+        for step, batch in zip(steps, batches, strict=True):
+            model = step.run.loop.model
+            with step.run.stream.drawing():
                 embeds.append(embed(self.base, batch, model.soft, model.dropout))
-        end = sum(due.size for due in wave)
-        self.routing.spans = spans_of(wave, [due.size for due in wave])
-        hidden = self.segments.hidden(embeds, batches)
-        losses = {}
-        for due, batch, states in zip(wave, batches, hidden, strict=True):
+        self.routing.spans = spans_of(steps)
+        end = self.routing.spans[-1][-1]
+        losses: dict[int, torch.Tensor] = {}
+        results: dict[int, StepResult] = {}
+        for step, batch, states in zip(steps, batches, packed_hidden(self.base, embeds, batches), strict=True):
+            run = step.run
             try:
-                with due.lane.stream.drawing():
-                    losses[due.lane.number], due.lane.loop.parts = due.lane.loop.model.losses(states, batch)
+                with run.stream.drawing():
+                    losses[run.slot], parts = run.loop.model.losses(states, batch)
             except GenreError as error:
-                due.lane.fail(error)
+                run.fail(error)
+            else:
+                results[run.slot] = StepResult(float(losses[run.slot].detach()), batch.used, parts)
         if losses:
             torch.stack(list(losses.values())).sum().backward()
         seconds = time.perf_counter() - begun
-        self.passes, self.padded = self.passes + 1, self.padded + end
-        for due, batch in zip(wave, batches, strict=True):
-            self.used += batch.used
-            if due.lane.number in losses:
-                self.settle(due, batch, float(losses[due.lane.number].detach()), seconds * due.size / end)
+        self.passes += 1
+        self.padded += end
+        self.used += sum(batch.used for batch in batches)
+        for step in steps:
+            if step.run.slot in results:
+                self._update(step, results[step.run.slot], seconds * step.size / end)
 
-    def settle(self, due: Due, batch: Batch, loss: float, seconds: float) -> None:
-        """Step a lane's optimizer and account for it."""
-        loop = due.lane.loop
+    def _update(self, step: PendingStep, result: StepResult, seconds: float) -> None:
+        """Step a run's optimizer and account for it; `seconds` is its share of the pass."""
         begun = time.perf_counter()
         try:
-            loop.update(due.rows, due.share)
+            step.run.loop.update(step.rows, step.progress)
         except GenreError as error:
-            due.lane.fail(error)
-            return
-        targets = sum(count for _, count in loop.parts.values())
-        loop.account(due.share, loss, batch.used, targets, seconds=seconds + time.perf_counter() - begun)
+            step.run.fail(error)
+        else:
+            step.run.loop.account(step.progress, result, seconds=seconds + time.perf_counter() - begun)
 
-    def pause(self) -> None:
-        """Stop between two rounds if the user has asked to; every run with a checkpoint of its own."""
-        if self.interrupts.asked or (self.stop_at is not None and self.rounds >= self.stop_at):
-            for lane in self.lanes:
-                if lane.steps is not None:
-                    with lane.stream.drawing():
-                        lane.loop.save("last")
+    def stop_if_requested(self) -> None:
+        """Stop between two rounds if the user wants to; every run with a checkpoint of its own."""
+        if self.interrupts.requested or (self.stop_at is not None and self.rounds >= self.stop_at):
+            for run in self.runs:
+                if run.steps is not None:
+                    with run.stream.drawing():
+                        run.loop.save()
             raise KeyboardInterrupt
 
     @contextmanager
-    def alone(self, lane: Lane) -> Iterator[None]:
-        """A block in which the base carries one lane only, as if it trained by itself."""
-        model, shared = lane.loop.model, self.attached
-        self.detach()
-        model.put(model.layers)
+    def attached(self) -> Iterator[None]:
+        """A block in which the base carries the adapters of all runs, and reads packed batches (mutates it)."""
+        self._attach()
         try:
             yield
         finally:
-            model.release()
-            if shared:
-                self.attach()
+            self._detach()
 
-    def attach(self) -> None:
-        """Put all lanes on the base (mutates it)."""
+    @contextmanager
+    def exclusive(self, run: GroupRun) -> Iterator[None]:
+        """A block within `attached` in which the base carries one run's adapter only, as if it trained by itself."""
+        model = run.loop.model
+        self._detach()
+        try:
+            model.put(model.layers)
+            try:
+                yield
+            finally:
+                model.release()
+        finally:
+            self._attach()
+
+    def _attach(self) -> None:
         self.base.need_bare()
-        self.segments.begin()
+        self._packing.enter_context(packing(self.base))
         attach(self.base.model, self.layers)
-        self.base.occupied_by, self.attached = "several adapters in training", True
+        self.base.occupied_by = "several adapters in training"
 
-    def detach(self) -> None:
-        """Leave the base bare."""
-        if self.attached:
-            detach(self.base.model, self.layers)
-            self.segments.end()
-            self.base.occupied_by, self.attached = None, False
+    def _detach(self) -> None:
+        detach(self.base.model, self.layers)
+        self._packing.close()
+        self.base.occupied_by = None
 
     def close(self) -> None:
-        """End the runs' trackers, and leave the base bare whatever happened."""
-        self.detach()
-        for lane in self.lanes:
-            lane.loop.close()
+        """End the runs' trackers."""
+        for run in self.runs:
+            run.loop.close()
 
     def _shared_layers(self) -> dict[str, LoraLanes]:
-        """One layer for each linear that any lane adapts; on an 8-bit base for every one (see `LoraLanes`)."""
-        names = dict.fromkeys(name for lane in self.lanes for name in lane.loop.model.layers)
+        """One layer for each linear that any run adapts; on an 8-bit base for every one (see `LoraLanes`)."""
+        names = dict.fromkeys(name for run in self.runs for name in run.loop.model.layers)
         if self.base.quantization == "int8":
             names |= dict.fromkeys(find_linears(self.base.model, "all-linear"))
         found = {}
         for name in names:
-            own = {lane.number: lane.loop.model.layers[name] for lane in self.lanes if name in lane.loop.model.layers}
+            own = {run.slot: run.loop.model.layers[name] for run in self.runs if name in run.loop.model.layers}
             found[name] = LoraLanes(self.base.model.get_submodule(name), own, self.routing)
         return found
 
 
-def spans_of(wave: Sequence[Due], sizes: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
-    """Each lane's part of a line in which they have so many tokens."""
-    ends = list(accumulate(sizes))
-    return tuple((due.lane.number, end - size, end) for due, size, end in zip(wave, sizes, ends, strict=True))
+def spans_of(steps: Sequence[PendingStep]) -> tuple[tuple[int, int, int], ...]:
+    """The slot, first token and end of each step in a packed batch."""
+    spans, start = [], 0
+    for step in steps:
+        spans.append((step.run.slot, start, start + step.size))
+        start += step.size
+    return tuple(spans)
 
 
-def waves(due: Sequence[Due], tokens: int) -> Iterator[list[Due]]:
+def plan_passes(steps: Sequence[PendingStep], tokens: int) -> Iterator[list[PendingStep]]:
     """Steps that go through the base together: as many as fit into so many tokens, at least one."""
-    wave: list[Due] = []
-    for step in due:
-        if wave and sum(each.size for each in wave) + step.size > tokens:
-            yield wave
-            wave = []
-        wave.append(step)
-    if wave:
-        yield wave
+    chosen: list[PendingStep] = []
+    for step in steps:
+        if chosen and sum(each.size for each in chosen) + step.size > tokens:
+            yield chosen
+            chosen = []
+        chosen.append(step)
+    if chosen:
+        yield chosen

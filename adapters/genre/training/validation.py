@@ -1,22 +1,25 @@
-"""What a model in training is worth on the validation part.
+"""Metrics of a model in training on the validation part, and the one that decides.
 
-Owns: its metrics, without intervals. Ignores: what is decided by them.
+Owns: these, without intervals. Ignores: what happens with the best weights.
 """
+
+import math
+from collections.abc import Mapping, Sequence
 
 from genre.data.splits import VALID
 from genre.distributed import Processes
+from genre.evaluation.metrics import Metric, metric
 from genre.evaluation.targets import evaluate_feedback, evaluate_ranking
+from genre.tasks import Task
 from genre.training.assembly import Assembly
 from genre.training.prediction import list_facts, predict
 
 
-def measure(assembly: Assembly, processes: Processes) -> dict[str, float]:
-    """Validation metrics by `task.metric`; of tasks without a target there, none. Several processes share the work."""
+def validation_metrics(assembly: Assembly, processes: Processes) -> dict[str, float]:
+    """Validation metrics by `task.metric`; none of a task without a target there. Several processes share the work."""
     recipe, builder, model = assembly.recipe, assembly.builder, assembly.model
-    found = predict(
-        model, builder, assembly.split, VALID, max_events=recipe.data.max_events, batch_tokens=4 * recipe.train.batch_tokens,
-        processes=processes,
-    )  # fmt: skip
+    most, tokens = recipe.data.max_events, 4 * recipe.train.batch_tokens
+    found = predict(model, builder, assembly.split, VALID, max_events=most, batch_tokens=tokens, processes=processes)
     values: dict[str, float] = {}
     for task in recipe.tasks:
         targets, scores, top = found[task.name]
@@ -29,3 +32,10 @@ def measure(assembly: Assembly, processes: Processes) -> dict[str, float]:
             figures = evaluate_feedback(task.metrics, targets, scores, resamples=0)
         values |= {f"{task.name}.{name}": figure.value for name, figure in figures.items()}
     return processes.broadcast(values)  # alike to the last bit, since all decide by them
+
+
+def deciding_metric(tasks: Sequence[Task], values: Mapping[str, float]) -> tuple[str, Metric] | None:
+    """The first metric that has a value, of all tasks' first metrics and then of the others; None if none has."""
+    ordered = [(task, task.metrics[0]) for task in tasks] + [(task, each) for task in tasks for each in task.metrics[1:]]
+    names = ((f"{task.name}.{each}", metric(each)) for task, each in ordered)
+    return next(((name, found) for name, found in names if not math.isnan(values.get(name, math.nan))), None)

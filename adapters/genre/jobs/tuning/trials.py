@@ -25,7 +25,7 @@ from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
-from genre.training import State, fit
+from genre.training import TrainingState, fit
 from genre.training.assembly import SharedEncoder, needs_encoder, training_split
 from genre.training.text_assembly import assemble_any
 
@@ -79,7 +79,7 @@ class Objective:
         """Whether higher values are better."""
         return self.metric.direction == "higher"
 
-    def by_epoch(self, state: State) -> dict[int, float]:
+    def by_epoch(self, state: TrainingState) -> dict[int, float]:
         """The values so far, by epoch from 1."""
         return {int(row["epoch"]): float(row[self.name]) for row in state.history if self.name in row}
 
@@ -149,7 +149,7 @@ class Trainer:
             resume = (folder / "checkpoints" / "last.pt").is_file()
             trained = Trained()
 
-            def look(state: State) -> None:
+            def look(state: TrainingState) -> None:
                 trained.take(self.objective.by_epoch(state), state)
                 if should_stop(trained.values):
                     raise _Pruned
@@ -182,7 +182,7 @@ class Trained:
         self.value: float | None = None
         self.pruned, self.seconds, self.tokens = False, 0.0, 0
 
-    def take(self, values: dict[int, float], state: State) -> None:
+    def take(self, values: dict[int, float], state: TrainingState) -> None:
         """Keep how far a run has come."""
         self.values, self.seconds, self.tokens = values, round(state.seconds, 3), state.tokens
 

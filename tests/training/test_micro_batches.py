@@ -10,7 +10,7 @@ from genre.data.sequences.windows import training_windows
 from genre.distributed import Processes
 from genre.progress import Reporter
 from genre.training import Loop, fit
-from genre.training.micro_batches import count_targets, cut, most_pieces, shares
+from genre.training.micro_batches import count_targets, most_micro_batches, shares, split_rows
 
 STILL = {"dropout": 0.0}  # what is drawn at random differs with the pieces
 
@@ -23,15 +23,16 @@ def rows(assembly, count):
 def test_the_process_with_the_most_pieces_need_not_have_the_most_rows():
     """Seven rows on two processes, in three pieces: four rows make two and two, three make one each."""
     seven = list(range(7))
-    assert [len(cut(seven, Processes(rank, 2), 3)) for rank in (0, 1)] == [2, 3] and most_pieces(seven, Processes(0, 2), 3) == 3
-    assert most_pieces(seven[:1], Processes(1, 2), 3) == 1 and most_pieces(seven, Processes(), 9) == 7
+    assert [len(split_rows(seven, Processes(rank, 2), 3)) for rank in (0, 1)] == [2, 3]
+    assert most_micro_batches(seven, Processes(0, 2), 3) == 3
+    assert most_micro_batches(seven[:1], Processes(1, 2), 3) == 1 and most_micro_batches(seven, Processes(), 9) == 7
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 9])
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
 def test_every_row_is_in_one_piece_of_one_process(pieces, processes, count):
-    found = [cut(list(range(count)), Processes(rank, processes), pieces) for rank in range(processes)]
+    found = [split_rows(list(range(count)), Processes(rank, processes), pieces) for rank in range(processes)]
     assert sorted(row for parts in found for part in parts for row in part) == list(range(count))
     assert all(len(part) > 0 for parts in found for part in parts) and all(len(parts) <= pieces for parts in found)
     sizes = [sum(map(len, parts)) for parts in found]
@@ -65,9 +66,9 @@ def gradients(loop, some):
     """What a step gives, before the optimizer takes it."""
     found = {}
     loop.update = lambda rows, share: found.update({name: value.grad.clone() for name, value in loop.parameters.items()})
-    loss, tokens, targets = loop.step(some, 0.5)
-    loop.updates.forget()
-    return found, loss, tokens, targets
+    result = loop.step(some, 0.5)
+    loop.optimization.zero_grad()
+    return found, result.loss, result.tokens, result.targets
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 50])
@@ -77,9 +78,9 @@ def test_accumulated_gradients_are_the_whole_batchs(build, tmp_path, accumulate)
     for pieces in (1, accumulate):
         assembly = build({**LIKE, "weight": 0.5}, RATING, train={"accumulate": pieces}, encoder=STILL)
         stir(assembly)
-        loop = Loop(assembly, tmp_path / str(pieces), Reporter.silent(), None)
-        slot, labels = loop.supervise["like"]
-        loop.supervise["like"] = (slot, np.where(np.arange(len(labels)) % 7 < 5, np.nan, labels))
+        loop = Loop(assembly, tmp_path / str(pieces), Reporter.silent())
+        slot, labels = loop.labels["like"]
+        loop.labels["like"] = (slot, np.where(np.arange(len(labels)) % 7 < 5, np.nan, labels))
         results.append(gradients(loop, rows(assembly, 7)))
         loop.close()
     (whole, *told), (summed, *told_again) = results

@@ -15,9 +15,9 @@ from genre.modules.lora.layer import LaneSpans, LoraLanes, LoraLinear
 from genre.progress import Reporter
 from genre.training import Loop, fit
 from genre.training.assembly import assemble
-from genre.training.packing import Segments
-from genre.training.simultaneous import Due, Member, check_together, fit_together, waves
-from genre.training.state import Stream
+from genre.training.packing import check_packing, packed_hidden, packing
+from genre.training.runtime import RandomStream
+from genre.training.simultaneous import Member, PendingStep, check_together, fit_together, plan_passes
 
 CLOSE = 1e-4
 TRAIN = {"epochs": 2, "dropout": 0.2}
@@ -55,7 +55,7 @@ def members(wanted, log, base, folder, *, shared=None, resume=False):
     found = []
     for each in wanted:
         assembly = assemble(each, log, base, shared, bare=True)
-        found.append(Member(assembly, folder / each.name, Stream(base.device), resume))
+        found.append(Member(assembly, folder / each.name, RandomStream(base.device), resume))
     return found
 
 
@@ -223,7 +223,7 @@ def test_a_slice_of_the_tokens_gives_what_its_own_layer_gives(dropout, bias):
     for layer in own.values():
         nn.init.normal_(layer.lora_B)
     spans = ((1, 0, 20), (2, 20, 24), (0, 24, 60))
-    streams = {number: Stream(torch.device("cpu")) for number in own}
+    streams = {number: RandomStream(torch.device("cpu")) for number in own}
     x, weight = torch.randn(1, 60, 6, requires_grad=True), torch.randn(60, 5)
     wanted, gradients = [], []
     for lane, start, stop in spans:
@@ -237,7 +237,7 @@ def test_a_slice_of_the_tokens_gives_what_its_own_layer_gives(dropout, bias):
     for lane, layer in own.items():
         layer.zero_grad()
         torch.manual_seed(lane)
-        streams[lane].keep()
+        streams[lane].capture()
     together = LoraLanes(base, own, LaneSpans(spans, lambda lane: streams[lane].drawing()))
     y = together(x)
     (y[0] * weight).sum().backward()
@@ -252,7 +252,7 @@ def test_a_stream_draws_what_it_would_draw_alone():
     torch.manual_seed(5)
     wanted = torch.rand(6)
     torch.manual_seed(5)
-    stream = Stream(torch.device("cpu"))
+    stream = RandomStream(torch.device("cpu"))
     found = []
     for _ in range(3):
         torch.rand(11)
@@ -261,7 +261,7 @@ def test_a_stream_draws_what_it_would_draw_alone():
     assert torch.equal(torch.cat(found), wanted)
 
 
-def test_segments_see_themselves_only(base, log, tiny):
+def test_packed_batches_see_themselves_only(base, log, tiny):
     """Three batches of different lengths, one of them with branches, against the base on each alone."""
     assembly = assemble(recipe(tiny, LIKE), log, base, bare=True)
     builder = assembly.builder
@@ -270,12 +270,8 @@ def test_segments_see_themselves_only(base, log, tiny):
     batches = [collate(some, {}) for some in (rows[:3], [branched], rows[5:6])]
     embeds = [assembly.model.base.embedding(batch.tokens) for batch in batches]
     wanted = [base.hidden(each, batch.positions, batch.mask) for each, batch in zip(embeds, batches, strict=True)]
-    segments = Segments(base)
-    segments.begin()
-    try:
-        got = segments.hidden(embeds, batches)
-    finally:
-        segments.end()
+    with packing(base):
+        got = packed_hidden(base, embeds, batches)
     assert batches[1].mask is not None and all(
         torch.allclose(one, other, atol=1e-5) for one, other in zip(got, wanted, strict=True)
     )
@@ -295,17 +291,13 @@ def test_a_sliding_window_is_kept(tmp_path, log):
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     base = Base.load(str(folder))
-    segments = Segments(base)
-    segments.check()  # rows of seven tokens
+    check_packing(base)  # rows of seven tokens
     assembly = assemble(recipe(folder, LIKE), log, base, bare=True)
     rows, _ = assembly.builder.training_rows(assembly.usable, None, max_events=16, min_events=2, shift=0.0)
     alone = collate(rows[:3], {})
     embeds = base.embedding(alone.tokens)
-    segments.begin()
-    try:
-        (got,) = segments.hidden([embeds], [alone])  # a batch by itself goes another way
-    finally:
-        segments.end()
+    with packing(base):
+        (got,) = packed_hidden(base, [embeds], [alone])  # a batch by itself goes another way
     assert torch.allclose(got, base.hidden(embeds), atol=1e-5)
 
 
@@ -319,18 +311,19 @@ def test_a_base_whose_tokens_meet_outside_attention_is_refused(base):
         with pytest.raises(
             BaseModelError, match="cannot train several adapters at once: got tokens see each other outside its attention"
         ):
-            Segments(base).check()
+            check_packing(base)
     finally:
         handle.remove()
     assert base.model.config._attn_implementation == before
-    Segments(base).check()
+    check_packing(base)
 
 
-def test_waves_take_what_fits():
-    def due(rows, length):
-        return Due(None, [range(length)] * rows, 0.0)
+def test_passes_take_what_fits():
+    def step(rows, length):
+        return PendingStep(None, [range(length)] * rows, 0.0)
 
-    sizes = [[each.size for each in wave] for wave in waves([due(2, 50), due(1, 30), due(3, 10), due(9, 100), due(1, 1)], 150)]
+    steps = [step(2, 50), step(1, 30), step(3, 10), step(9, 100), step(1, 1)]
+    sizes = [[each.size for each in some] for some in plan_passes(steps, 150)]
     assert sizes == [[100, 30], [30], [900], [1]]
 
 

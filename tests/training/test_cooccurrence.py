@@ -19,8 +19,8 @@ from genre.registry import Registry
 from genre.registry.manifest import Cost
 from genre.training import fit
 from genre.training.assembly import assemble
-from genre.training.cooccurrence import BLENDS, add_tastes, fit_taste
-from genre.training.validation import measure
+from genre.training.cooccurrence import WEIGHTS, add_cooccurrence, fit_factors
+from genre.training.validation import validation_metrics
 
 KINDS, ITEMS, USERS, EVENTS = 6, 90, 150, 12
 TRAIN = {"epochs": 1, "learning_rate": 1e-4, "batch_tokens": 1024}
@@ -51,14 +51,14 @@ def test_a_taste_that_helps_is_added_and_says_what_validation_then_measures(tiny
     lines: list[str] = []
     fit(made, tmp_path / "run", reporter=Reporter(lines.append))
     head = made.model.heads["next_item"]
-    assert head.taste.shape == (64, 32) and float(head.blend) in [pytest.approx(blend) for blend in BLENDS[1:]]
+    assert head.taste.shape == (64, 32) and float(head.blend) in [pytest.approx(blend) for blend in WEIGHTS[1:]]
     assert "taste" not in "".join(made.model.trainable())
-    after = measure(made, Processes())["next_item.ndcg@10"]
+    after = validation_metrics(made, Processes())["next_item.ndcg@10"]
     made.model.heads["next_item"] = head.with_cooccurrence(None)
-    before = measure(made, Processes())["next_item.ndcg@10"]
+    before = validation_metrics(made, Processes())["next_item.ndcg@10"]
     assert after > before + 0.03
-    said = next(line for line in lines if "same users had" in line)
-    assert said.endswith(f"validation next_item.ndcg@10 {before:.4f} to {after:.4f}")
+    report = next(line for line in lines if "co-occurrence term with weight" in line)
+    assert report.endswith(f"validation next_item.ndcg@10 {before:.4f} to {after:.4f}")
     made.model.release()
 
 
@@ -89,12 +89,12 @@ def test_a_taste_that_does_not_help_is_left_out(tiny, tmp_path):
     fit(made, tmp_path / "run")
     head = made.model.heads["next_item"]
     blend = 0.0 if head.blend is None else float(head.blend)
-    before = measure(made, Processes())["next_item.ndcg@10"]
+    before = validation_metrics(made, Processes())["next_item.ndcg@10"]
     made.model.heads["next_item"] = head.with_cooccurrence(None)
-    assert before >= measure(made, Processes())["next_item.ndcg@10"]
-    harmful = -10 * fit_taste(to_unit(made.model.soft.every()), given, made.usable, 8)
+    assert before >= validation_metrics(made, Processes())["next_item.ndcg@10"]
+    harmful = -10 * fit_factors(to_unit(made.model.soft.every()), given, made.usable, 8)
     made.model.heads["next_item"] = head.with_cooccurrence(harmful, 1.0)
-    list(add_tastes(made, Processes()))
+    list(add_cooccurrence(made, Processes()))
     head = made.model.heads["next_item"]
     assert (0.0 if head.blend is None else float(head.blend)) == blend
     made.model.release()
@@ -125,7 +125,7 @@ def test_the_fit_sees_training_events_alone_and_its_scale_is_that_of_a_users_sco
     log = log_of_kinds()
     usable = np.arange(len(log)) % EVENTS < EVENTS - 4
     vectors = to_unit(torch.randn(ITEMS, 128, generator=torch.Generator().manual_seed(0)))  # more dimensions than items: exact
-    taste = fit_taste(vectors, log, usable, 16)
+    taste = fit_factors(vectors, log, usable, 16)
     factors, fitted = pure_svd(log, usable, dimensions=16), (vectors @ taste.t()).numpy()
     wanted = factors @ factors.T
     got = fitted @ fitted.T
@@ -137,15 +137,15 @@ def test_the_fit_sees_training_events_alone_and_its_scale_is_that_of_a_users_sco
     assert np.mean(spreads) == pytest.approx(1.0, abs=0.02)
     frame = log.frame.with_columns(pl.when(pl.Series(usable)).then(pl.col("item_id")).otherwise(pl.lit("i0")).alias("item_id"))
     changed = Interactions.from_frame(frame.drop("row"), items=log.catalogue.frame, name="kinds")
-    assert torch.equal(fit_taste(vectors, changed, usable, 16), taste)
+    assert torch.equal(fit_factors(vectors, changed, usable, 16), taste)
 
 
 def test_where_all_targets_are_too_many_some_of_them_choose(tiny, tmp_path, monkeypatch):
     made = run(tiny)
     fit(made, tmp_path / "run")
-    (whole,) = list(add_tastes(made, Processes()))
+    (whole,) = list(add_cooccurrence(made, Processes()))
     monkeypatch.setattr("genre.training.cooccurrence.MOST_SCORES", 1)
-    (part,) = list(add_tastes(made, Processes()))
+    (part,) = list(add_cooccurrence(made, Processes()))
     assert part.split(":")[:1] == whole.split(":")[:1] and part != whole
     assert float(made.model.heads["next_item"].blend) > 0
     made.model.release()
