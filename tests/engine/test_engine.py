@@ -366,8 +366,8 @@ def test_names_of_one_version_share_a_lane(engine):
 
 
 def test_adapters_of_one_encoder_share_its_tables(engine):
-    residents = [engine.residency.acquire(task) for task in TASKS]
-    engine.residency.release(residents)
+    residents = [engine.cache.acquire(task) for task in TASKS]
+    engine.cache.release(residents)
     assert len({id(resident.loaded.shared) for resident in residents}) == 1
     assert len({id(resident.space) for resident in residents}) == 1
 

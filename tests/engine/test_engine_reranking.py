@@ -69,7 +69,7 @@ def test_zero_is_no_reranking_bit_for_bit(engine, adapter):
 def test_more_diversity_is_less_alike(engine):
     def distance(amount):
         ids = [item.item_id for item in engine.score([Request("next_item", user_id="u3", k=4, diversity=amount)])[0].results]
-        vectors = engine.residency.source.catalogue_of and _vectors(engine, ids)
+        vectors = engine.cache.source.catalogue_of and _vectors(engine, ids)
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return 1 - (unit @ unit.T)[np.triu_indices(4, 1)].mean()
 

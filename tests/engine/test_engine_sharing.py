@@ -1,4 +1,4 @@
-"""What rows of a call share: lower layers across adapters, whole passes across tasks; and the host tier behind the lanes."""
+"""What rows of a call share: lower layers across adapters, whole passes across tasks; and the CPU tier behind the slots."""
 
 import gc
 import weakref
@@ -85,7 +85,7 @@ def test_what_leaves_its_lane_waits_in_host_memory_and_the_rest_is_let_go(base, 
     with Engine(base, registry, lanes=1, host=2) as engine:
         before = {ref: scores(engine.score(ask(trained.log, ref)))[0] for ref in refs}
         assert (engine.occupancy()["lanes"], engine.occupancy()["host"]) == (1, 2)
-        read, source = [], engine.residency.source
+        read, source = [], engine.cache.source
         plain = source.read
         monkeypatch.setattr(source, "read", lambda version: read.append(version.ref) or plain(version))
         for ref in (refs[3], refs[2]):  # both wait in host memory: nothing is read
@@ -94,7 +94,7 @@ def test_what_leaves_its_lane_waits_in_host_memory_and_the_rest_is_let_go(base, 
         np.testing.assert_allclose(scores(engine.score(ask(trained.log, refs[0])))[0], before[refs[0]], atol=1e-6)
         assert read == [refs[0]]
         lanes = engine.occupancy()["lanes_bytes"]
-        held = weakref.ref(next(iter(engine.residency._resident.values())))
+        held = weakref.ref(next(iter(engine.cache._resident.values())))
         for ref in refs * 3:
             engine.load(ref)
         gc.collect()
@@ -106,7 +106,7 @@ def test_an_evicted_version_is_freed_without_the_garbage_collector(base, registr
     refs = [publish(f"freed{n}", LIKE, NEXT, seed=n).ref for n in range(3)]
     held = []
     with Engine(base, registry, lanes=1, host=1) as engine:
-        source = engine.residency.source
+        source = engine.cache.source
         plain = source.read
 
         def read(version):

@@ -63,7 +63,7 @@ def test_a_text_is_embedded_by_the_bare_base_while_another_batch_is_routed(engin
 def test_a_version_that_is_being_loaded_is_not_dropped_as_unused(engine, monkeypatch, how):
     """Another thread cleans up between staging, when the version has neither name nor user, and naming."""
     engine.load("like")
-    stage, others = engine.residency._stage, []
+    stage, others = engine.cache._stage, []
 
     def stage_while_another_unloads(*args, **options):
         try:
@@ -73,7 +73,7 @@ def test_a_version_that_is_being_loaded_is_not_dropped_as_unused(engine, monkeyp
             others[-1].start()
             others[-1].join(0.2)  # time enough, unless it waits for the loading to end
 
-    monkeypatch.setattr(engine.residency, "_stage", stage_while_another_unloads)
+    monkeypatch.setattr(engine.cache, "_stage", stage_while_another_unloads)
     digest = engine.load("rating") if how == "load" else engine.swap("rating")
     (answer,) = engine.score([Request("rating", user_id="u3", candidates=["i0"])])
     others[0].join()

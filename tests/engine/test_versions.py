@@ -227,12 +227,12 @@ def peft_model(registry, ref, base_folder, out):
 
 def lane_hidden(engine, ref, ids):
     """Last hidden states of the engine's lane of an adapter for rows of token ids."""
-    resident = engine.residency.acquire(ref)
-    engine.lanes.route([resident.place] * len(ids))
+    resident = engine.cache.acquire(ref)
+    engine.slots.route([resident.slot] * len(ids))
     try:
         return engine.base.hidden(engine.base.embedding(ids))
     finally:
-        engine.lanes.clear()
+        engine.slots.clear()
 
 
 @pytest.fixture(scope="module")

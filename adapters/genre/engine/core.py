@@ -16,14 +16,13 @@ from typing import Any
 
 from genre.data.catalogue import Catalogue
 from genre.data.interactions import Interactions
+from genre.engine.adapters import AdapterSource, Resident
+from genre.engine.cache import AdapterCache
 from genre.engine.items import Inline
 from genre.engine.passes import Passes
 from genre.engine.planning import Job, history_of, plan
 from genre.engine.requests import Request, Response
-from genre.engine.residency import Residency
-from genre.engine.source import Source
 from genre.engine.texts import plan_texts
-from genre.engine.tiers import Resident
 from genre.engine.versions import Loaded
 from genre.errors import GenreError, InputError, RequestError
 from genre.modules.base.attention import block_attention
@@ -39,10 +38,10 @@ class Engine:
     """Scores requests of many adapters on one base.
 
     Args:
-        base: The base; the engine puts lane layers on it until `close`.
+        base: The base; the engine puts adapter slots on it until `close`.
         registry: Where references are looked up.
-        lanes: Adapters that are resident at once.
-        host: Adapters beyond those that stay in host memory when they leave their lane.
+        lanes: Adapter slots: versions that are resident at once.
+        host: Versions beyond those that stay in CPU memory when they leave their slot.
         data: A data set for `user_id` requests; its catalogue replaces the one that versions carry.
         batch_tokens: Padded tokens of one forward pass.
 
@@ -64,17 +63,21 @@ class Engine:
         for name, value, least in (("lanes", lanes, 1), ("host", host, 0), ("batch_tokens", batch_tokens, 1)):
             if value < least:
                 raise InputError(name, got=value, expected=f"at least {least}")
-        self.base, self.registry, self.data, self.capacity = base, registry, data, lanes
+        self.base = base
+        self.registry = registry
+        self.data = data
+        self.capacity = lanes
         with ExitStack() as attachment:
             attachment.enter_context(base.attached("an engine"))
-            self.lanes = Lanes(base.model, find_linears(base.model, "all-linear"), slots=lanes + 1, dtype=base.dtype)
-            attachment.callback(self.lanes.detach)
+            self.slots = Lanes(base.model, find_linears(base.model, "all-linear"), slots=lanes + 1, dtype=base.dtype)
+            attachment.callback(self.slots.detach)
             if base.takes_blocks:
                 attachment.enter_context(block_attention(base.model))
             self._attachment = attachment.pop_all()
         self.forward = threading.Lock()
-        self.residency = Residency(Source(base, registry, self.lanes, data, self.forward), capacity=lanes, host=host)
-        self.passes = Passes(base, self.lanes, self.forward, batch_tokens)
+        source = AdapterSource(base, registry, self.slots, data, self.forward)
+        self.cache = AdapterCache(source, capacity=lanes, cpu_capacity=host)
+        self.passes = Passes(base, self.slots, self.forward, batch_tokens)
         self._state = threading.Condition()
         self._calls = 0
         self._open = True
@@ -86,12 +89,12 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Let calls under way end, refuse new ones, and take the lane layers off the base."""
+        """Let calls under way end, refuse new ones, and take the adapter slots off the base."""
         with self._state:
             was_open, self._open = self._open, False
             self._state.wait_for(lambda: self._calls == 0)
         if was_open:
-            self.residency.clear()
+            self.cache.clear()
             self._attachment.close()
 
     def load(self, ref: str, *, pin: bool = False) -> str:
@@ -106,14 +109,14 @@ class Engine:
 
         Raises:
             NotFoundError, ManifestError, IntegrityError: It cannot be loaded here.
-            InputError: Every lane is pinned.
+            InputError: Every slot is pinned.
         """
         with self._held(ref, pin=pin) as resident:
             return resident.digest
 
     def unpin(self, ref: str) -> None:
         """Undo the pin of `load`."""
-        self.residency.unpin(ref)
+        self.cache.unpin(ref)
 
     def swap(self, name: str, ref: str | None = None) -> str:
         """Let `name` mean what `ref` (by default `name` itself) means in the registry now.
@@ -125,25 +128,25 @@ class Engine:
             The digest that is served from now on.
         """
         with self._call():
-            return self.residency.swap(name, ref or name)
+            return self.cache.swap(name, ref or name)
 
     def unload(self, ref: str) -> None:
-        """Let a reference mean nothing again, and free its lane once no request uses it."""
+        """Let a reference mean nothing again, and free its slot once no request uses it."""
         with self._call():
-            self.residency.unload(ref)
+            self.cache.unload(ref)
 
     def resident(self) -> dict[str, str]:
-        """The references whose version is in a lane, and its digest."""
-        return self.residency.served()
+        """The references whose version is in a slot, and its digest."""
+        return self.cache.served()
 
     def occupancy(self) -> dict[str, int]:
-        """Versions in `lanes` and in the `host` tier, the bytes of their low-rank weights (`…_bytes`), `requests` under way."""
-        return self.residency.occupancy()
+        """Versions in slots (`lanes`) and in the CPU tier (`host`), the bytes of their low-rank weights, `requests` under way."""
+        return self.cache.occupancy()
 
     @property
     def evictions(self) -> int:
-        """Versions that have left their lane, for whatever reason, since the engine began."""
-        return self.residency.evictions
+        """Versions that have left their slot, for whatever reason, since the engine began."""
+        return self.cache.evictions
 
     def score(self, requests: Iterable[Request], refs: Sequence[str] | None = None) -> list[Response]:
         """Score requests of any adapters and tasks; a bad one fails alone.
@@ -176,7 +179,7 @@ class Engine:
                     for job in jobs:
                         done[job.number] = job.respond()
                 finally:
-                    self.residency.release([job.resident for job in jobs])
+                    self.cache.release([job.resident for job in jobs])
         return [response for response in done if response is not None]
 
     def read_by(self, request: Request, ref: str | None = None) -> tuple[Loaded, list[dict[str, Any]], int, dict[str, Any]]:
@@ -197,11 +200,11 @@ class Engine:
 
     def catalogue_of(self, loaded: Loaded) -> Catalogue:
         """The items that a version's requests may name: those of the engine's data set, or else its own."""
-        return self.residency.source.catalogue_of(loaded)
+        return self.cache.source.catalogue_of(loaded)
 
     @contextmanager
     def planned(self, request: Request, ref: str | None = None) -> Iterator[Job]:
-        """A request as rows of the version that it means, which stays in its lane meanwhile.
+        """A request as rows of the version that it means, which stays in its slot meanwhile.
 
         Raises:
             GenreError: The request cannot be answered.
@@ -226,14 +229,14 @@ class Engine:
 
     @contextmanager
     def _held(self, ref: str, *, pin: bool = False) -> Iterator[Resident]:
-        """A version in its lane."""
+        """A version in its slot."""
         with self._call():
-            resident = self.residency.acquire(ref, pin=pin)
+            resident = self.cache.acquire(ref, pin=pin)
             assert resident is not None
             try:
                 yield resident
             finally:
-                self.residency.release([resident])
+                self.cache.release([resident])
 
     def _check(self, asked: Sequence[Request], refs: Sequence[str] | None, done: list[Response | None]) -> list[tuple[int, str]]:
         """Refuse requests that are invalid (fills `done`); return the others with their references, resident ones first."""
@@ -246,7 +249,7 @@ class Engine:
                 waiting.setdefault(request.adapter if refs is None else refs[number], []).append(number)
             except GenreError as error:
                 done[number] = _refused(request, error)
-        resident = self.residency.served()
+        resident = self.cache.served()
         order = sorted(waiting, key=lambda ref: ref not in resident)
         return [(number, ref) for ref in order for number in waiting[ref]]
 
@@ -258,7 +261,7 @@ class Engine:
         done: list[Response | None],
         inline: dict[int, Inline],
     ) -> list[tuple[int, str]]:
-        """Plan as many requests as find a lane and are worth a turn; the caller runs and releases `jobs` (mutated).
+        """Plan as many requests as find a slot and are worth a turn; the caller runs and releases `jobs` (mutated).
 
         Returns:
             Those that are left.
@@ -269,13 +272,13 @@ class Engine:
                 return list(waiting[place:])
             request = asked[number]
             try:
-                resident = self.residency.acquire(ref, wait=not jobs)
+                resident = self.cache.acquire(ref, wait=not jobs)
                 if resident is None:
                     return list(waiting[place:])
                 try:
                     job = self._plan(number, request, resident, inline)
                 except BaseException:
-                    self.residency.release([resident])
+                    self.cache.release([resident])
                     raise
             except GenreError as error:
                 done[number] = _refused(request, error)

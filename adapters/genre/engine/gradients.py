@@ -53,7 +53,7 @@ def _pass(engine: Engine, job: Job, row: Row) -> tuple[np.ndarray, np.ndarray]:
     batch = collate([row], {}).to(device)
     weights = torch.ones(1, len(row.item_codes), device=device, requires_grad=True)
     with engine.forward, torch.enable_grad():  # backward too: the base is one
-        engine.lanes.route([job.resident.place])
+        engine.slots.route([job.resident.slot])
         try:
             with torch.no_grad():
                 embeds = embed(engine.base, batch, job.inline.soft)
@@ -62,7 +62,7 @@ def _pass(engine: Engine, job: Job, row: Row) -> tuple[np.ndarray, np.ndarray]:
             found = _score(job, row, batch, hidden, weights)
             (gradient,) = torch.autograd.grad(found.sum(), weights)
         finally:
-            engine.lanes.clear()
+            engine.slots.clear()
     return found.detach().cpu().numpy(), gradient[0].float().cpu().numpy()
 
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from genre.data.sequences.batches import Batch, collate, padded
 from genre.data.sequences.layout import Sequence as Row
+from genre.engine.adapters import Resident
 from genre.engine.planning import Job
 from genre.engine.scoring import Reader, score_readers
-from genre.engine.tiers import Resident
 from genre.modules.base.attention import Blocks, plan_blocks
 from genre.modules.base.base import Base
 from genre.modules.embedding import embed
@@ -99,17 +99,20 @@ def families_of(units: Sequence[Unit]) -> tuple[dict[int, list[list[Unit]]], lis
 
 
 class Passes:
-    """Computes jobs on a base with lanes.
+    """Computes jobs on a base with adapter slots.
 
     Args:
         base: The base; attention by blocks is installed where it works.
-        lanes: Its lane layers.
+        slots: Its slot layers.
         forward: Held during a forward pass: the base is one.
         batch_tokens: Padded tokens of one pass.
     """
 
-    def __init__(self, base: Base, lanes: Lanes, forward: Lock, batch_tokens: int) -> None:
-        self.base, self.lanes, self.forward, self.batch_tokens = base, lanes, forward, batch_tokens
+    def __init__(self, base: Base, slots: Lanes, forward: Lock, batch_tokens: int) -> None:
+        self.base = base
+        self.slots = slots
+        self.forward = forward
+        self.batch_tokens = batch_tokens
 
     @property
     def row_tokens(self) -> int:
@@ -171,26 +174,26 @@ class Passes:
 
     @contextmanager
     def _routed(self, units: Sequence[Unit]) -> Iterator[None]:
-        self.lanes.route([unit.resident.place for unit in units])
+        self.slots.route([unit.resident.slot for unit in units])
         try:
             yield
         finally:
-            self.lanes.clear()
+            self.slots.clear()
 
     def _batches(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:
-        """Units whose padded size stays within the budget (a longer one goes alone); rows of one lane are neighbours."""
+        """Units whose padded size stays within the budget (a longer one goes alone); rows of one slot are neighbours."""
         batch: list[Unit] = []
         squares = self.batch_tokens**2 if self.base.takes_blocks else MASKED_SQUARES
         for unit in sorted(units, key=lambda unit: len(unit.row)):
             size = (len(batch) + 1) * len(unit.row)
             if batch and (size > self.batch_tokens or size * len(unit.row) > squares):
-                yield sorted(batch, key=_lane)
+                yield sorted(batch, key=_slot_order)
                 batch = []
             batch.append(unit)
         if batch:
-            yield sorted(batch, key=_lane)
+            yield sorted(batch, key=_slot_order)
 
 
-def _lane(unit: Unit) -> tuple[int, int]:
-    place = unit.resident.place
-    return (0, 0) if place is None else (place.rank, place.slot)
+def _slot_order(unit: Unit) -> tuple[int, int]:
+    slot = unit.resident.slot
+    return (0, 0) if slot is None else (slot.rank, slot.slot)

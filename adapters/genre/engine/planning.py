@@ -1,6 +1,6 @@
 """A request on its way: which task, which items, which rows.
 
-Owns: reading a request against the version that answers it; the history, the candidates, chunks of branches. Ignores: lanes,
+Owns: reading a request against the version that answers it; the history, the candidates, chunks of branches. Ignores: slots,
 forward passes, heads.
 
 A request is one history and C candidates. The history is laid out once, the candidates after it as branches that see it and
@@ -20,10 +20,10 @@ import torch
 from genre.data.interactions import Interactions
 from genre.data.sequences.layout import Layout
 from genre.data.sequences.layout import Sequence as Row
+from genre.engine.adapters import Resident
 from genre.engine.items import Inline
 from genre.engine.requests import Request, Response, Scored
 from genre.engine.reranking import POOL, diversify
-from genre.engine.tiers import Resident
 from genre.engine.versions import Loaded
 from genre.errors import RequestError
 from genre.tasks import Task

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from genre.engine.adapters import Resident
 from genre.engine.items import Inline
 from genre.engine.planning import Job, best, task_of
 from genre.engine.requests import Request, Response, ScoredText
-from genre.engine.tiers import Resident
 from genre.errors import RequestError
 
 

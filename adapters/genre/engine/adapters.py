@@ -1,13 +1,17 @@
-"""Versions out of the registry, ready for a lane.
+"""Versions out of the registry, ready for an adapter slot.
 
-Owns: reading a version once, sharing what versions have in common (encoder, catalogue tables, layout). Ignores: who is resident.
+Owns: reading a version once, and sharing what versions have in common (encoder, catalogue tables, layout). Ignores: which
+versions stay in memory.
 
-What is shared lives as long as a version that uses it is in a lane, in the host tier, or under a request.
+    registry ── AdapterSource.read ──► Ready ── Slots.put ──► Resident
+
+What is shared lives as long as a version that uses it is in a slot, in the CPU tier, or under a request.
 """
 
 import dataclasses
 import json
 import re
+from dataclasses import dataclass
 from threading import Lock
 from weakref import WeakValueDictionary
 
@@ -16,32 +20,79 @@ from genre.data.interactions import Interactions
 from genre.data.sequences.layout import Layout
 from genre.data.sequences.text_rows import TextLayout
 from genre.engine.items import ItemSpace
-from genre.engine.tiers import Ready
 from genre.engine.versions import Loaded, read_adapter
 from genre.errors import InputError
 from genre.modules.base.base import Base
-from genre.modules.lora.slots import Lanes
+from genre.modules.lora.slot_layers import Place
+from genre.modules.lora.slots import Lanes, Packed
 from genre.registry import Registry, Version
 from genre.training.assembly import SharedEncoder
 
 
-class Source:
+@dataclass(frozen=True)
+class Ready:
+    """A version with everything that a slot needs: coming back takes a copy, and no file.
+
+    Attributes:
+        loaded: Its heads and what its manifest says; without low-rank weights, which are in `packed`.
+        packed: The low-rank weights as a slot holds them, on the CPU; None runs on the bare base.
+        space: The catalogue as its encoder sees it.
+        first: The lowest layer that it adapts; the base's depth for none.
+    """
+
+    loaded: Loaded
+    packed: Packed | None
+    space: ItemSpace
+    first: int
+
+    @property
+    def digest(self) -> str:
+        """The version's digest."""
+        return self.loaded.digest
+
+
+@dataclass(eq=False)
+class Resident:
+    """A version in a slot.
+
+    Attributes:
+        loaded, space, first: As in `Ready`.
+        slot: Where its weights are; None runs on the bare base.
+        users: Requests under way that began with it.
+    """
+
+    loaded: Loaded
+    space: ItemSpace
+    first: int
+    slot: Place | None
+    users: int = 0
+
+    @property
+    def digest(self) -> str:
+        """The version's digest."""
+        return self.loaded.digest
+
+
+class AdapterSource:
     """Reads versions for one engine.
 
     Args:
-        base: What they must fit.
-        registry: Where they are.
-        lanes: The lane layers that they are packed for.
+        base: The base that they must fit.
+        registry: The registry that they are in.
+        slots: The slot layers that they are packed for.
         data: A data set whose catalogue replaces the versions' own.
         forward: Held while the bare base embeds texts.
     """
 
-    def __init__(self, base: Base, registry: Registry, lanes: Lanes, data: Interactions | None, forward: Lock) -> None:
-        self.base, self.registry, self.lanes, self.data = base, registry, lanes, data
+    def __init__(self, base: Base, registry: Registry, slots: Lanes, data: Interactions | None, forward: Lock) -> None:
+        self.base = base
+        self.registry = registry
+        self.slots = slots
+        self.data = data
         self._forward = forward
         self._encoders: WeakValueDictionary[str, SharedEncoder] = WeakValueDictionary()
         self._spaces: WeakValueDictionary[tuple[str | None, str, tuple[str, ...]], ItemSpace] = WeakValueDictionary()
-        self._readings: WeakValueDictionary[str, Layout | TextLayout] = WeakValueDictionary()
+        self._layouts: WeakValueDictionary[str, Layout | TextLayout] = WeakValueDictionary()
 
     def read(self, version: Version) -> Ready:
         """Read and check a version. One thread at a time.
@@ -51,13 +102,13 @@ class Source:
             InputError: It adapts what the base does not have.
         """
         loaded = read_adapter(self.registry, version, self.base, encoders=self._encoders, recheck=False)
-        unknown = sorted(set(loaded.low) - set(self.lanes.layers))
+        unknown = sorted(set(loaded.low) - set(self.slots.layers))
         if unknown:
             raise InputError(f"{version.ref} adapts a linear that the base does not have", got=unknown[0])
         space = self._space(loaded)
         first = min((layer_of(name) for name in loaded.low), default=self.base.depth)
-        kept = dataclasses.replace(loaded, low={}, reading=self._reading(loaded.reading), catalogue=space.catalogue)
-        return Ready(kept, self.lanes.pack(loaded.low), space, first)
+        kept = dataclasses.replace(loaded, low={}, reading=self._layout(loaded.reading), catalogue=space.catalogue)
+        return Ready(kept, self.slots.pack(loaded.low), space, first)
 
     def catalogue_of(self, loaded: Loaded) -> Catalogue:
         """The items that a version's requests may name."""
@@ -72,9 +123,9 @@ class Source:
             space = self._spaces[key] = ItemSpace(catalogue, text, loaded.shared, self.base, self._forward)
         return space
 
-    def _reading(self, reading: Layout | TextLayout) -> Layout | TextLayout:
+    def _layout(self, layout: Layout | TextLayout) -> Layout | TextLayout:
         """One layout for all versions that lay out events alike: it remembers the tokens of texts."""
-        return self._readings.setdefault(json.dumps(reading.describe(), sort_keys=True), reading)
+        return self._layouts.setdefault(json.dumps(layout.describe(), sort_keys=True), layout)
 
 
 def layer_of(name: str) -> int:
