@@ -55,7 +55,7 @@ def beside_baselines(task: str, found: dict[str, Any], figures: dict[str, Any]) 
     rows = []
     for other in (best, *(name for name in methods if name in SAME_TERM)):
         beside = f"{SAME_TERM.get(other, words(other))} {shown(methods[other]['metrics'][metric])}"
-        better = told_apart(methods[other]["adapter_better_by"][metric])
+        better = difference(methods[other]["adapter_better_by"][metric])
         rows.append([f"**{shown(methods['adapter']['metrics'][metric])}**", beside, better, f"{found['n']:,}"])
     seeds = f"the mean of {len(figures['seeds'])} seeds, " if len(figures.get("seeds", [])) > 1 else ""
     note = f"{seeds}the {figures.get('part', 'test')} part, 95 % user-bootstrap intervals, paired.".capitalize()
@@ -80,10 +80,10 @@ def shown(figure: dict[str, Any], sign: str = "") -> str:
     return f"{figure['value']:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
 
 
-def told_apart(figure: dict[str, Any]) -> str:
+def difference(figure: dict[str, Any]) -> str:
     """A difference with its interval, marked if it holds zero."""
     low, high = figure["interval"] if figure.get("interval") else (figure["low"], figure["high"])
-    return shown(figure, "+") + (", not told apart" if low <= 0 <= high else "")
+    return shown(figure, "+") + (", not distinguishable" if low <= 0 <= high else "")
 
 
 def words(name: str) -> str:
@@ -100,7 +100,7 @@ def baselines(figures: dict[str, Any]) -> Iterator[Table]:
         for name, method in methods.items():
             better = next(iter(method.get("adapter_better_by", {}).values()), None)
             rows.append(
-                [words(name), *(shown(method["metrics"][metric]) for metric in metrics), told_apart(better) if better else ""]
+                [words(name), *(shown(method["metrics"][metric]) for metric in metrics), difference(better) if better else ""]
             )
         seeds = f", seeds {', '.join(map(str, figures['seeds']))}" if "seeds" in figures else ""
         note = (
@@ -118,12 +118,12 @@ def adapter_vs_full(figures: dict[str, Any]) -> Iterator[Table]:
     for task, ways in figures["tasks"].items():
         first = next(iter(ways.values()))["test"]
         alone = [way != "full" for way in ways]
-        difference = [told_apart(row["minus_full"]) if other else "" for other, row in zip(alone, ways.values(), strict=True)]
+        differences = [difference(row["minus_full"]) if other else "" for other, row in zip(alone, ways.values(), strict=True)]
         below = [f"{max(row['at_most_worse'], 0):.1%}" if other else "" for other, row in zip(alone, ways.values(), strict=True)]
         columns = {
             "way": [words(way) for way in ways],
             first["metric"]: [shown(row["test"]) for row in ways.values()],
-            "minus full": difference,
+            "minus full": differences,
             "below full, at most": below,
         }
         columns["learning rate"] = [f"{row['learning_rate']:g}" if row["learning_rate"] else "" for row in ways.values()]
@@ -167,7 +167,7 @@ def cold(figures: dict[str, Any]) -> Iterator[Table]:
     """NDCG@10 on cold items, for each way of ranking."""
     for entry in figures["results"].values():
         rows = [
-            [words(name), shown(found["ndcg@10"]), told_apart(found["adapter_better_by"]) if "adapter_better_by" in found else ""]
+            [words(name), shown(found["ndcg@10"]), difference(found["adapter_better_by"]) if "adapter_better_by" in found else ""]
             for name, found in entry["methods"].items()
         ]
         best = entry["against_best"]
@@ -198,6 +198,6 @@ def ablation(figures: dict[str, Any]) -> Iterator[Table]:
     rows = []
     for arm, found in figures["arms"].items():
         gain = found.get("against_full")
-        rows.append([words(arm), shown(found["ndcg@10"]), told_apart(gain) if gain else ""])
+        rows.append([words(arm), shown(found["ndcg@10"]), difference(gain) if gain else ""])
     note = f"{figures['part'].capitalize()} part, n = {next(iter(figures['arms'].values()))['ndcg@10']['n']:,}, one seed."
     yield Table("item features", note, ["encoder", "NDCG@10", "minus full"], rows)

@@ -1,4 +1,4 @@
-"""The benchmarks' page and summaries: what is missed or not told apart is said, under its command."""
+"""The benchmarks' page and summaries: missed aims and indistinguishable methods are marked, under their command."""
 
 import json
 import sys
@@ -53,7 +53,7 @@ def out(tmp_path):
     return tmp_path
 
 
-def test_the_summary_says_losses_first_and_what_is_not_told_apart(report, out):
+def test_the_summary_shows_losses_first_and_what_is_not_distinguishable(report, out):
     page = report.write_report(out).read_text()
     short, whole = (out / "summary.md").read_text(), (out / "tables.md").read_text()
     lines = short.splitlines()
@@ -61,13 +61,13 @@ def test_the_summary_says_losses_first_and_what_is_not_told_apart(report, out):
     met = "| 4 tasks on one history, shared layers against a pass each | 2 | at least 1.8 |"
     assert lines.index(missed) < lines.index(met)
     ours = "| **0.9200 [0.9000, 0.9400]** | trees 0.9250 [0.9100, 0.9500]"
-    ours += " | +0.0050 [-0.0020, +0.0100], not told apart"
+    ours += " | +0.0050 [-0.0020, +0.0100], not distinguishable"
     assert f"{ours} | 20,000 |" in lines and "bias only" not in short
     assert "Command: `python benchmarks/baselines.py`" in lines
     assert "Command: `python benchmarks/inference.py` (on Name, AVX2)" in lines
     assert "| bias only | 0.9500 [0.9300, 0.9700] | +0.0300 [+0.0200, +0.0400] |" in whole.splitlines()
     assert "seeds 0, 1" in whole and "u1; test part, 20,000 targets of 459 users" in whole
-    assert "1.3 (missed)" in page and "not told apart" in page and "<svg" in page and "other" not in report.load(out)
+    assert "1.3 (missed)" in page and "not distinguishable" in page and "<svg" in page and "other" not in report.load(out)
     assert report.load(out)["peers"]["exit_code"] == 1
 
 

@@ -15,7 +15,7 @@ from genre.cli.output import check_file, console, write_result
 from genre.errors import InputError
 
 MIB = 2**20
-TOLD = {"better": "better", "worse": "worse", "equal": "equal", "cannot be told": "not told apart"}
+TOLD = {"better": "better", "worse": "worse", "equal": "equal", "cannot be told": "not distinguishable"}
 
 
 def bench(
