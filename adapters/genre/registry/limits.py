@@ -40,12 +40,12 @@ def parse_json(data: bytes, what: str, *, limit: int = MAX_JSON_BYTES) -> Any:
         raise IntegrityError(f"{what} is too long", got=f"{len(data):,} bytes", expected=f"at most {limit:,}")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        if data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH:
+            _check_depth(value, MAX_JSON_DEPTH)
     except RecursionError:
-        raise _too_deep(what) from None
+        raise IntegrityError(f"{what} is nested too deep", expected=f"at most {MAX_JSON_DEPTH} levels") from None
     except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
         raise IntegrityError(f"{what} is not JSON", got=str(error)[:200], todo="it is truncated or damaged") from None
-    if data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH:
-        _check_depth(value, what)
     return value
 
 
@@ -60,21 +60,10 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not a JSON number")
 
 
-def _too_deep(what: str) -> IntegrityError:
-    return IntegrityError(f"{what} is nested too deep", expected=f"at most {MAX_JSON_DEPTH} levels")
-
-
-def _check_depth(value: Any, what: str) -> None:
-    """Walk level by level, without recursion, so that depth cannot exhaust the stack."""
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH + 1):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return
-    raise _too_deep(what)
+def _check_depth(value: Any, left: int) -> None:
+    """Raise RecursionError if containers are nested in more than `left` others."""
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            if not left:
+                raise RecursionError
+            _check_depth(inner, left - 1)

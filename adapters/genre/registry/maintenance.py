@@ -120,8 +120,8 @@ def collect_garbage(store: Store, *, dry_run: bool = False) -> Garbage:
         local = any(store.folder(version.name, version.version) is not None for version in everything)
         doomed = [version for version in everything if version.ref not in kept and (local or _is_old(version))]
         unfinished = store.unfinished()
-        freed = sum(sum(store.files(version.name, version.version).values()) for version in doomed)
-        freed += sum(map(store.unfinished_bytes, unfinished))
+        freed = sum(unfinished.values())
+        freed += sum(sum(store.files(version.name, version.version).values()) for version in doomed)
         if not dry_run:
             for version in doomed:
                 store.remove(version.name, version.version)

@@ -39,13 +39,22 @@ class RemoteStore:
             todo = "pip install 'genre-adapters[s3]' for s3://, or another fsspec package"
             raise RegistryError("no file system for this registry", got=f"{url}: {error}", todo=todo) from None
 
-    def versions(self, name: str) -> list[str]:
-        """See `Store`; the order is that of the manifests' times."""
-        return self._group(self._find(name)).get(name, [])
-
     def listing(self) -> dict[str, list[str]]:
         """See `Store`; one recursive listing."""
-        return self._group(self._find(""))
+        rows = []
+        for path, info in self._find().items():
+            if _is_version_file(path) and path.endswith(f"/{MANIFEST}"):
+                name, version, _ = path.split("/")
+                rows.append((name, _time(info), version))
+        versions: dict[str, list[str]] = {}
+        for name, _, version in sorted(rows):
+            versions.setdefault(name, []).append(version)
+        return versions
+
+    def versions(self, name: str) -> list[str]:
+        """See `Store`; the order is that of the manifests' times."""
+        found = [(_time(info), path) for path, info in self._find(name).items() if path.endswith(f"/{MANIFEST}")]
+        return [path.split("/")[1] for _, path in sorted(found) if _is_version_file(path)]
 
     def has(self, name: str, version: str) -> bool:
         with self._errors():
@@ -67,10 +76,8 @@ class RemoteStore:
         return None
 
     def files(self, name: str, version: str) -> dict[str, int]:
-        """See `Store`; what lies in folders below counts, with its path."""
-        prefix = self._path(name, version) + "/"
-        found = self._find(f"{name}/{version}")
-        return {path.removeprefix(prefix): int(info["size"]) for path, info in found.items()}
+        """See `Store`; files in folders below count, with their path."""
+        return {path.split("/", 2)[2]: int(info["size"]) for path, info in self._find(name, version).items()}
 
     def download(self, name: str, version: str, file: str, target: Path) -> None:
         with self._errors():
@@ -92,7 +99,7 @@ class RemoteStore:
         return self._create(self._path(name, version, MANIFEST), (staged / MANIFEST).read_bytes())
 
     def entries(self, name: str) -> list[int]:
-        files = [path.rpartition("/")[2] for path in self._find(f"{name}/{ALIASES}")]
+        files = [path.rpartition("/")[2] for path in self._find(name, ALIASES)]
         return sorted(int(file[:-5]) for file in files if is_entry(file))
 
     def create_entry(self, name: str, number: int, data: bytes) -> bool:
@@ -104,42 +111,31 @@ class RemoteStore:
     def remove(self, name: str, version: str) -> None:
         with self._errors():
             self._fs.rm_file(self._path(name, version, MANIFEST))
-            for file in self._find(f"{name}/{version}"):
-                self._fs.rm_file(file)
+        self.remove_unfinished(f"{name}/{version}")
 
-    def unfinished(self) -> list[str]:
+    def unfinished(self) -> dict[str, int]:
         """See `Store`: files of versions without a manifest, where all files are older than an hour."""
-        folders: dict[str, list[dict[str, Any]]] = {}
-        finished: set[str] = set()
-        for path, info in self._find("").items():
-            name, _, rest = path.removeprefix(self._root + "/").partition("/")
+        folders: dict[str, dict[str, dict[str, Any]]] = {}
+        for path, info in self._find().items():
+            name, _, rest = path.partition("/")
             version, _, file = rest.partition("/")
             if is_name(name) and is_version(version):
-                folders.setdefault(f"{name}/{version}", []).append(info)
-                finished |= {f"{name}/{version}"} if file == MANIFEST else set()
+                folders.setdefault(f"{name}/{version}", {})[file] = info
         old = time.time() - 3600
-        return sorted(
-            folder for folder, infos in folders.items() if folder not in finished and all(_time(info) < old for info in infos)
-        )
+        return {
+            folder: sum(int(info["size"]) for info in files.values())
+            for folder, files in sorted(folders.items())
+            if MANIFEST not in files and all(_time(info) < old for info in files.values())
+        }
 
     def remove_unfinished(self, path: str) -> None:
+        found = self._find(path)
         with self._errors():
-            for file in self._find(path):
-                self._fs.rm_file(file)
-
-    def unfinished_bytes(self, path: str) -> int:
-        return sum(int(info["size"]) for info in self._find(path).values())
+            for file in found:
+                self._fs.rm_file(self._path(file))
 
     def strays(self) -> list[str]:
-        found = []
-        for path in self._find(""):
-            relative = path.removeprefix(self._root + "/")
-            parts = relative.split("/")
-            version = len(parts) == 3 and is_name(parts[0]) and is_version(parts[1])
-            entry = len(parts) == 3 and is_name(parts[0]) and parts[1] == ALIASES and is_entry(parts[2])
-            if not version and not entry:
-                found.append(relative)
-        return sorted(found)
+        return sorted(path for path in self._find() if not _is_version_file(path) and not _is_journal_file(path))
 
     def writing(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -149,25 +145,16 @@ class RemoteStore:
         return nullcontext()
 
     def _path(self, *parts: str) -> str:
-        return "/".join((self._root, *(part for part in parts if part)))
+        return "/".join((self._root, *parts))
 
-    def _find(self, below: str) -> dict[str, dict[str, Any]]:
+    def _find(self, *below: str) -> dict[str, dict[str, Any]]:
+        """All files below, by their path under the root."""
         with self._errors():
             try:
-                return dict(self._fs.find(self._path(below), detail=True))
+                found = self._fs.find(self._path(*below), detail=True)
             except FileNotFoundError:
                 return {}
-
-    def _group(self, found: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-        rows = []
-        for path, info in found.items():
-            parts = path.removeprefix(self._root + "/").split("/")
-            if len(parts) == 3 and is_name(parts[0]) and is_version(parts[1]) and parts[2] == MANIFEST:
-                rows.append((parts[0], _time(info), parts[1]))
-        groups: dict[str, list[str]] = {}
-        for name, _, version in sorted(rows):
-            groups.setdefault(name, []).append(version)
-        return groups
+        return {path.removeprefix(self._root + "/"): info for path, info in found.items()}
 
     def _create(self, path: str, data: bytes) -> bool:
         """Write unless it exists. A retried request may find its own first attempt, so the content decides who won."""
@@ -189,6 +176,16 @@ class RemoteStore:
             yield
         except OSError as error:
             raise JobError(f"the registry at {self.url} did not answer as it should", got=str(error)[:300]) from error
+
+
+def _is_version_file(path: str) -> bool:
+    parts = path.split("/")
+    return len(parts) == 3 and is_name(parts[0]) and is_version(parts[1])
+
+
+def _is_journal_file(path: str) -> bool:
+    parts = path.split("/")
+    return len(parts) == 3 and is_name(parts[0]) and parts[1] == ALIASES and is_entry(parts[2])
 
 
 def _time(info: dict[str, Any]) -> float:

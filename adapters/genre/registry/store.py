@@ -76,11 +76,8 @@ class Store(Protocol):
     def remove(self, name: str, version: str) -> None:
         """Delete a version; it becomes invisible first."""
 
-    def unfinished(self) -> list[str]:
-        """Unfinished publishes that no living writer owns, as paths under the root."""
-
-    def unfinished_bytes(self, path: str) -> int:
-        """The size of an unfinished publish."""
+    def unfinished(self) -> dict[str, int]:
+        """Unfinished publishes that no living writer owns: paths under the root, sorted, and sizes in bytes."""
 
     def remove_unfinished(self, path: str) -> None:
         """Delete an unfinished publish."""
@@ -200,15 +197,11 @@ class LocalStore:
             os.rename(self.root / name / version, aside)
             shutil.rmtree(aside)
 
-    def unfinished(self) -> list[str]:
+    def unfinished(self) -> dict[str, int]:
         folders = [folder for name in self._name_folders() for folder in (self.root / name, self.root / name / ALIASES)]
-        paths = [path for folder in folders for path in folder.glob(f"{TEMPORARY}*")]
-        return sorted(str(path.relative_to(self.root)) for path in paths if not path.is_symlink() and not _is_owned(path))
-
-    def unfinished_bytes(self, path: str) -> int:
-        target = self.root / path
-        files = [target] if target.is_file() else [file for file in target.rglob("*") if not file.is_dir()]
-        return sum(file.lstat().st_size for file in files)
+        paths = sorted((path for folder in folders for path in folder.glob(f"{TEMPORARY}*")), key=str)
+        found = [path for path in paths if not path.is_symlink() and not _is_owned(path)]
+        return {str(path.relative_to(self.root)): _bytes(path) for path in found}
 
     def remove_unfinished(self, path: str) -> None:
         target = self.root / path
@@ -294,6 +287,10 @@ def _is_owned(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.lstat().st_size for file in (path, *path.rglob("*")) if not file.is_dir())
 
 
 def _sync(path: Path) -> None:

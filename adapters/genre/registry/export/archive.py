@@ -1,7 +1,7 @@
 """Archives from elsewhere, read without letting a member out of the folder or a bomb into memory.
 
-Owns: which members are accepted, and their limits. Ignores: what the files mean. A tar (plain or gzip) or a zip is told
-by content; every member must be a plain file or a folder under a relative path:
+Owns: which members are accepted, and their limits. Ignores: what the files mean. A tar (plain or gzip) or a zip is recognized
+by its content; every member must be a plain file or a folder under a relative path:
 
     my-adapter/adapter_config.json
     my-adapter/adapter_model.safetensors
@@ -13,10 +13,11 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, NamedTuple, cast
 
 from genre.errors import IntegrityError
 from genre.files import disk_errors
@@ -29,7 +30,7 @@ _BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, ValueErro
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is a tar, a gzip or a zip, by its content."""
+    """Return whether a file is a tar, a gzip or a zip, by its content."""
     with open(path, "rb") as file:
         start = file.read(265)
     return start.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b")) or start[257:262] == b"ustar"
@@ -51,62 +52,30 @@ def extract(archive: Path, wanted: Iterable[str], folder: Path) -> list[str]:
             is not accepted was written.
     """
     names = set(wanted)
-    with _broken(archive), disk_errors(folder), _opened(archive) as source:
-        members = _check_members(source.members())
+    with _broken(archive), disk_errors(folder), _opened(archive) as rows:
+        members = _check_members(rows)
         top = _top(members)
         chosen = {path.name: path for path in members if path.name in names and str(path.parent) == top}
-        check_sizes({check_file_name(name): members[path] for name, path in chosen.items()})
+        check_sizes({check_file_name(name): members[path].size for name, path in chosen.items()})
         for name, path in chosen.items():
-            _write(source.open(path), folder / name, members[path])
+            _write(members[path], folder / name)
     return sorted(str(path) for path in members if path not in chosen.values())
 
 
-class _Members(Protocol):
-    """An opened archive."""
-
-    def members(self) -> Iterator[tuple[str, int, bool, bool]]:
-        """Rows of (name, bytes, is a plain file, is a folder)."""
-
-    def open(self, path: PurePosixPath) -> IO[bytes]:
-        """One member's content."""
-
-
-class _Tar:
-    def __init__(self, tar: tarfile.TarFile) -> None:
-        self._tar = tar
-        self._infos: dict[PurePosixPath, tarfile.TarInfo] = {}
-
-    def members(self) -> Iterator[tuple[str, int, bool, bool]]:
-        for info in self._tar:
-            plain = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and info.sparse is None
-            self._infos[PurePosixPath(info.name)] = info
-            yield info.name, info.size, plain, info.isdir()
-
-    def open(self, path: PurePosixPath) -> IO[bytes]:
-        file = self._tar.extractfile(self._infos[path])
-        assert file is not None
-        return file
-
-
-class _Zip:
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._zip = archive
-
-    def members(self) -> Iterator[tuple[str, int, bool, bool]]:
-        for info in self._zip.infolist():
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            yield info.filename, info.file_size, kind in (0, stat.S_IFREG) and not info.is_dir(), info.is_dir()
-
-    def open(self, path: PurePosixPath) -> IO[bytes]:
-        return self._zip.open(str(path))
+class _Member(NamedTuple):
+    name: str
+    size: int
+    is_file: bool
+    is_folder: bool
+    open: Callable[[], IO[bytes] | None]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Members]:
+def _opened(path: Path) -> Iterator[Iterator[_Member]]:
     """Open a zip or a tar; every read of a tar is bounded, since tarfile reads a PAX header of any size in one go."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            yield _Zip(archive)
+            yield _zip_members(archive)
         return
     with open(path, "rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
@@ -114,7 +83,20 @@ def _opened(path: Path) -> Iterator[_Members]:
         gzip.open(path) if zipped else open(path, "rb") as raw,
         tarfile.open(fileobj=cast(Any, _Bounded(raw)), mode="r:") as tar,
     ):
-        yield _Tar(tar)
+        yield _tar_members(tar)
+
+
+def _zip_members(archive: zipfile.ZipFile) -> Iterator[_Member]:
+    for info in archive.infolist():
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        is_file = kind in (0, stat.S_IFREG) and not info.is_dir()
+        yield _Member(info.filename, info.file_size, is_file, info.is_dir(), partial(archive.open, info))
+
+
+def _tar_members(tar: tarfile.TarFile) -> Iterator[_Member]:
+    for info in tar:
+        is_file = info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and info.sparse is None
+        yield _Member(info.name, info.size, is_file, info.isdir(), partial(tar.extractfile, info))
 
 
 class _Bounded:
@@ -122,6 +104,8 @@ class _Bounded:
 
     def __init__(self, file: Any) -> None:
         self._file = file
+        self.tell = file.tell
+        self.close = file.close
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_READ:
@@ -133,52 +117,49 @@ class _Bounded:
             raise tarfile.ReadError(f"a member that ends at byte {offset}")
         return int(self._file.seek(offset, whence))
 
-    def tell(self) -> int:
-        return int(self._file.tell())
 
-    def close(self) -> None:
-        self._file.close()
-
-
-def _check_members(rows: Iterable[tuple[str, int, bool, bool]]) -> dict[PurePosixPath, int]:
-    members: dict[PurePosixPath, int] = {}
+def _check_members(rows: Iterable[_Member]) -> dict[PurePosixPath, _Member]:
+    """Check all members; return the files by path."""
+    members: dict[PurePosixPath, _Member] = {}
     total = 0
-    for count, (name, size, plain, folder) in enumerate(rows, 1):
-        path = PurePosixPath(name)
+    for count, member in enumerate(rows, 1):
+        name, path = member.name, PurePosixPath(member.name)
         hostile = name.startswith("/") or ".." in path.parts or any(letter in name for letter in "\\\0:\n\r")
         if hostile or not name or len(name) > 512:
-            raise IntegrityError(
-                "a member of the archive would leave its folder", got=repr(name[:80]), expected="a relative path"
-            )
-        if not plain and not folder:
+            what = "a member of the archive would leave its folder"
+            raise IntegrityError(what, got=repr(name[:80]), expected="a relative path")
+        if not member.is_file and not member.is_folder:
             raise IntegrityError(f"member {name[:80]!r} of the archive is not a plain file", expected="no links, no devices")
-        total += max(size, 0)
-        if count > MAX_MEMBERS or total > MAX_TOTAL_BYTES or size < 0:
+        total += max(member.size, 0)
+        if count > MAX_MEMBERS or total > MAX_TOTAL_BYTES or member.size < 0:
             expected = f"at most {MAX_MEMBERS:,} members and {MAX_TOTAL_BYTES:,} bytes"
             raise IntegrityError("the archive is too large", got=f"{count:,} members, {total:,} bytes", expected=expected)
-        if folder:
+        if member.is_folder:
             continue
         if path in members:
             raise IntegrityError("the archive has a member twice", got=repr(name[:80]))
-        members[path] = size
+        members[path] = member
     return members
 
 
-def _top(members: dict[PurePosixPath, int]) -> str:
+def _top(members: dict[PurePosixPath, _Member]) -> str:
     """The archive's one top folder, or the archive itself."""
     firsts = {path.parts[0] for path in members}
     inside = all(len(path.parts) > 1 for path in members)
     return firsts.pop() if inside and len(firsts) == 1 else "."
 
 
-def _write(source: IO[bytes], target: Path, size: int) -> None:
+def _write(member: _Member, target: Path) -> None:
+    source = member.open()
+    assert source is not None
     with source, open(target, "xb") as file:
-        left = size
+        left = member.size
         while left and (data := source.read(min(2**20, left))):
             file.write(data)
             left -= len(data)
         if left or source.read(1):
-            raise IntegrityError(f"{target.name} in the archive has another length than it says", expected=f"{size:,} bytes")
+            what = f"{target.name} in the archive has another length than it says"
+            raise IntegrityError(what, expected=f"{member.size:,} bytes")
 
 
 @contextmanager

@@ -1,12 +1,12 @@
-"""Asks a vLLM server that serves this folder's adapter, and reads the probabilities of its label words.
+"""Client of a vLLM server that serves this folder's adapter: scores from the probabilities of its label words.
 
-Stands beside `prompt.json` and `items.jsonl`; needs Python and nothing else. One row in, one row out:
+Needs `prompt.json` and `items.jsonl` beside it, Python, and nothing else. One row in, one row out:
 
     $ python client.py --url http://127.0.0.1:8000 < requests.jsonl
     {"id": "1", "history": [{"item_id": "50", "rating": 5}], "candidates": ["181", {"title": "A new film"}]}
     {"id": "1", "results": [{"item_id": "181", "score": 0.83}, {"item_id": "A new film", "score": 0.41}]}
 
-A prompt is token ids, put together slot by slot as in training: begin token, instruction, then for each event its item's
+A prompt is token ids, put together part by part as in training: begin token, instruction, then for each event its item's
 text, ":" and a word for the feedback; last the candidate's text and ":". The server is asked for one token among the label
 words only, and their log-probabilities give the score.
 """
@@ -27,11 +27,7 @@ AT_ONCE = 256
 
 
 class ClientError(Exception):
-    """A request that cannot be asked, or a server that does not answer as it should."""
-
-
-class RowError(ClientError):
-    """A line that is no request; the others are answered."""
+    """A request that cannot be sent, or a server that does not answer as it should."""
 
 
 class Client:
@@ -39,7 +35,7 @@ class Client:
 
     Args:
         url: The server.
-        folder: With `prompt.json` and `items.jsonl`.
+        folder: The folder of `prompt.json` and `items.jsonl`; by default this file's.
         timeout: Seconds to wait for an answer.
     """
 
@@ -83,7 +79,7 @@ class Client:
         Args:
             history: Events in order: `item_id`, or `item` with its columns, and the feedback column.
             candidates: Item ids, or items by their columns.
-            task: Which of the adapter's tasks; may be left out if it has one.
+            task: One of the adapter's tasks; may be left out if it has only one.
             user: The user's columns, for the instruction.
 
         Returns:
@@ -93,19 +89,19 @@ class Client:
         Raises:
             ClientError: The request or the server's answer cannot be used.
         """
-        asked = self._task(task)
+        chosen = self._task(task)
         start = self._history(history, user or {})
         prompts = [[*start, *self._item(candidate)] for candidate in candidates]
-        found: list[float] = []
+        scores: list[float] = []
         # The first one goes alone, so that the others find its prefix: prompts that come together do not wait for each other's.
         starts = [0, *range(1, len(prompts), AT_ONCE), len(prompts)]
         for first, end in zip(starts, starts[1:], strict=False):
-            for shares in self._shares(prompts[first:end], asked["word_ids"]):
-                if asked["loss"] == "log_loss":
-                    found.append(shares[-1] / (shares[0] + shares[-1]))
+            for shares in self._probabilities(prompts[first:end], chosen["word_ids"]):
+                if chosen["loss"] == "log_loss":
+                    scores.append(shares[-1] / (shares[0] + shares[-1]))
                 else:
-                    found.append(sum(s * n for s, n in zip(shares, asked["numbers"], strict=True)) / sum(shares))
-        return found
+                    scores.append(sum(s * n for s, n in zip(shares, chosen["numbers"], strict=True)) / sum(shares))
+        return scores
 
     def answer(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Answer one request; one that cannot be answered gives its error."""
@@ -128,7 +124,7 @@ class Client:
         return tasks[name]
 
     def _history(self, history: Sequence[Mapping[str, Any]], user: Mapping[str, Any]) -> list[int]:
-        """The prompt without its candidate; a history that is too long loses its oldest events."""
+        """The prompt up to the candidate; a history that is too long loses its oldest events."""
         layout = self.prompt["layout"]
         if not isinstance(user, Mapping):
             raise ClientError(f"a user cannot be read: got {user!r:.80}; expected an object with the user's columns")
@@ -162,7 +158,7 @@ class Client:
         return self._tokens("\n" + text)[: layout["max_item_tokens"]] + self._tokens(":")
 
     def _word(self, value: Any) -> str:
-        """What a feedback slot says: the nearest of the values that the adapter was trained with."""
+        """The word for a feedback: the nearest of the values that the adapter was trained with."""
         values = self.prompt["layout"]["values"]
         if value is None:
             return " ?"
@@ -178,7 +174,7 @@ class Client:
         return f" {values[bisect.bisect_left(middles, number)]:g}"
 
     def _tokens(self, text: str) -> list[int]:
-        """Token ids by the server's own tokenizer, each text once."""
+        """Token ids of a text from the server's own tokenizer, asked for once."""
         if not text:
             return []
         if text not in self._ids:
@@ -186,19 +182,14 @@ class Client:
             self._ids[text] = self._post("/tokenize", body)["tokens"]
         return self._ids[text]
 
-    def _shares(self, prompts: list[list[int]], words: list[int]) -> Iterable[list[float]]:
-        """For each prompt the probability of each label word among them."""
+    def _probabilities(self, prompts: list[list[int]], words: list[int]) -> Iterable[list[float]]:
+        """For each prompt the probability of each label word among all of them."""
         if not prompts:
             return
-        answer = self._post(
-            "/v1/completions",
-            {
-                "model": self.prompt["model"], "prompt": prompts, "max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0,
-                "logprobs": len(words), "allowed_token_ids": words, "return_tokens_as_token_ids": True,
-            },
-        )  # fmt: skip
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        for choice in choices:
+        sampling = {"max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+        wanted = {"logprobs": len(words), "allowed_token_ids": words, "return_tokens_as_token_ids": True}
+        answer = self._post("/v1/completions", {"model": self.prompt["model"], "prompt": prompts, **sampling, **wanted})
+        for choice in sorted(answer["choices"], key=lambda choice: choice["index"]):
             top = choice["logprobs"]["top_logprobs"][0]
             if missing := [word for word in words if f"token_id:{word}" not in top]:
                 raise ClientError(
@@ -235,9 +226,9 @@ def _row(line: str, number: int) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise RowError(f"request {number} is not JSON: got {error}") from None
+        raise ClientError(f"request {number} is not JSON: got {error}") from None
     if not isinstance(row, dict):
-        raise RowError(f"request {number} is no object: got {line.strip()[:80]}")
+        raise ClientError(f"request {number} is no object: got {line.strip()[:80]}")
     return row
 
 
@@ -251,10 +242,10 @@ def main() -> None:
         with Client(options.url) as client:
             for number, line in enumerate(filter(str.strip, options.file), 1):
                 try:
-                    found = client.answer(_row(line, number))
-                except RowError as error:
-                    found = {"id": None, "error": str(error)}
-                print(json.dumps(found), flush=True)
+                    answer = client.answer(_row(line, number))
+                except ClientError as error:
+                    answer = {"id": None, "error": str(error)}
+                print(json.dumps(answer), flush=True)
     except (ClientError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
