@@ -1,6 +1,6 @@
-"""From a stranger's table to checked, coded and ordered events.
+"""A table of any origin to checked, coded and ordered events.
 
-Owns: renaming by a mapping, which rows are bad, what is skipped and how it is counted. Ignores files.
+Owns: renaming by a mapping, the rules for bad rows, counts of skipped rows. Ignores files.
 
     build(frame, mapping={"user_id": "userId", "item_id": "movieId"})
     # DataError: 60 of 1,000 rows are not usable: got row 17 (the first is 0): rating 'good'; expected a number …
@@ -90,12 +90,8 @@ def to_polars(table: Any, name: str) -> pl.DataFrame | None:
         try:
             return pl.from_pandas(table)
         except (ImportError, pl.exceptions.PolarsError, TypeError, ValueError) as error:
-            raise DataError(
-                f"the {name} cannot be read from pandas",
-                got=error,
-                expected="plain columns",
-                todo="pip install 'genre-adapters[pandas]', or give a polars frame",
-            ) from error
+            todo = "pip install 'genre-adapters[pandas]', or give a polars frame"
+            raise DataError(f"the {name} cannot be read from pandas", got=error, expected="plain columns", todo=todo) from error
     raise DataError(f"the {name} is no table", got=type(table).__name__, expected="a polars or a pandas frame")
 
 
@@ -109,12 +105,8 @@ def rename(tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], r
     for ours, theirs in mapping.items():
         if not any(table is not None and theirs in table.columns for table in tables.values()):
             found = ", ".join(tables["log"].columns) if tables["log"] is not None else "nothing"
-            raise DataError(
-                f"no column '{theirs}' to take {ours} from",
-                got=found,
-                expected=f"a column '{theirs}'",
-                todo=f"map one of those: {ours}=THEIRS",
-            )
+            what, todo = f"no column '{theirs}' to take {ours} from", f"map one of those: {ours}=THEIRS"
+            raise DataError(what, got=found, expected=f"a column '{theirs}'", todo=todo)
     for name, table in tables.items():
         wanted = {ours: theirs for ours, theirs in mapping.items() if table is not None and theirs in table.columns}
         if table is None or not wanted:
@@ -132,12 +124,10 @@ def _keep_known(log: pl.DataFrame, report: Report, max_bad: float) -> pl.DataFra
     if missing:
         close = {c: name for name in missing for c in log.columns if plain_name(c) in (plain_name(name), *ALIASES[name])}
         theirs = {name: c for c, name in reversed(close.items())}
-        raise DataError(
-            f"column{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} {'are' if len(missing) > 1 else 'is'} missing",
-            got=", ".join(c for c in log.columns if c != "row") or "no columns",
-            expected=", ".join(REQUIRED),
-            todo="name yours with " + " ".join(f"--map {name}={theirs.get(name, 'THEIRS')}" for name in missing),
-        )
+        what = "column '{}' is missing" if len(missing) == 1 else "columns '{}' are missing"
+        got = ", ".join(c for c in log.columns if c != "row") or "no columns"
+        todo = "name yours with " + " ".join(f"--map {name}={theirs.get(name, 'THEIRS')}" for name in missing)
+        raise DataError(what.format("', '".join(missing)), got=got, expected=", ".join(REQUIRED), todo=todo)
     if log.is_empty():
         report.check(0, 0, None, max_bad)
         raise DataError("the log is empty", got="0 events", expected="at least one event")
@@ -148,7 +138,7 @@ def _keep_known(log: pl.DataFrame, report: Report, max_bad: float) -> pl.DataFra
 
 
 def plain_name(name: str) -> str:
-    """A column's name without case, spaces and other signs: "User ID" and "userId" are alike."""
+    """Return a column's name without case, spaces and other signs: "User ID" and "userId" are alike."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
@@ -157,12 +147,9 @@ def _with_rows(log: pl.DataFrame) -> pl.DataFrame:
         return log.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
     rows = log["row"].cast(pl.Int64, strict=False)
     if rows.null_count() or rows.n_unique() != len(rows) or int(rows.min() or 0) < 0:  # type: ignore[arg-type]
-        raise DataError(
-            "column 'row' is not usable",
-            got=f"{rows.n_unique()} different of {len(rows)}",
-            expected="the place in the source file: a different whole number from 0 for every event",
-            todo="leave the column out, or give it another name",
-        )
+        got, todo = f"{rows.n_unique()} different of {len(rows)}", "leave the column out, or give it another name"
+        expected = "the place in the source file: a different whole number from 0 for every event"
+        raise DataError("column 'row' is not usable", got=got, expected=expected, todo=todo)
     return log.with_columns(rows)
 
 

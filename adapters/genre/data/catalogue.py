@@ -23,7 +23,7 @@ _TEXT_TYPES = (pl.String, pl.Categorical, pl.Enum)
 
 
 class Catalogue:
-    """Every item, in a fixed order; an item's code is its place. Immutable.
+    """Every item, in a fixed order; an item's code is its row. Immutable.
 
     Args:
         frame: `item_id` (str, unique, no null) and any text, number, category or list columns.
@@ -34,19 +34,13 @@ class Catalogue:
 
     def __init__(self, frame: pl.DataFrame) -> None:
         if "item_id" not in frame.columns:
-            raise DataError(
-                "the items have no column 'item_id'",
-                got=", ".join(frame.columns) or "no columns",
-                expected="item_id, then title and any other columns",
-                todo="name yours with --map item_id=THEIRS",
-            )
+            got, expected = ", ".join(frame.columns) or "no columns", "item_id, then title and any other columns"
+            todo = "name yours with --map item_id=THEIRS"
+            raise DataError("the items have no column 'item_id'", got=got, expected=expected, todo=todo)
         ids = frame["item_id"]
         if ids.dtype != pl.String or ids.null_count() or ids.n_unique() != len(ids):
-            raise DataError(
-                "item ids are not usable",
-                got=f"{ids.dtype}, {ids.n_unique()} different of {len(ids)}",
-                expected="one text id per item, none twice",
-            )
+            got = f"{ids.dtype}, {ids.n_unique()} different of {len(ids)}"
+            raise DataError("item ids are not usable", got=got, expected="one text id per item, none twice")
         self.frame = frame.select("item_id", pl.exclude("item_id"))
 
     def __len__(self) -> int:
@@ -75,15 +69,11 @@ class Catalogue:
         Raises:
             DataError: If there is no such item.
         """
-        try:
-            return self._codes[item_id]
-        except KeyError:
-            raise DataError(
-                "unknown item",
-                got=repr(item_id),
-                expected=f"an id of the catalogue ({self.size} items, such as {', '.join(self.item_ids[:3])})",
-                todo="give a known item_id, or the item itself",
-            ) from None
+        if item_id not in self._codes:
+            expected = f"an id of the catalogue ({self.size} items, such as {', '.join(self.item_ids[:3])})"
+            todo = "give a known item_id, or the item itself"
+            raise DataError("unknown item", got=repr(item_id), expected=expected, todo=todo)
+        return self._codes[item_id]
 
     def codes(self, item_ids: Sequence[str]) -> np.ndarray:
         """Return the codes of several items, int32[n].
@@ -103,12 +93,8 @@ class Catalogue:
             DataError: If there is no such column.
         """
         if name not in self.frame.columns:
-            raise DataError(
-                f"the catalogue has no column '{name}'",
-                got=", ".join(self.frame.columns),
-                expected=f"a column '{name}'",
-                todo="choose one of those, or import the items with this column",
-            )
+            got, todo = ", ".join(self.frame.columns), "choose one of those, or import the items with this column"
+            raise DataError(f"the catalogue has no column '{name}'", got=got, expected=f"a column '{name}'", todo=todo)
         return self.frame[name]
 
     def texts(self, columns: Sequence[str], separator: str = "; ") -> list[str]:
@@ -119,14 +105,14 @@ class Catalogue:
         Raises:
             DataError: If a column is missing or is a dense one.
         """
-        parts = [self._as_text(name).alias(str(place)) for place, name in enumerate(columns)]
+        parts = [self._as_text(name).alias(str(number)) for number, name in enumerate(columns)]
         if not parts:
             return [""] * self.size
         frame = pl.DataFrame(parts)
         return frame.select(pl.concat_str(pl.all(), separator=separator, ignore_nulls=True)).to_series().to_list()
 
     def titles(self) -> list[str]:
-        """Return what to show for each item: its title, or its id where there is none."""
+        """Return a name for each item: its title, or its id where there is none."""
         if "title" not in self.frame.columns:
             return list(self.item_ids)
         titles = self._as_text("title").to_list()
@@ -163,11 +149,11 @@ class Catalogue:
         if shortest != width:
             raise DataError(f"column '{column}' is ragged", got=f"{shortest} to {width} numbers", expected="one length")
         dense = np.zeros((self.size, width), dtype=np.float32)
-        there = lists.is_not_null().to_numpy()
+        filled = lists.is_not_null().to_numpy()
         if not width:
             return dense
         values = lists.drop_nulls().explode().cast(pl.Float32).fill_null(0.0).to_numpy()
-        dense[there] = values.reshape(-1, width)
+        dense[filled] = values.reshape(-1, width)
         broken = np.flatnonzero(~np.isfinite(dense).all(axis=1))
         if broken.size:
             got = f"item {self.item_ids[broken[0]]} and {broken.size - 1} more"
@@ -191,14 +177,14 @@ class Titles:
         )
 
     def of(self, item_id: str) -> str:
-        """The title of an item; what the catalogue does not have is its own title."""
+        """Return the title of an item; an id that the catalogue does not have is its own title."""
         return self.titles[self.catalogue.code(item_id)] if item_id in self.catalogue else item_id
 
     def find(self, text: str) -> str:
-        """The id of the one item that a person means: by its id, its title (case aside), or a part that one title alone has.
+        """Return the id of the one item that a text names: by id, by title (case aside), or by a part that one title alone has.
 
         Raises:
-            InputError: No item is meant, or several are.
+            InputError: It names no item, or several.
         """
         wanted = text.lower().strip()
         if text in self.catalogue:
@@ -217,7 +203,7 @@ class Titles:
         raise InputError("several items have this title", got=got, expected="one item", todo=todo)
 
     def search(self, text: str, limit: int) -> list[dict[str, str]]:
-        """Items whose title or id contains a text, case aside; those that begin with it first, then in the catalogue's order."""
+        """Find items whose title or id contains a text, case aside: first those that begin with it, each in catalogue order."""
         wanted = text.lower().strip()
         found = self.folded.str.contains(wanted, literal=True).to_numpy()
         first = self.folded.str.starts_with(wanted).to_numpy()
@@ -253,7 +239,7 @@ def _hash_series(total: "hashlib._Hash", series: pl.Series) -> None:
 
 
 def _kind(dtype: pl.DataType) -> str:
-    """Name a type in words of our own: the library's may change, and a digest must not."""
+    """Name a type independently of the library, whose names may change, while a digest must not."""
     if isinstance(dtype, pl.List):
         return "list"
     if dtype == pl.String:

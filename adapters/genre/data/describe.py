@@ -1,6 +1,6 @@
 """A log in figures.
 
-Owns: what `genre data describe` tells. Ignores how it is shown.
+Owns: the figures of `genre data describe`. Ignores their display.
 
     {"events": 100000, "users": 943, "items": 1682, "ties": 0.7605, "density": 0.063, "feedback": {"rating": {…}}, …}
 """
@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from genre.data.catalogue import Catalogue
-from genre.data.order import tied_places
+from genre.data.order import tied_events
 from genre.data.schema import DatasetInfo, event_columns
 
 _MOST_VALUES = 12
@@ -44,7 +44,7 @@ def describe(
         "items": catalogue.size,
         "items_without_events": catalogue.size - used,
         "time_span": _span(frame["timestamp"]),
-        "ties": round(tied_places(codes, frame["timestamp"].to_numpy()).size / frame.height, 6),
+        "ties": round(tied_events(codes, frame["timestamp"].to_numpy()).size / frame.height, 6),
         "density": round(density, 6),
         "sparsity": round(1 - density, 6),
         "events_per_user": quantiles(events_per_user),

@@ -1,7 +1,7 @@
 """Items and users of a log: their tables checked, completed and aligned.
 
-Owns: the catalogue's order, rows for items and users that have none, item columns that stand in the log itself.
-Ignores events' order and feedback.
+Owns: the catalogue's order, rows for items and users that have none, item columns of the log itself. Ignores events' order and
+feedback.
 
 A log with a title in every row gives its own catalogue:
 
@@ -25,12 +25,12 @@ ITEM_NAMES = frozenset(
 
 
 def item_columns_of(log: pl.DataFrame, items: pl.DataFrame | None, columns: list[str] | None) -> list[str]:
-    """Return which of a log's columns describe its items.
+    """Return those of a log's columns that describe its items.
 
     Args:
         log: A log.
         items: A table of items; when given, the log's columns stay events' unless they are named.
-        columns: Which ones; None takes those with a usual name (`ITEM_NAMES`) and lists of numbers.
+        columns: The ones that do; None takes those with a usual name (`ITEM_NAMES`) and lists of numbers.
 
     Raises:
         DataError: If a named column is missing.
@@ -46,13 +46,13 @@ def item_columns_of(log: pl.DataFrame, items: pl.DataFrame | None, columns: list
 
 
 def describe_items(log: pl.DataFrame, items: pl.DataFrame | None, columns: list[str], report: Report) -> pl.DataFrame:
-    """Return a table of items with columns of the log: the first value of each item, beside what `items` says.
+    """Return a table of items with columns of the log: the first value of each item, beside the columns of `items`.
 
     Args:
         log: The usable rows of a log with an `item_id`.
         items: A table of items, or None.
-        columns: Which of the log's columns.
-        report: Where items with several values are counted.
+        columns: The columns of the log.
+        report: Counts items with several values.
     """
     with_id = log.select("item_id", *columns).with_columns(ids(log["item_id"])).drop_nulls("item_id")
     table = with_id.group_by("item_id", maintain_order=True).agg(pl.col(columns).drop_nulls().first()).sort("item_id")
@@ -81,7 +81,7 @@ def complete_items(items: pl.DataFrame | None, used: pl.Series, report: Report) 
     Args:
         items: The table of items, or None.
         used: The ids in the log, each once.
-        report: Where items without an id, twice there, or without a row are counted.
+        report: Counts items without an id, repeated ones, and those without a row.
     """
     if items is None:
         return Catalogue(pl.DataFrame({"item_id": used.sort()}))
@@ -98,20 +98,17 @@ def align_users(users: pl.DataFrame | None, user_ids: pl.Series, report: Report)
     if users is None:
         return None
     table = _unique_rows(users, "user_id", "users", report)
-    known = table["user_id"].is_in(user_ids.implode())
-    report.add("users without events", int((~known).sum()))
-    report.add("users without a row", len(user_ids) - int(known.sum()))
+    active = table["user_id"].is_in(user_ids.implode())
+    report.add("users without events", int((~active).sum()))
+    report.add("users without a row", len(user_ids) - int(active.sum()))
     return pl.DataFrame({"user_id": user_ids}).join(table, on="user_id", how="left", maintain_order="left")
 
 
 def _unique_rows(table: pl.DataFrame, key: str, what: str, report: Report) -> pl.DataFrame:
     if key not in table.columns:
-        raise DataError(
-            f"column '{key}' is missing in the {what}",
-            got=", ".join(table.columns) or "no columns",
-            expected=f"{key} and other columns",
-            todo=f"name yours with --map {key}=THEIRS",
-        )
+        got, expected = ", ".join(table.columns) or "no columns", f"{key} and other columns"
+        todo = f"name yours with --map {key}=THEIRS"
+        raise DataError(f"column '{key}' is missing in the {what}", got=got, expected=expected, todo=todo)
     odd = [name for name in table.columns if not _can_hold(table[name].dtype)]
     report.add(f"columns of the {what} that are no number, text or list", len(odd), ", ".join(odd))
     table = table.drop(odd).with_columns(ids(table[key]))

@@ -1,7 +1,7 @@
-"""Cells of a stranger's log made ours: ids, times and feedback.
+"""Field parsing: ids, times and feedback out of columns of any type.
 
-Owns: what counts as a usable value of each column. Ignores what is done about the others (`interactions_build`).
-Every function takes a column of any type and returns one of ours where a null means "not usable".
+Owns: the usable values of each column. Ignores the treatment of the others (`genre.data.build`). Every function takes a column of
+any type and returns one of the schema's, with null for a value that is not usable.
 
     times(pl.Series(["881250949", "2024-03-01T12:00:00Z", "soon"]))  ->  [881250949, 1709294400, null]
 """
@@ -23,14 +23,14 @@ EXPECTED = {
     "behaviour": "a word such as view, cart, purchase",
     "impression_id": "an id, not empty",
 }
-"""What each column wants, for messages."""
+"""The usable values of each column, for messages."""
 
 _DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S", "%Y%m%d")
 _ZONED_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%z", "%Y%m%d %H%M%S%z")
 
 
 def clean(name: str, series: pl.Series, time_unit: str = "s") -> pl.Series:
-    """Return column `name` in our type; null where the cell is not usable.
+    """Return column `name` in the schema's type; null where the value is not usable.
 
     Extra columns keep their values (numbers, texts; booleans become 0 and 1): nulls there are allowed.
     """
@@ -108,7 +108,7 @@ def _whole_seconds(values: pl.Series, time_unit: str) -> pl.Series:
 
 
 def _all_days(text: pl.Series) -> bool:
-    """Whether every text is a day such as 20240301; as seconds, all of them would lie in August 1970."""
+    """Return whether every text is a day such as 20240301; as seconds, all of them would lie in August 1970."""
     known = text.drop_nulls()
     pattern = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])$"
     return len(known) > 0 and bool(known.str.contains(pattern).all())
@@ -141,7 +141,7 @@ def _plain(series: pl.Series) -> pl.Series:
 def to_numbers(table: pl.DataFrame) -> pl.DataFrame:
     """Turn columns of texts that are all numbers into numbers, but ids, titles and those with a rule of their own.
 
-    A column where a number starts with a needless zero (a zip code) stays text. Decimals may stand after a comma, unless there
+    A column where a number starts with a needless zero (a zip code) stays text. Decimals may follow a comma, unless there
     are three in every value: that may be thousands, and stays text.
     """
     texts = [c for c in table.columns if table[c].dtype == pl.String and c not in EXPECTED and c not in ("title", "row", PLACE)]

@@ -1,7 +1,7 @@
-"""A graph as one vector per item: of knowledge (what an item has), or of who follows whom.
+"""A graph as one vector per item: a knowledge graph (properties of items), or a follow graph (edges between accounts).
 
 Owns: the decomposition of the matrix of items and properties, edges between accounts as properties, vectors beside a table of
-items. Ignores where the graph came from and what the vectors are for.
+items. Ignores the origin of the graph and the use of the vectors.
 
     item_id 50, relation film.film.genre, tail m.06n90     ->     50: [0.4821, -0.1303, …]
     source alice, target bob                               ->     alice and bob, and all that they post
@@ -74,15 +74,15 @@ def graph_vectors(triples: pl.DataFrame, dimensions: int = DIMENSIONS) -> pl.Dat
 def with_graph(items: pl.DataFrame, edges: pl.DataFrame, report: Report, *, item_id: str, author: str) -> pl.DataFrame:
     """Put the vectors of a follow graph beside a table of items.
 
-    An account's properties are whom it follows and who follows it. An item's vector is its author's where the table has authors,
+    An account's properties are its edges in both directions. An item's vector is its author's where the table has authors,
     and otherwise that of the account that the item is.
 
     Args:
         items: The items.
         edges: source (who follows), target (who is followed).
-        report: Where items without a vector are counted; theirs are empty.
+        report: Counts items without a vector; theirs are empty.
         item_id: The column of the items' ids.
-        author: The column of their authors, if there is one; an empty cell stands for the item itself.
+        author: The column of their authors, if there is one; an empty cell means the item itself.
 
     Returns:
         The items with a column `graph`, a list of `DIMENSIONS` float32.
@@ -92,10 +92,8 @@ def with_graph(items: pl.DataFrame, edges: pl.DataFrame, report: Report, *, item
     """
     for name, table, what in (("source", edges, "graph"), ("target", edges, "graph"), (item_id, items, "items")):
         if name not in table.columns:
-            raise DataError(
-                f"column '{name}' is missing in the {what}", got=", ".join(table.columns), expected=name,
-                todo=f"name yours with --map {name}=THEIRS",
-            )  # fmt: skip
+            got, todo = ", ".join(table.columns), f"name yours with --map {name}=THEIRS"
+            raise DataError(f"column '{name}' is missing in the {what}", got=got, expected=name, todo=todo)
     pairs = pl.DataFrame({"a": ids(edges["source"]), "b": ids(edges["target"])}).drop_nulls()
     follows = pairs.select(pl.col("a").alias("item_id"), pl.lit("follows").alias("relation"), pl.col("b").alias("tail"))
     followed = pairs.select(pl.col("b").alias("item_id"), pl.lit("is followed by").alias("relation"), pl.col("a").alias("tail"))
@@ -106,10 +104,9 @@ def with_graph(items: pl.DataFrame, edges: pl.DataFrame, report: Report, *, item
     found = table.join(vectors, on="account", how="left", maintain_order="left").drop("account")
     missing = found["graph"].null_count()
     if missing == len(found):
-        raise DataError(
-            "no item is in the graph", got=", ".join(vectors["account"].head(3)) or "no two accounts that share a neighbour",
-            expected=f"authors or ids of items, such as {', '.join(account.drop_nulls().head(3))}",
-            todo="name the column of authors with --map author=THEIRS",
-        )  # fmt: skip
+        got = ", ".join(vectors["account"].head(3)) or "no two accounts that share a neighbour"
+        expected = f"authors or ids of items, such as {', '.join(account.drop_nulls().head(3))}"
+        todo = "name the column of authors with --map author=THEIRS"
+        raise DataError("no item is in the graph", got=got, expected=expected, todo=todo)
     report.add("items that are not in the graph", missing, f"item {own[int(found['graph'].is_null().arg_max() or 0)]}")
     return found

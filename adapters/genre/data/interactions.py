@@ -1,12 +1,11 @@
 """Events of users with items: the log.
 
-Owns: the log as arrays in the contract's order, a data set folder in and out, a user's history. Ignores prompts,
-tensors and what is trained on it.
+Owns: the log as arrays in the contract's order, a data set folder in and out, a user's history. Ignores prompts and tensors.
 
     log = Interactions.read("data/ml-100k")
     log.history("196")[0]  ->  {"item_id": "655", "timestamp": 881250949, "rating": 3.0}
 
-**Order:** (user_id, timestamp, sha256(user_id, the byte 0x1f, item_id), row). See `interactions_order`.
+**Order:** (user_id, timestamp, sha256(user_id, the byte 0x1f, item_id), row). See `genre.data.order`.
 """
 
 import hashlib
@@ -38,10 +37,10 @@ class Interactions(Dataset):
         frame: user_id, item_id, timestamp (int64 seconds), row (int64), then feedback and other event columns.
         catalogue: Every item of the log is in it.
         users: One row per user of `user_ids`, in that order; None if there is no such table.
-        info: What dataset.json says.
+        info: The content of dataset.json.
         user_ids: The users, sorted.
-        user_codes: int32[n], places in `user_ids`, ascending.
-        item_codes: int32[n], places in the catalogue.
+        user_codes: int32[n], indices into `user_ids`, ascending.
+        item_codes: int32[n], rows of the catalogue.
         user_offsets: int64[U + 1]; user u's events are those from `user_offsets[u]` to `user_offsets[u + 1]`.
     """
 
@@ -99,7 +98,7 @@ class Interactions(Dataset):
 
         Args:
             frame: user_id, item_id, timestamp (seconds, dates or ISO texts), feedback and other columns. `row` is the
-                place in the source file, and is made when it is not there.
+                position in the source file, numbered here when missing.
             items: item_id and any columns; without it, usual item columns of the log (a title, genres) are taken.
             users: user_id and any columns.
             mapping: Our column to theirs, for all three frames.
@@ -109,7 +108,7 @@ class Interactions(Dataset):
             max_bad: The share of bad rows above which the log is refused.
             item_columns: Columns of the log that describe items; None looks for usual names.
             guess_numbers: Take columns of texts that are all numbers for numbers, as tables from text files need.
-            report: What reading the source has left out already.
+            report: Rows that reading the source has left out already.
 
         Raises:
             DataError: If a column is missing, the log is empty, or too many rows are bad.
@@ -169,7 +168,7 @@ class Interactions(Dataset):
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """Places in the source file, int64[n]."""
+        """Positions in the source file, int64[n]."""
         return self.frame["row"].to_numpy()
 
     @property
@@ -181,7 +180,7 @@ class Interactions(Dataset):
 
     @cached_property
     def impressions(self) -> np.ndarray | None:
-        """Which events of a user were shown together, int64[n]: equal numbers for one user's equal `impression_id`.
+        """The impression of each event, int64[n]: equal numbers for one user's equal `impression_id`.
 
         None if the log has no such column.
         """
@@ -281,7 +280,7 @@ class Interactions(Dataset):
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Return the log in figures: see `interactions_describe`."""
+        """Return the log in figures: see `genre.data.describe`."""
         return describe(self.frame, self.catalogue, self.users, self.info, self.user_offsets, self.item_codes)
 
 

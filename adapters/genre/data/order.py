@@ -1,10 +1,10 @@
 """The one order of events.
 
-Owns: the tie rule. An event's place among a user's events is decided by timestamp, then by
+Owns: the tie rule. An event's position among a user's events is decided by timestamp, then by
 sha256(user_id, the byte 0x1f, item_id), then by its row in the source file. Ignores everything else.
 
 Many logs have whole pages of events in one second (76 % of MovieLens-100K's events share theirs), and file or id order
-there tells which item came later in the catalogue, hence how popular it is. The hash tells nothing.
+there reveals the item that came later in the catalogue, hence how popular it is. The hash reveals nothing.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ def order_events(
     timestamps: np.ndarray,
     rows: np.ndarray,
 ) -> np.ndarray:
-    """Return the places of the events in the contract's order, int64[n]; hashes only those tied on (user, timestamp).
+    """Return the indices that bring events into the contract's order, int64[n]; hashes only ties on (user, timestamp).
 
     Args:
         user_ids: The ids that `users` points into.
@@ -55,10 +55,10 @@ def order_events(
         users: User codes, int[n]; users come in code order.
         items: Item codes, int[n].
         timestamps: Seconds, int64[n].
-        rows: Places in the source file, int64[n].
+        rows: Positions in the source file, int64[n].
     """
     order = np.lexsort((rows, timestamps, users))
-    tied = tied_places(users[order], timestamps[order])
+    tied = tied_events(users[order], timestamps[order])
     if tied.size:
         events = order[tied]
         keys = tie_keys(user_ids, item_ids, users[events], items[events])
@@ -67,8 +67,8 @@ def order_events(
     return order
 
 
-def tied_places(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
-    """Return the places of events that share user and timestamp with a neighbour; both arrays sorted by them."""
+def tied_events(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
+    """Return the indices of events that share user and timestamp with a neighbour; both arrays sorted by them."""
     if len(users) < 2:
         return np.zeros(0, dtype=np.int64)
     same = (users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1])

@@ -1,7 +1,6 @@
 """The columns of a log and the facts kept beside it.
 
-Owns: the names and types of the contract's columns, `DatasetInfo` (dataset.json), the count of what is
-skipped. Ignores files and events.
+Owns: the names and types of columns, `DatasetInfo` (dataset.json), the count of skipped rows. Ignores files and events.
 
     {"name": "ml-100k", "source": "recbole 1.2.1", "roles": {"interactions": {"rating": "feedback"}},
      "skipped": {"bad rating": 3, "duplicate events": 1}}
@@ -31,7 +30,7 @@ LAST_SECOND = 253_402_300_799
 """The last second of the year 9999; a later timestamp is taken for a mistake (milliseconds, most often)."""
 
 PLACE = "place in the source"
-"""The column that carries rows' places from a reader that left lines out."""
+"""The column that holds the rows' numbers in the source, from a reader that left lines out."""
 
 MAX_BAD = 0.05
 """The share of bad rows up to which they are counted, reported and left out; above it the log is refused."""
@@ -50,19 +49,19 @@ ALIASES = {
         *("createdat", "created", "orderdate", "purchasedate", "reviewdate"),
     ),
 }
-"""Names under which strangers keep the required columns, in small letters alone: hints for a message, never taken silently."""
+"""Usual names of the required columns elsewhere, as plain letters: hints for a message, never taken silently."""
 
 
 class DatasetInfo(BaseModel):
-    """What dataset.json holds.
+    """The content of dataset.json.
 
     Attributes:
         name: The data set's name.
-        source: Where it came from.
-        checksum: `sha256:…` of what it was made from.
+        source: The file or package it came from.
+        checksum: `sha256:…` of the source.
         licence: The terms of use, in a line or two.
         roles: For interactions, items and users: column to role (feedback, impression, event; text, number, dense).
-        skipped: What was left out or repaired, and how often. Empty when nothing was.
+        skipped: Rows left out or repaired, by reason.
         examples: The first cases of what was skipped, with their rows.
     """
 
@@ -87,11 +86,11 @@ _NAMED = 10
 
 @dataclass
 class Report:
-    """What was skipped or repaired: a count per reason, and the first cases of each.
+    """Counts of what was skipped or repaired, by reason, with the first cases of each.
 
     Attributes:
-        counts: How often, by reason.
-        examples: The first case of each, and where the next ones are.
+        counts: Cases, by reason.
+        examples: The first case of each reason, with the rows of the next ones.
         lost: Rows that reading left out; they count as bad rows.
         worst: The first of these, and what was expected.
     """
@@ -102,7 +101,7 @@ class Report:
     worst: tuple[str, str] | None = None
 
     def add(self, reason: str, count: int, example: str = "", rows: Sequence[int] = ()) -> None:
-        """Count `count` more of `reason`; `rows` are where all of them are, the first that of the example."""
+        """Count `count` more of `reason`; `rows` are the rows of all of them, the example's first."""
         if count:
             self.counts[reason] = self.counts.get(reason, 0) + count
             if example:
@@ -119,8 +118,8 @@ class Report:
 
         Args:
             bad: Bad rows among those that were read.
-            rows: How many were read.
-            worst: The first of them, and what was expected.
+            rows: Rows that were read.
+            worst: The first bad one, and what was expected.
             max_bad: The share that may be bad.
 
         Raises:
@@ -131,12 +130,8 @@ class Report:
         bad, rows = bad + self.lost, rows + self.lost
         first = self.worst or worst
         if first is not None and (bad > max_bad * rows or bad == rows):
-            raise DataError(
-                f"{bad:,} of {rows:,} rows are not usable",
-                got=first[0],
-                expected=first[1],
-                todo=f"repair them, or allow more than {max_bad:.0%} bad rows with --max-bad",
-            )
+            todo = f"repair them, or allow more than {max_bad:.0%} bad rows with --max-bad"
+            raise DataError(f"{bad:,} of {rows:,} rows are not usable", got=first[0], expected=first[1], todo=todo)
 
 
 def _others(rows: Sequence[int]) -> str:

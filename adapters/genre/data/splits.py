@@ -11,7 +11,6 @@ A target's input is everything of its user *before* it in the log's order, and n
 
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -73,7 +72,7 @@ class SplitConfig(BaseModel):
             a share of the items, drawn by `cold_seed`; a whole number n means those with fewer than n training events.
         cold_seed: Draws them; 0 by default.
         folds: Cross-validation by user: into so many folds the users are drawn.
-        fold: Which of them tests, from 1: its users' test events are the targets and none of their events is learnt from; all
+        fold: The fold that tests, from 1: its users' test events are the targets and none of their events is learnt from; all
             other users' test events are unused.
         fold_seed: Draws the folds.
     """
@@ -114,26 +113,25 @@ class SplitConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_cold(self) -> "SplitConfig":
-        if self.cold_items is None:
-            if self.cold_seed is not None:
-                raise ValueError("cold_seed goes with cold_items")
-            return self
-        if self.kind == "group":
+        if self.cold_items is None and self.cold_seed is not None:
+            raise ValueError("cold_seed goes with cold_items")
+        if self.cold_items is not None and self.kind == "group":
             raise ValueError("kind 'group' has no cold_items: labelled texts have no items")
-        if self.cold_items >= 1 and (self.cold_items % 1 or self.cold_seed is not None):
+        if self.cold_items is not None and self.cold_items >= 1 and (self.cold_items % 1 or self.cold_seed is not None):
             raise ValueError("cold_items is a share below 1 (with a cold_seed), or a whole number of training events")
         return self
 
     @model_validator(mode="after")
     def _check_folds(self) -> "SplitConfig":
-        named = [value for value in (self.folds, self.fold, self.fold_seed) if value is not None]
-        if named and len(named) < 3:
+        if len({value is None for value in (self.folds, self.fold, self.fold_seed)}) > 1:
             raise ValueError("folds, fold and fold_seed go together")
-        if self.folds is not None and self.fold is not None and self.fold > self.folds:
+        if self.folds is None or self.fold is None:
+            return self
+        if self.fold > self.folds:
             raise ValueError(f"there is no fold {self.fold} of {self.folds}")
-        if named and self.kind == "given":
+        if self.kind == "given":
             raise ValueError("kind 'given' has no folds by user: its histories are training events, so its users must train")
-        if named and self.kind == "group":
+        if self.kind == "group":
             raise ValueError("kind 'group' has no folds by user: labelled texts have no users")
         return self
 
@@ -143,13 +141,13 @@ class Split:
     """A log's events in parts.
 
     Attributes:
-        config: What was asked for.
+        config: The configuration.
         part: int8[n] beside `log.frame`: 0 train, 1 valid, 2 test, -1 unused.
         transductive: True if a target's history is the user's *training* events whatever their time (`given`); else it
             is everything of the user before the target.
-        counts: Events per part; and what was set aside and why.
-        outside: bool[n], the events of users who are kept out of training as a whole, and what would train of items that are;
-            None without folds and cold items.
+        counts: Events per part; and events set aside, by reason.
+        outside: bool[n], events of users who are kept out of training as a whole, and training events of items that are; None
+            without folds and cold items.
     """
 
     config: SplitConfig
@@ -159,12 +157,12 @@ class Split:
     outside: np.ndarray | None = None
 
     def mask(self, name: str) -> np.ndarray:
-        """Return where a part (`train`, `valid`, `test` or `unused`) is, bool[n]."""
+        """Return the mask of a part (`train`, `valid`, `test` or `unused`), bool[n]."""
         return self.part == PARTS[name]
 
     @property
     def held_out(self) -> np.ndarray:
-        """bool[n]: what nothing may have been learnt from that is evaluated on this split."""
+        """bool[n]: events that no model evaluated on this split may have learnt from."""
         return self.part > TRAIN if self.outside is None else (self.part > TRAIN) | self.outside
 
     @cached_property
@@ -182,16 +180,10 @@ def split(log: Events, config: SplitConfig) -> Split:
     Raises:
         DataError: If there is nothing to train on or nothing to test, or a given row is not in the log.
     """
-    kinds: dict[str, Callable[[Events, SplitConfig, dict[str, int]], np.ndarray]] = {
-        "last_n": last_n,
-        "temporal": temporal,
-        "user_ratio": user_ratio,
-        "given": given,
-    }
+    kinds = {"last_n": last_n, "temporal": temporal, "user_ratio": user_ratio, "given": given}
     if config.kind not in kinds:
-        raise DataError(
-            f"a log cannot be split by {config.kind}", expected=", ".join(kinds), todo="that kind is for labelled texts"
-        )
+        todo = "that kind is for labelled texts"
+        raise DataError(f"a log cannot be split by {config.kind}", expected=", ".join(kinds), todo=todo)
     counts: dict[str, int] = {}
     part = kinds[config.kind](log, config, counts)
     if config.kind != "given" and log.impressions is not None:
@@ -282,7 +274,7 @@ def user_ratio(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.n
 def given(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
     """The given rows of the source file test; a seeded random share of the others validates; the rest trains.
 
-    Unit: `row`. Leakage: transductive, and said so (`Split.transductive`): a target's history is its user's training
+    Unit: `row`. Leakage: transductive, and marked so (`Split.transductive`): a target's history is its user's training
     events, later ones too, as in published results on ML-100K's u1 split. Not comparable with the other kinds.
 
     Raises:
@@ -316,7 +308,7 @@ def hold_out_items(log: Events, part: np.ndarray, rule: float, seed: int, counts
             sha256(seed, the byte 0x1f, item_id), which does not depend on the items' order. From 1 up, a whole number n: the
             items with fewer than n training events.
         seed: Of a share.
-        counts: What was set aside; mutated.
+        counts: Events set aside; mutated.
     """
     events = training_events(log, part)
     if rule < 1:

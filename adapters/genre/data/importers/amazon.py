@@ -1,7 +1,7 @@
 """Amazon's reviews and products (McAuley's lab), as handed out in 2018 and in 2023.
 
-Owns: the fields of reviews and of products under both names, JSON lines plain or gzip. Ignores the review's own text, and what
-was computed over all reviews (average rating, rank, bought together): at training time it was not known.
+Owns: the fields of reviews and of products under both names, JSON lines plain or gzip. Ignores a review's own text, and figures
+computed over all reviews (average rating, rank, bought together), which were not known at the time of an event.
 
     2018   {"reviewerID": "A1", "asin": "B0", "overall": 5.0, "unixReviewTime": 1388534400, "verified": true, …}
     2023   {"user_id": "AE", "parent_asin": "B0", "asin": "B1", "rating": 5.0, "timestamp": 1588687728923, …}
@@ -14,6 +14,7 @@ was computed over all reviews (average rating, rank, bought together): at traini
     ->     item_id, title, brand, categories, main_category, description, price
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,31 +23,19 @@ from typing import Any
 import polars as pl
 
 from genre.data.importers.delimited import read_lines
+from genre.data.importers.tables import read_objects
 from genre.data.schema import PLACE, Report
 from genre.errors import DataError
 
 _REVIEWS = {
-    "2018": {
-        "reviewerID": "user_id",
-        "asin": "item_id",
-        "overall": "rating",
-        "unixReviewTime": "timestamp",
-        "verified": "verified",
-    },
-    "2023": {
-        **{"user_id": "user_id", "parent_asin": "item_id", "asin": "variant", "rating": "rating", "timestamp": "timestamp"},
-        "verified_purchase": "verified",
-    },
+    "2018": {"reviewerID": "user_id", "asin": "item_id", "overall": "rating", "unixReviewTime": "timestamp"},
+    "2023": {"user_id": "user_id", "parent_asin": "item_id", "asin": "variant", "rating": "rating", "timestamp": "timestamp"},
 }
+_VERIFIED = {"2018": "verified", "2023": "verified_purchase"}
 _PRODUCTS = {
-    "2018": {
-        **{"asin": "item_id", "title": "title", "brand": "brand", "category": "categories", "main_cat": "main_category"},
-        **{"description": "description", "price": "price"},
-    },
-    "2023": {
-        **{"parent_asin": "item_id", "title": "title", "store": "brand", "categories": "categories"},
-        **{"main_category": "main_category", "description": "description", "price": "price"},
-    },
+    "2018": {"asin": "item_id", "title": "title", "brand": "brand", "category": "categories", "main_cat": "main_category"},
+    "2023": {"parent_asin": "item_id", "title": "title", "store": "brand", "categories": "categories"}
+    | {"main_category": "main_category"},
 }
 _ENTITIES = {"&amp;": "&", "&quot;": '"', "&#39;": "'", "&lt;": "<", "&gt;": ">", "&nbsp;": " "}
 
@@ -61,7 +50,7 @@ def read_reviews(path: str | Path, report: Report) -> pl.DataFrame:
     """
     path = Path(path)
     year = _year(path, {"2018": {"reviewerID", "unixReviewTime"}, "2023": {"user_id", "timestamp"}}, "reviews")
-    table = _read_fields(path, _REVIEWS[year], report)
+    table = _read_fields(path, _REVIEWS[year] | {_VERIFIED[year]: "verified"}, report)
     if year == "2023":
         item = pl.coalesce("item_id", "variant")
         seconds = (pl.col("timestamp").cast(pl.Int64, strict=False) // 1000).cast(pl.String)
@@ -78,7 +67,9 @@ def read_metadata(path: str | Path, report: Report) -> pl.DataFrame:
     """
     path = Path(path)
     year = _year(path, {"2023": {"parent_asin"}, "2018": {"asin"}}, "products")
-    table = _read_fields(path, _PRODUCTS[year], report).drop(PLACE, strict=False)
+    table = _read_fields(path, _PRODUCTS[year] | {"description": "description", "price": "price"}, report).drop(
+        PLACE, strict=False
+    )
     texts = [
         _text(table[name], ", " if name == "categories" else " ") for name in table.columns if name not in ("item_id", "price")
     ]
@@ -87,60 +78,30 @@ def read_metadata(path: str | Path, report: Report) -> pl.DataFrame:
 
 
 def _year(path: Path, marks: Mapping[str, set[str]], what: str) -> str:
-    """Tell the year by the fields of the first line that is an object."""
+    """Return the year that the fields of the first objects belong to."""
     if not path.is_file():
         raise DataError(f"{path} cannot be read", got="a folder" if path.is_dir() else "no such file", expected="a file")
     fields: set[str] = set()
     for line in read_lines(path).head(1000)["text"]:
-        row = _object(line)
-        if row is not None:
-            fields |= set(row)
-            for year, wanted in marks.items():
-                if wanted <= fields:
-                    return year
+        with contextlib.suppress(ValueError, TypeError):
+            fields |= json.loads(line).keys() if line.startswith("{") else set()
+        for year, wanted in marks.items():
+            if wanted <= fields:
+                return year
     expected = " or ".join(f"{', '.join(sorted(wanted))} ({year})" for year, wanted in sorted(marks.items()))
-    raise DataError(
-        f"{path.name} holds no Amazon {what}", got=", ".join(sorted(fields)[:12]) or "no JSON object", expected=expected
-    )
+    got = ", ".join(sorted(fields)[:12]) or "no JSON object"
+    raise DataError(f"{path.name} holds no Amazon {what}", got=got, expected=expected)
 
 
 def _read_fields(path: Path, names: Mapping[str, str], report: Report) -> pl.DataFrame:
     """Read some fields as texts, nested ones as JSON."""
     try:
         table = pl.scan_ndjson(path, schema=dict.fromkeys(names, pl.String)).collect()
-    except (pl.exceptions.PolarsError, OSError):
-        table = _read_slowly(path, list(names), report)
+    except (pl.exceptions.PolarsError, OSError):  # a line is no object
+        rows, numbers = read_objects(path, "utf-8", report)
+        cells = {name: [_cell(row.get(name)) for row in rows] for name in names}
+        table = pl.DataFrame(cells, schema=dict.fromkeys(names, pl.String)).with_columns(pl.Series(PLACE, numbers))
     return table.rename(dict(names))
-
-
-def _read_slowly(path: Path, names: list[str], report: Report) -> pl.DataFrame:
-    """The same line by line, for a file with a line that is no object."""
-    rows: list[list[str | None]] = []
-    places: list[int] = []
-    bad: list[int] = []
-    for number, line in enumerate(read_lines(path)["text"], 1):
-        if not line.strip():
-            continue
-        row = _object(line)
-        if row is None:
-            bad.append(number)
-        else:
-            rows.append([_cell(row.get(name)) for name in names])
-            places.append(len(rows) + len(bad) - 1)
-    if bad:
-        report.lose(
-            "lines that are no JSON object", bad, f"{path.name}, line {bad[0]} is no JSON object", "one JSON object per line"
-        )
-    table = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String), orient="row")
-    return table.with_columns(pl.Series(PLACE, places, dtype=pl.Int64))
-
-
-def _object(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _cell(value: Any) -> str | None:

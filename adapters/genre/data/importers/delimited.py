@@ -86,12 +86,9 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         text = data.decode("utf-8-sig" if encoding.lower() in _UTF8 else encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path.name} is not in {encoding}",
-            got=f"byte {data[error.start]:#x} in line {line}",
-            expected=f"text in {encoding}",
-            todo=f"name its encoding, such as --encoding {_likely_encoding(data)}",
-        ) from error
+        got, expected = f"byte {data[error.start]:#x} in line {line}", f"text in {encoding}"
+        todo = f"name its encoding, such as --encoding {_likely_encoding(data)}"
+        raise DataError(f"{path.name} is not in {encoding}", got=got, expected=expected, todo=todo) from error
     except LookupError as error:
         raise DataError("unknown encoding", got=repr(encoding), expected="utf-8, latin-1, …") from error
     except (OSError, EOFError) as error:

@@ -1,7 +1,10 @@
-"""A stranger's log to a data set.
+"""A log in any of the formats to a data set.
 
-Owns: which reader a format has, where it looks for items and users, what is remembered of the source. Ignores the rules
-for events (`interactions_build`).
+Owns: the reader of each format, the files of items and users beside a log, the record of the source. Ignores the rules for events
+(`genre.data.build`).
+
+    uid,sku,when
+    7,50,1997-12-04
 
     import_log("events.csv", mapping={"user_id": "uid", "item_id": "sku", "timestamp": "when"}).write("data/shop")
 """
@@ -23,7 +26,7 @@ from genre.data.schema import MAX_BAD, PLACE, Report
 from genre.errors import DataError, InputError
 
 FORMATS = ("csv", "atomic", "movielens", "mind", "amazon")
-"""csv stands for every table with a header: CSV, TSV, Parquet, JSON lines."""
+"""`csv` is any table with a header: CSV, TSV, Parquet, JSON lines."""
 
 
 def import_log(
@@ -59,7 +62,7 @@ def import_log(
         separator: Of a CSV; None finds it.
         encoding: Of a CSV or JSON lines.
         columns: The columns' names of a CSV log without a header.
-        graph: A table of edges, source and target (who follows whom): vectors of items, see `interactions_graph.with_graph`.
+        graph: A table of edges, source and target (who follows whom): vectors of items, see `genre.data.graph.with_graph`.
 
     Raises:
         InputError: If the format is unknown.
@@ -106,9 +109,8 @@ def _with_graph(
     items: pl.DataFrame | None, edges: pl.DataFrame | None, mapping: Mapping[str, str], report: Report
 ) -> pl.DataFrame:
     if items is None or edges is None:
-        raise InputError(
-            "--graph needs a table of items", got="none", expected="--items F, with an item_id and perhaps an author"
-        )
+        expected = "--items F, with an item_id and perhaps an author"
+        raise InputError("--graph needs a table of items", got="none", expected=expected)
     names = {ours: mapping.get(ours, ours) for ours in ("item_id", "author")}
     names = {ours: theirs if theirs in items.columns else ours for ours, theirs in names.items()}
     return with_graph(items, edges, report, **names)
@@ -148,7 +150,7 @@ def _side_reader(separator: str | None, encoding: str) -> Callable[[Path, Report
 
 
 def _read_side(path: Path, read: Callable[[Path, Report], pl.DataFrame], what: str, report: Report) -> pl.DataFrame:
-    """A table of items or users; what it leaves out is counted under its name, and is no bad row of the log."""
+    """Read a table of items or users; rows that it leaves out are counted under its name, and are no bad rows of the log."""
     own = Report()
     table = read(path, own).drop(PLACE, strict=False)
     for reason, count in own.counts.items():
@@ -165,11 +167,10 @@ def _with_places(log: pl.DataFrame) -> pl.DataFrame:
 
 
 def source_info(source: Path, name: str | None, licence: str) -> DatasetInfo:
-    """What is remembered of a stranger's file: its name and checksum, the licence that was named."""
+    """Return the record of a source file: its name and checksum, and the licence that was named."""
     checksum = ""
     if source.is_file():
         with source.open("rb") as file:
             checksum = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    return DatasetInfo(
-        name=name or source.name.partition(".")[0] or "log", source=source.name, checksum=checksum, licence=licence
-    )
+    name = name or source.name.partition(".")[0] or "log"
+    return DatasetInfo(name=name, source=source.name, checksum=checksum, licence=licence)

@@ -1,7 +1,7 @@
 """News in the form of MIND (Wu et al., ACL 2020).
 
-Owns: behaviors.tsv (impressions: what was shown, what was clicked, which clicks came before) and news.tsv, as a log and its
-items. Ignores the vectors of entities beside them.
+Owns: behaviors.tsv (impressions: items shown, items clicked, earlier clicks) and news.tsv, as a log and its items.
+ Ignores the vectors of entities beside them.
 
     1 <tab> U13740 <tab> 11/11/2019 9:05:58 AM <tab> N55189 N42782 <tab> N55689-1 N35729-0
     N55689 <tab> sports <tab> football_nfl <tab> Charles Rogers, former … <tab> He was … <tab> https://… <tab> [] <tab> []
@@ -45,7 +45,7 @@ def read_mind(path: str | Path, report: Report, *, max_bad: float) -> Tables:
 
     Args:
         path: The folder or the file.
-        report: Where what is left out is counted.
+        report: Counts what is left out.
         max_bad: The share of lines that are no impression above which the log is refused.
 
     Returns:
@@ -71,12 +71,9 @@ def _find(path: Path) -> list[Path]:
         return [path]
     found = [path / BEHAVIORS] if (path / BEHAVIORS).is_file() else sorted(path.glob(f"*/{BEHAVIORS}"))
     if not found:
-        raise DataError(
-            f"{path} is no MIND data",
-            got="no behaviors.tsv" if path.is_dir() else "no such folder",
-            expected="a folder with behaviors.tsv and news.tsv, or a folder of such folders",
-            todo="give the unpacked folder",
-        )
+        got = "no behaviors.tsv" if path.is_dir() else "no such folder"
+        expected = "a folder with behaviors.tsv and news.tsv, or a folder of such folders"
+        raise DataError(f"{path} is no MIND data", got=got, expected=expected, todo="give the unpacked folder")
     return found
 
 
@@ -137,14 +134,8 @@ def _history(impressions: pl.DataFrame, shown: pl.DataFrame, report: Report) -> 
     clicks = clicks.with_columns((pl.col("timestamp") - from_end).alias("when"))
     clicks = _between_impressions(clicks, impressions, report)
     number = pl.int_range(pl.len()).over("user_id")
-    return clicks.select(
-        "user_id",
-        "item_id",
-        pl.col("when").alias("timestamp"),
-        pl.lit(1, pl.Int8).alias("click"),
-        pl.format("h-{}-{}", "user_id", number).alias("impression_id"),
-        pl.lit(None, pl.Int8).alias("clicked"),
-    )
+    made = pl.format("h-{}-{}", "user_id", number).alias("impression_id"), pl.lit(None, pl.Int8).alias("clicked")
+    return clicks.select("user_id", "item_id", pl.col("when").alias("timestamp"), pl.lit(1, pl.Int8).alias("click"), *made)
 
 
 def _between_impressions(clicks: pl.DataFrame, impressions: pl.DataFrame, report: Report) -> pl.DataFrame:

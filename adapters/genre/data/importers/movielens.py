@@ -1,4 +1,4 @@
-"""MovieLens as GroupLens hands it out.
+"""MovieLens as GroupLens distributes it.
 
 Owns: the three layouts: 100K (u.data, u.item, u.user), 1M and 10M (ratings.dat, movies.dat, users.dat, tags.dat), and 20M, 25M,
 32M, latest (ratings.csv, movies.csv, tags.csv). Ignores links and the tag genome.
@@ -9,7 +9,7 @@ Owns: the three layouts: 100K (u.data, u.item, u.user), 1M and 10M (ratings.dat,
     movies.csv 1,Toy Story (1995),Adventure|Animation|Children|Comedy|Fantasy    (UTF-8)
     tags.csv   336,1,pixar,1139045764          ->   item 1, tags "pixar, fun, animation"
 
-Tags are given by users over all the time of the log: a recipe that reads them knows of movies what was said later.
+Users add tags over all the time of the log: a recipe that reads them knows later opinions of a movie.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from genre.data.importers.tables import read_table
 from genre.errors import DataError
 
 GENRES_100K = (
-    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
-    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
-)  # fmt: skip
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy"),
+    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
 """The flags at the end of a line of u.item, in order (u.genre)."""
 
 _LOGS = ("u.data", "ratings.dat", "ratings.csv")
@@ -51,9 +51,8 @@ def read_movielens(path: str | Path) -> Tables:
     found = [folder / name for name in names if name in _LOGS and (folder / name).is_file()]
     if not found:
         expected = f"a folder with {' or '.join(_LOGS)}"
-        raise DataError(
-            f"{path} is no MovieLens data", got="no file of ratings", expected=expected, todo="give the unpacked folder"
-        )
+        todo = "give the unpacked folder"
+        raise DataError(f"{path} is no MovieLens data", got="no file of ratings", expected=expected, todo=todo)
     if found[0].name == "u.data":
         return _read_100k(found[0])
     return _read_dat(found[0]) if found[0].name == "ratings.dat" else _read_csv(found[0])
@@ -124,9 +123,6 @@ def _split_lines(path: Path, separator: str, columns: Sequence[str], encoding: s
     wrong = cells.filter(pl.col("cells").list.len() != len(columns))
     if wrong.height:
         number, found = wrong.row(0)
-        raise DataError(
-            f"{path.name}, line {number} does not fit",
-            got=f"{len(found)} fields",
-            expected=f"{len(columns)}: {', '.join(columns[:6])}",
-        )
+        expected = f"{len(columns)}: {', '.join(columns[:6])}"
+        raise DataError(f"{path.name}, line {number} does not fit", got=f"{len(found)} fields", expected=expected)
     return cells.select(pl.col("cells").list.get(place).alias(name) for place, name in enumerate(columns))

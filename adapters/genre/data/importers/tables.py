@@ -12,6 +12,7 @@ Ignores the meaning of columns; separators and quotes (`delimited`).
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -37,8 +38,8 @@ def read_table(
         separator: Between the columns of a text file; None finds it in the header.
         encoding: Of a text file; a byte order mark is skipped.
         columns: The names of the columns of a CSV without a header.
-        report: Where lines that cannot be read are counted and named; without it the first one is an error. If any is left
-            out, the table has a column `PLACE` with the places of the others.
+        report: Counts and names lines that cannot be read; without it the first one is an error. If any is left out, the table
+            has a column `PLACE` with the row numbers of the others.
 
     Raises:
         DataError: If the file is missing, empty, of another kind, or has a line that cannot be read and there is no report.
@@ -55,12 +56,8 @@ def read_table(
     if kind in (".csv", ".tsv", ".txt", ".tab"):
         separator = "\t" if kind in (".tsv", ".tab") and separator is None else separator
         return read_csv(path, separator=separator, encoding=encoding, columns=columns, report=report)
-    raise DataError(
-        f"{path.name} is of an unknown kind",
-        got=kind or "no ending",
-        expected=".csv, .tsv, .parquet, .jsonl (or these with .gz)",
-        todo="rename or convert the file",
-    )
+    expected, todo = ".csv, .tsv, .parquet, .jsonl (or these with .gz)", "rename or convert the file"
+    raise DataError(f"{path.name} is of an unknown kind", got=kind or "no ending", expected=expected, todo=todo)
 
 
 def read_atomic(path: Path) -> pl.DataFrame:
@@ -79,12 +76,8 @@ def read_atomic(path: Path) -> pl.DataFrame:
         raise DataError(f"{path} cannot be read", got=got, expected="an atomic file, in UTF-8") from error
     untyped = [name for name in table.columns if name.rpartition(":")[2] not in _KINDS or ":" not in name]
     if untyped:
-        raise DataError(
-            f"{path.name} is no atomic file",
-            got=f"a column '{untyped[0]}'",
-            expected=f"name:type with a type of {', '.join(_KINDS)}",
-            todo="try --format csv",
-        )
+        got, expected = f"a column '{untyped[0]}'", f"name:type with a type of {', '.join(_KINDS)}"
+        raise DataError(f"{path.name} is no atomic file", got=got, expected=expected, todo="try --format csv")
     return table.select(_column(table[name], name) for name in table.columns)
 
 
@@ -105,37 +98,45 @@ def _parquet(path: Path) -> pl.DataFrame:
 
 
 def _json_lines(path: Path, encoding: str, report: Report | None) -> pl.DataFrame:
-    text = read_text(path, encoding)
     try:
-        return pl.read_ndjson(io.BytesIO(text.encode()), infer_schema_length=None)
+        return pl.read_ndjson(io.BytesIO(read_text(path, encoding).encode()), infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError):
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    rows, kept, bad = [], [], []
-    for place, (number, line) in enumerate(lines):
-        try:
-            rows.append(_json_row(path, number, line))
-            kept.append(place)
-        except DataError as error:
-            if report is None:
-                raise
-            bad.append((number, error))
-    if bad and not rows:
-        raise bad[0][1]
-    if bad:
-        assert report is not None
-        first = bad[0][1]
-        numbers = [number for number, _ in bad]
-        report.lose("lines that are no JSON object", numbers, f"{first.what}: {first.got}", f"{first.expected}")
-    if not rows and not bad:
-        raise DataError(f"{path.name} is empty", got="no line", expected="one JSON object per line")
+        rows, numbers = read_objects(path, encoding, report)
     try:
         table = pl.DataFrame(rows, strict=False, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
         raise DataError(f"{path.name} is no table", got=_first_line(error), expected="the same fields in every line") from error
-    return table.with_columns(pl.Series(PLACE, kept, dtype=pl.Int64)) if bad else table
+    return table.with_columns(pl.Series(PLACE, numbers, dtype=pl.Int64))
 
 
-def _json_row(path: Path, number: int, line: str) -> dict[str, object]:
+def read_objects(path: Path, encoding: str, report: Report | None) -> tuple[list[dict[str, Any]], list[int]]:
+    """Read JSON lines one by one: the objects, and the number of each among the lines that are not blank, from 0.
+
+    Raises:
+        DataError: No line is an object; or one is none, and there is no report to count it.
+    """
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    bad: list[tuple[int, DataError]] = []
+    for line_number, line in enumerate(read_text(path, encoding).split("\n"), 1):
+        try:
+            if line.strip():
+                rows.append(_json_row(path, line_number, line))
+                numbers.append(len(rows) + len(bad) - 1)
+        except DataError as error:
+            if report is None:
+                raise
+            bad.append((line_number, error))
+    if not rows:
+        raise bad[0][1] if bad else DataError(f"{path.name} is empty", got="no line", expected="one JSON object per line")
+    if bad and report is not None:
+        first = bad[0][1]
+        lines = [line_number for line_number, _ in bad]
+        report.lose("lines that are no JSON object", lines, f"{first.what}: {first.got}", f"{first.expected}")
+    return rows, numbers
+
+
+def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:

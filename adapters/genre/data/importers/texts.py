@@ -1,6 +1,9 @@
-"""A stranger's table of texts to labelled texts.
+"""A table of texts to labelled texts.
 
-Owns: reading the file, and which of its columns are texts and labels. Ignores the rules for texts (`texts_build`).
+Owns: reading the file, the columns that are texts and labels. Ignores the rules for texts (`genre.data.texts.build`).
+
+    product,review,stars
+    1077,"I had such high hopes for this dress",2
 
     import_texts("reviews.csv", texts=["review"], labels=["stars"], mapping={"group_id": "product"}).write("data/reviews")
 """
@@ -50,10 +53,8 @@ def import_texts(
         theirs = {theirs: ours for ours, theirs in (mapping or {}).items()}
         free = [theirs.get(column, column) for column in frame.columns if column != PLACE]
         free = [column for column in free if column not in (*texts, "text_id", "group_id")]
-        raise InputError(
-            "no column is named as a label", got=", ".join(free) or "no other column", expected="--label COLUMN",
-            todo="name what is to be learnt; it may be repeated",
-        )  # fmt: skip
+        got, todo = ", ".join(free) or "no other column", "name what is to be learnt; it may be repeated"
+        raise InputError("no column is named as a label", got=got, expected="--label COLUMN", todo=todo)
     info = source_info(table, name, licence)
     return Texts.from_frame(
         frame, texts=texts, labels=labels, mapping=mapping, info=info, max_bad=max_bad, guess_numbers=True, report=report

