@@ -235,18 +235,19 @@ def test_an_inline_copy_of_a_text_item_scores_as_the_item(engine, varied, log):
 
 
 BAD = [
-    (Request("no-such", history=[], candidates=["i0"]), "no-such"),
-    (Request("like", candidates=["i0"]), "history or a user_id"),
-    (Request("like", history=[]), "candidates or k"),
-    (Request("like", history=[], k=0), "k cannot be used"),
-    (Request("like", history=[], k=1, task="rating"), "unknown task"),
-    (Request("like", user_id="nobody", k=1), "nobody"),
-    (Request("like", history=[{"rating": 5}], k=1), "names no item"),
-    (Request("like", history=[{"item_id": "ghost", "rating": 5}], k=1), "ghost"),
-    (Request("like", history=[{"item_id": "i0", "rating": "good"}], k=1), "no number"),
-    (Request("like", history=[], candidates=["ghost"]), "ghost"),
-    (Request("like", history=[], candidates=[{}]), "an item cannot be read"),
-    (Request("encoder-planted", history=[], k=1), "behaviour encoder"),
+    ({"adapter": "no-such", "history": [], "candidates": ["i0"]}, "no-such"),
+    ({"adapter": "like", "candidates": ["i0"]}, "history or a user_id"),
+    ({"adapter": "like", "history": []}, "candidates or k"),
+    ({"adapter": "like", "history": [], "k": 0}, "k cannot be used"),
+    ({"adapter": "like", "history": [], "k": 1, "task": "rating"}, "unknown task"),
+    ({"adapter": "like", "user_id": "nobody", "k": 1}, "nobody"),
+    ({"adapter": "like", "history": [{"rating": 5}], "k": 1}, "names no item"),
+    ({"adapter": "like", "history": [{"item_id": "ghost", "rating": 5}], "k": 1}, "ghost"),
+    ({"adapter": "like", "history": [{"item_id": "i0", "rating": "good"}], "k": 1}, "no number"),
+    ({"adapter": "like", "history": [], "candidates": ["ghost"]}, "ghost"),
+    ({"adapter": "like", "history": [], "candidates": [{}]}, "an item cannot be read"),
+    ({"adapter": "encoder-planted", "history": [], "k": 1}, "behaviour encoder"),
+    (5, "a request is no JSON object: got 5"),
 ]
 
 

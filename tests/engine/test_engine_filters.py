@@ -125,10 +125,10 @@ def test_requests_are_answered_with_what_is_in_stock(engine):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"where": "in_stock == true"}, "where is no list"),
-        ({"where": [1]}, "a condition cannot be read"),
-        ({"where": ["a == 1"] * 33}, "where is too long"),
-        ({"diversity": 2}, "diversity cannot be used: got 2; expected a number from 0 to 1"),
+        ({"where": "in_stock == true"}, "where cannot be used: got 'in_stock == true'; expected a list"),
+        ({"where": [1]}, "where[0] cannot be used: got 1; expected a text"),
+        ({"where": ["a == 1"] * 33}, "where has a wrong length: got 33; expected at most 32"),
+        ({"diversity": 2}, "diversity cannot be used: got 2; expected at most 1"),
         ({"diversity": True}, "diversity cannot be used"),
         ({"diversity": float("nan")}, "diversity cannot be used"),
         ({"diversity": 0.5, "k": None, "candidates": ["i0"]}, "diversity needs k"),
@@ -136,6 +136,6 @@ def test_requests_are_answered_with_what_is_in_stock(engine):
 )
 def test_a_wrong_choice_is_refused_in_its_own_row(engine, fields, message):
     good = Request("filtered", history=[], k=1)
-    asked = Request(**{"adapter": "filtered", "history": [], "k": 2, **fields})
+    asked = {"adapter": "filtered", "history": [], "k": 2, **fields}
     refused, answered = engine.score([asked, good])
     assert message in refused.error and answered.error is None

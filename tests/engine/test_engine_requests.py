@@ -1,7 +1,10 @@
-"""Rows of a score file with every odd value in every field: one answer each, in order, and no other row is disturbed."""
+"""Requests: what is refused where they are made; rows of a score file with every odd value in every field: one answer each."""
 
 import json
+from dataclasses import replace
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 
 from builders import LIKE, publish_stirred, recipe
@@ -21,6 +24,43 @@ ODD = [
 ]  # fmt: skip
 FIELDS = ("history", "candidates", "k", "task", "user_id", "user", "exclude_seen", "allow", "deny", "id", "adapter")
 GOOD = Request("like", history=[], candidates=["i0", "i7"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"history": [], "k": 1, "stray": 1}, "a request has an unknown field: got stray; expected adapter, history, "),
+        ({"k": 1}, "a request needs a history or a user_id: give history: [] for a user without events"),
+        ({"history": [{"item_id": 7}], "k": 1}, "history[0].item_id cannot be used: got 7; expected a text or an object"),
+        ({"history": [{"item": ["i1"]}], "k": 1}, "history[0].item cannot be used: got ['i1']; expected a text or an object"),
+        ({"history": [{"rating": 5}], "k": 1}, "an event of the history names no item: got {'rating': 5}; expected item_id, or"),
+        ({"history": [{"item_id": "a", "impression_id": []}], "k": 1}, "history[0].impression_id cannot be used: got []"),
+        ({"user_id": "u", "candidates": ["a", 5]}, "candidates[1] cannot be used: got 5; expected a text or an object"),
+        ({"user_id": "u", "candidates": ["a"] * 100_001}, "candidates has a wrong length: got 100,001; expected at most 100,000"),
+        ({"user_id": "u", "k": True}, "k cannot be used: got True; expected a whole number"),
+        ({"user_id": "u", "k": 0}, "k cannot be used: got 0; expected at least 1"),
+        ({"user_id": "u", "k": 2000, "diversity": 0.5}, "k is too large for diversity: got 2000; expected at most 1,000"),
+        ({"user_id": "u", "k": 1, "exclude_seen": 0}, "exclude_seen cannot be used: got 0; expected true or false"),
+        ({"user_id": "u", "k": 1, "user": []}, "user cannot be used: got []; expected an object"),
+        ({"texts": [{"text_id": None}]}, "the text_id of a text cannot be used"),
+        ({"texts": [{"title": True}]}, "texts[0].title cannot be used: got True; expected a text"),
+    ],
+)
+def test_a_request_is_checked_where_it_is_made(fields, message):
+    """In Python as in a row, with one message for both."""
+    for make in (lambda: Request("like", **fields), lambda: Request.from_json({"adapter": "like", **fields})):
+        with pytest.raises(RequestError) as caught:
+            make()
+        assert str(caught.value).startswith(message)
+
+
+def test_what_python_has_for_lists_and_objects_is_taken():
+    request = Request(
+        "like", history=({"item_id": "a"},), candidates=np.array(["a", "b"]), user=MappingProxyType({"age": 3}), id=7
+    )
+    assert request == Request("like", history=[{"item_id": "a"}], candidates=["a", "b"], user={"age": 3}, id="7")
+    with pytest.raises(RequestError, match="adapter cannot be used: got 5; expected a text"):
+        replace(request, adapter=5)
 
 
 @pytest.fixture(scope="module")

@@ -98,14 +98,14 @@ def test_a_swap_changes_what_a_name_means(world, engine):
     [
         ({"texts": [{"body": "x"}]}, "a text has an unknown column: got body; expected title, review"),
         ({"texts": [{"title": " "}]}, "a text has no words"),
-        ({"texts": ["x"]}, "a text cannot be read"),
-        ({"texts": [{"title": ["x"]}]}, "column 'title' of a text cannot be used"),
+        ({"texts": ["x"]}, "texts[0] cannot be used: got 'x'; expected an object"),
+        ({"texts": [{"title": ["x"]}]}, "texts[0].title cannot be used: got ['x']; expected a text"),
         ({"texts": [{"title": "x"}], "history": []}, "history does not go with texts"),
-        ({"texts": "x"}, "texts is no list"),
+        ({"texts": "x"}, "texts cannot be used: got 'x'; expected a list"),
         ({"history": [], "k": 3}, "good reads labelled texts: got no texts; expected texts with title, review"),
     ],
 )
 def test_a_bad_request_fails_alone(world, engine, fields, message):
     _, texts, _ = world
-    bad, good = engine.score([Request("good", **fields), Request("good", texts=rows_of(texts, [0]))])
+    bad, good = engine.score([{"adapter": "good", **fields}, Request("good", texts=rows_of(texts, [0]))])
     assert message in bad.error and good.error is None and len(good.results) == 1

@@ -132,11 +132,10 @@ def test_a_client_that_leaves_is_not_scored(engine):
 class Breaking(Engine):
     """An engine that breaks on one request."""
 
-    def score(self, requests):
-        requests = list(requests)
+    def score(self, requests, refs=None):
         if any(request.id == "break" for request in requests):
             raise RuntimeError("a secret of /srv/genre")
-        return super().score(requests)
+        return super().score(requests, refs)
 
 
 @pytest.fixture
@@ -199,7 +198,7 @@ def test_a_stopping_queue_answers_what_waits_and_takes_nothing_more(engine):
 @pytest.mark.parametrize(("apart", "batches"), [(0.05, [5]), (2.0, [1, 1])])
 def test_rows_that_keep_coming_go_together(engine, monkeypatch, apart, batches):
     batcher, sizes, score = Batcher(engine, Settings(gather_ms=500), Log(io.StringIO()), Metrics(), Plain()), [], engine.score
-    monkeypatch.setattr(engine, "score", lambda rows: sizes.append(len(rows)) or score(rows))
+    monkeypatch.setattr(engine, "score", lambda rows, refs: sizes.append(len(rows)) or score(rows, refs))
     served = _served(engine)
 
     async def work():
@@ -217,7 +216,7 @@ def test_rows_that_keep_coming_go_together(engine, monkeypatch, apart, batches):
 
 def test_rows_that_keep_coming_do_not_hold_up_the_first(engine, monkeypatch):
     batcher, sizes, score = Batcher(engine, Settings(gather_ms=50), Log(io.StringIO()), Metrics(), Plain()), [], engine.score
-    monkeypatch.setattr(engine, "score", lambda rows: sizes.append(len(rows)) or score(rows))
+    monkeypatch.setattr(engine, "score", lambda rows, refs: sizes.append(len(rows)) or score(rows, refs))
     served = _served(engine)
 
     async def work():
@@ -280,7 +279,9 @@ def test_a_user_keeps_their_side_and_sides_have_their_share():
     assert places == [fraction("like", request) for request in users]
     assert 0.17 < sum(place < 0.2 for place in places) / len(places) < 0.23
     assert fraction("like", users[0]) != fraction("rating", users[0])
-    assert fraction("like", Request("like", history=[], id="1")) != fraction("like", Request("like", history=[], id="2"))
+    assert fraction("like", Request("like", history=[], id="1")) != fraction(
+        "like", Request("like", history=[], id="2")
+    )
     assert fraction("like", Request("like", history=[{"item_id": "1"}])) == fraction(
         "like", Request("x", history=[{"item_id": "1"}])
     )

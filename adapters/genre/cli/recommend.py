@@ -74,7 +74,6 @@ def recommend(
     from genre.jobs.score.local import open_engine
 
     asked = Request(ref, history=[], k=k, task=task, where=where, diversity=diversity)
-    asked.check()
     if output is not None:
         _all(asked, data, output, registry, base, resume=resume)
         return

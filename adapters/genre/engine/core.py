@@ -10,7 +10,7 @@ keeps the version it began with.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from genre.engine.cache import AdapterCache
 from genre.engine.items import Inline
 from genre.engine.passes import Passes
 from genre.engine.planning import Job, history_of, plan
-from genre.engine.requests import Request, Response
+from genre.engine.requests import Request, Response, refused
 from genre.engine.texts import plan_texts
 from genre.engine.versions import Loaded
 from genre.errors import GenreError, InputError, RequestError
@@ -32,6 +32,9 @@ from genre.modules.lora.slots import Lanes
 from genre.registry import Registry
 
 TURN_BATCHES = 32
+
+_Waiting = tuple[int, Request, str]
+"""A request that is not answered yet: its index in the call, the request, the reference that is looked up."""
 
 
 class Engine:
@@ -148,13 +151,13 @@ class Engine:
         """Versions that have left their slot, for whatever reason, since the engine began."""
         return self.cache.evictions
 
-    def score(self, requests: Iterable[Request], refs: Sequence[str] | None = None) -> list[Response]:
+    def score(self, requests: Iterable[Request | Mapping[str, Any]], refs: Sequence[str] | None = None) -> list[Response]:
         """Score requests of any adapters and tasks; a bad one fails alone.
 
         Adapters may outnumber the slots: the call takes turns, those that are resident first.
 
         Args:
-            requests: The requests.
+            requests: Requests, or rows as `Request.from_json` reads them; one that is none gets an error response.
             refs: Exact references, one per request, that are looked up instead of `Request.adapter`; responses keep the
                 request's own `adapter`. For callers that have already resolved an alias.
 
@@ -164,17 +167,17 @@ class Engine:
         Raises:
             InputError: The engine is closed, or there are more or fewer references than requests.
         """
-        asked = list(requests)
+        asked = [_read(row) for row in requests]
         if refs is not None and len(refs) != len(asked):
             raise InputError("refs", got=f"{len(refs)} references", expected=f"one for each of {len(asked)} requests")
-        done: list[Response | None] = [None] * len(asked)
+        done = [row if isinstance(row, Response) else None for row in asked]
         with self._call():
-            waiting = self._check(asked, refs, done)
+            waiting = self._order(asked, refs)
             inline: dict[int, Inline] = {}
             while waiting:
                 jobs: list[Job] = []
                 try:
-                    waiting = self._turn(asked, waiting, jobs, done, inline)
+                    waiting = self._turn(waiting, jobs, done, inline)
                     self.passes.run(jobs)
                     for job in jobs:
                         done[job.number] = job.respond()
@@ -191,7 +194,6 @@ class Engine:
         Raises:
             GenreError: The version cannot be loaded, or the user is unknown.
         """
-        request.check()
         with self._held(ref or request.adapter) as resident:
             loaded = resident.loaded
             history, user = history_of(request, self.data)
@@ -209,7 +211,6 @@ class Engine:
         Raises:
             GenreError: The request cannot be answered.
         """
-        request.check()
         with self._held(ref or request.adapter) as resident:
             yield self._plan(0, request, resident, {})
 
@@ -238,39 +239,33 @@ class Engine:
             finally:
                 self.cache.release([resident])
 
-    def _check(self, asked: Sequence[Request], refs: Sequence[str] | None, done: list[Response | None]) -> list[tuple[int, str]]:
-        """Refuse requests that are invalid (fills `done`); return the others with their references, resident ones first."""
-        waiting: dict[str, list[int]] = {}
+    def _order(self, asked: Sequence[Request | Response], refs: Sequence[str] | None) -> list[_Waiting]:
+        """The requests with their references, those of resident versions first; what is a response already is left out."""
+        waiting: dict[str, list[_Waiting]] = {}
         for number, request in enumerate(asked):
-            try:
-                if not isinstance(request, Request):
-                    raise RequestError("a request is none", got=type(request).__name__, expected="a Request")
-                request.check()
-                waiting.setdefault(request.adapter if refs is None else refs[number], []).append(number)
-            except GenreError as error:
-                done[number] = _refused(request, error)
+            if isinstance(request, Request):
+                ref = request.adapter if refs is None else refs[number]
+                waiting.setdefault(ref, []).append((number, request, ref))
         resident = self.cache.served()
         order = sorted(waiting, key=lambda ref: ref not in resident)
-        return [(number, ref) for ref in order for number in waiting[ref]]
+        return [one for ref in order for one in waiting[ref]]
 
     def _turn(
         self,
-        asked: Sequence[Request],
-        waiting: Sequence[tuple[int, str]],
+        waiting: Sequence[_Waiting],
         jobs: list[Job],
         done: list[Response | None],
         inline: dict[int, Inline],
-    ) -> list[tuple[int, str]]:
+    ) -> list[_Waiting]:
         """Plan as many requests as find a slot and are worth a turn; the caller runs and releases `jobs` (mutated).
 
         Returns:
             Those that are left.
         """
         tokens = 0
-        for place, (number, ref) in enumerate(waiting):
+        for place, (number, request, ref) in enumerate(waiting):
             if tokens >= TURN_BATCHES * self.passes.batch_tokens:
                 return list(waiting[place:])
-            request = asked[number]
             try:
                 resident = self.cache.acquire(ref, wait=not jobs)
                 if resident is None:
@@ -281,7 +276,7 @@ class Engine:
                     self.cache.release([resident])
                     raise
             except GenreError as error:
-                done[number] = _refused(request, error)
+                done[number] = refused(request, error)
             else:
                 jobs.append(job)
                 tokens += sum(map(len, job.rows))
@@ -294,10 +289,9 @@ class Engine:
         return plan(number, request, resident, items, self.data, row_tokens=self.passes.row_tokens)
 
 
-def _refused(request: Any, error: GenreError) -> Response:
-    """An error response; what is no request, or has an id or a reference that is none, has none."""
-    known: Any = getattr(request, "id", None)
-    adapter: Any = getattr(request, "adapter", None)
-    if not isinstance(known, str | int):
-        known = None
-    return Response(known, adapter if isinstance(adapter, str) else "", error=str(error))
+def _read(row: Request | Mapping[str, Any]) -> Request | Response:
+    """The request of a row, or the error response of what is none."""
+    try:
+        return row if isinstance(row, Request) else Request.from_json(row)
+    except RequestError as error:
+        return refused(row, error)

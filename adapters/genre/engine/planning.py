@@ -154,6 +154,8 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
 
 def _candidates(request: Request, inline: Inline, seen: Sequence[int]) -> np.ndarray:
     """Codes of what is to be scored, after the filters."""
+    if request.candidates is None and request.k is None:
+        raise RequestError("a request needs candidates or k")
     catalogue = inline.space.catalogue
     asked = request.candidates if request.candidates is not None else request.allow
     if asked is not None:

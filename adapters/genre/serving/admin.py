@@ -14,17 +14,16 @@ from typing import Any
 
 from fastapi import Request as Http
 from fastapi import Response as Reply
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from genre.errors import GenreError, InputError, RequestError
-from genre.registry.names import PRODUCTION, check_name
-from genre.serving.bodies import read_object
+from genre.errors import GenreError, RequestError
+from genre.registry.names import check_name
+from genre.serving.bodies import read_body
 from genre.serving.calls import body_of, reply
 from genre.serving.problems import Problem, problem_of
+from genre.serving.schema import CanaryBody, LoadBody, PromoteBody, RollbackBody
 from genre.serving.service import Service
-
-Act = Callable[[Service, dict[str, Any]], dict[str, Any]]
-Fields = dict[str, type | tuple[type, ...]]
 
 
 def check_token(service: Service, http: Http) -> None:
@@ -56,8 +55,8 @@ async def act(service: Service, http: Http, name: str) -> Reply:
         Problem: They may not, or it cannot be done.
     """
     check_token(service, http)
-    fields, needed, run = ACTS[name]
-    body = read_object(await body_of(http), fields, needed)
+    model, run = ACTS[name]
+    body = read_body(await body_of(http), model)
     try:
         done = await run_in_threadpool(run, service, body)
     except GenreError as error:
@@ -65,55 +64,48 @@ async def act(service: Service, http: Http, name: str) -> Reply:
             "admin refused", level="warning", request_id=http.scope["genre"]["request_id"], act=name, error=str(error)
         )
         raise problem_of(error, hide=service.engine.registry.url) from None
-    service.log.write("admin", request_id=http.scope["genre"]["request_id"], act=name, **body)
+    service.log.write("admin", request_id=http.scope["genre"]["request_id"], act=name, **body.model_dump(exclude_unset=True))
     return reply(done | {"serving": {served.ref: served.version.digest for served in service.fleet.all() if served.public}})
 
 
-def load(service: Service, body: dict[str, Any]) -> dict[str, Any]:
+def load(service: Service, body: LoadBody) -> dict[str, Any]:
     """Serve one more reference."""
-    digest = service.fleet.add(body["ref"]).version.digest
+    digest = service.fleet.add(body.ref).version.digest
     return {"digest": digest, "remembered": service.memory.save()}
 
 
-def unload(service: Service, body: dict[str, Any]) -> dict[str, Any]:
+def unload(service: Service, body: LoadBody) -> dict[str, Any]:
     """Serve a reference no longer."""
-    service.memory.unload(body["ref"])
+    service.memory.unload(body.ref)
     return {"remembered": service.memory.save()}
 
 
-def promote(service: Service, body: dict[str, Any]) -> dict[str, Any]:
+def promote(service: Service, body: PromoteBody) -> dict[str, Any]:
     """Let an alias name a version, if it loads here and is good enough."""
-    floor = body.get("floor") or {}
-    if not all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in floor.values()):
-        raise InputError("floor cannot be used", expected='numbers by metric, such as {"auc": 0.7}')
-    move = service.fleet.promote(
-        body["ref"], check_name(body.get("alias", PRODUCTION), "alias"), floor=floor, not_worse=body.get("not_worse", False)
-    )
+    alias = check_name(body.alias, "alias")
+    move = service.fleet.promote(body.ref, alias, floor=body.floor, not_worse=body.not_worse)
     service.canaries.sync()
     return {"move": {**vars(move), "checks": list(move.checks)}}
 
 
-def rollback(service: Service, body: dict[str, Any]) -> dict[str, Any]:
+def rollback(service: Service, body: RollbackBody) -> dict[str, Any]:
     """Let an alias name what it named before."""
-    move = service.fleet.rollback(check_name(body["name"]), check_name(body.get("alias", PRODUCTION), "alias"))
+    move = service.fleet.rollback(check_name(body.name), check_name(body.alias, "alias"))
     service.canaries.sync()
     return {"move": {**vars(move), "checks": list(move.checks)}}
 
 
-def canary(service: Service, body: dict[str, Any]) -> dict[str, Any]:
+def canary(service: Service, body: CanaryBody) -> dict[str, Any]:
     """Give a name's candidate a share of its traffic; 0 ends it."""
-    if not 0 <= body["share"] <= 1:
-        raise InputError("share cannot be used", got=body["share"], expected="a number from 0 to 1")
-    name, share = check_name(body["name"]), float(body["share"])
-    found = service.canaries.set(name, share)
-    service.memory.share(name, share)
+    found = service.canaries.set(check_name(body.name), body.share)
+    service.memory.share(body.name, body.share)
     return {"canary": None if found is None else found.describe(), "remembered": service.memory.save()}
 
 
-ACTS: dict[str, tuple[Fields, tuple[str, ...], Act]] = {
-    "load": ({"ref": str}, ("ref",), load),
-    "unload": ({"ref": str}, ("ref",), unload),
-    "promote": ({"ref": str, "alias": str, "floor": dict, "not_worse": bool}, ("ref",), promote),
-    "rollback": ({"name": str, "alias": str}, ("name",), rollback),
-    "canary": ({"name": str, "share": (int, float)}, ("name", "share"), canary),
+ACTS: dict[str, tuple[type[BaseModel], Callable[[Service, Any], dict[str, Any]]]] = {
+    "load": (LoadBody, load),
+    "unload": (LoadBody, unload),
+    "promote": (PromoteBody, promote),
+    "rollback": (RollbackBody, rollback),
+    "canary": (CanaryBody, canary),
 }

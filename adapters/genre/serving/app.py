@@ -45,7 +45,7 @@ def create_app(service: Service) -> FastAPI:
     models: list[Any] = [schema.ScoreBody, schema.ExplainBody]
     if service.settings.token is not None:
         _admin(app, service)
-        models += dict.fromkeys(schema.ADMIN.values())
+        models += dict.fromkeys(model for model, _ in ACTS.values())
     page.mount(app, page.read_files())
 
     @app.get("/openapi.json", include_in_schema=False)
@@ -135,9 +135,9 @@ def _admin(app: FastAPI, service: Service) -> None:
             return await act(service, http, name)
 
         app.add_api_route(
-            f"/v1/admin/{name}", operate, methods=["POST"], operation_id=f"admin_{name}", summary=ACTS[name][2].__doc__,
+            f"/v1/admin/{name}", operate, methods=["POST"], operation_id=f"admin_{name}", summary=ACTS[name][1].__doc__,
             response_model=schema.Done, responses=troubles(400, 401, 404, 408, 409, 413, 415, 421, 422, 429, 500),
-            openapi_extra={**body(schema.ADMIN[name]), "security": [{"token": []}]},
+            openapi_extra={**body(ACTS[name][0]), "security": [{"token": []}]},
         )  # fmt: skip
 
     for name in ACTS:

@@ -262,23 +262,24 @@ class Batcher:
 
     def _answers(self, batch: list[_Waiting]) -> list[Answer]:
         """One answer per row, whatever happens."""
-        asked = [replace(waiting.ask.request, adapter=waiting.ask.served.ref) for waiting in batch]
+        requests = [waiting.ask.request for waiting in batch]
+        refs = [waiting.ask.served.ref for waiting in batch]
         try:
-            found = [_finite(response) for response in self.engine.score(asked)]
+            found = [_finite(response) for response in self.engine.score(requests, refs)]
         except Exception as error:
             if len(batch) > 1:
                 return [answer for waiting in batch for answer in self._answers([waiting])]
-            self.log.failure("row failed", error, request_id=batch[0].call.request_id, adapter=asked[0].adapter)
-            found = [Response(asked[0].id, asked[0].adapter, error=INTERNAL)]
-        return [self._named(waiting, response) for waiting, response in zip(batch, found, strict=True)]
+            self.log.failure("row failed", error, request_id=batch[0].call.request_id, adapter=refs[0])
+            found = [Response(requests[0].id, requests[0].adapter, error=INTERNAL)]
+        return [self._answer(waiting, response) for waiting, response in zip(batch, found, strict=True)]
 
-    def _named(self, waiting: _Waiting, response: Response) -> Answer:
-        """The response under the reference that was asked, without places of this machine in its error."""
-        asked = replace(response, adapter=waiting.ask.request.adapter)
-        if asked.error is None:
-            return Answer(asked, waiting.ask.served)
-        text = shorten(asked.error.replace(self.engine.registry.url, "the registry"))
-        return Answer(replace(asked, error=text), waiting.ask.served, internal=asked.error in (INTERNAL, NO_NUMBER))
+    def _answer(self, waiting: _Waiting, response: Response) -> Answer:
+        """The response, without a path of this machine in its error."""
+        if response.error is None:
+            return Answer(response, waiting.ask.served)
+        internal = response.error in (INTERNAL, NO_NUMBER)
+        text = shorten(response.error.replace(self.engine.registry.url, "the registry"))
+        return Answer(replace(response, error=text), waiting.ask.served, internal=internal)
 
     def _deliver(self, waiting: _Waiting, answer: Answer) -> None:
         assert answer.served is not None

@@ -2,16 +2,21 @@
 
 Owns: JSON that cannot harm (depth, numbers, long texts), the outer shape of a call. Ignores: what a row says.
 
-    read_rows(b'{"requests": [{"adapter": "like@production", …}]}', most=256)
+    read_rows(b'{"requests": [{"adapter": "like@production", …}]}', ScoreBody, most=256)
 """
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from genre.errors import RequestError
 from genre.serving.problems import Problem
+from genre.serving.schema import ExplainBody, ScoreBody
+from genre.validation import refusal
+
+_Body = TypeVar("_Body", bound=BaseModel)
 
 LONGEST_TEXT = 8192
 LARGEST_NUMBER = 2**53
@@ -51,49 +56,26 @@ def _check(value: Any) -> None:
             raise Problem(400, "bad_number", RequestError("a number is out of range", expected="at most 2^53 either way"))
 
 
-def read_object(data: bytes, known: dict[str, type | tuple[type, ...]], needed: tuple[str, ...]) -> dict[str, Any]:
-    """A JSON object with known fields of known types.
+def read_body(data: bytes, model: type[_Body]) -> _Body:
+    """Read the body of a call.
 
     Raises:
         Problem: 400, it is no JSON; 422, it has another shape.
     """
-    value = parse(data)
-    if not isinstance(value, dict):
-        raise _shape("the body is no JSON object", got=_kind(value))
-    if stray := sorted(set(value) - set(known)):
-        raise _shape("the body has an unknown field", got=stray[0][:80], expected=", ".join(known))
-    for field in needed:
-        if field not in value:
-            raise _shape(f"the body has no {field}", expected=", ".join(needed))
-    for field, kinds in known.items():
-        if field in value and (not isinstance(value[field], kinds) or (isinstance(value[field], bool) and kinds is not bool)):
-            raise _shape(f"{field} cannot be used", got=_kind(value[field]), expected=_names(kinds))
-    return value
+    try:
+        return model.model_validate(parse(data))
+    except ValidationError as error:
+        found = refusal(error, "the body", list(model.model_fields), RequestError)
+        raise Problem(422, "bad_body", found) from None
 
 
-def read_rows(data: bytes, most: int) -> list[Any]:
-    """The rows of a call, whatever they are.
+def read_rows(data: bytes, model: type[ScoreBody | ExplainBody], most: int) -> list[Any]:
+    """Read the rows of a call, whatever they are.
 
     Raises:
         Problem: 400, it is no JSON; 422, it has no list of 1 to `most` requests.
     """
-    rows: list[Any] = read_object(data, {"requests": list}, ("requests",))["requests"]
-    if not 1 <= len(rows) <= most:
-        raise _shape("requests has a wrong length", got=len(rows), expected=f"1 to {most}")
+    rows: list[Any] = read_body(data, model).requests
+    if len(rows) > most:
+        raise Problem(422, "bad_body", RequestError("requests has a wrong length", got=len(rows), expected=f"at most {most}"))
     return rows
-
-
-def _shape(what: str, *, got: object = None, expected: object = None) -> Problem:
-    return Problem(422, "bad_body", RequestError(what, got=got, expected=expected))
-
-
-_KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a number", float: "a number"}
-
-
-def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), "null")
-
-
-def _names(kinds: type | tuple[type, ...]) -> str:
-    names = [_KINDS[kind] for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
-    return " or ".join(dict.fromkeys(names))

@@ -7,6 +7,7 @@ scored, limits before the body is there.
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import Request as Http
@@ -14,11 +15,13 @@ from fastapi import Response as Reply
 from pydantic_core import to_json
 
 from genre.engine import Request, Response
-from genre.engine.explain import ATTEMPTS, METHODS, ask, explain
+from genre.engine.explain import ATTEMPTS, ask, explain
+from genre.engine.requests import ExplainRequest, refused
 from genre.errors import GenreError, JobError, RequestError
 from genre.serving.batching import Answer, Ask, Call
 from genre.serving.bodies import read_rows
 from genre.serving.problems import Problem, shorten
+from genre.serving.schema import ExplainBody, ScoreBody
 from genre.serving.served import Served
 from genre.serving.service import Service
 
@@ -50,7 +53,7 @@ async def score_call(service: Service, http: Http, *, recommend: bool = False) -
     Raises:
         Problem: The call as a whole cannot be answered.
     """
-    rows = read_rows(await body_of(http), service.settings.call_rows)
+    rows = read_rows(await body_of(http), ScoreBody, service.settings.call_rows)
     answers: list[Answer | None] = []
     asks: list[Ask] = []
     for row in rows:
@@ -69,20 +72,15 @@ async def score_call(service: Service, http: Http, *, recommend: bool = False) -
 
 
 def _request(row: Any, *, recommend: bool) -> Request:
-    request = Request.from_json(row)
-    return replace(request, k=DEFAULT_K) if recommend and request.k is None else request
+    if recommend and isinstance(row, dict) and row.get("k") is None:
+        row = {**row, "k": DEFAULT_K}
+    return Request.from_json(row)
 
 
 def _refused(row: Any, error: GenreError | str) -> Response:
-    """The error row of something that may be anything."""
-    found = row if isinstance(row, dict) else {}
-    name = found.get("adapter")
-    number = found.get("id")
-    return Response(
-        None if number is None else shorten(str(number)),
-        shorten(name) if isinstance(name, str) else "",
-        error=shorten(str(error)),
-    )
+    """The error response to something that may be anything, no longer than helps."""
+    found = refused(row, shorten(str(error)))
+    return replace(found, id=None if found.id is None else shorten(found.id), adapter=shorten(found.adapter))
 
 
 async def _score(service: Service, http: Http, asks: Sequence[Ask], timeout_s: float) -> list[Answer]:
@@ -147,7 +145,7 @@ async def explain_call(service: Service, http: Http) -> Reply:
     Raises:
         Problem: The call as a whole cannot be answered.
     """
-    rows = read_rows(await body_of(http), service.settings.call_rows)
+    rows = read_rows(await body_of(http), ExplainBody, service.settings.call_rows)
     end = asyncio.get_running_loop().time() + service.settings.timeout_s
     shown: list[Row] = []
     for row in rows:
@@ -167,37 +165,20 @@ async def explain_call(service: Service, http: Http) -> Reply:
 
 async def _explain(service: Service, http: Http, row: Any, left: float) -> Row:
     """One explanation; leave-one-out rows go through the queue like any others."""
-    request, item, method = _question(row)
+    question = ExplainRequest.from_json(row)
+    request, item, method = question.request(), question.item, question.method
     chosen = service.ask(request)
     served = chosen.instead or chosen.served
-    asked = replace(request, adapter=served.ref)
     if method == "gradient":
-        found = await _aside(service, served, lambda: explain(service.engine, asked, item, method=method), left)
-        return _shown(request, found)
+        work = partial(explain, service.engine, request, item, method=method, ref=served.ref)
+        return _shown(request, await _aside(service, served, work, left))
     for _ in range(ATTEMPTS):
-        question = await _aside(service, served, lambda: ask(service.engine, asked, item, method=method), left)
-        answers = await _score(service, http, [Ask(one, served, chosen.tokens) for one in question.requests], left)
-        read = question.read([answer.response for answer in answers])
-        if read is not None:
-            return _shown(request, read)
+        parts = await _aside(service, served, partial(ask, service.engine, request, item, ref=served.ref), left)
+        answers = await _score(service, http, [Ask(one, served, chosen.tokens) for one in parts.requests], left)
+        found = parts.read([answer.response for answer in answers])
+        if found is not None:
+            return _shown(request, found)
     raise JobError(f"{request.adapter} was swapped while a score of it was explained", todo="ask again")
-
-
-def _question(row: Any) -> tuple[Request, Any, str]:
-    if not isinstance(row, dict):
-        raise RequestError("a request is no JSON object", got=type(row).__name__)
-    item, method = row.get("item"), row.get("method", METHODS[0])
-    if item is None or not isinstance(item, str | dict):
-        raise RequestError("a request needs an item to explain", got=repr(item)[:80], expected="an item id, or its columns")
-    if method not in METHODS:
-        raise RequestError("no such method", got=repr(method)[:80], expected=" or ".join(METHODS))
-    known = {"id", "adapter", "task", "user_id", "history", "user", "item", "method"}
-    if stray := sorted(set(row) - known):
-        raise RequestError("a request has an unknown field", got=stray[0], expected=", ".join(sorted(known)))
-    fields = {key: value for key, value in row.items() if key not in ("item", "method")}
-    request = Request.from_json({**fields, "candidates": [item]})
-    request.check()
-    return request, item, method
 
 
 async def _aside(service: Service, served: Served, work: Callable[[], Any], left: float) -> Any:
@@ -214,4 +195,4 @@ async def _aside(service: Service, served: Served, work: Callable[[], Any], left
 
 
 def _shown(request: Request, found: Any) -> Row:
-    return {"id": request.id, **found.to_json(), "adapter": request.adapter}
+    return {"id": request.id, **found.to_json()}

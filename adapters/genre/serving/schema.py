@@ -1,12 +1,13 @@
-"""What the OpenAPI document says of bodies and answers, with examples.
+"""The bodies of calls and of answers.
 
-Owns: the models of the document. Ignores: checking: rows are read by `Request.from_json`, so that each fails alone.
+Owns: the models that bodies are checked by and that the OpenAPI document is generated from. Ignores: the rows of a body, which
+`Request.from_json` reads, so that each fails alone.
 """
 
-from typing import Any
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SkipValidation
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
-
+from genre.engine.explain import EventShare
+from genre.engine.requests import ExplainRequest, Request, ScoredText
 from genre.registry import MetricValue
 
 
@@ -14,68 +15,20 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Event(BaseModel):
-    """An event of a history: an item that the catalogue has, or one that is given by its columns; then the feedback column."""
-
-    model_config = ConfigDict(extra="allow")
-
-    item_id: str | None = None
-    item: dict[str, JsonValue] | None = None
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Row(_Model):
-    """One question to one adapter."""
+class ScoreBody(_Body):
+    """A call: rows for any adapters and tasks; each is read and fails alone."""
 
-    adapter: str = Field(description="A served reference, or an adapter's bare name.")
-    id: str | None = Field(default=None, description="Comes back in the answer.")
-    task: str | None = Field(default=None, description="May be left out where the adapter has one.")
-    user_id: str | None = Field(default=None, description="Takes history and columns from the mounted data set.")
-    history: list[Event] | None = Field(default=None, description="Events in order, instead of user_id; [] for a new user.")
-    user: dict[str, JsonValue] | None = Field(default=None, description="The user's columns.")
-    candidates: list[str | dict[str, JsonValue]] | None = Field(default=None, description="Ids, or items by their columns.")
-    k: int | None = Field(default=None, ge=1, description="The best k only, best first.")
-    exclude_seen: bool = True
-    allow: list[str] | None = None
-    deny: list[str] | None = None
-    where: list[str] | None = Field(default=None, description="Conditions on item columns, such as in_stock == true.")
-    diversity: float | None = Field(default=None, ge=0, le=1, description="How much the k items are to differ; 0 is off.")
-    texts: list[dict[str, JsonValue]] | None = Field(
-        default=None,
-        description="Of an adapter that reads labelled texts, instead of a history: each by its columns, and a text_id.",
-    )
+    requests: list[SkipValidation[Request]] = Field(min_length=1)
 
 
-class ScoreBody(_Model):
-    """A call: rows for any adapters and tasks."""
-
-    requests: list[Row] = Field(min_length=1)
-
-
-class ExplainRow(_Model):
-    """Which events does this item's score come from?"""
-
-    adapter: str
-    item: str | dict[str, JsonValue]
-    id: str | None = None
-    task: str | None = None
-    user_id: str | None = None
-    history: list[Event] | None = None
-    user: dict[str, JsonValue] | None = None
-    method: str = Field(default="leave_one_out", pattern="^(leave_one_out|gradient)$")
-
-
-class ExplainBody(_Model):
+class ExplainBody(_Body):
     """A call: items whose scores are to be explained."""
 
-    requests: list[ExplainRow] = Field(min_length=1)
-
-
-class Text(BaseModel):
-    """A text; its score is a probability or a value, or for classes their expected value, with each one's probability."""
-
-    text_id: str
-    score: float
-    classes: dict[str, float] | None = None
+    requests: list[SkipValidation[ExplainRequest]] = Field(min_length=1)
 
 
 class Item(BaseModel):
@@ -92,7 +45,7 @@ class Answer(BaseModel):
     id: str | None = None
     adapter: str
     digest: str | None = None
-    results: list[Item] | list[Text] | None = None
+    results: list[Item] | list[ScoredText] | None = None
     error: str | None = None
 
 
@@ -100,17 +53,6 @@ class Answers(_Model):
     """Answers in the order of the rows."""
 
     responses: list[Answer]
-
-
-class Share(BaseModel):
-    """An event's part in a score; shares' absolute values sum to one."""
-
-    place: int
-    item_id: str
-    title: str
-    feedback: Any = None
-    effect: float
-    share: float
 
 
 class Explanation(BaseModel):
@@ -127,7 +69,7 @@ class Explanation(BaseModel):
     score: float | None = None
     without_history: float | None = None
     older: int | None = None
-    events: list[Share] | None = None
+    events: list[EventShare] | None = None
     error: str | None = None
 
 
@@ -244,13 +186,13 @@ class Done(BaseModel):
     remembered: bool | None = None
 
 
-class LoadBody(_Model):
+class LoadBody(_Body):
     """A reference."""
 
     ref: str = Field(examples=["like@candidate"])
 
 
-class PromoteBody(_Model):
+class PromoteBody(_Body):
     """A version, the alias that is to name it, and what it must reach."""
 
     ref: str = Field(examples=["like@candidate"])
@@ -259,20 +201,15 @@ class PromoteBody(_Model):
     not_worse: bool = False
 
 
-class RollbackBody(_Model):
+class RollbackBody(_Body):
     """An alias that is to name again what it named before."""
 
     name: str = Field(examples=["like"])
     alias: str = "production"
 
 
-class CanaryBody(_Model):
+class CanaryBody(_Body):
     """The share of a name's traffic that goes to its candidate."""
 
     name: str = Field(examples=["like"])
     share: float = Field(ge=0, le=1, examples=[0.1])
-
-
-ADMIN: dict[str, type[BaseModel]] = {
-    "load": LoadBody, "unload": LoadBody, "promote": PromoteBody, "rollback": RollbackBody, "canary": CanaryBody,
-}  # fmt: skip

@@ -122,9 +122,8 @@ class Service:
         """Who is to score a request, and how much work it is.
 
         Raises:
-            RequestError: A field is of the wrong type, nobody scores it, or it is too much.
+            RequestError: Nobody scores it, or it is too much.
         """
-        request.check()  # before anything looks into its fields
         served = self.fleet.route(request.adapter)
         tokens = served.weight.tokens(request, self._events(request))
         if tokens > self.settings.row_tokens:

@@ -153,8 +153,8 @@ def chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
 
 
 def read_row(line: Line) -> Row:
-    """The request of a line; if it holds none its error row, with its id where it has one."""
-    from genre.engine import Request
+    """The request of a line; if it holds none its error row, with its id and adapter where it has them."""
+    from genre.engine.requests import Request, refused
 
     row: Any = None
     try:
@@ -163,7 +163,7 @@ def read_row(line: Line) -> Row:
         row = json.loads(line.raw.decode("utf-8-sig" if line.number == 1 else "utf-8"))
         return Request.from_json(row)
     except RequestError as error:
-        return {"id": row.get("id") if isinstance(row, dict) else None, "error": f"line {line.number}: {error}"}
+        return refused(row, f"line {line.number}: {error}").to_json()
     except UnicodeDecodeError as error:
         return {"id": None, "error": f"line {line.number} is no UTF-8 text: {error.reason}"}
     except (ValueError, RecursionError) as error:

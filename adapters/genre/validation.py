@@ -1,0 +1,91 @@
+"""What pydantic refuses, as one line in the library's words.
+
+Owns: the translation of a `ValidationError`. Ignores: models.
+
+    a request has an unknown field: got histroy; expected adapter, history, …
+    history[3].item_id cannot be used: got 7; expected a text or an object
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from genre.errors import InputError
+
+_Error = TypeVar("_Error", bound=InputError)
+
+_KINDS = {
+    "string": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "dict": "an object",
+    "model": "an object",
+    "dataclass": "an object",
+    "multiple_argument_values": "one value",
+    "unexpected_positional_argument": "fewer arguments",
+}
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_BOUNDS = {"greater_than_equal": "at least {ge:g}", "greater_than": "more than {gt:g}", "less_than_equal": "at most {le:g}"}
+
+
+def refusal(error: ValidationError, subject: str, fields: Sequence[str], kind: type[_Error]) -> _Error:
+    """Describe the first thing that is wrong; unknown fields come first, since they explain a field that is missing.
+
+    Args:
+        error: Raised by a model.
+        subject: The name of the whole value, such as `a request`.
+        fields: The names of the model's fields, in order.
+        kind: The type of error to return.
+    """
+    found = error.errors(include_url=False)
+    first = next((one for one in found if one["type"] in _UNKNOWN), found[0])
+    path = _path(first, fields)
+    if first["type"] in _UNKNOWN:
+        return kind(f"{subject} has an unknown field", got=path[:80], expected=", ".join(fields))
+    if first["type"] == "missing":
+        return kind(f"{subject} has no {path}")
+    if not path:
+        return kind(f"{subject} is no JSON object", got=_shown(first["input"]), expected="an object")
+    if first["type"] in ("too_long", "too_short"):
+        context = first["ctx"]
+        bound = f"at most {context['max_length']:,}" if first["type"] == "too_long" else f"at least {context['min_length']:,}"
+        return kind(f"{path} has a wrong length", got=f"{context['actual_length']:,}", expected=bound)
+    ways = [_expected(one) for one in found if _path(one, fields) == path]
+    expected = " or ".join(dict.fromkeys(ways))
+    return kind(f"{path} cannot be used", got=_shown(first["input"]), expected=expected)
+
+
+def _path(error: ErrorDetails, fields: Sequence[str]) -> str:
+    """`history[3].item_id`, without the names of the branches of a union."""
+    path = ""
+    for place, part in enumerate(error["loc"]):
+        if place == 0 and isinstance(part, int):  # a positional argument
+            path = fields[part] if part < len(fields) else f"argument {part + 1}"
+        elif isinstance(part, int):
+            path += f"[{part}]"
+        elif place == 0 or not (place == len(error["loc"]) - 1 and _is_branch(part)):
+            path += f".{part}" if path else part
+    return path
+
+
+def _is_branch(part: str) -> bool:
+    return part in ("str", "int", "float", "[key]") or part.startswith("dict[")
+
+
+def _expected(error: ErrorDetails) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in _BOUNDS:
+        return _BOUNDS[kind].format(**context)
+    if kind == "literal_error":
+        return str(context["expected"])
+    if kind == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    return _KINDS.get(kind.removesuffix("_type").removesuffix("_parsing"), error["msg"].removeprefix("Input should be "))
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
