@@ -279,9 +279,7 @@ def test_a_user_keeps_their_side_and_sides_have_their_share():
     assert places == [fraction("like", request) for request in users]
     assert 0.17 < sum(place < 0.2 for place in places) / len(places) < 0.23
     assert fraction("like", users[0]) != fraction("rating", users[0])
-    assert fraction("like", Request("like", history=[], id="1")) != fraction(
-        "like", Request("like", history=[], id="2")
-    )
+    assert fraction("like", Request("like", history=[], id="1")) != fraction("like", Request("like", history=[], id="2"))
     assert fraction("like", Request("like", history=[{"item_id": "1"}])) == fraction(
         "like", Request("x", history=[{"item_id": "1"}])
     )
