@@ -1,4 +1,4 @@
-"""The model card: what a version is, for a person who has only its folder.
+"""The model card: a version described for a person who has only its folder.
 
 Owns: the text of `README.md`. Ignores: everything that is not in the manifest. A stored card is part of the digest, so
 it leaves out what the digest leaves out (version, time, cost); an exported card has all of it.
@@ -17,15 +17,7 @@ _LICENCE = (
 
 
 def render_card(manifest: Manifest, *, full: bool = False) -> str:
-    """Write the card.
-
-    Args:
-        manifest: The version's manifest; a draft will do unless `full`.
-        full: Also version, digest, time and cost.
-
-    Returns:
-        Markdown.
-    """
+    """Return the card of a version or a draft as Markdown; `full` adds version, digest, time and cost."""
     return "\n".join(_lines(manifest, full)) + "\n"
 
 
@@ -37,14 +29,8 @@ def format_metric(value: MetricValue) -> str:
 
 def _lines(manifest: Manifest, full: bool) -> Iterator[str]:
     base = manifest.base
-    yield from (
-        "---",
-        f"base_model: {json.dumps(base.name)}",
-        "library_name: peft",
-        "tags: [genre, lora, recommendation]",
-        "---",
-        "",
-    )
+    yield from ("---", f"base_model: {json.dumps(base.name)}", "library_name: peft")
+    yield from ("tags: [genre, lora, recommendation]", "---", "")
     yield from (f"# {manifest.name}", "", f"A GENRE version of kind `{manifest.kind}`.", "")
     if full:
         yield from _table([("version", manifest.version), ("digest", manifest.digest), ("created", manifest.created)])

@@ -100,13 +100,7 @@ class Registry:
         return Version(name, sealed.version, sealed.digest, sealed)
 
     def check_writable(self, name: str) -> None:
-        """Refuse a folder that a version of a name could not be published into, before the work that makes it.
-
-        Nothing is written. A remote store is not asked.
-
-        Raises:
-            InputError: The registry lies in a file, or its folder takes no new files.
-        """
+        """Raise InputError if a version could not be published, before the work that makes it; a remote store is not asked."""
         self.store.check_writable(check_name(name))
 
     def resolve(self, ref: str | Version) -> Version:
@@ -123,11 +117,7 @@ class Registry:
         return lookup.open_version(self.store, check_name(name), check_version(version))
 
     def find(self, digest: str) -> Version:
-        """Find a version by its digest, whatever its name: how an adapter's encoder is found.
-
-        Raises:
-            NotFoundError: No name has it.
-        """
+        """Find a version by its digest, whatever its name, as an adapter's encoder; NotFoundError if no name has it."""
         return lookup.find(self.store, digest)
 
     def fetch(self, ref: str | Version, *, recheck: bool = True) -> Path:
@@ -135,8 +125,8 @@ class Registry:
 
         Args:
             ref: The version.
-            recheck: False trusts an earlier check by this registry as long as no file's name, size, times or inode differ from
-                then: a server that reads the same versions again and again need not hash them each time.
+            recheck: False trusts an earlier check by this object as long as no file's name, size, times or inode have changed,
+                so that a server need not hash the same versions again and again.
 
         Raises:
             NotFoundError: There is no such version.
@@ -149,11 +139,7 @@ class Registry:
         return [*self.store.listing()]
 
     def versions(self, name: str) -> builtins.list[str]:
-        """All versions of a name, oldest first.
-
-        Raises:
-            NotFoundError: There is no such name.
-        """
+        """All versions of a name, oldest first; NotFoundError if there is no such name."""
         return lookup.versions_of(self.store, name)
 
     def list(self) -> builtins.list[Listed]:
@@ -171,15 +157,9 @@ class Registry:
         return {alias: target.version for alias, target in sorted(targets.items())}
 
     def history(self, name: str, alias: str | None = None, *, after: int = 0) -> builtins.list[Move]:
-        """All alias moves of a name, oldest first.
+        """All moves of a name's aliases, or of one alias, oldest first; NotFoundError if there is no such name.
 
-        Args:
-            name: The name.
-            alias: Only the moves of this alias.
-            after: Only the moves after this number; earlier ones are not read again, as they never change.
-
-        Raises:
-            NotFoundError: There is no such name.
+        Moves up to the number `after` are left out and not read again, as they never change.
         """
         self.versions(name)
         return Journal(self.store, name).history(alias, after=after)
@@ -260,11 +240,7 @@ class Registry:
         return lookup.differences(self.resolve(a).manifest, self.resolve(b).manifest)
 
     def lineage(self, ref: str | Version) -> builtins.list[tuple[int, str, Version | None]]:
-        """The version, its encoder, its parents and theirs, depth first.
-
-        Returns:
-            Rows of (depth, reference, version); the version is None where this registry does not have it.
-        """
+        """The version, its encoder, its parents and theirs, depth first: (depth, reference, version or None if not here)."""
         return lookup.ancestors(self.store, self.resolve(ref))
 
     def gc(self, dry_run: bool = False) -> maintenance.Garbage:

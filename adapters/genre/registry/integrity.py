@@ -36,17 +36,10 @@ _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.(safetensors|json|jsonl|yam
 
 
 def check_file_name(name: str) -> str:
-    """Return `name` if a version may have a file of that name: no folder, no leading dot, a known suffix.
-
-    Raises:
-        IntegrityError: It may not.
-    """
+    """Return `name` if a version may have such a file: no folder, no leading dot, a known suffix; IntegrityError otherwise."""
     if _FILE.fullmatch(name) is None:
-        raise IntegrityError(
-            "a file is not accepted in a version",
-            got=repr(name[:80]),
-            expected="letters, digits, - and _, then .safetensors .json .jsonl .yaml .md or .txt",
-        )
+        expected = "letters, digits, - and _, then .safetensors .json .jsonl .yaml .md or .txt"
+        raise IntegrityError("a file is not accepted in a version", got=repr(name[:80]), expected=expected)
     return name
 
 
@@ -71,11 +64,7 @@ def list_files(folder: Path) -> dict[str, int]:
 
 
 def check_sizes(sizes: Mapping[str, int]) -> None:
-    """Check sizes in bytes against the limits, by kind of file.
-
-    Raises:
-        IntegrityError: A file, or all together, is too large.
-    """
+    """Check sizes in bytes, of each file by its kind and of all together; IntegrityError if one is too large."""
     for name, size in sizes.items():
         limit = _limit(name)
         if size > limit:
@@ -86,11 +75,7 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
 
 
 def check_content(folder: Path, kind: str) -> None:
-    """Check every file of a folder by its content.
-
-    Args:
-        folder: Where the files lie.
-        kind: The manifest's kind: adapter, encoder or merged.
+    """Check every file of a folder by its content; `kind` is the manifest's.
 
     Raises:
         IntegrityError: A file is not what its name says, breaks a limit, or its weights are not usable (not finite, all
@@ -99,7 +84,7 @@ def check_content(folder: Path, kind: str) -> None:
     sizes = list_files(folder)
     for name in sizes:
         if name != MANIFEST:
-            _CHECKS[name.rpartition(".")[2]](folder / name)
+            _KINDS[name.rpartition(".")[2]][1](folder / name)
     if kind == "encoder":
         _require(sizes, kind, ENCODER)
         return
@@ -111,7 +96,7 @@ def check_content(folder: Path, kind: str) -> None:
 
 
 def prepare(folder: Path, staged: Path, draft: Manifest) -> Manifest:
-    """Fill an empty folder with a complete version: a copy of the files, the card, the sealed manifest.
+    """Fill the empty folder `staged` with a complete version: a copy of the files, the card, the sealed manifest.
 
     Raises:
         IntegrityError: A file is not accepted, or the weights are not usable.
@@ -171,10 +156,8 @@ def check_stored(folder: Path, manifest: Manifest) -> None:
         check_file_name(name)
     damage = find_damage(folder, manifest)
     if damage:
-        what = "; ".join(f"{name} {problem}" for name, problem in damage[:5])
-        raise IntegrityError(
-            f"{manifest.name}:{manifest.version} is damaged: {what}", todo="restore it from a copy; it was not loaded"
-        )
+        what = f"{manifest.name}:{manifest.version} is damaged: {'; '.join(' '.join(row) for row in damage[:5])}"
+        raise IntegrityError(what, todo="restore it from a copy; it was not loaded")
     try:
         check_content(folder, manifest.kind)
     except IntegrityError as error:
@@ -199,7 +182,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _limit(name: str) -> int:
-    return limits.MAX_CONFIG_BYTES if name in (MANIFEST, CONFIG) else _LIMITS[name.rpartition(".")[2]]
+    return limits.MAX_CONFIG_BYTES if name in (MANIFEST, CONFIG) else _KINDS[name.rpartition(".")[2]][0]
 
 
 def _require(sizes: Mapping[str, int], kind: str, name: str) -> None:
@@ -271,20 +254,12 @@ def _check_yaml(path: Path) -> None:
         raise IntegrityError(f"{path.name} is not YAML", got=str(error)[:200]) from None
 
 
-_CHECKS: dict[str, Callable[[Path], object]] = {
-    "safetensors": _check_safetensors,
-    "json": _check_json,
-    "jsonl": _check_lines,
-    "yaml": _check_yaml,
-    "md": _check_text,
-    "txt": _check_text,
+_KINDS: dict[str, tuple[int, Callable[[Path], object]]] = {
+    "safetensors": (limits.MAX_FILE_BYTES, _check_safetensors),
+    "json": (limits.MAX_JSON_BYTES, _check_json),
+    "jsonl": (limits.MAX_FILE_BYTES, _check_lines),
+    "yaml": (limits.MAX_YAML_BYTES, _check_yaml),
+    "md": (limits.MAX_TEXT_BYTES, _check_text),
+    "txt": (limits.MAX_TEXT_BYTES, _check_text),
 }
-
-_LIMITS = {
-    "safetensors": limits.MAX_FILE_BYTES,
-    "json": limits.MAX_JSON_BYTES,
-    "jsonl": limits.MAX_FILE_BYTES,
-    "yaml": limits.MAX_YAML_BYTES,
-    "md": limits.MAX_TEXT_BYTES,
-    "txt": limits.MAX_TEXT_BYTES,
-}
+"""The accepted files by suffix: their largest size in bytes, and the check of their content."""

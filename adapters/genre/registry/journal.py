@@ -66,20 +66,12 @@ class Journal:
         self.name = name
 
     def aliases(self) -> Aliases:
-        """Return the present aliases: one listing and one read, however long the journal.
-
-        Raises:
-            IntegrityError: The last entry is damaged.
-        """
+        """Return the present aliases: one listing and one read, however long the journal."""
         numbers = self.store.entries(self.name)
         return self._read(numbers[-1])[1] if numbers else Aliases(0, {})
 
     def history(self, alias: str | None = None, *, after: int = 0) -> list[Move]:
-        """Return the moves after a number, oldest first, of one alias or of all.
-
-        Raises:
-            IntegrityError: An entry is damaged or missing.
-        """
+        """Return the moves after a number, oldest first, of one alias or of all; IntegrityError if an entry is damaged."""
         numbers = self.store.entries(self.name)
         if numbers != list(range(1, len(numbers) + 1)):
             raise IntegrityError(f"the journal of {self.name} has a gap", got=f"{len(numbers)} entries up to {numbers[-1]}")

@@ -26,15 +26,10 @@ MAX_RANK = 1024
 
 
 def parse_json(data: bytes, what: str, *, limit: int = MAX_JSON_BYTES) -> Any:
-    """Parse JSON that may come from anywhere.
-
-    Args:
-        data: The bytes.
-        what: Their name in an error.
-        limit: The most bytes that are accepted.
+    """Parse JSON that may come from anywhere; `what` is its name in a message.
 
     Raises:
-        IntegrityError: Too long, too deep, not UTF-8, not JSON, a key twice, or a number that is not finite.
+        IntegrityError: More bytes than `limit`, too deep, not UTF-8, not JSON, a key twice, or a number that is not finite.
     """
     if len(data) > limit:
         raise IntegrityError(f"{what} is too long", got=f"{len(data):,} bytes", expected=f"at most {limit:,}")

@@ -15,12 +15,7 @@ from genre.registry.store import Store
 
 
 def resolve(store: Store, ref: str | Version) -> Version:
-    """Find the version that a reference means now and read its manifest.
-
-    Raises:
-        NotFoundError: No such name, alias or version; the message lists what there is.
-        IntegrityError: The manifest is damaged.
-    """
+    """Find the version that a reference means now and read its manifest; see `Registry.resolve` for the errors."""
     if isinstance(ref, Version):
         return ref
     parsed = parse_ref(ref)
@@ -28,7 +23,7 @@ def resolve(store: Store, ref: str | Version) -> Version:
 
 
 def open_version(store: Store, name: str, version: str) -> Version:
-    """Read the manifest of a version that is there; see `resolve` for the errors."""
+    """Read the manifest of a version; see `Registry.resolve` for the errors."""
     require_version(store, name, version)
     manifest = open_sealed(store.read(name, version, MANIFEST, MAX_MANIFEST_BYTES), name, version)
     return Version(name, version, manifest.digest, manifest)
@@ -42,11 +37,7 @@ def require_version(store: Store, name: str, version: str) -> None:
 
 
 def versions_of(store: Store, name: str) -> list[str]:
-    """All versions of a name, oldest first.
-
-    Raises:
-        NotFoundError: There is no such name.
-    """
+    """Return all versions of a name, oldest first; NotFoundError if there is no such name."""
     if found := store.versions(check_name(name)):
         return found
     names = list(store.listing())
@@ -55,11 +46,7 @@ def versions_of(store: Store, name: str) -> list[str]:
 
 
 def find(store: Store, digest: str) -> Version:
-    """Find a version by its digest, whatever its name.
-
-    Raises:
-        NotFoundError: No name has it.
-    """
+    """Find a version by its digest, whatever its name; NotFoundError if no name has it."""
     if not is_digest(digest):
         raise RegistryError("not a digest", got=repr(digest[:80]), expected="64 hex digits")
     for name in store.listing():
@@ -70,23 +57,23 @@ def find(store: Store, digest: str) -> Version:
     raise NotFoundError(f"no version with digest {digest}", got=f"the registry at {store.url}", todo="publish it first")
 
 
-def check_encoder(store: Store, draft: Manifest) -> None:
-    """Refuse a draft whose encoder is not in the store.
+def look_up(store: Store, reference: str) -> Version | None:
+    """Return the version of a digest or a reference; None if it is not here."""
+    try:
+        return find(store, reference) if is_digest(reference) else resolve(store, reference)
+    except NotFoundError:
+        return None
 
-    Raises:
-        ManifestError: It is not there, or is no encoder.
-    """
+
+def check_encoder(store: Store, draft: Manifest) -> None:
+    """Refuse a draft whose encoder is not in the store, or is no encoder, with a ManifestError."""
     if draft.encoder is None:
         return
     try:
         kind = find(store, draft.encoder).manifest.kind
     except NotFoundError:
-        raise ManifestError(
-            f"{draft.name} needs an encoder that this registry does not have",
-            got=f"encoder {draft.encoder}",
-            expected="the digest of a published encoder",
-            todo="publish the encoder first",
-        ) from None
+        what, expected = f"{draft.name} needs an encoder that this registry does not have", "the digest of a published encoder"
+        raise ManifestError(what, got=f"encoder {draft.encoder}", expected=expected, todo="publish the encoder first") from None
     if kind != "encoder":
         raise ManifestError(f"the encoder of {draft.name} is none", got=f"a version of kind {kind}", expected="encoder")
 
@@ -101,7 +88,7 @@ def ancestors(store: Store, root: Version) -> list[tuple[int, str, Version | Non
         rows.append((depth, reference, version))
         if version is not None and version.digest not in visited:
             visited.add(version.digest)
-            pending += [(depth + 1, each, _look_up(store, each)) for each in reversed(version.manifest.references)]
+            pending += [(depth + 1, each, look_up(store, each)) for each in reversed(version.manifest.references)]
     return rows
 
 
@@ -110,13 +97,6 @@ def differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
     left, right = _flatten(a.raw()), _flatten(b.raw())
     keys = sorted(left.keys() | right.keys())
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
-
-
-def _look_up(store: Store, reference: str) -> Version | None:
-    try:
-        return find(store, reference) if is_digest(reference) else resolve(store, reference)
-    except NotFoundError:
-        return None
 
 
 def _target(store: Store, name: str, alias: str) -> str:

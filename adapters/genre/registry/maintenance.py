@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from genre.errors import IntegrityError, NotFoundError, RegistryError
+from genre.errors import IntegrityError, RegistryError
 from genre.registry.integrity import check_stored, find_damage
 from genre.registry.journal import Journal
-from genre.registry.lookup import find, open_version
+from genre.registry.lookup import look_up, open_version
 from genre.registry.manifest import Version
-from genre.registry.names import MANIFEST, is_digest
+from genre.registry.names import MANIFEST
 from genre.registry.store import Store
 
 GRACE_S = 3600.0
@@ -53,10 +53,7 @@ class Garbage:
 def verify(store: Store, name: str | None, fetch: Callable[[Version], Path]) -> list[Problem]:
     """Re-hash all versions of one name or of all, follow the journals, and list what does not belong.
 
-    Args:
-        store: The versions.
-        name: Only this name.
-        fetch: Checks and returns a local copy of a remote version.
+    `fetch` checks a remote version by a copy on this machine.
     """
     strays = [path for path in store.strays() if name in (None, path.split("/")[0])]
     found = [Problem(path, "", "", "does not belong here") for path in strays]
@@ -82,7 +79,7 @@ def _verify_version(store: Store, name: str, version: str, fetch: Callable[[Vers
                 check_stored(local, manifest)
     except (RegistryError, OSError) as error:
         return [Problem(name, version, "", str(error))]
-    if manifest.encoder is not None and not _has(store, manifest.encoder):
+    if manifest.encoder is not None and look_up(store, manifest.encoder) is None:
         found.append(Problem(name, version, "", f"names an encoder that is not here: {manifest.encoder}"))
     return found
 
@@ -97,19 +94,8 @@ def _verify_journal(store: Store, name: str, versions: set[str]) -> list[Problem
     return [Problem(name, version, "", f"is missing but {alias} names it") for alias, version in gone]
 
 
-def _has(store: Store, digest: str) -> bool:
-    try:
-        return is_digest(digest) and find(store, digest) is not None
-    except NotFoundError:
-        return False
-
-
 def collect_garbage(store: Store, *, dry_run: bool = False) -> Garbage:
-    """Remove versions that nothing names, and unfinished publishes.
-
-    Args:
-        store: The versions.
-        dry_run: Report what would go and remove nothing.
+    """Remove versions that nothing names, and unfinished publishes; `dry_run` only reports them.
 
     Raises:
         IntegrityError: A manifest or journal is damaged, so it is not known what it names; nothing is removed.

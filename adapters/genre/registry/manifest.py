@@ -146,11 +146,7 @@ class Manifest(_Frozen):
 
     @classmethod
     def parse(cls, raw: object, what: str = MANIFEST) -> Self:
-        """Validate a decoded manifest.
-
-        Raises:
-            ManifestError: A field is missing, unknown or has a wrong value; the message names it.
-        """
+        """Validate a decoded manifest; the ManifestError names the field that is missing, unknown or wrong."""
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
@@ -167,11 +163,7 @@ class Manifest(_Frozen):
 
 
 def canonical(value: object) -> bytes:
-    """Sorted keys, no spaces, UTF-8, no NaN: the only bytes that are ever hashed.
-
-    Raises:
-        ManifestError: The value has no such form.
-    """
+    """Encode with sorted keys, no spaces, UTF-8, no NaN: the only bytes that are ever hashed."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:  # also UnicodeEncodeError (a lone surrogate)
@@ -207,14 +199,7 @@ def utc_now() -> str:
 
 
 def seal(draft: Manifest, files: dict[str, str], *, size_bytes: int) -> tuple[Manifest, bytes]:
-    """Fill in the time and what follows from the content: files, digest, version, checksum.
-
-    Returns:
-        The finished manifest and the bytes of its file.
-
-    Raises:
-        ManifestError: The manifest cannot be written as JSON.
-    """
+    """Fill in the time, files, digest, version and checksum; return the manifest and the bytes of its file."""
     raw = draft.raw() | {"files": files, "created": utc_now()}
     raw["cost"] = raw["cost"] | {"bytes": size_bytes}
     raw["digest"] = digest_of(raw)
@@ -268,13 +253,11 @@ def check_fit(
     Raises:
         ManifestError: Something differs; the message names the field and both values.
     """
-    pairs: list[tuple[str, Any, Any]] = [
-        ("base.fingerprint", base_fingerprint, manifest.base.fingerprint),
-        ("base.depth", depth, manifest.base.depth),
-    ]
+    pairs: list[tuple[str, Any, Any]] = [("base.fingerprint", base_fingerprint, manifest.base.fingerprint)]
+    pairs.append(("base.depth", depth, manifest.base.depth))
     if not isinstance(sequence, EllipsisType):
-        for key in sorted(manifest.sequence.keys() | sequence.keys()):
-            pairs.append((f"sequence.{key}", sequence.get(key), manifest.sequence.get(key)))
+        keys = sorted(manifest.sequence.keys() | sequence.keys())
+        pairs += [(f"sequence.{key}", sequence.get(key), manifest.sequence.get(key)) for key in keys]
     if manifest.tokenizer is not None:
         pairs.append(("tokenizer", tokenizer, manifest.tokenizer))
     if manifest.encoder is not None:

@@ -1,6 +1,6 @@
 """Names, versions, aliases and references, checked before they ever become a path.
 
-Owns: what a name may look like and how a reference is read. Ignores: whether anything by that name exists.
+Owns: the form of names and references. Ignores: whether anything by that name exists.
 
     >>> parse_ref("like@production")
     Ref(name='like', version=None, alias='production')
@@ -35,52 +35,37 @@ class Ref:
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` can name an adapter or an alias."""
+    """Return whether `text` can name an adapter or an alias."""
     return _NAME.fullmatch(text) is not None and text != ALIASES
 
 
 def is_version(text: str) -> bool:
-    """Whether `text` has the form of a version: the first 12 hex digits of a digest."""
+    """Return whether `text` has the form of a version: the first 12 hex digits of a digest."""
     return _VERSION.fullmatch(text) is not None
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` has the form of a digest: 64 hex digits."""
+    """Return whether `text` has the form of a digest: 64 hex digits."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def check_name(text: str, what: str = "name") -> str:
-    """Return `text` if it can name an adapter or an alias.
-
-    Raises:
-        RegistryError: It cannot.
-    """
+    """Return `text` if it can name an adapter or an alias; RegistryError otherwise."""
     if not is_name(text):
-        raise RegistryError(
-            f"not a usable {what}",
-            got=repr(text[:80]),
-            expected=f"1 to 64 of a-z 0-9 _ . - that begin with a letter or digit, and not '{ALIASES}'",
-        )
+        expected = f"1 to 64 of a-z 0-9 _ . - that begin with a letter or digit, and not '{ALIASES}'"
+        raise RegistryError(f"not a usable {what}", got=repr(text[:80]), expected=expected)
     return text
 
 
 def check_version(text: str) -> str:
-    """Return `text` if it has the form of a version.
-
-    Raises:
-        RegistryError: It does not.
-    """
+    """Return `text` if it has the form of a version; RegistryError otherwise."""
     if not is_version(text):
         raise RegistryError("not a version", got=repr(text[:80]), expected="12 hex digits, as `genre registry list` shows")
     return text
 
 
 def parse_ref(text: str) -> Ref:
-    """Read `name`, `name@alias` or `name:version`; `name` alone means `name@latest`.
-
-    Raises:
-        RegistryError: The reference has another form.
-    """
+    """Read `name`, `name@alias` or `name:version`; `name` alone means `name@latest`. RegistryError for another form."""
     if ":" in text:
         name, version = text.split(":", 1)
         return Ref(check_name(name), check_version(version), None)

@@ -1,4 +1,4 @@
-"""Whether a version is good enough for an alias.
+"""Quality gates: what a version must reach before an alias names it.
 
 Owns: which way each metric points, floors, and "not worse than the present holder". Ignores: how metrics are computed.
 
@@ -6,7 +6,7 @@ Owns: which way each metric points, floors, and "not worse than the present hold
     (True, False)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from genre.errors import QualityError
@@ -20,17 +20,13 @@ _TRADED = {"diversity", "novelty"}
 
 
 def higher_is_better(metric: str) -> bool | None:
-    """Which way a metric points, `@k` aside; None if it is not known."""
+    """Return which way a metric points, `@k` aside; None if it is not known."""
     base = metric.lower().partition("@")[0]
     return True if base in _HIGHER else False if base in _LOWER else None
 
 
 def check_floor(manifest: Manifest, floor: Mapping[str, float]) -> list[str]:
-    """Check a floor (for a metric where lower is better: a ceiling).
-
-    Args:
-        manifest: The version that is to be promoted.
-        floor: Bounds by `metric` (every task that has it) or `task.metric`.
+    """Check bounds by `metric` (every task that has it) or `task.metric`; where lower is better, they are ceilings.
 
     Returns:
         What was compared, in words.
@@ -46,14 +42,11 @@ def check_floor(manifest: Manifest, floor: Mapping[str, float]) -> list[str]:
             raise QualityError(f"no metric {key!r} to hold against the floor", got=have or "no metrics", expected=key)
         for task, metric, value in found:
             sign = _sign(metric)
+            limit = f"{'>=' if sign > 0 else '<='} {bound:g}"
             if not sign * value.value >= sign * bound:
-                limit = f"{'>=' if sign > 0 else '<='} {bound:g}"
-                raise QualityError(
-                    f"{manifest.name}:{manifest.version} misses the floor in {task}.{metric}",
-                    got=value.value,
-                    expected=limit,
-                )
-            passed.append(f"{task}.{metric} {value.value:g} {'>=' if sign > 0 else '<='} {bound:g}")
+                what = f"{manifest.name}:{manifest.version} misses the floor in {task}.{metric}"
+                raise QualityError(what, got=value.value, expected=limit)
+            passed.append(f"{task}.{metric} {value.value:g} {limit}")
     return passed
 
 
@@ -91,19 +84,16 @@ def check_not_worse(new: Manifest, holder: Manifest) -> list[str]:
             raise QualityError(f"{new.name}:{new.version} is worse in {task}.{metric}", got=got, expected=expected)
         words.append(f"{task}.{metric} {value.value:g} {expected}")
     if all("not compared" in word for word in words):
-        raise QualityError(
-            f"the present holder {holder.version} has no metrics to compare with",
-            todo="evaluate it, or promote without",
-        )
+        what = f"the present holder {holder.version} has no metrics to compare with"
+        raise QualityError(what, todo="evaluate it, or promote without")
     return words
 
 
-def _conditions(new: Manifest, holder: Manifest) -> list[tuple[str, Any, Any]]:
-    rows: list[tuple[str, Any, Any]] = [
-        ("data.digest", new.data and new.data.digest, holder.data and holder.data.digest),
-        ("data.split", new.data and new.data.split, holder.data and holder.data.split),
-    ]
-    return rows + [(f"protocol.{task}", new.protocol.get(task), holder.protocol.get(task)) for task in holder.metrics]
+def _conditions(new: Manifest, holder: Manifest) -> Iterator[tuple[str, Any, Any]]:
+    yield "data.digest", new.data and new.data.digest, holder.data and holder.data.digest
+    yield "data.split", new.data and new.data.split, holder.data and holder.data.split
+    for task in holder.metrics:
+        yield f"protocol.{task}", new.protocol.get(task), holder.protocol.get(task)
 
 
 def _rows(manifest: Manifest) -> list[tuple[str, str, MetricValue]]:

@@ -37,12 +37,7 @@ def is_archive(path: Path) -> bool:
 
 
 def extract(archive: Path, wanted: Iterable[str], folder: Path) -> list[str]:
-    """Write the wanted files of an archive into a folder.
-
-    Args:
-        archive: A tar or a zip.
-        wanted: File names; they may lie at the top or in the archive's one top folder.
-        folder: An existing folder.
+    """Write the wanted files of an archive, at its top or in its one top folder, into an existing folder.
 
     Returns:
         The members that were not wanted, for the record.

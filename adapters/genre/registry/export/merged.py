@@ -30,18 +30,7 @@ from genre.registry.weights.tensors import Tensor, read_array, read_header
 
 
 def export_merged(version: Version, source: Path, out: Path, base: Path | None) -> None:
-    """Write a version and its base as one transformers folder.
-
-    Args:
-        version: The version.
-        source: The folder of its files.
-        out: A new folder.
-        base: The base's transformers folder, in full precision.
-
-    Raises:
-        RegistryError: The version has no LoRA, or the base is missing.
-        ManifestError: The folder holds another base, or other weights of it, or the adapter does not fit it.
-    """
+    """Write a version, whose files are in `source`, and its base as one transformers folder; see `Registry.export`."""
     manifest = version.manifest
     if not (source / ADAPTER).exists():
         raise RegistryError(f"{version.ref} has no LoRA to merge", got=f"kind {manifest.kind}, no {ADAPTER}")
@@ -65,13 +54,7 @@ def export_merged(version: Version, source: Path, out: Path, base: Path | None) 
 
 
 def add_update(model: Path, adapter: Adapter, adapter_file: Path) -> None:
-    """Add an adapter's update to a base's weights, in place.
-
-    Args:
-        model: A safetensors file with every adapted weight.
-        adapter: An adapter that fits it.
-        adapter_file: The adapter's weights.
-    """
+    """Add an adapter's update, from the weights in `adapter_file`, to a base's weights in the file `model`, in place."""
     weights = read_header(model)
     paths = paths_in_base(adapter, {name: (model, tensor) for name, tensor in weights.items()}, None)
     with open(model, "r+b") as file:

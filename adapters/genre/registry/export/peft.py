@@ -34,18 +34,10 @@ _CONFIG_FIELDS += ["rank_pattern", "alpha_pattern"]
 
 
 def export_peft(version: Version, source: Path, out: Path, base: Path | None) -> None:
-    """Write a version as a folder that stock PEFT loads.
+    """Write a version, whose files are in `source`, as a folder that stock PEFT loads.
 
-    Args:
-        version: The version.
-        source: The folder of its files.
-        out: A new folder.
-        base: The base's transformers folder. Needed where the version's depth is set: if that is not all of the
-            base's layers, the first ones go along.
-
-    Raises:
-        RegistryError: The version has no LoRA, or the base is missing.
-        IntegrityError: The shapes do not fit the base.
+    The base's folder is needed where the version's depth is set: if that is not all of the base's layers, the first ones go
+    along. For the errors see `Registry.export`.
     """
     manifest = version.manifest
     if not (source / ADAPTER).exists():
@@ -67,13 +59,10 @@ def export_peft(version: Version, source: Path, out: Path, base: Path | None) ->
 
 
 def check_base(base: Path, adapter: Adapter, manifest: Manifest) -> int | None:
-    """Check that a folder holds the base of a version.
+    """Check that a folder holds the base of a version, and that the adapter fits it, else ManifestError.
 
     Returns:
-        The number of its first layers that the version is for; None for all.
-
-    Raises:
-        ManifestError: The folder holds another base, or other weights of it, or the adapter does not fit it.
+        The number of the base's first layers that the version is for; None for all.
     """
     weights = read_weights(base)
     check_fit(manifest, base_fingerprint=fingerprint(base))
@@ -107,18 +96,10 @@ def prepare_import(
 
 
 def paths_in_base(adapter: Adapter, weights: Weights, depth: int | None) -> dict[str, str]:
-    """Find each adapted linear in the base and compare shapes.
-
-    Args:
-        adapter: The adapter.
-        weights: The base's weights.
-        depth: The number of layers that count; None for all.
-
-    Returns:
-        The module's path in the base by its path in the adapter.
+    """Find each adapted linear in the base's weights and compare shapes; return its path there by its path in the adapter.
 
     Raises:
-        ManifestError: A module is missing, lies beyond `depth`, or has another shape.
+        ManifestError: A module is missing, lies beyond the first `depth` layers, or has another shape.
     """
     paths: dict[str, str] = {}
     for module in adapter.modules:

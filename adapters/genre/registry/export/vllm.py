@@ -39,18 +39,9 @@ _ITEMS = "catalogue.jsonl"
 
 
 def export_vllm(version: Version, source: Path, out: Path, base: Path | None) -> None:
-    """Write a version as a folder that a vLLM server loads, with a client.
+    """Write a version, whose files are in `source`, as a folder that a vLLM server loads, with a client.
 
-    Args:
-        version: The version.
-        source: The folder of its files.
-        out: A new folder.
-        base: The base's transformers folder; its first layers, or hard links to all of it, go along.
-
-    Raises:
-        RegistryError: vLLM cannot answer for this version, or the base is missing.
-        ManifestError: The folder holds another base, or the adapter does not fit it.
-        IntegrityError: The version's catalogue cannot be read.
+    The base's first layers, or hard links to all of it, go along. For the errors see `Registry.export`.
     """
     manifest = version.manifest
     check_servable(manifest)
@@ -78,11 +69,7 @@ def export_vllm(version: Version, source: Path, out: Path, base: Path | None) ->
 
 
 def check_servable(manifest: Manifest) -> None:
-    """Check that token ids in and log-probabilities out are all that a version needs.
-
-    Raises:
-        RegistryError: They are not.
-    """
+    """Check that token ids in and log-probabilities out are all that a version needs; RegistryError otherwise."""
     sequence = manifest.sequence
 
     def refused(got: str, expected: str, todo: str | None = None) -> RegistryError:

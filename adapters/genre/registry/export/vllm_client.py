@@ -47,12 +47,11 @@ class Client:
         parts = urllib.parse.urlsplit(url)
         try:
             kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[parts.scheme]
-            host, port = parts.hostname, parts.port
+            if not parts.hostname:
+                raise ValueError
+            self._connection = kind(parts.hostname, parts.port, timeout=timeout)
         except (KeyError, ValueError):
-            host = None
-        if not host:
-            raise ClientError(f"not the URL of a server: got {url!r}; expected such as http://127.0.0.1:8000")
-        self._connection = kind(host, port, timeout=timeout)
+            raise ClientError(f"not the URL of a server: got {url!r}; expected such as http://127.0.0.1:8000") from None
         self._path = parts.path.rstrip("/")
         self._ids: dict[str, list[int]] = {}
 

@@ -1,7 +1,7 @@
 """A base as files: the shapes of its weights, and its first layers, without torch.
 
-Owns: reading a transformers folder's safetensors headers, and cutting the folder down to `depth` layers. Ignores:
-running it. Llama-like (`model.layers.7.…`) and GPT-2-like (`transformer.h.7.…`) names are known.
+Owns: reading a transformers folder's safetensors headers, and cutting the folder down to its first layers. Ignores: running
+it. Llama-like (`model.layers.7.…`) and GPT-2-like (`transformer.h.7.…`) names are known.
 """
 
 import json
@@ -28,19 +28,11 @@ def layer_of(name: str) -> int | None:
 
 
 def read_weights(folder: Path) -> dict[str, tuple[Path, Tensor]]:
-    """Return all weights of a base by name: the file that holds each, and its header entry.
-
-    Raises:
-        BaseModelError: The folder has no safetensors.
-        IntegrityError: A header is wrong.
-    """
+    """Return all weights of a base by name; BaseModelError if there are none, IntegrityError if a header is wrong."""
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
-        raise BaseModelError(
-            "no safetensors in the base's folder",
-            got=folder,
-            expected="a transformers folder, such as `genre base prepare` makes",
-        )
+        expected = "a transformers folder, such as `genre base prepare` makes"
+        raise BaseModelError("no safetensors in the base's folder", got=folder, expected=expected)
     return {name: (file, tensor) for file in files for name, tensor in read_header(file).items()}
 
 

@@ -77,11 +77,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Read and check an adapter's config and the header of its weights.
-
-    Raises:
-        IntegrityError: A file is missing, a link or too large, or the adapter is not plain LoRA that fits its config.
-    """
+    """Read and check an adapter's config and the header of its weights; IntegrityError if it is not plain LoRA."""
     for name in (CONFIG, ADAPTER):
         if not (folder / name).is_file() or (folder / name).is_symlink():
             pickled = " (a .bin is a pickle and is never opened: save it as safetensors)" if name == ADAPTER else ""
@@ -93,11 +89,7 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def check_config(config: object) -> dict[str, Any]:
-    """Return the config if it is plain LoRA, which an adapter slot holds exactly.
-
-    Raises:
-        IntegrityError: It is not; the message says why.
-    """
+    """Return the config if it is plain LoRA, which an adapter slot holds exactly; IntegrityError with the reason otherwise."""
     if not isinstance(config, dict):
         raise _bad("is not a mapping", type(config).__name__, "PEFT's LoraConfig")
     if config.get("peft_type") != "LORA":

@@ -55,17 +55,11 @@ class Content:
 
 
 def read_header(path: Path, allowed: Collection[str] = SIZES.keys()) -> dict[str, Tensor]:
-    """Read and check the header; no tensor is allocated.
-
-    Args:
-        path: A file.
-        allowed: The dtypes that may occur, in safetensors' spelling.
-
-    Returns:
-        The tensors by name, in the order of their data.
+    """Read and check the header; return the tensors by name, in the order of their data. No tensor is allocated.
 
     Raises:
-        IntegrityError: The file is not safetensors (a pickle, a zip), or its header breaks the format or a limit.
+        IntegrityError: The file is not safetensors (a pickle, a zip), a dtype is not among the `allowed` ones, or the header
+            breaks the format or a limit.
     """
     size = os.stat(path).st_size
     with open(path, "rb") as file:
