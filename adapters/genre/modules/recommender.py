@@ -41,7 +41,6 @@ class Recommender(nn.Module):
         name_events: Names events of the data in a message.
         checkpoint_activations: In training, keep only the inputs of the base's layers and run these again in the backward pass.
         layers: The low-rank layers by the name of the linear they hold (empty for head-only and full).
-        in_step: The base's weights are spread over processes, each of which must run it as often as the others.
     """
 
     def __init__(
@@ -71,7 +70,6 @@ class Recommender(nn.Module):
         self.lora = nn.ModuleList()
         self.encoder = soft.encoder if soft is not None else None
         self._attachment = ExitStack()
-        self.in_step = False
         self.to(base.device)
 
     @property

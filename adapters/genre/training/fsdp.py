@@ -5,7 +5,7 @@ which every process holds whole: they are small, and `genre.training.optimizatio
 
     accelerate launch --config_file recipes/accelerate/fsdp2.yaml -m genre train recipes/like.yaml
 
-Gathering is an exchange, so every process must run the base as often as the others: `Recommender.in_step`.
+Gathering is an exchange, so every process must run the base as often as the others: `Base.sharded`.
 """
 
 import os
@@ -61,9 +61,8 @@ def shard_base(model: Recommender, trained: Iterable[nn.Parameter], processes: P
     for layer in _layers(base.body):
         own = {value for value in layer.parameters() if value in whole}
         fully_shard(layer, mesh=mesh, ignored_params=own, reshard_after_forward=_flag("FSDP_RESHARD_AFTER_FORWARD", default=True))
-    model.in_step = True
     held = [value for value in base.body.parameters() if value not in whole]
-    mine = sum(getattr(value, "_local_tensor", value).numel() for value in held)
+    mine = sum(getattr(value, "to_local", lambda value=value: value)().numel() for value in held)
     return f"FSDP2: a process holds {mine:,} of the base's {sum(value.numel() for value in held):,} numbers"
 
 

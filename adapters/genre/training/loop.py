@@ -261,7 +261,8 @@ class Loop:
             loss, parts = self.wrapped(batch, share)
             self.optimization.backward(loss)
             losses += torch.tensor([*(share[name] * parts[name][0] for name in targets), 0.0])
-        if self.model.in_step:  # run the base as often as the other processes, on a row that counts for nothing
+        if self.processes.count > 1 and self.model.base.sharded:
+            # run the base as often as the other processes, on a row that counts for nothing
             for _ in range(most_micro_batches(rows, self.processes, self.train.accumulate) - len(micro_batches)):
                 batch = collate(rows[:1], self.labels).to(self.device)
                 self.optimization.backward(self.wrapped(batch, dict.fromkeys(targets, 0.0))[0])

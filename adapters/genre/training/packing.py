@@ -1,6 +1,6 @@
 """Packed batches: those of several runs side by side in one pass of a base, none padded to another's length.
 
-Owns: checking that a base can do that. Ignores: adapters, losses, how it is done (`Base.line`).
+Owns: checking that a base can do that. Ignores: adapters, losses, how it is done (`Base.packed`).
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genre.data.sequences.batches import Batch
 from genre.errors import BaseModelError
-from genre.modules.base.attention import install, restore
+from genre.modules.base.attention import block_attention
 from genre.modules.base.base import Base
 
 
@@ -25,11 +25,8 @@ def packing(base: Base) -> Iterator[None]:
     """
     if not base.takes_blocks:
         raise _unfit(base, "its attention cannot be replaced")
-    before = install(base.model)
-    try:
+    with block_attention(base.model):
         yield
-    finally:
-        restore(base.model, before)
 
 
 def packed_hidden(base: Base, embeds: Rows[Tensor], batches: Rows[Batch]) -> list[Tensor]:
@@ -45,7 +42,7 @@ def packed_hidden(base: Base, embeds: Rows[Tensor], batches: Rows[Batch]) -> lis
     """
     if len(batches) == 1:
         return [base.hidden(embeds[0], batches[0].positions, batches[0].mask)]
-    return base.line(embeds, [each.positions for each in batches], [each.mask for each in batches])
+    return base.packed(embeds, [each.positions for each in batches], [each.mask for each in batches])
 
 
 @torch.no_grad()
@@ -60,7 +57,7 @@ def check_packing(base: Base) -> None:
     embeds = [each.to(base.device, base.dtype) for each in drawn]
     alone = [base.hidden(each) for each in embeds]
     with packing(base):
-        packed = base.line(embeds, [None, None], [None, None])
+        packed = base.packed(embeds, [None, None], [None, None])
     close = 1e-3 if base.quantization == "none" and base.dtype == torch.float32 else 0.1  # activations are rounded
     for one, other in zip(packed, alone, strict=True):
         if not (one - other).float().norm() <= close * other.float().norm():

@@ -84,7 +84,8 @@ def states(
     for chosen in batches:
         batch = collate([rows[i] for i in chosen], supervise).to(model.base.device)
         yield batch, model.hidden(batch)
-    for _ in range(max(processes.all_gather(len(batches))) - len(batches) if model.in_step else 0):
+    in_step = processes.count > 1 and model.base.sharded
+    for _ in range(max(processes.all_gather(len(batches))) - len(batches) if in_step else 0):
         model.hidden(collate(every[:1], supervise).to(model.base.device))
 
 

@@ -199,7 +199,7 @@ class Group:
         self.routing = LaneSpans(drawing=lambda slot: self.runs[slot].stream.drawing())
         self.layers = self._shared_layers()
         self.interrupts = Interrupts()
-        self._packing = ExitStack()
+        self._attachment = ExitStack()
         self.rounds = 0
         self.passes = 0
         self.used = 0
@@ -286,13 +286,13 @@ class Group:
         try:
             yield
         finally:
-            self._detach()
+            self._attachment.close()
 
     @contextmanager
     def exclusive(self, run: GroupRun) -> Iterator[None]:
         """A block within `attached` in which the base carries one run's adapter only, as if it trained by itself."""
         model = run.loop.model
-        self._detach()
+        self._attachment.close()
         try:
             model.put(model.layers)
             try:
@@ -303,15 +303,12 @@ class Group:
             self._attach()
 
     def _attach(self) -> None:
-        self.base.need_bare()
-        self._packing.enter_context(packing(self.base))
-        attach(self.base.model, self.layers)
-        self.base.occupied_by = "several adapters in training"
-
-    def _detach(self) -> None:
-        detach(self.base.model, self.layers)
-        self._packing.close()
-        self.base.occupied_by = None
+        with ExitStack() as attachment:
+            attachment.enter_context(self.base.attached("several adapters in training"))
+            attachment.enter_context(packing(self.base))
+            attach(self.base.model, self.layers)
+            attachment.callback(detach, self.base.model, self.layers)
+            self._attachment = attachment.pop_all()
 
     def close(self) -> None:
         """End the runs' trackers."""

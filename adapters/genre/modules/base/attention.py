@@ -1,7 +1,7 @@
-"""Attention over rows with branches, a block of queries at a time, and over batches that lie in one line.
+"""Attention over rows with branches, a block of queries at a time, and over packed batches.
 
-Owns: which keys a block of queries needs, what of a line is one batch, and the function that transformers' attention layers call.
-Ignores: what rows mean, layers, adapters.
+Owns: which keys a block of queries needs, which tokens of a packed batch belong together, and the function that transformers'
+attention layers call. Ignores: what rows mean, layers, adapters.
 
 A row of h history tokens and C branches of l tokens, T = h + C·l, asks for T² products under one mask over the row; here
 
@@ -10,11 +10,11 @@ A row of h history tokens and C branches of l tokens, T = h + C·l, asks for T²
     the branches, 128 tokens at a time        the history, and from the first branch of the block to its end, under a mask
 
 is about h²/2 + C·l·(h + 128 + l), and the masks of a row take C·l·(h + 128 + l) bytes instead of T² floats. The same holds of
-any hidden spans (impressions in the history): keys that no token of a block sees are left out.
+any masked spans (impressions in the history): keys that no token of a block sees are left out.
 
-Everything in a decoder but its attention looks at one token at a time. So batches of different lengths can lie side by side:
+Everything in a decoder but its attention looks at one token at a time. So batches of different lengths can be packed:
 
-    batch 0: 2 rows of 5 tokens, batch 1: 1 row of 3     →  13 tokens in one line through every linear and norm;
+    batch 0: 2 rows of 5 tokens, batch 1: 1 row of 3     →  13 tokens in one row through every linear and norm;
                                                             attention on (2, 5) and on (1, 3)
 """
 
@@ -46,6 +46,24 @@ class Block:
     again: int
     mask: Tensor | None
 
+    def to(self, device: torch.device) -> "Block":
+        """The same on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return Block(self.start, self.stop, self.first, self.again, mask)
+
+    def keys(self, states: Tensor) -> Tensor:
+        """The keys, or values, that the block needs, (B, heads, keys, d) of (B, heads, T, d)."""
+        if self.first == self.again:
+            return states[:, :, : self.stop]
+        return torch.cat([states[:, :, : self.first], states[:, :, self.again : self.stop]], dim=2)
+
+    def near(self, positions: Tensor, window: int) -> Tensor:
+        """The mask without what lies further back than a sliding window reaches; positions (B, T)."""
+        keys = torch.cat([positions[:, : self.first], positions[:, self.again : self.stop]], dim=1)
+        near = positions[:, self.start : self.stop, None] - keys[:, None] < window
+        mask = self.mask if self.mask is not None else torch.ones_like(near).tril_()[:, None]
+        return mask & near[:, None]
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -53,7 +71,7 @@ class Blocks:
 
     Attributes:
         positions: (B, T) int64.
-        longest: The largest position and one: what a sliding window is compared with.
+        longest: The largest position plus one, which a sliding window is compared with.
     """
 
     blocks: tuple[Block, ...]
@@ -63,23 +81,21 @@ class Blocks:
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "Blocks":
         """The same on another device, copied there once; accelerate's hooks call this for every layer."""
-        place = torch.device(device)
-        if place == self.positions.device:
+        there = torch.device(device)
+        if there == self.positions.device:
             return self
-        if place not in self._moved:
-            blocks = tuple(
-                Block(b.start, b.stop, b.first, b.again, None if b.mask is None else b.mask.to(place)) for b in self.blocks
-            )
-            self._moved[place] = Blocks(blocks, self.positions.to(place), self.longest)
-        return self._moved[place]
+        if there not in self._moved:
+            blocks = tuple(block.to(there) for block in self.blocks)
+            self._moved[there] = Blocks(blocks, self.positions.to(there), self.longest)
+        return self._moved[there]
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One batch's place in a line of tokens.
+class PackedPart:
+    """The tokens of one batch in a packed batch.
 
     Attributes:
-        start, stop: Its tokens.
+        start, stop: Its first token, and the one after its last.
         shape: (B, T).
         mask: (B, 1, T, T) what is added to attention scores; None for plain causal attention.
     """
@@ -89,31 +105,31 @@ class Segment:
     shape: tuple[int, int]
     mask: Tensor | None
 
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "Segment":
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "PackedPart":
         """The same on another device."""
-        return Segment(self.start, self.stop, self.shape, None if self.mask is None else self.mask.to(device))
+        return PackedPart(self.start, self.stop, self.shape, None if self.mask is None else self.mask.to(device))
 
 
-def plan_blocks(hide: Sequence[np.ndarray], positions: Tensor) -> Blocks:
-    """Blocks for a batch of rows.
+def plan_blocks(masked: Sequence[np.ndarray], positions: Tensor) -> Blocks:
+    """Plan the blocks of a batch of rows.
 
     Args:
-        hide: For each row (t, 2) int: token t does not see the tokens from hide[t, 0] up to, not including, hide[t, 1].
+        masked: For each row (t, 2) int: token t does not see the tokens from masked[t, 0] up to, not including, masked[t, 1].
         positions: (B, T) int64, padded at the right.
     """
     count, total = positions.shape
     step = np.arange(total)
     spans = np.stack([np.zeros((count, total), np.int64), np.broadcast_to(step, (count, total))], axis=-1)
-    there = np.zeros((count, total), dtype=bool)
-    for row, own in enumerate(hide):  # padding sees itself only
+    inside = np.zeros((count, total), dtype=bool)
+    for row, own in enumerate(masked):  # padding sees itself only
         spans[row, : len(own)] = own
-        there[row, : len(own)] = True
-    hidden = ((spans[..., 1] > spans[..., 0]) & there).any(0)
-    begin = int(hidden.argmax()) if hidden.any() else total
+        inside[row, : len(own)] = True
+    masks_any = ((spans[..., 1] > spans[..., 0]) & inside).any(0)
+    begin = int(masks_any.argmax()) if masks_any.any() else total
     blocks = [Block(0, begin, begin, begin, None)] if begin else []
     for start in range(begin, total, BLOCK):
         stop = min(start + BLOCK, total)
-        own, known = spans[:, start:stop], there[:, start:stop]
+        own, known = spans[:, start:stop], inside[:, start:stop]
         first, again = int(own[..., 0][known].max()), int(own[..., 1][known].min())
         if first >= again:
             first = again = stop
@@ -124,33 +140,22 @@ def plan_blocks(hide: Sequence[np.ndarray], positions: Tensor) -> Blocks:
     return Blocks(tuple(blocks), positions, int(positions.max()) + 1)
 
 
-def install(model: Any) -> str:
-    """Set what `block_attention` sets."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
-    return "sdpa"
-
-
-def restore(model: Any, before: str) -> None:
-    """Undo `install`."""
-    model.set_attn_implementation(before)
-
-
 @contextmanager
 def block_attention(model: Any) -> Iterator[None]:
     """A block in which a transformers model's attention layers take `blocks=` or `packed=`; without them they are as before.
 
     The model is one that was loaded with `attn_implementation="sdpa"`, which it has again afterwards.
     """
-    before = install(model)
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
     try:
         yield
     finally:
-        restore(model, before)
+        model.set_attn_implementation("sdpa")
 
 
 def attend(
@@ -161,89 +166,62 @@ def attend(
     attention_mask: Tensor | None,
     *,
     blocks: Blocks | None = None,
-    segments: tuple[Segment, ...] | None = None,
+    packed: tuple[PackedPart, ...] | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Attention by blocks or by segments; by the whole row, as transformers does it, where none are given.
+    """Attention by blocks or of a packed batch; by the whole row, as transformers does it, where none are given.
 
     Args:
         module: The attention layer.
         query: (B, heads, T, d).
         key: (B, key heads, T, d).
         value: (B, key heads, T, d).
-        attention_mask: Only without blocks and segments.
+        attention_mask: Only without blocks and packed batches.
         blocks: Of the batch.
-        segments: Of the line, B = 1.
+        packed: The parts of a packed batch, B = 1.
         scaling: Of the products.
         sliding_window: How far a token looks back, in positions; None for all the way.
-        rest: What else transformers says.
+        rest: transformers' further arguments.
 
     Returns:
         (B, T, heads, d), and no weights.
     """
-    if segments is not None:
-        return _by_segments(module, query, key, value, segments, sliding_window, scaling=scaling, **rest), None
-    if blocks is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **rest
-        )
+    if packed is not None:
+        found = []
+        for part in packed:
+            flat = (states[0, :, part.start : part.stop] for states in (query, key, value))
+            rows = [states.unflatten(1, part.shape).transpose(0, 1) for states in flat]
+            mask = part.mask if part.mask is not None else _window_mask(rows[0], part.shape[1], sliding_window)
+            found.append(sdpa_attention_forward(module, *rows, mask, scaling=scaling, **rest)[0].flatten(0, 1))
+        return torch.cat(found)[None], None
+    if blocks is None:
+        rest |= {"scaling": scaling, "sliding_window": sliding_window}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     window = sliding_window if sliding_window is not None and sliding_window < blocks.longest else None
     parts = []
     for block in blocks.blocks:
-        mask = block.mask if window is None else _near(block, blocks.positions, window)
-        parts.append(
-            F.scaled_dot_product_attention(
-                query[:, :, block.start : block.stop], _keys(key, block), _keys(value, block), attn_mask=mask,
-                is_causal=mask is None, scale=scaling,
-            ).transpose(1, 2)
-        )  # fmt: skip
+        mask = block.mask if window is None else block.near(blocks.positions, window)
+        own, keys, values = query[:, :, block.start : block.stop], block.keys(key), block.keys(value)
+        states = F.scaled_dot_product_attention(own, keys, values, attn_mask=mask, is_causal=mask is None, scale=scaling)
+        parts.append(states.transpose(1, 2))
     return torch.cat(parts, dim=1), None
 
 
-def _by_segments(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, segments: tuple[Segment, ...], window: int | None, **rest: Any
-) -> Tensor:
-    """(1, heads, T, d) each → (1, T, heads, d)."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    parts = []
-    for each in segments:
-        states = (whole[0, :, each.start : each.stop] for whole in (query, key, value))
-        rows = [own.unflatten(1, each.shape).transpose(0, 1) for own in states]
-        mask = _looking_back(rows[0], each.shape[1], window) if each.mask is None else each.mask
-        parts.append(sdpa_attention_forward(module, *rows, mask, **rest)[0].flatten(0, 1))
-    return torch.cat(parts)[None]
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The scores that a mask adds, which is True where a query may look."""
+    return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
-def _keys(states: Tensor, block: Block) -> Tensor:
-    if block.first == block.again:
-        return states[:, :, : block.stop]
-    return torch.cat([states[:, :, : block.first], states[:, :, block.again : block.stop]], dim=2)
-
-
-def _looking_back(query: Tensor, tokens: int, window: int | None) -> Tensor | None:
-    """What is added to the scores of rows of so many tokens that look back `window` tokens; None if that is all the way."""
+def _window_mask(query: Tensor, tokens: int, window: int | None) -> Tensor | None:
+    """The scores that a sliding window adds in rows of so many tokens; None if it reaches all the way."""
     if window is None or tokens <= window:
         return None
     step = torch.arange(tokens, device=query.device)
     return added((step[:, None] >= step) & (step[:, None] - step < window), query.dtype)[None, None]
-
-
-def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores for a mask that is True where a query may look."""
-    return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
-
-
-def _near(block: Block, positions: Tensor, window: int) -> Tensor:
-    """A block's mask, less what lies further back than a sliding window reaches."""
-    keys = torch.cat([positions[:, : block.first], positions[:, block.again : block.stop]], dim=1)
-    near = positions[:, block.start : block.stop, None] - keys[:, None] < window
-    mask = block.mask if block.mask is not None else torch.ones_like(near).tril_()[:, None]
-    return mask & near[:, None]

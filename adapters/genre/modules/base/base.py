@@ -10,7 +10,7 @@ Owns: device and dtype, hidden states, what is attached. Ignores: adapters, data
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from genre.errors import BaseModelError, InputError
-from genre.modules.base.attention import Blocks, Segment, added
+from genre.modules.base.attention import Blocks, PackedPart, added
 from genre.modules.base.fingerprint import fingerprint
 from genre.modules.base.loading import IN_PARTS, Quantization, device_of, load_model, weight_of
 from genre.modules.base.quiet import quiet_casts
@@ -41,7 +41,6 @@ class Base:
         folder: Where the weights were read from.
         full_depth: Layers that the base has on disk.
         bidirectional: Whether it is an encoder.
-        occupied_by: Who has changed its layers, within `attached`; None for a bare base.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Base:
     folder: Path
     full_depth: int
     bidirectional: bool = False
-    occupied_by: str | None = None
+    _holder: str | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def load(
@@ -141,6 +140,18 @@ class Base:
         """Whether weights are left in CPU memory or on the disk until a layer runs; such a base scores but trains nothing."""
         return any(parameter.is_meta for parameter in self.model.parameters())
 
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 has sharded the layers over processes, each of which must then run them as often as the others."""
+        from torch.distributed.fsdp import FSDPModule
+
+        return any(isinstance(module, FSDPModule) for module in self.body.modules())
+
+    @property
+    def occupied_by(self) -> str | None:
+        """The holder of `attached`; None for a bare base."""
+        return self._holder
+
     @contextmanager
     def attached(self, holder: str) -> Iterator[None]:
         """A block in which one holder changes the base's layers.
@@ -149,11 +160,11 @@ class Base:
             InputError: Another one does.
         """
         self.need_bare()
-        self.occupied_by = holder
+        self._holder = holder
         try:
             yield
         finally:
-            self.occupied_by = None
+            self._holder = None
 
     def need_bare(self) -> None:
         """Check that nothing is attached.
@@ -161,9 +172,9 @@ class Base:
         Raises:
             InputError: Something is.
         """
-        if self.occupied_by is not None:
+        if self._holder is not None:
             todo = "close the engine or the run that holds it, or load the base a second time"
-            raise InputError("the base already carries adapters", got=self.occupied_by, expected="a bare base", todo=todo)
+            raise InputError("the base already carries adapters", got=self._holder, expected="a bare base", todo=todo)
 
     @property
     def max_tokens(self) -> int | None:
@@ -196,7 +207,7 @@ class Base:
             mask: (B, 1, T, T) bool, True where a query may look at a key; None for plain attention.
             lengths: (B,) int64 tokens of each row that are no padding, which an encoder must know; in plain causal attention
                 nothing looks ahead, so right padding needs no mask.
-            blocks: The same as a mask, where `takes_blocks` holds and attention is installed (`genre.modules.base.attention`).
+            blocks: The same as a mask, where `takes_blocks` holds, within `block_attention`.
             checkpoint: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
                 time, the same gradients.
 
@@ -223,15 +234,12 @@ class Base:
             more["blocks"] = blocks
         return self._pass(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more)
 
-    def line(
-        self,
-        embeds: Sequence[Tensor],
-        positions: Sequence[Tensor | None],
-        masks: Sequence[Tensor | None],
+    def packed(
+        self, embeds: Sequence[Tensor], positions: Sequence[Tensor | None], masks: Sequence[Tensor | None]
     ) -> list[Tensor]:
         """Hidden states of several batches in one pass, none padded to another's length, each as `hidden` gives them alone.
 
-        Attention has to be installed (`genre.modules.base.attention`).
+        Within `block_attention` (`genre.modules.base.attention`).
 
         Args:
             embeds: For each batch (B, T, D).
@@ -241,19 +249,23 @@ class Base:
         Returns:
             For each batch (B, T, D).
         """
-        segments: list[Segment] = []
+        parts: list[PackedPart] = []
         steps = []
-        for each, at, mask in zip(embeds, positions, masks, strict=True):
-            start, (rows, length) = segments[-1].stop if segments else 0, each.shape[:2]
-            seen = None if mask is None else added(mask, each.dtype)
-            segments.append(Segment(start, start + rows * length, (rows, length), seen))
-            steps.append(torch.arange(length, device=each.device).expand(rows, length) if at is None else at)
-        flat, at = torch.cat([each.flatten(0, 1) for each in embeds])[None], torch.cat([each.reshape(-1) for each in steps])[None]
-        unread = flat.new_zeros(1, 1, 1, 1)
+        for each, own, mask in zip(embeds, positions, masks, strict=True):
+            start, (rows, length) = parts[-1].stop if parts else 0, each.shape[:2]
+            scores = None if mask is None else added(mask, each.dtype)
+            parts.append(PackedPart(start, start + rows * length, (rows, length), scores))
+            steps.append(torch.arange(length, device=each.device).repeat(rows) if own is None else own.reshape(-1))
+        flat = torch.cat([each.flatten(0, 1) for each in embeds])[None]
+        unread = flat.new_zeros(1, 1, 1, 1)  # as in `hidden`
         hidden = self._pass(
-            inputs_embeds=flat, position_ids=at, attention_mask=unread, use_cache=False, segments=tuple(segments)
+            inputs_embeds=flat,
+            position_ids=torch.cat(steps)[None],
+            attention_mask=unread,
+            use_cache=False,
+            packed=tuple(parts),
         )[0]
-        return [hidden[each.start : each.stop].view(*each.shape, -1) for each in segments]
+        return [hidden[part.start : part.stop].view(*part.shape, -1) for part in parts]
 
     @contextmanager
     def _checkpointed(self) -> Iterator[None]:
