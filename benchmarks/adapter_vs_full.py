@@ -29,10 +29,11 @@ import torch
 
 import genre
 from genre.data.splits import PARTS
-from genre.engine.versions import adapter_manifest, read_adapter, write_adapter
+from genre.engine.versions import read_adapter
 from genre.jobs.encoders import find_encoder
 from genre.jobs.evaluate import restore
 from genre.jobs.inputs import load_base, open_log, write_text
+from genre.jobs.publish import adapter_manifest, write_adapter
 from genre.jobs.tuning.variants import WAYS as ONE_TASK
 from genre.progress import Reporter
 from genre.registry import Registry

@@ -22,8 +22,8 @@ import torch
 
 import genre
 from genre.engine import Engine, Request
-from genre.engine.versions import adapter_manifest, write_adapter
 from genre.jobs.encoders import publish_encoder
+from genre.jobs.publish import adapter_manifest, write_adapter
 from genre.registry import Registry
 from genre.registry.manifest import Cost
 from genre.training.assembly import assemble

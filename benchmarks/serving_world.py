@@ -14,9 +14,10 @@ import torch
 
 import genre
 from genre.engine import Engine, Request
-from genre.engine.versions import adapter_manifest, read_encoder, write_adapter
+from genre.engine.versions import read_encoder
 from genre.jobs.encoders import publish_encoder
 from genre.jobs.inputs import load_base, open_log
+from genre.jobs.publish import adapter_manifest, write_adapter
 from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost

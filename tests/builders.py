@@ -93,7 +93,8 @@ def publish_stirred(
     Args:
         encoder: Reference of a published encoder; without one, items must be text.
     """
-    from genre.engine.versions import adapter_manifest, read_encoder, write_adapter
+    from genre.engine.versions import read_encoder
+    from genre.jobs.publish import adapter_manifest, write_adapter
     from genre.registry.manifest import Cost
     from genre.training.assembly import assemble
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import genre
-from genre.engine.versions import adapter_manifest, write_adapter
+from genre.jobs.publish import adapter_manifest, write_adapter
 from genre.modules.base.packaged import prepare_base
 from genre.registry import Registry, truncate_base
 from genre.registry.manifest import Cost

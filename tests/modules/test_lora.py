@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from builders import LIKE, recipe, stir
-from genre.engine.versions import write_adapter
 from genre.errors import BaseModelError, InputError, ManifestError
+from genre.jobs.publish import write_adapter
 from genre.modules.base.base import Base
 from genre.modules.base.quiet import quiet
 from genre.modules.lora.layer import LoraLinear, attach, detach, find_linears, from_peft, peft_config, to_peft

@@ -9,8 +9,9 @@ from builders import LIKE, NEXT, recipe
 from fakes import planted_log
 from genre.data.interactions import Interactions
 from genre.distributed import Processes
-from genre.engine.versions import adapter_manifest, read_adapter, write_adapter
+from genre.engine.versions import read_adapter
 from genre.jobs.encoders import publish_encoder
+from genre.jobs.publish import adapter_manifest, write_adapter
 from genre.modules.base.base import Base
 from genre.modules.collaborative import pure_svd
 from genre.modules.heads.gaussian_process import to_unit

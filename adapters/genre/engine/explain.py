@@ -167,10 +167,7 @@ def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_on
         EventShare(older + place, *titles[place], event.get(column), 0.0, 0.0) for place, event in enumerate(history, start=1)
     ]
     task = request.task or next(iter(loaded.tasks))
-    answer = Explanation(
-        request.adapter, loaded.digest, task, *titles[0], method, column, score=0.0, without_history=0.0, older=older,
-        events=tuple(events),
-    )  # fmt: skip
+    answer = Explanation(request.adapter, loaded.digest, task, *titles[0], method, column, 0.0, 0.0, older, tuple(events))
     return Question(tuple(replace(whole, history=part) for part in parts), answer)
 
 

@@ -27,9 +27,8 @@ FORM = "COLUMN, one of == != > >= < <=, and a value; or COLUMN within N days of 
 LONGEST = 300
 _COMPARED = re.compile(r"\s*([^\s=!<>][^=!<>]*?)\s*(==|!=|>=|<=|>|<)\s*([^\s=!<>].*?)\s*")
 _WITHIN = re.compile(r"\s*(\S.*?)\s+within\s+(\d+(?:\.\d+)?)\s+days?\s+of\s+(\S.*?)\s*")
-_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
-    "==": operator.eq, "!=": operator.ne, ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le,
-}  # fmt: skip
+_OPERATORS: dict[str, Callable[[Any, Any], Any]] = {"==": operator.eq, "!=": operator.ne, ">": operator.gt}
+_OPERATORS |= {">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _TEXTS = (pl.String, pl.Categorical, pl.Enum)
 _DAY = 86_400.0
 
@@ -72,10 +71,9 @@ class Condition:
             RequestError: There is no such column, or the value is of another type than the column.
         """
         if self.column not in items.columns:
-            raise RequestError(
-                f"the items have no column {self.column!r}", got=f"{self.column} {self.op} {self.value}",
-                expected=f"one of {', '.join(items.columns)}", todo="give the engine the data set that has it",
-            )  # fmt: skip
+            columns, todo = ", ".join(items.columns), "give the engine the data set that has it"
+            got = f"{self.column} {self.op} {self.value}"
+            raise RequestError(f"the items have no column {self.column!r}", got=got, expected=f"one of {columns}", todo=todo)
         series = items[self.column]
         known = series.is_not_null().to_numpy()
         if isinstance(series.dtype, _TEXTS) and self.op in ("==", "!="):

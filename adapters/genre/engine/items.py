@@ -37,8 +37,11 @@ class ItemSpace:
     def __init__(
         self, catalogue: Catalogue, text: tuple[str, ...], shared: SharedEncoder | None, base: Base, forward: Lock
     ) -> None:
+        self.catalogue = catalogue
+        self.text = text
+        self.shared = shared
+        self.base = base
         self.forward = forward
-        self.catalogue, self.text, self.shared, self.base = catalogue, text, shared, base
         self.texts = catalogue.texts(list(text))
         self._met: dict[str, np.ndarray] = {}
         self.vectors: Tensor | None = None
@@ -198,7 +201,8 @@ class Texts(Sequence[str]):
     """The catalogue's texts and those of inline items after them, without a copy of the first."""
 
     def __init__(self, known: Sequence[str], inline: Sequence[str]) -> None:
-        self.known, self.inline = known, inline
+        self.known = known
+        self.inline = inline
 
     def __len__(self) -> int:
         return len(self.known) + len(self.inline)

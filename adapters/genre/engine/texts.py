@@ -74,14 +74,12 @@ def plan_texts(number: int, request: Request, resident: Resident, inline: Inline
     if layout is None:
         raise RequestError(f"{request.adapter} reads a user's events", got="texts", expected="a history or a user_id")
     if request.texts is None:
-        raise RequestError(
-            f"{request.adapter} reads labelled texts", got="no texts", expected=f"texts with {', '.join(layout.text)}",
-            todo='give "texts": [{…}]',
-        )  # fmt: skip
+        expected, todo = f"texts with {', '.join(layout.text)}", 'give "texts": [{…}]'
+        raise RequestError(f"{request.adapter} reads labelled texts", got="no texts", expected=expected, todo=todo)
     task = task_of(loaded, request)
     try:
-        said = [_join(text, layout.text) for text in request.texts]
-        rows = layout.rows(said, np.arange(len(said)))
+        joined = [_join(text, layout.text) for text in request.texts]
+        rows = layout.rows(joined, np.arange(len(joined)))
     except (TypeError, ValueError, OverflowError) as error:  # odd values of a type that no check foresaw
         raise RequestError("the texts cannot be used", got=f"{type(error).__name__}: {error}"[:160]) from error
     ids = tuple(str(text.get("text_id", place)) for place, text in enumerate(request.texts))

@@ -28,10 +28,10 @@ from genre.data.sequences.batches import plan_batches
 from genre.data.sequences.layout import Sequence as Row
 from genre.data.splits import PARTS
 from genre.distributed import Processes
-from genre.engine.versions import encoder_manifest
 from genre.errors import InputError, ManifestError
 from genre.jobs.encoders import check_leak, encoder_name, find_encoder
 from genre.jobs.inputs import open_base, open_log, run_folder
+from genre.jobs.publish import encoder_manifest
 from genre.jobs.train import check_base, wire
 from genre.modules.base.base import Base
 from genre.modules.recommender import Recommender

@@ -6,13 +6,10 @@ from pathlib import Path
 from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions, need_log
 from genre.data.splits import SplitConfig, split
-from genre.engine.versions import (
-    encoder_manifest,
-    read_encoder,
-    write_encoder,
-)
+from genre.engine.versions import read_encoder
 from genre.errors import ManifestError, NotFoundError, RecipeError
 from genre.files import appearing_folder
+from genre.jobs.publish import encoder_manifest, write_encoder
 from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.recipe import Recipe

@@ -13,12 +13,7 @@ from genre.data.interactions import Interactions, need_log
 from genre.data.sequences.text_rows import Builder, rows_of
 from genre.data.splits import PARTS, Split, SplitConfig, training_events
 from genre.data.texts.dataset import Texts
-from genre.engine.versions import (
-    Loaded,
-    Low,
-    by_split,
-    read_adapter,
-)
+from genre.engine.versions import Loaded, Low, by_split, read_adapter
 from genre.errors import ManifestError
 from genre.evaluation.baselines import Blocks, feedback_baselines, ranking_baselines
 from genre.evaluation.labels import known_labels

@@ -11,17 +11,13 @@ import torch
 from genre.data.dataset import Dataset
 from genre.data.splits import PARTS
 from genre.distributed import Processes
-from genre.engine.versions import (
-    adapter_manifest,
-    count,
-    write_adapter,
-)
 from genre.errors import RecipeError
 from genre.files import appearing_folder
 from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
 from genre.jobs.evaluate import Figures, judge, say_few_users
 from genre.jobs.inputs import check_data, claim_folder, environment, open_base, open_data, run_folder, write_text
 from genre.jobs.predictions import write_predictions
+from genre.jobs.publish import adapter_manifest, count, write_adapter
 from genre.jobs.reliability import draw_bins, plot_name, reliability_of
 from genre.jobs.same import check_same
 from genre.modules.base.base import Base

@@ -22,12 +22,13 @@ from safetensors.torch import save_file
 
 from genre._version import __version__
 from genre.data.dataset import Dataset
-from genre.engine.versions import Loaded, Low, read_adapter, write_catalogue, write_heads
+from genre.engine.versions import Loaded, Low, read_adapter
 from genre.errors import InputError, ManifestError
 from genre.jobs.evaluate import Figures, low_layers
 from genre.jobs.inputs import load_base
 from genre.jobs.merge.judge import MERGED, Judge, Options, check_gate
 from genre.jobs.merge.methods import check_arguments
+from genre.jobs.publish import write_catalogue, write_heads
 from genre.modules.base.base import Base
 from genre.modules.lora.layer import peft_config, to_peft
 from genre.progress import Reporter

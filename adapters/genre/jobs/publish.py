@@ -1,0 +1,165 @@
+"""From an assembly to a version: its files, and the draft of its manifest.
+
+Owns: writing the files of adapter and encoder versions (read by `genre.engine.versions`). Ignores: how versions are stored, who
+publishes.
+
+    adapter   adapter_config.json  adapter_model.safetensors  heads.safetensors  heads.json  recipe.yaml  [catalogue.jsonl]
+    encoder   encoder.safetensors  encoder.json  catalogue.jsonl
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from genre._version import __version__
+from genre.data.catalogue import Catalogue
+from genre.engine.versions import CATALOGUE, HEADS
+from genre.modules.heads.heads import Head
+from genre.modules.lora.layer import peft_config, to_peft
+from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest
+from genre.tasks import Task
+from genre.training.assembly import Assembly
+
+
+def write_adapter(folder: Path, assembly: Assembly) -> None:
+    """Write the adapter files of a trained assembly into an empty folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, base, adapter = assembly.model, assembly.base, assembly.recipe.adapter
+    if model.layers:
+        config = peft_config(
+            model.layers,
+            base=Path(base.name).name,
+            rank=adapter.rank,
+            alpha=adapter.alpha,
+            dropout=adapter.dropout,
+            rslora=adapter.kind == "rslora",
+            conv1d=any(type(layer.base).__name__ == "Conv1D" for layer in model.layers.values()),
+            encoder=base.bidirectional,
+        )
+        save_file(to_peft(model.layers), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        _write_json(folder / "adapter_config.json", config)
+    write_heads(folder, {name: head for name, head in model.heads.items() if isinstance(head, Head)})
+    (folder / "recipe.yaml").write_text(assembly.recipe.dump(), encoding="utf-8")
+    shared, items = assembly.shared, assembly.data.catalogue
+    if items is None:
+        return
+    if shared is None or (shared.catalogue and any(item not in shared.catalogue for item in items.item_ids)):
+        write_catalogue(folder, items, _item_columns(assembly))
+
+
+def write_heads(folder: Path, heads: Mapping[str, Head]) -> None:
+    """Write each task's head: its description, and its weights if it has any."""
+    _write_json(folder / HEADS, {name: head.spec.model_dump(mode="json") for name, head in heads.items()})
+    state = {
+        f"{name}.{key}": value.detach().cpu().clone().contiguous()
+        for name, head in heads.items()
+        for key, value in head.state_dict().items()
+    }
+    if state:
+        save_file(state, folder / "heads.safetensors", metadata={"format": "pt"})
+
+
+def write_encoder(folder: Path, assembly: Assembly) -> None:
+    """Write the encoder that an assembly fitted into an empty folder."""
+    assert assembly.shared is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder, vocabulary = assembly.shared.encoder, assembly.shared.vocabulary
+    save_file(encoder.payload(), folder / "encoder.safetensors", metadata={"format": "pt"})
+    described: dict[str, Any] = {
+        "spec": dataclasses.asdict(encoder.spec),
+        "feedback": {"column": vocabulary.column, "values": list(vocabulary.values)},
+    }
+    if len(encoder.item_ids) < assembly.log.catalogue.size:  # the ids that its vectors are bound to, where some have none
+        described["items"] = encoder.item_ids
+    _write_json(folder / "encoder.json", described)
+    write_catalogue(folder, assembly.log.catalogue, _item_columns(assembly))
+
+
+def _item_columns(assembly: Assembly) -> tuple[str, ...]:
+    """The item columns that an assembly reads, as text or as features."""
+    spec = assembly.shared.encoder.spec if assembly.shared else None
+    features = (*spec.text, *(name for name, _ in spec.dense)) if spec else ()
+    return (*assembly.recipe.sequence.text, *features)
+
+
+def write_catalogue(folder: Path, catalogue: Catalogue, columns: tuple[str, ...]) -> None:
+    """The items' ids, titles and used columns, so that a version serves requests by id without the data set."""
+    wanted = ["item_id", *dict.fromkeys(("title", *columns))]
+    catalogue.frame.select([name for name in wanted if name in catalogue.frame.columns]).write_ndjson(folder / CATALOGUE)
+
+
+def adapter_manifest(
+    assembly: Assembly,
+    *,
+    encoder: str | None,
+    cost: Cost,
+    metrics: dict[str, Any],
+    parents: tuple[str, ...] = (),
+    notes: dict[str, Any] | None = None,
+) -> Manifest:
+    """The manifest draft of a trained assembly."""
+    return _manifest(
+        assembly,
+        kind="adapter",
+        name=assembly.recipe.name,
+        tasks=[task.model_dump(mode="json") for task in assembly.recipe.tasks],
+        protocol={task.name: protocol(assembly, task) for task in assembly.recipe.tasks},
+        encoder=encoder,
+        cost=cost,
+        metrics=metrics,
+        parents=parents,
+        notes=notes or {},
+    )
+
+
+def encoder_manifest(assembly: Assembly, name: str, *, cost: Cost) -> Manifest:
+    """The manifest draft of a fitted encoder."""
+    return _manifest(assembly, kind="encoder", name=name, cost=cost)
+
+
+def protocol(assembly: Assembly, task: Task) -> str:
+    """The evaluation protocol in a line: split, history, ranking, ties, windows; for labelled texts, the token limit."""
+    config = {key: value for key, value in assembly.recipe.data.split.model_dump().items() if value not in (None, 0)}
+    kind = config.pop("kind")
+    if kind == "group":
+        shares = f"valid {config.get('valid', 0)}, test {config.get('test')} of the groups, seed {config.get('seed', 0)}"
+        return f"{kind} ({shares}): no group on two sides; texts of at most {assembly.recipe.sequence.max_tokens} tokens"
+    how = "transductive history" if assembly.split.transductive else "prequential: all earlier events are history"
+    window = f"windows of {assembly.recipe.data.max_events} events"
+    ranking = f"; full catalogue, seen items {task.seen}, mid-rank for equal scores" if task.kind == "next_item" else ""
+    settings = ", ".join(f"{key} {value}" for key, value in config.items())
+    return f"{kind} ({settings}); {how}; equal seconds in hash order; {window}{ranking}"
+
+
+def _manifest(assembly: Assembly, **fields: Any) -> Manifest:
+    base, split, data = assembly.base, assembly.recipe.data, assembly.data
+    used: dict[str, Any] = {
+        "split": split.split.model_dump(mode="json", exclude_none=True),
+        "hold_out": [held.model_dump(mode="json", exclude_none=True) for held in split.hold_out],
+    }
+    rows, span = int(np.count_nonzero(assembly.usable)), data.time_span(assembly.usable)
+    name = Path(base.name).name if Path(base.name).expanduser().is_dir() else base.name  # no path of this machine
+    described = {
+        "base": BaseInfo(name=name, fingerprint=base.fingerprint, depth=base.depth, quantization=base.quantization),
+        "tokenizer": base.tokenizer_digest,
+        "sequence": assembly.builder.layout.describe(),
+        "catalogue": None if data.catalogue is None else data.catalogue.digest,
+        "data": DataInfo(digest=data.digest, rows=rows, time_span=span, split=used),
+        "code_version": __version__,
+    }
+    return Manifest.model_validate(described | fields)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def count(tensors: dict[str, torch.nn.Parameter]) -> int:
+    """Number of values in some parameters."""
+    return sum(value.numel() for value in tensors.values())
