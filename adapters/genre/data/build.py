@@ -55,24 +55,24 @@ def build(
     log = tables["log"]
     assert log is not None
     described = item_columns_of(log, tables["items"], item_columns)
-    known = _keep_known(log.drop(described), report, max_bad)
-    events = check_events(known, time_unit, max_bad, report)
+    kept = _keep_known(log.drop(described), report, max_bad)
+    events = check_events(kept, time_unit, max_bad, report)
     item_table = tables["items"]
-    if described:  # what bad rows say of items does not count
-        item_table = describe_items(log.filter(known["row"].is_in(events["row"].implode())), item_table, described, report)
+    if described:  # item columns of bad rows do not count
+        item_table = describe_items(log.filter(kept["row"].is_in(events["row"].implode())), item_table, described, report)
     user_ids = events["user_id"].unique().sort()
     used = events["item_id"].unique()
     catalogue = complete_items(item_table, used, report)
     codes = _encode(events["user_id"], user_ids), _encode(events["item_id"], catalogue.frame["item_id"])
-    place = order_events(user_ids.to_list(), catalogue.item_ids, *codes, events["timestamp"].to_numpy(), events["row"].to_numpy())
-    place = _without_duplicates(events, place, codes, report)
+    order = order_events(user_ids.to_list(), catalogue.item_ids, *codes, events["timestamp"].to_numpy(), events["row"].to_numpy())
+    order = _without_duplicates(events, order, codes, report)
     return Built(
-        frame=events[place].rechunk(),
+        frame=events[order].rechunk(),
         catalogue=catalogue,
         users=align_users(tables["users"], user_ids, report),
         user_ids=user_ids.to_list(),
-        user_codes=codes[0][place],
-        item_codes=codes[1][place],
+        user_codes=codes[0][order],
+        item_codes=codes[1][order],
     )
 
 
@@ -188,17 +188,17 @@ def _encode(series: pl.Series, ids: pl.Series) -> np.ndarray:
 
 
 def _without_duplicates(
-    events: pl.DataFrame, place: np.ndarray, codes: tuple[np.ndarray, np.ndarray], report: Report
+    events: pl.DataFrame, order: np.ndarray, codes: tuple[np.ndarray, np.ndarray], report: Report
 ) -> np.ndarray:
     """Drop events that equal an earlier one in everything but their row; they are neighbours in the order."""
-    users, items, times = codes[0][place], codes[1][place], events["timestamp"].to_numpy()[place]
+    users, items, times = codes[0][order], codes[1][order], events["timestamp"].to_numpy()[order]
     again = (users[1:] == users[:-1]) & (items[1:] == items[:-1]) & (times[1:] == times[:-1])
     near = np.flatnonzero(np.concatenate([again, [False]]) | np.concatenate([[False], again]))
     if not near.size:
-        return place
-    group = events[place[near]].with_columns(pl.Series("near", near))
+        return order
+    group = events[order[near]].with_columns(pl.Series("near", near))
     first = group.unique(subset=[c for c in events.columns if c != "row"], keep="first", maintain_order=True)
     drop = np.setdiff1d(near, first["near"].to_numpy())
-    rows = np.sort(events["row"].to_numpy()[place[drop]])
+    rows = np.sort(events["row"].to_numpy()[order[drop]])
     report.add("duplicate events", drop.size, f"row {rows[0]}" if drop.size else "", rows.tolist())
-    return np.delete(place, drop)
+    return np.delete(order, drop)

@@ -109,9 +109,9 @@ def _whole_seconds(values: pl.Series, time_unit: str) -> pl.Series:
 
 def _all_days(text: pl.Series) -> bool:
     """Return whether every text is a day such as 20240301; as seconds, all of them would lie in August 1970."""
-    known = text.drop_nulls()
+    filled = text.drop_nulls()
     pattern = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])$"
-    return len(known) > 0 and bool(known.str.contains(pattern).all())
+    return len(filled) > 0 and bool(filled.str.contains(pattern).all())
 
 
 def _dates(text: pl.Series) -> pl.Series:
@@ -147,14 +147,14 @@ def to_numbers(table: pl.DataFrame) -> pl.DataFrame:
     texts = [c for c in table.columns if table[c].dtype == pl.String and c not in EXPECTED and c not in ("title", "row", PLACE)]
     found = []
     for name in texts:
-        known = table[name].drop_nulls()
-        if not len(known):
+        filled = table[name].drop_nulls()
+        if not len(filled):
             continue
-        if known.str.contains(r"^-?(0|[1-9]\d{0,17})$").all():
+        if filled.str.contains(r"^-?(0|[1-9]\d{0,17})$").all():
             found.append(table[name].cast(pl.Int64))
-        elif known.str.contains(r"^-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$").all():
+        elif filled.str.contains(r"^-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$").all():
             found.append(table[name].cast(pl.Float64, strict=False))
-        elif known.str.contains(r"^-?(0|[1-9]\d*)(,\d+)?$").all() and known.str.contains(r",(\d{1,2}|\d{4,})$").any():
+        elif filled.str.contains(r"^-?(0|[1-9]\d*)(,\d+)?$").all() and filled.str.contains(r",(\d{1,2}|\d{4,})$").any():
             found.append(table[name].str.replace(",", ".", literal=True).cast(pl.Float64))
     return table.with_columns(found)
 

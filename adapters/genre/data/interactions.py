@@ -20,8 +20,9 @@ import polars as pl
 from genre.data.build import build
 from genre.data.catalogue import Catalogue, hash_frame
 from genre.data.dataset import DataKind, Dataset
-from genre.data.describe import describe
+from genre.data.describe import coverage, distribution, quantiles, span
 from genre.data.folder import MARKER, read_info, read_parquet, write_folder
+from genre.data.order import tied_events
 from genre.data.schema import MAX_BAD, DatasetInfo, Report, event_columns, roles_of
 from genre.data.splits import Split, SplitConfig, split
 from genre.errors import DataError, InputError
@@ -280,8 +281,37 @@ class Interactions(Dataset):
         return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """Return the log in figures: see `genre.data.describe`."""
-        return describe(self.frame, self.catalogue, self.users, self.info, self.user_offsets, self.item_codes)
+        """Return the log in figures, ready for JSON.
+
+        `ties` is the share of events that share their second with another event of the same user; `density` is events /
+        (users x items used); `sparsity` is 1 - density; text coverage is the share of items with a value, per column.
+        """
+        events_per_user, events_per_item = np.diff(self.user_offsets), np.bincount(self.item_codes, minlength=self.catalogue.size)
+        used = int((events_per_item > 0).sum())
+        density = len(self) / (len(events_per_user) * used)
+        items, users = self.catalogue.frame, self.users
+        shown = self.frame.get_column("impression_id", default=None)
+        return {
+            "name": self.info.name,
+            "source": self.info.source,
+            "licence": self.info.licence,
+            "events": len(self),
+            "users": len(events_per_user),
+            "items": self.catalogue.size,
+            "items_without_events": self.catalogue.size - used,
+            "time_span": span(self.frame["timestamp"]),
+            "ties": round(tied_events(self.user_codes, self.timestamps).size / len(self), 6),
+            "density": round(density, 6),
+            "sparsity": round(1 - density, 6),
+            "events_per_user": quantiles(events_per_user),
+            "events_per_item": quantiles(events_per_item[events_per_item > 0]),
+            "feedback": {name: distribution(self.frame[name]) for name in self.event_columns if name != "impression_id"},
+            "impressions": None if shown is None else shown.n_unique(),
+            "item_columns": {name: coverage(items[name]) for name in items.columns[1:]},
+            "user_columns": {} if users is None else {name: coverage(users[name]) for name in users.columns[1:]},
+            "skipped": self.info.skipped,
+            "examples": list(self.info.examples),
+        }
 
 
 class _EventColumns(Mapping[str, np.ndarray]):

@@ -49,13 +49,7 @@ def order_events(
 ) -> np.ndarray:
     """Return the indices that bring events into the contract's order, int64[n]; hashes only ties on (user, timestamp).
 
-    Args:
-        user_ids: The ids that `users` points into.
-        item_ids: The ids that `items` points into.
-        users: User codes, int[n]; users come in code order.
-        items: Item codes, int[n].
-        timestamps: Seconds, int64[n].
-        rows: Positions in the source file, int64[n].
+    Args as of `tie_keys`, users in code order; with seconds and positions in the source file, int64[n] each.
     """
     order = np.lexsort((rows, timestamps, users))
     tied = tied_events(users[order], timestamps[order])

@@ -41,7 +41,7 @@ _ENTITIES = {"&amp;": "&", "&quot;": '"', "&#39;": "'", "&lt;": "<", "&gt;": ">"
 
 
 def read_reviews(path: str | Path, report: Report) -> pl.DataFrame:
-    """Read reviews as a log; lines that are no JSON object are counted, and the others keep their places in `PLACE`.
+    """Read reviews as a log; lines that are no JSON object are counted, and the others keep their row numbers in `PLACE`.
 
     Of 2023, an item is its `parent_asin` (all variants of a product), or its `asin` where there is none.
 

@@ -41,7 +41,7 @@ def read_csv(
         encoding: Of the text.
         columns: The names of the columns, for a file without a header.
         report: Where lines that are no row are counted and named; without it the first one is an error. If any line is left
-            out, the table has a column `PLACE`: the places of the others among the rows of the file, from 0.
+            out, the table has a column `PLACE`: the numbers of the others among the rows of the file, from 0.
 
     Raises:
         DataError: If the file cannot be read, is empty, or has a line that is no row and there is no report.
@@ -218,7 +218,7 @@ def _with_plain_names(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _without_blanks(table: pl.DataFrame, report: Report | None) -> pl.DataFrame:
-    """Leave blank lines out; the other rows keep their places."""
+    """Leave blank lines out; the other rows keep their numbers."""
     cells = [name for name in table.columns if name != PLACE]
     if not cells:
         return table

@@ -16,6 +16,7 @@ from genre.data.graph import graph_vectors
 from genre.data.importers.tables import read_atomic
 from genre.data.interactions import Interactions
 from genre.data.packaged.fetch import Source
+from genre.data.schema import DatasetInfo
 from genre.data.texts.dataset import Texts
 
 MOVIES = Path(__file__).with_name("ml_100k_movies.csv")
@@ -29,8 +30,7 @@ def convert_ml_100k(unpacked: Path, folder: Path, source: Source) -> None:
     """Write the data set folder: interactions, items (title, year, genres), users."""
     tables = {kind: read_atomic(unpacked / f"ml-100k.{kind}") for kind in ("inter", "item", "user")}
     items, unknown_years = _movies(tables["item"])
-    skipped = {"items without a readable year": unknown_years}
-    _log(tables, items, source, skipped).write(folder)
+    _log(tables, items, source.info(skipped={"items without a readable year": unknown_years})).write(folder)
 
 
 def convert_ml_100k_kg(unpacked: Path, folder: Path, source: Source) -> None:
@@ -45,18 +45,11 @@ def convert_ml_100k_kg(unpacked: Path, folder: Path, source: Source) -> None:
         "graph triples that start at no item": apart,
     }
     items = items.join(vectors, on="item_id", how="left", maintain_order="left")
-    info_roles = {"kg": {"relation": "relation", "tail": "entity"}}
-    _log(tables, items, source, skipped, info_roles).write(folder, extra={"kg": graph})
+    info = source.info(skipped=skipped, roles={"kg": {"relation": "relation", "tail": "entity"}})
+    _log(tables, items, info).write(folder, extra={"kg": graph})
 
 
-def _log(
-    tables: dict[str, pl.DataFrame],
-    items: pl.DataFrame,
-    source: Source,
-    skipped: dict[str, int],
-    roles: dict[str, dict[str, str]] | None = None,
-) -> Interactions:
-    info = source.info(roles=roles or {}, skipped=skipped)
+def _log(tables: dict[str, pl.DataFrame], items: pl.DataFrame, info: DatasetInfo) -> Interactions:
     users = tables["user"].with_columns(pl.col("age").cast(pl.Int64))
     return Interactions.from_frame(tables["inter"], items, users, info=info, max_bad=0.0)
 

@@ -4,8 +4,8 @@ Owns: its six logs as one, short names for hashed features, vectors of items. Ig
 
     user_id bts-men-17, item_id men-4, click 0, position 2, propensity 0.12453, policy bts, campaign men
 
-One impression is one user: the log names nobody, so there is no history and nothing is learnt of a person. What is known when an
-item is chosen are that user's columns: four features, the position to fill, and how often whoever is there has clicked before.
+One impression is one user: the log names nobody, so there is no history and nothing is learnt of a person. A user's columns are
+the context: four features, the position to fill, and the number of earlier clicks.
 """
 
 from pathlib import Path

@@ -3,7 +3,7 @@
 Owns: windows over a user's history under a split. Ignores: tokens, tasks, models.
 
     training      |e1 … e100|e101 … e180|         each event is supervised once, in one window
-    some of it    |e41 … e140|                    only chosen events are supervised, with what came before them
+    targets       |e41 … e140|                    some events are supervised, with the ones before them
     evaluation    |e1 … e100|                     windows overlap by half, so that every target
                        |e51 … e150|               sees at least half a window before it
     transductive  |training events of the user| target | target …      every target is a branch
@@ -71,15 +71,7 @@ def chosen_windows(
 ) -> tuple[list[Window], int]:
     """Return windows in which every target is supervised exactly once, with at least half a window of what came before it.
 
-    Args:
-        log: The log.
-        train: (n,) bool, the train mask: events that may be seen.
-        target: (n,) bool, the target mask: training events that are supervised.
-        max_events: Events of one window.
-        min_events: Users with fewer training events give no window.
-
-    Returns:
-        The windows, and how many targets were left out because their user has fewer than `min_events`.
+    Arguments and result as of `training_windows`; `target`, (n,) bool, is the target mask: training events that are supervised.
     """
     windows, skipped = [], 0
     for user, events in _by_user(log):

@@ -117,7 +117,7 @@ def _words(series: pl.Series) -> pl.Series:
 
 
 def _label(series: pl.Series, max_words: float) -> tuple[pl.Series, np.ndarray]:
-    """A label's values, and which cells are neither a number nor empty in a column of numbers.
+    """Return a label's values, and the mask of cells of a column of numbers that are neither a number nor empty.
 
     Args:
         series: The column.
@@ -140,8 +140,8 @@ def _label(series: pl.Series, max_words: float) -> tuple[pl.Series, np.ndarray]:
 
 def _whole(values: pl.Series) -> pl.Series:
     """Whole numbers as int64, others as they are."""
-    known = values.drop_nulls()
-    return values.cast(pl.Int64) if len(known) and bool(((known == known.floor()) & (known.abs() < 2**53)).all()) else values
+    filled = values.drop_nulls()
+    return values.cast(pl.Int64) if len(filled) and bool(((filled == filled.floor()) & (filled.abs() < 2**53)).all()) else values
 
 
 def _good_rows(table: pl.DataFrame, rules: Mapping[str, tuple[np.ndarray, str]], max_bad: float, report: Report) -> pl.Series:
