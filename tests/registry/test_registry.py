@@ -54,7 +54,7 @@ def test_a_draft_in_the_folder_is_enough(registry: Registry, adapter: Adapter) -
     assert registry.publish(folder, alias="candidate").ref == registry.resolve("like@candidate").ref
 
 
-def test_a_place_that_takes_no_version_is_told_beforehand(registry: Registry, adapter: Adapter, tmp_path: Path) -> None:
+def test_a_folder_that_takes_no_version_is_refused_beforehand(registry: Registry, adapter: Adapter, tmp_path: Path) -> None:
     for url in (registry.url, tmp_path / "new" / "registry", "memory://anywhere"):
         Registry(url).check_writable("like")
     assert not (tmp_path / "new").exists()
@@ -185,7 +185,7 @@ def test_roll_back_refuses_a_damaged_version(registry: Registry, adapter: Adapte
     assert registry.resolve("like@production") == b
 
 
-def test_the_slower_of_two_promotions_is_told(registry: Registry, adapter: Adapter) -> None:
+def test_the_slower_of_two_promotions_gets_a_conflict(registry: Registry, adapter: Adapter) -> None:
     a, b = (registry.publish(adapter(seed), draft(), alias=()) for seed in range(2))
     journal = Journal(registry.store, "like")
     before = journal.aliases()

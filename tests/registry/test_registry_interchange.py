@@ -199,7 +199,7 @@ def test_export_equals_a_merge_by_hand(registry: Registry, llama: Path, tmp_path
         ({"rank_pattern": {"q_proj": 4096}}, "a rank of 1 to"),
     ],
 )
-def test_what_a_lane_cannot_hold_is_refused_with_the_reason(
+def test_anything_but_plain_lora_is_refused_with_the_reason(
     registry: Registry, llama: Path, tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     folder = write_adapter(tmp_path / "a", config=lora_config(**change))
@@ -289,7 +289,7 @@ def test_a_hostile_zip_and_a_bomb_are_refused(registry: Registry, llama: Path, t
         "slip.zip": "would leave its folder", "link.zip": "not a plain file",
         "bomb.zip": "adapter_config.json is too large",
         "pax.tar": "a broken archive: got .*header of 17179869184", "cut.tar.gz": "a broken archive",
-        "no.tar": "no archive",
+        "no.tar": "is not an archive",
     }  # fmt: skip
     for name, reason in reasons.items():
         with pytest.raises(IntegrityError, match=reason):

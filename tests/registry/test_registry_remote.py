@@ -152,7 +152,7 @@ def test_s3_itself_refuses_the_second_write(s3: str, tmp_path: Path, monkeypatch
     assert registry.store.create_entry("like", 1, b"first"), "a retried request finds its own first attempt"
 
 
-def test_promotions_race_and_the_losers_are_told(remote: Callable[..., Registry], tmp_path: Path) -> None:
+def test_promotions_race_and_the_losers_get_a_conflict(remote: Callable[..., Registry], tmp_path: Path) -> None:
     registry = remote()
     versions = [registry.publish(write_adapter(tmp_path / f"{n}", seed=n), draft(), alias=()) for n in range(2)]
     journal = Journal(registry.store, "like")

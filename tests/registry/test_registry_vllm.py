@@ -112,8 +112,8 @@ def test_client_py_runs_alone_and_fails_row_by_row(world: World, server: tuple[s
     [
         ({"item_id": "i1", "impression_id": "7"}, "one impression do not see each other"),
         ({"rating": 4}, "an event names no item"),
-        ({"item_id": "i1", "rating": "many"}, "feedback is no number: got 'many'; expected one of 1.0, 2.0"),
-        ({"item_id": "i1", "rating": float("nan")}, "feedback is no number"),
+        ({"item_id": "i1", "rating": "many"}, "feedback is not a number: got 'many'; expected one of 1.0, 2.0"),
+        ({"item_id": "i1", "rating": float("nan")}, "feedback is not a number"),
         ({"item": []}, "an item cannot be read"),
     ],
 )

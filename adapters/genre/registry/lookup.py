@@ -75,7 +75,7 @@ def check_encoder(store: Store, draft: Manifest) -> None:
         what, expected = f"{draft.name} needs an encoder that this registry does not have", "the digest of a published encoder"
         raise ManifestError(what, got=f"encoder {draft.encoder}", expected=expected, todo="publish the encoder first") from None
     if kind != "encoder":
-        raise ManifestError(f"the encoder of {draft.name} is none", got=f"a version of kind {kind}", expected="encoder")
+        raise ManifestError(f"the encoder of {draft.name} is not an encoder", got=f"a version of kind {kind}", expected="encoder")
 
 
 def ancestors(store: Store, root: Version) -> list[tuple[int, str, Version | None]]:

@@ -42,7 +42,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Garbage:
-    """What was removed, or would be: versions as `name:version`, unfinished publishes as paths under the root."""
+    """The removed versions, as `name:version`, and unfinished publishes, as paths; with `dry_run` they are still there."""
 
     versions: tuple[str, ...]
     unfinished: tuple[str, ...]

@@ -60,7 +60,7 @@ def check_not_worse(new: Manifest, holder: Manifest) -> list[str]:
         What was compared, in words.
 
     Raises:
-        QualityError: A metric is worse or missing, or data or protocol differ, so that nothing can be said.
+        QualityError: A metric is worse or missing, or data or protocol differ, so that the two cannot be compared.
     """
     for field, got, expected in _conditions(new, holder):
         if canonical(got) != canonical(expected):

@@ -34,10 +34,12 @@ class RemoteStore:
         self.url = url.rstrip("/")
         try:
             # Listings must be fresh: another writer's entry decides what the next number is.
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
+            file_system, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **options)
         except (ImportError, ValueError) as error:
             todo = "pip install 'genre-adapters[s3]' for s3://, or another fsspec package"
             raise RegistryError("no file system for this registry", got=f"{url}: {error}", todo=todo) from None
+        self._fs = file_system
+        self._root = root
 
     def listing(self) -> dict[str, list[str]]:
         """See `Store`; one recursive listing."""

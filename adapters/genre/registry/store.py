@@ -83,7 +83,7 @@ class Store(Protocol):
         """Delete an unfinished publish."""
 
     def strays(self) -> list[str]:
-        """Whatever else lies where only versions and journals should, as paths under the root."""
+        """Anything else that lies where only versions and journals belong, as paths under the root."""
 
     def writing(self) -> AbstractContextManager[None]:
         """Hold this while something is added; many may."""

@@ -153,7 +153,7 @@ def _write(member: _Member, target: Path) -> None:
             file.write(data)
             left -= len(data)
         if left or source.read(1):
-            what = f"{target.name} in the archive has another length than it says"
+            what = f"{target.name} in the archive is not as long as its header says"
             raise IntegrityError(what, expected=f"{member.size:,} bytes")
 
 

@@ -113,7 +113,7 @@ def paths_in_base(adapter: Adapter, weights: Weights, depth: int | None) -> dict
             raise ManifestError(f"LoRA of {module.path} lies beyond the depth", got=f"layer {layer}", expected=f"below {depth}")
         paths[module.path] = path
     if len(set(paths.values())) != len(paths):
-        raise ManifestError("two modules of the adapter are one in the base", got=", ".join(sorted(paths))[:200])
+        raise ManifestError("two modules of the adapter map to one of the base", got=", ".join(sorted(paths))[:200])
     return paths
 
 
@@ -134,7 +134,7 @@ def _weight_of(path: str, weights: Weights) -> str:
 
 
 def _clean_config(adapter: Adapter, paths: dict[str, str], base: str) -> dict[str, Any]:
-    """The fields that say what the weights mean; patterns become whole module names, so nothing is left to match."""
+    """The config's fields that give the weights their meaning, with whole module names for patterns."""
     config, modules = adapter.config, adapter.modules
     kept = {field: config[field] for field in _CONFIG_FIELDS if field in config}
     return kept | {
@@ -156,7 +156,7 @@ def _opened(source: Path) -> Iterator[tuple[Path, list[str]]]:
     if not source.is_file():
         raise NotFoundError("nothing to import", got=source, expected="a PEFT folder, a tar or a zip")
     if not is_archive(source):
-        raise IntegrityError(f"{source.name} is no archive", expected="a PEFT folder, a tar or a zip")
+        raise IntegrityError(f"{source.name} is not an archive", expected="a PEFT folder, a tar or a zip")
     with tempfile.TemporaryDirectory(prefix="genre-import-") as temporary:
         others = extract(source, (CONFIG, ADAPTER), Path(temporary))
         yield Path(temporary), [name[:80] for name in others]

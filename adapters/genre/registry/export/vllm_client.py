@@ -134,7 +134,7 @@ class Client:
         for event in history[max(len(history) - layout["max_events"] + 1, 0) :]:
             if event.get("impression_id") is not None:
                 raise ClientError(
-                    "events of one impression do not see each other, which one prompt cannot say: got impression_id; "
+                    "events of one impression do not see each other, which one prompt cannot express: got impression_id; "
                     "expected events without it; ask genre's own engine"
                 )
             if "item_id" not in event and "item" not in event:
@@ -168,7 +168,7 @@ class Client:
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise ClientError(f"feedback is no number: got {value!r:.80}; expected one of {', '.join(map(str, values))}")
+            raise ClientError(f"feedback is not a number: got {value!r:.80}; expected one of {', '.join(map(str, values))}")
         middles = [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)]
         return f" {values[bisect.bisect_left(middles, number)]:g}"
 
@@ -192,7 +192,7 @@ class Client:
             top = choice["logprobs"]["top_logprobs"][0]
             if missing := [word for word in words if f"token_id:{word}" not in top]:
                 raise ClientError(
-                    f"the server does not say how likely a label word is: got {', '.join(top)}; expected token_id:{missing[0]} "
+                    f"the server gives no probability for a label word: got {', '.join(top)}; expected token_id:{missing[0]} "
                     "too; start it with --logprobs-mode processed_logprobs"
                 )
             yield [math.exp(top[f"token_id:{word}"]) for word in words]
@@ -227,7 +227,7 @@ def _row(line: str, number: int) -> dict[str, Any]:
     except ValueError as error:
         raise ClientError(f"request {number} is not JSON: got {error}") from None
     if not isinstance(row, dict):
-        raise ClientError(f"request {number} is no object: got {line.strip()[:80]}")
+        raise ClientError(f"request {number} is not an object: got {line.strip()[:80]}")
     return row
 
 

@@ -55,7 +55,7 @@ def truncate_base(base_folder: Path, depth: int, out: Path) -> Path:
     weights = read_weights(base_folder)
     layers = count_layers(weights)
     if not 1 <= depth <= layers:
-        raise BaseModelError("the base does not have so many layers", got=f"depth {depth}", expected=f"1 to {layers}")
+        raise BaseModelError("the base has fewer layers", got=f"depth {depth}", expected=f"1 to {layers}")
     kept = {name: entry for name, entry in weights.items() if (layer_of(name) or 0) < depth}
     with appearing_folder(out) as folder:
         for file in sorted(Path(base_folder).iterdir()):

@@ -137,7 +137,8 @@ def check_learned(modules: list[LoraModule], content: Mapping[str, Content]) -> 
     """
     for name, state in content.items():
         if not state.finite:
-            raise IntegrityError("a weight is not finite", got=f"nan or inf in {name}", todo="train it again at a lower rate")
+            todo = "train it again at a lower learning rate"
+            raise IntegrityError("a weight is not finite", got=f"nan or inf in {name}", todo=todo)
     if all(content[module.a.name].zero or content[module.b.name].zero for module in modules):
         raise IntegrityError(
             "the adapter has no learned weights",

@@ -124,7 +124,7 @@ def _chunks(path: Path, tensor: Tensor) -> Iterator[bytes]:
 
 
 def _tensor(path: Path, name: str, row: object, data_start: int) -> Tensor:
-    wrong = _bad(path, f"has a wrong entry for tensor {name[:80]!r}", repr(row)[:120], "dtype, shape and data_offsets")
+    wrong = _bad(path, f"has a malformed entry for tensor {name[:80]!r}", repr(row)[:120], "dtype, shape and data_offsets")
     if not name or len(name) > MAX_TENSOR_NAME or not name.isprintable():
         raise _bad(path, "has a wrong tensor name", repr(name[:80]), f"1 to {MAX_TENSOR_NAME} printable characters")
     if not isinstance(row, dict) or row.keys() != {"dtype", "shape", "data_offsets"}:
@@ -151,7 +151,7 @@ def _check_offsets(path: Path, tensors: list[Tensor], start: int, size: int) -> 
             raise _bad(path, f"has a gap or an overlap before tensor {tensor.name!r}", tensor.begin, end)
         end = tensor.end
     if end != size:
-        raise _bad(path, "has another length than its header says", f"{size:,} bytes", f"{end:,}")
+        raise _bad(path, "is not as long as its header says", f"{size:,} bytes", f"{end:,}")
 
 
 def _scan_one(path: Path, tensor: Tensor) -> Content:
