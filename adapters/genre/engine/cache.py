@@ -34,7 +34,7 @@ class Meaning:
 
 
 class References:
-    """What references mean, and which of them are pinned; the caller holds the lock."""
+    """The version that each reference means, and the pinned references; the caller holds the lock."""
 
     def __init__(self) -> None:
         self.meanings: dict[str, Meaning] = {}

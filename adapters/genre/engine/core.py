@@ -186,10 +186,10 @@ class Engine:
         return [response for response in done if response is not None]
 
     def read_by(self, request: Request, ref: str | None = None) -> tuple[Loaded, list[dict[str, Any]], int, dict[str, Any]]:
-        """What a request means now, before anything is scored.
+        """Resolve a request without scoring it.
 
         Returns:
-            The version, the events of the history that it reads, how many older ones it does not, and the user's columns.
+            The version, the events of the history that it reads, the number of older ones, and the user's columns.
 
         Raises:
             GenreError: The version cannot be loaded, or the user is unknown.
@@ -206,7 +206,7 @@ class Engine:
 
     @contextmanager
     def planned(self, request: Request, ref: str | None = None) -> Iterator[Job]:
-        """A request as rows of the version that it means, which stays in its slot meanwhile.
+        """Plan a request as rows of the version that it means, which stays in its slot meanwhile.
 
         Raises:
             GenreError: The request cannot be answered.
@@ -216,7 +216,7 @@ class Engine:
 
     @contextmanager
     def _call(self) -> Iterator[None]:
-        """Counts a call, so that `close` waits for it."""
+        """Count a call, so that `close` waits for it."""
         with self._state:
             if not self._open:
                 raise InputError("the engine is closed", todo="open a new one on the base")
@@ -230,7 +230,7 @@ class Engine:
 
     @contextmanager
     def _held(self, ref: str, *, pin: bool = False) -> Iterator[Resident]:
-        """A version in its slot."""
+        """Hold a version in its slot."""
         with self._call():
             resident = self.cache.acquire(ref, pin=pin)
             assert resident is not None
@@ -240,7 +240,7 @@ class Engine:
                 self.cache.release([resident])
 
     def _order(self, asked: Sequence[Request | Response], refs: Sequence[str] | None) -> list[_Waiting]:
-        """The requests with their references, those of resident versions first; what is a response already is left out."""
+        """The requests with their references, resident versions first; refused ones, responses already, are left out."""
         waiting: dict[str, list[_Waiting]] = {}
         for number, request in enumerate(asked):
             if isinstance(request, Request):
@@ -263,13 +263,13 @@ class Engine:
             Those that are left.
         """
         tokens = 0
-        for place, (number, request, ref) in enumerate(waiting):
+        for index, (number, request, ref) in enumerate(waiting):
             if tokens >= TURN_BATCHES * self.passes.batch_tokens:
-                return list(waiting[place:])
+                return list(waiting[index:])
             try:
                 resident = self.cache.acquire(ref, wait=not jobs)
                 if resident is None:
-                    return list(waiting[place:])
+                    return list(waiting[index:])
                 try:
                     job = self._plan(number, request, resident, inline)
                 except BaseException:

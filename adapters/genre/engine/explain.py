@@ -1,6 +1,6 @@
-"""Which events of a history a score comes from: "because you liked …".
+"""Attribution of a score to the events of a history: "because you liked …".
 
-Owns: the rows that an explanation asks for, each event's share. Ignores: how rows are scored, HTTP, printing.
+Owns: the requests behind an explanation, each event's share. Ignores: how requests are scored, HTTP, printing.
 
     found = explain(engine, Request("like@production", user_id="196", k=1), "50")
     found.events[0]  ->  EventShare(place=41, item_id="181", title="Return of the Jedi (1983)", feedback=5.0, …, share=0.21)
@@ -32,7 +32,7 @@ class EventShare:
     """One event's part in a score.
 
     Attributes:
-        place: Its place in the user's whole history, from 1, oldest first.
+        place: Position in the user's whole history, from 1, oldest first.
         item_id, title: Of its item.
         feedback: The value in the feedback column that the adapter reads; None where it has none.
         effect: What it adds to the score, in the score's unit; negative if it takes away.
@@ -49,7 +49,7 @@ class EventShare:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where one score comes from.
+    """One score, attributed to events.
 
     Attributes:
         adapter, digest, task: Who scored.
@@ -81,7 +81,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Question:
-    """An explanation on its way: the rows that it needs, and what its answer says beside their scores.
+    """An explanation in progress: the requests that it needs, and everything in its answer but their scores.
 
     Attributes:
         requests: The whole history, none of it, then (`leave_one_out` only) without each event that is read, in order.
@@ -92,7 +92,7 @@ class Question:
     answer: Explanation
 
     def read(self, responses: Sequence[Response], gradients: np.ndarray | None = None) -> Explanation | None:
-        """The explanation that the rows' answers give; None if not all of them come from the version that was asked.
+        """Build the explanation from the responses; None unless all of them come from the version that was asked.
 
         Args:
             responses: One per request, in order.
@@ -121,11 +121,11 @@ class Question:
 def explain(
     engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out", ref: str | None = None
 ) -> Explanation:
-    """Say which events of a request's history an item's score comes from.
+    """Attribute an item's score to the events of a request's history.
 
     Args:
         engine: Where it is scored.
-        request: Whose history, by which adapter and task; its candidates, k and filters are not looked at.
+        request: History, adapter and task; its candidates, k and filters are ignored.
         item: An item id, or an item given by its columns.
         method: `leave_one_out` (a row per event) or `gradient` (one forward and one backward pass).
         ref: An exact reference that is looked up instead of `request.adapter`.
@@ -152,19 +152,19 @@ def explain(
 
 
 def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out", ref: str | None = None) -> Question:
-    """The rows of an explanation, for callers that score them on their own way (raises as `explain` does)."""
+    """The requests of an explanation, for callers that score them themselves (raises as `explain` does)."""
     check_method(method)
     request = replace(request, candidates=[item], k=None, allow=None, deny=None, where=None, diversity=None)
     loaded, history, older, user = engine.read_by(request, ref)
     whole = replace(request, history=history, user=user, user_id=None)
     parts = [history, []]
     if method == "leave_one_out":
-        parts += [history[:place] + history[place + 1 :] for place in range(len(history))]
+        parts += [history[:index] + history[index + 1 :] for index in range(len(history))]
     column = loaded.layout.feedback.column
     catalogue = engine.catalogue_of(loaded)
     titles = _titles(catalogue, [item, *(_item_of(event) for event in history)])
     events = [
-        EventShare(older + place, *titles[place], event.get(column), 0.0, 0.0) for place, event in enumerate(history, start=1)
+        EventShare(older + index, *titles[index], event.get(column), 0.0, 0.0) for index, event in enumerate(history, start=1)
     ]
     task = request.task or next(iter(loaded.tasks))
     answer = Explanation(request.adapter, loaded.digest, task, *titles[0], method, column, 0.0, 0.0, older, tuple(events))
@@ -182,7 +182,7 @@ def _item_of(event: Mapping[str, Any]) -> Item:
 
 
 def _titles(catalogue: Catalogue, items: Sequence[Item]) -> list[tuple[str, str]]:
-    """The id and the title of each item; an item that is given by its columns has those, as far as it says."""
+    """The id and the title of each item; inline items are named by their own columns."""
     known = {item: catalogue.code(item) for item in items if isinstance(item, str) and item in catalogue}
     titles = dict(zip(known, Catalogue(catalogue.frame[list(known.values())]).titles(), strict=True)) if known else {}
     named = []

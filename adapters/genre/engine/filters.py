@@ -65,7 +65,7 @@ class Condition:
         raise RequestError("a condition cannot be read", got=repr(text)[:80], expected=FORM, todo="for example in_stock == true")
 
     def met(self, items: pl.DataFrame) -> np.ndarray:
-        """Which rows meet it, (n,) bool.
+        """Test each row, (n,) bool.
 
         Raises:
             RequestError: There is no such column, or the value is of another type than the column.

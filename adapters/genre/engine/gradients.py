@@ -1,9 +1,9 @@
-"""What each event of a history adds to one score, to first order: one forward and one backward pass.
+"""First-order effect of each event of a history on one score: one forward and one backward pass.
 
-Owns: the pass with a weight per event. Ignores: what is made of the figures, who asks.
+Owns: the pass with a weight per event. Ignores: what the effects are used for.
 
 Every event j gets a weight m_j = 1 that scales its input: the embeddings of its tokens, and what heads see of it beside
-hidden states (`View.weights`). With x_j all that event j puts in,
+hidden states (`View.weights`). With x_j everything that event j contributes,
 
     ∂s/∂m_j = Σ (∂s/∂x_j) · x_j
 

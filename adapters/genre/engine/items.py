@@ -1,4 +1,4 @@
-"""Items that requests name: catalogue codes, and items that are given by their columns only.
+"""Items that requests name: catalogue items by id, and inline items by their columns.
 
 Owns: the codes of one `score` call, texts and item vectors behind them. Ignores: requests, adapters.
 """
@@ -215,7 +215,7 @@ class Texts(Sequence[str]):
 
     def __getitem__(self, code: int | slice) -> str | Sequence[str]:
         if isinstance(code, slice):
-            return [self[place] for place in range(*code.indices(len(self)))]
+            return [self[each] for each in range(*code.indices(len(self)))]
         return self.known[code] if code < len(self.known) else self.inline[code - len(self.known)]
 
 

@@ -66,7 +66,7 @@ def units_of(jobs: Sequence[Job]) -> list[Unit]:
 
 
 def key_of(job: Job, row: Row, length: int | None = None) -> Key:
-    """What decides a row's states on a base and what heads see of its history, whatever the adapter.
+    """A key of everything that decides a row's states on a base and what heads see of its history, whatever the adapter.
 
     Args:
         job: Whose row it is.

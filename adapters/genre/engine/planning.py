@@ -1,6 +1,6 @@
-"""A request on its way: which task, which items, which rows.
+"""From a request to rows: its task, its items, its history.
 
-Owns: reading a request against the version that answers it; the history, the candidates, chunks of branches. Ignores: slots,
+Owns: reading a request against the version that answers it, chunks of branches. Ignores: slots,
 forward passes, heads.
 
 A request is one history and C candidates. The history is laid out once, the candidates after it as branches that see it and
@@ -34,7 +34,7 @@ class Job:
     """A request with all that its scores need.
 
     Attributes:
-        number: Its place in the call.
+        number: Its index in the call.
         resident: The version that answers it.
         inline: Codes of the call's items.
         codes: (C,) int32 what is scored.
@@ -64,7 +64,7 @@ class Job:
         return Response(self.request.id, self.request.adapter, self.resident.digest, results)
 
     def _choose(self, scores: np.ndarray, k: int) -> np.ndarray:
-        """Places of the best k, or of k good ones that differ."""
+        """Indices of the best k, or of k diverse ones."""
         if not self.request.diversity:
             return best(scores, k)
         pool = best(scores, POOL)
@@ -76,7 +76,7 @@ def plan(number: int, request: Request, resident: Resident, inline: Inline, data
     """Turn a checked request into rows.
 
     Args:
-        number: Its place in the call.
+        number: Its index in the call.
         request: The request.
         resident: The version that answers it.
         inline: The call's items, of the version's catalogue.
@@ -90,17 +90,17 @@ def plan(number: int, request: Request, resident: Resident, inline: Inline, data
         loaded = resident.loaded
         task = task_of(loaded, request)
         history, user = history_of(request, data)
-        seen = [inline.code(event["item_id"] if "item_id" in event else event["item"]) for event in history]
+        history_items = [inline.code(event["item_id"] if "item_id" in event else event["item"]) for event in history]
         if request.diversity and inline.space.vectors is None:
             raise RequestError(
                 "diversity needs item vectors",
                 got=f"{request.adapter}, which reads items as text",
                 expected="an adapter with an encoder",
             )
-        codes = _candidates(request, inline, seen)
+        codes = _candidates(request, inline, history_items)
         layout = loaded.layout
         kept = layout.max_events - 1
-        rows = _rows(task, inline, layout, history[-kept:], seen[-kept:], user, codes, row_tokens)
+        rows = _rows(task, inline, layout, history[-kept:], history_items[-kept:], user, codes, row_tokens)
         return Job(number, request, resident, task, inline, codes, rows, [None] * len(rows))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:  # odd values of a type that no check foresaw
         raise RequestError("the request cannot be used", got=f"{type(error).__name__}: {error}"[:160]) from error
@@ -144,15 +144,15 @@ def history_of(request: Request, data: Interactions | None) -> tuple[list[dict[s
 
 
 def best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Places of the k largest scores, the largest first, equal ones in order."""
-    places = np.arange(len(scores))
+    """Indices of the k largest scores, the largest first, equal ones in order."""
+    indices = np.arange(len(scores))
     if 4 * k < len(scores):  # sorting a whole catalogue for ten of its items would take longer than scoring it
         least = np.partition(scores, len(scores) - k)[len(scores) - k]
-        places = np.flatnonzero(scores >= least)
-    return places[np.lexsort((places, -scores[places]))[:k]]
+        indices = np.flatnonzero(scores >= least)
+    return indices[np.lexsort((indices, -scores[indices]))[:k]]
 
 
-def _candidates(request: Request, inline: Inline, seen: Sequence[int]) -> np.ndarray:
+def _candidates(request: Request, inline: Inline, history_items: Sequence[int]) -> np.ndarray:
     """Codes of what is to be scored, after the filters."""
     if request.candidates is None and request.k is None:
         raise RequestError("a request needs candidates or k")
@@ -164,7 +164,7 @@ def _candidates(request: Request, inline: Inline, seen: Sequence[int]) -> np.nda
         codes = np.arange(catalogue.size, dtype=np.int32)
     unwanted = [catalogue.code(item) for item in request.deny or () if item in catalogue]
     if request.candidates is None and request.exclude_seen:
-        unwanted += seen
+        unwanted += history_items
     if unwanted:
         codes = codes[~np.isin(codes, unwanted)]
     if request.candidates is not None and request.allow is not None:
@@ -179,7 +179,7 @@ def _rows(
     inline: Inline,
     layout: Layout,
     history: Sequence[dict[str, Any]],
-    seen: Sequence[int],
+    history_items: Sequence[int],
     user: dict[str, Any],
     codes: np.ndarray,
     row_tokens: int,
@@ -188,7 +188,7 @@ def _rows(
     prefix = layout.prefix({name: user.get(name) for name in fields})
     feedback, groups = _feedback(layout, history), _groups(history)
     texts = inline.texts if layout.item != "token" else None
-    items = np.array(seen, dtype=np.int32)
+    items = np.array(history_items, dtype=np.int32)
 
     def build(candidates: np.ndarray | None) -> Row:
         return layout.build(prefix, items, feedback, texts=texts, groups=groups, candidates=candidates)
@@ -200,8 +200,8 @@ def _rows(
     lengths = np.ones(len(codes), dtype=np.int64)
     if texts is not None:
         lengths = np.array([len(layout.item_tokens(texts[code])[0]) + (layout.item == "both") for code in codes.tolist()])
-    trunk = len(build(None)) if lengths.sum() > row_tokens // 2 else 0  # not looked at where everything fits in any case
-    return [build(part) for part in _chunks(codes, lengths, max(row_tokens - trunk, trunk))]
+    shared = len(build(None)) if lengths.sum() > row_tokens // 2 else 0  # not needed where everything fits in any case
+    return [build(part) for part in _chunks(codes, lengths, max(row_tokens - shared, shared))]
 
 
 def _chunks(codes: np.ndarray, lengths: np.ndarray, room: int) -> list[np.ndarray]:
@@ -224,10 +224,9 @@ def _feedback(layout: Layout, history: Sequence[dict[str, Any]]) -> np.ndarray:
         numbers = np.array([np.nan if value is None else float(value) for value in raw], dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         raise RequestError(f"{column} in the history is no number", got=repr(raw)[:80]) from None
-    given = np.array([value is not None for value in raw], dtype=bool)
-    if not np.isfinite(numbers[given]).all():
-        stray = numbers[given][~np.isfinite(numbers[given])]
-        raise RequestError(f"{column} in the history is no number", got=float(stray[0]), expected="a finite number, or null")
+    present = numbers[[value is not None for value in raw]]
+    if len(infinite := present[~np.isfinite(present)]):
+        raise RequestError(f"{column} in the history is no number", got=float(infinite[0]), expected="a finite number, or null")
     return layout.feedback.encode(numbers)
 
 

@@ -2,7 +2,7 @@
 
 Owns: the arithmetic. Ignores: requests, where scores and vectors come from.
 
-    places = diversify(scores, vectors, k=10, amount=0.3)      # of (C,) scores and (C, D) vectors
+    indices = diversify(scores, vectors, k=10, amount=0.3)      # of (C,) scores and (C, D) vectors
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def diversify(scores: np.ndarray, vectors: np.ndarray, k: int, amount: float) ->
         amount: λ, from 0 to 1.
 
     Returns:
-        (min(k, C),) places in the pool, in the order of choice. O(k C D).
+        (min(k, C),) indices into the pool, in the order of choice. O(k C D).
     """
     count = len(scores)
     low, high = (float(scores.min()), float(scores.max())) if count else (0.0, 0.0)

@@ -35,7 +35,7 @@ class Reader:
 
     @property
     def row(self) -> Row:
-        """What is read."""
+        """The row of the job."""
         return self.job.rows[self.number]
 
 
@@ -135,7 +135,7 @@ def logits_of(inline: Inline, codes: np.ndarray, direction: Tensor) -> Tensor:
 
 
 def _positions(row: Row) -> tuple[np.ndarray, np.ndarray]:
-    """Where a row is read, and the item codes there: those of its candidates, or its text."""
+    """The token positions that a row is read at, and the item codes there: its candidates, or its one text."""
     return (row.candidate_reads, row.candidates) if row.spans is None else (row.item_reads, row.item_codes)
 
 
@@ -143,8 +143,8 @@ def _reads(
     rows: Sequence[Row], positions: Sequence[np.ndarray], items: Sequence[np.ndarray], spans: Sequence[np.ndarray] = ()
 ) -> Reads:
     owners = np.repeat(np.arange(len(rows)), [len(own) for own in positions])
-    seen = np.array([len(row.item_codes) for row in rows])[owners]
-    columns = owners, np.concatenate(positions), seen, np.concatenate(items)
+    length = np.array([len(row.item_codes) for row in rows])[owners]
+    columns = owners, np.concatenate(positions), length, np.concatenate(items)
     row, position, before, item = (torch.from_numpy(column.astype(np.int64)) for column in columns)
     width = torch.from_numpy(np.concatenate(spans).astype(np.int64)) if spans else None
     return Reads(row, position, before, before, item, width)

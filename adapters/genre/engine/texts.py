@@ -25,7 +25,7 @@ from genre.errors import RequestError
 
 @dataclass(eq=False)
 class TextJob(Job):
-    """A request about texts; `codes` are their places, `rows` has one row for each, its scores (1,) or (1, C).
+    """A request about texts; `codes` are their indices, `rows` has one row for each, its scores (1,) or (1, C).
 
     Attributes:
         ids: The id of each text in the response.
@@ -61,7 +61,7 @@ def plan_texts(number: int, request: Request, resident: Resident, inline: Inline
     """Turn a checked request into rows.
 
     Args:
-        number: Its place in the call.
+        number: Its index in the call.
         request: The request.
         resident: The version that answers it.
         inline: The call's items, of which texts name none.
@@ -82,7 +82,7 @@ def plan_texts(number: int, request: Request, resident: Resident, inline: Inline
         rows = layout.rows(joined, np.arange(len(joined)))
     except (TypeError, ValueError, OverflowError) as error:  # odd values of a type that no check foresaw
         raise RequestError("the texts cannot be used", got=f"{type(error).__name__}: {error}"[:160]) from error
-    ids = tuple(str(text.get("text_id", place)) for place, text in enumerate(request.texts))
+    ids = tuple(str(text.get("text_id", index)) for index, text in enumerate(request.texts))
     return TextJob(number, request, resident, task, inline, np.arange(len(rows)), rows, [None] * len(rows), ids)
 
 

@@ -61,12 +61,12 @@ class Loaded:
 
     @property
     def text_layout(self) -> TextLayout | None:
-        """How it reads labelled texts; None if it reads a user's events."""
+        """The layout of labelled texts; None if it reads a user's events."""
         return self.reading if isinstance(self.reading, TextLayout) else None
 
     @property
     def layout(self) -> Layout:
-        """How it reads a user's events.
+        """The layout of a user's events.
 
         Raises:
             InputError: It reads labelled texts.

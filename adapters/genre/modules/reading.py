@@ -56,7 +56,7 @@ def read(
 def view_of(
     head: Head, batch: Batch, reads: Reads, soft: SoftVectors, *others: Tensor, weights: Tensor | None = None
 ) -> tuple[View, list[Tensor]]:
-    """What a head sees of a batch, over tables of the items that occur there.
+    """A head's view of a batch, over tables of the items that occur there.
 
     Args:
         head: The head.

@@ -92,7 +92,7 @@ def states(
 def score_batch(
     model: Recommender, rows: list[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray]], tables: dict[str, Any]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """One batch of `outputs`; the model in evaluation mode, without gradients, its catalogue's tables given."""
+    """One batch of `outputs`; the caller sets evaluation mode, disables gradients and passes the catalogue's tables."""
     batch = collate(rows, supervise).to(model.base.device)
     yield from _read(model, batch, model.hidden(batch), tables)
 
@@ -141,7 +141,7 @@ def predict(
 
 
 def list_facts(model: Recommender, builder: Builder, split: Split, task: Task, targets: Targets) -> ListFacts | None:
-    """What quality metrics of a next-item task need: training counts and the encoder's item vectors; None where it has none."""
+    """Training counts and item vectors, for a next-item task's metrics of list quality; None for tasks without such metrics."""
     if not any(metric(name).kind == "quality" for name in task.metrics):
         return None
     counts, popular = popularity_ranks(need_log(builder.data), split, targets, seen=task.seen)
