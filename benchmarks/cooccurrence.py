@@ -53,8 +53,8 @@ def main() -> None:
     assert made.model.soft is not None
     vectors = to_unit(made.model.soft.every())
     made.model.release()
-    factors = torch.from_numpy(pure_svd(log, made.usable, dimensions=64))
-    weight = torch.from_numpy(np.bincount(log.item_codes[made.usable], minlength=log.catalogue.size)).float()
+    factors = torch.from_numpy(pure_svd(log, made.train_mask, dimensions=64))
+    weight = torch.from_numpy(np.bincount(log.item_codes[made.train_mask], minlength=log.catalogue.size)).float()
     history = recent(log, Histories(log, made.split), found.event, longest, 0.95)
     draw = to_unit(torch.randn(2000, vectors.shape[1], generator=torch.Generator().manual_seed(0)))
 

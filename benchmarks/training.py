@@ -36,7 +36,8 @@ from genre.jobs.inputs import open_log
 from genre.modules.base.quiet import quiet
 from genre.progress import Reporter
 from genre.training import Loop
-from genre.training.assembly import SharedEncoder, assemble, training_split
+from genre.training.assembly import assemble, training_split
+from genre.training.parts import SharedEncoder
 from genre.training.prediction import predict
 from suite import keep_figures
 from training_cost import cost

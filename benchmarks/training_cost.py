@@ -32,8 +32,9 @@ from genre.jobs.inputs import open_log
 from genre.modules.base.quiet import quiet
 from genre.progress import Reporter
 from genre.training import Loop
-from genre.training.assembly import Assembly, SharedEncoder, assemble
+from genre.training.assembly import Assembly, assemble
 from genre.training.optimization import Optimization
+from genre.training.parts import SharedEncoder
 from genre.training.runtime import RandomStream
 from genre.training.simultaneous import Group, Member
 

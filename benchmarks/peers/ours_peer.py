@@ -17,7 +17,7 @@ from rounds import Part, serve
 import genre
 from genre.engine import Engine, Request
 from genre.jobs.inputs import open_log
-from genre.training.assembly import SharedEncoder
+from genre.training.parts import SharedEncoder
 from training import Ours
 
 STEPS = 3

@@ -17,7 +17,8 @@ from genre.jobs.train import train
 from genre.modules.base.base import Base
 from genre.modules.losses import Negatives
 from genre.registry import Registry
-from genre.training.assembly import assemble, known_items
+from genre.training.assembly import assemble
+from genre.training.parts import warm_items
 
 SPLIT = {"kind": "last_n", "n": 2, "cold_items": 0.25}
 
@@ -34,7 +35,7 @@ def base(tiny):
 
 def test_cold_items_have_no_vectors_of_their_own(base, some):
     made = assemble(recipe(base.name, NEXT, data={"split": SPLIT}), some, base)
-    counts = np.bincount(some.item_codes[made.usable], minlength=24)
+    counts = np.bincount(some.item_codes[made.train_mask], minlength=24)
     cold = counts == 0
     assert cold.sum() >= 6
     encoder = made.shared.encoder
@@ -47,16 +48,16 @@ def test_cold_items_have_no_vectors_of_their_own(base, some):
 def test_items_with_few_events_have_none_either(base, some):
     wanted = recipe(base.name, NEXT, data={"split": {"kind": "last_n"}}, encoder={"min_events": 9})
     made = assemble(wanted, some, base)
-    counts = np.bincount(some.item_codes[made.usable], minlength=24)
+    counts = np.bincount(some.item_codes[made.train_mask], minlength=24)
     assert 0 < (counts < 9).sum() < 24 and len(made.shared.encoder.item_ids) == (counts >= 9).sum()
     assert made.model.cold is None  # each has an event, and so is a negative
-    assert known_items(recipe(base.name, NEXT), some, np.zeros(len(some), dtype=bool)).all()  # by default all have one
+    assert warm_items(recipe(base.name, NEXT), some, np.zeros(len(some), dtype=bool)).all()  # by default all have one
 
 
 def test_cold_items_are_no_negatives_but_are_ranked(base, some):
     made = assemble(recipe(base.name, NEXT, data={"split": SPLIT}, encoder={"dropout": 0.0}), some, base)
     model, builder = made.model.eval(), made.builder
-    rows = rows_of(made, training_windows(some, made.usable, max_events=16, min_events=2)[0])
+    rows = rows_of(made, training_windows(some, made.train_mask, max_events=16, min_events=2)[0])
     batch = collate(rows[:4], builder.data.supervise(list(model.tasks.values())))
     hidden = model.hidden(batch)
     logits, labels = model.output("next_item", hidden, batch), batch.reads["next_item"].labels

@@ -16,7 +16,7 @@ from genre.jobs.evaluate import evaluate, say_few_users
 from genre.jobs.reliability import draw_reliability
 from genre.jobs.train_several import train_together
 from genre.progress import Reporter
-from genre.training.text_assembly import assemble_texts
+from genre.training.assembly import assemble_texts
 
 LAST = {"split": {"kind": "last_n", "n": 4}}  # reaches further back than the temporal split
 TEMPORAL = {"kind": "temporal", "valid": 0.1, "test": 0.1}

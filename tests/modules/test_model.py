@@ -133,7 +133,7 @@ def test_exactly_the_adapters_parameters_train(build, tasks, sections, groups):
 
 def backward(assembly):
     """One step's gradients on the first users."""
-    windows, _ = training_windows(assembly.log, assembly.usable, max_events=8, min_events=2)
+    windows, _ = training_windows(assembly.log, assembly.train_mask, max_events=8, min_events=2)
     rows = [assembly.builder.row(window) for window in windows[:12]]
     assembly.model.train()
     loss, parts = assembly.model(collate(rows, assembly.builder.data.supervise(list(assembly.model.tasks.values()))))

@@ -112,7 +112,7 @@ def test_a_model_that_draws_every_item_has_the_full_loss_and_gradient(base, tiny
         try:
             assert set(assembly.model.negatives) == ({"next_item"} if above == 1 else set())
             stir(assembly)
-            rows, _ = assembly.builder.training_rows(assembly.usable, None, max_events=16, min_events=2, shift=0.0)
+            rows, _ = assembly.builder.training_rows(assembly.train_mask, None, max_events=16, min_events=2, shift=0.0)
             batch = collate(rows[:5], assembly.builder.data.supervise(list(assembly.recipe.tasks)))
             loss, parts = assembly.model(batch)
             loss.backward()

@@ -14,7 +14,7 @@ from genre.training.assembly import assemble
 def gradients(assembly, checkpoint):
     model = assembly.model.train()
     model.checkpoint_activations = checkpoint
-    windows, _ = training_windows(assembly.log, assembly.usable, max_events=16, min_events=2)
+    windows, _ = training_windows(assembly.log, assembly.train_mask, max_events=16, min_events=2)
     batch = collate(rows_of(assembly, windows[:6]), assembly.builder.data.supervise(list(assembly.recipe.tasks)))
     torch.manual_seed(3)
     loss, _ = model(batch)
@@ -59,7 +59,7 @@ def test_nothing_runs_again_in_evaluation(base, tiny, log):
     model, calls = assembly.model.eval(), []
     model.checkpoint_activations = True
     handle = base.body.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
-    windows, _ = training_windows(log, assembly.usable, max_events=16, min_events=2)
+    windows, _ = training_windows(log, assembly.train_mask, max_events=16, min_events=2)
     batch = collate(rows_of(assembly, windows[:2]), assembly.builder.data.supervise([assembly.recipe.tasks[0]]))
     model(batch)[0].backward()
     handle.remove()

@@ -16,8 +16,8 @@ from genre.jobs.merge.job import merge_versions
 from genre.jobs.merge.judge import Options
 from genre.modules.heads.tfidf import FOLDS, STRENGTH, UNSEEN, TfidfNgrams
 from genre.recipe import Recipe
+from genre.training.assembly import assemble_texts
 from genre.training.prediction import predict
-from genre.training.text_assembly import assemble_texts
 
 
 def brief(base, *tasks, terms=500):

@@ -93,7 +93,7 @@ def test_a_taste_that_does_not_help_is_left_out(tiny, tmp_path):
     before = validation_metrics(made, Processes())["next_item.ndcg@10"]
     made.model.heads["next_item"] = head.with_cooccurrence(None)
     assert before >= validation_metrics(made, Processes())["next_item.ndcg@10"]
-    harmful = -10 * fit_factors(to_unit(made.model.soft.every()), given, made.usable, 8)
+    harmful = -10 * fit_factors(to_unit(made.model.soft.every()), given, made.train_mask, 8)
     made.model.heads["next_item"] = head.with_cooccurrence(harmful, 1.0)
     list(add_cooccurrence(made, Processes()))
     head = made.model.heads["next_item"]

@@ -21,7 +21,7 @@ THREE = [task | {"weight": WEIGHTS[task["name"]]} for task in (LIKE, RATING, NEX
 
 
 def batch_of(assembly, tasks):
-    rows, _ = assembly.builder.training_rows(assembly.usable, None, max_events=16, min_events=2, shift=0.0)
+    rows, _ = assembly.builder.training_rows(assembly.train_mask, None, max_events=16, min_events=2, shift=0.0)
     return collate(rows[:6], assembly.builder.data.supervise(tasks))
 
 

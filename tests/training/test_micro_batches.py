@@ -16,7 +16,7 @@ STILL = {"dropout": 0.0}  # what is drawn at random differs with the pieces
 
 
 def rows(assembly, count):
-    windows, _ = training_windows(assembly.log, assembly.usable, max_events=16, min_events=2)
+    windows, _ = training_windows(assembly.log, assembly.train_mask, max_events=16, min_events=2)
     return sorted(rows_of(assembly, windows[:count]), key=len)
 
 

@@ -70,11 +70,11 @@ def test_an_epoch_reads_what_is_left_alone(base, tiny, tmp_path):
     assembly = assemble(wanted, log, base)
     try:
         loop = Loop(assembly, tmp_path, Reporter.silent())
-        clicks = int(log.column("click")[assembly.usable].sum())
+        clicks = int(log.column("click")[assembly.train_mask].sum())
         seen = []
         for epoch in (0, 0, 1):
             events = np.concatenate([row.events[row.targets] for rows in loop.plan(epoch) for row in rows])
-            assert len(events) < clicks + 0.2 * assembly.usable.sum() and assembly.usable[events].all()
+            assert len(events) < clicks + 0.2 * assembly.train_mask.sum() and assembly.train_mask[events].all()
             assert log.column("click")[events].sum() == clicks
             seen.append(set(events.tolist()))
         assert seen[0] == seen[1] != seen[2]

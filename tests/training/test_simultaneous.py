@@ -265,7 +265,7 @@ def test_packed_batches_see_themselves_only(base, log, tiny):
     """Three batches of different lengths, one of them with branches, against the base on each alone."""
     assembly = assemble(recipe(tiny, LIKE), log, base, bare=True)
     builder = assembly.builder
-    rows, _ = builder.training_rows(assembly.usable, None, max_events=16, min_events=2, shift=0.0)
+    rows, _ = builder.training_rows(assembly.train_mask, None, max_events=16, min_events=2, shift=0.0)
     branched = builder.layout.build(builder.prefix(3), rows[0].item_codes, rows[0].feedback_codes, candidates=rows[1].item_codes)
     batches = [collate(some, {}) for some in (rows[:3], [branched], rows[5:6])]
     embeds = [assembly.model.base.embedding(batch.tokens) for batch in batches]
@@ -293,7 +293,7 @@ def test_a_sliding_window_is_kept(tmp_path, log):
     base = Base.load(str(folder))
     check_packing(base)  # rows of seven tokens
     assembly = assemble(recipe(folder, LIKE), log, base, bare=True)
-    rows, _ = assembly.builder.training_rows(assembly.usable, None, max_events=16, min_events=2, shift=0.0)
+    rows, _ = assembly.builder.training_rows(assembly.train_mask, None, max_events=16, min_events=2, shift=0.0)
     alone = collate(rows[:3], {})
     embeds = base.embedding(alone.tokens)
     with packing(base):

@@ -22,9 +22,8 @@ from genre.jobs.merge.judge import Options
 from genre.modules.base.quiet import quiet
 from genre.recipe import Recipe
 from genre.training import fit
-from genre.training.assembly import training_split
+from genre.training.assembly import assemble_texts, training_split
 from genre.training.prediction import predict
-from genre.training.text_assembly import assemble_texts
 
 KINDS = ("bert", "llama")
 

@@ -26,7 +26,7 @@ from genre.modules.base.base import Base
 from genre.modules.lora.slot_layers import Place
 from genre.modules.lora.slots import Lanes, Packed
 from genre.registry import Registry, Version
-from genre.training.assembly import SharedEncoder
+from genre.training.parts import SharedEncoder
 
 
 @dataclass(frozen=True)

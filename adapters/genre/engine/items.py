@@ -17,7 +17,7 @@ from genre.data.catalogue import Catalogue
 from genre.engine.filters import Condition
 from genre.errors import GenreError, RequestError
 from genre.modules.base.base import Base
-from genre.training.assembly import SharedEncoder
+from genre.training.parts import SharedEncoder
 
 CONDITIONS = 16
 """Conditions whose items are kept, a byte per item each."""

@@ -30,7 +30,7 @@ from genre.modules.lora.layer import from_peft
 from genre.registry import Registry, Version
 from genre.registry.manifest import Manifest, check_fit
 from genre.tasks import Task
-from genre.training.assembly import SharedEncoder
+from genre.training.parts import SharedEncoder
 
 Low = dict[str, tuple[Tensor, Tensor, float]]
 CATALOGUE, HEADS = "catalogue.jsonl", "heads.json"

@@ -40,7 +40,8 @@ from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost as NoCost
 from genre.training import Loop
-from genre.training.assembly import Assembly, SharedEncoder, assemble, needs_encoder
+from genre.training.assembly import Assembly, assemble, needs_encoder
+from genre.training.parts import SharedEncoder
 from genre.training.prediction import score_batch
 from genre.training.reporting import check_tracker
 from genre.training.runtime import RandomStream, peak_memory_bytes, reset_peak_memory
@@ -313,7 +314,7 @@ class _Rehearsal:
             recipe,
             data.info.name,
             events=len(data),
-            training_events=int(assembly.usable.sum()),
+            training_events=int(assembly.train_mask.sum()),
             parameters=parameters,
             epoch=Epoch(sum(map(len, training)), tokens, sum(map(padded, training)), len(training)),
             epochs=recipe.train.epochs,

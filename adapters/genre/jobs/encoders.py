@@ -15,7 +15,8 @@ from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost, Manifest
-from genre.training.assembly import Assembly, SharedEncoder, needs_encoder
+from genre.training.assembly import Assembly, needs_encoder
+from genre.training.parts import SharedEncoder
 
 
 def encoder_name(data: Dataset) -> str:

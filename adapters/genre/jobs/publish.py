@@ -143,7 +143,7 @@ def _manifest(assembly: Assembly, **fields: Any) -> Manifest:
         "split": split.split.model_dump(mode="json", exclude_none=True),
         "hold_out": [held.model_dump(mode="json", exclude_none=True) for held in split.hold_out],
     }
-    rows, span = int(np.count_nonzero(assembly.usable)), data.time_span(assembly.usable)
+    rows, span = int(np.count_nonzero(assembly.train_mask)), data.time_span(assembly.train_mask)
     name = Path(base.name).name if Path(base.name).expanduser().is_dir() else base.name  # no path of this machine
     described = {
         "base": BaseInfo(name=name, fingerprint=base.fingerprint, depth=base.depth, quantization=base.quantization),

@@ -28,12 +28,11 @@ from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost, Manifest
 from genre.training import Fitted, fit
-from genre.training.assembly import Assembly
+from genre.training.assembly import Assembly, assemble_any
 from genre.training.checkpoints import fitted_encoder
 from genre.training.fsdp import check_launch
 from genre.training.prediction import predict
 from genre.training.reporting import draw_curve
-from genre.training.text_assembly import assemble_any
 
 
 @dataclass(frozen=True)

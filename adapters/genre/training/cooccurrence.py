@@ -49,7 +49,7 @@ def add_cooccurrence(assembly: Assembly, processes: Processes) -> Iterator[str]:
     if not heads:
         return
     vectors = to_unit(assembly.model.soft.every())
-    factors = processes.broadcast(fit_factors(vectors, assembly.log, assembly.usable, assembly.recipe.encoder.taste))
+    factors = processes.broadcast(fit_factors(vectors, assembly.log, assembly.train_mask, assembly.recipe.encoder.taste))
     heads = {name: head.with_cooccurrence(factors.to(vectors.device)) for name, head in heads.items()}
     assembly.model.heads.update(heads)
     for name, found in _ranks_by_weight(assembly, heads, processes).items():

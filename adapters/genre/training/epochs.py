@@ -50,7 +50,7 @@ def plan_epoch(assembly: Assembly, all_labels: Labels, epoch: int) -> Epoch:
     draw = np.random.default_rng([train.seed, epoch])
     labels, targets = _thin(assembly, all_labels, epoch)
     rows, skipped = assembly.builder.training_rows(
-        assembly.usable, targets, max_events=data.max_events, min_events=data.min_events, shift=draw.random()
+        assembly.train_mask, targets, max_events=data.max_events, min_events=data.min_events, shift=draw.random()
     )
     if skipped:
         assembly.skipped["events of users with fewer than min_events"] = skipped
@@ -71,7 +71,7 @@ def _thin(assembly: Assembly, all_labels: Labels, epoch: int) -> tuple[Labels, n
 
     Where every task has left some out, rows are made for the remaining targets alone.
     """
-    targets, tasks = assembly.supervised, assembly.recipe.tasks
+    targets, tasks = assembly.target_mask, assembly.recipe.tasks
     if all(task.keep_negatives is None for task in tasks):
         return all_labels, targets
     draw = np.random.default_rng([assembly.recipe.train.seed, epoch, 1])
@@ -79,5 +79,5 @@ def _thin(assembly: Assembly, all_labels: Labels, epoch: int) -> tuple[Labels, n
     labels = {name: (slot, kept[name]) for name, (slot, _) in all_labels.items()}
     if any(task.keep_negatives is None for task in tasks):
         return labels, targets
-    left = assembly.usable & np.any([known_labels(own) for own in kept.values()], axis=0)
+    left = assembly.train_mask & np.any([known_labels(own) for own in kept.values()], axis=0)
     return labels, left if targets is None else left & targets

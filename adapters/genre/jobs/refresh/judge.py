@@ -18,7 +18,7 @@ from genre.errors import RecipeError
 from genre.evaluation.metrics import bootstrap, metric, paired_bootstrap
 from genre.evaluation.targets import Targets
 from genre.tasks import Task
-from genre.training.assembly import SharedEncoder
+from genre.training.parts import SharedEncoder
 from genre.training.prediction import Predicted
 
 Outcome = Literal["not worse", "worse", "cannot be told"]

@@ -26,8 +26,8 @@ from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.training import TrainingState, fit
-from genre.training.assembly import SharedEncoder, needs_encoder, training_split
-from genre.training.text_assembly import assemble_any
+from genre.training.assembly import assemble_any, needs_encoder, training_split
+from genre.training.parts import SharedEncoder
 
 FIXED_BY_ENCODER = (
     "encoder.text",

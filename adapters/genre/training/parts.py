@@ -1,0 +1,173 @@
+"""New parts of a run: a behaviour encoder over its catalogue, and heads that start at the statistics of the training labels.
+
+Owns: making them. Ignores: how they are wired and trained.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from genre.data.catalogue import Catalogue
+from genre.data.interactions import Interactions
+from genre.data.sequences.layout import FeedbackVocabulary
+from genre.data.sequences.rows import RowBuilder
+from genre.data.sequences.text_rows import TextRows
+from genre.errors import RecipeError
+from genre.evaluation.labels import check_labels, check_spread, known_labels, smoothing
+from genre.modules.base.base import Base
+from genre.modules.collaborative import collaborative_vectors, factor_vectors
+from genre.modules.encoder import COMPUTED, BehaviourEncoder, EncoderSpec
+from genre.modules.heads.heads import BinaryHead, CatalogueHead, FeedbackHead, Head, make_head
+from genre.modules.heads.spec import HeadSpec
+from genre.modules.heads.tfidf import TfidfNgrams
+from genre.modules.recommender import Recommender
+from genre.recipe import Recipe
+from genre.tasks import Task
+
+
+@dataclass(frozen=True)
+class SharedEncoder:
+    """A behaviour encoder with what is needed to use it again.
+
+    Attributes:
+        encoder: The module, frozen unless it is being fitted.
+        vocabulary: The feedback values that its codes stand for.
+        digest: Of its published version; None while it is being fitted.
+        catalogue: The items that its version carries; None while it is being fitted.
+    """
+
+    encoder: BehaviourEncoder
+    vocabulary: FeedbackVocabulary
+    digest: str | None
+    catalogue: Catalogue | None = None
+
+
+def make_encoder(
+    recipe: Recipe, log: Interactions, base: Base, train_mask: np.ndarray, vocabulary: FeedbackVocabulary
+) -> SharedEncoder:
+    """Make a new encoder over the log's catalogue; what it computes of the items comes from the training events."""
+    config, seed = recipe.encoder, recipe.train.seed
+    computed: dict[str, np.ndarray] = {}
+    if config.collaborative:
+        feedback = log.column(vocabulary.column)
+        numeric = feedback if feedback.dtype != object else None
+        if numeric is not None:
+            check_spread(f"feedback column {vocabulary.column!r} has a value", numeric, log, train_mask)
+        made = collaborative_vectors(log, train_mask, dimensions=config.collaborative, feedback=numeric, seed=seed)
+        computed["collaborative"] = made
+    if config.factors:
+        computed["factors"] = factor_vectors(log, train_mask, dimensions=config.factors, seed=seed)
+    text = recipe.sequence.text if config.text else ()
+    dense = tuple((name, log.catalogue.dense(name).shape[1]) for name in config.dense)
+    sizes = {name: computed[name].shape[1] if name in computed else 0 for name in COMPUTED}
+    spec = EncoderSpec(
+        width=base.hidden_size,
+        text=text,
+        learned=config.learned,
+        dense=dense,
+        feedback=vocabulary.size,
+        dropout=config.dropout,
+        **sizes,
+    )
+    if not spec.sources:
+        expected = "encoder.text, learned, collaborative, factors or dense columns"
+        raise RecipeError("the encoder projects nothing", expected=expected)
+    warm = warm_items(recipe, log, train_mask)
+    ids = [item for item, kept in zip(log.catalogue.item_ids, warm.tolist(), strict=True) if kept]
+    tables = {name: torch.from_numpy(values[warm]) for name, values in computed.items()}
+    encoder = BehaviourEncoder(spec, ids, scale=base.embedding_rms, computed=tables)
+    return SharedEncoder(encoder, vocabulary, None)
+
+
+def warm_items(recipe: Recipe, log: Interactions, train_mask: np.ndarray) -> np.ndarray:
+    """(N,) bool: items with enough training events for vectors that are bound to their ids; see `encoder.min_events`."""
+    return np.bincount(log.item_codes[train_mask], minlength=log.catalogue.size) >= least_events(recipe)
+
+
+def least_events(recipe: Recipe) -> int:
+    """The training events of an item without which it is cold."""
+    return max(recipe.encoder.min_events, int(recipe.data.split.cold_items is not None))
+
+
+def make_heads(
+    recipe: Recipe, base: Base, builder: RowBuilder | TextRows, train_mask: np.ndarray, *, fuse: bool = False
+) -> dict[str, Head]:
+    """Make one head per task, started at the training labels' share, or mean and deviation, and fit its n-grams.
+
+    Raises:
+        DataError: A task's labels cannot train it.
+        RecipeError: A verbalizer has fewer words than its labels have classes.
+    """
+    heads = {}
+    codes = builder.layout.feedback.size if isinstance(builder, RowBuilder) else 0
+    for task in recipe.tasks:
+        labels = builder.data.labels_of(task)
+        check_labels(task, labels, builder.data, train_mask)
+        words = len(task.words or ())
+        if task.head == "verbalizer" and task.loss == "cross_entropy" and labels.max() >= words:
+            what, got = f"task {task.name!r} has more classes than label words", f"classes 0 to {labels.max()}"
+            raise RecipeError(
+                what, got=got, expected=f"classes below {words}", todo="name one word per class in the task's words"
+            )
+        classes = len(task.classes or ()) or (int(labels.max()) + 1 if task.head == "categorical" else 0)
+        ngrams = _fit_ngrams(recipe, task, builder, train_mask) if isinstance(builder, TextRows) else None
+        count = None if ngrams is None else len(ngrams.keys)
+        spec = HeadSpec.of(task, base.hidden_size, classes=classes, feedback_codes=codes, fuse=fuse, ngrams=count)
+        start = label_statistics(task, labels[train_mask & known_labels(labels)])
+        heads[task.name] = make_head(spec, base, dropout=recipe.train.dropout, ngrams=ngrams, **start)
+    return heads
+
+
+def label_statistics(task: Task, known: np.ndarray) -> dict[str, float]:
+    """The start of a head from a task's training labels, (n,) without missing ones."""
+    if task.loss == "log_loss":
+        return {"prior": float((known.sum() + 1) / (len(known) + 2))}
+    return {"mean": float(known.mean()), "deviation": float(known.std()) or 1.0} if task.loss == "mse" else {}
+
+
+def _fit_ngrams(recipe: Recipe, task: Task, builder: TextRows, train_mask: np.ndarray) -> TfidfNgrams | None:
+    """A linear model of the labels on the n-grams of the training texts; None where the recipe wants none."""
+    most, labels = recipe.sequence.terms, builder.data.labels_of(task)
+    if not most:
+        return None
+    known = np.where(train_mask, labels, np.nan if labels.dtype.kind == "f" else -1)
+    rows = [row.tokens for row in builder.all_rows]
+    classes = len(task.classes or ())
+    return TfidfNgrams.fit(rows, known, builder.data.group_codes, loss=task.loss, classes=classes, most=most)
+
+
+@torch.no_grad()
+def start_item_heads(model: Recommender, builder: RowBuilder, train_mask: np.ndarray) -> None:
+    """Start heads that read item vectors at the counts and mean labels of the training events (mutates them)."""
+    assert model.soft is not None
+    log, vectors = builder.data, model.soft.every()
+    count = log.catalogue.size
+    for name, head in model.heads.items():
+        if isinstance(head, CatalogueHead):
+            events = np.bincount(log.item_codes[train_mask], minlength=count) + 0.5
+            share = torch.from_numpy(np.log(events / events.sum())).float()
+            if model.cold is None:
+                head.start_at(vectors, share)
+            else:  # as much from what is known of a new item as training shows items like one
+                dropout, warm = model.soft.encoder.spec.dropout, (~model.cold).to("cpu", torch.float32)
+                weight = torch.cat([warm * (1 - dropout), warm * dropout])
+                head.start_at(torch.cat([vectors, model.soft.every(known=False)]), share.repeat(2), weight)
+        elif isinstance(head, FeedbackHead) and head.affinity is not None:
+            labels = log.labels_of(model.tasks[name])
+            chosen = train_mask & known_labels(labels)
+            mean, spread = labels[chosen].mean(), labels[chosen].std() or 1.0
+            unit = spread**2 if isinstance(head, BinaryHead) else spread  # logits move by 1 / (p (1 - p)) per unit of p
+            prior = smoothing(mean) if isinstance(head, BinaryHead) else 5.0
+            item, weight = _item_bias(log.item_codes[chosen], (labels[chosen] - mean) / unit, count, prior)
+            feedback, _ = _item_bias(
+                builder.feedback[chosen], (labels[chosen] - mean) / unit, builder.layout.feedback.size, prior
+            )
+            head.affinity.start_at(vectors, item, weight, feedback)
+
+
+def _item_bias(codes: np.ndarray, values: np.ndarray, count: int, prior: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smoothed mean of the values of each code, and their number."""
+    weight = np.bincount(codes, minlength=count)
+    means = np.bincount(codes, values, count) / (weight + prior)
+    return torch.from_numpy(means).float(), torch.from_numpy(weight).float()
