@@ -1,1 +1,1 @@
-"""What people did and with what: interaction logs, catalogues, labelled texts, and the rows that a model reads."""
+"""Data: interaction logs, catalogues, labelled texts, and the rows that a model reads."""

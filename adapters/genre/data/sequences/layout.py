@@ -329,7 +329,7 @@ def _filled(values: np.ndarray | None, count: int, filling: int) -> np.ndarray:
 def _arrange(
     prefix: int, starts: np.ndarray, ends: np.ndarray, item_lengths: np.ndarray, groups: np.ndarray | None, total: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Positions, hidden spans, the read and the number of events before each event, siblings of an impression side by side."""
+    """Return positions, masked spans, and the read and number of events before each event; siblings are laid out side by side."""
     positions = np.arange(total, dtype=np.int32)
     masked = np.zeros((total, 2), dtype=np.int32)
     before = (starts - 1).astype(np.int32)
