@@ -63,7 +63,7 @@ def test_gradcheck_in_double_precision():
     x, weight, a, b = draw(5, 6).double(), draw(4, 6, seed=1).double(), draw(2, 6, seed=2).double(), draw(4, 2, seed=3).double()
     for value in (x, a, b):
         value.requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, a, b: FusedLora.apply(x, weight, None, a, b, 0.5), (x, a, b))
+    assert torch.autograd.gradcheck(lambda x, a, b: FusedLora.apply(x, weight, None, [(0, 5, 0, 0.5)], a, b), (x, a, b))
 
 
 def test_gradcheck_of_the_update_added_to_a_product():

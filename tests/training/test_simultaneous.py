@@ -11,7 +11,7 @@ from fakes import make_base
 from genre.data.sequences.batches import collate
 from genre.errors import BaseModelError, DivergedError, InterruptedJobError, RecipeError
 from genre.modules.base.base import Base
-from genre.modules.lora.layer import LaneSpans, LoraLanes, LoraLinear
+from genre.modules.lora.layer import LoraLinear, PackedLora, PackedSpans
 from genre.progress import Reporter
 from genre.training import Loop, fit
 from genre.training.assembly import assemble
@@ -84,7 +84,7 @@ def compare(group, fitted, solo, close=CLOSE):
 # --- the runs of a group ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokens", [100_000, 900, 1], ids=["one pass", "some passes", "one lane a pass"])
+@pytest.mark.parametrize("tokens", [100_000, 900, 1], ids=["one pass", "some passes", "one slot a pass"])
 def test_each_run_ends_as_it_does_alone(tiny, base, log, tmp_path, tokens):
     wanted = recipes(tiny)
     solo = alone(wanted, log, base, tmp_path / "solo")
@@ -216,7 +216,7 @@ def test_quantized_bases_train_together(tiny, log, tmp_path, quantization):
 @pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["fused", "parts"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_slice_of_the_tokens_gives_what_its_own_layer_gives(dropout, bias):
-    """Outputs, gradients of the input and of every update; the third lane has none here."""
+    """Outputs, gradients of the input and of every update; the third slot has none here."""
     torch.manual_seed(0)
     base = nn.Linear(6, 5, bias=bias).requires_grad_(False)
     own = {0: LoraLinear(base, rank=2, scale=2.0, dropout=dropout), 1: LoraLinear(base, rank=3, scale=0.5)}
@@ -226,25 +226,25 @@ def test_a_slice_of_the_tokens_gives_what_its_own_layer_gives(dropout, bias):
     streams = {number: RandomStream(torch.device("cpu")) for number in own}
     x, weight = torch.randn(1, 60, 6, requires_grad=True), torch.randn(60, 5)
     wanted, gradients = [], []
-    for lane, start, stop in spans:
-        torch.manual_seed(lane)
+    for slot, start, stop in spans:
+        torch.manual_seed(slot)
         part = x.detach()[0, start:stop].requires_grad_(True)
-        y = own[lane](part) if lane in own else base(part)
+        y = own[slot](part) if slot in own else base(part)
         (y * weight[start:stop]).sum().backward()
         wanted.append(y.detach())
         gradients.append(part.grad)
-    updates = {lane: (layer.lora_A.grad.clone(), layer.lora_B.grad.clone()) for lane, layer in own.items()}
-    for lane, layer in own.items():
+    updates = {slot: (layer.lora_A.grad.clone(), layer.lora_B.grad.clone()) for slot, layer in own.items()}
+    for slot, layer in own.items():
         layer.zero_grad()
-        torch.manual_seed(lane)
-        streams[lane].capture()
-    together = LoraLanes(base, own, LaneSpans(spans, lambda lane: streams[lane].drawing()))
+        torch.manual_seed(slot)
+        streams[slot].capture()
+    together = PackedLora(base, own, PackedSpans(spans, lambda slot: streams[slot].drawing()))
     y = together(x)
     (y[0] * weight).sum().backward()
     assert torch.allclose(y[0], torch.cat(wanted), atol=1e-5) and torch.allclose(x.grad[0], torch.cat(gradients), atol=1e-5)
-    for lane, layer in own.items():
-        assert torch.allclose(layer.lora_A.grad, updates[lane][0], atol=1e-5)
-        assert torch.allclose(layer.lora_B.grad, updates[lane][1], atol=1e-5)
+    for slot, layer in own.items():
+        assert torch.allclose(layer.lora_A.grad, updates[slot][0], atol=1e-5)
+        assert torch.allclose(layer.lora_B.grad, updates[slot][1], atol=1e-5)
     assert not [name for name, _ in together.named_parameters() if "lora" in name]
 
 

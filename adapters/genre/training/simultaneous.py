@@ -21,7 +21,7 @@ from genre.data.sequences.layout import Sequence as Row
 from genre.errors import GenreError, InputError, InterruptedJobError, RecipeError
 from genre.modules.base.base import Base
 from genre.modules.embedding import embed
-from genre.modules.lora.layer import LaneSpans, LoraLanes, attach, detach, find_linears
+from genre.modules.lora.layer import PackedLora, PackedSpans, attach, detach, find_linears
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.training.assembly import Assembly
@@ -196,7 +196,7 @@ class Group:
         self.stop_at = stop_at
         self.tokens = tokens or TOKENS.get(self.base.device.type, TOKENS["cuda"])
         self.runs = [GroupRun(slot, member, self) for slot, member in enumerate(members)]
-        self.routing = LaneSpans(drawing=lambda slot: self.runs[slot].stream.drawing())
+        self.routing = PackedSpans(drawing=lambda slot: self.runs[slot].stream.drawing())
         self.layers = self._shared_layers()
         self.interrupts = Interrupts()
         self._attachment = ExitStack()
@@ -315,15 +315,15 @@ class Group:
         for run in self.runs:
             run.loop.close()
 
-    def _shared_layers(self) -> dict[str, LoraLanes]:
-        """One layer for each linear that any run adapts; on an 8-bit base for every one (see `LoraLanes`)."""
+    def _shared_layers(self) -> dict[str, PackedLora]:
+        """One layer for each linear that any run adapts; on an 8-bit base for every one (see `PackedLora`)."""
         names = dict.fromkeys(name for run in self.runs for name in run.loop.model.layers)
         if self.base.quantization == "int8":
             names |= dict.fromkeys(find_linears(self.base.model, "all-linear"))
         found = {}
         for name in names:
             own = {run.slot: run.loop.model.layers[name] for run in self.runs if name in run.loop.model.layers}
-            found[name] = LoraLanes(self.base.model.get_submodule(name), own, self.routing)
+            found[name] = PackedLora(self.base.model.get_submodule(name), own, self.routing)
         return found
 
 

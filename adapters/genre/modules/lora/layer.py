@@ -1,7 +1,7 @@
 """Low-rank layers: y = x (W + s B A)ᵀ, attached to a base and taken off again.
 
-Owns: which linears are adapted, the trainable layer (fused where the base is full precision), several of them on one
-linear, PEFT's file format in and out. Ignores: tasks, paths, HTTP. Serving many adapters at once is `genre.modules.lora.slots`.
+Owns: which linears are adapted, the trainable layer (fused where the base is in full precision), several of them on one linear
+for packed batches, PEFT's file format in and out. Ignores: tasks, paths, HTTP, serving (`genre.modules.lora.slots`).
 
     >>> import torch
     >>> layer = LoraLinear(torch.nn.Linear(4, 3), rank=2, scale=2.0)
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from genre.errors import BaseModelError, ManifestError
-from genre.modules.lora.products import AddUpdate, FusedLanes, FusedLora
+from genre.modules.lora.products import AddUpdate, FusedLora
 
 PEFT_PREFIX = "base_model.model."
 
@@ -39,7 +39,9 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Module, *, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
-        self.base, self.scale, self.rank = base, scale, rank
+        self.base = base
+        self.scale = scale
+        self.rank = rank
         in_features, out_features = linear_shape(base)
         device: Any = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, in_features, device=device))
@@ -52,62 +54,63 @@ class LoraLinear(nn.Module):
         """The base's product plus the update's."""
         a, b = self.lora_A.to(x.dtype), self.lora_B.to(x.dtype)
         if self.fused and x.shape[:-1].numel() >= 4 * self.rank:
-            return FusedLora.apply(x, self.base.weight, self.base.bias, a, b, self.scale)
+            spans = [(0, x.shape[:-1].numel(), 0, self.scale)]
+            return FusedLora.apply(x, self.base.weight, self.base.bias, spans, a, b)
         return AddUpdate.apply(self.base(x), self.dropout(x), a, b, self.scale)
 
 
 @dataclass
-class LaneSpans:
-    """Whose the tokens of a flat batch are, in training; mutated before each pass.
+class PackedSpans:
+    """The runs whose tokens make up a packed batch, in training; mutated before each pass.
 
     Attributes:
-        spans: (lane, first token, end) in order, each lane once, together all tokens.
-        drawing: A lane's block for drawing its random numbers.
+        spans: (adapter slot, first token, end) in order, each slot once, together all tokens.
+        drawing: The block in which a slot's run draws its random numbers.
     """
 
     spans: tuple[tuple[int, int, int], ...] = ()
-    drawing: Callable[[int], AbstractContextManager[None]] = lambda lane: nullcontext()
+    drawing: Callable[[int], AbstractContextManager[None]] = lambda slot: nullcontext()
 
 
-class LoraLanes(nn.Module):
-    """A frozen linear with one trainable low-rank update per lane; each lane's tokens are a slice of the batch.
+class PackedLora(nn.Module):
+    """A frozen linear with one trainable low-rank update per adapter slot; each slot's tokens are a slice of a packed batch.
 
-    What a lane's tokens give, and the gradient of its update, is what its own `LoraLinear` gives on them alone. The
-    updates may differ in rank, scale and dropout, and a lane may have none here.
+    What a slot's tokens give, and the gradient of its update, is what its own `LoraLinear` gives on them alone. The
+    updates may differ in rank, scale and dropout, and a slot may have none here.
 
     Shapes: x (…, in) with T tokens in all → (…, out).
 
     Attributes:
         base: The frozen linear.
-        lanes: The update of each lane that adapts this linear, by lane; not submodules, since each belongs to a run.
+        updates: The layer of each slot that adapts this linear; not submodules, since each belongs to a run.
+        packed: The slots' tokens.
     """
 
-    def __init__(self, base: nn.Module, lanes: Mapping[int, LoraLinear], routing: LaneSpans) -> None:
+    def __init__(self, base: nn.Module, updates: Mapping[int, LoraLinear], packed: PackedSpans) -> None:
         super().__init__()
-        self.base, self.lanes, self.routing = base, dict(lanes), routing
+        self.base = base
+        self.updates = dict(updates)
+        self.packed = packed
         self.int8 = type(base).__name__ == "Linear8bitLt"
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's product plus each slice's own update."""
-        flat = x.reshape(-1, x.shape[-1])
-        spans = self.routing.spans
-        here = {lane: self.lanes[lane] for lane, _, _ in spans if lane in self.lanes}
+        flat, spans = x.reshape(-1, x.shape[-1]), self.packed.spans
+        here = {slot: self.updates[slot] for slot, _, _ in spans if slot in self.updates}
         if not here:
-            return self._product(flat, spans).view(*x.shape[:-1], -1)
+            return self._product(flat).view(*x.shape[:-1], -1)
         if len(spans) == 1 and (only := next(iter(here.values()))).fused:
             return only(x)
         if all(layer.fused for layer in here.values()):
-            place = {lane: 2 * i for i, lane in enumerate(here)}
-            scale = {lane: layer.scale for lane, layer in here.items()}
-            slices = [(start, stop, place.get(lane, -1), scale.get(lane, 0.0)) for lane, start, stop in spans]
+            index = {slot: 2 * number for number, slot in enumerate(here)}
+            scale = {slot: layer.scale for slot, layer in here.items()}
+            slices = [(start, stop, index.get(slot, -1), scale.get(slot, 0.0)) for slot, start, stop in spans]
             pairs = [part.to(x.dtype) for layer in here.values() for part in (layer.lora_A, layer.lora_B)]
-            y = FusedLanes.apply(flat, self.base.weight, self.base.bias, slices, *pairs)
-        else:
-            y = self._product(flat, spans)
-            y = torch.cat([self._updated(*span, flat, y) for span in spans])
-        return y.view(*x.shape[:-1], y.shape[-1])
+            return FusedLora.apply(x, self.base.weight, self.base.bias, slices, *pairs)
+        y = self._product(flat)
+        return torch.cat([self._updated(*span, flat, y) for span in spans]).view(*x.shape[:-1], -1)
 
-    def _product(self, flat: Tensor, spans: tuple[tuple[int, int, int], ...]) -> Tensor:
+    def _product(self, flat: Tensor) -> Tensor:
         """(T, in) → (T, out) of the bare linear.
 
         An 8-bit one rounds its inputs by columns of the whole batch unless it is in training, as it is where it is adapted:
@@ -116,18 +119,18 @@ class LoraLanes(nn.Module):
         if not self.int8:
             return self.base(flat)
         found = []
-        for lane, start, stop in spans:
-            self.base.train(lane in self.lanes)
+        for slot, start, stop in self.packed.spans:
+            self.base.train(slot in self.updates)
             found.append(self.base(flat[None, start:stop])[0])
         return torch.cat(found)
 
-    def _updated(self, lane: int, start: int, stop: int, flat: Tensor, y: Tensor) -> Tensor:
-        """One slice of the bare linear's product, with its lane's update if that has one here."""
-        layer, own = self.lanes.get(lane), flat[start:stop]
+    def _updated(self, slot: int, start: int, stop: int, flat: Tensor, y: Tensor) -> Tensor:
+        """One slice of the bare linear's product, with its slot's update if that has one here."""
+        layer, own = self.updates.get(slot), flat[start:stop]
         if layer is None:
             return y[start:stop]
         if layer.dropout.p > 0:
-            with self.routing.drawing(lane):
+            with self.packed.drawing(slot):
                 own = layer.dropout(own)
         return AddUpdate.apply(y[start:stop], own, layer.lora_A.to(own.dtype), layer.lora_B.to(own.dtype), layer.scale)
 
@@ -141,7 +144,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether LoRA can go on it: `nn.Linear` and its quantized kinds, or transformers' `Conv1D`."""
+    """Return whether LoRA can go on a module: `nn.Linear` and its quantized kinds, or transformers' `Conv1D`."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 

@@ -2,7 +2,8 @@
 
 Owns: autograd functions of frozen weights W and trained A (r, in), B (out, r). Ignores: modules, which linears are adapted.
 
-    FusedLora.apply(x, W, bias, A, B, s)     x (W + s B A)ᵀ     with the merged weight, made twice and never kept
+    FusedLora.apply(x, W, bias, [(0, T, 0, s)], A, B)     x (W + s B A)ᵀ     with the merged weight, made twice and never kept
+    AddUpdate.apply(y, x, A, B, s)                        y + s x Aᵀ Bᵀ      for a base whose weight cannot be merged
 
 The rank is the number of rows of every small product, never of columns: there the processor's libraries are up to ten times
 slower.
@@ -11,43 +12,49 @@ slower.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
 class FusedLora(torch.autograd.Function):
-    """One product with the merged weight instead of three with its parts; the merged weight is never kept."""
+    """One product with the merged weight instead of three with its parts, for each slice of the tokens its own update."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        """X (…, in) → (…, out)."""
-        ctx.save_for_backward(x, weight, a, b)
-        ctx.scale = scale
-        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, spans: list[tuple[int, int, int, float]], *pairs: Tensor
+    ) -> Tensor:
+        """X (…, in) with T tokens; spans of (first token, end, index of A among the pairs or -1, scale) → (…, out)."""
+        ctx.save_for_backward(x, weight, *pairs)
+        ctx.spans = spans
+        flat = x.reshape(-1, x.shape[-1])
+        y = x.new_empty(len(flat), len(weight))
+        for start, stop, index, scale in spans:
+            merged = weight if index < 0 else torch.addmm(weight, pairs[index + 1], pairs[index], alpha=scale)
+            if bias is None:
+                torch.mm(flat[start:stop], merged.t(), out=y[start:stop])
+            else:
+                torch.addmm(bias, flat[start:stop], merged.t(), out=y[start:stop])
+        return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, if it needs one, of A and of B."""
-        x, weight, a, b = ctx.saved_tensors
-        gradient = gradients[0].reshape(-1, weight.shape[0])
-        flat = x.reshape(-1, weight.shape[1])
-        to_x = (gradient @ torch.addmm(weight, b, a, alpha=ctx.scale)).view_as(x) if ctx.needs_input_grad[0] else None
-        return to_x, None, None, *to_update(flat, gradient, a, b, ctx.scale), None
-
-
-def to_update(x: Tensor, gradient: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Gradients of A (r, in) and B (out, r), given x (T, in) and the gradient of the output (T, out).
-
-    The rank is always the number of rows of a product: with it as the number of columns, the processor's libraries are up to
-    ten times slower.
-    """
-    to_a = (b.t() @ gradient.t()) @ x
-    to_b = ((a @ x.t()) @ gradient).t()
-    return to_a.mul_(scale), to_b.mul_(scale)
+        """Gradients of x, if it needs one, and of each A and B."""
+        x, weight, *pairs = ctx.saved_tensors
+        flat, gradient = x.reshape(-1, x.shape[-1]), gradients[0].reshape(-1, len(weight)).contiguous()
+        to_x = torch.empty_like(flat) if ctx.needs_input_grad[0] else None
+        to_pairs: list[Tensor | None] = [None] * len(pairs)
+        for start, stop, index, scale in ctx.spans:
+            own, merged = gradient[start:stop], weight
+            if index >= 0:
+                a, b = pairs[index : index + 2]
+                to_pairs[index : index + 2] = update_gradients(flat[start:stop], own, b.t() @ own.t(), a, scale)
+                merged = torch.addmm(weight, b, a, alpha=scale)
+            if to_x is not None:
+                torch.mm(own, merged, out=to_x[start:stop])
+        return None if to_x is None else to_x.view_as(x), None, None, None, *to_pairs
 
 
 class AddUpdate(torch.autograd.Function):
-    """y + s x Aᵀ Bᵀ in one pass over y, for a base whose weight cannot be merged or an update with an input of its own."""
+    """y + s x Aᵀ Bᵀ in one pass over y."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -62,44 +69,21 @@ class AddUpdate(torch.autograd.Function):
         """Gradients of y, of x, if it needs one, of A and of B."""
         x, a, b = ctx.saved_tensors
         gradient, flat = gradients[0].reshape(-1, len(b)), x.reshape(-1, a.shape[1])
-        back = b.t() @ gradient.t()  # (r, T)
-        to_x = (back.t() @ a).mul_(ctx.scale).view_as(x) if ctx.needs_input_grad[1] else None
-        to_b = ((a @ flat.t()) @ gradient).t()
-        return gradients[0], to_x, (back @ flat).mul_(ctx.scale), to_b.mul_(ctx.scale), None
+        narrow = b.t() @ gradient.t()
+        to_x = (narrow.t() @ a).mul_(ctx.scale).view_as(x) if ctx.needs_input_grad[1] else None
+        return gradients[0], to_x, *update_gradients(flat, gradient, narrow, a, ctx.scale), None
 
 
-class FusedLanes(torch.autograd.Function):
-    """`FusedLora` on one slice of the tokens after the other, each with its own update, into one output."""
+def update_gradients(x: Tensor, gradient: Tensor, narrow: Tensor, a: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Gradients of A (r, in) and B (out, r).
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, spans: list[tuple[int, int, int, float]], *pairs: Tensor
-    ) -> Tensor:
-        """X (T, in), spans of (first token, end, place of A among the pairs or -1, scale) → (T, out)."""
-        ctx.save_for_backward(x, weight, *pairs)
-        ctx.spans = spans
-        y = x.new_empty(len(x), len(weight))
-        for start, stop, place, scale in spans:
-            merged = weight if place < 0 else torch.addmm(weight, pairs[place + 1], pairs[place], alpha=scale)
-            if bias is None:
-                torch.mm(x[start:stop], merged.t(), out=y[start:stop])
-            else:
-                torch.addmm(bias, x[start:stop], merged.t(), out=y[start:stop])
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x, if it needs one, and of each A and B."""
-        x, weight, *pairs = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        to_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        to_pairs: list[Tensor | None] = [None] * len(pairs)
-        for start, stop, place, scale in ctx.spans:
-            own, inputs, merged = gradient[start:stop], x[start:stop], weight
-            if place >= 0:
-                a, b = pairs[place], pairs[place + 1]
-                to_pairs[place], to_pairs[place + 1] = to_update(inputs, own, a, b, scale)
-                merged = torch.addmm(weight, b, a, alpha=scale)
-            if to_x is not None:
-                torch.mm(own, merged, out=to_x[start:stop])
-        return to_x, None, None, None, *to_pairs
+    Args:
+        x: (T, in) the input.
+        gradient: (T, out) that of the output.
+        narrow: (r, T), Bᵀ times the gradient.
+        a: (r, in).
+        scale: Of the update.
+    """
+    to_a = narrow @ x
+    to_b = ((a @ x.t()) @ gradient).t()
+    return to_a.mul_(scale), to_b.mul_(scale)
