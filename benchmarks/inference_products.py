@@ -17,7 +17,7 @@ import torch
 import genre
 from genre.modules.base.quiet import quiet
 from genre.modules.lora.layer import find_linears, linear_shape
-from genre.modules.lora.slots import Lanes
+from genre.modules.lora.slots import AdapterSlots
 
 ROWS, TOKENS, RANK = 16, 128, 8
 HISTORY, CANDIDATES, LENGTH = 420, 100, 14
@@ -55,7 +55,7 @@ def lanes(depth: int, rounds: int) -> dict[str, Any]:
     ids = torch.randint(0, 49152, (ROWS, TOKENS), generator=draw)
     bare = genre.Base.load("smollm2-135m", depth=depth)
     peft = _peft(genre.Base.load("smollm2-135m", depth=depth), names, adapters)
-    stack = Lanes(ours.model, names, slots=ROWS + 1, dtype=torch.float32)
+    stack = AdapterSlots(ours.model, names, slots=ROWS + 1, dtype=torch.float32)
     places = [stack.write(low) for low in adapters]
     embeds = bare.embedding(ids)
 

@@ -23,8 +23,8 @@ from genre.engine.items import ItemSpace
 from genre.engine.versions import Loaded, read_adapter
 from genre.errors import InputError
 from genre.modules.base.base import Base
-from genre.modules.lora.slot_layers import Place
-from genre.modules.lora.slots import Lanes, Packed
+from genre.modules.lora.slot_layers import Slot
+from genre.modules.lora.slots import AdapterSlots, SlotWeights
 from genre.registry import Registry, Version
 from genre.training.parts import SharedEncoder
 
@@ -41,7 +41,7 @@ class Ready:
     """
 
     loaded: Loaded
-    packed: Packed | None
+    packed: SlotWeights | None
     space: ItemSpace
     first: int
 
@@ -64,7 +64,7 @@ class Resident:
     loaded: Loaded
     space: ItemSpace
     first: int
-    slot: Place | None
+    slot: Slot | None
     users: int = 0
 
     @property
@@ -84,7 +84,7 @@ class AdapterSource:
         forward: Held while the bare base embeds texts.
     """
 
-    def __init__(self, base: Base, registry: Registry, slots: Lanes, data: Interactions | None, forward: Lock) -> None:
+    def __init__(self, base: Base, registry: Registry, slots: AdapterSlots, data: Interactions | None, forward: Lock) -> None:
         self.base = base
         self.registry = registry
         self.slots = slots

@@ -28,7 +28,7 @@ from genre.errors import GenreError, InputError, RequestError
 from genre.modules.base.attention import block_attention
 from genre.modules.base.base import Base
 from genre.modules.lora.layer import find_linears
-from genre.modules.lora.slots import Lanes
+from genre.modules.lora.slots import AdapterSlots
 from genre.registry import Registry
 
 TURN_BATCHES = 32
@@ -72,7 +72,7 @@ class Engine:
         self.capacity = lanes
         with ExitStack() as attachment:
             attachment.enter_context(base.attached("an engine"))
-            self.slots = Lanes(base.model, find_linears(base.model, "all-linear"), slots=lanes + 1, dtype=base.dtype)
+            self.slots = AdapterSlots(base.model, find_linears(base.model, "all-linear"), slots=lanes + 1, dtype=base.dtype)
             attachment.callback(self.slots.detach)
             if base.takes_blocks:
                 attachment.enter_context(block_attention(base.model))

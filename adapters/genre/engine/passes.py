@@ -27,7 +27,7 @@ from genre.engine.scoring import Reader, score_readers
 from genre.modules.base.attention import Blocks, plan_blocks
 from genre.modules.base.base import Base
 from genre.modules.embedding import embed
-from genre.modules.lora.slots import Lanes
+from genre.modules.lora.slots import AdapterSlots
 
 MASKED_ROW_TOKENS = 2048
 MASKED_SQUARES = 2**24
@@ -108,7 +108,7 @@ class Passes:
         batch_tokens: Padded tokens of one pass.
     """
 
-    def __init__(self, base: Base, slots: Lanes, forward: Lock, batch_tokens: int) -> None:
+    def __init__(self, base: Base, slots: AdapterSlots, forward: Lock, batch_tokens: int) -> None:
         self.base = base
         self.slots = slots
         self.forward = forward
@@ -196,4 +196,4 @@ class Passes:
 
 def _slot_order(unit: Unit) -> tuple[int, int]:
     slot = unit.resident.slot
-    return (0, 0) if slot is None else (slot.rank, slot.slot)
+    return (0, 0) if slot is None else (slot.rank, slot.index)

@@ -1,8 +1,8 @@
 """A linear with the updates of many resident adapters beside it; rows of one batch pick theirs.
 
-Owns: the routing of rows to slots, and the products. Ignores: who fills the slots, what an adapter is for, locks.
+Owns: the routing of rows to adapter slots, and the products. Ignores: who fills the slots, what an adapter is for, locks.
 
-    x (R, T, in), row r in lane l(r):    y_r = W x_r + B_l(r) A_l(r) x_r
+    x (R, T, in), row r in slot l(r):    y_r = W x_r + B_l(r) A_l(r) x_r
 
 There is no loop over adapters: one batched product per bucket of ranks that a batch uses. Linears that read the same input
 (q, k, v; gate, up) share the first product.
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an adapter lives: a bucket's rank (rounded up) and its slot there."""
+class Slot:
+    """An adapter slot: the rank of its bucket (the adapter's, rounded up) and its index there."""
 
     rank: int
-    slot: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,25 @@ class Route:
 
     Attributes:
         rows: Rows of the batch: a slice where they are neighbours, else their numbers.
-        slots: The slot of each.
-        used: The same slots as a set.
+        indices: The slot of each, by its index.
+        used: The same indices as a set.
     """
 
     rows: slice | tuple[int, ...]
-    slots: tuple[int, ...]
+    indices: tuple[int, ...]
     used: frozenset[int]
     _on: dict[torch.device, tuple[slice | Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     def on(self, device: torch.device) -> tuple[slice | Tensor, Tensor]:
-        """Rows and slots as a device needs them, copied there once per batch."""
+        """Rows and slot indices as a device needs them, copied there once per batch."""
         if device not in self._on:
             rows = self.rows if isinstance(self.rows, slice) else torch.tensor(self.rows, device=device)
-            self._on[device] = rows, torch.tensor(self.slots, device=device)
+            self._on[device] = rows, torch.tensor(self.indices, device=device)
         return self._on[device]
 
-    def serves(self, slots: Collection[int]) -> bool:
-        """Whether any of some slots is used."""
-        return not self.used.isdisjoint(slots)
+    def serves(self, indices: Collection[int]) -> bool:
+        """Return whether any of some slots is used."""
+        return not self.used.isdisjoint(indices)
 
     def fold(self, x: Tensor) -> Tensor:
         """(m, T, d) routed rows as a product takes them: rows of one slot are one long row, (1, m · T, d)."""
@@ -61,32 +61,32 @@ class Route:
         and others may write another slot meanwhile.
         """
         if len(self.used) == 1:
-            own = stack[self.slots[0] : self.slots[0] + 1]
+            own = stack[self.indices[0] : self.indices[0] + 1]
             return own.clone() if x.requires_grad else own
         return stack[self.on(stack.device)[1]]
 
 
 class Routing:
-    """What the layers of one base consult during a forward pass; set before it, cleared after it."""
+    """The routes that the layers of one base consult during a forward pass; set before it, cleared after it."""
 
     def __init__(self) -> None:
         self.routes: dict[int, Route] = {}
         self.count = 0
 
-    def set(self, places: Sequence[Place | None]) -> None:
-        """Route a batch: one place per row, None for the bare base."""
-        self.count = len(places)
+    def set(self, slots: Sequence[Slot | None]) -> None:
+        """Route a batch: one slot per row, None for the bare base."""
+        self.count = len(slots)
         by_rank: dict[int, tuple[list[int], list[int]]] = {}
-        for row, place in enumerate(places):
-            if place is not None:
-                rows, slots = by_rank.setdefault(place.rank, ([], []))
+        for row, slot in enumerate(slots):
+            if slot is not None:
+                rows, indices = by_rank.setdefault(slot.rank, ([], []))
                 rows.append(row)
-                slots.append(place.slot)
+                indices.append(slot.index)
         self.routes = {}
-        for rank, (rows, slots) in sorted(by_rank.items()):
+        for rank, (rows, indices) in sorted(by_rank.items()):
             neighbours = rows[-1] - rows[0] + 1 == len(rows)
             chosen = slice(rows[0], rows[-1] + 1) if neighbours else tuple(rows)
-            self.routes[rank] = Route(chosen, tuple(slots), frozenset(slots))
+            self.routes[rank] = Route(chosen, tuple(indices), frozenset(indices))
 
     def clear(self) -> None:
         """Every row is the bare base again."""
@@ -103,11 +103,13 @@ class Group:
     """
 
     def __init__(self, in_features: int, outs: Sequence[int], device: torch.device) -> None:
-        self.in_features, self.outs, self.device = in_features, tuple(outs), device
+        self.in_features = in_features
+        self.outs = tuple(outs)
+        self.device = device
         self.stacks: dict[int, Tensor] = {}
         self.used: dict[int, set[int]] = {}
-        self.seen: Tensor | None = None
-        self.products: dict[int, Tensor] = {}
+        self._input: Tensor | None = None
+        self._products: dict[int, Tensor] = {}
 
     def size(self, rank: int) -> int:
         """Values of one slot: A of all members, then each B."""
@@ -128,32 +130,37 @@ class Group:
 
         A stands on the left: products with few rows are several times faster than products with few columns.
         """
-        if self.seen is not x:
-            self.seen, self.products = x, {}
-        if rank not in self.products:
+        if self._input is not x:
+            self.forget()
+            self._input = x
+        if rank not in self._products:
             rows, _ = route.on(x.device)
-            self.products[rank] = torch.bmm(route.pick(self.stacks[rank], x), route.fold(x[rows].contiguous()).transpose(1, 2))
-        return self.products[rank]
+            self._products[rank] = torch.bmm(route.pick(self.stacks[rank], x), route.fold(x[rows].contiguous()).transpose(1, 2))
+        return self._products[rank]
 
     def forget(self) -> None:
         """Drop the last input and its products."""
-        self.seen, self.products = None, {}
+        self._input = None
+        self._products = {}
 
 
-class LaneLinear(nn.Module):
+class SlotLinear(nn.Module):
     """A frozen linear with the resident adapters' updates beside it.
 
     Attributes:
         base: The frozen linear.
         group: The first products that it shares.
-        member: Which part of them is its own.
+        member: Its part of them.
         adds_onto: Whether the base's product is a plain one that can be added onto something.
         stacks: For each rank, B of every slot: (slots, rank, out); the scale is folded in.
     """
 
     def __init__(self, base: nn.Module, group: Group, member: int, routing: Routing, dtype: torch.dtype) -> None:
         super().__init__()
-        self.base, self.group, self.member, self.routing = base, group, member, routing
+        self.base = base
+        self.group = group
+        self.member = member
+        self.routing = routing
         plain = type(base) is nn.Linear and getattr(base, "bias", None) is None and base.weight.dtype == dtype
         self.adds_onto = plain and base.weight.device == group.device
         self.stacks: dict[int, Tensor] = {}
@@ -189,5 +196,5 @@ class LaneLinear(nn.Module):
         return self.group.first(x, rank, route)[:, own].transpose(1, 2)
 
     def _update(self, x: Tensor, rank: int, route: Route) -> Tensor:
-        """What is added to the routed rows, folded."""
+        """The update of the routed rows, folded."""
         return torch.bmm(self._first(x, rank, route), route.pick(self.stacks[rank], x))

@@ -1,11 +1,10 @@
-"""Many adapters on one base in one batch: every row of a batch picks its lane.
+"""Many adapters on one base in one batch: every row of a batch picks its adapter slot.
 
 Owns: the low-rank weights of all resident adapters, and the slots that they lie in. Ignores: what an adapter is for, where it
 comes from, locks.
 
-Lanes live in buckets by rank, so that rank 8 does not pay for rank 64; lane 0 of the engine is the bare base and has no
-bucket at all. A slot is one stretch of memory, the weights of all layers one after the other, so that an adapter comes and goes
-in one copy. A lane lies on the device of the layer that it serves.
+Slots live in buckets by rank, so that rank 8 does not pay for rank 64; the bare base has none. A slot is one stretch of memory,
+the weights of all layers one after the other, so that an adapter comes and goes in one copy; it lies on its layers' devices.
 
 Threads: rows of other adapters may be computed while a slot is written or freed, or a bucket grows: what lies in the slots in
 use never changes, and nothing is routed to the others. One thread at a time may `put` and `copy`; any may `erase` meanwhile.
@@ -21,21 +20,25 @@ from torch import Tensor, nn
 from genre.errors import ManifestError
 from genre.modules.base.loading import device_of
 from genre.modules.lora.layer import linear_shape
-from genre.modules.lora.slot_layers import Group, LaneLinear, Place, Routing
+from genre.modules.lora.slot_layers import Group, Routing, Slot, SlotLinear
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
+"""Linears of one parent that read the same input, by the names that transformers' attention and MLP blocks use."""
 FEWEST_SLOTS = 4
 
-Low = Mapping[str, tuple[Tensor, Tensor, float]]
+LowRank = Mapping[str, tuple[Tensor, Tensor, float]]
+"""For each adapted linear: A (rank, in), B (out, rank), scale."""
+Stretch = tuple[int, int, int]
+"""The number of a bucket's device, and where in a slot a stretch begins and ends."""
 
 
 @dataclass(frozen=True)
-class Packed:
-    """An adapter as a slot holds it, ready to be copied there.
+class SlotWeights:
+    """An adapter laid out as a slot holds it, ready to be copied there.
 
     Attributes:
         rank: Its bucket.
-        parts: Number of the bucket's device, where in the slot a stretch begins, and the stretch (n,) in the lanes' precision,
+        parts: Number of the bucket's device, where in the slot a stretch begins, and the stretch (n,) in the slots' precision,
             on the CPU. What no stretch covers is zero.
     """
 
@@ -51,14 +54,16 @@ class Packed:
 class Bucket:
     """The slots of one rank on one device: (slots, size) memory, of which the groups hold views."""
 
-    def __init__(self, rank: int, groups: Iterable[Group], layers: Iterable[LaneLinear], device: torch.device) -> None:
-        self.rank, self.groups, self.device = rank, [group for group in groups if group.device == device], device
+    def __init__(self, rank: int, groups: Iterable[Group], layers: Iterable[SlotLinear], device: torch.device) -> None:
+        self.rank = rank
+        self.device = device
         self.layers = [layer for layer in layers if layer.group.device == device]
         self.starts: dict[Group, int] = {}
         self.size = 0
-        for group in self.groups:
-            self.starts[group] = self.size
-            self.size += group.size(rank)
+        for group in groups:
+            if group.device == device:
+                self.starts[group] = self.size
+                self.size += group.size(rank)
 
     def grow(self, memory: Tensor | None, slots: int, dtype: torch.dtype) -> Tensor:
         """More slots with what lies in the present ones; every view is replaced."""
@@ -75,13 +80,13 @@ class Bucket:
 
     def drop(self) -> None:
         """Let go of the memory."""
-        for group in self.groups:
+        for group in self.starts:
             group.stacks.pop(self.rank, None)
         for layer in self.layers:
             layer.stacks.pop(self.rank, None)
 
     def stretches(self, touched: set[Group]) -> list[tuple[int, int]]:
-        """Where in a slot the weights of some groups lie, neighbours as one."""
+        """The stretches of a slot that hold the weights of some groups, neighbours as one."""
         found: list[tuple[int, int]] = []
         for group, start in self.starts.items():
             if group in touched:
@@ -93,8 +98,8 @@ class Bucket:
         return found
 
 
-class Lanes:
-    """All lane layers of one base: attach once, then put adapters into slots and take them out.
+class AdapterSlots:
+    """The slots of one base: attach once, then put adapters into slots and take them out.
 
     Args:
         model: The base's model (mutated: the named linears are replaced until `detach`).
@@ -104,39 +109,42 @@ class Lanes:
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], *, slots: int, dtype: torch.dtype) -> None:
-        self.model, self.slots, self.dtype, self.routing = model, slots, dtype, Routing()
-        self.layers: dict[str, LaneLinear] = {}
+        self.model = model
+        self.capacity = slots
+        self.dtype = dtype
+        self.routing = Routing()
+        self.layers: dict[str, SlotLinear] = {}
         self.groups: list[Group] = []
         for members in group_by_input(names):
             linears = [model.get_submodule(name) for name in members]
             shapes = [linear_shape(linear) for linear in linears]
             group = Group(shapes[0][0], [out for _, out in shapes], device_of(linears[0]))
             self.groups.append(group)
-            for place, (name, linear) in enumerate(zip(members, linears, strict=True)):
-                self.layers[name] = LaneLinear(linear, group, place, self.routing, dtype)
+            for member, (name, linear) in enumerate(zip(members, linears, strict=True)):
+                self.layers[name] = SlotLinear(linear, group, member, self.routing, dtype)
         for name, layer in self.layers.items():
             model.set_submodule(name, layer)
-        self.devices = list(dict.fromkeys(group.device for group in self.groups))
+        self._devices = list(dict.fromkeys(group.device for group in self.groups))
         self._buckets: dict[int, list[Bucket]] = {}
         self._memory: dict[int, list[Tensor]] = {}
         self._free: dict[int, list[int]] = {}
-        self._taken: dict[Place, list[tuple[int, int, int]]] = {}
-        self._left: dict[Place, list[tuple[int, int, int]]] = {}
-        self._books = threading.Lock()
+        self._taken: dict[Slot, list[Stretch]] = {}
+        self._stale: dict[Slot, list[Stretch]] = {}
+        self._lock = threading.Lock()
 
     def detach(self) -> None:
-        """Put the bare linears back and let go of all lanes."""
+        """Put the bare linears back and let go of all slots."""
         for name, layer in self.layers.items():
             self.model.set_submodule(name, layer.base)
-        for place in list(self._taken):
-            self.erase(place)
+        for slot in list(self._taken):
+            self.erase(slot)
 
     @torch.no_grad()
-    def pack(self, low: Low) -> Packed | None:
+    def pack(self, low: LowRank) -> SlotWeights | None:
         """Lay out an adapter as a slot holds it; None for one without low-rank weights, which runs on the bare base.
 
         Raises:
-            KeyError: It targets a linear that has no lane layer.
+            KeyError: It targets a linear that has no slots.
             ManifestError: A weight does not fit its linear.
         """
         if not low:
@@ -144,76 +152,76 @@ class Lanes:
         rank = bucket(max(a.shape[0] for a, _, _ in low.values()))
         touched = {self.layers[name].group for name in low}
         parts: list[tuple[int, int, Tensor]] = []
-        where: dict[Group, Tensor] = {}
+        views: dict[Group, tuple[Tensor, list[Tensor]]] = {}
         for number, each in enumerate(self._of(rank)):
             for start, end in each.stretches(touched):
                 stretch = torch.zeros(end - start, dtype=self.dtype)
                 parts.append((number, start, stretch))
-                inside = [(group, at) for group, at in each.starts.items() if start <= at < end]
-                where |= {group: stretch[at - start : at - start + group.size(rank)] for group, at in inside}
-        views = {group: group.views(rank, flat[None]) for group, flat in where.items()}
+                for group, at in each.starts.items():
+                    if start <= at < end:
+                        views[group] = group.views(rank, stretch[None, at - start : at - start + group.size(rank)])
         for name, (a, b, scale) in low.items():
             group, member = self.layers[name].group, self.layers[name].member
             _check(name, a, b, group.in_features, group.outs[member])
             first, seconds = views[group]
             first[0, member * rank : member * rank + len(a)] = a
             seconds[member][0, : b.shape[1]] = b.t() * scale
-        return Packed(rank, tuple(parts))
+        return SlotWeights(rank, tuple(parts))
 
     @torch.no_grad()
-    def put(self, packed: Packed | None) -> Place | None:
+    def put(self, packed: SlotWeights | None) -> Slot | None:
         """Copy an adapter into a free slot; it takes no part in any batch until rows are routed there."""
         if packed is None:
             return None
         rank = packed.rank
         stretches = [(number, start, start + len(part)) for number, start, part in packed.parts]
-        with self._books:
+        with self._lock:
             if not self._free.get(rank):
                 self._grow(rank)
-            place, memory = Place(rank, self._free[rank].pop()), self._memory[rank]
-            left = self._left.pop(place, [])
-            self._taken[place] = stretches
-            for group in self._groups_of(place):
-                group.used[rank].add(place.slot)
-        for number, start, end in left:
+            slot, memory = Slot(rank, self._free[rank].pop()), self._memory[rank]
+            stale = self._stale.pop(slot, [])
+            self._taken[slot] = stretches
+            for group in self._groups_of(slot):
+                group.used[rank].add(slot.index)
+        for number, start, end in stale:
             if (number, start, end) not in stretches:
-                memory[number][place.slot, start:end].zero_()
+                memory[number][slot.index, start:end].zero_()
         for number, start, part in packed.parts:
-            memory[number][place.slot, start : start + len(part)] = part
-        return place
+            memory[number][slot.index, start : start + len(part)] = part
+        return slot
 
-    def write(self, low: Low) -> Place | None:
+    def write(self, low: LowRank) -> Slot | None:
         """`pack` and `put`."""
         return self.put(self.pack(low))
 
-    def copy(self, place: Place | None) -> Packed | None:
-        """What lies in a slot, on the CPU."""
-        if place is None:
+    def copy(self, slot: Slot | None) -> SlotWeights | None:
+        """The weights in a slot, copied to the CPU."""
+        if slot is None:
             return None
-        parts = [
-            (number, start, self._memory[place.rank][number][place.slot, start:end].to("cpu", copy=True))
-            for number, start, end in self._taken[place]
-        ]
-        return Packed(place.rank, tuple(parts))
+        memory = self._memory[slot.rank]
+        stretches = self._taken[slot]
+        parts = [(number, start, memory[number][slot.index, start:end].to("cpu", copy=True)) for number, start, end in stretches]
+        return SlotWeights(slot.rank, tuple(parts))
 
-    def erase(self, place: Place | None) -> None:
+    def erase(self, slot: Slot | None) -> None:
         """Free a slot; no running batch may be routed there any more. The last one of a bucket takes its memory along."""
-        if place is None:
+        if slot is None:
             return
-        with self._books:
-            for group in self._groups_of(place):
-                group.used[place.rank].discard(place.slot)
-            self._left[place] = self._taken.pop(place)
-            self._free[place.rank].append(place.slot)
-            if not any(other.rank == place.rank for other in self._taken):
-                for each in self._buckets[place.rank]:
+        rank = slot.rank
+        with self._lock:
+            for group in self._groups_of(slot):
+                group.used[rank].discard(slot.index)
+            self._stale[slot] = self._taken.pop(slot)
+            self._free[rank].append(slot.index)
+            if not any(other.rank == rank for other in self._taken):
+                for each in self._buckets[rank]:
                     each.drop()
-                del self._memory[place.rank], self._free[place.rank]
-                self._left = {other: left for other, left in self._left.items() if other.rank != place.rank}
+                del self._memory[rank], self._free[rank]
+                self._stale = {other: stale for other, stale in self._stale.items() if other.rank != rank}
 
-    def route(self, places: Sequence[Place | None]) -> None:
+    def route(self, slots: Sequence[Slot | None]) -> None:
         """Route the rows of the next forward pass; rows of one bucket side by side are the fastest."""
-        self.routing.set(places)
+        self.routing.set(slots)
 
     def clear(self) -> None:
         """After a forward pass: route nothing and hold no activations."""
@@ -223,18 +231,18 @@ class Lanes:
 
     def memory_bytes(self) -> int:
         """Bytes of all slots."""
-        with self._books:
+        with self._lock:
             return sum(each.numel() * each.element_size() for memory in self._memory.values() for each in memory)
 
     def _of(self, rank: int) -> list[Bucket]:
         if rank not in self._buckets:
-            self._buckets[rank] = [Bucket(rank, self.groups, self.layers.values(), device) for device in self.devices]
+            self._buckets[rank] = [Bucket(rank, self.groups, self.layers.values(), device) for device in self._devices]
         return self._buckets[rank]
 
     def _grow(self, rank: int) -> None:
         memory = self._memory.get(rank)
         now = len(memory[0]) if memory else 0
-        slots = min(max(FEWEST_SLOTS, 2 * now), self.slots)
+        slots = min(max(FEWEST_SLOTS, 2 * now), self.capacity)
         assert slots > now, "more adapters than slots"
         buckets = self._of(rank)
         self._memory[rank] = [
@@ -242,12 +250,10 @@ class Lanes:
         ]
         self._free.setdefault(rank, []).extend(range(now, slots)[::-1])
 
-    def _groups_of(self, place: Place) -> list[Group]:
+    def _groups_of(self, slot: Slot) -> list[Group]:
+        buckets = self._buckets[slot.rank]
         return [
-            group
-            for number, start, end in self._taken[place]
-            for group, at in self._buckets[place.rank][number].starts.items()
-            if start <= at < end
+            group for number, start, end in self._taken[slot] for group, at in buckets[number].starts.items() if start <= at < end
         ]
 
 
@@ -260,7 +266,7 @@ def bucket(rank: int) -> int:
 
 
 def group_by_input(names: Sequence[str]) -> list[list[str]]:
-    """Put linears that read the same input together, by the names that transformers' attention and MLP blocks use."""
+    """Put linears that read the same input together."""
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for name in names:
         parent, _, last = name.rpartition(".")
@@ -271,7 +277,5 @@ def group_by_input(names: Sequence[str]) -> list[list[str]]:
 
 def _check(name: str, a: Tensor, b: Tensor, inside: int, outside: int) -> None:
     if a.shape != (b.shape[1], inside) or b.shape[0] != outside:
-        raise ManifestError(
-            f"adapter weights of {name} do not fit the base", got=f"A {tuple(a.shape)}, B {tuple(b.shape)}",
-            expected=f"A (rank, {inside}), B ({outside}, rank)",
-        )  # fmt: skip
+        got, expected = f"A {tuple(a.shape)}, B {tuple(b.shape)}", f"A (rank, {inside}), B ({outside}, rank)"
+        raise ManifestError(f"adapter weights of {name} do not fit the base", got=got, expected=expected)

@@ -1,10 +1,10 @@
-"""Lanes: rows of one batch with adapters of different ranks and targets equal one adapter at a time."""
+"""Slots: rows of one batch with adapters of different ranks and targets equal one adapter at a time."""
 
 import pytest
 import torch
 
 from genre.modules.lora.layer import LoraLinear, attach, detach, find_linears
-from genre.modules.lora.slots import Lanes, bucket, group_by_input
+from genre.modules.lora.slots import AdapterSlots, bucket, group_by_input
 
 SAME = 1e-5
 
@@ -34,12 +34,12 @@ def alone(base, weights, embeds):
         detach(base.model, layers)
 
 
-def routed(base, lanes, places, embeds):
-    lanes.route(places)
+def routed(base, slots, chosen, embeds):
+    slots.route(chosen)
     try:
         return base.hidden(embeds)
     finally:
-        lanes.clear()
+        slots.clear()
 
 
 @pytest.fixture
@@ -74,18 +74,18 @@ def adapters(base):
 )
 def test_every_row_equals_its_own_adapter_alone(base, adapters, embeds, order):
     wanted = {name: alone(base, weights, embeds) for name, weights in adapters.items()}
-    lanes = Lanes(base.model, find_linears(base.model, "all-linear"), slots=5, dtype=base.dtype)
-    places = {name: lanes.write(weights) for name, weights in adapters.items()}
-    assert places["bare"] is None and places["rank 5, some"].rank == 8 and places["rank 2"].rank == 2
+    slots = AdapterSlots(base.model, find_linears(base.model, "all-linear"), slots=5, dtype=base.dtype)
+    chosen = {name: slots.write(weights) for name, weights in adapters.items()}
+    assert chosen["bare"] is None and chosen["rank 5, some"].rank == 8 and chosen["rank 2"].rank == 2
     try:
-        hidden = routed(base, lanes, [places[name] for name in order], embeds)
+        hidden = routed(base, slots, [chosen[name] for name in order], embeds)
         for row, name in enumerate(order):
             assert (hidden[row] - wanted[name][row]).abs().max() < SAME
             if name != "bare":
                 assert (hidden[row] - wanted["bare"][row]).abs().max() > 1e-2
         assert torch.equal(base.hidden(embeds), wanted["bare"])  # nothing is routed any more
     finally:
-        lanes.detach()
+        slots.detach()
     assert torch.equal(base.hidden(embeds), wanted["bare"])
 
 
@@ -93,41 +93,41 @@ def test_every_row_equals_its_own_adapter_alone(base, adapters, embeds, order):
 def test_a_slot_is_clean_when_it_is_used_again(base, adapters, embeds):
     """A smaller adapter in the slot of a larger one: nothing of the old one is left."""
     wanted = alone(base, adapters["rank 8, one layer"], embeds)
-    lanes = Lanes(base.model, find_linears(base.model, "all-linear"), slots=1, dtype=base.dtype)
+    slots = AdapterSlots(base.model, find_linears(base.model, "all-linear"), slots=1, dtype=base.dtype)
     try:
-        first = lanes.write(adapters["rank 8"])
-        lanes.erase(first)
-        second = lanes.write(adapters["rank 8, one layer"])
+        first = slots.write(adapters["rank 8"])
+        slots.erase(first)
+        second = slots.write(adapters["rank 8, one layer"])
         assert second == first
-        assert (routed(base, lanes, [second] * 6, embeds) - wanted).abs().max() < SAME
+        assert (routed(base, slots, [second] * 6, embeds) - wanted).abs().max() < SAME
     finally:
-        lanes.detach()
+        slots.detach()
 
 
 @torch.no_grad()
 def test_writing_and_erasing_beside_an_adapter_leaves_it_as_it_is(base, adapters, embeds):
-    lanes = Lanes(base.model, find_linears(base.model, "all-linear"), slots=3, dtype=base.dtype)
+    slots = AdapterSlots(base.model, find_linears(base.model, "all-linear"), slots=3, dtype=base.dtype)
     try:
-        kept = lanes.write(adapters["rank 8"])
-        before = routed(base, lanes, [kept] * 6, embeds)
-        lanes.erase(lanes.write(adapters["rank 5, some"]))
-        lanes.write(adapters["rank 2"])
-        assert torch.equal(routed(base, lanes, [kept] * 6, embeds), before)
+        kept = slots.write(adapters["rank 8"])
+        before = routed(base, slots, [kept] * 6, embeds)
+        slots.erase(slots.write(adapters["rank 5, some"]))
+        slots.write(adapters["rank 2"])
+        assert torch.equal(routed(base, slots, [kept] * 6, embeds), before)
     finally:
-        lanes.detach()
+        slots.detach()
 
 
 def test_memory_is_that_of_the_buckets_in_use(base, adapters):
-    lanes = Lanes(base.model, find_linears(base.model, "all-linear"), slots=3, dtype=base.dtype)
+    slots = AdapterSlots(base.model, find_linears(base.model, "all-linear"), slots=3, dtype=base.dtype)
     try:
-        assert lanes.memory_bytes() == 0
-        lanes.write(adapters["rank 2"])
-        sides = sum(layer.base.in_features + layer.base.out_features for layer in lanes.layers.values())
-        assert lanes.memory_bytes() == 3 * 2 * sides * 4  # slots, rank, float32
-        lanes.write({name: (a[:1], b[:, :1], 1.0) for name, (a, b, _) in adapters["rank 2"].items()})
-        assert lanes.memory_bytes() == 3 * 2 * sides * 4
+        assert slots.memory_bytes() == 0
+        slots.write(adapters["rank 2"])
+        sides = sum(layer.base.in_features + layer.base.out_features for layer in slots.layers.values())
+        assert slots.memory_bytes() == 3 * 2 * sides * 4  # slots, rank, float32
+        slots.write({name: (a[:1], b[:, :1], 1.0) for name, (a, b, _) in adapters["rank 2"].items()})
+        assert slots.memory_bytes() == 3 * 2 * sides * 4
     finally:
-        lanes.detach()
+        slots.detach()
 
 
 @pytest.mark.parametrize(("rank", "size"), [(1, 2), (2, 2), (3, 4), (5, 8), (8, 8), (9, 16), (64, 64)])
