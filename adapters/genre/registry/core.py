@@ -136,7 +136,7 @@ class Registry:
 
     def names(self) -> builtins.list[str]:
         """All names that have a version."""
-        return [*self.store.listing()]
+        return self.store.names()
 
     def versions(self, name: str) -> builtins.list[str]:
         """All versions of a name, oldest first; NotFoundError if there is no such name."""

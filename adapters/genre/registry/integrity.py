@@ -215,10 +215,6 @@ def _check_safetensors(path: Path) -> None:
         raise IntegrityError(f"{path.name} holds no tensors")
 
 
-def _check_json(path: Path) -> None:
-    limits.parse_json(path.read_bytes(), path.name)
-
-
 def _check_lines(path: Path) -> None:
     """Line by line, since a catalogue of a million items is one such file."""
     with open(path, "rb") as file:
@@ -256,7 +252,7 @@ def _check_yaml(path: Path) -> None:
 
 _KINDS: dict[str, tuple[int, Callable[[Path], object]]] = {
     "safetensors": (limits.MAX_FILE_BYTES, _check_safetensors),
-    "json": (limits.MAX_JSON_BYTES, _check_json),
+    "json": (limits.MAX_JSON_BYTES, lambda path: limits.parse_json(path.read_bytes(), path.name)),
     "jsonl": (limits.MAX_FILE_BYTES, _check_lines),
     "yaml": (limits.MAX_YAML_BYTES, _check_yaml),
     "md": (limits.MAX_TEXT_BYTES, _check_text),

@@ -40,7 +40,7 @@ def versions_of(store: Store, name: str) -> list[str]:
     """Return all versions of a name, oldest first; NotFoundError if there is no such name."""
     if found := store.versions(check_name(name)):
         return found
-    names = list(store.listing())
+    names = store.names()
     got = f"the registry at {store.url}" + ("" if names else ", which is empty")
     raise NotFoundError(f"no adapter {name!r}", got=got, expected=_some(names) or None)
 
@@ -49,7 +49,7 @@ def find(store: Store, digest: str) -> Version:
     """Find a version by its digest, whatever its name; NotFoundError if no name has it."""
     if not is_digest(digest):
         raise RegistryError("not a digest", got=repr(digest[:80]), expected="64 hex digits")
-    for name in store.listing():
+    for name in store.names():
         if store.has(name, digest[:12]):
             version = open_version(store, name, digest[:12])
             if version.digest == digest:

@@ -41,6 +41,9 @@ class RemoteStore:
         self._fs = file_system
         self._root = root
 
+    def names(self) -> list[str]:
+        return list(self.listing())
+
     def listing(self) -> dict[str, list[str]]:
         """See `Store`; one recursive listing."""
         rows = []

@@ -37,8 +37,11 @@ class Store(Protocol):
 
     url: str
 
+    def names(self) -> list[str]:
+        """All names that have a version, sorted."""
+
     def listing(self) -> dict[str, list[str]]:
-        """All names that have a version, sorted, and their visible versions, oldest first."""
+        """The same names with their visible versions, oldest first."""
 
     def versions(self, name: str) -> list[str]:
         """Visible versions of a name, oldest first."""
@@ -98,6 +101,9 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = str(root)
+
+    def names(self) -> list[str]:
+        return sorted(name for name in self._name_folders() if any(_is_folder(e, is_version) for e in _scan(self.root / name)))
 
     def listing(self) -> dict[str, list[str]]:
         found = {name: self.versions(name) for name in self._name_folders()}
