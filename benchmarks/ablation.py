@@ -24,7 +24,7 @@ import polars as pl
 import genre
 from genre.data.splits import VALID
 from genre.evaluation.metrics.bootstrap import bootstrap, paired_bootstrap
-from genre.jobs.inputs import open_log
+from genre.jobs.loading import open_log
 from genre.progress import Reporter
 from genre.training import fit
 from genre.training.assembly import assemble

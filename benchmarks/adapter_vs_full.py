@@ -30,11 +30,11 @@ import torch
 import genre
 from genre.data.splits import PARTS
 from genre.engine.versions import read_adapter
+from genre.files import write_text
 from genre.jobs.encoders import find_encoder
-from genre.jobs.evaluate import restore
-from genre.jobs.inputs import load_base, open_log, write_text
+from genre.jobs.loading import load_base, open_log, restore
 from genre.jobs.publish import adapter_manifest, write_adapter
-from genre.jobs.tuning.variants import WAYS as ONE_TASK
+from genre.jobs.tuning.bench import VARIANTS as ONE_TASK
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.registry.manifest import Cost
@@ -208,8 +208,8 @@ def encoder_first(options: argparse.Namespace, runs: Path) -> None:
 
 def merged(tasks: list[str], chosen: dict[tuple[str, str], list[Path]], runs: Path) -> None:
     """Merge the two rank-8 adapters by SVD and store its test predictions as one more way."""
+    from genre.jobs.merge.gate import MergeOptions
     from genre.jobs.merge.job import merge_versions
-    from genre.jobs.merge.judge import Options
     from genre.registry.manifest import Manifest
 
     parents = [chosen[task, "lora_8"][0].name for task in tasks]
@@ -223,7 +223,7 @@ def merged(tasks: list[str], chosen: dict[tuple[str, str], list[Path]], runs: Pa
         folder = chosen[task, "lora_8"][0]
         draft = Manifest.model_validate_json((folder / "draft.json").read_text())
         refs.append(registry.publish(folder / "version", draft).ref)
-    made = merge_versions(registry, refs, Options("merged", method="svd", floor=0.0), log)
+    made = merge_versions(registry, refs, MergeOptions("merged", method="svd", floor=0.0), log)
     base = load_base(made.version.manifest)
     loaded = read_adapter(registry, made.version.ref, base)
     model, builder, split = restore(loaded, log, base)

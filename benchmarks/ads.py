@@ -23,7 +23,7 @@ from genre.data.splits import TEST, TRAIN, VALID, Split, split
 from genre.evaluation.baselines import feedback_baselines
 from genre.evaluation.metrics import ece, log_loss, metric, paired_bootstrap
 from genre.evaluation.targets import Targets, evaluate_feedback
-from genre.jobs.inputs import open_log
+from genre.jobs.loading import open_log
 from genre.progress import Reporter
 from off_policy import CLIP, Rounds, estimate, greedy, softmax, uniform
 from rivals.common import protocol

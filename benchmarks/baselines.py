@@ -32,7 +32,7 @@ from genre.evaluation.baselines import feedback_baselines, ranking_baselines
 from genre.evaluation.metrics.by_name import metric
 from genre.evaluation.ranking import rank_in_blocks
 from genre.evaluation.targets import Targets, targets
-from genre.jobs.inputs import open_log
+from genre.jobs.loading import open_log
 from genre.progress import Reporter
 from genre.training import fit
 from genre.training.assembly import assemble

@@ -30,7 +30,7 @@ from genre.evaluation.history import Histories
 from genre.evaluation.metrics.bootstrap import RESAMPLES, user_draws
 from genre.evaluation.ranking import Block, block_rows
 from genre.evaluation.targets import Targets, targets
-from genre.jobs.inputs import open_log
+from genre.jobs.loading import open_log
 from genre.modules.encoder import text_vectors
 from genre.progress import Reporter
 from genre.training import fit

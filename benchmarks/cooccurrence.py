@@ -21,7 +21,7 @@ from genre.evaluation.history import Histories
 from genre.evaluation.metrics.ranking import ndcg
 from genre.evaluation.ranking import block_rows, rank_in_blocks
 from genre.evaluation.targets import targets
-from genre.jobs.inputs import open_log
+from genre.jobs.loading import open_log
 from genre.modules.collaborative import pure_svd
 from genre.modules.heads.gaussian_process import ridge, to_unit
 from genre.training import fit

@@ -20,8 +20,9 @@ from genre.data.packaged import sources
 from genre.data.sequences.batches import collate
 from genre.engine import Engine, Request, Response, Scored
 from genre.engine.versions import read_adapter
-from genre.jobs.evaluate import restore
-from genre.jobs.inputs import environment, write_text
+from genre.files import write_text
+from genre.jobs.folders import environment
+from genre.jobs.loading import restore
 from genre.modules.base.packaged import prepare_base
 from genre.progress import Reporter
 from report import curve, intervals, render

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import genre
-from genre.jobs.inputs import open_log
+from genre.jobs.loading import open_log
 from inference_engine import Shelf, candidates, many, memory, quantized, swaps, tasks
 from inference_products import branches, lanes
 from suite import keep_figures

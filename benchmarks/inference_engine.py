@@ -290,8 +290,7 @@ def quantized(log: genre.Interactions, registry: Path, *, ref: str = "like@produ
     from genre.data.splits import PARTS
     from genre.engine.versions import read_adapter
     from genre.evaluation.metrics.bootstrap import paired_bootstrap
-    from genre.jobs.evaluate import restore
-    from genre.jobs.inputs import load_base
+    from genre.jobs.loading import load_base, restore
     from genre.training.prediction import predict
 
     store = Registry(registry)

@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from genre.jobs.inputs import open_log
+from genre.jobs.loading import open_log
 from suite import keep_figures
 
 HERE = Path(__file__).parent

@@ -29,7 +29,7 @@ from genre.data.sequences.rows import RowBuilder
 from genre.data.sequences.windows import training_windows
 from genre.data.splits import SplitConfig, split
 from genre.engine import Engine, Request
-from genre.jobs.inputs import open_log
+from genre.jobs.loading import open_log
 from genre.modules.heads.gaussian_process import View
 from genre.modules.heads.heads import CatalogueHead
 from genre.modules.heads.spec import HeadSpec

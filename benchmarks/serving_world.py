@@ -16,7 +16,7 @@ import genre
 from genre.engine import Engine, Request
 from genre.engine.versions import read_encoder
 from genre.jobs.encoders import publish_encoder
-from genre.jobs.inputs import load_base, open_log
+from genre.jobs.loading import load_base, open_log
 from genre.jobs.publish import adapter_manifest, write_adapter
 from genre.recipe import Recipe
 from genre.registry import Registry

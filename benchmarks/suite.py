@@ -49,7 +49,8 @@ def command() -> str:
 
 def keep_figures(file: Path, result: dict[str, Any]) -> None:
     """Write a benchmark's figures with their origin: environment, commit, commands (several where parts are added)."""
-    from genre.jobs.inputs import environment, write_text
+    from genre.files import write_text
+    from genre.jobs.folders import environment
 
     commands = [*dict.fromkeys([*result.get("commands", []), command()])]
     file.parent.mkdir(parents=True, exist_ok=True)

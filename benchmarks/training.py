@@ -32,7 +32,7 @@ from genre.data.sequences.batches import plan_batches
 from genre.data.splits import split
 from genre.evaluation.metrics import auc
 from genre.evaluation.targets import targets as targets_of
-from genre.jobs.inputs import open_log
+from genre.jobs.loading import open_log
 from genre.modules.base.quiet import quiet
 from genre.progress import Reporter
 from genre.training import Loop

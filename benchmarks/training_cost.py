@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 import genre
-from genre.jobs.inputs import open_log
+from genre.jobs.loading import open_log
 from genre.modules.base.quiet import quiet
 from genre.progress import Reporter
 from genre.training import Loop

@@ -24,7 +24,7 @@ def test_training_and_engine_agree(cuda, tmp_path: Path, log: Interactions, quan
     import genre
     from fakes import make_base
     from genre.engine.versions import read_adapter
-    from genre.jobs.evaluate import restore
+    from genre.jobs.loading import restore
     from genre.training.prediction import predict
 
     folder = make_base(tmp_path / "base", width=64)

@@ -154,3 +154,13 @@ def atomic(path: Path) -> Iterator[Path]:
         raise DiskError(f"{path} cannot be written", got="a disk that takes no more bytes", todo="free some space") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole.
+
+    Raises:
+        DiskError: The disk is full or not writable.
+    """
+    with atomic(path) as aside:
+        aside.write_text(text, encoding="utf-8")

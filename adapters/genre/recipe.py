@@ -270,6 +270,17 @@ class Recipe(_Config):
             _override(data, override)
         return cls.parse(data, where=str(path))
 
+    def with_values(self, values: Mapping[str, Any]) -> "Recipe":
+        """The recipe with other values at some dotted keys, such as `{"tasks.0.weight": 2.0}`, checked again.
+
+        Raises:
+            RecipeError: The schema refuses a value, or the combination.
+        """
+        raw = self.model_dump(mode="json")
+        for path, value in values.items():
+            _put(raw, path, value)
+        return Recipe.parse(raw)
+
     def dump(self) -> str:
         """The resolved recipe as YAML, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
@@ -306,12 +317,6 @@ def _override(data: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals or not path:
         raise RecipeError("an override cannot be read", got=override, expected="a.b=c", todo="for example --set train.epochs=3")
-    *parents, last = path.split(".")
-    place: Any = data
-    for key in parents:
-        place = place[_index(place, key, path)] if isinstance(place, list) else place.setdefault(key, {})
-        if not isinstance(place, dict | list):
-            raise RecipeError(f"override {path!r} goes through {key!r}, which holds a plain value", got=repr(place))
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -319,12 +324,23 @@ def _override(data: dict[str, Any], override: str) -> None:
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as text
         with contextlib.suppress(ValueError):
             parsed = float(parsed)
-    place[_index(place, last, path) if isinstance(place, list) else last] = parsed
+    _put(data, path, parsed)
 
 
-def _index(place: list[Any], key: str, path: str) -> int:
-    if not key.isdigit() or int(key) >= len(place):
-        raise RecipeError(f"override {path!r} names no element", got=key, expected=f"0 to {len(place) - 1}")
+def _put(data: dict[str, Any], path: str, value: Any) -> None:
+    """Put a value at a dotted path; list elements go by index, missing sections are made."""
+    *parents, last = path.split(".")
+    node: Any = data
+    for key in parents:
+        node = node[_index(node, key, path)] if isinstance(node, list) else node.setdefault(key, {})
+        if not isinstance(node, dict | list):
+            raise RecipeError(f"override {path!r} goes through {key!r}, which holds a plain value", got=repr(node))
+    node[_index(node, last, path) if isinstance(node, list) else last] = value
+
+
+def _index(node: list[Any], key: str, path: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise RecipeError(f"override {path!r} names no element", got=key, expected=f"0 to {len(node) - 1}")
     return int(key)
 
 

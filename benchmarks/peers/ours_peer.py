@@ -16,7 +16,7 @@ from rounds import Part, serve
 
 import genre
 from genre.engine import Engine, Request
-from genre.jobs.inputs import open_log
+from genre.jobs.loading import open_log
 from genre.training.parts import SharedEncoder
 from training import Ours
 

@@ -1,4 +1,4 @@
-"""`genre bench`: several ways to train one recipe, each a process of its own, compared with the full fine-tune."""
+"""`genre bench`: several variants of one recipe, each a process of its own, compared with the full fine-tune."""
 
 import json
 from types import SimpleNamespace
@@ -12,11 +12,11 @@ from genre.cli import main
 from genre.data.interactions import Interactions
 from genre.data.splits import split
 from genre.errors import InputError, InterruptedJobError, JobError
-from genre.jobs.tuning import variants as ways
-from genre.jobs.tuning.compare import Compared, compare
-from genre.jobs.tuning.scored import from_run
+from genre.jobs.compare import Compared, compare
+from genre.jobs.predictions import from_run
+from genre.jobs.tuning import bench as bench_job
+from genre.jobs.tuning.bench import VARIANTS, bench, near, recipe_of
 from genre.jobs.tuning.trials import Objective
-from genre.jobs.tuning.variants import WAYS, bench, near, recipe_of
 from genre.registry import Registry
 
 
@@ -55,7 +55,7 @@ def test_the_command_prices_an_adapter(file, tmp_path, capfd):
     assert low["minus_full"]["like"]["difference"] == direct.difference
     assert tuple(low["minus_full"]["like"]["interval"]) == direct.interval
     for text in (
-        "what each way costs",
+        "cost of each variant",
         "minus full",
         "may be better still: full",
         "lora_2",
@@ -76,7 +76,7 @@ def test_the_command_prices_an_adapter(file, tmp_path, capfd):
 
 def test_what_is_wrong_is_told_before_anything_is_trained(file, tmp_path, capfd):
     for more, said in (
-        (["--way", "half"], "no such way to train: got half"), (["--profile", "slow"], "no such profile"),
+        (["--way", "half"], "no such variant: got half"), (["--profile", "slow"], "no such profile"),
         (["--out", str(file)], "--out is a file"), (["--set", "train.epochs=0"], "epochs"),
         (["--set", "data.path=nowhere"], "nowhere"), (["--set", "base.name=nowhere"], "no base is called 'nowhere'"),
         (["--set", "data.split.valid=0"], "valid"),
@@ -93,19 +93,19 @@ def test_a_validation_part_of_one_label_is_told_before_anything_is_trained(file,
     out = ["--registry", str(tmp_path / "r"), "--out", str(tmp_path / "out")]
     assert main(["bench", str(file), *out, "--set", f"data.path={tmp_path / 'sad'}"]) == 2
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("genre: like.auc, which trials are measured by, has no value"), lines
+    assert len(lines) == 1 and lines[0].startswith("genre: like.auc, which decides between trials, has no value"), lines
     assert not (tmp_path / "r").exists() and not (tmp_path / "out").exists()
 
 
 def test_recipes_of_the_ways(file):
-    for way in WAYS:
+    for way in VARIANTS:
         assert recipe_of(file, way, 1.0).name == "like"
     rates = [recipe_of(file, "lora_8", factor).train.learning_rate for factor in (0.5, 1.0, 2.0)]
     assert rates[1] == 2 * rates[0] and rates[2] == 2 * rates[1]
     assert recipe_of(file, "lora_8_nf4", 1.0).base.quantization == "nf4"
     assert recipe_of(file, "head_only", 1.0).adapter.kind == "head_only"
     file.write_text(file.read_text(encoding="utf-8").replace("precision: auto", "precision: bfloat16"), encoding="utf-8")
-    found = {way: recipe_of(file, way, 1.0).base.precision for way in WAYS}
+    found = {way: recipe_of(file, way, 1.0).base.precision for way in VARIANTS}
     assert {way for way, precision in found.items() if precision == "auto"} == {"lora_8_int8", "lora_8_nf4"}
 
 
@@ -121,7 +121,7 @@ def processes(monkeypatch):
         place = SimpleNamespace(folder=command[-2], name=command[-2].rsplit("/", 1)[-1])
         return SimpleNamespace(returncode=told["do"](place))
 
-    monkeypatch.setattr(ways, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(bench_job, "subprocess", SimpleNamespace(run=run))
     return told
 
 
@@ -134,7 +134,7 @@ def test_a_way_that_fails_is_listed_and_one_that_is_killed_too(wanted, tmp_path,
 
     processes["do"] = fail
     with pytest.raises(JobError) as caught:
-        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["lora_8", "head_only"])
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), variants=["lora_8", "head_only"])
     assert "lora_8-1: the loss of task 'like' is not finite" in str(caught.value)
     assert "head_only-1: its process ended with exit code -9" in str(caught.value)
 
@@ -142,7 +142,7 @@ def test_a_way_that_fails_is_listed_and_one_that_is_killed_too(wanted, tmp_path,
 def test_without_an_encoder_nothing_is_compared(wanted, tmp_path, processes):
     processes["do"] = lambda place: 1
     with pytest.raises(JobError, match="the encoder could not be fitted"):
-        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), variants=["head_only"])
 
 
 def test_labelled_texts_need_no_encoder(tiny, tmp_path, processes):
@@ -150,8 +150,8 @@ def test_labelled_texts_need_no_encoder(tiny, tmp_path, processes):
     processes["do"] = lambda place: asked.append(place.name) or 1
     planted_texts().write(tmp_path / "texts")
     wanted = text_recipe(tiny, STARS, data={"path": str(tmp_path / "texts")})
-    with pytest.raises(JobError, match="no way could be trained"):
-        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["full", "head_only"])
+    with pytest.raises(JobError, match="no variant could be trained"):
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), variants=["full", "head_only"])
     assert asked == ["full-0.3", "full-1", "head_only-1"]
 
 
@@ -160,8 +160,8 @@ def test_an_interrupted_run_says_how_to_go_on(wanted, tmp_path, processes):
         raise KeyboardInterrupt
 
     processes["do"] = interrupt
-    with pytest.raises(InterruptedJobError, match="the same command goes on"):
-        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
+    with pytest.raises(InterruptedJobError, match="the same command resumes"):
+        bench(wanted, tmp_path / "out", Registry(tmp_path / "r"), variants=["head_only"])
 
 
 @pytest.mark.parametrize(("task", "name", "best"), [(LIKE, "like.auc", "lora_8-2"), (RATING, "rating.rmse", "lora_8-0.5")])
@@ -171,8 +171,8 @@ def test_the_rate_is_chosen_on_validation(tiny, tmp_path, task, name, best):
         (tmp_path / run).mkdir()
         rows = [{"epoch": number, name: value} for number, value in enumerate(values, start=1)]
         (tmp_path / run / "metrics.json").write_text(json.dumps({"validation": rows}))
-    assert ways._best(objective, tmp_path, ["lora_8-0.5", "lora_8-1", "lora_8-2"]).name == best
-    assert ways._best(objective, tmp_path, []) is None
+    assert bench_job._best(objective, tmp_path, ["lora_8-0.5", "lora_8-1", "lora_8-2"]).name == best
+    assert bench_job._best(objective, tmp_path, []) is None
 
 
 def test_a_folder_of_another_recipe_is_refused(wanted, tiny, tmp_path, processes):
@@ -180,7 +180,7 @@ def test_a_folder_of_another_recipe_is_refused(wanted, tiny, tmp_path, processes
     other = recipe(tiny, RATING, data={"path": wanted.data.path})
     for each, error in ((wanted, JobError), (other, InputError)):
         with pytest.raises(error):
-            bench(each, tmp_path / "out", Registry(tmp_path / "r"), ways=["head_only"])
+            bench(each, tmp_path / "out", Registry(tmp_path / "r"), variants=["head_only"])
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_a_base_that_moved_is_named(refused, place, capsys):
 
 GOOD = {"id": "good", "adapter": "like", "user_id": "u1", "candidates": ["i1", "i2"]}
 ROWS = [
-    ("not json", None, "is no JSON"),
+    ("not json", None, "is not JSON"),
     ([1], None, "a request is no JSON object: got list"),
     ({"id": "a"}, "a", "a request needs an adapter"),
     ({**GOOD, "id": "b", "kk": 1}, "b", "a request has an unknown field: got kk"),

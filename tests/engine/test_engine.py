@@ -12,7 +12,7 @@ from genre.data.sequences.batches import collate
 from genre.engine import Engine, Request
 from genre.engine.versions import read_adapter
 from genre.errors import InputError, NotFoundError, RequestError
-from genre.jobs.evaluate import restore
+from genre.jobs.loading import restore
 from genre.training.assembly import assemble
 from genre.training.prediction import outputs
 

@@ -8,7 +8,7 @@ import genre
 from fakes import make_encoder_base, planted_texts
 from genre.engine import Request
 from genre.engine.versions import read_adapter
-from genre.jobs.evaluate import restore
+from genre.jobs.loading import restore
 from genre.recipe import Recipe
 from genre.training.prediction import predict
 

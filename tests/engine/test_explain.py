@@ -19,7 +19,7 @@ from genre.engine.explain import ATTEMPTS, METHODS, ask, explain
 from genre.engine.gradients import event_gradients
 from genre.engine.versions import read_adapter
 from genre.errors import DataError, InputError, JobError, NotFoundError, RequestError
-from genre.jobs.evaluate import restore
+from genre.jobs.loading import restore
 from genre.modules.heads.heads import View
 
 TASKS = ("like", "rating", "next_item", "text")

@@ -12,9 +12,8 @@ from genre.errors import DataError, InputError, RecipeError
 from genre.evaluation.metrics import bootstrap
 from genre.evaluation.metrics.bootstrap import MIN_USERS
 from genre.evaluation.targets import Targets
-from genre.jobs.predictions import read_predictions
-from genre.jobs.tuning.compare import compare, pairs
-from genre.jobs.tuning.scored import Scored, from_baseline, from_run, from_version
+from genre.jobs.compare import compare, pairs
+from genre.jobs.predictions import Scored, from_baseline, from_run, from_version, read_predictions
 from genre.tasks import Task
 
 AUC = Task(name="like", kind="feedback", label="rating > 3", metrics=("auc", "log_loss"))
@@ -125,7 +124,7 @@ def test_other_targets_are_refused():
     with pytest.raises(InputError, match="the targets' labels differ"):
         compare(GOOD, replace(POOR, targets=flipped))
     none = [replace(each, targets=each.targets.take(slice(0)), scores=each.scores[:0]) for each in (GOOD, POOR)]
-    with pytest.raises(InputError, match="have no targets to be compared on"):
+    with pytest.raises(InputError, match="cannot be compared: there are no targets"):
         compare(*none)
 
 
@@ -187,7 +186,7 @@ def test_tasks_of_another_kind_are_refused(trained):
 def test_a_version_of_other_data_is_refused(trained, base):
     from fakes import planted_log
 
-    with pytest.raises(InputError, match="like was trained on other data, so it may have learnt from the targets: got data of"):
+    with pytest.raises(InputError, match="like was trained on other data, which may contain the targets: got data of"):
         from_version(trained.registry, "like", planted_log(seed=1), base, part="test")
 
 
@@ -215,7 +214,7 @@ def test_predictions_of_classes_are_kept(tiny, trained, tmp_path):
 
 
 def test_damaged_and_missing_predictions_are_refused(tmp_path):
-    with pytest.raises(DataError, match=r"a run without predictions: got .*; expected a run folder with predictions.parquet"):
+    with pytest.raises(DataError, match=r"the run has no predictions: got .*; expected a run folder with predictions.parquet"):
         read_predictions(tmp_path)
     (tmp_path / "predictions.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(DataError, match=r"predictions.parquet is damaged: got "):
@@ -259,7 +258,7 @@ def test_wrong_input_is_one_line(trained, common, capsys):
         (["like", "--baseline", "additive", "--metric", "rmse", *common], "genre: no such metric to compare by: got rmse"),
         (["like", "--baseline", "additive", "--json", "/", *common], "genre: --json is a folder"),
         (["like", "next_item", *common], "genre: like:"),
-        ([run, "./nothing"], "genre: a run without predictions: got nothing"),
+        ([run, "./nothing"], "genre: the run has no predictions: got nothing"),
         ([run, run, "--part", "valid"], "genre: a run folder has predictions of its test part only"),
         ([run, "--baseline", "additive"], "genre: a baseline needs the data"),
         ([run, run, "--resamples", "3"], "genre: resamples: got 3"),
@@ -295,4 +294,4 @@ def test_versions_of_labelled_texts_are_compared_with_their_runs_and_baselines(t
         stored = run.baselines["good"]["tfidf_linear"] if second[0] == "--baseline" else run.metrics["good"]
         assert auc["b"] == pytest.approx(stored["auc"]["value"], abs=1e-6)
     assert main(["compare", str(tmp_path / "run"), "--baseline", "majority", *common]) == 2
-    assert "does not say which columns a baseline is to read: got a run folder" in capsys.readouterr().err
+    assert "does not record which columns it reads: got a run folder" in capsys.readouterr().err

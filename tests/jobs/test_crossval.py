@@ -12,7 +12,7 @@ from genre.cli import main
 from genre.data.splits import TEST, split
 from genre.errors import InputError, InterruptedJobError, JobError, ManifestError, RecipeError
 from genre.jobs.encoders import check_leak
-from genre.jobs.tuning.folds import crossval, fold_recipes, summary
+from genre.jobs.tuning.crossval import crossval, fold_recipes, summary
 from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.training import fit
@@ -143,7 +143,7 @@ def test_a_fold_that_was_cut_goes_on_and_those_that_are_done_are_kept(cross, tin
         if sum("epoch 2: validation" in each for each in seen) == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(InterruptedJobError, match="interrupted in fold 2: got Ctrl-C; the same command goes on in"):
+    with pytest.raises(InterruptedJobError, match="interrupted in fold 2: got Ctrl-C; the same command resumes in"):
         cross(of, reporter=Reporter(cut))
     done = tmp_path / "folds" / "fold-1" / "metrics.json"
     first = done.stat().st_mtime_ns
@@ -156,7 +156,7 @@ def test_a_fold_that_was_cut_goes_on_and_those_that_are_done_are_kept(cross, tin
 
 def test_a_fold_that_diverges_is_named(cross, tiny):
     of = recipe(tiny, LIKE, train=QUICK | {"learning_rate": 1e30})
-    with pytest.raises((JobError, InputError), match="fold 1 failed: .*finite.*; folds that are done are kept"):
+    with pytest.raises((JobError, InputError), match="fold 1 failed: .*finite.*; finished folds are kept"):
         cross(of)
 
 
@@ -198,7 +198,7 @@ def test_recipes_that_cannot_be_folded_are_refused(cross, tiny, tmp_path):
     folded = {"split": {"kind": "temporal", "folds": 2, "fold": 1, "fold_seed": 0}}
     given = {"split": {"kind": "given", "test_rows": "0-30"}}
     for sections, message in (
-        ({"data": given}, "folds by user need histories that are no training events: got data.split.kind given"),
+        ({"data": given}, "folds by user need histories without training events: got data.split.kind given"),
         ({"data": folded}, "the recipe's split has folds of its own: got folds 2"),
         ({"encoder": {"use": "encoder-planted"}}, "every fold fits an encoder of its own.*; add --set encoder.use=fit"),
     ):

@@ -12,8 +12,7 @@ from fakes import planted_texts
 from genre.data.splits import SplitConfig, split
 from genre.errors import InputError, ManifestError, RecipeError
 from genre.jobs.encoders import check_leak
-from genre.jobs.evaluate import evaluate, say_few_users
-from genre.jobs.reliability import draw_reliability
+from genre.jobs.evaluate import draw_reliability, evaluate, warn_few_users
 from genre.jobs.train_several import train_together
 from genre.progress import Reporter
 from genre.training.assembly import assemble_texts
@@ -84,7 +83,7 @@ def test_validation_is_another_part(trained, base):
     assert parts[0]["adapter"] != parts[1]["adapter"]
 
 
-FEW = "few users on the test part (like 2): an interval over fewer than 20 cannot say much"
+FEW = "few users on the test part (like 2): an interval over fewer than 20 is not reliable"
 
 
 def test_a_test_part_of_a_few_users_is_told_before_training_and_by_evaluation(trained, tiny, base, log, tmp_path):
@@ -108,10 +107,10 @@ def test_a_test_part_of_a_few_groups_of_texts_is_told(tiny, base):
     wanted = text_recipe(tiny, GOOD)
     assembly = assemble_texts(wanted, few, base)
     assembly.model.release()
-    say_few_users(wanted.tasks, assembly.builder, assembly.split, "test", Reporter(lines.append))
+    warn_few_users(wanted.tasks, few, assembly.split, "test", Reporter(lines.append))
     groups = len(set(few.group_codes[assembly.split.part == 2].tolist()))
     assert groups > 1
-    assert lines == [f"few groups on the test part (good {groups}): an interval over fewer than 20 cannot say much"]
+    assert lines == [f"few groups on the test part (good {groups}): an interval over fewer than 20 is not reliable"]
 
 
 # --- leaks -----------------------------------------------------------------------------------------------------------

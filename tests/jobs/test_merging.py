@@ -16,9 +16,10 @@ from genre.cli import main
 from genre.engine import Engine, Request
 from genre.engine.versions import by_split, read_adapter
 from genre.errors import InputError, ManifestError, QualityError
-from genre.jobs.evaluate import evaluate, low_layers, restore
+from genre.jobs.evaluate import evaluate
+from genre.jobs.loading import lora_layers, restore
+from genre.jobs.merge.gate import MergeOptions
 from genre.jobs.merge.job import merge_versions
-from genre.jobs.merge.judge import Options
 from genre.jobs.merge.methods import METHODS, draw_seed, merge
 from genre.modules.base.quiet import quiet
 from genre.modules.lora.layer import peft_config, to_peft
@@ -119,7 +120,7 @@ def test_merges_on_the_factors_are_pefts(base, trained, tmp_path, monkeypatch, m
     folders = [tmp_path / "like", tmp_path / "rating"]
     for folder, low, alpha in zip(folders, lows, (16, 4), strict=True):  # other scales in the two files
         folder.mkdir()
-        layers = low_layers(base, low)
+        layers = lora_layers(base, low)
         config = peft_config(layers, base="tiny", rank=8, alpha=alpha)
         (folder / "adapter_config.json").write_text(json.dumps(config))
         save_file(to_peft(layers), folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -190,7 +191,7 @@ def test_unequal_ranks_are_refused_with_a_way_out(method):
 @pytest.fixture(scope="module")
 def merged(trained):
     """All three trained adapters in one, at the rank that loses nothing of their sum; the floor lets everything pass."""
-    options = Options("taste", rank=24, floor=0.0, weights=(1.0, 0.5, 0.25))
+    options = MergeOptions("taste", rank=24, floor=0.0, weights=(1.0, 0.5, 0.25))
     base = genre.Base.load(str(trained.base))
     found = merge_versions(trained.registry, ["like@production", "rating", "next_item"], options, trained.log, base=base)
     assert base.occupied_by is None
@@ -258,7 +259,7 @@ def test_the_engine_serves_all_tasks_of_a_merged_version(merged, base, trained):
 
 
 def test_an_adapter_merged_with_itself_passes_every_gate(base, trained):
-    options = Options("twice", floor=0.9999)
+    options = MergeOptions("twice", floor=0.9999)
     found = merge_versions(trained.registry, ["like", "like"], options, trained.log, base=base)
     row = found.report["gate"]["tasks"]["like"]
     assert row["passed"] and row["ratio"] == pytest.approx(1, abs=1e-5)
@@ -272,13 +273,13 @@ def test_an_adapter_merged_with_itself_passes_every_gate(base, trained):
 def test_the_gate_refuses_and_publishes_nothing(base, trained, task):
     """A floor of 3 asks for a threefold AUC, or a third of the RMSE."""
     with pytest.raises(QualityError, match=rf"poor is not published: below 3 of a parent on validation: got {task}\.") as error:
-        merge_versions(trained.registry, [task, task], Options("poor", floor=3.0), trained.log, base=base)
+        merge_versions(trained.registry, [task, task], MergeOptions("poor", floor=3.0), trained.log, base=base)
     assert error.value.exit_code == 2 and ("at least" if task == "like" else "at most") in str(error.value)
     assert "poor" not in trained.registry.names() and base.occupied_by is None
 
 
 def test_weights_are_searched_on_validation(base, trained):
-    options = Options("searched", weights="search", floor=0.0)
+    options = MergeOptions("searched", weights="search", floor=0.0)
     found = merge_versions(trained.registry, ["like", "rating"], options, trained.log, base=base)
     rows = found.report["search"]
     assert all(any(row["weights"]) for row in rows) and 6 < len(rows) <= 20
@@ -291,7 +292,7 @@ def test_weights_are_searched_on_validation(base, trained):
 def test_parents_of_other_splits_are_each_measured_under_their_own(base, tiny, trained, tmp_path):
     wanted = recipe(tiny, {**RATING, "name": "late"}, name="late", data=LAST)
     publish_stirred(trained.registry, wanted, trained.log, base, tmp_path / "late", encoder="encoder-planted", seed=4)
-    found = merge_versions(trained.registry, ["like", "late"], Options("both", floor=0.0), trained.log, base=base)
+    found = merge_versions(trained.registry, ["like", "late"], MergeOptions("both", floor=0.0), trained.log, base=base)
     splits = found.version.manifest.notes["splits"]
     assert (splits["like"]["kind"], splits["late"]["kind"]) == ("temporal", "last_n")
     tasks = found.report["transfer"]["tasks"]
@@ -300,7 +301,7 @@ def test_parents_of_other_splits_are_each_measured_under_their_own(base, tiny, t
     assert list(evaluated) == ["like", "late"] and all(evaluated[task]["baselines"] for task in evaluated)
     for task, metric in (("like", "auc"), ("late", "rmse")):
         assert evaluated[task]["adapter"][metric]["value"] == pytest.approx(tasks[task]["merged"][metric]["value"], abs=1e-6)
-    again = merge_versions(trained.registry, ["both", "next_item"], Options("three", floor=0.0), trained.log, base=base)
+    again = merge_versions(trained.registry, ["both", "next_item"], MergeOptions("three", floor=0.0), trained.log, base=base)
     assert again.version.manifest.notes["splits"] == {**splits, "next_item": splits["like"]}
     assert len(by_split(read_adapter(trained.registry, "three", base))) == 2
 
@@ -310,7 +311,9 @@ def test_text_adapters_and_head_only_ones_are_merged(base, tiny, trained, tmp_pa
     for number, (task, kind) in enumerate(((LIKE, "lora"), (RATING, "head_only"))):
         wanted = recipe(tiny, task, sequence={"item": "text"}, encoder={"use": "none"}, adapter={"kind": kind})
         publish_stirred(registry, wanted, trained.log, base, tmp_path / str(number), seed=number)
-    found = merge_versions(registry, ["like", "rating"], Options("text", "linear", (1.0, 1.0), floor=0.0), trained.log, base=base)
+    found = merge_versions(
+        registry, ["like", "rating"], MergeOptions("text", "linear", (1.0, 1.0), floor=0.0), trained.log, base=base
+    )
     assert found.report["gate"]["tasks"]["like"]["ratio"] == pytest.approx(1, abs=1e-5)
     with Engine(base, registry) as engine:  # by the catalogue in the version
         answers = engine.score([Request("text", history=[], candidates=["i0"], task=task) for task in ("like", "rating")])
@@ -333,7 +336,7 @@ def test_adapters_of_other_encoders_and_layouts_are_refused(base, tiny, trained,
     strange = publish_stirred(registry, wanted, trained.log, base, tmp_path / "strange", encoder="encoder-second")
     like, mine = (registry.resolve(name) for name in ("like", "strange"))
     with pytest.raises(ManifestError) as error:
-        merge_versions(registry, ["like", "strange"], Options("no"), trained.log, base=base)
+        merge_versions(registry, ["like", "strange"], MergeOptions("no"), trained.log, base=base)
     assert str(error.value) == (
         f'{strange.ref} cannot be merged with {like.ref}: encoder differs: got "{mine.manifest.encoder}"; '
         f'expected "{like.manifest.encoder}"; merge adapters that were trained on the same base, encoder and layout'
@@ -341,7 +344,7 @@ def test_adapters_of_other_encoders_and_layouts_are_refused(base, tiny, trained,
     wanted = recipe(tiny, RATING, name="windowed", data={"max_events": 12})
     publish_stirred(registry, wanted, trained.log, base, tmp_path / "windowed", encoder="encoder-planted")
     with pytest.raises(ManifestError, match="sequence.max_events differs: got 12; expected 16"):
-        merge_versions(registry, ["like", "windowed"], Options("no"), trained.log, base=base)
+        merge_versions(registry, ["like", "windowed"], MergeOptions("no"), trained.log, base=base)
     assert "no" not in registry.names()
 
 
@@ -352,15 +355,15 @@ def test_shared_tasks_encoders_and_single_parents_are_refused(base, tiny, traine
     with pytest.raises(
         ManifestError, match="two parents have a task 'like': got like:.* and rival:.*; expected each task from one"
     ):
-        merge_versions(registry, ["like", "rival"], Options("no"), trained.log, base=base)
-    with pytest.raises(ManifestError, match="has no tasks to serve: got a version of kind encoder"):
-        merge_versions(registry, ["like", "encoder-planted"], Options("no"), trained.log, base=base)
+        merge_versions(registry, ["like", "rival"], MergeOptions("no"), trained.log, base=base)
+    with pytest.raises(ManifestError, match="has no tasks to merge: got a version of kind encoder"):
+        merge_versions(registry, ["like", "encoder-planted"], MergeOptions("no"), trained.log, base=base)
     with pytest.raises(InputError, match="a merge needs at least two adapters: got 1"):
-        merge_versions(registry, ["like"], Options("no"), trained.log, base=base)
+        merge_versions(registry, ["like"], MergeOptions("no"), trained.log, base=base)
     with pytest.raises(InputError, match="floor: got -1.0"):
-        merge_versions(registry, ["like", "rating"], Options("no", floor=-1.0), trained.log, base=base)
+        merge_versions(registry, ["like", "rating"], MergeOptions("no", floor=-1.0), trained.log, base=base)
     with pytest.raises(InputError, match="name"):
-        merge_versions(registry, ["like", "rating"], Options("No!"), trained.log, base=base)
+        merge_versions(registry, ["like", "rating"], MergeOptions("No!"), trained.log, base=base)
 
 
 def test_a_registry_that_could_not_take_the_result_is_refused_first(base, trained):
@@ -368,7 +371,7 @@ def test_a_registry_that_could_not_take_the_result_is_refused_first(base, traine
     stray.write_text("no folder")
     try:
         with pytest.raises(InputError, match="the registry lies in a file: got .*/taken"):
-            merge_versions(trained.registry, ["like", "rating"], Options("taken", floor=5.0), trained.log, base=base)
+            merge_versions(trained.registry, ["like", "rating"], MergeOptions("taken", floor=5.0), trained.log, base=base)
     finally:
         stray.unlink()
 
@@ -376,8 +379,8 @@ def test_a_registry_that_could_not_take_the_result_is_refused_first(base, traine
 def test_a_split_without_validation_cannot_be_gated(base, tiny, trained, tmp_path):
     wanted = recipe(tiny, LIKE, name="unheld", data={"split": {"kind": "temporal", "valid": 0.0, "test": 0.2}})
     publish_stirred(trained.registry, wanted, trained.log, base, tmp_path / "unheld", encoder="encoder-planted")
-    with pytest.raises(InputError, match="task 'like' has no auc on the validation part, which the gate is held on"):
-        merge_versions(trained.registry, ["unheld", "rating"], Options("no"), trained.log, base=base)
+    with pytest.raises(InputError, match="task 'like' has no auc on the validation part, which the gate needs"):
+        merge_versions(trained.registry, ["unheld", "rating"], MergeOptions("no"), trained.log, base=base)
     assert base.occupied_by is None
 
 

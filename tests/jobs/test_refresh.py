@@ -17,10 +17,9 @@ from genre.engine.versions import read_adapter
 from genre.errors import DataError, InputError, JobError, ManifestError, RecipeError
 from genre.evaluation.targets import Targets
 from genre.jobs.evaluate import evaluate
+from genre.jobs.refresh.gate import compare, overall
 from genre.jobs.refresh.job import refresh
-from genre.jobs.refresh.judge import compare, overall
-from genre.jobs.refresh.plan import plan
-from genre.jobs.refresh.recipe import RefreshOptions
+from genre.jobs.refresh.plan import RefreshOptions, plan
 from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.tasks import Task
@@ -98,10 +97,10 @@ def test_parts_are_by_time_and_disjoint(drift):
     count = int(new.sum())
     assert found.counts["new"] == count == USERS * (STEPS - OLD_STEPS)
     assert (found.counts["test"], found.counts["valid"]) == (round(0.3 * count), round(0.1 * count))
-    times, part = drift.timestamps, found.chosen.part
+    times, part = drift.timestamps, found.split.part
     assert times[part == TEST].min() >= times[part == VALID].max() and times[part == VALID].min() >= times[part == TRAIN].max()
     assert not (found.supervised & (part != TRAIN)).any() and (part[~new] == TRAIN).all()
-    again = split(drift, SplitConfig.model_validate(found.chosen.config.model_dump()))
+    again = split(drift, SplitConfig.model_validate(found.split.config.model_dump()))
     assert np.array_equal(again.part, part)  # the shares in the manifest give the same parts
 
 
@@ -136,7 +135,7 @@ def test_an_impression_that_reaches_from_old_to_held_out_events_is_refused(drift
 
 def test_chosen_windows_supervise_each_chosen_event_once_with_history(drift):
     found = made(drift)
-    usable = found.chosen.part == TRAIN
+    usable = found.split.part == TRAIN
     windows, skipped = chosen_windows(drift, usable, found.supervised, max_events=6, min_events=2)
     seen = np.concatenate([window.events[window.targets] for window in windows])
     assert skipped == 0 and sorted(seen) == list(np.flatnonzero(found.supervised))
@@ -189,7 +188,7 @@ def test_one_label_only_cannot_be_told():
     task = {"like": Task(name="like", kind="feedback", label="rating > 3")}
     scores = np.random.default_rng(0).random(150)
     found = compare(task, predicted(scores, np.ones(150), users), predicted(scores, np.ones(150), users), 0.01)["like"]
-    assert found.outcome == "cannot be told" and found.interval is None and "no value on 150 targets" in found.words("like")
+    assert found.outcome == "cannot be told" and found.interval is None and "no value on 150 targets" in found.line("like")
 
 
 # --- refreshing ------------------------------------------------------------------------------------------------------
@@ -224,21 +223,21 @@ def test_a_drift_is_learnt_and_the_alias_moves(registry, drift, base):
 
 def test_a_warm_start_is_the_old_version(registry, drift, base):
     """Before the first step the new model scores as the old one does."""
-    from genre.jobs.evaluate import low_layers, stand
+    from genre.jobs.loading import build_model, lora_layers
     from genre.recipe import Recipe
     from genre.training.assembly import Start, assemble_from
     from genre.training.prediction import predict
 
     loaded = read_adapter(registry, "like", base)
     found = made(drift)
-    model, builder = stand(loaded, drift, base)
-    before = predict(model, builder, found.chosen, TEST, max_events=16, batch_tokens=2048)["like"]
+    model, builder = build_model(loaded, drift, base)
+    before = predict(model, builder, found.split, TEST, max_events=16, batch_tokens=2048)["like"]
     model.release()
     own = Recipe.read(registry.fetch("like") / "recipe.yaml")
-    own = own.model_copy(update={"data": own.data.model_copy(update={"split": found.chosen.config})})
-    start = Start(loaded.shared, loaded.layout, loaded.heads, low_layers(base, loaded.low))
+    own = own.model_copy(update={"data": own.data.model_copy(update={"split": found.split.config})})
+    start = Start(loaded.shared, loaded.layout, loaded.heads, lora_layers(base, loaded.low))
     assembly = assemble_from(start, own, drift, base, found.supervised)
-    after = predict(assembly.model, assembly.builder, found.chosen, TEST, max_events=16, batch_tokens=2048)["like"]
+    after = predict(assembly.model, assembly.builder, found.split, TEST, max_events=16, batch_tokens=2048)["like"]
     names = set(assembly.model.trainable())
     assembly.model.release()
     assert np.array_equal(before[1], after[1]) and np.array_equal(before[0].event, after[0].event)
@@ -259,7 +258,7 @@ def test_poison_in_the_training_part_only_is_worse(registry, base):
     """Everybody alike where it learns, as ever where it is tested."""
     log, fashion = planted_log(users=USERS, items=30, events=STEPS, noise=0.0), drifting(turn=0)
     found = plan(log, 8_000, replay=0.0, valid=0.0, test=0.3, block=16, seed=0)
-    bad = (log.timestamps > 8_000) & (found.chosen.part != TEST)
+    bad = (log.timestamps > 8_000) & (found.split.part != TEST)
     ratings = pl.Series(np.where(bad, fashion.column("rating"), log.column("rating")))
     mixed = part_of(log.frame.with_columns(ratings.alias("rating")), log)
     done = refresh(registry, "like@production", mixed, RefreshOptions(replay=0.0, valid=0.0), base=base)
@@ -270,7 +269,7 @@ def test_nothing_new_publishes_nothing(registry, drift, base):
     before = journal(registry)
     same = refresh(registry, "like", old_part(drift), base=base)
     assert same.version is None and same.report["decision"] == "nothing new"
-    assert same.report["why"].endswith("the data is what it was trained and tested on; nothing was published")
+    assert same.report["why"].endswith("the data set is the one that it was trained on; nothing was published")
     shorter = refresh(registry, "like", old_part(drift, 5), base=base)
     assert shorter.report["decision"] == "nothing new" and "no event is later" in shorter.report["why"]
     assert journal(registry) == before and not (registry.store.root.parent / "runs").exists()
@@ -284,14 +283,16 @@ def test_a_few_new_events_are_too_few_to_test_on(registry, drift, base):
     last = registry.resolve("like").manifest.data.time_span[1]
     some = part_of(drift.frame.filter(pl.col("timestamp").rank("ordinal") <= (drift.timestamps <= last).sum() + 1), drift)
     found = refresh(registry, "like", some, base=base)
-    assert found.report["decision"] == "too small" and "too few events are new, 1: wait for more" in found.report["why"]
+    assert found.report["decision"] == "too small" and "there are too few new events, 1: wait for more" in found.report["why"]
     assert journal(registry) == before
 
 
 def test_a_version_by_number_has_no_alias_to_take_over(registry, drift, base):
     old = registry.resolve("like")
     done = refresh(registry, old.ref, drift, base=base)
-    assert done.report["decision"] == "candidate" and "names no alias to take over; it is not worse" in done.report["why"]
+    assert (
+        done.report["decision"] == "candidate" and "is no alias to take over; the new version is not worse" in done.report["why"]
+    )
     assert aliases(registry) == {"candidate": done.version.version, "latest": old.version, "production": old.version}
 
 
@@ -316,7 +317,7 @@ def test_of_two_at_once_one_wins(registry, drift, base, tiny):
     assert inner[0].report["decision"] == "promoted" and outer.report["decision"] == "overtaken"
     assert outer.version.version != inner[0].version.version and outer.run.root != inner[0].run.root
     assert aliases(registry)["production"] == inner[0].version.version == aliases(registry)["latest"]
-    assert "like@production is left alone: like@production was moved meanwhile: got" in outer.report["why"]
+    assert "like@production is unchanged: like@production was moved meanwhile: got" in outer.report["why"]
 
 
 def test_an_interrupted_refresh_leaves_the_registry_as_it_was(registry, drift, base):
@@ -326,7 +327,7 @@ def test_an_interrupted_refresh_leaves_the_registry_as_it_was(registry, drift, b
         if text.startswith("epoch 1: validation"):
             raise KeyboardInterrupt
 
-    with pytest.raises(JobError, match="interrupted after step .*the registry is as it was; start the refresh again"):
+    with pytest.raises(JobError, match="interrupted after step .*the registry is unchanged; start the refresh again"):
         refresh(registry, "like", drift, base=base, reporter=Reporter(write))
     assert journal(registry) == before and sorted(str(path) for path in registry.store.root.rglob("*")) == files
     assert base.occupied_by is None
@@ -394,20 +395,20 @@ def test_a_version_of_the_same_catalogue_carries_none(registry, drift, base):
 
 
 def test_what_cannot_be_refreshed_is_refused(registry, drift, base, trained):
+    from genre.jobs.merge.gate import MergeOptions
     from genre.jobs.merge.job import merge_versions
-    from genre.jobs.merge.judge import Options
 
     with pytest.raises(ManifestError, match="cannot be refreshed: got kind encoder; expected adapter"):
         refresh(registry, "encoder-planted", drift, base=base)
-    merged = merge_versions(trained.registry, ["like", "rating"], Options("both", floor=0.0), trained.log, base=base).version
+    merged = merge_versions(trained.registry, ["like", "rating"], MergeOptions("both", floor=0.0), trained.log, base=base).version
     with pytest.raises(ManifestError, match="got kind merged; expected adapter; refresh its parents and merge again"):
         refresh(trained.registry, merged.ref, drift, base=base)
     for options, error, message in (
         (RefreshOptions(replay=1.0), InputError, "replay is out of range: got 1.0"),
         (RefreshOptions(test=0.0), InputError, "test is out of range: got 0.0"),
-        (RefreshOptions(valid=0.5, test=0.5), InputError, "valid and test leave nothing to learn from"),
+        (RefreshOptions(valid=0.5, test=0.5), InputError, "valid and test leave no training events"),
         (RefreshOptions(tolerance=float("nan")), InputError, "tolerance or encoder_due is out of range"),
-        (RefreshOptions(overrides=("adapter.rank=4",)), RecipeError, "a refresh changes how a version is trained"),
+        (RefreshOptions(overrides=("adapter.rank=4",)), RecipeError, "a refresh can only change how a version is trained"),
         (RefreshOptions(overrides=("train.epoch=4",)), RecipeError, "unknown key 'train.epoch'"),
     ):
         with pytest.raises(error, match=message):
@@ -444,12 +445,12 @@ def test_the_command(registry, drift, tiny, capsys, tmp_path):
     )
     assert "like.auc" in shown and "difference +" in shown and report["run"] == "runs/like/1"
     assert cli.main(["refresh", "like@production", "--data", "before", "--base", str(tiny)]) == 0
-    assert "nothing is new to like:" in capsys.readouterr().out
+    assert "there is nothing new for like:" in capsys.readouterr().out
     for wrong, message in (
         (["like@production", "--data", "nope"], "no data set folder: got nope"),
         (["like@nobody", "--data", "data"], "no alias like@nobody"),
         (["like", "--data", "data", "--replay", "2"], "replay is out of range: got 2.0"),
-        (["like", "--data", "data", "--set", "base.depth=1"], "a refresh changes how a version is trained, not what it is"),
+        (["like", "--data", "data", "--set", "base.depth=1"], "a refresh can only change how a version is trained"),
         (["like", "--data", "data", "--json", "data"], "--json is a folder"),
         (["like", "--data", "data", "--out", "runs"], "--out is taken: got runs"),
         (["like:0123", "--data", "data"], "not a version"),

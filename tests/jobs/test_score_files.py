@@ -1,6 +1,5 @@
 """`genre score` and `recommend --all-users` in pieces: what is read, what a killed job leaves, how it goes on, flat memory."""
 
-import fcntl
 import gzip
 import io
 import json
@@ -9,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 
 from builders import LIKE, disk_of, publish_stirred, recipe
 from genre import cli
@@ -101,7 +101,7 @@ def test_a_line_that_is_too_long_fails_alone(tmp_path, monkeypatch, pack):
     assert [line.number for line in found] == [1, 2, 3, 4] and all(len(line.raw) <= 101 for line in found)
     errors = [row.get("error") if isinstance(row, dict) else None for row in map(read_row, found)]
     assert errors[0] is None and "line 2: too long: got more bytes; expected at most 100" in errors[1]
-    assert "line 3 is no JSON" in errors[2] and "line 4: too long" in errors[3]
+    assert "line 3 is not JSON" in errors[2] and "line 4: too long" in errors[3]
 
 
 def test_chunks_are_bounded_in_rows_and_in_bytes(tmp_path, monkeypatch):
@@ -178,7 +178,7 @@ def test_the_output_appears_when_it_is_whole(score, whole, place):
     assert (place / "out.jsonl").read_bytes() == whole and not (place / "out.jsonl.part").exists()
     rows = [json.loads(line) for line in whole.splitlines()]
     assert [row["id"] for row in rows] == [None if number == 3 else str(number) for number in range(150)]
-    assert "line 4 is no JSON" in rows[3]["error"] and "no adapter 'nope'" in rows[71]["error"]
+    assert "line 4 is not JSON" in rows[3]["error"] and "no adapter 'nope'" in rows[71]["error"]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 64, 100, 150])
@@ -186,7 +186,7 @@ def test_an_unfinished_output_goes_on_after_its_last_whole_line(score, whole, pl
     lines = whole.splitlines(keepends=True)
     (place / "out.jsonl.part").write_bytes(b"".join(lines[:rows]) + (lines[rows][:30] if rows < 150 else b""))
     code, _, err = score()
-    assert code == 2 and "an unfinished output is there: got out.jsonl.part; expected a new file; go on with --resume" in err
+    assert code == 2 and "there is an unfinished output: got out.jsonl.part; expected a new file; continue with --resume" in err
     code, out, _ = score("--resume")
     before = f" ({rows} from before)" if rows else ""
     assert code == 0 and f"150 rows in out.jsonl{before}, 2 of them errors" in out
@@ -245,7 +245,7 @@ REFUSED = {
     "whole": ("out.jsonl", None, (), "the file exists: got out.jsonl; expected a new file"),
     "other ids": ("out.jsonl.part", '{"id": "x"}\n', ("--resume",), "is of another input: got id '0' in row 1; expected id 'x'"),
     "more rows": ("out.jsonl.part", '{"id": "x"}\n' * 151, ("--resume",), "of another input: got 150 rows; expected at least"),
-    "other things": ("out.jsonl.part", "a,b\n", ("--resume",), "holds other things: got out.jsonl.part, line 1; expected rows"),
+    "other things": ("out.jsonl.part", "a,b\n", ("--resume",), "is not a result file: got out.jsonl.part, line 1; expected rows"),
     "a version that is gone": (
         "out.jsonl.part", json.dumps({"id": "0", "adapter": "like", "digest": "0" * 64}) + "\n", ("--resume",),
         "the unfinished output was written with like:000000000000: got no version like:000000000000",
@@ -273,7 +273,7 @@ def test_resuming_what_is_whole_does_nothing(score, place, whole):
     ("rows", "message"),
     [
         (149, "the output out.jsonl is of another input: got id '148' in row 149; expected id '149'"),
-        (151, "the output out.jsonl is of another input: got 150 rows; expected 151; remove it to begin anew"),
+        (151, "the output out.jsonl is of another input: got 150 rows; expected 151; remove it to start over"),
         (100, "the output out.jsonl is of another input: got more than 100 rows; expected 100"),
     ],
 )
@@ -287,8 +287,7 @@ def test_a_whole_output_of_another_input_is_refused(score, place, whole, rows, m
 
 
 def test_two_processes_do_not_write_one_output(score, place):
-    with (place / "out.jsonl.part").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(place / "out.jsonl.part.lock"):
         code, _, err = score("--resume")
     assert code == 2 and "another process writes the output: got out.jsonl.part" in err
 
@@ -297,7 +296,9 @@ def test_a_disk_that_fills_keeps_what_is_whole(score, place, whole):
     size = len(b"".join(whole.splitlines(keepends=True)[:64]))
     with disk_of(size + 100):
         code, _, err = score()
-    assert code == 1 and "out.jsonl cannot be written: got File too large; 64 rows are in out.jsonl.part; go on with" in err
+    assert (
+        code == 1 and "out.jsonl cannot be written: got File too large; 64 rows are in out.jsonl.part; --resume continues" in err
+    )
     assert score("--resume")[0] == 0 and len((place / "out.jsonl").read_bytes().splitlines()) == 150
 
 
@@ -317,7 +318,7 @@ def interrupt_the_second_chunk(patch):
 def test_an_interrupted_job_says_what_it_leaves(score, place, monkeypatch):
     interrupt_the_second_chunk(monkeypatch)
     code, _, err = score()
-    assert code == 1 and "genre: interrupted: 64 rows are in out.jsonl.part; go on with --resume" in err
+    assert code == 1 and "genre: interrupted: 64 rows are in out.jsonl.part; --resume continues" in err
     assert score("--resume")[0] == 0 and len((place / "out.jsonl").read_bytes().splitlines()) == 150
 
 
@@ -341,7 +342,7 @@ def test_a_reader_that_goes_away_is_an_error_of_one_line():
         def write(self, data):
             raise BrokenPipeError
 
-    with pytest.raises(Exception, match="nobody reads standard output any more: got 0 rows written"):
+    with pytest.raises(Exception, match="standard output was closed by its reader: got 0 rows written"):
         Results.open(results_file.STANDARD, stream=Gone()).write(b"{}\n", rows=1, errors=0)
 
 
@@ -401,7 +402,7 @@ def test_all_users_go_on_too(place, tiny, capfd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("-k", "3"), "all.jsonl.part was written with other settings: got -k 3; expected -k 2; give the same, or remove"),
+        (("-k", "3"), "all.jsonl.part was written with other settings: got -k 3; expected -k 2; use the same, or remove"),
         (("--where", "title == x"), 'got --where ["title == x"]; expected --where []'),
         (("--diversity", "0.5"), "got --diversity 0.5; expected --diversity 0.0"),
         (("--task", "next_item"), 'got --task "next_item"; expected --task null'),

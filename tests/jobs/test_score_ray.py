@@ -80,7 +80,7 @@ def test_the_index_has_every_row_once_and_references_mean_one_version(place, tin
             numbers += [line.number for line, _ in zip(file.lines(chunk.begin, chunk.number), range(chunk.rows), strict=False)]
     assert numbers == [number for number in range(1, ROWS + 2) if number != 101]
     version = trained.registry.resolve("like").digest[:12]
-    assert plan.meant["like@production"] == f"like:{version}" and "nope" not in plan.meant and plan.refs[0] == "like@production"
+    assert plan.exact["like@production"] == f"like:{version}" and "nope" not in plan.exact and plan.refs[0] == "like@production"
 
 
 def test_a_plan_is_refused_before_ray_starts(place, tiny):
@@ -200,7 +200,7 @@ def test_a_killed_job_goes_on_where_it_was(place, tiny, wanted):
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert (
-        out == f"{ROWS} rows in job.jsonl ({before} from before), 2 of them errors\n" and f"going on after {before} rows" in err
+        out == f"{ROWS} rows in job.jsonl ({before} from before), 2 of them errors\n" and f"continuing after {before} rows" in err
     )
     assert same(rows_of("job.jsonl"), wanted)
 

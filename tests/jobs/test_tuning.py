@@ -19,7 +19,7 @@ from genre.data.splits import SplitConfig, split
 from genre.data.texts.dataset import Texts
 from genre.errors import InputError, InterruptedJobError, JobError, RecipeError
 from genre.jobs.tuning import Search, read_space, tune
-from genre.jobs.tuning.keys import kinds
+from genre.jobs.tuning.space import kinds
 from genre.jobs.tuning.study import open_study
 from genre.jobs.tuning.trials import Objective
 from genre.modules.base.base import Base
@@ -119,7 +119,7 @@ def test_ranges_and_choices(wanted, text, described, points):
         ("train.dropout=0:0.5:0.9", "got step 0.9; expected above 0 and at most 0.5"),
         ("train.dropout=0:2", "search of train.dropout: got 2.0; expected less than 1"),
         ("adapter.rank=0,4", "search of adapter.rank: got 0; expected greater than or equal to 1"),
-        ("adapter.rank=1.5,2", "got 1.5; expected whole numbers"),
+        ("adapter.rank=1.5,2", "got 1.5; expected integers"),
         ("adapter.rank=4", "at least two values; fix one with --set adapter.rank=VALUE"),
         ("adapter.rank=4,4", "names a value twice"),
         ("adapter.kind=lora,lora2", "search of adapter.kind: got lora2; expected 'lora', 'rslora'"),
@@ -159,7 +159,7 @@ def test_a_space_file_and_what_is_said_beside_it(wanted, tmp_path):
         ("train.epochs: 2:30", "got 150; expected .* in quotes.*; YAML reads 2:30 without quotes as 150"),
         ("train.epochs: {low: 1, high: 2, stride: 1}", "search of train.epochs: got stride; expected low, high"),
         ("train.epochs: {low: 1}", "got low; expected low, high"),
-        ("- a", "is no mapping of keys: got list"),
+        ("- a", "does not map keys: got list"),
         ("{}", "got an empty mapping"),
         ("a: [", "is not YAML"),
     ):
@@ -248,7 +248,7 @@ def test_a_study_that_is_cut_goes_on_as_if_it_had_not_been(search, tiny, sampler
         if sum("epoch 2: validation" in each for each in seen) == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(InterruptedJobError, match="interrupted after 1 trials: got Ctrl-C; the same command goes on in"):
+    with pytest.raises(InterruptedJobError, match="interrupted after 1 trials: got Ctrl-C; the same command resumes in"):
         search(*space, of=of, how=how, trials=5, reporter=Reporter(cut))
     part = search(*space, of=of, how=how, trials=3)
     assert [row["trial"] for row in part["trials"]] == [1, 2, 3]
@@ -369,7 +369,7 @@ def test_a_journal_that_a_kill_cut_is_mended_and_a_stranger_is_refused(search, t
     assert len(search(RATES, trials=3)["trials"]) == 3
     for text in (b"no journal\n", b"[1]\n", b'{"op_code": 0}\n'):
         journal.write_bytes(text)
-        with pytest.raises(InputError, match=r"study.journal is no study: got .*; expected an Optuna journal"):
+        with pytest.raises(InputError, match=r"study.journal is not a study: got .*; expected an Optuna journal"):
             search(RATES)
 
 
@@ -384,7 +384,7 @@ def test_a_folder_that_is_not_the_studys_is_left_alone(search, tmp_path):
 
 
 def test_two_processes_never_work_on_one_study(search, tmp_path):
-    from genre.jobs.tuning.working_folder import working_folder
+    from genre.jobs.folders import working_folder
 
     with (
         working_folder(tmp_path / "study", "study.journal"),
@@ -397,7 +397,7 @@ def test_two_processes_never_work_on_one_study(search, tmp_path):
     ("options", "message"),
     [
         ({"trials": 0}, "trials: got 0; expected 1 or more"),
-        ({"trials": None}, "how many trials.*expected --trials N; only a grid ends by itself"),
+        ({"trials": None}, "the number of trials is missing.*expected --trials N; only --sampler grid ends by itself"),
         ({"timeout_s": 0.0}, "timeout: got 0.0; expected seconds, more than 0"),
         ({"timeout_s": float("nan")}, "timeout: got nan"),
     ],
@@ -465,17 +465,17 @@ def test_an_open_trial_that_was_told_to_end_ends(wanted, tmp_path):
     with open_study(tmp_path / "j", {}, space, how, maximize=True) as study:
         for value in (0.7, 0.8, 0.9, 0.7, 0.8):
             trial = study.next()
-            space.suggest(trial)
             assert not study.should_prune(trial, {1: value})
-            study.complete(trial, value)
+            study.end(trial, "complete", value)
         bad = study.next()
-        point = space.suggest(bad)
+        point = bad.params
         assert study.should_prune(bad, {1: 0.1})
     with open_study(tmp_path / "j", {}, space, how, maximize=True) as study:
         again = study.next()
-        assert again.number == bad.number and space.suggest(again) == point and study.should_prune(again, {})
-        study.prune(again)
-        assert study.next().number == bad.number + 1 and study.best.value == 0.9
+        assert again.params == point and study.should_prune(again, {})
+        study.end(again, "pruned")
+        rows = study.rows()
+        assert len(rows) == 6 and rows[-1]["by_epoch"] == {"1": 0.1} and study.next() and study.best()["value"] == 0.9
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -499,13 +499,13 @@ def test_the_command_searches_prints_and_goes_on(files, capsys):
     found = json.loads((files / "out" / "found.json").read_text())
     assert found["study"] == "runs/like/tune" and found["counts"]["complete"] == 2
     assert "2 trials: 2 complete; runs/like/tune" in out and "next: genre train runs/like/tune/best.yaml" in out
-    assert "the study has 1 trials already; it goes on to 2" in err and "trial 2/2: like.auc" in err
+    assert "resuming a study of 1 trials, up to 2" in err and "trial 2/2: like.auc" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["like.yaml"], "genre: how many trials?"),
+        (["like.yaml"], "genre: the number of trials is missing"),
         (["like.yaml", "--trials", "0"], "genre: trials: got 0; expected 1 or more"),
         (["like.yaml", "--trials", "many"], "genre: invalid value for '--trials'"),
         (["nope.yaml", "--trials", "1"], "genre: no recipe nope.yaml"),

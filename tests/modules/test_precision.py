@@ -8,7 +8,7 @@ from builders import LIKE, NEXT, recipe, weights
 from genre.errors import JobError, RecipeError
 from genre.jobs.dry_run import dry_run
 from genre.jobs.evaluate import evaluate
-from genre.jobs.inputs import open_base
+from genre.jobs.loading import open_base
 from genre.training import fit
 from genre.training.assembly import assemble
 from genre.training.averaging import Average

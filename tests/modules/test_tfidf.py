@@ -11,9 +11,9 @@ from genre.engine import Request
 from genre.engine.versions import read_adapter
 from genre.errors import RecipeError
 from genre.evaluation.metrics import auc
-from genre.jobs.evaluate import restore
+from genre.jobs.loading import restore
+from genre.jobs.merge.gate import MergeOptions
 from genre.jobs.merge.job import merge_versions
-from genre.jobs.merge.judge import Options
 from genre.modules.heads.tfidf import FOLDS, STRENGTH, UNSEEN, TfidfNgrams
 from genre.recipe import Recipe
 from genre.training.assembly import assemble_texts
@@ -143,7 +143,7 @@ def test_a_merge_keeps_each_tasks_terms(text_bases, texts, tmp_path):
     for task, terms in ((GOOD, 500), (STARS, 0)):
         wanted = brief(text_bases / "bert", task, terms=terms)
         registry.publish(genre.train(wanted, log=texts, base=base, folder=tmp_path / task["name"]))
-    merge_versions(registry, ["good", "stars"], Options("both", floor=0.0), texts, base=base)
+    merge_versions(registry, ["good", "stars"], MergeOptions("both", floor=0.0), texts, base=base)
     heads = read_adapter(registry, "both", base).heads
     assert heads["good"].terms is not None and heads["stars"].terms is None
     parent = read_adapter(registry, "good", base).heads["good"].terms

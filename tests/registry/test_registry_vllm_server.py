@@ -76,7 +76,7 @@ def odds(probability: float) -> float:
 
 
 def test_probabilities_equal_ours(python: Path, tmp_path: Path) -> None:
-    from genre.jobs.inputs import open_log
+    from genre.jobs.loading import open_log
     from genre.modules.base.packaged import prepare_base
     from genre.registry.export.vllm_client import Client
 

@@ -15,10 +15,9 @@ from genre.engine.versions import read_adapter
 from genre.errors import BaseModelError, DataError, InputError, InterruptedJobError, RecipeError
 from genre.evaluation.targets import evaluate_feedback
 from genre.evaluation.text_baselines import text_baselines
-from genre.jobs.evaluate import restore
-from genre.jobs.inputs import open_data
+from genre.jobs.loading import open_data, restore
+from genre.jobs.merge.gate import MergeOptions
 from genre.jobs.merge.job import merge_versions
-from genre.jobs.merge.judge import Options
 from genre.modules.base.quiet import quiet
 from genre.recipe import Recipe
 from genre.training import fit
@@ -134,7 +133,7 @@ def test_text_adapters_merge(text_bases, texts, registry, tmp_path):
             text_recipe(text_bases / "bert", task, train={"epochs": 2}), log=texts, base=base, folder=tmp_path / task["name"]
         )
         registry.publish(run)
-    merged = merge_versions(registry, ["good", "stars"], Options("taste", floor=0.0), texts, base=base)
+    merged = merge_versions(registry, ["good", "stars"], MergeOptions("taste", floor=0.0), texts, base=base)
     found = genre.evaluate(registry, "taste", texts, base)
     assert set(found["tasks"]) == {"good", "stars"} and merged.version.manifest.catalogue is None
     assert found["tasks"]["good"]["adapter"] == merged.report["transfer"]["tasks"]["good"]["merged"]

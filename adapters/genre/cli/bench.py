@@ -33,7 +33,7 @@ def bench(
     registry: Annotated[str, typer.Option("--registry", metavar="DIR", help="Where encoders are.")] = "registry",
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")] = None,
 ) -> None:
-    """Price an adapter: train a recipe in several ways and compare each with the full fine-tune."""
+    """Price an adapter: train a recipe as several variants and compare each with the full fine-tune."""
     from genre.recipe import Recipe
 
     wanted = Recipe.read(recipe, overrides or [])
@@ -42,12 +42,14 @@ def bench(
     check_file(json_file, "--json")
     if out is not None and out.is_file():
         raise InputError("--out is a file", got=out, expected="a folder, or a new name")
-    from genre.jobs.tuning.variants import bench as run
+    from genre.jobs.tuning.bench import bench as run_bench
     from genre.progress import Reporter
     from genre.registry import Registry
 
     folder = out or Path("runs") / wanted.name / "bench"
-    found = run(wanted, folder, Registry(registry), profile=profile, ways=ways, reporter=Reporter.for_terminal())  # type: ignore[arg-type]
+    chosen: Any = profile
+    store, reporter = Registry(registry), Reporter.for_terminal()
+    found = run_bench(wanted, folder, store, profile=chosen, variants=ways, reporter=reporter)
     _show(found)
     print(f"rates chosen on validation; test figures of one seed; {folder}/bench.json has every figure")
     write_result(json_file, found)
@@ -57,7 +59,7 @@ def _show(found: dict[str, Any]) -> None:
     """What each way costs; then, for each task, what it gives."""
     from rich.table import Table
 
-    cost = Table(title=f"{found['recipe']}: what each way costs", title_justify="left")
+    cost = Table(title=f"{found['recipe']}: cost of each variant", title_justify="left")
     for column in ("way", "learning rate", "trained parameters", "MiB a task", "seconds", "tokens/s", "peak MiB"):
         cost.add_column(column, justify="left" if column == "way" else "right", no_wrap=True)
     for way, row in found["ways"].items():

@@ -40,7 +40,8 @@ def explain(
     check_file(json_file, "--json")
     from genre.engine import Request
     from genre.engine.explain import check_method, explain
-    from genre.jobs.inputs import open_log, write_text
+    from genre.files import write_text
+    from genre.jobs.loading import open_log
     from genre.jobs.score.local import open_engine
 
     check_method(method)

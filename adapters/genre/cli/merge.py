@@ -38,16 +38,18 @@ def merge(
     if len(refs) < 2:
         raise InputError("a merge needs at least two adapters", got=", ".join(refs), expected="REF REF …")
     check_file(json_file, "--json")
-    from genre.jobs.inputs import open_data
+    from genre.jobs.loading import open_data
+    from genre.jobs.merge.gate import MergeOptions
     from genre.jobs.merge.job import merge_versions
-    from genre.jobs.merge.judge import Options
     from genre.jobs.merge.methods import METHODS
     from genre.progress import Reporter
     from genre.registry import Registry
 
     if method not in METHODS:
         raise InputError("no such method", got=f"--method {method}", expected=", ".join(METHODS))
-    options = Options(name, method=method, weights=given, rank=rank, density=density, floor=floor, seed=seed, aliases=(alias,))
+    options = MergeOptions(
+        name, method=method, weights=given, rank=rank, density=density, floor=floor, seed=seed, aliases=(alias,)
+    )
     store = Registry(registry)
     measured = open_data(data, store.resolve(refs[0]).manifest.reads)
     merged = merge_versions(store, refs, options, measured, base=base, reporter=Reporter.for_terminal())

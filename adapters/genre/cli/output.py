@@ -111,7 +111,7 @@ def write_result(path: Path | None, value: Any) -> None:
     """Write what a command found as JSON, if a file was asked for."""
     if path is None:
         return
-    from genre.jobs.inputs import write_text
+    from genre.files import write_text
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -50,7 +50,7 @@ def new(
         raise InputError("the file exists", got=out, expected="a new file", todo="name another with --out")
     from genre.data.interactions import need_log
     from genre.data.texts.dataset import Texts
-    from genre.jobs.inputs import open_data
+    from genre.jobs.loading import open_data
 
     found = open_data(data)
     wanted = Wanted(data, task, tuple(label or ()), tuple(text or ()), feedback, name, base)
@@ -77,7 +77,7 @@ def check(
     wanted = Recipe.read(recipe, overrides or [])
     from genre.data.interactions import need_log
     from genre.data.texts.dataset import Texts
-    from genre.jobs.inputs import check_data, open_data
+    from genre.jobs.loading import check_data, open_data
     from genre.modules.base.source import Face
 
     found = open_data(wanted.data.path, wanted.reads)

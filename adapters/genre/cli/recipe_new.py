@@ -285,7 +285,7 @@ def write(path: Path, sections: dict[str, Any]) -> None:
     Raises:
         RecipeError: It is none, such as for an odd name; nothing is written.
     """
-    from genre.jobs.inputs import write_text
+    from genre.files import write_text
     from genre.recipe import Recipe
 
     Recipe.parse(sections)

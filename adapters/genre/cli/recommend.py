@@ -70,7 +70,7 @@ def recommend(
     check_file(json_file, "--json")
     from genre.data.catalogue import Titles
     from genre.engine import Request
-    from genre.jobs.inputs import open_log
+    from genre.jobs.loading import open_log
     from genre.jobs.score.local import open_engine
 
     asked = Request(ref, history=[], k=k, task=task, where=where, diversity=diversity)
@@ -119,7 +119,7 @@ def _one(
 def _all(asked: "Request", data: str, output: str, registry: str, base: str | None, *, resume: bool) -> None:
     from dataclasses import replace
 
-    from genre.jobs.inputs import open_log
+    from genre.jobs.loading import open_log
     from genre.jobs.score.local import Scorer, batched, exact_refs, open_engine, write_all
     from genre.jobs.score.requests import CHUNK_ROWS
     from genre.jobs.score.results import Results
@@ -128,15 +128,15 @@ def _all(asked: "Request", data: str, output: str, registry: str, base: str | No
 
     settings = {"-k": asked.k, "--task": asked.task, "--where": asked.where or [], "--diversity": asked.diversity}
     with Results.open(output, resume=resume, settings=settings) as results:
-        if others := results.meant.keys() - {asked.adapter}:
+        if others := results.digests.keys() - {asked.adapter}:
             raise InputError("the output is of another adapter", got=min(others), expected=asked.adapter)
         log = open_log(data)
         requests = (replace(asked, history=None, user_id=one, id=one) for one in log.user_ids)
         rest = results.after(requests, lambda request: request.id)
-        if not results.whole:
+        if not results.complete:
             _check_where(asked, log)
-            meant = exact_refs(Registry(registry), results)
-            scorer = Scorer(open_engine(registry, [asked.adapter], log, base=base), meant)
+            exact = exact_refs(Registry(registry), results)
+            scorer = Scorer(open_engine(registry, [asked.adapter], log, base=base), exact)
             blocks = batched(rest, CHUNK_ROWS)
             write_all(results, map(scorer.answer, blocks), Reporter.for_terminal(), total=len(log.user_ids))
     say_written(results)

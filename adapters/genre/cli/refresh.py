@@ -39,9 +39,10 @@ def refresh(
     check_file(json_file, "--json")
     if out is not None and out.exists() and (out.is_file() or any(out.iterdir())):
         raise InputError("--out is taken", got=out, expected="a new folder, or an empty one")
-    from genre.jobs.inputs import open_log, write_text
+    from genre.files import write_text
+    from genre.jobs.loading import open_log
     from genre.jobs.refresh.job import refresh as run_refresh
-    from genre.jobs.refresh.recipe import RefreshOptions
+    from genre.jobs.refresh.plan import RefreshOptions
     from genre.progress import Reporter
     from genre.registry import Registry
 

@@ -181,9 +181,9 @@ def evaluate(
     if quantization not in (None, "none", "int8", "nf4"):
         raise InputError("no such quantization", got=f"--quantization {quantization}", expected="none, int8 or nf4")
     check_file(json_file, "--json")
+    from genre.jobs.evaluate import draw_reliability
     from genre.jobs.evaluate import evaluate as run_evaluation
-    from genre.jobs.inputs import load_base, open_data
-    from genre.jobs.reliability import draw_reliability
+    from genre.jobs.loading import load_base, open_data
     from genre.progress import Reporter
     from genre.registry import Registry
 

@@ -56,20 +56,20 @@ def score(
     with RequestFile(source) as file, Results.open(output, resume=resume) as results:
         if engine == "ray":
             file.need_plain()
-        if results.whole:
+        if results.complete:
             results.after(file.lines(), row_id)  # refuses the output of another input
         else:
             refs, lines = look_ahead(file.lines(), file.name)
-            meant = exact_refs(Registry(registry), results)
+            exact = exact_refs(Registry(registry), results)
             rest = results.after(lines, row_id)
             if engine == "ray":
                 plan = Plan.make(
-                    source, rest, refs, registry=registry, data=data, base=base, lanes=lanes, workers=workers, meant=meant
+                    source, rest, refs, registry=registry, data=data, base=base, lanes=lanes, workers=workers, exact=exact
                 )
                 with ray_here(plan.cpus) as reporter:
                     reporter.line(f"{plan.rows} rows over {plan.workers} workers of {plan.threads} threads")
                     write_all(results, answers(plan), reporter, total=results.rows + plan.rows)
             else:
-                scorer = Scorer(open_engine(registry, refs, open_users(data), base=base, lanes=lanes), meant)
+                scorer = Scorer(open_engine(registry, refs, open_users(data), base=base, lanes=lanes), exact)
                 write_all(results, map(scorer.answer_lines, chunks(rest)), Reporter.for_terminal())
     say_written(results)

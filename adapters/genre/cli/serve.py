@@ -99,7 +99,7 @@ def _open(
     refs, others = (refs, {}) if adapters else fitting(store, refs, first)
     kept = None if state is None else StateFile(state)
     from genre.engine import Engine
-    from genre.jobs.inputs import load_base, open_log
+    from genre.jobs.loading import load_base, open_log
     from genre.serving import Service
 
     log = None if data is None else open_log(data)

@@ -17,8 +17,8 @@ from genre.errors import InputError
 
 if TYPE_CHECKING:
     from genre.data.dataset import DataKind
-    from genre.jobs.tuning.compare import Compared
-    from genre.jobs.tuning.scored import Scored
+    from genre.jobs.compare import Compared
+    from genre.jobs.predictions import Scored
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 SetOption = Annotated[
@@ -84,7 +84,7 @@ def crossval(
 
     wanted = Recipe.read(recipe, overrides or [])
     check_file(json_file, "--json")
-    from genre.jobs.tuning.folds import crossval as run
+    from genre.jobs.tuning.crossval import crossval as run
     from genre.progress import Reporter
 
     folder = out or Path("runs") / wanted.name / f"crossval-{folds}"
@@ -119,9 +119,9 @@ def compare(
     if part not in ("valid", "test"):
         raise InputError("no such part", got=f"--part {part}", expected="valid or test")
     check_file(json_file, "--json")
-    from genre.jobs.tuning.compare import check_draws, pairs
-    from genre.jobs.tuning.compare import compare as run
-    from genre.jobs.tuning.scored import Sources, only, with_baseline
+    from genre.jobs.compare import check_draws, pairs
+    from genre.jobs.compare import compare as run
+    from genre.jobs.predictions import Sources, only, with_baseline
 
     check_draws(resamples, seed)
     sources = Sources(registry, data, part=part)
@@ -145,13 +145,14 @@ def compare(
 
 def _show_study(found: dict[str, Any]) -> None:
     """A line per state, the best point, where to go on."""
-    from genre.jobs.tuning.report import said
+    from genre.jobs.tuning.search import describe_point
 
     counts = ", ".join(f"{count} {state}" for state, count in found["counts"].items() if count)
     print(f"{len(found['trials'])} trials: {counts or 'none'}; {found['study']}")
     best = found["best"]
     if best is not None:
-        print(f"best {found['objective']} on validation {best['value']:.4f}, trial {best['trial']}: {said(best['parameters'])}")
+        point = describe_point(best["parameters"])
+        print(f"best {found['objective']} on validation {best['value']:.4f}, trial {best['trial']}: {point}")
         print(f"next: genre train {found['best_recipe']}")
 
 

@@ -30,7 +30,8 @@ from genre.data.splits import PARTS
 from genre.distributed import Processes
 from genre.errors import InputError, ManifestError
 from genre.jobs.encoders import check_leak, encoder_name, find_encoder
-from genre.jobs.inputs import open_base, open_log, run_folder
+from genre.jobs.folders import run_folder
+from genre.jobs.loading import open_base, open_log
 from genre.jobs.publish import encoder_manifest
 from genre.jobs.train import check_base, wire
 from genre.modules.base.base import Base

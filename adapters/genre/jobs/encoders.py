@@ -1,4 +1,7 @@
-"""Which behaviour encoder a run uses, and whether it may: found in the registry, checked for leaks, published."""
+"""The behaviour encoder of a run: found in the registry, checked for leakage, published.
+
+Owns: an encoder's name in a registry, whether a recipe may use it. Ignores: how an encoder is fitted.
+"""
 
 import shutil
 from pathlib import Path
@@ -20,13 +23,15 @@ from genre.training.parts import SharedEncoder
 
 
 def encoder_name(data: Dataset) -> str:
-    """What the behaviour encoder of a data set is called in a registry."""
+    """The name of a data set's behaviour encoder in a registry."""
     plain = "".join(letter if letter.isalnum() else "-" for letter in data.info.name.lower())[:50].strip("-")
     return f"encoder-{plain or 'log'}"
 
 
-def find_encoder(recipe: Recipe, data: Dataset, base: Base, registry: Registry | None, say: Reporter) -> SharedEncoder | None:
-    """The published encoder that a run is to use, checked; None if it fits a new one or needs none."""
+def find_encoder(
+    recipe: Recipe, data: Dataset, base: Base, registry: Registry | None, reporter: Reporter
+) -> SharedEncoder | None:
+    """Find the published encoder of a recipe and check it; None if the run fits a new one or needs none."""
     if not needs_encoder(recipe) or recipe.encoder.use == "fit":
         return None
     ref = encoder_name(data) if recipe.encoder.use == "auto" else recipe.encoder.use
@@ -41,14 +46,14 @@ def find_encoder(recipe: Recipe, data: Dataset, base: Base, registry: Registry |
     except (NotFoundError, ManifestError) as error:
         if recipe.encoder.use != "auto":
             raise
-        say.line(f"fitting a new encoder: {error}")
+        reporter.line(f"fitting a new encoder: {error}")
         return None
-    say.line(f"using the encoder {version.ref}")
+    reporter.line(f"using the encoder {version.ref}")
     return shared
 
 
 def publish_encoder(assembly: Assembly, root: Path, registry: Registry | None, cost: Cost) -> tuple[str, str]:
-    """Publish the encoder that a run fitted: its digest and its reference."""
+    """Publish the encoder that a run fitted; return its digest and its reference."""
     folder = root / "encoder"
     shutil.rmtree(folder, ignore_errors=True)
     with appearing_folder(folder) as aside:
@@ -60,10 +65,10 @@ def publish_encoder(assembly: Assembly, root: Path, registry: Registry | None, c
 
 
 def check_leak(encoder: Manifest, recipe: Recipe, log: Interactions) -> None:
-    """Refuse an encoder that was fitted on events which this recipe validates or tests on.
+    """Refuse an encoder that was fitted on events that this recipe validates or tests on.
 
     Raises:
-        ManifestError: It was, or it cannot be told.
+        ManifestError: It was, or it may have been.
     """
     data = encoder.data
     held_out = split(log, recipe.data.split).held_out
@@ -73,14 +78,12 @@ def check_leak(encoder: Manifest, recipe: Recipe, log: Interactions) -> None:
             theirs &= split(log, SplitConfig.model_validate(held)).part == 0
         overlap = int((theirs & held_out).sum())
         if overlap:
-            raise ManifestError(
-                "the encoder was fitted on events that this recipe is evaluated on", got=f"{overlap} events", expected="none",
-                todo="fit it with data.hold_out naming this recipe's split, or use encoder.use: fit",
-            )  # fmt: skip
+            todo = "fit it with data.hold_out naming this recipe's split, or use encoder.use: fit"
+            what = "the encoder was fitted on events that this recipe is evaluated on"
+            raise ManifestError(what, got=f"{overlap} events", expected="none", todo=todo)
         return
     first = int(log.timestamps[held_out].min()) if held_out.any() else None
     if data is None or data.time_span is None or (first is not None and data.time_span[1] > first):
-        raise ManifestError(
-            "the encoder was fitted on another log that overlaps in time with this recipe's evaluation",
-            got=None if data is None else data.time_span, expected=f"nothing later than {first}", todo="use encoder.use: fit",
-        )  # fmt: skip
+        what = "the encoder was fitted on another log that overlaps in time with this recipe's evaluation"
+        got, expected = None if data is None else data.time_span, f"nothing later than {first}"
+        raise ManifestError(what, got=got, expected=expected, todo="use encoder.use: fit")

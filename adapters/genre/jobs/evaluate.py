@@ -1,40 +1,45 @@
-"""A published version, or a trained model, on a part of a split: every task's figures beside its baselines'."""
+"""Evaluation of a published version, or of a trained model, on a part of a split: every task's metrics beside its baselines'.
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+Owns: which baselines a task has, metrics on cold items, reliability plots. Ignores: how a metric is computed, training.
+
+    evaluate(Registry("registry"), "like@production", log)["tasks"]["like"]["adapter"]["auc"]["value"]      # 0.7918
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions, need_log
-from genre.data.sequences.text_rows import Builder, rows_of
-from genre.data.splits import PARTS, Split, SplitConfig, training_events
+from genre.data.sequences.text_rows import Builder
+from genre.data.splits import PARTS, Split, training_events
 from genre.data.texts.dataset import Texts
-from genre.engine.versions import Loaded, Low, by_split, read_adapter
-from genre.errors import ManifestError
+from genre.engine.versions import by_split, read_adapter
 from genre.evaluation.baselines import Blocks, feedback_baselines, ranking_baselines
 from genre.evaluation.labels import known_labels
 from genre.evaluation.metrics.bootstrap import MIN_USERS, RESAMPLES
 from genre.evaluation.metrics.by_name import metric
+from genre.evaluation.metrics.calibration import reliability
 from genre.evaluation.metrics.lists import ListFacts
 from genre.evaluation.ranking import rank_in_blocks
 from genre.evaluation.targets import Targets, evaluate_feedback, evaluate_ranking
 from genre.evaluation.text_baselines import text_baselines
-from genre.jobs.inputs import load_base
-from genre.jobs.reliability import reliability_of
+from genre.files import atomic
+from genre.jobs.loading import load_base, restore
 from genre.modules.base.base import Base
-from genre.modules.embedding import SoftTokens
-from genre.modules.lora.layer import LoraLinear
 from genre.modules.recommender import Recommender
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.tasks import Task
 from genre.training.prediction import BATCH_TOKENS, Predicted, list_facts, predict
 
-Figures = dict[str, dict[str, Any]]
+Metrics = dict[str, dict[str, Any]]
+"""By metric: value, interval, n, users; as manifests hold them."""
+
 COLD = 5
 """Items with fewer training events are cold."""
 
@@ -51,218 +56,216 @@ def evaluate(
     """Evaluate a published version under its own protocol, beside the baselines.
 
     Returns:
-        `{"ref", "digest", "protocol", "tasks": {task: {"adapter": {metric: figure}, "baselines": {name: {metric: figure}}}}}`.
-        Where a log's task has targets on cold items it has `"cold": {"items", "adapter", "baselines"}` as well, on those alone;
+        `{"ref", "digest", "protocol", "tasks": {task: {"adapter": {metric: …}, "baselines": {name: {metric: …}}}}}`.
+        A log's task with targets on cold items has `"cold": {"items", "adapter", "baselines"}` as well, on those alone;
         a task with loss log_loss has the bins of its reliability plot, `"reliability": [{n, score, share, interval}]`.
 
     Raises:
         ManifestError: The version does not fit the base.
     """
-    say = reporter or Reporter.silent()
+    reporter = reporter or Reporter.silent()
     manifest = registry.resolve(ref).manifest
     base = base or load_base(manifest)
     loaded = read_adapter(registry, ref, base)
-    say.line(f"evaluating {ref} ({loaded.version}) on the {part} part")
+    reporter.line(f"evaluating {ref} ({loaded.version}) on the {part} part")
     tasks: dict[str, Any] = {}
     for one in by_split(loaded):
-        model, builder, chosen = restore(one, data, base)
-        say_few_users(model.tasks.values(), data, chosen, part, say)
+        model, builder, split = restore(one, data, base)
+        warn_few_users(model.tasks.values(), data, split, part, reporter)
         try:
-            found = predict(model, builder, chosen, PARTS[part], max_events=one.reading.max_events, batch_tokens=BATCH_TOKENS)
-            judged = judged_tasks(found, model, builder, chosen)
+            found = predict(model, builder, split, PARTS[part], max_events=one.reading.max_events, batch_tokens=BATCH_TOKENS)
+            results = task_results(found, model, builder, split)
             bins = reliability_of(found, model.tasks.values())
         finally:
             model.release()
-        tasks |= {name: _with_cold(task, builder, chosen) for name, task in judged.items()}
+        tasks |= {name: _with_cold(result, builder, split) for name, result in results.items()}
         for name, own in bins.items():
             tasks[name]["reliability"] = own
-    return {
-        "ref": ref,
-        "digest": loaded.digest,
-        "part": part,
-        "protocol": manifest.protocol,
-        "quantization": base.quantization,
-        "tasks": tasks,
-    }
+    about = {"ref": ref, "digest": loaded.digest, "part": part, "protocol": manifest.protocol}
+    return about | {"quantization": base.quantization, "tasks": tasks}
 
 
-def say_few_users(tasks: Iterable[Task], data: Dataset, chosen: Split, part: str, say: Reporter) -> None:
-    """Say in a line which tasks have targets of so few users (of labelled texts: groups) that their intervals mean little."""
-    labels = {task.name: data.labels_of(task) for task in tasks}
-    events = {name: np.flatnonzero((chosen.part == PARTS[part]) & known_labels(label)) for name, label in labels.items()}
-    owners = {name: len(np.unique(data.owners(own)[0])) for name, own in events.items() if len(own)}
-    if few := [f"{name} {count}" for name, count in owners.items() if count < MIN_USERS]:
-        say.line(
-            f"few {data.owner} on the {part} part ({', '.join(few)}): an interval over fewer than {MIN_USERS} cannot say much"
-        )
+def evaluate_model(
+    model: Recommender, builder: Builder, split: Any, *, part: int, max_events: int
+) -> dict[str, tuple[Metrics, dict[str, Metrics]]]:
+    """Every task's metrics on one part of a split, and the baselines' on the same targets."""
+    found = predict(model, builder, split, part, max_events=max_events, batch_tokens=BATCH_TOKENS)
+    return evaluate_predictions(found, model, builder, split)
 
 
-Said = tuple[np.ndarray, np.ndarray | None]
-"""Scores or ranks, one per target; and top lists of next-item tasks."""
+def evaluate_predictions(
+    found: Predicted, model: Recommender, builder: Builder, split: Any
+) -> dict[str, tuple[Metrics, dict[str, Metrics]]]:
+    """Every task's metrics of its predictions, and the baselines' on the same targets."""
+    return {name: result.metrics() for name, result in task_results(found, model, builder, split).items()}
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What an adapter and the baselines say of a task's targets."""
-
-    task: Task
-    targets: Targets
-    own: Said
-    others: dict[str, Said]
-    size: int
-    facts: ListFacts | None
-
-    def whole(self) -> tuple[Figures, dict[str, Figures]]:
-        """The figures on all targets, the adapter's and the baselines'."""
-        return self._of(self.own), {name: self._of(said) for name, said in self.others.items()}
-
-    def part(self, mask: np.ndarray) -> tuple[Figures, dict[str, Figures]]:
-        """The figures on some targets, (n,) bool, without those of all lists together (coverage, Gini)."""
-        metrics = tuple(name for name in self.task.metrics if metric(name).kind != "list")
-        if not metrics or not mask.any():
-            return {}, {name: {} for name in self.others}
-        cut = Judged(
-            self.task.model_copy(update={"metrics": metrics}), self.targets.take(np.flatnonzero(mask)), _cut(self.own, mask),
-            {name: _cut(said, mask) for name, said in self.others.items()}, self.size,
-            None if self.facts is None else self.facts.take(mask),
-        )  # fmt: skip
-        return cut.whole()
-
-    def _of(self, said: Said) -> Figures:
-        return figures_of(self.task, self.targets, *said, self.size, facts=self.facts)
-
-
-def _cut(said: Said, mask: np.ndarray) -> Said:
-    return said[0][mask], None if said[1] is None else said[1][mask]
-
-
-def _with_cold(judged: Judged, builder: Builder, chosen: Any) -> dict[str, Any]:
-    """A task's figures on all targets, and beside them on those of items with fewer than `COLD` training events."""
-    own, others = judged.whole()
-    result: dict[str, Any] = {"adapter": own, "baselines": others}
-    if builder.data.catalogue is not None:
-        mask = training_events(need_log(builder.data), chosen.part)[judged.targets.item] < COLD
-        if mask.any():
-            own, others = judged.part(mask)
-            result["cold"] = {"items": f"items with fewer than {COLD} training events", "adapter": own, "baselines": others}
-    return result
-
-
-def restore(loaded: Loaded, data: Dataset, base: Base) -> tuple[Recommender, Builder, Any]:
-    """A published version as a model on a log (or on labelled texts), with the split it was trained under."""
-    config = SplitConfig.model_validate((loaded.manifest.data.split or {}).get("split")) if loaded.manifest.data else None
-    if config is None:
-        raise ManifestError("data.split", got=None, expected="the split that the version was trained under")
-    return *stand(loaded, data, base), data.split(config)
-
-
-def stand(loaded: Loaded, data: Dataset, base: Base) -> tuple[Recommender, Builder]:
-    """A published version as a model that scores rows of some data; the base carries it until `release`.
-
-    Raises:
-        InputError: The version reads the other kind of data.
-    """
-    base.need_bare()
-    builder = rows_of(data, loaded.reading)
-    soft = None
-    if loaded.shared is not None and data.catalogue is not None:
-        soft = SoftTokens(loaded.shared.encoder, loaded.shared.encoder.table(data.catalogue, base))
-    model = Recommender(base, loaded.tasks.values(), dict(loaded.heads), soft)
-    model.put(low_layers(base, loaded.low))
-    return model.eval(), builder
-
-
-@torch.no_grad()
-def low_layers(base: Base, low: Low, *, dropout: float = 0.0) -> dict[str, LoraLinear]:
-    """A stored update as layers over the base's linears, ready for `Recommender.put`; the base is not touched."""
-    layers: dict[str, LoraLinear] = {}
-    for name, (a, b, scale) in low.items():
-        layer = LoraLinear(base.model.get_submodule(name), rank=a.shape[0], scale=scale, dropout=dropout)
-        layer.lora_A.copy_(a)
-        layer.lora_B.copy_(b)
-        layers[name] = layer
-    return layers
-
-
-def measure(
-    model: Recommender, builder: Builder, chosen: Any, *, part: int, max_events: int, batch_tokens: int = BATCH_TOKENS
-) -> dict[str, tuple[Figures, dict[str, Figures]]]:
-    """Every task's figures on one part of a split, and the baselines' on the same targets."""
-    return judge(predict(model, builder, chosen, part, max_events=max_events, batch_tokens=batch_tokens), model, builder, chosen)
-
-
-def judge(found: Predicted, model: Recommender, builder: Builder, chosen: Any) -> dict[str, tuple[Figures, dict[str, Figures]]]:
-    """Every task's figures of what was predicted, and the baselines' on the same targets."""
-    return {name: judged.whole() for name, judged in judged_tasks(found, model, builder, chosen).items()}
-
-
-def judged_tasks(found: Predicted, model: Recommender, builder: Builder, chosen: Any) -> dict[str, Judged]:
-    """What was predicted beside what the baselines say of the same targets; tasks without targets are left out."""
+def task_results(found: Predicted, model: Recommender, builder: Builder, split: Any) -> "dict[str, TaskResult]":
+    """Every task's predictions beside those of its baselines; tasks without targets are left out."""
     results = {}
     for name, (targets, scores, top) in found.items():
         task = model.tasks[name]
         if len(targets):
-            facts = list_facts(model, builder, chosen, task, targets)
-            others = {known: run() for known, run in baselines(task, builder.data, builder.layout.text, chosen, targets).items()}
-            results[name] = Judged(task, targets, (scores, top), others, builder.data.item_count, facts)
+            facts = list_facts(model, builder, split, task, targets)
+            scorers = baseline_scorers(task, builder.data, builder.layout.text, split, targets)
+            baselines = {known: run() for known, run in scorers.items()}
+            results[name] = TaskResult(task, targets, (scores, top), baselines, builder.data.item_count, facts)
     return results
 
 
-def figures_of(
+def warn_few_users(tasks: Iterable[Task], data: Dataset, split: Split, part: str, reporter: Reporter) -> None:
+    """Report tasks with targets of so few users (of labelled texts: groups) that their intervals mean little."""
+    labels = {task.name: data.labels_of(task) for task in tasks}
+    events = {name: np.flatnonzero((split.part == PARTS[part]) & known_labels(label)) for name, label in labels.items()}
+    owners = {name: len(np.unique(data.owners(own)[0])) for name, own in events.items() if len(own)}
+    if few := [f"{name} {count}" for name, count in owners.items() if count < MIN_USERS]:
+        which = f"few {data.owner} on the {part} part ({', '.join(few)})"
+        reporter.line(f"{which}: an interval over fewer than {MIN_USERS} is not reliable")
+
+
+Scores = tuple[np.ndarray, np.ndarray | None]
+"""Scores or ranks, one per target; and top lists of next-item tasks."""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """An adapter's and the baselines' predictions of a task's targets."""
+
+    task: Task
+    targets: Targets
+    adapter: Scores
+    baselines: dict[str, Scores]
+    item_count: int
+    facts: ListFacts | None
+
+    def metrics(self) -> tuple[Metrics, dict[str, Metrics]]:
+        """The metrics on all targets, the adapter's and the baselines'."""
+        return self._of(self.adapter), {name: self._of(scores) for name, scores in self.baselines.items()}
+
+    def take(self, mask: np.ndarray) -> "TaskResult | None":
+        """The result on some targets, (n,) bool, without metrics over all lists (coverage, Gini); None if nothing is left."""
+        metrics = tuple(name for name in self.task.metrics if metric(name).kind != "list")
+        if not metrics or not mask.any():
+            return None
+        task, targets = self.task.model_copy(update={"metrics": metrics}), self.targets.take(np.flatnonzero(mask))
+        baselines = {name: _masked(scores, mask) for name, scores in self.baselines.items()}
+        facts = None if self.facts is None else self.facts.take(mask)
+        return TaskResult(task, targets, _masked(self.adapter, mask), baselines, self.item_count, facts)
+
+    def _of(self, scores: Scores) -> Metrics:
+        return task_metrics(self.task, self.targets, *scores, self.item_count, facts=self.facts)
+
+
+def _masked(scores: Scores, mask: np.ndarray) -> Scores:
+    return scores[0][mask], None if scores[1] is None else scores[1][mask]
+
+
+def _with_cold(result: TaskResult, builder: Builder, split: Any) -> dict[str, Any]:
+    """A task's metrics on all targets, and beside them on those of items with fewer than `COLD` training events."""
+    own, others = result.metrics()
+    entry: dict[str, Any] = {"adapter": own, "baselines": others}
+    if builder.data.catalogue is not None:
+        mask = training_events(need_log(builder.data), split.part)[result.targets.item] < COLD
+        if mask.any():
+            cold = result.take(mask)
+            own, others = cold.metrics() if cold is not None else ({}, {name: {} for name in others})
+            entry["cold"] = {"items": f"items with fewer than {COLD} training events", "adapter": own, "baselines": others}
+    return entry
+
+
+def task_metrics(
     task: Task,
     targets: Targets,
     scores: np.ndarray,
     top: np.ndarray | None,
-    size: int,
+    item_count: int,
     *,
     facts: ListFacts | None = None,
     resamples: int = RESAMPLES,
-) -> Figures:
-    """A task's metrics of what `predict` found, in a catalogue of `size` items; `facts` for quality metrics."""
+) -> Metrics:
+    """A task's metrics of one prediction from `predict`; `facts` for quality metrics. Metrics without a value are left out."""
     if task.kind == "next_item":
-        return _plain(evaluate_ranking(task.metrics, targets, scores, top, size, facts=facts, resamples=resamples))
-    return _plain(evaluate_feedback(task.metrics, targets, scores, resamples=resamples))
+        found = evaluate_ranking(task.metrics, targets, scores, top, item_count, facts=facts, resamples=resamples)
+    else:
+        found = evaluate_feedback(task.metrics, targets, scores, resamples=resamples)
+    entries = {name: figure.as_dict() for name, figure in found.items() if np.isfinite(figure.value)}
+    return {name: entry | ({"interval": None} if None in entry["interval"] else {}) for name, entry in entries.items()}
 
 
-def baselines(task: Task, data: Dataset, text: Sequence[str], chosen: Split, targets: Targets) -> dict[str, Callable[[], Said]]:
-    """Return, by name, functions that run a task's baselines on some targets.
+def baseline_scorers(
+    task: Task, data: Dataset, text: Sequence[str], split: Split, targets: Targets
+) -> dict[str, Callable[[], Scores]]:
+    """Functions, by name, that run a task's baselines on some targets.
 
     Args:
         task: The task.
         data: The data.
         text: The text columns that the adapter reads.
-        chosen: A split of the data.
+        split: A split of the data.
         targets: The targets.
     """
     if isinstance(data, Texts):
-        scores = text_baselines(data, text, chosen, task, targets)
+        scores = text_baselines(data, text, split, task, targets)
         return {name: partial(_without_lists, value) for name, value in scores.items()}
     log = need_log(data)
     if task.kind == "next_item":
-        blocks = ranking_baselines(log, chosen, targets)
-        return {name: partial(_ranked, log, chosen, targets, make, task) for name, make in blocks.items()}
+        blocks = ranking_baselines(log, split, targets)
+        return {name: partial(_ranked, log, split, targets, make, task) for name, make in blocks.items()}
     if task.loss == "cross_entropy":
         return {}
-    scores = feedback_baselines(log, chosen, log.labels_of(task), targets, binary=task.is_binary)
+    scores = feedback_baselines(log, split, log.labels_of(task), targets, binary=task.is_binary)
     return {name: partial(_without_lists, value) for name, value in scores.items()}
 
 
-def _without_lists(scores: np.ndarray) -> Said:
+def _without_lists(scores: np.ndarray) -> Scores:
     return scores, None
 
 
-def _ranked(log: Interactions, chosen: Split, targets: Targets, make: Blocks, task: Task) -> Said:
-    found = rank_in_blocks(log, chosen, targets, make(), seen=task.seen)
+def _ranked(log: Interactions, split: Split, targets: Targets, make: Blocks, task: Task) -> Scores:
+    found = rank_in_blocks(log, split, targets, make(), seen=task.seen)
     return found.ranks, found.top
 
 
-def _plain(figures: dict[str, Any]) -> Figures:
-    """Figures as manifests hold them: no NaN."""
-    found: Figures = {}
-    for name, figure in figures.items():
-        if np.isfinite(figure.value):
-            entry = figure.as_dict()
-            if None in entry["interval"]:
-                entry["interval"] = None
-            found[name] = entry
-    return found
+def reliability_of(found: Predicted, tasks: Iterable[Task]) -> dict[str, list[dict[str, Any]]]:
+    """The bins of the reliability plot of every task with loss log_loss that has targets, as JSON holds them."""
+    binary = {task.name for task in tasks if task.is_binary and task.kind != "next_item"}
+    return {
+        name: [asdict(each) | {"interval": list(each.interval)} for each in reliability(targets.label, scores)]
+        for name, (targets, scores, _) in found.items()
+        if name in binary and targets.label is not None and len(targets)
+    }
+
+
+def draw_reliability(found: Mapping[str, Any], beside: Path) -> dict[str, Path]:
+    """Draw the bins in a result of `evaluate`: `out/report.json` → `out/report.reliability.TASK.svg`."""
+    return {
+        name: draw_bins(entry["reliability"], beside.with_name(f"{beside.stem}.{plot_name(name)}"), f"{name}, {found['part']}")
+        for name, entry in found["tasks"].items()
+        if "reliability" in entry
+    }
+
+
+def plot_name(task: str) -> str:
+    """The file name of a task's reliability plot in a run folder."""
+    return f"reliability.{task}.svg"
+
+
+def draw_bins(bins: Sequence[Mapping[str, Any]], path: Path, title: str) -> Path:
+    """Draw bins as points with their intervals beside the diagonal of perfect calibration; the file appears whole."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2, 3.8), layout="constrained")
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    end = 1.05 * max(max(each["score"], each["interval"][1]) for each in bins)
+    axes.plot([0, end], [0, end], color="0.6", linewidth=0.8, linestyle="--", label="perfect")
+    score, share = ([each[key] for each in bins] for key in ("score", "share"))
+    errors = np.abs([[each["share"] - each["interval"][side] for each in bins] for side in (0, 1)])
+    label = "bins of equal mass, 95 %"
+    axes.errorbar(score, share, yerr=errors, fmt="o-", markersize=4, linewidth=1, elinewidth=0.8, label=label)
+    axes.set(xlim=(0, end), ylim=(0, end), xlabel="mean predicted probability", ylabel="share of label 1", title=title)
+    axes.legend(fontsize="small", loc="upper left")
+    with atomic(path) as aside:
+        figure.savefig(aside, format="svg", metadata={"Date": None})
+    return path

@@ -1,47 +1,55 @@
-"""What a run predicted, kept in its folder, so that two runs can be compared target by target.
+"""Predictions of a part's targets, so that two models can be compared target by target.
 
-Owns: the file `predictions.parquet`. Ignores: how predictions came about, what is computed from them.
+Owns: the file `predictions.parquet` of a run folder; predictions of a version, a run folder or a baseline, with the conditions
+that they were made under. Ignores: what is computed from them.
 
-    task: str, event: int64 (place in the log's order), user: int32, item: int32 (codes), label: float64, impression: int64,
-    score: float64 (a probability or a value) or classes: list of float64; rank: float64 for next-item tasks
+    like = from_version(registry, "like@production", log, base, part="test")["like"]
+    like.under      # {"data": "9f3c…", "split": {"kind": "temporal", …}, "part": "test", "label": "rating > 3", …}
 
-Its metadata say what they were made on: the data's digest, the split, the part, the tasks.
+The file has the columns task: str, event: int64 (position in the log's order), user: int32, item: int32 (codes), label: float64,
+impression: int64, score: float64 (a probability or a value) or classes: list of float64, rank: float64 for next-item tasks. Its
+metadata hold the data's digest, the split, the part and the tasks.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from genre.data.splits import SplitConfig
-from genre.errors import DataError
+from genre.data.dataset import DataKind, Dataset
+from genre.data.splits import PARTS, SplitConfig
+from genre.engine.versions import by_split, read_adapter
+from genre.errors import DataError, InputError
 from genre.evaluation.targets import Targets
 from genre.files import atomic
+from genre.jobs.evaluate import baseline_scorers
+from genre.jobs.loading import load_base, open_data, restore
+from genre.modules.base.base import Base
+from genre.registry import Manifest, Registry
 from genre.tasks import Task
-from genre.training.prediction import Predicted
+from genre.training.prediction import BATCH_TOKENS, Predicted, predict
 
 FILE = "predictions.parquet"
 _KEY = "genre"
 _COLUMNS: dict[str, pl.DataType] = {
-    "task": pl.String(), "event": pl.Int64(), "user": pl.Int32(), "item": pl.Int32(), "label": pl.Float64(),
-    "impression": pl.Int64(), "score": pl.Float64(), "rank": pl.Float64(), "classes": pl.List(pl.Float64),
-}  # fmt: skip
+    **{"task": pl.String(), "event": pl.Int64(), "user": pl.Int32(), "item": pl.Int32(), "label": pl.Float64()},
+    **{"impression": pl.Int64(), "score": pl.Float64(), "rank": pl.Float64(), "classes": pl.List(pl.Float64)},
+}
 
 
 def write_predictions(folder: Path, found: Predicted, tasks: Iterable[Task], *, data: str, split: SplitConfig, part: str) -> None:
-    """Write what a model predicted beside a run's other files.
+    """Write a model's predictions into a run folder.
 
     Raises:
         DiskError: The disk is full or not writable.
     """
     by_name = {task.name: task for task in tasks}
-    about = {
-        "schema": 1, "data": data, "split": split.model_dump(mode="json", exclude_none=True), "part": part,
-        "tasks": [task.model_dump(mode="json") for task in by_name.values()],
-    }  # fmt: skip
+    about = {"schema": 1, "data": data, "split": split.model_dump(mode="json", exclude_none=True), "part": part}
+    about["tasks"] = [task.model_dump(mode="json") for task in by_name.values()]
     parts = [_frame(by_name[name], targets, scores) for name, (targets, scores, _) in found.items() if len(targets)]
     frame = pl.concat(parts) if parts else pl.DataFrame(schema=_COLUMNS)
     with atomic(folder / FILE) as aside:
@@ -49,21 +57,19 @@ def write_predictions(folder: Path, found: Predicted, tasks: Iterable[Task], *, 
 
 
 def read_predictions(folder: Path) -> tuple[dict[str, tuple[Task, Targets, np.ndarray]], dict[str, Any]]:
-    """Read them again.
+    """Read the predictions of a run folder.
 
     Returns:
-        For each task itself, its targets, and its scores (n,) or (n, C), or ranks (n,); then what they were made on: `data`,
-        `split`, `part`.
+        By task name: the task, its targets, and its scores (n,) or (n, C), or ranks (n,); then the file's `data`, `split` and
+        `part`.
 
     Raises:
-        DataError: There are none, or the file is damaged.
+        DataError: There is no such file, or it is damaged.
     """
     file = folder / FILE
     if not file.is_file():
-        raise DataError(
-            "a run without predictions", got=folder, expected=f"a run folder with {FILE}",
-            todo="genre train leaves one; a version is named as name:version",
-        )  # fmt: skip
+        todo = "genre train leaves one; a version is named as name:version"
+        raise DataError("the run has no predictions", got=folder, expected=f"a run folder with {FILE}", todo=todo)
     try:
         frame = pl.read_parquet(file)
         about = json.loads(pl.read_parquet_metadata(file)[_KEY])
@@ -90,6 +96,180 @@ def _of_task(task: Task, frame: pl.DataFrame) -> tuple[Task, Targets, np.ndarray
         scores = np.array(frame["classes"].to_list(), dtype=np.float64)
     else:
         scores = frame["score"].to_numpy()
-    shown = frame["impression"] if "impression" in frame.columns else None
-    impression = None if shown is None or shown.null_count() else shown.to_numpy()
+    column = frame["impression"] if "impression" in frame.columns else None
+    impression = None if column is None or column.null_count() else column.to_numpy()
     return task, Targets(event, user, item, label, impression=impression), scores
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One model's predictions for one task.
+
+    Attributes:
+        name: Of the model.
+        task: The task.
+        targets: The targets, in the log's order.
+        scores: (n,) or (n, C); ranks (n,) for next-item tasks.
+        under: The conditions that have to be equal for two to be compared, by name.
+        window: Events that the model reads at most; None if unknown. May differ.
+        text: The text columns that a published version reads.
+    """
+
+    name: str
+    task: Task
+    targets: Targets
+    scores: np.ndarray
+    under: Mapping[str, Any]
+    window: int | None = None
+    text: tuple[str, ...] = ()
+
+
+def from_version(registry: Registry, ref: str, data: Dataset, base: Base, *, part: str) -> dict[str, Scored]:
+    """A published version's predictions on its own split of some data, by task.
+
+    Raises:
+        ManifestError: It does not fit the base.
+        InputError: It was trained on other data, so its training events may be among the targets.
+    """
+    loaded = read_adapter(registry, ref, base)
+    trained = loaded.manifest.data
+    if trained is None or trained.digest != data.digest:
+        what = f"{ref} was trained on other data, which may contain the targets"
+        expected = f"digest {trained.digest[:12]}" if trained else "a version that records its data"
+        raise InputError(what, got=f"data of digest {data.digest[:12]}", expected=expected, todo="name its data set")
+    name, found = f"{loaded.name}:{loaded.version}", dict[str, Scored]()
+    for one in by_split(loaded):
+        model, builder, split = restore(one, data, base)
+        try:
+            predicted = predict(model, builder, split, PARTS[part], max_events=one.reading.max_events, batch_tokens=BATCH_TOKENS)
+        finally:
+            model.release()
+        for task, (targets, scores, _) in predicted.items():
+            under = _under(model.tasks[task], data.digest, split.config, part)
+            window, text = one.reading.max_events or None, tuple(one.reading.text)
+            found[task] = Scored(name, model.tasks[task], targets, scores, under, window, text)
+    return found
+
+
+class Sources:
+    """Reads the models of one comparison; the data and a base that both use are loaded once.
+
+    Args:
+        registry: A folder or URL.
+        data: The data set's folder or name, or None.
+        part: `valid` or `test`.
+    """
+
+    def __init__(self, registry: str, data: str | None, *, part: str) -> None:
+        self.registry = Registry(registry)
+        self.data = data
+        self.part = part
+        self._opened: Dataset | None = None
+        self._base: Base | None = None
+
+    def open(self, who: str, kind: DataKind) -> Dataset:
+        """Open the data set, on behalf of `who`.
+
+        Raises:
+            InputError: None was named.
+        """
+        if self.data is None:
+            raise InputError(f"{who} needs the data", got="no --data", expected="--data DIR")
+        if self._opened is None or self._opened.kind != kind:
+            self._opened = open_data(self.data, kind)
+        return self._opened
+
+    def read(self, ref: str, base: str | None = None) -> dict[str, Scored]:
+        """The predictions of a run folder (a path with a slash, or a folder here), or of a published version, by task.
+
+        Raises:
+            InputError: There is nothing of that name, or it does not fit the data.
+        """
+        if "/" in ref or (Path(ref) / FILE).is_file():
+            if self.part != "test":
+                raise InputError("a run folder has predictions of its test part only", got=self.part, expected="--part test")
+            return from_run(Path(ref))
+        manifest = self.registry.resolve(ref).manifest
+        data = self.open(f"the version {ref}", manifest.reads)
+        if self._base is None or not _is_base_of(manifest, self._base):
+            self._base = None  # two bases may not fit into memory
+            self._base = load_base(manifest, base)
+        return from_version(self.registry, ref, data, self._base, part=self.part)
+
+
+def _is_base_of(manifest: Manifest, base: Base) -> bool:
+    wanted = manifest.base
+    depth = wanted.depth or base.full_depth
+    return (base.fingerprint, base.depth, base.quantization) == (wanted.fingerprint, depth, wanted.quantization)
+
+
+def from_run(folder: Path) -> dict[str, Scored]:
+    """A run's predictions of its test part, by task.
+
+    Raises:
+        DataError: The folder holds no predictions.
+    """
+    tasks, about = read_predictions(folder)
+    config = SplitConfig.model_validate(about["split"])
+    return {
+        name: Scored(str(folder), task, targets, scores, _under(task, about["data"], config, about["part"]))
+        for name, (task, targets, scores) in tasks.items()
+    }
+
+
+def only(found: Mapping[str, Scored], task: str | None, whose: str) -> dict[str, Scored]:
+    """All tasks, or the one of a name.
+
+    Raises:
+        InputError: There is no such task.
+    """
+    if task is None:
+        return dict(found)
+    if task not in found:
+        raise InputError(f"{whose} has no such task", got=task, expected=", ".join(found) or "none")
+    return {task: found[task]}
+
+
+def with_baseline(found: Mapping[str, Scored], name: str, data: Dataset) -> list[tuple[Scored, Scored]]:
+    """Pair every task with a baseline of this name, where it has one.
+
+    Raises:
+        InputError: No task has one.
+    """
+    chosen, refused = [], dict[str, InputError]()
+    for task, scored in found.items():
+        try:
+            chosen.append((scored, from_baseline(name, scored, data)))
+        except InputError as error:
+            refused[task] = error
+    if not chosen:
+        raise next(iter(refused.values()))
+    return chosen
+
+
+def from_baseline(name: str, beside: Scored, data: Dataset) -> Scored:
+    """A baseline's predictions of another's targets.
+
+    Raises:
+        InputError: There is no such baseline for the task, or the data differ.
+    """
+    if beside.under["data"] != data.digest:
+        raise InputError(
+            "the data set is not the one of the predictions", got=data.digest[:12], expected=beside.under["data"][:12]
+        )
+    task = beside.task
+    if task.kind == "text" and not beside.text:
+        got, expected = "a run folder", "a published version"
+        raise InputError(f"{beside.name} does not record which columns it reads", got=got, expected=expected)
+    split = data.split(SplitConfig.model_validate(beside.under["split"]))
+    known = baseline_scorers(task, data, beside.text, split, beside.targets)
+    if name not in known:
+        expected = ", ".join(known) or f"none is known for a task with loss {task.loss}"
+        raise InputError(f"task {task.name!r} has no such baseline", got=name, expected=expected)
+    return Scored(name, task, beside.targets, known[name]()[0], beside.under)
+
+
+def _under(task: Task, data: str, config: SplitConfig, part: str) -> dict[str, Any]:
+    under: dict[str, Any] = {"data": data, "split": config.model_dump(mode="json", exclude_none=True), "part": part}
+    under |= {"kind": task.kind, "label": task.label}
+    return under | ({"seen items": task.seen} if task.kind == "next_item" else {})

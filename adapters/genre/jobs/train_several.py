@@ -1,4 +1,4 @@
-"""Several recipes at once on one base: which are trained alone first, then the group, then each evaluated and handed over.
+"""Training several recipes at once on one base: which train alone first, then the group, then each evaluated and handed over.
 
 Owns: the order of such a job, what its runs share. Ignores: command lines, how a group steps.
 
@@ -7,16 +7,17 @@ that the others share it: `genre train next_item.yaml like.yaml rating.yaml` tra
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from genre.data.interactions import Interactions
 from genre.distributed import Processes
 from genre.errors import GenreError, InputError, JobError
 from genre.jobs.encoders import find_encoder
-from genre.jobs.evaluate import say_few_users
-from genre.jobs.inputs import claim_folder, open_base, open_log, run_folder
-from genre.jobs.train import Run, check_base, check_resumed, conclude, describe_run, train
+from genre.jobs.evaluate import warn_few_users
+from genre.jobs.folders import claim_folder, describe_run, run_folder
+from genre.jobs.loading import open_base, open_log
+from genre.jobs.train import Run, check_base, check_resumed, conclude, train
 from genre.modules.base.base import Base
 from genre.modules.embedding import SoftTokens
 from genre.progress import Reporter
@@ -27,12 +28,19 @@ from genre.training.checkpoints import fitted_encoder
 from genre.training.loop import Fitted
 from genre.training.parts import SharedEncoder
 from genre.training.runtime import RandomStream
-from genre.training.simultaneous import Member, check_together, fit_together
+from genre.training.simultaneous import Member as Trainee
+from genre.training.simultaneous import check_together, fit_together
 
 
 @dataclass
-class _Place:
-    """One recipe of the job, its log, its run folder (a guess while it is not `claimed`), its encoder (None: it needs none)."""
+class _Member:
+    """One recipe of the job.
+
+    Attributes:
+        log: Its log.
+        root: Its run folder; provisional until it is `claimed`.
+        shared: Its encoder; None if it needs none, or fits its own.
+    """
 
     recipe: Recipe
     log: Interactions
@@ -41,11 +49,16 @@ class _Place:
     shared: SharedEncoder | None = None
 
     def begin(self) -> Path:
-        """Claim the run folder, unless that is done, and write what it says before the first step."""
+        """Claim the run folder, unless that is done, and write what it holds before the first step."""
         if not self.claimed:
-            self.root, self.claimed = claim_folder(self.recipe.name), True
+            self.root = claim_folder(self.recipe.name)
+            self.claimed = True
         describe_run(self.root, self.recipe)
         return self.root
+
+    def has_checkpoint(self) -> bool:
+        """Return whether there is a checkpoint to resume from."""
+        return (self.root / "checkpoints" / "last.pt").is_file()
 
 
 def train_together(
@@ -64,125 +77,127 @@ def train_together(
 
     Args:
         recipes: With one base, depth and quantization; none of kind full.
-        log: Wins over every recipe's data path.
-        base: Wins over the recipes' base, and is checked against it.
-        registry: Where encoders are looked for and published; without one each recipe that needs an encoder fits its own
-            and is trained alone.
+        log: Takes precedence over every recipe's data path.
+        base: Takes precedence over the recipes' base, and is checked against it.
+        registry: Searched for encoders, and gets new ones; without one each recipe that needs an encoder fits its own and is
+            trained alone.
         folder: Holds a run folder per recipe, by name; by default `runs/<name>/<n>` each.
-        resume: Go on from the run folders' last checkpoints; a run without one begins.
-        reporter: Where progress goes.
-        tokens: Most tokens that the base sees in one pass (see `genre.training.simultaneous.TOKENS`).
-        on_run: Told of each run as soon as it has ended, in the order in which they end.
+        resume: Resume from the run folders' last checkpoints; a run without one begins.
+        reporter: Receives progress.
+        tokens: Most tokens in one pass of the base (see `genre.training.simultaneous.TOKENS`).
+        on_run: Called with each run as soon as it has ended, in the order in which they end.
 
     Returns:
         The runs, in the order of the recipes.
 
     Raises:
         GenreError: The recipes do not go together, a run that is trained alone fails, or the job is interrupted.
-        JobError: Some runs of the group failed; the others were finished and told to `on_run`.
+        JobError: Some runs of the group failed; the others were finished and passed to `on_run`.
     """
-    say = reporter or Reporter.silent()
     check_together(recipes)
     if Processes.current().count > 1:
         raise InputError("several recipes train in one process", got=f"{Processes.current().count} processes", expected="one")
     base = base or open_base(recipes[0].base)
     check_base(recipes[0], base)
-    logs = {recipe.data.path: log for recipe in recipes} if log is not None else {}
-    places = []
-    for recipe in recipes:
-        if recipe.data.path not in logs:
-            logs[recipe.data.path] = open_log(recipe.data.path)
-        root = Path(folder) / recipe.name if folder is not None else run_folder(recipe.name, resume)
-        places.append(_Place(recipe, logs[recipe.data.path], root, claimed=resume or folder is not None))
-    if resume and not any(_checkpoint(place) for place in places):
-        raise InputError(
-            "there is nothing to resume", got=", ".join(str(place.root) for place in places), expected="checkpoints/last.pt",
-            todo="train without --resume",
-        )  # fmt: skip
-    for place in places if resume else ():
-        check_resumed(place.root, place.recipe)
-    done: dict[str, Run] = {}
-
-    def hand_over(run: Run, name: str) -> None:
-        done[name] = run
-        if on_run is not None:
-            on_run(run)
-
-    group: list[_Place] = []
-    for place in places:
-        place.shared = _encoder(place, group, base, registry, resume, say)
-        if needs_encoder(place.recipe) and place.shared is None:
-            say.line(f"{place.recipe.name} fits an encoder, and is trained alone and first")
-            for each in places:  # now, so that a later --resume finds the folders of this job and not older ones
-                each.begin()
-            run = train(
-                place.recipe, log=place.log, base=base, registry=registry, folder=place.root,
-                resume=resume and _checkpoint(place), reporter=say,
-            )  # fmt: skip
-            hand_over(run, place.recipe.name)
-        else:
-            group.append(place)
-    failed = _train_group(group, base, registry, resume, say, tokens, hand_over) if group else {}
-    if failed:
-        name, first = next(iter(failed.items()))
-        raise JobError(f"{len(failed)} of {len(recipes)} recipes failed ({', '.join(failed)})", got=f"{name}: {first}")
-    return [done[recipe.name] for recipe in recipes]
+    job = _Job(base, registry, resume, reporter or Reporter.silent(), tokens, on_run)
+    return job.run(recipes, log, None if folder is None else Path(folder))
 
 
-def _encoder(
-    place: _Place, group: list[_Place], base: Base, registry: Registry | None, resume: bool, say: Reporter
-) -> SharedEncoder | None:
-    """The encoder that a recipe is given; the same object for all that are given the same version."""
-    if resume and fitted_encoder(place.root):
+@dataclass
+class _Job:
+    """The options of the job, and the runs that have ended, by recipe name."""
+
+    base: Base
+    registry: Registry | None
+    resume: bool
+    reporter: Reporter
+    tokens: int | None
+    on_run: Callable[[Run], None] | None
+    done: dict[str, Run] = field(default_factory=dict)
+
+    def run(self, recipes: Sequence[Recipe], log: Interactions | None, folder: Path | None) -> list[Run]:
+        logs = {recipe.data.path: log for recipe in recipes} if log is not None else {}
+        members = []
+        for recipe in recipes:
+            if recipe.data.path not in logs:
+                logs[recipe.data.path] = open_log(recipe.data.path)
+            root = run_folder(recipe.name, self.resume) if folder is None else folder / recipe.name
+            members.append(_Member(recipe, logs[recipe.data.path], root, claimed=self.resume or folder is not None))
+        if self.resume and not any(each.has_checkpoint() for each in members):
+            got, expected = ", ".join(str(each.root) for each in members), "checkpoints/last.pt"
+            raise InputError("there is nothing to resume", got=got, expected=expected, todo="train without --resume")
+        for each in members if self.resume else ():
+            check_resumed(each.root, each.recipe)
+        group: list[_Member] = []
+        for each in members:
+            each.shared = self._encoder(each, group)
+            if each.shared is None and needs_encoder(each.recipe):
+                self._train_alone(each, members)
+            else:
+                group.append(each)
+        failed = self._train_group(group) if group else {}
+        if failed:
+            name, first = next(iter(failed.items()))
+            raise JobError(f"{len(failed)} of {len(recipes)} recipes failed ({', '.join(failed)})", got=f"{name}: {first}")
+        return [self.done[recipe.name] for recipe in recipes]
+
+    def _encoder(self, member: _Member, group: list[_Member]) -> SharedEncoder | None:
+        """A recipe's published encoder; the same object for all that use the same version."""
+        if self.resume and fitted_encoder(member.root):
+            return None
+        found = find_encoder(member.recipe, member.log, self.base, self.registry, self.reporter)
+        if found is None:
+            return None
+        return next((each.shared for each in group if each.shared is not None and each.shared.digest == found.digest), found)
+
+    def _train_alone(self, member: _Member, members: list[_Member]) -> None:
+        self.reporter.line(f"{member.recipe.name} fits an encoder, and is trained alone and first")
+        for each in members:  # now, so that a later --resume finds the folders of this job and not older ones
+            each.begin()
+        log, root, resume = member.log, member.root, self.resume and member.has_checkpoint()
+        run = train(
+            member.recipe, log=log, base=self.base, registry=self.registry, folder=root, resume=resume, reporter=self.reporter
+        )
+        self._hand_over(run, member.recipe.name)
+
+    def _train_group(self, group: list[_Member]) -> dict[str, GenreError]:
+        """Train, evaluate and hand over a group; the errors of those that failed, by name."""
+        trainees: list[Trainee] = []
+        for each in group:
+            soft = _soft(each, trainees)
+            assembly = assemble(each.recipe, each.log, self.base, each.shared, soft=soft, bare=True)
+            stream = RandomStream(self.base.device)
+            trainees.append(Trainee(assembly, each.root, stream, self.resume and each.has_checkpoint()))
+        for each, trainee in zip(group, trainees, strict=True):
+            trainee.folder = each.begin()
+            own = trainee.assembly
+            warn_few_users(own.recipe.tasks, own.data, own.split, "test", self._named(each.recipe.name))
+        failed: dict[str, GenreError] = {}
+        ended = fit_together(trainees, reporter=self.reporter, tokens=self.tokens)
+        for trainee, fitted in zip(trainees, ended, strict=True):
+            name, model = trainee.assembly.recipe.name, trainee.assembly.model
+            if not isinstance(fitted, Fitted):
+                failed[name] = fitted
+                continue
+            model.put(model.layers)
+            try:
+                self._hand_over(conclude(fitted, trainee.folder, self.registry, self._named(name), Processes()), name)
+            finally:
+                model.release()
+        return failed
+
+    def _hand_over(self, run: Run, name: str) -> None:
+        self.done[name] = run
+        if self.on_run is not None:
+            self.on_run(run)
+
+    def _named(self, name: str) -> Reporter:
+        return Reporter(lambda text: self.reporter.write(f"{name}: {text}"))
+
+
+def _soft(member: _Member, trainees: list[Trainee]) -> SoftTokens | None:
+    """The item vectors of another recipe with the same encoder and log."""
+    if member.shared is None:
         return None
-    given = find_encoder(place.recipe, place.log, base, registry, say)
-    if given is None:
-        return None
-    return next((other.shared for other in group if other.shared is not None and other.shared.digest == given.digest), given)
-
-
-def _train_group(
-    group: list[_Place],
-    base: Base,
-    registry: Registry | None,
-    resume: bool,
-    say: Reporter,
-    tokens: int | None,
-    hand_over: Callable[[Run, str], None],
-) -> dict[str, GenreError]:
-    """Train, evaluate and hand over a group; what failed, by name."""
-    members: list[Member] = []
-    for place in group:
-        assembly = assemble(place.recipe, place.log, base, place.shared, soft=_soft(place, members), bare=True)
-        members.append(Member(assembly, place.root, RandomStream(base.device), resume and _checkpoint(place)))
-    for place, member in zip(group, members, strict=True):
-        member.folder, own = place.begin(), member.assembly
-        say_few_users(own.recipe.tasks, own.data, own.split, "test", _named(say, place.recipe.name))
-    failed: dict[str, GenreError] = {}
-    for member, fitted in zip(members, fit_together(members, reporter=say, tokens=tokens), strict=True):
-        name, model = member.assembly.recipe.name, member.assembly.model
-        if not isinstance(fitted, Fitted):
-            failed[name] = fitted
-            continue
-        model.put(model.layers)
-        try:
-            hand_over(conclude(fitted, member.folder, registry, _named(say, name), Processes()), name)
-        finally:
-            model.release()
-    return failed
-
-
-def _named(say: Reporter, name: str) -> Reporter:
-    return Reporter(lambda text: say.write(f"{name}: {text}"))
-
-
-def _soft(place: _Place, members: list[Member]) -> SoftTokens | None:
-    """The item vectors of another member with the same encoder and log."""
-    if place.shared is None:
-        return None
-    same = (member.assembly for member in members if member.assembly.shared is place.shared)
-    return next((other.model.soft for other in same if other.log is place.log), None)
-
-
-def _checkpoint(place: _Place) -> bool:
-    return (place.root / "checkpoints" / "last.pt").is_file()
+    same = (each.assembly for each in trainees if each.assembly.shared is member.shared)
+    return next((other.model.soft for other in same if other.log is member.log), None)

@@ -1,9 +1,9 @@
-"""The merge job: one adapter that serves several parents' tasks, published only if it is about as good as each of them.
+"""The merge job: one adapter for several parents' tasks, published only if it is about as good as each of them.
 
 Owns: which versions can be merged, the order of the job, the merged version's files and manifest. Ignores: the arithmetic
-(`genre.jobs.merge.methods`), measuring (`genre.jobs.merge.judge`), command lines.
+(`merge.methods`), metrics and bounds (`merge.gate`), command lines.
 
-    merged = merge_versions(Registry("registry"), ["like", "rating"], Options("taste", method="svd"), log)
+    merged = merge_versions(Registry("registry"), ["like", "rating"], MergeOptions("taste", method="svd"), log)
     merged.version.ref, merged.report["gate"]["tasks"]["like"]["ratio"]      # ("taste:3c1f…", 0.993)
 
 Weights and the gate are decided on the validation part; the test part is read once, for the report, when the gate is passed.
@@ -24,9 +24,9 @@ from genre._version import __version__
 from genre.data.dataset import Dataset
 from genre.engine.versions import Loaded, Low, read_adapter
 from genre.errors import InputError, ManifestError
-from genre.jobs.evaluate import Figures, low_layers
-from genre.jobs.inputs import load_base
-from genre.jobs.merge.judge import MERGED, Judge, Options, check_gate
+from genre.jobs.evaluate import Metrics
+from genre.jobs.loading import load_base, lora_layers
+from genre.jobs.merge.gate import MERGED, Evaluator, MergeOptions, check_gate
 from genre.jobs.merge.methods import check_arguments
 from genre.jobs.publish import write_catalogue, write_heads
 from genre.modules.base.base import Base
@@ -39,7 +39,7 @@ from genre.registry.names import check_name
 
 @dataclass(frozen=True)
 class Merged:
-    """A published merge: the version, and the report (JSON values) of how it came about and what it is worth."""
+    """A published merge: the version, and a report (JSON values) of its settings and metrics."""
 
     version: Version
     report: dict[str, Any]
@@ -48,7 +48,7 @@ class Merged:
 def merge_versions(
     registry: Registry,
     refs: Sequence[str],
-    options: Options,
+    options: MergeOptions,
     data: Dataset,
     *,
     base: Base | str | None = None,
@@ -57,20 +57,20 @@ def merge_versions(
     """Merge published adapters and publish the result if it passes the gate.
 
     Args:
-        registry: Where the parents are, and where the merged version goes.
+        registry: Holds the parents, and gets the merged version.
         refs: The parents.
-        options: How.
-        data: The data that weights, gate and report are measured on, each task under its parent's split: a log, or labelled
-            texts for adapters that read those.
-        base: The parents' base, or where it is; by default found by the name that the first parent's manifest gives.
-        reporter: Where progress goes.
+        options: See `MergeOptions`.
+        data: The data for weights, gate and report, each task under its parent's split: a log, or labelled texts for adapters
+            that read those.
+        base: The parents' base, or its folder or hub id; by default found by the name in the first parent's manifest.
+        reporter: Receives progress.
 
     Raises:
         ManifestError: The parents differ in base, depth, tokenizer, encoder or layout, share a task, or have other ranks.
         QualityError: A task's metric on validation is below the floor; nothing is published.
         InputError: An option is out of range.
     """
-    begun, say = time.perf_counter(), reporter or Reporter.silent()
+    begun, reporter = time.perf_counter(), reporter or Reporter.silent()
     fixed = None if options.weights == "search" else options.weights or (1 / max(len(refs), 1),) * len(refs)
     _check_options(options, fixed or (1.0,) * len(refs))
     versions = [registry.resolve(ref) for ref in refs]
@@ -81,29 +81,34 @@ def merge_versions(
     parents = [read_adapter(registry, version.ref, base, encoders=encoders) for version in versions]
     for parent in parents:
         if parent.manifest.data is not None and parent.manifest.data.digest != data.digest:
-            say.line(f"{parent.name}:{parent.version} was trained on other data than what it is measured on here")
-    judge = Judge(parents, data, base, options, say)
-    found, search = judge.search() if fixed is None else (tuple(fixed), None)
-    low = judge.merged(found)
-    gate = judge.gate(low)
+            reporter.line(f"{parent.name}:{parent.version} was trained on other data than it is evaluated on here")
+    evaluator = Evaluator(parents, data, base, options, reporter)
+    found, search = evaluator.search() if fixed is None else (tuple(fixed), None)
+    low = evaluator.merged(found)
+    gate = evaluator.gate(low)
     check_gate(gate, options)
-    matrix = judge.transfer(low)
-    settings = {
-        "method": options.method, "weights": list(found), "density": options.density, "seed": options.seed,
-        "rank": next(iter(low.values()))[0].shape[0] if low else None, "parents": [version.ref for version in versions],
-    }  # fmt: skip
+    matrix = evaluator.transfer(low)
+    rank = next(iter(low.values()))[0].shape[0] if low else None
+    settings: dict[str, Any] = {
+        "method": options.method,
+        "weights": list(found),
+        "density": options.density,
+        "seed": options.seed,
+    }
+    settings |= {"rank": rank, "parents": [version.ref for version in versions]}
     with tempfile.TemporaryDirectory() as scratch:
         _write_files(Path(scratch), parents, low, data, base)
         cost = _cost(parents, low, time.perf_counter() - begun)
-        notes = {"merge": settings | {"floor": options.floor, "validation": gate}, "splits": judge.splits}
+        notes = {"merge": settings | {"floor": options.floor, "validation": gate}, "splits": evaluator.splits}
         draft = _manifest(options.name, parents, data, base, {name: row[MERGED] for name, row in matrix.items()}, notes, cost)
         version = registry.publish(scratch, draft, alias=options.aliases)
     report = {
-        "ref": version.ref, "digest": version.digest, **settings,
+        **{"ref": version.ref, "digest": version.digest, **settings},
         "gate": {"part": "valid", "floor": options.floor, "tasks": gate},
-        "transfer": {"part": "test", "metric": judge.metrics, "tasks": matrix},
-        "search": search, "seconds": round(time.perf_counter() - begun, 3),
-    }  # fmt: skip
+        "transfer": {"part": "test", "metric": evaluator.deciding, "tasks": matrix},
+        "search": search,
+        "seconds": round(time.perf_counter() - begun, 3),
+    }
     return Merged(version, report)
 
 
@@ -116,23 +121,20 @@ def check_mergeable(versions: Sequence[Version]) -> None:
     first, owners = versions[0], dict[str, Version]()
     for version in versions:
         if version.manifest.kind == "encoder" or not version.manifest.tasks:
-            raise ManifestError(
-                f"{version.ref} has no tasks to serve", got=f"a version of kind {version.manifest.kind}", expected="an adapter"
-            )
+            got = f"a version of kind {version.manifest.kind}"
+            raise ManifestError(f"{version.ref} has no tasks to merge", got=got, expected="an adapter")
         for field, got, wanted in _conditions(version.manifest, first.manifest):
             if canonical(got) != canonical(wanted):
-                raise ManifestError(
-                    f"{version.ref} cannot be merged with {first.ref}: {field} differs",
-                    got=json.dumps(got, ensure_ascii=False), expected=json.dumps(wanted, ensure_ascii=False),
-                    todo="merge adapters that were trained on the same base, encoder and layout",
-                )  # fmt: skip
+                what = f"{version.ref} cannot be merged with {first.ref}: {field} differs"
+                shown = [json.dumps(value, ensure_ascii=False) for value in (got, wanted)]
+                todo = "merge adapters that were trained on the same base, encoder and layout"
+                raise ManifestError(what, got=shown[0], expected=shown[1], todo=todo)
         for task in version.manifest.tasks:
             owner = owners.setdefault(str(task["name"]), version)
             if owner.digest != version.digest:
-                raise ManifestError(
-                    f"two parents have a task {task['name']!r}", got=f"{owner.ref} and {version.ref}",
-                    expected="each task from one parent", todo="train one of them under another task name",
-                )  # fmt: skip
+                what, todo = f"two parents have a task {task['name']!r}", "train one of them under another task name"
+                got = f"{owner.ref} and {version.ref}"
+                raise ManifestError(what, got=got, expected="each task from one parent", todo=todo)
 
 
 def _conditions(other: Manifest, first: Manifest) -> Iterator[tuple[str, Any, Any]]:
@@ -144,11 +146,11 @@ def _conditions(other: Manifest, first: Manifest) -> Iterator[tuple[str, Any, An
         yield f"sequence.{key}", other.sequence.get(key), first.sequence.get(key)
 
 
-def _check_options(options: Options, weights: Sequence[float]) -> None:
+def _check_options(options: MergeOptions, weights: Sequence[float]) -> None:
     check_name(options.name)
     check_arguments(len(weights), weights, method=options.method, rank=options.rank, density=options.density)
     if not (math.isfinite(options.floor) and options.floor >= 0):
-        raise InputError("floor", got=options.floor, expected="a share such as 0.95; 0 lets everything pass")
+        raise InputError("floor", got=options.floor, expected="a share such as 0.95; 0 accepts everything")
 
 
 def _heads(parents: Sequence[Loaded]) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def _heads(parents: Sequence[Loaded]) -> dict[str, Any]:
 
 def _write_files(folder: Path, parents: Sequence[Loaded], low: Low, data: Dataset, base: Base) -> None:
     if low:
-        layers = low_layers(base, low)
+        layers = lora_layers(base, low)
         rank = next(iter(layers.values())).rank
         conv1d = any(type(layer.base).__name__ == "Conv1D" for layer in layers.values())
         config = peft_config(layers, base=Path(base.name).name, rank=rank, alpha=rank, conv1d=conv1d, encoder=base.bidirectional)
@@ -181,36 +183,35 @@ def _manifest(
     parents: Sequence[Loaded],
     data: Dataset,
     base: Base,
-    metrics: Mapping[str, Figures],
+    metrics: Mapping[str, Metrics],
     notes: Mapping[str, Any],
     cost: Cost,
 ) -> Manifest:
     manifests = [parent.manifest for parent in parents]
     first = manifests[0]
+    shared = {"tokenizer": first.tokenizer, "sequence": first.sequence, "encoder": first.encoder}
     return Manifest.model_validate(
         {
-            "name": name, "kind": MERGED, "base": first.base.model_copy(update={"quantization": base.quantization}),
+            **{"name": name, "kind": MERGED, "metrics": metrics, "notes": notes, "cost": cost, **shared},
+            "base": first.base.model_copy(update={"quantization": base.quantization}),
             "tasks": list({str(task["name"]): task for manifest in manifests for task in manifest.tasks}.values()),
-            "tokenizer": first.tokenizer, "sequence": first.sequence, "encoder": first.encoder,
-            "catalogue": None if data.catalogue is None else data.catalogue.digest, "data": _data(manifests, data),
-            "metrics": metrics,
+            "catalogue": None if data.catalogue is None else data.catalogue.digest,
+            "data": _data(manifests, data),
             "protocol": {task: line for manifest in manifests for task, line in manifest.protocol.items()},
-            "parents": list(dict.fromkeys(parent.digest for parent in parents)), "notes": notes, "cost": cost,
+            "parents": list(dict.fromkeys(parent.digest for parent in parents)),
             "code_version": __version__,
         }
-    )  # fmt: skip
+    )
 
 
 def _data(manifests: Sequence[Manifest], data: Dataset) -> DataInfo:
-    """The log it is measured on; rows are the most that a parent trained on, the time span is that of all of them."""
+    """The data of the evaluation; rows are the most that a parent trained on, the time span covers all of them."""
     known = [manifest.data for manifest in manifests if manifest.data is not None]
     spans = [each.time_span for each in known if each.time_span is not None]
     held: list[Any] = []
     for each in known:
         found: Any = (each.split or {}).get("hold_out") or []
         held += [config for config in found if config not in held]
-    return DataInfo(
-        digest=data.digest, rows=max(each.rows for each in known),
-        time_span=(min(first for first, _ in spans), max(last for _, last in spans)) if spans else None,
-        split={"split": (known[0].split or {}).get("split"), "hold_out": held},
-    )  # fmt: skip
+    span = (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
+    split = {"split": (known[0].split or {}).get("split"), "hold_out": held}
+    return DataInfo(digest=data.digest, rows=max(each.rows for each in known), time_span=span, split=split)

@@ -1,6 +1,6 @@
 """Merges of low-rank updates: linear, TIES and DARE-TIES on the factors (PEFT's functions), SVD on their product.
 
-Owns: the arithmetic that makes one update out of several. Ignores: heads, tasks, files, whether the result is any good.
+Owns: the arithmetic of merging updates. Ignores: heads, tasks, files, quality.
 
     >>> import torch
     >>> one = {"q_proj": (torch.ones(1, 2), torch.ones(3, 1), 2.0)}
@@ -39,14 +39,14 @@ def merge(
     density: float = 0.5,
     seed: int = 0,
 ) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Make one update out of several.
+    """Merge several updates into one.
 
     Args:
         updates: Per parent and adapted linear: A (rank, in), B (out, rank), scale. Not mutated.
         weights: One per parent; a linear that a parent does not adapt counts as zero there.
         method: `linear`, `ties`, `dare_ties` (equal ranks) or `svd` (any ranks).
-        rank: svd: of the result; by default the largest of the parents'.
-        density: ties and dare_ties: the share of values that is kept.
+        rank: svd: the result's; by default the largest of the parents'.
+        density: ties and dare_ties: the share of values to keep.
         seed: dare_ties: of the draws, which differ from linear to linear but not with the order of the linears.
 
     Returns:
@@ -64,10 +64,8 @@ def merge(
     if method == "svd":
         return {name: (*_truncated(_parts(updates, weights, name), rank or ranks[-1]), 1.0) for name in names}
     if len(ranks) > 1:
-        raise ManifestError(
-            f"method {method} needs parents of one rank", got=f"ranks {', '.join(map(str, ranks))}", expected="equal ranks",
-            todo="use --method svd, which merges any ranks",
-        )  # fmt: skip
+        got, todo = f"ranks {', '.join(map(str, ranks))}", "use --method svd, which merges any ranks"
+        raise ManifestError(f"method {method} needs parents of one rank", got=got, expected="equal ranks", todo=todo)
     combine = _on_factors(method, density)
     with torch.random.fork_rng(devices=[]):
         return {name: (*_combined(_parts(updates, weights, name), combine, draw_seed(seed, name)), 1.0) for name in names}

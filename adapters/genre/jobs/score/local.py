@@ -1,6 +1,6 @@
-"""Requests through an engine: answered chunk by chunk, written as they are done.
+"""Scoring with one engine: requests answered chunk by chunk, written as they are done.
 
-Owns: the way from rows to lines of results, which engine answers them. Ignores: where requests come from, where results go.
+Owns: the path from rows to lines of results, the engine for a set of references. Ignores: sources of requests, outputs.
 
     engine = open_engine("registry", ["like@production"], log)
     with Results.open(Path("out.jsonl")) as results:
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from genre.data.interactions import Interactions
 from genre.errors import GenreError, InputError, InterruptedJobError, NotFoundError, RegistryError
-from genre.jobs.inputs import load_base, open_data
+from genre.jobs.loading import load_base, open_data
 from genre.jobs.score.requests import Line, Row, read_row
 from genre.jobs.score.results import Results
 from genre.progress import Reporter
@@ -29,7 +29,7 @@ LOOK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers to some rows, as whole lines in their order; `share` of the input ends with them, if that is known."""
+    """The answers to some rows, as complete lines in order; `share` is the share of the input up to their end, if known."""
 
     text: bytes
     rows: int
@@ -42,22 +42,22 @@ class Scorer:
 
     Args:
         engine: The engine.
-        meant: What references are to mean: exact references. Others mean what they mean at their first use.
+        exact: The version to use for a reference, as an exact reference. Others are resolved at their first use.
     """
 
-    def __init__(self, engine: Any, meant: Mapping[str, str] | None = None) -> None:
+    def __init__(self, engine: Any, exact: Mapping[str, str] | None = None) -> None:
         self.engine = engine
-        self._meant = dict(meant or {})
+        self._exact = dict(exact or {})
         self._lost: dict[str, str] = {}
 
     def answer(self, rows: Iterable[Row]) -> Answers:
-        """One line for each row: an answer, or an error of its own."""
+        """Answer each row in one line: a result, or an error of its own."""
         rows = list(rows)
-        for ref in {row.adapter for row in rows if not isinstance(row, dict)} & self._meant.keys():
-            exact = self._meant.pop(ref)
+        for ref in {row.adapter for row in rows if not isinstance(row, dict)} & self._exact.keys():
+            version = self._exact.pop(ref)
             try:
-                self.engine.swap(ref, exact)
-            except GenreError as error:  # the alias may name another version by now, which would answer in its place
+                self.engine.swap(ref, version)
+            except GenreError as error:  # the alias may name another version by now, which must not answer instead
                 self._lost[ref] = str(error)
         good = [row for row in rows if not isinstance(row, dict) and row.adapter not in self._lost]
         answers = iter(self.engine.score(good))
@@ -72,12 +72,12 @@ class Scorer:
         return None if lost is None else {"id": row.id, "adapter": row.adapter, "error": lost}
 
     def answer_lines(self, chunk: Sequence[Line]) -> Answers:
-        """The same for the lines of a request file."""
+        """Answer the lines of a request file."""
         return replace(self.answer(map(read_row, chunk)), share=chunk[-1].share)
 
 
 def open_users(data: str | None) -> Interactions | None:
-    """The log in which a `user_id` is looked up; None without one, and for labelled texts, which come with their rows.
+    """Open the log in which a `user_id` is looked up; None without one, and for labelled texts, which are in the rows.
 
     Raises:
         DataError: There is no such data set.
@@ -89,11 +89,11 @@ def open_users(data: str | None) -> Interactions | None:
 def open_engine(
     registry: str | Path, refs: Iterable[str], log: Interactions | None, *, base: str | None = None, lanes: int = 16
 ) -> Any:
-    """An engine on the base of the first reference that means something; the others fail in their own rows.
+    """Open an engine on the base of the first reference that exists; the others fail in their own rows.
 
     Raises:
-        NotFoundError: No reference means anything.
-        BaseModelError, ManifestError: That base cannot be found, or is another one now.
+        NotFoundError: None of them exists.
+        BaseModelError, ManifestError: That base cannot be found, or has changed.
     """
     from genre.engine import Engine
 
@@ -102,7 +102,7 @@ def open_engine(
 
 
 def first_known(store: Registry, refs: Iterable[str]) -> Any:
-    """The manifest of the first reference that means something.
+    """The manifest of the first reference that exists.
 
     Raises:
         NotFoundError: None does.
@@ -117,11 +117,11 @@ def first_known(store: Registry, refs: Iterable[str]) -> Any:
 
 
 def look_ahead(lines: Iterator[Line], name: str) -> tuple[list[str], Iterator[Line]]:
-    """The references of the first rows, and all lines again.
+    """Collect the references of the first rows; return them, and all lines again.
 
     Args:
-        lines: Of a request file.
-        name: The file's, for the message.
+        lines: The lines of a request file.
+        name: The file's name, for the message.
 
     Raises:
         InputError: None of the first 1,000 rows (fewer if they are very long) is a request, or the file is damaged among them.
@@ -140,56 +140,49 @@ def look_ahead(lines: Iterator[Line], name: str) -> tuple[list[str], Iterator[Li
         if len(head) >= LOOK_ROWS or size > LOOK_BYTES:
             break
     if not refs:
-        raise InputError(
-            "no row of the input is a request", got=f"{name}: {first['error'] if isinstance(first, dict) else 'no rows'}",
-            expected='{"adapter": …, "history": […], "k": 10} or "texts"',
-        )  # fmt: skip
+        got = f"{name}: {first['error'] if isinstance(first, dict) else 'no rows'}"
+        expected = '{"adapter": …, "history": […], "k": 10} or "texts"'
+        raise InputError("no row of the input is a request", got=got, expected=expected)
     return list(refs), chain(head, lines)
 
 
 def exact_refs(store: Registry, results: Results) -> dict[str, str]:
-    """What the references of an earlier run's rows mean in this one: the same versions.
+    """The versions that an earlier run used for its references, as exact references.
 
     Raises:
-        NotFoundError: One of them has left the registry.
+        NotFoundError: One of them is no longer in the registry.
     """
-    exact = {ref: f"{ref.partition('@')[0].partition(':')[0]}:{digest[:12]}" for ref, digest in results.meant.items()}
+    exact = {ref: f"{ref.partition('@')[0].partition(':')[0]}:{digest[:12]}" for ref, digest in results.digests.items()}
     for ref in exact.values():
         try:
             store.resolve(ref)
         except NotFoundError as error:
-            todo = f"remove {results.part} to begin anew"
+            todo = f"remove {results.part} to start over"
             raise NotFoundError(f"the unfinished output was written with {ref}", got=str(error), todo=todo) from None
     return exact
 
 
 def row_id(line: Line) -> Any:
-    """The id that a line's answer has."""
+    """The id of a line's answer."""
     row = read_row(line)
     return row["id"] if isinstance(row, dict) else row.id
 
 
-def write_all(
-    results: Results,
-    answers: Iterable[Answers],
-    reporter: Reporter,
-    *,
-    total: int | None = None,
-) -> None:
-    """Write answers as they come; a job that ends early says what it leaves.
+def write_all(results: Results, answers: Iterable[Answers], reporter: Reporter, *, total: int | None = None) -> None:
+    """Write answers as they come; report what is kept if the job ends early.
 
     Args:
-        results: Where they go.
+        results: The output.
         answers: In the order of the rows.
-        reporter: Where progress goes.
-        total: Rows in all, those of an earlier run too, if known.
+        reporter: Receives progress.
+        total: Rows in all, including an earlier run's, if known.
 
     Raises:
         InterruptedJobError: Ctrl-C.
-        GenreError: What the answers or the output raised.
+        GenreError: Raised by the answers or the output.
     """
     if results.earlier:
-        reporter.line(f"going on after {results.earlier} rows")
+        reporter.line(f"continuing after {results.earlier} rows")
     each = Answers(b"", 0, 0)
     try:
         with reporter.bar("scoring", total, share=lambda: each.share, done=results.earlier) as bar:
@@ -205,7 +198,7 @@ def write_all(
 
 
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of at most `size` values."""
+    """Yield lists of at most `size` values."""
     values = iter(values)
     while block := list(islice(values, size)):
         yield block

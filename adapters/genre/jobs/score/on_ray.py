@@ -1,6 +1,6 @@
-"""A request file through engines in several processes: Ray Data over its chunks, one engine per actor.
+"""Scoring a request file with several engines: Ray Data over its chunks, one engine per actor.
 
-Owns: the index of chunks, what an actor does, the order of answers. Ignores: how Ray runs, where results go.
+Owns: the index of chunks, the work of an actor, the order of answers. Ignores: how Ray runs, where results go.
 
     plan = Plan.make("requests.jsonl", file.lines(), ["like"], registry="registry", data="data/ml-100k", workers=2)
     with ray_here(plan.cpus) as reporter:
@@ -23,24 +23,24 @@ from typing import Any
 
 from genre.errors import GenreError, InputError, JobError, RegistryError
 from genre.jobs.score.local import Answers, Scorer, first_known, open_engine, open_users
-from genre.jobs.score.ray_runtime import told
+from genre.jobs.score.ray_runtime import rows_of
 from genre.jobs.score.requests import Line, RequestFile, chunks, read_row
 from genre.registry import Registry
 
 ATTEMPTS, RESTARTS = 5, 10
-"""Of a block, and of a worker: Ray would start one that is killed at every start again without end."""
+"""Of a block, and of a worker: Ray would restart one that is killed at every start without end."""
 BLOCK_CHUNKS, MOST_BLOCKS = 4, 5_000
 _ADAPTER = re.compile(rb'"adapter"\s*:\s*"([^"\\]+)"')
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows that stand together in a file.
+    """Consecutive rows of a file.
 
     Attributes:
         begin: The byte at which they begin.
         number: The number of their first line.
-        rows: How many they are.
+        rows: Their count.
     """
 
     begin: int
@@ -48,17 +48,17 @@ class Chunk:
     rows: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an actor needs to know, and the chunks.
+    """The settings of the actors, and the chunks.
 
     Attributes:
         source: The request file.
         registry, data, base, lanes: As in `genre score`; paths are absolute.
-        workers: Actors.
-        threads: Of each actor.
-        refs: References of the file's first rows, in order; the base is that of the first which means something.
-        meant: What the file's references mean in this job, for every actor and attempt: exact references.
+        workers: The number of actors.
+        threads: Per actor.
+        refs: References of the file's first rows, in order; the base is that of the first which exists.
+        exact: The version of each reference in this job, for every actor and attempt, as an exact reference.
         index: The chunks, in order.
     """
 
@@ -70,7 +70,7 @@ class Plan:
     workers: int
     threads: int
     refs: tuple[str, ...]
-    meant: dict[str, str]
+    exact: dict[str, str]
     index: tuple[Chunk, ...]
 
     @classmethod
@@ -85,26 +85,26 @@ class Plan:
         base: str | None = None,
         lanes: int = 16,
         workers: int | None = None,
-        meant: dict[str, str] | None = None,
+        exact: dict[str, str] | None = None,
     ) -> "Plan":
-        """Look through a file once, for where its chunks begin and which references it has.
+        """Read a file once to index its chunks and collect its references.
 
         Args:
             source: The file, plain.
-            lines: Those of it that are to be scored.
+            lines: The lines to score.
             refs: References of its first rows.
             registry: As in `genre score`.
             data: As in `genre score`.
             base: As in `genre score`.
             lanes: As in `genre score`.
-            workers: Actors; by default one per GPU, or else one for every two cores.
-            meant: What references mean already, from an earlier run.
+            workers: The number of actors; by default one per GPU, or else one for every two cores.
+            exact: Versions of references that an earlier run has used.
 
         Raises:
-            NotFoundError: No reference means anything.
+            NotFoundError: No reference exists.
             InputError: Too many workers for this machine.
         """
-        store, exact = Registry(registry), dict(meant or {})
+        store, exact = Registry(registry), dict(exact or {})
         first_known(store, refs)
         cores = len(os.sched_getaffinity(0))
         number = workers or _gpus() or max(1, cores // 2)
@@ -116,21 +116,28 @@ class Plan:
             index.append(Chunk(chunk[0].begin, chunk[0].number, len(chunk)))
             named |= dict.fromkeys(ref.decode("utf-8", "replace") for line in chunk for ref in _ADAPTER.findall(line.raw))
         for ref in named.keys() - exact.keys():
-            with contextlib.suppress(RegistryError):  # what means nothing fails in its own rows
+            with contextlib.suppress(RegistryError):  # a reference that does not exist fails in its own rows
                 exact[ref] = store.resolve(ref).ref
+        paths: dict[str, Any] = {"registry": registry, "data": data, "base": base}
         return cls(
-            str(Path(source).absolute()), _absolute(registry), data and _absolute(data), base and _absolute(base), lanes,
-            workers=number, threads=_threads(cores, number), refs=tuple(refs), meant=exact, index=tuple(index),
-        )  # fmt: skip
+            source=str(Path(source).absolute()),
+            **{name: path and _absolute(path) for name, path in paths.items()},
+            lanes=lanes,
+            workers=number,
+            threads=_threads(cores, number),
+            refs=tuple(refs),
+            exact=exact,
+            index=tuple(index),
+        )
 
     @property
     def cpus(self) -> int:
-        """Threads of all actors."""
+        """The threads of all actors."""
         return self.workers * self.threads
 
     @property
     def rows(self) -> int:
-        """Rows in all chunks."""
+        """The rows of all chunks."""
         return sum(chunk.rows for chunk in self.index)
 
 
@@ -145,7 +152,7 @@ class Actor:
         self.scorer: Scorer | None = None
 
     def __call__(self, batch: Any) -> Any:
-        """Answer a table of chunks; what keeps this engine from answering at all is told in `failure`."""
+        """Answer a table of chunks; the error of an engine that cannot answer at all is in `failure`."""
         import pyarrow as pa
 
         found: dict[str, list[Any]] = {name: [] for name in ("begin", "text", "rows", "errors", "failure", "code")}
@@ -164,16 +171,16 @@ class Actor:
         plan = self.plan
         if self.scorer is None:
             engine = open_engine(plan.registry, plan.refs, open_users(plan.data), base=plan.base, lanes=plan.lanes)
-            self.scorer = Scorer(engine, plan.meant)
+            self.scorer = Scorer(engine, plan.exact)
         with RequestFile(plan.source) as file:
             return self.scorer.answer(map(read_row, islice(file.lines(chunk.begin, chunk.number), chunk.rows)))
 
 
 def answers(plan: Plan) -> Iterator[Answers]:
-    """The answers to all chunks, in order. Needs `ray_here`.
+    """Yield the answers to all chunks, in order. Needs `ray_here`.
 
     Raises:
-        InputError, JobError: An engine cannot be opened, or the file changed under the job.
+        InputError, JobError: An engine cannot be opened, or the file changed meanwhile.
     """
     import pyarrow as pa
     import ray.data
@@ -187,15 +194,15 @@ def answers(plan: Plan) -> Iterator[Answers]:
         size = 1
     columns = {name: [getattr(chunk, name) for chunk in plan.index] for name in Chunk.__dataclass_fields__}
     table = pa.table(columns)
-    gpus = min(1.0, _gpus() / plan.workers)
+    actors: dict[str, Any] = {"compute": ray.data.ActorPoolStrategy(size=plan.workers), "num_cpus": plan.threads}
+    actors |= {"max_task_retries": ATTEMPTS, "max_restarts": RESTARTS, "fn_constructor_args": (plan,)}
+    if gpus := min(1.0, _gpus() / plan.workers):
+        actors["num_gpus"] = gpus
     with ray.data.DataContext.current(context):
-        found = ray.data.from_arrow([table.slice(at, size) for at in range(0, len(table), size)]).map_batches(
-            Actor, batch_size=1, batch_format="pyarrow", compute=ray.data.ActorPoolStrategy(size=plan.workers),
-            fn_constructor_args=(plan,), num_cpus=plan.threads, max_task_retries=ATTEMPTS, max_restarts=RESTARTS,
-            **({"num_gpus": gpus} if gpus else {}),
-        )  # fmt: skip
+        blocks = ray.data.from_arrow([table.slice(at, size) for at in range(0, len(table), size)])
+        found = blocks.map_batches(Actor, batch_size=1, batch_format="pyarrow", **actors)
         left = iter(plan.index)
-        for row in told(found.iter_rows()):
+        for row in rows_of(found.iter_rows()):
             if row["failure"]:
                 raise (InputError if row["code"] == 2 else JobError)(row["failure"])
             chunk = next(left, None)
@@ -203,7 +210,7 @@ def answers(plan: Plan) -> Iterator[Answers]:
                 raise JobError("the input changed while it was read", got=plan.source, expected="a file that stays as it is")
             yield Answers(row["text"], row["rows"], row["errors"])
         if next(left, None) is not None:
-            raise JobError("Ray ended before the last row was answered")
+            raise JobError("Ray ended before the last row was scored")
 
 
 def _gpus() -> int:
@@ -218,5 +225,5 @@ def _threads(cores: int, workers: int) -> int:
     return max(1, min(cores // workers, int(allowed) if allowed.isdigit() else cores))
 
 
-def _absolute(place: str) -> str:
-    return str(Path(place).absolute()) if Path(place).exists() else place
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if Path(path).exists() else path

@@ -1,9 +1,9 @@
 """Ray on this machine for the time of a job: loopback only, quiet, gone afterwards.
 
-Owns: how Ray begins and ends, where what it says goes, its errors. Ignores: what it is used for.
+Owns: starting and stopping Ray, its output, its errors. Ignores: what it is used for.
 
     with ray_here(cpus=2) as reporter:
-        reporter.line("…")                # standard error as it was; what Ray and its parts print goes into a file
+        reporter.line("…")                # standard error as it was; the output of Ray and its parts goes into a file
 """
 
 import contextlib
@@ -22,9 +22,8 @@ from genre.progress import Reporter
 STORE_BYTES = 256 * 2**20
 CLUSTER = "RAY_ADDRESS"
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"
-}  # on every system: a node that is 127.0.0.1, and sockets that listen only there
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""On every system: a node that is 127.0.0.1, and sockets that listen only there."""
 TOKEN = "RAY_AUTH_TOKEN_PATH"
 
 
@@ -44,12 +43,12 @@ def need_ray() -> None:
 
 @contextlib.contextmanager
 def ray_here(cpus: int) -> Iterator[Reporter]:
-    """Ray on this machine's loopback for the time of the block (or the cluster of RAY_ADDRESS); yields where progress goes.
+    """Run Ray on this machine's loopback for the time of the block (or use the cluster of RAY_ADDRESS); yield a reporter.
 
-    What Ray says goes into its log folder, which is kept if the job fails.
+    Ray's output goes into its log folder, which is kept if the job fails.
 
     Args:
-        cpus: How many its actors may take together.
+        cpus: Cores for all of its actors together.
     """
     need_ray()
     import ray
@@ -63,14 +62,12 @@ def ray_here(cpus: int) -> Iterator[Reporter]:
             else:
                 (folder / "token").write_text(secrets.token_hex(32))  # else Ray puts one into the user's home
                 os.environ[TOKEN] = str(folder / "token")
-                options = {
-                    "address": "local", "num_cpus": cpus, "include_dashboard": False, "object_store_memory": STORE_BYTES,
-                    "_temp_dir": str(folder),
-                }  # fmt: skip
+                options = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+                options |= {"object_store_memory": STORE_BYTES, "_temp_dir": str(folder)}
             try:
                 ray.init(log_to_driver=False, **options)
             except Exception as error:  # Ray raises whatever its parts do
-                raise JobError("Ray did not begin", got=(str(error).strip().splitlines() or [type(error).__name__])[0]) from None
+                raise JobError("Ray did not start", got=(str(error).strip().splitlines() or [type(error).__name__])[0]) from None
             try:
                 yield reporter
             finally:
@@ -86,11 +83,11 @@ def ray_here(cpus: int) -> Iterator[Reporter]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def told(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows of a Ray data set.
+def rows_of(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Ray data set.
 
     Raises:
-        JobError: What Ray raises.
+        JobError: For any error of Ray.
     """
     import ray.exceptions
 
@@ -103,20 +100,20 @@ def told(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _quiet(log: Path) -> Iterator[Reporter]:
-    """Turn what this process prints into a file, but for the reporter: Ray's C++ parts write to the descriptors themselves."""
+    """Redirect this process's output into a file, except the reporter's: Ray's C++ parts write to the descriptors themselves."""
     kept = [os.dup(1), os.dup(2)]
     with os.fdopen(os.dup(2), "w") as stderr, log.open("ab") as file:
         try:
-            _turn([file.fileno()] * 2)
+            _redirect([file.fileno()] * 2)
             yield Reporter.for_terminal(stderr)
         finally:
-            _turn(kept)
+            _redirect(kept)
             for number in kept:
                 os.close(number)
 
 
-def _turn(targets: list[int]) -> None:
-    """Let standard output and error be other descriptors from here on; what Python holds back belongs to the old ones."""
+def _redirect(targets: list[int]) -> None:
+    """Point standard output and error at other descriptors, after flushing to the old ones."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     for number, target in enumerate(targets, 1):

@@ -1,6 +1,6 @@
-"""Files of requests: the lines of a file, of gzip or of standard input, in chunks of bounded size.
+"""Request files: the lines of a plain file, of gzip or of standard input, in chunks of bounded size.
 
-Owns: which bytes are a row, what of a row that cannot be read. Ignores: engines, what becomes of the answers.
+Owns: which bytes are a row, the error row of a line that cannot be read. Ignores: engines, answers.
 
     with RequestFile("requests.jsonl.gz") as file:
         for chunk in chunks(file.lines()):
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 from genre.errors import InputError, RequestError
 
 if TYPE_CHECKING:
-    from genre.engine import Request
+    from genre.engine.requests import Request
 
 STANDARD = "-"
 LINE_BYTES = 64 * 2**20
@@ -32,7 +32,7 @@ CHUNK_ROWS = 64
 CHUNK_BYTES = 8 * 2**20
 
 Row: TypeAlias = "Request | dict[str, Any]"
-"""A request, or the error row of a line that is none."""
+"""A request, or the error row of a line that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Line:
     """A line that is not blank.
 
     Attributes:
-        number: Its place in the file, from 1; blank lines count.
-        begin: The byte of the (decompressed) file at which it begins.
-        raw: Its bytes; one more than `LINE_BYTES` of them if it is too long.
-        share: How much of the file ends with it, 0 to 1; None if the file's size is not known. Of gzip about so much.
+        number: Its line number, from 1; blank lines count.
+        begin: Its first byte's offset in the (decompressed) file.
+        raw: Its bytes; only the first `LINE_BYTES` + 1 if it is too long.
+        share: The share of the file up to its end, 0 to 1, approximate for gzip; None if the file's size is unknown.
     """
 
     number: int
@@ -59,10 +59,10 @@ class RequestFile:
         source: A path, or `-` for standard input. Content that is gzip is decompressed, whatever its name.
 
     Attributes:
-        compressed: Whether it is gzip.
+        compressed: True for gzip.
 
     Raises:
-        InputError: There is nothing to read.
+        InputError: There is no such file, or it cannot be read.
     """
 
     def __init__(self, source: str | Path) -> None:
@@ -93,16 +93,14 @@ class RequestFile:
         """
         if self.compressed or not self._size:
             kind = "gzip" if self.compressed else "a stream"
-            raise InputError(
-                "workers read parts of the input", got=f"{self.name}, {kind}", expected="a plain file",
-                todo="unpack or save it first, or use --engine local",
-            )  # fmt: skip
+            what, todo = "each worker reads a part of the input", "decompress or save it first, or use --engine local"
+            raise InputError(what, got=f"{self.name}, {kind}", expected="a plain file", todo=todo)
 
     def lines(self, begin: int = 0, number: int = 1) -> Iterator[Line]:
-        """The lines that are not blank, from a byte on (of a plain file), which is that of line `number`.
+        """Yield the lines that are not blank, in a plain file from a byte on, at which line `number` begins.
 
         Raises:
-            InputError: The file is damaged; the lines before the damage have been given.
+            InputError: The file is damaged; the lines before the damage have been yielded.
         """
         if begin:
             self._file.seek(begin)
@@ -127,14 +125,12 @@ class RequestFile:
         try:
             return self._file.readline(LINE_BYTES + 1)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(
-                f"the input is damaged in line {number}", got=f"{self.name}: {error}", expected="whole gzip",
-                todo="fetch or pack the file again",
-            ) from None  # fmt: skip
+            what, todo = f"the input is damaged in line {number}", "fetch or compress the file again"
+            raise InputError(what, got=f"{self.name}: {error}", expected="complete gzip", todo=todo) from None
 
 
 def chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    """Lists of `CHUNK_ROWS` lines, fewer where they hold more than `CHUNK_BYTES`; what stands before damage comes first."""
+    """Lists of `CHUNK_ROWS` lines, fewer where they hold more than `CHUNK_BYTES`; lines before damage are yielded first."""
     chunk: list[Line] = []
     size = 0
     try:
@@ -143,7 +139,8 @@ def chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
             size += len(line.raw)
             if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
                 yield chunk
-                chunk, size = [], 0
+                chunk = []
+                size = 0
     except InputError:
         if chunk:
             yield chunk
@@ -153,7 +150,7 @@ def chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
 
 
 def read_row(line: Line) -> Row:
-    """The request of a line; if it holds none its error row, with its id and adapter where it has them."""
+    """Read the request of a line, or make its error row, with the id and adapter where it has them."""
     from genre.engine.requests import Request, refused
 
     row: Any = None
@@ -165,9 +162,9 @@ def read_row(line: Line) -> Row:
     except RequestError as error:
         return refused(row, f"line {line.number}: {error}").to_json()
     except UnicodeDecodeError as error:
-        return {"id": None, "error": f"line {line.number} is no UTF-8 text: {error.reason}"}
+        return {"id": None, "error": f"line {line.number} is not UTF-8: {error.reason}"}
     except (ValueError, RecursionError) as error:
-        return {"id": None, "error": f"line {line.number} is no JSON: {error}"}
+        return {"id": None, "error": f"line {line.number} is not JSON: {error}"}
 
 
 def _check_there(path: Path) -> None:

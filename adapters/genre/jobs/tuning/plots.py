@@ -1,6 +1,6 @@
-"""Pictures of a study: how it went, what each epoch gave, what each key does.
+"""Plots of a study: its history, the learning curves, a slice per key, the importance of keys.
 
-Owns: four PNG files. Ignores: Optuna; a trial here is a row as `trials.jsonl` has it.
+Owns: four PNG files. Ignores: Optuna; a trial here is a row of `trials.jsonl`.
 """
 
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from genre.files import atomic, disk_errors
-from genre.jobs.tuning.ranges import Choices, Range
+from genre.jobs.tuning.space import Parameter
 
 Row = Mapping[str, Any]
 _COLOURS = {"complete": "#1f6fb4", "pruned": "#b8b8b8", "failed": "#c23b22"}
@@ -18,21 +18,21 @@ _COLOURS = {"complete": "#1f6fb4", "pruned": "#b8b8b8", "failed": "#c23b22"}
 def draw(
     folder: Path,
     rows: Sequence[Row],
-    parameters: Sequence[Range | Choices],
+    parameters: Sequence[Parameter],
     objective: str,
     shares: Mapping[str, float],
     *,
     up: bool,
 ) -> list[Path]:
-    """Draw what there is to see.
+    """Draw the plots that have something to show.
 
     Args:
-        folder: Where the files go.
+        folder: Gets the files.
         rows: The finished trials.
-        parameters: What varied.
+        parameters: The keys that varied.
         objective: The metric's name.
-        shares: The importance of each key; empty for no such picture.
-        up: Whether higher is better.
+        shares: The importance of each key; empty for no such plot.
+        up: Higher is better.
 
     Returns:
         The files that were written; those of an earlier call that no longer have anything to show are removed.
@@ -98,25 +98,25 @@ def _curves(figure: Any, rows: Sequence[Row], objective: str) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _slices(figure: Any, rows: Sequence[Row], parameters: Sequence[Range | Choices], objective: str) -> None:
+def _slices(figure: Any, rows: Sequence[Row], parameters: Sequence[Parameter], objective: str) -> None:
     columns = min(len(parameters), 3)
     grid = figure.subplots(-(-len(parameters) // columns), columns, squeeze=False, sharey=True)
-    for place, parameter in enumerate(parameters):
-        axes = grid[place // columns][place % columns]
-        chosen = isinstance(parameter, Choices)
+    for index, parameter in enumerate(parameters):
+        axes = grid[index // columns][index % columns]
+        choices = parameter.values
         for state in ("pruned", "complete"):
             shown = [row for row in rows if row["state"] == state and _last(row) is not None]
             values = [row["parameters"][parameter.key] for row in shown]
-            at = [parameter.values.index(value) for value in values] if isinstance(parameter, Choices) else values
+            at = [choices.index(value) for value in values] if choices else values
             axes.scatter(at, [_last(row) for row in shown], s=20, color=_COLOURS[state], label=state)
-        if isinstance(parameter, Choices):
-            names = [value if isinstance(value, str) else json.dumps(value) for value in parameter.values]
+        if choices:
+            names = [value if isinstance(value, str) else json.dumps(value) for value in choices]
             axes.set_xticks(range(len(names)), names, fontsize=8)
         elif parameter.log:
             axes.set_xscale("log")
-        _label(axes, parameter.key, f"{objective}, validation" if place % columns == 0 else "", grid="y" if chosen else "both")
-    for place in range(len(parameters), grid.size):
-        grid[place // columns][place % columns].set_axis_off()
+        _label(axes, parameter.key, f"{objective}, validation" if index % columns == 0 else "", grid="y" if choices else "both")
+    for index in range(len(parameters), grid.size):
+        grid[index // columns][index % columns].set_axis_off()
 
 
 def _importance(figure: Any, shares: Mapping[str, float]) -> None:
@@ -135,7 +135,7 @@ def _label(axes: Any, x: str, y: str, *, grid: str = "both") -> None:
 
 
 def _last(row: Row) -> float | None:
-    """The value that a trial is shown at: its own, else the last one before it ended."""
+    """The value to plot for a trial: its own, else the last one before it ended."""
     if row["value"] is not None:
         return float(row["value"])
     return float(list(row["by_epoch"].values())[-1]) if row["by_epoch"] else None

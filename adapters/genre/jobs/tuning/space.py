@@ -1,85 +1,154 @@
-"""The search space: which keys of a recipe vary, over which values.
+"""The search space: the keys of a recipe that vary, each over an Optuna distribution.
 
 Owns: `--search` texts and space files, checking them against the recipe's schema, the default space, the grid.
-Ignores: who draws a point, what becomes of it.
+Ignores: the sampler, training.
 
     space = read_space(recipe, ["train.learning_rate=log:1e-4:3e-3", "adapter.rank=2,4,8", "train.dropout=0:0.5:0.1"])
     space.recipe(recipe, {"train.learning_rate": 1e-3, "adapter.rank": 4, "train.dropout": 0.2})
 
-A range is `[log:]LOW:HIGH[:STEP]` (both ends included; whole numbers where the key holds such), a choice `A,B,C` or a YAML list.
+A range is `[log:]LOW:HIGH[:STEP]` (both ends included; integers where the key holds integers), a choice `A,B,C` or a YAML list.
 """
 
 import itertools
+import json
 import math
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 import yaml
+from pydantic import BaseModel
 
-from genre.errors import RecipeError
-from genre.jobs.tuning.keys import changed, find, kinds
-from genre.jobs.tuning.ranges import FORM, Choices, Range, read_parameter
+from genre.errors import InputError, RecipeError
 from genre.recipe import Recipe
 
+FORM = "[log:]LOW:HIGH[:STEP] or A,B,C"
 MAX_GRID = 100_000
-_MEASURED = ("name", "data.path", "data.split.", "data.hold_out")
-_OF_TASK = ("name", "kind", "label", "metrics", "seen")
+_FIXED = ("name", "data.path", "data.split.", "data.hold_out")
+_FIXED_IN_TASKS = ("name", "kind", "label", "metrics", "seen")
+
+
+def need_optuna() -> Any:
+    """Import Optuna.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise InputError("genre tune needs optuna", todo="pip install 'genre-adapters[tune]'") from None
+    return optuna
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The type of a recipe key: numbers or not, integers only, null allowed."""
+
+    number: bool
+    whole: bool
+    nothing: bool
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One key that varies.
+
+    Attributes:
+        key: Its dotted path.
+        text: The range or the choices as a user writes them.
+        distribution: Optuna's. Choices that are lists are stored as their JSON text there.
+        values: The choices; empty for a range.
+    """
+
+    key: str
+    text: str
+    distribution: Any
+    values: tuple[Any, ...] = ()
+
+    @property
+    def log(self) -> bool:
+        """True for a range on a logarithmic scale."""
+        return bool(getattr(self.distribution, "log", False))
+
+    def value(self, drawn: Any) -> Any:
+        """The recipe's value for a drawn one: 0.35 for the seventh step of 0.05, not 0.35000000000000003."""
+        if self.values:
+            return self.values[self.distribution.choices.index(drawn)]
+        stepped = isinstance(drawn, float) and self.distribution.step is not None
+        return float(f"{drawn:.12g}") if stepped else drawn
+
+    def grid(self) -> list[Any]:
+        """The drawn values that make a grid.
+
+        Raises:
+            RecipeError: The range has no step.
+        """
+        if self.values:
+            return list(self.distribution.choices)
+        low, high, step = self.distribution.low, self.distribution.high, self.distribution.step
+        if self.log or step is None:
+            expected = "choices A,B,C or a range LOW:HIGH:STEP"
+            raise RecipeError(f"a grid needs a few values of {self.key}", got=self.text, expected=expected)
+        return [self.value(low + index * step) for index in range(round((high - low) / step) + 1)]
 
 
 @dataclass(frozen=True)
 class Space:
-    """What varies; never empty."""
+    """The keys that vary; never empty."""
 
-    parameters: tuple[Range | Choices, ...]
+    parameters: tuple[Parameter, ...]
 
-    def suggest(self, trial: Any) -> dict[str, Any]:
-        """A point: a drawn value by key."""
-        return {each.key: each.suggest(trial) for each in self.parameters}
+    @property
+    def distributions(self) -> dict[str, Any]:
+        """Optuna's distributions by key."""
+        return {each.key: each.distribution for each in self.parameters}
 
     def values(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """What a point puts into a recipe, by key."""
+        """The recipe's values at a drawn point, by key."""
         return {each.key: each.value(point[each.key]) for each in self.parameters}
 
     def recipe(self, recipe: Recipe, point: Mapping[str, Any]) -> Recipe:
-        """A recipe at a point.
+        """The recipe at a drawn point.
 
         Raises:
-            RecipeError: Values that are each allowed do not go together.
+            RecipeError: The values are valid one by one but not together.
         """
-        return changed(recipe, self.values(point))
+        return recipe.with_values(self.values(point))
 
     def grid(self, seed: int) -> list[dict[str, Any]]:
-        """Every point of the grid, in an order that the seed draws.
+        """All points of the grid, shuffled by the seed.
 
         Raises:
             RecipeError: A range has no step, or there are too many points.
         """
-        points = [each.points() for each in self.parameters]
-        size = math.prod(map(len, points))
+        values = [each.grid() for each in self.parameters]
+        size = math.prod(map(len, values))
         if size > MAX_GRID:
             raise RecipeError("the grid has too many points", got=f"{size:,}", expected=f"at most {MAX_GRID:,}")
-        found = [dict(zip((each.key for each in self.parameters), values, strict=True)) for values in itertools.product(*points)]
-        return [found[place] for place in np.random.default_rng(seed).permutation(size)]
+        points = [dict(zip(self.distributions, each, strict=True)) for each in itertools.product(*values)]
+        return [points[index] for index in np.random.default_rng(seed).permutation(size)]
 
     def describe(self) -> dict[str, str]:
-        """Key → what it varies over, as it is written."""
-        return {each.key: each.describe() for each in self.parameters}
+        """The range or choices of each key, as a user writes them."""
+        return {each.key: each.text for each in self.parameters}
 
 
 def read_space(recipe: Recipe, texts: Iterable[str] = (), file: Path | None = None, *, grid: bool = False) -> Space:
-    """The space of a file and of `KEY=VALUES` texts (which win), or the default one if there is neither.
+    """The space of a file and of `KEY=VALUES` texts, which take precedence; the default space without either.
 
     Args:
         recipe: The resolved recipe that varies.
         texts: Such as `adapter.rank=2,4,8`.
         file: A YAML mapping of keys to the same texts, to lists, or to `{low, high, step, log}`.
-        grid: Whether the default space is to be a grid.
+        grid: Make the default space a grid.
 
     Raises:
-        RecipeError: A key is unknown or changes what is measured, a range is empty or no range of numbers, a value does not
+        RecipeError: A key is unknown or changes the validation targets, a range is empty or not numeric, or a value does not
             fit the schema.
     """
     wanted: dict[str, Any] = {} if file is None else _read_file(file)
@@ -91,18 +160,16 @@ def read_space(recipe: Recipe, texts: Iterable[str] = (), file: Path | None = No
         if key.strip() in given:
             raise RecipeError("a key is searched twice", got=key.strip(), expected="each key once")
         given[key.strip()] = values
-    wanted |= given
-    if not wanted:
-        wanted = default_space(recipe, grid=grid)
+    wanted = wanted | given or default_space(recipe, grid=grid)
     known = kinds(recipe)
-    parameters = tuple(read_parameter(key, value, find(key, known)) for key, value in wanted.items())
+    parameters = tuple(_parameter(key, value, find(key, known)) for key, value in wanted.items())
     for each in parameters:
         _check(recipe, each)
     return Space(parameters)
 
 
 def default_space(recipe: Recipe, *, grid: bool = False) -> dict[str, Any]:
-    """What is worth varying first: the learning rate, the regularizers, and the rank where there is one."""
+    """The keys that usually matter most: the learning rate, the regularizers, and the rank where there is one."""
     low_rank = recipe.adapter.kind in ("lora", "rslora")
     rate = "log:1e-5:1e-3" if recipe.adapter.kind == "full" else "log:2e-4:1e-2"
     if grid:
@@ -114,6 +181,45 @@ def default_space(recipe: Recipe, *, grid: bool = False) -> dict[str, Any]:
     return space | {"train.dropout": "0:0.5:0.05", "train.weight_decay": "log:1e-3:1e-1"}
 
 
+def kinds(recipe: Recipe) -> dict[str, Kind]:
+    """The kind of every key of a resolved recipe that holds one value, by dotted path; entries of `tasks` by index."""
+    return dict(_walk(recipe, ""))
+
+
+def _walk(config: BaseModel, prefix: str) -> Iterator[tuple[str, Kind]]:
+    for name, field in type(config).model_fields.items():
+        path, value = prefix + name, getattr(config, name)
+        if isinstance(value, BaseModel):
+            yield from _walk(value, f"{path}.")
+        elif isinstance(value, tuple) and any(isinstance(each, BaseModel) for each in value):
+            for index, each in enumerate(value):
+                yield from _walk(each, f"{path}.{index}.")
+        else:
+            union = get_origin(field.annotation) in (Union, types.UnionType)
+            options = get_args(field.annotation) if union else (field.annotation,)
+            number = bool({int, float} & set(options))
+            yield path, Kind(number, number and float not in options, type(None) in options)
+
+
+def find(key: str, known: Mapping[str, Kind]) -> Kind:
+    """The kind of a key.
+
+    Raises:
+        RecipeError: There is no such key; the message suggests the nearest one.
+    """
+    if key in known:
+        return known[key]
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        raise RecipeError(f"{key!r} is a section, not a key", got=key, expected=f"one of {', '.join(inside)}")
+    last = key.rsplit(".", 1)[-1]
+    named = [name for name in known if name.rsplit(".", 1)[-1] == last]
+    near = named or get_close_matches(key, list(known), n=1, cutoff=0.6)
+    todo = f"did you mean {near[0]!r}?" if near else None
+    expected = "a dotted key of the recipe, such as train.learning_rate"
+    raise RecipeError("the search space names an unknown key", got=key, expected=expected, todo=todo)
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -123,24 +229,113 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise RecipeError(f"search space {path} is not YAML", got=str(error).replace("\n", " ")) from None
     if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
         got = "an empty mapping" if found == {} else type(found).__name__
-        raise RecipeError(f"search space {path} is no mapping of keys", got=got, expected=f"lines such as adapter.rank: {FORM}")
+        raise RecipeError(f"search space {path} does not map keys", got=got, expected=f"lines such as adapter.rank: {FORM}")
     return found
 
 
-def _check(recipe: Recipe, parameter: Range | Choices) -> None:
-    """Refuse a key that changes what trials are measured by, and values that the schema refuses by themselves."""
-    key = parameter.key
-    parts = key.split(".")
-    if any(key == name or (name.endswith(".") and key.startswith(name)) for name in _MEASURED) or (
-        parts[0] == "tasks" and parts[-1] in _OF_TASK
-    ):
-        raise RecipeError(
-            f"{key} cannot be searched", got=parameter.describe(), expected="a key that leaves the validation targets as they are"
-        )
-    for value in parameter.ends():
+def _parameter(key: str, wanted: Any, kind: Kind) -> Parameter:
+    """Read the values of a key: a text, a list, or a mapping of `low`, `high`, `step` and `log`."""
+    where = f"search of {key}"
+    if isinstance(wanted, str):
+        wanted = _parse(wanted.strip(), where, kind)
+    if isinstance(wanted, list):
+        return _choices(key, where, kind, wanted)
+    if not isinstance(wanted, dict):
+        expected = f'"{FORM}" in quotes, a list, or low and high'
+        raise RecipeError(where, got=str(wanted), expected=expected, todo="YAML reads 2:30 without quotes as 150")
+    strange = sorted(set(wanted) - {"low", "high", "step", "log"})
+    if strange or not {"low", "high"} <= set(wanted):
+        got = ", ".join(strange) if strange else ", ".join(map(str, wanted))
+        raise RecipeError(where, got=got, expected="low, high and, optionally, step and log")
+    return _range(key, where, kind, **wanted)
+
+
+def _parse(text: str, where: str, kind: Kind) -> Any:
+    """The list or mapping that a text is short for."""
+    if text.startswith("["):
         try:
-            changed(recipe, {key: value})
+            listed = yaml.safe_load(text)
+        except yaml.YAMLError:
+            listed = None
+        if not isinstance(listed, list):
+            raise RecipeError(where, got=text, expected="a YAML list")
+        return listed
+    if not kind.number or ":" not in text:
+        return [_plain(part) for part in text.split(",")]
+    log = text.startswith("log:")
+    parts = text.removeprefix("log:").split(":")
+    if len(parts) not in (2, 3):
+        raise RecipeError(where, got=text, expected=FORM)
+    return {**dict(zip(("low", "high", "step"), parts, strict=False)), "log": log}
+
+
+def _plain(text: str) -> Any:
+    """A scalar as YAML reads it; anything else stays a text."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    return value if isinstance(value, bool | int | float) or value is None else text.strip()
+
+
+def _range(key: str, where: str, kind: Kind, low: Any, high: Any, step: Any = None, log: Any = False) -> Parameter:
+    """A range; Optuna would accept LOW equal to HIGH, and would only warn about a range that is no whole number of steps."""
+    distributions = need_optuna().distributions
+    if not kind.number:
+        raise RecipeError(where, got="a range", expected="choices A,B,C: the key is not a number")
+    first, last = _number(low, where, kind), _number(high, where, kind)
+    width = None if step is None else _number(step, where, kind)
+    shown = f"{low}:{high}"
+    if first >= last:
+        raise RecipeError(f"{where} is empty", got=shown, expected="LOW below HIGH")
+    if log and (first <= 0 or width is not None):
+        raise RecipeError(where, got=f"log:{shown}", expected="LOW above 0, and no step, for a log range")
+    if width is not None:
+        if not 0 < width <= last - first:
+            raise RecipeError(where, got=f"step {step}", expected=f"above 0 and at most {last - first:g}")
+        if not math.isclose(count := (last - first) / width, round(count), rel_tol=1e-9):
+            raise RecipeError(where, got=f"{shown}:{step}", expected="a range that is a whole number of steps")
+    text = f"{'log:' if log else ''}{first}:{last}{'' if width is None else f':{width}'}"
+    if kind.whole:
+        return Parameter(key, text, distributions.IntDistribution(first, last, log=bool(log), step=width or 1))
+    return Parameter(key, text, distributions.FloatDistribution(first, last, log=bool(log), step=width))
+
+
+def _choices(key: str, where: str, kind: Kind, values: list[Any]) -> Parameter:
+    if kind.number:
+        values = [None if value is None and kind.nothing else _number(value, where, kind) for value in values]
+    text = json.dumps(values, ensure_ascii=False, default=str)
+    labels = [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
+    if len(values) < 2:
+        raise RecipeError(where, got=text, expected="at least two values", todo=f"fix one with --set {key}=VALUE")
+    if len({json.dumps(label, default=str) for label in labels}) < len(values):
+        raise RecipeError(f"{where} names a value twice", got=text, expected="each value once")
+    return Parameter(key, text, need_optuna().distributions.CategoricalDistribution(labels), tuple(values))
+
+
+def _number(value: Any, where: str, kind: Kind) -> Any:
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan  # YAML 1.1 reads 1e-3 as text
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or (kind.whole and number != int(number)):
+        raise RecipeError(where, got=str(value), expected="integers" if kind.whole else "numbers")
+    return int(number) if kind.whole else number
+
+
+def _check(recipe: Recipe, parameter: Parameter) -> None:
+    """Refuse a key that changes the validation targets, and values that the schema refuses by themselves."""
+    key = parameter.key
+    first, last = key.split(".")[0], key.split(".")[-1]
+    fixed = any(key == name or (name.endswith(".") and key.startswith(name)) for name in _FIXED)
+    if fixed or (first == "tasks" and last in _FIXED_IN_TASKS):
+        expected = "a key that leaves the validation targets unchanged"
+        raise RecipeError(f"{key} cannot be searched", got=parameter.text, expected=expected)
+    distribution = parameter.distribution
+    for value in parameter.values or (distribution.low, distribution.high):
+        try:
+            recipe.with_values({key: value})
         except RecipeError as error:
-            if f"{error.path}.".startswith(f"{key}."):  # what only fails together with other keys may go with their other values
+            if f"{error.path}.".startswith(f"{key}."):  # a failure only in combination may work with other values
                 todo = None if error.expected else error.what
                 raise RecipeError(f"search of {key}", got=str(value), expected=error.expected, todo=todo) from None

@@ -1,11 +1,11 @@
-"""Whether a refreshed version is worse than the one it came from, and whether a new encoder is due.
+"""The quality gate of a refresh: is the new version worse than the old one, and is a new encoder due?
 
-Owns: the paired comparison on the same targets and its rule. Ignores: how scores came about, aliases.
+Owns: the rule, on a paired comparison of both versions on the same targets. Ignores: how scores come about, aliases.
 
-**The rule.** Not worse means: the whole 95 % interval of the paired difference (users drawn again, both versions on the same
+**The rule.** Not worse means: the whole 95 % interval of the paired difference (users resampled, both versions on the same
 draws) lies above minus the margin, for the deciding metric of every task. The margin is the tolerance itself for metrics
-between 0 and 1 that should be high (AUC, NDCG); where lower is better (RMSE, log loss) it is that share of the old value.
-So a test that is too small to tell keeps the old version, however good the new one looks.
+between 0 and 1 where higher is better (AUC, NDCG); where lower is better (RMSE, log loss) it is that share of the old value.
+So a test that is too small keeps the old version, however good the new one looks.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ import numpy as np
 
 from genre.data.interactions import Interactions
 from genre.errors import RecipeError
-from genre.evaluation.metrics import bootstrap, metric, paired_bootstrap
+from genre.evaluation.metrics import metric
+from genre.evaluation.metrics.bootstrap import RESAMPLES
 from genre.evaluation.targets import Targets
+from genre.jobs.compare import paired_difference, resampled_metrics
 from genre.tasks import Task
 from genre.training.parts import SharedEncoder
 from genre.training.prediction import Predicted
@@ -33,10 +35,9 @@ class Verdict:
         old, new: Its values.
         difference: new - old.
         interval: Of the difference, 95 %; None where it cannot be computed.
-        n: Targets.
-        users: Users that they belong to.
-        margin: How much worse, in the metric's own unit, still counts as not worse.
-        outcome: What the rule says.
+        n, users: Targets, and the users that they belong to.
+        margin: The loss, in the metric's own unit, that still counts as not worse.
+        outcome: By the rule.
     """
 
     metric: str
@@ -49,7 +50,7 @@ class Verdict:
     margin: float | None
     outcome: Outcome
 
-    def words(self, task: str) -> str:
+    def line(self, task: str) -> str:
         """The comparison in one line."""
         if self.interval is None or self.difference is None:
             return f"{task}.{self.metric}: no value on {self.n:,} targets: {self.outcome}"
@@ -72,37 +73,30 @@ def overall(verdicts: dict[str, Verdict]) -> Outcome:
 
 
 def _verdict(task: Task, targets: Targets, old: np.ndarray, new: np.ndarray, tolerance: float) -> Verdict:
-    name = next((each for each in task.metrics if metric(each).kind not in ("list", "quality")), None)
+    name = next(iter(resampled_metrics(task)), None)
     if name is None:
-        raise RecipeError(
-            f"task {task.name!r} has no metric to decide on", got=", ".join(task.metrics), expected="auc, ndcg@10 …"
-        )
-    about: dict[str, Any] = {"impressions": targets.impression}
-    found = paired_bootstrap(name, targets.user, targets.label, new, old, **about)
-    before, after = (bootstrap(name, targets.user, targets.label, each, resamples=0, **about).value for each in (old, new))
-    sign = 1 if metric(name).direction == "higher" else -1
-    margin = tolerance if sign > 0 else tolerance * abs(before)
-    low = found.low if sign > 0 else -found.high
-    outcome: Outcome = "not worse" if low >= -margin else "worse" if sign * found.value < -margin else "cannot be told"
-    known = bool(np.isfinite([found.value, found.low, found.high]).all())
-    return Verdict(
-        name, _number(before), _number(after), _number(found.value), (found.low, found.high) if known else None,
-        found.n, found.users, _number(margin), outcome if known else "cannot be told",
-    )  # fmt: skip
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+        got, expected = ", ".join(task.metrics), "auc, ndcg@10 …"
+        raise RecipeError(f"task {task.name!r} has no metric to decide on", got=got, expected=expected)
+    found = paired_difference(name, targets, new, old, resamples=RESAMPLES)
+    higher = metric(name).direction == "higher"
+    margin = tolerance if higher else None if found.b is None else tolerance * abs(found.b)
+    outcome: Outcome = "cannot be told"
+    if found.interval is not None and found.difference is not None and margin is not None:
+        low = found.interval[0] if higher else -found.interval[1]
+        change = found.difference if higher else -found.difference
+        outcome = "not worse" if low >= -margin else "worse" if change < -margin else "cannot be told"
+    return Verdict(name, found.b, found.a, found.difference, found.interval, found.n, found.users, margin, outcome)
 
 
 def unknown_shares(shared: SharedEncoder | None, log: Interactions, new: np.ndarray, threshold: float) -> dict[str, Any] | None:
-    """How much of the catalogue and of the new events is on items without id-bound vectors, and whether an encoder is due.
+    """Shares of the catalogue and of the new events on items that the encoder does not know.
 
     Returns:
-        `{"events", "items", "threshold", "due"}` as shares; None where there is no encoder, or nothing in it is bound to ids.
+        `{"events", "items", "threshold", "due"}`; a new encoder is due above the threshold. None without an encoder, or where
+        nothing in it is bound to ids.
     """
     if shared is None or not shared.encoder.spec.binds_ids:
         return None
-    strange = np.array([item not in shared.encoder.row_of for item in log.catalogue.item_ids], dtype=bool)
-    events, items = float(strange[log.item_codes[new]].mean()), float(strange.mean())
+    unknown = np.array([item not in shared.encoder.row_of for item in log.catalogue.item_ids], dtype=bool)
+    events, items = float(unknown[log.item_codes[new]].mean()), float(unknown.mean())
     return {"events": events, "items": items, "threshold": threshold, "due": max(events, items) > threshold}

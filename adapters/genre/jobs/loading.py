@@ -1,0 +1,147 @@
+"""Loading what a job works on: a recipe's data and base, a published version as a model.
+
+Owns: names of packaged data sets, the base that a manifest asks for, a version restored on data. Ignores: what the job does.
+
+    manifest = registry.resolve("like@production").manifest
+    data, base = open_data("ml-100k", manifest.reads), load_base(manifest)
+    model, builder, split = restore(read_adapter(registry, "like@production", base), data, base)
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genre.data.dataset import KIND_NAMES, DataKind, Dataset
+from genre.data.interactions import Interactions
+from genre.data.packaged import sources
+from genre.data.sequences.text_rows import Builder, rows_of
+from genre.data.splits import SplitConfig
+from genre.data.texts.dataset import Texts
+from genre.engine.versions import Loaded, Low
+from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
+from genre.modules.base.base import Base
+from genre.modules.base.loading import PRECISIONS
+from genre.modules.embedding import SoftTokens
+from genre.modules.lora.layer import LoraLinear
+from genre.modules.recommender import Recommender
+from genre.recipe import BaseConfig, Recipe
+from genre.registry.manifest import Manifest
+
+
+def open_log(path: str) -> Interactions:
+    """Open a log: a data set folder, or a packaged data set by name (prepared if need be).
+
+    Raises:
+        DataError: There is neither.
+    """
+    return Interactions.read(_find(path))
+
+
+def open_data(path: str, kind: DataKind | None = None) -> Dataset:
+    """Open a log, or labelled texts.
+
+    Args:
+        path: A data set folder, or the name of a packaged data set (prepared if need be).
+        kind: The kind to open; None opens what is there, the log where both are.
+
+    Raises:
+        DataError: There is no such data set, or none of that kind.
+    """
+    folder = _find(path)
+    if kind is None:
+        kind = "texts" if Texts.is_at(folder) and not (folder / "interactions.parquet").is_file() else "log"
+    return Texts.read(folder) if kind == "texts" else Interactions.read(folder)
+
+
+def check_data(recipe: Recipe, data: Dataset) -> None:
+    """Check that a recipe reads this kind of data.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    if data.kind != recipe.reads:
+        task, wanted = recipe.tasks[0], KIND_NAMES[recipe.reads]
+        todo = "change data.path or the kind of the tasks"
+        what = f"task {task.name!r} of kind {task.kind} reads {wanted}"
+        raise RecipeError(what, got=KIND_NAMES[data.kind], expected=wanted, todo=todo)
+
+
+def _find(path: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    name = Path(path).name
+    if name in sources.DATA:
+        return sources.prepare_data(name)
+    expected = f"a folder with interactions.parquet or texts.parquet, or one of {', '.join(sources.DATA)}"
+    raise DataError("no data set folder", got=path, expected=expected, todo="genre data prepare or genre data import makes one")
+
+
+def open_base(wanted: BaseConfig, *, device: str | torch.device | None = None) -> Base:
+    """Load the base of a recipe; raises as `Base.load` does."""
+    return Base.load(
+        wanted.name, quantization=wanted.quantization, depth=wanted.depth, device=device, dtype=PRECISIONS[wanted.precision]
+    )
+
+
+def load_base(manifest: Manifest, name: str | None = None, *, quantization: str | None = None, precision: str = "auto") -> Base:
+    """Load the base that a manifest names, at its depth.
+
+    Args:
+        manifest: Of a version.
+        name: A folder or hub id, for versions whose base came from a folder or has moved.
+        quantization: Replaces the one that the version was trained on.
+        precision: As in a recipe.
+
+    Raises:
+        BaseModelError: There is no base of that name.
+        ManifestError: Its weights are not those that the version was trained on.
+    """
+    wanted = manifest.base
+    chosen: Any = quantization or wanted.quantization
+    try:
+        base = Base.load(name or wanted.name, quantization=chosen, depth=wanted.depth, dtype=PRECISIONS[precision])
+    except BaseModelError as error:
+        if name is not None or not error.what.startswith("no base is called"):
+            raise
+        raise BaseModelError(error.what, expected=error.expected, todo="say where it is with --base") from None
+    if base.fingerprint != wanted.fingerprint:
+        todo = "name the base it was trained on"
+        raise ManifestError("base.fingerprint", got=base.fingerprint, expected=wanted.fingerprint, todo=todo)
+    return base
+
+
+def restore(loaded: Loaded, data: Dataset, base: Base) -> tuple[Recommender, Builder, Any]:
+    """Restore a published version as a model on some data, with the split that it was trained under; see `build_model`."""
+    if loaded.manifest.data is None:
+        raise ManifestError("data.split", got=None, expected="the split that the version was trained under")
+    config = SplitConfig.model_validate((loaded.manifest.data.split or {}).get("split"))
+    return *build_model(loaded, data, base), data.split(config)
+
+
+def build_model(loaded: Loaded, data: Dataset, base: Base) -> tuple[Recommender, Builder]:
+    """Build a model of a published version that scores rows of some data; it stays on the base until `release`.
+
+    Raises:
+        InputError: The version reads the other kind of data.
+    """
+    base.need_bare()
+    builder = rows_of(data, loaded.reading)
+    soft = None
+    if loaded.shared is not None and data.catalogue is not None:
+        soft = SoftTokens(loaded.shared.encoder, loaded.shared.encoder.table(data.catalogue, base))
+    model = Recommender(base, loaded.tasks.values(), dict(loaded.heads), soft)
+    model.put(lora_layers(base, loaded.low))
+    return model.eval(), builder
+
+
+@torch.no_grad()
+def lora_layers(base: Base, low: Low, *, dropout: float = 0.0) -> dict[str, LoraLinear]:
+    """LoRA layers of a stored update, ready for `Recommender.put`; the base is not changed."""
+    layers: dict[str, LoraLinear] = {}
+    for name, (a, b, scale) in low.items():
+        layer = LoraLinear(base.model.get_submodule(name), rank=a.shape[0], scale=scale, dropout=dropout)
+        layer.lora_A.copy_(a)
+        layer.lora_B.copy_(b)
+        layers[name] = layer
+    return layers

@@ -1,0 +1,231 @@
+"""One recipe trained as several variants: what does an adapter give and cost, beside the full fine-tune of the same base?
+
+Owns: the variants, a process for each run, the choice of a learning rate, the paired differences. Ignores: printing.
+
+    found = bench(recipe, Path("runs/like/bench"), Registry("registry"), variants=["full", "lora_8", "head_only"])
+    found["ways"]["lora_8"]["minus_full"]      # {"metric": "auc", "difference": 0.0025, "interval": [0.0009, 0.0042], …}
+
+Every variant trains the same epochs at each of as many learning rates, the full fine-tune at one more. The rate is chosen on the
+validation part; the test part decides nothing. An encoder is fitted first, by a run of its own, and all variants share it.
+Runs are processes of their own, so that each peak of memory is its own; finished ones are kept, so an interrupted comparison
+can be resumed.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from genre.errors import GenreError, InputError, InterruptedJobError, JobError
+from genre.evaluation.metrics import metric
+from genre.evaluation.metrics.bootstrap import MIN_USERS
+from genre.files import write_text
+from genre.jobs.compare import Compared, compare
+from genre.jobs.encoders import find_encoder
+from genre.jobs.folders import environment
+from genre.jobs.loading import check_data, open_base, open_data, open_log
+from genre.jobs.predictions import from_run
+from genre.jobs.train import train
+from genre.jobs.tuning.trials import Objective
+from genre.modules.base.source import find
+from genre.progress import Reporter
+from genre.recipe import Recipe
+from genre.registry import Registry
+from genre.training.assembly import needs_encoder
+
+Profile = Literal["quick", "full"]
+
+VARIANTS: dict[str, list[str]] = {
+    "full": ["adapter.kind=full"],
+    "lora_2": ["adapter.kind=lora", "adapter.rank=2", "adapter.alpha=4"],
+    "lora_8": ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16"],
+    "lora_32": ["adapter.kind=lora", "adapter.rank=32", "adapter.alpha=64"],
+    "lora_8_int8": ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16", "base.quantization=int8", "base.precision=auto"],
+    "lora_8_nf4": ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16", "base.quantization=nf4", "base.precision=auto"],
+    "head_only": ["adapter.kind=head_only"],
+}
+PROFILES: dict[Profile, list[str]] = {"quick": ["full", "lora_8", "head_only"], "full": list(VARIANTS)}
+FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (1.0,), "full": (0.5, 1.0, 2.0)}
+FULL_FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (0.3, 1.0), "full": (0.1, 0.3, 1.0, 3.0)}
+"""The best rate of a full fine-tune lies between a tenth of an adapter's, in long runs, and three times it, in short ones.
+It gets one rate more than the others, since a grid that stops too early makes any adapter look good."""
+ENCODER = "encoder"
+MARGIN = 0.01
+
+
+def recipe_of(file: Path, variant: str, factor: float) -> Recipe:
+    """The recipe of one variant, its learning rate multiplied by a factor."""
+    rate = Recipe.read(file).train.learning_rate * factor
+    return Recipe.read(file, [*VARIANTS[variant], f"train.learning_rate={rate:g}"])
+
+
+def bench(
+    recipe: Recipe,
+    folder: Path,
+    registry: Registry,
+    *,
+    profile: Profile = "quick",
+    variants: Sequence[str] | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Train a recipe as several variants and compare each with the full fine-tune, if that is among them.
+
+    Args:
+        recipe: What all variants share.
+        folder: For the runs; one with finished runs of this recipe is resumed.
+        registry: Searched for an encoder, and gets one if it has to be fitted; nothing else is published.
+        profile: One learning rate or three; two or four for the full fine-tune.
+        variants: Names of `VARIANTS`; the profile's by default.
+        reporter: Receives progress; the runs report their own.
+
+    Returns:
+        JSON values; variants that failed are in `errors`.
+
+    Raises:
+        InputError: There is no such variant, data or base, or nothing to validate on; the folder holds runs of another recipe.
+        InterruptedJobError: Interrupted; the message says how to resume.
+        JobError: No variant could be trained.
+    """
+    reporter, names = reporter or Reporter.silent(), list(dict.fromkeys(variants or PROFILES[profile]))
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise InputError("no such variant", got=", ".join(unknown), expected=", ".join(VARIANTS))
+    own, text = folder / "recipe.yaml", recipe.dump()
+    if own.exists() and own.read_text(encoding="utf-8") != text:
+        raise InputError("the folder holds runs of another recipe", got=folder, expected="the same recipe, or another --out")
+    data = open_data(recipe.data.path, recipe.reads)  # what is wrong is reported here, once, before anything runs
+    check_data(recipe, data)
+    find(recipe.base.name)
+    objective = Objective(recipe, data)
+    del data
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(own, text)
+    factors = {name: (FULL_FACTORS if name == "full" else FACTORS)[profile] for name in names}
+    plan = {name: {f"{name}-{factor:g}": recipe_of(own, name, factor) for factor in factors[name]} for name in names}
+    errors = _run_all(recipe, plan, folder, registry, reporter)
+    best = {name: _best(objective, folder, [each for each in runs if each not in errors]) for name, runs in plan.items()}
+    kept = {name: run for name, run in best.items() if run is not None}
+    if not kept:
+        raise JobError("no variant could be trained", got="; ".join(f"{name}: {error}" for name, error in errors.items()))
+    found = {"recipe": recipe.name, "profile": profile, "seed": recipe.train.seed, "epochs": recipe.train.epochs}
+    found["learning_rates"] = {name: len(each) for name, each in factors.items()}
+    found |= {"environment": environment(), "errors": errors}
+    found["ways"] = {name: _row(objective, run, kept.get("full"), name, list(plan[name])) for name, run in kept.items()}
+    write_text(folder / "bench.json", json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def _run_all(
+    recipe: Recipe, plan: dict[str, dict[str, Recipe]], folder: Path, registry: Registry, reporter: Reporter
+) -> dict[str, str]:
+    """Run the encoder, if one is needed, and then every run of a plan; the errors of those that failed."""
+    if needs_encoder(recipe) and recipe.reads == "log":
+        reporter.line("an encoder for all variants")
+        if error := run(recipe, folder / ENCODER, registry):
+            raise JobError("the encoder could not be fitted", got=error)
+    errors: dict[str, str] = {}
+    runs = [(name, each) for several in plan.values() for name, each in several.items()]
+    for number, (name, each) in enumerate(runs, start=1):
+        reporter.line(f"{name}: learning rate {each.train.learning_rate:g}, run {number} of {len(runs)}")
+        if error := run(each, folder / name, registry):
+            errors[name] = error
+            reporter.line(f"{name} failed: {error}")
+    return errors
+
+
+def run(recipe: Recipe, folder: Path, registry: Registry) -> str | None:
+    """Train one run in a process of its own, unless it is finished; return the error's line if it failed."""
+    if (folder / "metrics.json").exists() or (folder / "found").exists():
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted, error = folder / "wanted.yaml", folder / "error.txt"
+    write_text(wanted, recipe.dump())
+    error.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "genre.jobs.tuning.bench", str(wanted), str(folder), registry.url]
+    try:
+        code = subprocess.run(command).returncode
+    except KeyboardInterrupt:
+        code = -2
+    message = error.read_text(encoding="utf-8") if error.exists() else f"its process ended with exit code {code}"
+    if code == -2 or message.startswith("interrupted"):
+        raise InterruptedJobError(f"interrupted in {folder}", got="Ctrl-C", todo="the same command resumes from there")
+    return message if code else None
+
+
+def work(wanted: Path, folder: Path, registry: Registry) -> None:
+    """Do the work of a run's process; a run called `encoder` only ensures that there is one."""
+    recipe, reporter = Recipe.read(wanted), Reporter.for_terminal()
+    base = open_base(recipe.base)
+    log = open_log(recipe.data.path) if folder.name == ENCODER else None
+    if log is not None and find_encoder(recipe, log, base, registry, Reporter.silent()) is not None:
+        write_text(folder / "found", "")
+        return
+    resume = (folder / "checkpoints" / "last.pt").exists()
+    train(recipe, log=log, base=base, registry=registry, folder=folder, resume=resume, reporter=reporter)
+
+
+def _best(objective: Objective, folder: Path, names: Sequence[str]) -> Path | None:
+    """The run of one variant that is best on validation."""
+    sign = 1 if objective.maximize else -1
+
+    def value(run: Path) -> float:
+        found = _validated(objective, run)
+        return -math.inf if found is None else sign * found
+
+    return max((folder / name for name in names), key=value, default=None)
+
+
+def _validated(objective: Objective, run: Path) -> float | None:
+    """A run's best value on the validation part; None where it could not be computed."""
+    pick = max if objective.maximize else min
+    return pick((float(row[objective.name]) for row in _report(run)["validation"] if objective.name in row), default=None)
+
+
+def _report(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "metrics.json").read_text(encoding="utf-8")))
+
+
+def _row(objective: Objective, run: Path, full: Path | None, name: str, runs: Sequence[str]) -> dict[str, Any]:
+    """A variant's test metrics, its cost, and its paired differences from the full fine-tune.
+
+    `edge` is true if its best run has the lowest or the highest of several learning rates.
+    """
+    report = _report(run)
+    cost = report["cost"]
+    trained = cost["lora_params"] + cost["head_params"]
+    row = {
+        "run": run.name,
+        "edge": len(runs) > 1 and run.name in (runs[0], runs[-1]),
+        "learning_rate": Recipe.read(run / "recipe.yaml").train.learning_rate,
+        **{"objective": objective.name, "validation": _validated(objective, run)},
+        **{"trained_parameters": trained, "bytes": 4 * trained, "seconds": cost["seconds"]},
+        "tokens_per_second": cost["tokens"] / max(cost["seconds"], 1e-9),
+        **{"peak_memory_bytes": cost["peak_memory_bytes"], "test": report["metrics"]},
+    }
+    if full is None or name == "full":
+        return row
+    ours, theirs = from_run(run), from_run(full)
+    compared = {
+        task: compare(replace(ours[task], name=name), replace(theirs[task], name="full"))[0] for task in ours if task in theirs
+    }
+    return row | {"minus_full": {task: each.as_dict() | {"near": near(each)} for task, each in compared.items()}}
+
+
+def near(found: Compared) -> bool:
+    """Return whether the whole interval has the first at most 1 % worse than the second."""
+    if found.interval is None or found.b is None or found.users < MIN_USERS:
+        return False
+    worst = found.interval[0] if metric(found.metric).direction == "higher" else -found.interval[1]
+    return worst >= -MARGIN * abs(found.b)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[2])
+    try:
+        work(Path(sys.argv[1]), target, Registry(sys.argv[3]))
+    except GenreError as problem:
+        write_text(target / "error.txt", str(problem))
+        sys.exit(1)
