@@ -40,7 +40,7 @@ def test_cold_items_have_no_vectors_of_their_own(base, some):
     assert cold.sum() >= 6
     encoder = made.shared.encoder
     assert encoder.item_ids == [item for item, none in zip(some.catalogue.item_ids, cold, strict=True) if not none]
-    assert len(encoder.learned.weight) == (~cold).sum() and (made.model.soft.table.known.numpy() < 0).tolist() == cold.tolist()
+    assert len(encoder.learned.weight) == (~cold).sum() and (made.model.soft.table.rows.numpy() < 0).tolist() == cold.tolist()
     assert np.allclose(encoder.collaborative.numpy().mean(0), 0, atol=1e-5)  # the rows that are kept are those with events
     assert made.model.cold.numpy().tolist() == cold.tolist()
 

@@ -92,7 +92,7 @@ def test_known_items_keep_their_vectors_in_a_grown_catalogue_and_new_ones_get_on
     small = catalogue().frame
     new = small.head(1).with_columns(pl.lit("new").alias("item_id"))
     table = encoder.table(Catalogue(pl.concat([new, small])), base)
-    assert table.known.tolist() == [-1, 0, 1, 2, 3]
+    assert table.rows.tolist() == [-1, 0, 1, 2, 3]
     after = encoder.item_vectors(table)
     assert torch.allclose(after[1:], before, atol=1e-5)
     assert torch.isfinite(after[0]).all() and not torch.allclose(after[0], after[1], atol=1e-2)  # the same title, but no ids
@@ -101,7 +101,7 @@ def test_known_items_keep_their_vectors_in_a_grown_catalogue_and_new_ones_get_on
 @torch.no_grad()
 def test_ids_are_hidden_at_random_in_training_only(encoder, base):
     table = encoder.table(catalogue(), base, fit=True)
-    hidden = type(table)(table.features, torch.full_like(table.known, -1))
+    hidden = type(table)(table.features, torch.full_like(table.rows, -1))
     shown, bare = encoder.item_vectors(table), encoder.item_vectors(hidden)
     encoder.train()
     torch.manual_seed(0)

@@ -89,7 +89,7 @@ def test_the_process_is_its_formula(vectors):
 @torch.no_grad()
 def test_the_process_of_a_target_between_the_events_that_it_sees(vectors):
     head, stands = stirred(GaussianProcess(WIDTH, CODES)), torch.tensor([0, 1, 5, 0, 0, 2])
-    got = head(dataclasses.replace(view(head, vectors), stands=stands))
+    got = head(dataclasses.replace(view(head, vectors), time_index=stands))
     assert np.allclose(array(got), process_by_hand(head, vectors, stands), atol=1e-5)
     assert not torch.allclose(got, head(view(head, vectors)))
 
@@ -99,7 +99,7 @@ def test_the_process_without_events_is_the_items_bias(vectors):
     head = stirred(GaussianProcess(WIDTH, CODES))
     shown = view(head, vectors)
     nothing = torch.zeros(2, 0, dtype=torch.long)
-    got = head(dataclasses.replace(shown, history=nothing, feedback=nothing, seen=torch.zeros_like(SEEN)))
+    got = head(dataclasses.replace(shown, history=nothing, feedback=nothing, history_lengths=torch.zeros_like(SEEN)))
     assert torch.equal(got, shown.tables[0][TARGETS])
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from genre.data.interactions import Interactions
     from genre.data.texts.dataset import Texts
-    from genre.modules.base.source import Face
+    from genre.modules.base.source import BaseDescription
     from genre.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True)
@@ -78,11 +78,11 @@ def check(
     from genre.data.interactions import need_log
     from genre.data.texts.dataset import Texts
     from genre.jobs.loading import check_data, open_data
-    from genre.modules.base.source import Face
+    from genre.modules.base.source import BaseDescription
 
     found = open_data(wanted.data.path, wanted.reads)
     check_data(wanted, found)
-    face = Face.read(wanted.base.name)
+    face = BaseDescription.read(wanted.base.name)
     if face is not None:
         _check_base(wanted, face)
     lines = (
@@ -98,7 +98,7 @@ def check(
     print("the recipe is fine")
 
 
-def _check_base(recipe: "Recipe", face: "Face") -> None:
+def _check_base(recipe: "Recipe", face: "BaseDescription") -> None:
     if recipe.reads == "log":
         face.need_causal(f"recipe {recipe.name!r}, whose rows are a user's events with many targets,")
     depth, layers = recipe.base.depth, face.full_depth
@@ -106,7 +106,7 @@ def _check_base(recipe: "Recipe", face: "Face") -> None:
         raise RecipeError("base.depth is out of range", got=depth, expected=f"1 to {layers} for base {face.name!r}")
 
 
-def _check_log(path: Path, recipe: "Recipe", log: "Interactions", face: "Face | None") -> list[str]:
+def _check_log(path: Path, recipe: "Recipe", log: "Interactions", face: "BaseDescription | None") -> list[str]:
     from genre.cli.recipe_row import picture_of_events
     from genre.training.assembly import training_split
 
@@ -122,7 +122,7 @@ def _check_log(path: Path, recipe: "Recipe", log: "Interactions", face: "Face | 
     return lines + ([] if face is None else picture_of_events(recipe, log, usable, face))
 
 
-def _check_texts(path: Path, recipe: "Recipe", texts: "Texts", face: "Face | None") -> list[str]:
+def _check_texts(path: Path, recipe: "Recipe", texts: "Texts", face: "BaseDescription | None") -> list[str]:
     from genre.cli.recipe_row import picture_of_text
     from genre.data.sequences.text_rows import TextLayout, TextRows
     from genre.evaluation.labels import check_labels

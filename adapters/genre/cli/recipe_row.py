@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from genre.data.sequences.layout import Sequence
     from genre.data.sequences.rows import RowBuilder
     from genre.data.sequences.text_rows import TextRows
-    from genre.modules.base.source import Face
+    from genre.modules.base.source import BaseDescription
     from genre.recipe import Recipe
 
 EVENTS = 3
@@ -33,7 +33,7 @@ LOOKED_AT = 2000
 """Texts that are tokenized to say how many are cut."""
 
 
-def picture_of_events(recipe: "Recipe", log: "Interactions", usable: np.ndarray, face: "Face") -> list[str]:
+def picture_of_events(recipe: "Recipe", log: "Interactions", usable: np.ndarray, face: "BaseDescription") -> list[str]:
     """The first training row of a log as lines: its slots in order, and what each task reads where.
 
     Raises:
@@ -90,7 +90,7 @@ class _Named:
         return f"{self.vocabulary.column} {value if isinstance(value, str) else f'{value:g}'}"
 
 
-def _content(named: _Named, face: "Face", row: "Sequence", start: int, stop: int) -> str:
+def _content(named: _Named, face: "BaseDescription", row: "Sequence", start: int, stop: int) -> str:
     """Tokens of a row from `start` up to `stop`: words in quotes, soft tokens in ‹›."""
     parts: list[str] = []
     words: list[int] = []
@@ -105,7 +105,7 @@ def _content(named: _Named, face: "Face", row: "Sequence", start: int, stop: int
     return " ".join(parts + _quoted(face, words))
 
 
-def _quoted(face: "Face", words: list[int]) -> list[str]:
+def _quoted(face: "BaseDescription", words: list[int]) -> list[str]:
     return [json.dumps(face.tokenizer.decode(words), ensure_ascii=False)] if words else []
 
 
@@ -124,7 +124,7 @@ def _what_is_read(recipe: "Recipe", builder: "RowBuilder", row: "Sequence", name
     return {place: f"    → {', '.join(dict.fromkeys(said))}" for place, said in found.items()}
 
 
-def picture_of_text(recipe: "Recipe", builder: "TextRows", usable: np.ndarray, face: "Face") -> list[str]:
+def picture_of_text(recipe: "Recipe", builder: "TextRows", usable: np.ndarray, face: "BaseDescription") -> list[str]:
     """The first training text as lines: its tokens, what is read of them, its labels; then how many texts are cut."""
     from genre.errors import DataError
 

@@ -1,1 +1,1 @@
-"""What computes: the frozen base, low-rank updates, heads, the behaviour encoder, and the recommender made of them."""
+"""The modules that compute: the frozen base, low-rank updates, heads, the behaviour encoder, and the recommender made of them."""

@@ -1,10 +1,10 @@
-"""Item vectors computed from the training events alone: what was seen together, what was liked alike, how often, how well.
+"""Item vectors computed from the training events alone: co-occurrence, feedback, popularity.
 
 Owns: the arithmetic. Ignores: models, tasks, files.
 
-    vectors = collaborative_vectors(log, usable, dimensions=64)      # (N, 64 + 2)
-    factors = pure_svd(log, usable, dimensions=64)                   # (N, 64)
-    scaled = factor_vectors(log, usable, dimensions=64)              # (N, 64), the same on the scale of other features
+    vectors = collaborative_vectors(log, train_mask, dimensions=64)      # (N, 64 + 2)
+    factors = pure_svd(log, train_mask, dimensions=64)                   # (N, 64)
+    scaled = factor_vectors(log, train_mask, dimensions=64)              # (N, 64), the same on the scale of other features
 
 Blocks of `vectors`, in order: 2/3 of the dimensions from the SVD of the windowed positive pointwise mutual information
 (Levy & Goldberg, 2014), 1/3 from the SVD of user × item feedback residuals, then log popularity and the smoothed mean
@@ -20,18 +20,18 @@ from genre.data.interactions import Interactions
 
 def collaborative_vectors(
     log: Interactions,
-    usable: np.ndarray,
+    train_mask: np.ndarray,
     *,
     dimensions: int,
     feedback: np.ndarray | None = None,
     window: int = 20,
     seed: int = 0,
 ) -> np.ndarray:
-    """Vectors of every catalogue item from the usable events.
+    """Vectors of every catalogue item from the training events.
 
     Args:
         log: The log.
-        usable: (n,) bool, the training events; no other event is looked at.
+        train_mask: (n,) bool, the training events; no other event is looked at.
         dimensions: Of the two SVD blocks together.
         feedback: (n,) float64 numeric feedback with NaN, or None.
         window: Two events of a user that lie within so many events of each other count as seen together.
@@ -40,42 +40,42 @@ def collaborative_vectors(
     Returns:
         (N, dimensions + 2) float32, standardized per dimension over the items with events; others are zero.
     """
-    events = np.flatnonzero(usable)
+    events = np.flatnonzero(train_mask)
     count = log.catalogue.size
     users, items = log.user_codes[events], log.item_codes[events]
     popularity = np.bincount(items, minlength=count)
     numeric = feedback is not None and np.isfinite(feedback[events]).any()
-    tastes = dimensions // 3 if numeric else 0
-    blocks = [_svd(_mutual_information(users, items, count, window), dimensions - tastes, seed)]
+    rated = dimensions // 3 if numeric else 0
+    blocks = [_svd(_mutual_information(users, items, count, window), dimensions - rated, seed)]
     mean = np.zeros(count)
     if numeric:
         values = np.asarray(feedback)[events]
         mean, residuals = _residuals(users, items, values, len(log.user_offsets) - 1, count)
-        blocks.append(_svd(residuals.T.tocsr(), tastes, seed))
+        blocks.append(_svd(residuals.T.tocsr(), rated, seed))
     table = np.concatenate([*blocks, np.log1p(popularity)[:, None], mean[:, None]], axis=1)
-    known = popularity > 0
-    table[known] = (table[known] - table[known].mean(0)) / (table[known].std(0) + 1e-6)
-    table[~known] = 0
+    warm = popularity > 0
+    table[warm] = (table[warm] - table[warm].mean(0)) / (table[warm].std(0) + 1e-6)
+    table[~warm] = 0
     return table.astype(np.float32)
 
 
-def pure_svd(log: Interactions, usable: np.ndarray, *, dimensions: int, seed: int = 0) -> np.ndarray:
-    """Item factors whose products say which items the same users had, whatever lies between.
+def pure_svd(log: Interactions, train_mask: np.ndarray, *, dimensions: int, seed: int = 0) -> np.ndarray:
+    """Item factors whose products tell which items the same users had, whatever lies between.
 
-    With X ≈ U S Vᵀ the binary user × item matrix of the usable events, V S (S² + λ)^-½, λ the median of S²: x F Fᵀ is what the
+    With X ≈ U S Vᵀ the binary user × item matrix of the training events, V S (S² + λ)^-½, λ the median of S²: x F Fᵀ is what the
     linear autoencoder of this rank makes of a user's items x. Sources: Cremonesi, Koren & Turrin (2010), PureSVD; Steck (2020)
     for the ridge.
 
     Args:
         log: The log.
-        usable: (n,) bool, the training events; no other event is looked at.
+        train_mask: (n,) bool, the training events; no other event is looked at.
         dimensions: Of the factors; of those that the matrix does not have the values are zero.
         seed: Of the SVD's start vector.
 
     Returns:
         (N, dimensions) float32; zero for items without such events.
     """
-    events = np.flatnonzero(usable)
+    events = np.flatnonzero(train_mask)
     shape = (len(log.user_offsets) - 1, log.catalogue.size)
     matrix = sp.csr_matrix((np.ones(len(events)), (log.user_codes[events], log.item_codes[events])), shape=shape)
     matrix.data[:] = 1
@@ -90,9 +90,9 @@ def pure_svd(log: Interactions, usable: np.ndarray, *, dimensions: int, seed: in
     return out
 
 
-def factor_vectors(log: Interactions, usable: np.ndarray, *, dimensions: int, seed: int = 0) -> np.ndarray:
+def factor_vectors(log: Interactions, train_mask: np.ndarray, *, dimensions: int, seed: int = 0) -> np.ndarray:
     """`pure_svd`'s factors on the scale of other features: a mean square of one over the items with events; others are zero."""
-    factors = pure_svd(log, usable, dimensions=dimensions, seed=seed)
+    factors = pure_svd(log, train_mask, dimensions=dimensions, seed=seed)
     there = factors.any(axis=1)
     size = float(np.sqrt(np.square(factors[there]).mean())) if there.any() else 1.0
     return factors / np.float32(size)

@@ -61,13 +61,13 @@ class SoftTokens:
         return self.encoder.feedback_vectors(codes)
 
     @torch.no_grad()
-    def every(self, *, known: bool = True) -> Tensor:
+    def every(self, *, cold: bool = False) -> Tensor:
         """(N, D) vectors of all items as they are used in evaluation, computed by parts so that a large catalogue fits.
 
-        With `known` false as they would be if the encoder had seen none of them.
+        With `cold` as they would be if none of them had training events.
         """
-        codes = torch.arange(len(self.table), device=self.table.known.device)
-        table = self.table if known else ItemTable(self.table.features, torch.full_like(self.table.known, -1))
+        codes = torch.arange(len(self.table), device=self.table.rows.device)
+        table = ItemTable(self.table.features, torch.full_like(self.table.rows, -1)) if cold else self.table
         training = self.encoder.training
         parts = [self.encoder.eval().item_vectors(table, some) for some in codes.split(65536)]
         self.encoder.train(training)

@@ -55,15 +55,14 @@ class EncoderSpec:
     @property
     def sources(self) -> dict[str, int]:
         """Feature name → dimensions."""
-        found = {
-            "text": self.width if self.text else 0, "learned": self.learned, "collaborative": self.collaborative,
-            "factors": self.factors, **{f"dense_{name}": size for name, size in self.dense},
-        }  # fmt: skip
+        found = {"text": self.width if self.text else 0}
+        found |= {name: getattr(self, name) for name in ("learned", *COMPUTED)}
+        found |= {f"dense_{name}": size for name, size in self.dense}
         return {name: size for name, size in found.items() if size}
 
     @property
     def binds_ids(self) -> bool:
-        """Whether anything of an item is known by its id alone."""
+        """True if anything of an item is known by its id alone."""
         return any(self.sources.get(name) for name in ("learned", *COMPUTED))
 
 
@@ -73,18 +72,18 @@ class ItemTable:
 
     Attributes:
         features: Name → (N, d) float32; `learned` is not among them.
-        known: (N,) int64 row of the item in the encoder's id-bound tables, -1 for an item that it never saw.
+        rows: (N,) int64 row of each item in the encoder's id-bound tables, -1 for a cold item.
     """
 
     features: dict[str, Tensor]
-    known: Tensor
+    rows: Tensor
 
     def __len__(self) -> int:
-        return len(self.known)
+        return len(self.rows)
 
     def to(self, device: torch.device) -> "ItemTable":
-        """The same on another device."""
-        return ItemTable({name: value.to(device) for name, value in self.features.items()}, self.known.to(device))
+        """Move to another device."""
+        return ItemTable({name: value.to(device) for name, value in self.features.items()}, self.rows.to(device))
 
 
 class BehaviourEncoder(nn.Module):
@@ -99,7 +98,8 @@ class BehaviourEncoder(nn.Module):
         self, spec: EncoderSpec, item_ids: Sequence[str], *, scale: float, computed: Mapping[str, Tensor] | None = None
     ) -> None:
         super().__init__()
-        self.spec, self.item_ids = spec, list(item_ids)
+        self.spec = spec
+        self.item_ids = list(item_ids)
         self.row_of = {item: row for row, item in enumerate(self.item_ids)}
         self.project = nn.ModuleDict({name: nn.Linear(size, spec.width, bias=False) for name, size in spec.sources.items()})
         for name, size in spec.sources.items():
@@ -143,16 +143,16 @@ class BehaviourEncoder(nn.Module):
                 mean.copy_(value.mean(0))
                 std.copy_(value.std(0, correction=0) + 1e-6)
             features[name] = (value.to(mean.device) - mean) / std
-        known = torch.tensor([self.row_of.get(item, -1) for item in catalogue.item_ids], dtype=torch.long)
-        return ItemTable(features, known.to(self.scale.device))
+        rows = torch.tensor([self.row_of.get(item, -1) for item in catalogue.item_ids], dtype=torch.long)
+        return ItemTable(features, rows.to(self.scale.device))
 
     def item_vectors(self, table: ItemTable, codes: Tensor | None = None) -> Tensor:
         """(n, D) float32 vectors of some items (all if None)."""
-        known = table.known if codes is None else table.known[codes]
-        shown = (known >= 0).float()[:, None]
+        rows = table.rows if codes is None else table.rows[codes]
+        shown = (rows >= 0).float()[:, None]
         if self.training and self.spec.dropout:
             shown = shown * (torch.rand_like(shown) >= self.spec.dropout)
-        rows = known.clamp_min(0)
+        rows = rows.clamp_min(0)
         total: Any = 0
         for gate, (name, projection) in zip(self.gates, self.project.items(), strict=True):
             if name == "learned":
@@ -170,7 +170,7 @@ class BehaviourEncoder(nn.Module):
         return self.scale[1] * value * torch.rsqrt(value.square().mean(-1, keepdim=True) + 1e-6)
 
     def payload(self) -> dict[str, Tensor]:
-        """What `encoder.safetensors` holds: every parameter and buffer, contiguous, on the CPU."""
+        """The content of `encoder.safetensors`: every parameter and buffer, contiguous, on the CPU."""
         return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
 
     @classmethod

@@ -152,7 +152,7 @@ def start_item_heads(model: Recommender, builder: RowBuilder, train_mask: np.nda
             else:  # as much from what is known of a new item as training shows items like one
                 dropout, warm = model.soft.encoder.spec.dropout, (~model.cold).to("cpu", torch.float32)
                 weight = torch.cat([warm * (1 - dropout), warm * dropout])
-                head.start_at(torch.cat([vectors, model.soft.every(known=False)]), share.repeat(2), weight)
+                head.start_at(torch.cat([vectors, model.soft.every(cold=True)]), share.repeat(2), weight)
         elif isinstance(head, FeedbackHead) and head.affinity is not None:
             labels = log.labels_of(model.tasks[name])
             chosen = train_mask & known_labels(labels)

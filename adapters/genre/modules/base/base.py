@@ -15,15 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genre.data.sequences.batches import padded, plan_batches
 from genre.errors import BaseModelError, InputError
 from genre.modules.base.attention import Blocks, PackedPart, added
 from genre.modules.base.fingerprint import fingerprint
 from genre.modules.base.loading import IN_PARTS, Quantization, device_of, load_model, weight_of
 from genre.modules.base.quiet import quiet_casts
-from genre.modules.base.source import find, need_causal, places_of, tokenizer_digest
+from genre.modules.base.source import find, max_row_tokens, need_causal, tokenizer_digest
 from genre.unpromised import checkpointed
 
 
@@ -117,7 +119,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in (the device that the embedding computes on)."""
+        """The device that token ids go to, where the embedding computes."""
         return device_of(self.embedding)
 
     @property
@@ -137,12 +139,12 @@ class Base:
 
     @property
     def offloaded(self) -> bool:
-        """Whether weights are left in CPU memory or on the disk until a layer runs; such a base scores but trains nothing."""
+        """True if weights stay in CPU memory or on the disk until a layer runs; such a base scores but trains nothing."""
         return any(parameter.is_meta for parameter in self.model.parameters())
 
     @property
     def sharded(self) -> bool:
-        """Whether FSDP2 has sharded the layers over processes, each of which must then run them as often as the others."""
+        """True if FSDP2 has sharded the layers over processes, each of which must then run them as often as the others."""
         from torch.distributed.fsdp import FSDPModule
 
         return any(isinstance(module, FSDPModule) for module in self.body.modules())
@@ -179,7 +181,7 @@ class Base:
     @property
     def max_tokens(self) -> int | None:
         """The longest row that an encoder's absolute positions reach; None for a base without such a limit."""
-        return places_of(self.model.config, self.tokenizer) if self.bidirectional else None
+        return max_row_tokens(self.model.config, self.tokenizer) if self.bidirectional else None
 
     def need_causal(self, what: str) -> None:
         """Check that the base reads from left to right, as slots, branches and many targets in one row need it.
@@ -296,12 +298,12 @@ class Base:
 
     @property
     def takes_blocks(self) -> bool:
-        """Whether attention by blocks works here: the model hands what it does not know on to the attention function."""
+        """True if attention by blocks works here: the model passes unknown arguments on to the attention function."""
         return not self.bidirectional and self.model.is_backend_compatible()
 
     @property
     def in_parts(self) -> bool:
-        """Whether some of the layers can be run alone (`run`)."""
+        """True if some of the layers can be run alone (`run`)."""
         return self.model.config.model_type in IN_PARTS
 
     def run(self, hidden: Tensor, first: int, last: int, blocks: Blocks) -> Tensor:
@@ -361,23 +363,12 @@ class Base:
             (N, D) float32 on the CPU.
         """
         vectors = torch.zeros(len(token_ids), self.hidden_size)
-        order = sorted((i for i, ids in enumerate(token_ids) if ids), key=lambda i: len(token_ids[i]))
-        start = 0
-        while start < len(order):
-            end, longest = start, 0
-            while end < len(order) and (end - start + 1) * len(token_ids[order[end]]) <= max(
-                batch_tokens, len(token_ids[order[end]])
-            ):
-                longest = len(token_ids[order[end]])
-                end += 1
-            rows = order[start:end]
-            ids = torch.zeros(len(rows), longest, dtype=torch.long)
-            keep = torch.zeros(len(rows), longest)
-            for place, row in enumerate(rows):
-                ids[place, : len(token_ids[row])] = torch.tensor(token_ids[row])
-                keep[place, : len(token_ids[row])] = 1
-            lengths = torch.tensor([len(token_ids[row]) for row in rows])
-            hidden = self.hidden(self.embedding(ids.to(self.device)), lengths=lengths).float().cpu()
+        lengths = torch.tensor([len(ids) for ids in token_ids])
+        words = lengths.nonzero().squeeze(-1)
+        for chosen in plan_batches(lengths[words].numpy(), batch_tokens):
+            rows = words[chosen]
+            ids = padded([np.array(token_ids[row]) for row in rows.tolist()], 0).to(self.device)
+            hidden = self.hidden(self.embedding(ids), lengths=lengths[rows]).float().cpu()
+            keep = (torch.arange(ids.shape[1]) < lengths[rows, None]).float()
             vectors[rows] = (hidden * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
-            start = end
         return vectors

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from genre.errors import BaseModelError
 from genre.modules.base.fused_layers import fuse_layers
 from genre.modules.base.quiet import quiet
-from genre.modules.base.source import first_line, is_encoder, read_face
+from genre.modules.base.source import first_line, is_encoder, read_config
 from genre.unpromised import execution_device
 
 Quantization = Literal["none", "int8", "nf4"]
 
 PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-"""What a recipe may call them."""
+"""Precisions by their name in a recipe."""
 
 IN_PARTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Model types of layers, rotary positions, a final norm, and nothing between."""
@@ -29,7 +29,7 @@ IN_PARTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What `load_model` gives; as `Base` has it."""
+    """A loaded model with its tokenizer; for the attributes see `Base`."""
 
     model: Any
     tokenizer: Any
@@ -65,7 +65,7 @@ def load_model(
     from transformers import AutoModel, AutoModelForCausalLM
 
     precision = dtype or (torch.float32 if place == "cpu" else torch.bfloat16)
-    config, tokenizer = read_face(name, folder)
+    config, tokenizer = read_config(name, folder)
     with quiet():
         full_depth = getattr(config, "num_hidden_layers", None)
         if full_depth is None:
@@ -101,7 +101,7 @@ def load_model(
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module with a weight computes: where its weight is, or where accelerate brings it for the pass."""
+    """The device on which a module computes: that of its weight, or that which accelerate moves it to for the pass."""
     weight: Any = module.weight
     return torch.device(execution_device(module) or "cpu") if weight.is_meta else weight.device
 

@@ -1,4 +1,4 @@
-"""A base on the disk: where it is, what it says of itself without its weights.
+"""A base on the disk: where it is, and its description without its weights.
 
 Owns: finding a base (package, folder or hub id), its configuration and tokenizer, whether it reads causally or
 is an encoder (BERT kind: every token sees every other one). Ignores: modules, devices.
@@ -16,8 +16,8 @@ from genre.modules.base.quiet import quiet
 
 
 @dataclass(frozen=True)
-class Face:
-    """What a base says of itself without its weights; for the attributes see `Base`.
+class BaseDescription:
+    """What is known of a base without its weights; for the attributes see `Base`.
 
     Attributes:
         full_depth: None where its configuration has no layers.
@@ -30,7 +30,7 @@ class Face:
     full_depth: int | None
 
     @classmethod
-    def read(cls, name: str) -> "Face | None":
+    def read(cls, name: str) -> "BaseDescription | None":
         """Read the tokenizer and the configuration of a base that is on this machine; None where it is not.
 
         Raises:
@@ -44,10 +44,10 @@ class Face:
             folder = prepared_base(name) if name in BASES else find(name)
         if folder is None:
             return None
-        config, tokenizer = read_face(name, folder)
+        config, tokenizer = read_config(name, folder)
         encoder = is_encoder(config)
-        places = places_of(config, tokenizer) if encoder else None
-        return cls(name, tokenizer, encoder, places, getattr(config, "num_hidden_layers", None))
+        longest = max_row_tokens(config, tokenizer) if encoder else None
+        return cls(name, tokenizer, encoder, longest, getattr(config, "num_hidden_layers", None))
 
     def need_causal(self, what: str) -> None:
         """As `Base.need_causal`."""
@@ -55,22 +55,21 @@ class Face:
 
 
 def need_causal(base: Any, what: str) -> None:
-    """Refuse a base, or its face, that reads both ways; see `Base.need_causal`."""
+    """Refuse a base, or its description, that reads both ways; see `Base.need_causal`."""
     if base.bidirectional:
-        raise BaseModelError(
-            f"{what} needs a causal base", got=f"the encoder {base.name!r}, in which every token sees every other one",
-            expected="a GPT-kind base", todo="an encoder reads labelled texts (tasks of kind text) and nothing else",
-        )  # fmt: skip
+        got = f"the encoder {base.name!r}, in which every token sees every other one"
+        todo = "an encoder reads labelled texts (tasks of kind text) and nothing else"
+        raise BaseModelError(f"{what} needs a causal base", got=got, expected="a GPT-kind base", todo=todo)
 
 
-def places_of(config: Any, tokenizer: Any) -> int:
+def max_row_tokens(config: Any, tokenizer: Any) -> int:
     """The longest row of an encoder."""
-    places = getattr(config, "max_position_embeddings", None)
-    said = tokenizer.model_max_length  # less than the places where a base counts from an offset; 1e30 if not said
-    return int(min(filter(None, (places, said))))
+    positions = getattr(config, "max_position_embeddings", None)
+    limit = tokenizer.model_max_length  # below the positions where a base counts from an offset; 1e30 if unset
+    return int(min(filter(None, (positions, limit))))
 
 
-def read_face(name: str, folder: Path) -> tuple[Any, Any]:
+def read_config(name: str, folder: Path) -> tuple[Any, Any]:
     """The configuration and the tokenizer of a base's folder.
 
     Raises:
@@ -88,7 +87,7 @@ def read_face(name: str, folder: Path) -> tuple[Any, Any]:
 
 
 def is_encoder(config: Any) -> bool:
-    """Whether a transformers configuration is of an encoder: a masked language model that is no decoder and has none."""
+    """Return whether a configuration is of an encoder: a masked language model that is no decoder and has none."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -141,5 +140,5 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What a message says first, for a line of our own."""
+    """The first line of an error, for a message of our own."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class View:
-    """What a head sees beside hidden states: n targets in B rows of at most E events.
+    """The history that a head sees beside hidden states: n targets in B rows of at most E events.
 
     Attributes:
-        tables: What `Head.tables` made of the item vectors.
+        tables: `Head.tables` of the item vectors.
         history: (B, E) int64 item codes, -1 for padding at the end.
         feedback: (B, E) int64 feedback codes, 0 where there is none.
         rows: (n,) int64 row of each target.
-        seen: (n,) int64 events of the row that lie before the target's impression (in transductive scoring all of them); the
-            others are not looked at.
+        history_lengths: (n,) int64 events of the row that lie before the target's impression (in transductive scoring all of
+            them); the others are not looked at.
         items: (n,) int64 item code of each target.
-        stands: (n,) int64, how many of the events seen come before each target in time; all of them if None.
+        time_index: (n,) int64, how many of these events come before each target in time; all of them if None.
         weights: (B, E) float how much each event counts, 1 if None; explanations take gradients by it.
     """
 
@@ -30,13 +30,13 @@ class View:
     history: Tensor
     feedback: Tensor
     rows: Tensor
-    seen: Tensor
+    history_lengths: Tensor
     items: Tensor
-    stands: Tensor | None = None
+    time_index: Tensor | None = None
     weights: Tensor | None = None
 
     @property
-    def known(self) -> Tensor:
+    def event_weights(self) -> Tensor:
         """(B, E) float: the weight of each event, 0 for padding."""
         there = (self.history >= 0).float()
         return there if self.weights is None else there * self.weights
@@ -78,26 +78,26 @@ class GaussianProcess(nn.Module):
         item, vectors = view.tables
         if not view.history.shape[1] or not len(view.rows):
             return item[view.items]
-        known, codes = view.known * (view.feedback > 0), view.history.clamp_min(0)
-        residual = (self.worth[view.feedback] - item[codes]) * known
-        events, place = vectors[codes] * known.unsqueeze(-1), torch.arange(known.shape[1], device=known.device)
-        kernel = events @ events.transpose(1, 2) + self._drift(place[:, None] - place) * known[:, :, None] * known[:, None]
-        factor, failed = torch.linalg.cholesky_ex(kernel + torch.eye(len(place), device=known.device))
+        present, codes = view.event_weights * (view.feedback > 0), view.history.clamp_min(0)
+        residual = (self.worth[view.feedback] - item[codes]) * present
+        events, step = vectors[codes] * present.unsqueeze(-1), torch.arange(present.shape[1], device=present.device)
+        kernel = events @ events.transpose(1, 2) + self._drift(step[:, None] - step) * present[:, :, None] * present[:, None]
+        factor, failed = torch.linalg.cholesky_ex(kernel + torch.eye(len(step), device=present.device))
         factor = torch.where(failed[:, None, None] > 0, torch.nan, factor)  # weights that have diverged: so does the loss
         rest = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False)
-        column, width = columns(view.rows, len(known))
+        column, width = columns(view.rows, len(present))
 
         def by_row(values: Tensor) -> Tensor:
             """(n, …) one of each target → (B, C, …) targets of a row side by side, zeros where it has fewer."""
-            return values.new_zeros(len(known), width, *values.shape[1:]).index_put((view.rows, column), values)
+            return values.new_zeros(len(present), width, *values.shape[1:]).index_put((view.rows, column), values)
 
-        asked, seen = by_row(vectors[view.items]), by_row(view.seen)
-        stands = seen if view.stands is None else by_row(view.stands)
-        steps = stands[:, None] - place[:, None]
+        asked, visible = by_row(vectors[view.items]), by_row(view.history_lengths)
+        now = visible if view.time_index is None else by_row(view.time_index)
+        steps = now[:, None] - step[:, None]
         steps = torch.where(steps > 0, steps, 1 - steps)  # to the next event, seen in transductive scoring, is one step as well
-        cross = events @ asked.transpose(1, 2) + self._drift(steps) * known.unsqueeze(-1)
+        cross = events @ asked.transpose(1, 2) + self._drift(steps) * present.unsqueeze(-1)
         solved = torch.linalg.solve_triangular(factor, cross, upper=False)
-        before = place[:, None] < seen[:, None]  # (B, E, C); what a target does not see comes last in its column
+        before = step[:, None] < visible[:, None]  # (B, E, C); what a target does not see comes last in its column
         fit = torch.where(before, solved * rest, 0.0).sum(1)
         return item[view.items] + self.share * fit[view.rows, column]
 
@@ -121,13 +121,13 @@ class GaussianProcess(nn.Module):
 
 
 def columns(rows: Tensor, count: int) -> tuple[Tensor, int]:
-    """(n,) row numbers below `count` → (n,) how many stand before each with the same number, and the most of any."""
+    """(n,) row numbers below `count` → (n,) the index of each among those of its row, and the size of the largest row."""
     order = torch.argsort(rows, stable=True)
     sizes = torch.bincount(rows, minlength=count)
     starts = sizes.cumsum(0) - sizes
-    place = torch.empty_like(rows)
-    place[order] = torch.arange(len(rows), device=rows.device) - starts[rows[order]]
-    return place, int(sizes.max())
+    index = torch.empty_like(rows)
+    index[order] = torch.arange(len(rows), device=rows.device) - starts[rows[order]]
+    return index, int(sizes.max())
 
 
 def to_unit(vectors: Tensor) -> Tensor:

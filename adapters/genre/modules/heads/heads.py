@@ -42,7 +42,7 @@ class Head(nn.Module):
         self.terms = ngrams
 
     def tables(self, vectors: Tensor) -> tuple[Tensor, ...]:
-        """What the head needs of (N, D) item vectors, one row per item; computed once while nothing trains."""
+        """Precompute from (N, D) item vectors, one row per item; done once while nothing trains."""
         return ()
 
     def extend(self, tables: tuple[Tensor, ...], vectors: Tensor) -> tuple[Tensor, ...]:
@@ -180,7 +180,7 @@ class CatalogueHead(Head):
 
     @property
     def cooccurs(self) -> bool:
-        """Whether the co-occurrence term counts now."""
+        """True if the co-occurrence term counts: the head has one and is not in training."""
         return self.taste is not None and not self.training
 
     @property
@@ -210,8 +210,8 @@ class CatalogueHead(Head):
         """(n, d) or (n, d + k): what is remembered of the events before each target; zero where there are none."""
         assert self.memory is not None
         vectors, count = view.tables[1], view.history.shape[1]
-        known, unit = view.known.unsqueeze(-1), to_unit(vectors[view.history.clamp_min(0)])
-        values = self.memory(unit) * known
+        present, unit = view.event_weights.unsqueeze(-1), to_unit(vectors[view.history.clamp_min(0)])
+        values = self.memory(unit) * present
         step = torch.arange(count, device=values.device)
         age = (step[:, None] - step[None, :]).float()
 
@@ -224,9 +224,9 @@ class CatalogueHead(Head):
             weights = fade(decay)
             total = total + (weights / weights.sum(-1, keepdim=True)) @ part
         if self.cooccurs:
-            together = fade(self.fading) @ (unit @ self.get_buffer("taste").t() * known)
+            together = fade(self.fading) @ (unit @ self.get_buffer("taste").t() * present)
             total = torch.cat([total, self.get_buffer("blend") * math.sqrt(self.spec.size) * together], -1)
-        return torch.cat([total.new_zeros(len(values), 1, total.shape[-1]), total], 1)[view.rows, view.seen]
+        return torch.cat([total.new_zeros(len(values), 1, total.shape[-1]), total], 1)[view.rows, view.history_lengths]
 
     @torch.no_grad()
     def start_at(self, vectors: Tensor, log_share: Tensor, weight: Tensor | None = None) -> None:
@@ -286,7 +286,7 @@ class VerbalizerHead(Head):
         first = [tokens[0] for tokens in ids]
         if len(set(first)) < len(first):
             raise RecipeError("two label words begin with the same token", got=list(words), expected="words that differ at once")
-        numbers = [float(place) for place in range(len(words))]
+        numbers = [float(index) for index in range(len(words))]
         if spec.loss == "mse":
             try:
                 numbers = [float(word) for word in words]

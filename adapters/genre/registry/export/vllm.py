@@ -102,9 +102,9 @@ def _max_rank(adapter: Adapter) -> int:
 
 def _prompt(manifest: Manifest, base: Path) -> dict[str, Any]:
     """The token ids that the client needs, and the manifest's layout."""
-    from genre.modules.base.source import read_face, tokenizer_digest
+    from genre.modules.base.source import read_config, tokenizer_digest
 
-    _, tokenizer = read_face(manifest.base.name, base)
+    _, tokenizer = read_config(manifest.base.name, base)
     if (found := tokenizer_digest(tokenizer)) != manifest.tokenizer:
         raise ManifestError("tokenizer differs", got=found, expected=manifest.tokenizer)
     layout = dict(manifest.sequence)
