@@ -71,7 +71,7 @@ def test_news_of_one_impression_never_see_each_other(place):
         for impression in (shown[8], shown[-1]):
             assert (shown == impression).sum() == 5
             given = np.where(shown == impression, 3 - row.feedback[row.feedback >= 0], row.feedback[row.feedback >= 0])
-            turned = dataclasses.replace(row, feedback=row.feedback.copy(), given=given)
+            turned = dataclasses.replace(row, feedback=row.feedback.copy(), feedback_codes=given)
             turned.feedback[row.feedback >= 0] = given
             scores = [scores_of(news, collate([each], tasks)) for each in (row, turned)]
             changed = {log.impressions[event] for event, score in scores[0].items() if score != scores[1][event]}

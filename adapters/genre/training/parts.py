@@ -32,7 +32,7 @@ class SharedEncoder:
 
     Attributes:
         encoder: The module, frozen unless it is being fitted.
-        vocabulary: The feedback values that its codes stand for.
+        vocabulary: The feedback values of its codes.
         digest: Of its published version; None while it is being fitted.
         catalogue: The items that its version carries; None while it is being fitted.
     """
