@@ -1,9 +1,14 @@
 """Calls that libraries do not promise still do what `genre.unpromised` needs of them."""
 
+import asyncio
+import contextlib
+import socket
+
 import torch
+import uvicorn
 
 from genre.modules.base.base import Base
-from genre.unpromised import checkpointed, execution_device
+from genre.unpromised import checkpointed, close_listeners, execution_device
 
 
 def test_layers_run_through_the_given_function_and_their_parts_stay_in_evaluation(base):
@@ -36,3 +41,27 @@ def test_accelerate_keeps_the_device_of_offloaded_modules_in_their_hook(base, ti
     linear = offloaded.body.layers[0].self_attn.q_proj
     assert linear.weight.is_meta and torch.device(execution_device(linear)) == torch.device("cpu")
     assert execution_device(base.body.layers[0].self_attn.q_proj) is None
+
+
+def test_connections_that_wait_when_uvicorn_closes_its_sockets_are_answered():
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    class Ours(uvicorn.Server):
+        async def shutdown(self, sockets=None):
+            with socket.create_connection(listener.getsockname()) as client:  # nobody accepts: the loop is busy here
+                client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                await close_listeners(self, [listener])
+                self.answer = await asyncio.to_thread(client.recv, 100)
+            await super().shutdown(sockets)
+
+        @contextlib.contextmanager
+        def capture_signals(self):
+            yield
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = Ours(uvicorn.Config(app, http="h11", lifespan="off", log_config=None))
+    server.should_exit = True
+    asyncio.run(server.serve(sockets=[listener]))
+    assert server.answer.startswith(b"HTTP/1.1 204")

@@ -3,8 +3,11 @@
 Owns: these calls, and why no promised one does it. Ignores: who makes them.
 """
 
+import asyncio
+import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 
@@ -39,3 +42,22 @@ def execution_device(module: Any) -> Any:
         if getattr(each, "execution_device", None) is not None:
             return each.execution_device
     return None
+
+
+async def close_listeners(server: Any, listeners: Iterable[socket.socket]) -> None:
+    """Close the listening sockets of a uvicorn server, after taking the connections that wait in the kernel's queue.
+
+    uvicorn closes a socket with its queue, which resets requests that are on their way, and has no call that takes those first.
+    """
+    queued = []
+    for listener in listeners:
+        with suppress(BlockingIOError):
+            while True:
+                queued.append(listener.accept()[0])
+    for each in server.servers:
+        each.close()
+    states = {"server_state": server.server_state, "app_state": server.lifespan.state}
+    protocol = partial(server.config.http_protocol_class, config=server.config, **states)
+    for connection in queued:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)

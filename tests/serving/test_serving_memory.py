@@ -1,32 +1,46 @@
-"""What a service forgets: cycles that have grown old are collected while it serves, not after hours."""
+"""What a service forgets: a version that is swapped out is freed at once, not at the next full collection."""
 
 import gc
 import weakref
 
-from genre.serving.server import few_to_collect
+import pytest
+from serving_fakes import ADMIN, TOKEN, add_version, copy_of, serving, wait_until
+
+from builders import LIKE
+from genre.engine import Engine
 
 
-class Ring:
-    """Something that holds itself, and is slow to go."""
-
-    def __init__(self):
-        self.own = self
-
-
-def old_rings(count=1000):
-    """Rings that the collector has looked at and moved to its oldest generation, and that nobody holds."""
-    rings = [Ring() for _ in range(count)]
-    gc.collect(0)
-    gc.collect(1)
-    return [weakref.ref(ring) for ring in rings]
+@pytest.fixture
+def registry(trained, base, tmp_path):
+    registry = copy_of(trained.registry, tmp_path / "registry")
+    registry.promote(add_version(registry, trained, base, tmp_path / "second", LIKE, seed=1), "candidate")
+    return registry
 
 
-def test_old_cycles_are_collected_after_some_thousand_new_objects():
-    with few_to_collect():
-        assert gc.get_freeze_count() > 100_000  # torch and all that is loaded
-        known = old_rings()
-        assert all(ref() is not None for ref in known)
-        for _ in range(100_000):
-            Ring()
-        assert not any(ref() is not None for ref in known)
-    assert gc.get_freeze_count() == 0
+def test_a_version_that_is_swapped_out_is_freed_without_the_garbage_collector(trained, base, registry):
+    held = {}
+    with Engine(base, registry, lanes=2, host=0, data=trained.log) as engine:
+        plain = engine.cache.source.read
+
+        def read(version):
+            ready = plain(version)
+            parameters = [parameter for head in ready.loaded.heads.values() for parameter in head.parameters()]
+            held.setdefault(version.version, []).extend(map(weakref.ref, [ready, ready.loaded, *parameters]))
+            return ready
+
+        engine.cache.source.read = read
+        with serving(engine, ["like@production"], token=TOKEN, follow_s=0) as (_, client):
+            first = registry.resolve("like@production").version
+            gc.collect()
+            gc.disable()
+            try:
+                asked = {"adapter": "like", "user_id": "u3"}
+                assert "results" in client.post("/v1/recommend", json={"requests": [asked]}).json()["responses"][0]
+                for method in ("gradient", "leave_one_out"):
+                    row = asked | {"item": "i0", "method": method}
+                    assert "events" in client.post("/v1/explain", json={"requests": [row]}).json()["responses"][0]
+                moved = client.post("/v1/admin/promote", json={"ref": "like@candidate"}, headers=ADMIN)
+                assert moved.status_code == 200 and len(held) == 2 and len(held[first]) > 3
+                wait_until(lambda: not any(one() is not None for one in held[first]))
+            finally:
+                gc.enable()

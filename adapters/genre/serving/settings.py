@@ -28,7 +28,7 @@ class Settings(BaseModel):
         row_tokens: Estimated tokens of one row.
         timeout_s: From the last byte of a call to its answer; later it gets 504.
         body_bytes: Larger bodies get 413.
-        receive_s: A call's head, then its body, must arrive within so many seconds each.
+        receive_s: A call's body must arrive within so many seconds of its head.
         idle_s: A connection without a call is closed after so many seconds; more than the 60 that a load balancer before it often
             waits, which else sends a call into a connection that is closing.
         connections: Open connections at most; more get 503.
