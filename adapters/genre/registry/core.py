@@ -19,9 +19,8 @@ from typing import Any
 
 from genre.errors import ConflictError, NotFoundError, RegistryError
 from genre.files import cache_folder
-from genre.registry import export, lookup, maintenance
+from genre.registry import lookup, maintenance
 from genre.registry.cache import LocalCopies
-from genre.registry.export.peft import prepare_import
 from genre.registry.integrity import prepare, read_draft
 from genre.registry.journal import Journal, Move
 from genre.registry.manifest import BaseInfo, Manifest, Publishable, Version
@@ -264,8 +263,10 @@ class Registry:
             ManifestError: The folder holds another base, or other weights of it.
             IntegrityError: The version is damaged, or its shapes do not fit the base.
         """
+        from genre.registry.export import export  # rarely needed, and slower to import than the rest
+
         version = self.resolve(ref)
-        return export.export(version, self.fetch(version), Path(out), None if base is None else Path(base), to=to, tar=tar)
+        return export(version, self.fetch(version), Path(out), None if base is None else Path(base), to=to, tar=tar)
 
     def import_peft(
         self,
@@ -294,6 +295,8 @@ class Registry:
             IntegrityError: It is not plain LoRA (DoRA, biases, LoHa, …; the reason is given), or a file is unsafe.
             ManifestError: A module is not in the base, has another shape, or lies beyond `base.depth`.
         """
+        from genre.registry.export.peft import prepare_import
+
         with prepare_import(Path(source), check_name(name), base, Path(base_folder), fields) as (folder, draft):
             return self.publish(folder, draft, alias=alias)
 

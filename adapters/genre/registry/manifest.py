@@ -20,14 +20,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
-from genre.data.dataset import DataKind
 from genre.errors import IntegrityError, ManifestError, RegistryError
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
-from genre.registry.names import MANIFEST, check_name, is_digest, is_version
+from genre.registry.names import MANIFEST, check_name, is_digest, is_name, is_version
+
+if TYPE_CHECKING:
+    from genre.data.dataset import DataKind  # polars takes a while to import
 
 NOT_IN_DIGEST = frozenset({"digest", "version", "created", "cost", "checksum"})
 
@@ -130,12 +132,12 @@ class Manifest(_Frozen):
     def _parents(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for parent in value:
             name, _, version = parent.partition(":")
-            if not is_digest(parent) and not (check_name(name) and is_version(version)):
+            if not is_digest(parent) and not (is_name(name) and is_version(version)):
                 raise ValueError(f"got {parent[:80]!r}; expected a digest or name:version")
         return value
 
     @property
-    def reads(self) -> DataKind:
+    def reads(self) -> "DataKind":
         """The kind of data that the version reads: labelled texts, or the events of a log."""
         return "texts" if "pool" in self.sequence else "log"
 
@@ -154,8 +156,6 @@ class Manifest(_Frozen):
             field = ".".join(str(part) for part in first["loc"]) or "(all)"
             got = None if isinstance(first["input"], dict | list) else repr(first["input"])[:80]
             raise ManifestError(f"{what}: field {field}", got=got, expected=first["msg"][:300]) from None
-        except RegistryError as error:
-            raise ManifestError(f"{what}: {error}") from None
 
     def raw(self) -> dict[str, Any]:
         """The manifest as JSON values, with the published field names."""
