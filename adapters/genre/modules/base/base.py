@@ -23,9 +23,9 @@ from genre.data.sequences.batches import padded, plan_batches
 from genre.errors import BaseModelError, InputError
 from genre.modules.base.attention import Blocks, PackedPart, added
 from genre.modules.base.fingerprint import fingerprint
-from genre.modules.base.loading import IN_PARTS, Quantization, device_of, load_model, weight_of
+from genre.modules.base.loading import IN_PARTS, Quantization, cut_layers, device_of, load_model, weight_of
 from genre.modules.base.quiet import quiet_casts
-from genre.modules.base.source import find, max_row_tokens, need_causal, tokenizer_digest
+from genre.modules.base.source import find, is_encoder, max_row_tokens, need_causal, read_config, tokenizer_digest
 from genre.unpromised import checkpointed
 
 
@@ -85,22 +85,12 @@ class Base:
                 the quantization.
         """
         folder = find(name)
+        config, tokenizer = read_config(name, folder)
+        full_depth = cut_layers(name, config, depth)
         place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device_map is not None:
-            on_gpu = any(isinstance(each, int) or str(each).startswith("cuda") for each in device_map.values())
-            place = "cuda" if on_gpu else "cpu"
-        loaded = load_model(name, folder, quantization, depth, place, dtype, device_map, offload_folder)
-        return cls(
-            name=name,
-            model=loaded.model,
-            tokenizer=loaded.tokenizer,
-            quantization=quantization,
-            fingerprint=fingerprint(folder),
-            tokenizer_digest=tokenizer_digest(loaded.tokenizer),
-            folder=folder,
-            full_depth=loaded.full_depth,
-            bidirectional=loaded.bidirectional,
-        )
+        model = load_model(name, folder, config, quantization, place, dtype, device_map, offload_folder)
+        marks = fingerprint(folder), tokenizer_digest(tokenizer)
+        return cls(name, model, tokenizer, quantization, *marks, folder, full_depth, bidirectional=is_encoder(config))
 
     @property
     def body(self) -> nn.Module:

@@ -5,7 +5,6 @@ from (`genre.modules.base.source`), adapters, what runs through it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from genre.errors import BaseModelError
 from genre.modules.base.fused_layers import fuse_layers
 from genre.modules.base.quiet import quiet
-from genre.modules.base.source import first_line, is_encoder, read_config
+from genre.modules.base.source import first_line, is_encoder
 from genre.unpromised import execution_device
 
 Quantization = Literal["none", "int8", "nf4"]
@@ -27,62 +26,48 @@ IN_PARTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Model types of layers, rotary positions, a final norm, and nothing between."""
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A loaded model with its tokenizer; for the attributes see `Base`."""
+def cut_layers(name: str, config: Any, depth: int | None) -> int:
+    """Leave the first `depth` layers in a configuration, all if None (mutates it); the number that the base has on disk.
 
-    model: Any
-    tokenizer: Any
-    full_depth: int
-    bidirectional: bool
+    Raises:
+        BaseModelError: It has no layers, or fewer.
+    """
+    full_depth: int | None = getattr(config, "num_hidden_layers", None)
+    if full_depth is None:
+        raise BaseModelError(f"base {name!r} has no stack of layers", got=config.model_type, expected="a GPT-kind model")
+    if depth is not None and not 1 <= depth <= full_depth:
+        raise BaseModelError("depth is out of range", got=depth, expected=f"1 to {full_depth} for base {name!r}")
+    config.num_hidden_layers = depth or full_depth
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
+    return full_depth
 
 
 def load_model(
     name: str,
     folder: Path,
+    config: Any,
     quantization: Quantization,
-    depth: int | None,
-    place: str,
+    device: str,
     dtype: torch.dtype | None,
     device_map: Mapping[str, str | int] | None,
     offload_folder: str | Path | None,
-) -> LoadedModel:
-    """Load and freeze the model in a folder.
-
-    Args:
-        name: What messages call it.
-        folder: Where it is.
-        quantization: As `Base.load` takes it, and so are the following ones.
-        depth: None for all layers.
-        place: `cpu`, a CUDA device, or `auto`.
-        dtype: None for the place's own.
-        device_map: In the place of one device.
-        offload_folder: For what the map leaves on the disk.
-
-    Raises:
-        BaseModelError: As `Base.load`.
-    """
+) -> Any:
+    """Load and freeze the model in a folder, as `config` describes it; for the other arguments and errors see `Base.load`."""
     from transformers import AutoModel, AutoModelForCausalLM
 
-    precision = dtype or (torch.float32 if place == "cpu" else torch.bfloat16)
-    config, tokenizer = read_config(name, folder)
+    if device_map is not None:
+        on_gpu = any(isinstance(each, int) or str(each).startswith("cuda") for each in device_map.values())
+        device = "cuda" if on_gpu else "cpu"
+    precision = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+    kind: Any = AutoModel if is_encoder(config) else AutoModelForCausalLM
     with quiet():
-        full_depth = getattr(config, "num_hidden_layers", None)
-        if full_depth is None:
-            raise BaseModelError(f"base {name!r} has no stack of layers", got=config.model_type, expected="a GPT-kind model")
-        if depth is not None and not 1 <= depth <= full_depth:
-            raise BaseModelError("depth is out of range", got=depth, expected=f"1 to {full_depth} for base {name!r}")
-        config.num_hidden_layers = depth or full_depth
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[: config.num_hidden_layers]
-        bidirectional = is_encoder(config)
-        kind: Any = AutoModel if bidirectional else AutoModelForCausalLM
         try:
             model = kind.from_pretrained(
                 folder,
                 config=config,
                 dtype=precision,
-                device_map=dict(device_map) if device_map else "auto" if place == "auto" else {"": place},
+                device_map=dict(device_map) if device_map else "auto" if device == "auto" else {"": device},
                 offload_folder=offload_folder,
                 quantization_config=_bits(quantization),
                 attn_implementation="sdpa",
@@ -92,12 +77,12 @@ def load_model(
     for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    whole = place == "cpu" and device_map is None  # accelerate moves nothing of it between devices
+    whole = device == "cpu" and device_map is None  # accelerate moves nothing of it between devices
     if whole and precision in (torch.float32, torch.bfloat16) and config.model_type in IN_PARTS:
         fuse_layers(model)
     model.eval()
     model.requires_grad_(False)
-    return LoadedModel(model, tokenizer, full_depth, bidirectional)
+    return model
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -64,8 +64,8 @@ class Head(nn.Module):
 class FeedbackHead(Head):
     """One number per target: w·h + b, plus a Gaussian process over the user's earlier feedback where the spec has codes."""
 
-    def __init__(self, spec: HeadSpec, *, bias: float = 0.0, dropout: float = 0.0, ngrams: TfidfNgrams | None = None) -> None:
-        super().__init__(spec, dropout=dropout, ngrams=ngrams)
+    def __init__(self, spec: HeadSpec, *, bias: float = 0.0, **more: Any) -> None:
+        super().__init__(spec, **more)
         self.linear = nn.Linear(spec.width, 1)
         nn.init.normal_(self.linear.weight, std=0.1 / math.sqrt(spec.width))
         nn.init.constant_(self.linear.bias, bias)
@@ -85,8 +85,8 @@ class FeedbackHead(Head):
 class BinaryHead(FeedbackHead):
     """Logit of "yes", starting at the training share's; the score is its probability."""
 
-    def __init__(self, spec: HeadSpec, *, prior: float = 0.5, dropout: float = 0.0, ngrams: TfidfNgrams | None = None) -> None:
-        super().__init__(spec, bias=math.log(prior / (1 - prior)), dropout=dropout, ngrams=ngrams)
+    def __init__(self, spec: HeadSpec, *, prior: float = 0.5, **more: Any) -> None:
+        super().__init__(spec, bias=math.log(prior / (1 - prior)), **more)
 
     def score(self, output: Tensor) -> Tensor:
         """Probability of "yes"."""
@@ -96,16 +96,8 @@ class BinaryHead(FeedbackHead):
 class ScalarHead(FeedbackHead):
     """A value: mean + deviation · output, where mean and deviation are the training labels'."""
 
-    def __init__(
-        self,
-        spec: HeadSpec,
-        *,
-        mean: float = 0.0,
-        deviation: float = 1.0,
-        dropout: float = 0.0,
-        ngrams: TfidfNgrams | None = None,
-    ) -> None:
-        super().__init__(spec, dropout=dropout, ngrams=ngrams)
+    def __init__(self, spec: HeadSpec, *, mean: float = 0.0, deviation: float = 1.0, **more: Any) -> None:
+        super().__init__(spec, **more)
         self.register_buffer("moments", torch.tensor([mean, deviation]))
 
     def forward(self, hidden: Tensor, view: View | None = None) -> Tensor:
@@ -117,8 +109,8 @@ class ScalarHead(FeedbackHead):
 class CategoricalHead(Head):
     """Logits over C classes; the score is the probability of each."""
 
-    def __init__(self, spec: HeadSpec, *, dropout: float = 0.0, ngrams: TfidfNgrams | None = None) -> None:
-        super().__init__(spec, dropout=dropout, ngrams=ngrams)
+    def __init__(self, spec: HeadSpec, **more: Any) -> None:
+        super().__init__(spec, **more)
         self.linear = nn.Linear(spec.width, spec.classes)
 
     def forward(self, hidden: Tensor, view: View | None = None) -> Tensor:
