@@ -199,16 +199,7 @@ def assemble_any(recipe: Recipe, data: Dataset, base: Base, shared: SharedEncode
 
 
 def assemble_texts(recipe: Recipe, texts: Texts, base: Base) -> Assembly:
-    """Wire a run. The base carries the run's low-rank layers until `model.release()`.
-
-    Args:
-        recipe: The recipe; its tasks are of kind `text`.
-        texts: The labelled texts.
-        base: The base, bare.
-
-    Raises:
-        RecipeError, DataError: The recipe, the texts and the base do not go together.
-    """
+    """Wire a run over labelled texts, whose tasks are of kind `text`; arguments, effect and errors as of `assemble`."""
     torch.manual_seed(recipe.train.seed)
     recipe = recipe.model_copy(update={"tasks": tuple(task.with_classes(texts.labels) for task in recipe.tasks)})
     chosen, train_mask = training_split(recipe, texts)

@@ -96,7 +96,7 @@ def fit(
     try:
         if resume:
             loop.restore()
-        with loop.interrupts:
+        with loop.interrupts.noted():
             loop.run()
     except KeyboardInterrupt:
         todo = f"the same command with --resume goes on from {folder}"

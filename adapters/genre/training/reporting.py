@@ -46,13 +46,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def trim_log(folder: Path, step: int, epoch: int) -> None:
-    """Remove the lines of a log that are newer than a checkpoint: they are about to be written again.
-
-    Args:
-        folder: The run folder.
-        step: The checkpoint's.
-        epoch: The checkpoint's; validations of this epoch and later ones are removed too.
-    """
+    """Remove the steps after a checkpoint, and the validations from its epoch on: they are about to be written again."""
     if not (folder / "log.jsonl").exists():
         return
     old = [line for line in read_log(folder) if line["step"] <= step and not (_validates(line) and line["epoch"] >= epoch)]

@@ -2,7 +2,8 @@
 
 Owns: these three. Ignores: what is trained.
 
-    with Interrupts() as interrupts:
+    interrupts = Interrupts()
+    with interrupts.noted():
         for step in run:
             step()
             if interrupts.requested:        # between two steps everything is consistent, and can be saved
@@ -15,8 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -33,16 +33,18 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: Any = None
 
-    def __enter__(self) -> "Interrupts":
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """The block."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

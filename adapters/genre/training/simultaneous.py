@@ -82,13 +82,7 @@ def check_together(recipes: Sequence[Recipe]) -> None:
 def fit_together(
     members: Sequence[Member], *, reporter: Reporter | None = None, tokens: int | None = None, stop_at: int | None = None
 ) -> list[Fitted | GenreError]:
-    """Train several assembled runs and leave the best validated weights in their models; the base is bare again after.
-
-    Args:
-        members: The runs, on one bare base; their models are mutated.
-        reporter: Where progress goes; silent if None.
-        tokens: Most tokens of one pass (see `TOKENS`).
-        stop_at: Stop as if interrupted after so many rounds (for tests of resuming).
+    """Train several assembled runs and leave the best validated weights in their models; arguments as of `Group`.
 
     Returns:
         For each run its result, or the error that ended it: one that diverges leaves the others alone.
@@ -99,7 +93,7 @@ def fit_together(
     """
     group = Group(members, reporter or Reporter.silent(), tokens=tokens, stop_at=stop_at)
     try:
-        with group.interrupts:
+        with group.interrupts.noted():
             group.train()
     except KeyboardInterrupt:
         steps = ", ".join(f"{run.name} after step {run.loop.saved or 0}" for run in group.runs)
@@ -173,10 +167,10 @@ class Group:
     """Runs in lockstep: each round, every run that is not over does its next step.
 
     Args:
-        members: The runs, on one bare base.
+        members: The runs, on one bare base, which is bare again after; their models are mutated.
         reporter: Where progress goes.
         tokens: Most tokens of one pass (see `TOKENS`).
-        stop_at: Stop as if interrupted after so many rounds.
+        stop_at: Stop as if interrupted after so many rounds (for tests of resuming).
 
     Attributes:
         used, padded: Tokens that were no padding, and all that the base read.
