@@ -271,9 +271,8 @@ class AdapterCache:
         """
         loose = [resident for resident in self._resident.values() if not self._references.pinned(resident.digest)]
         if not loose:
-            raise InputError(
-                "every lane is pinned", got=f"{self.capacity} lanes", todo="give the engine more lanes, or unpin a reference"
-            )
+            todo = "give the engine more lanes, or unpin a reference"
+            raise InputError("every lane is pinned", got=f"{self.capacity} lanes", todo=todo)
         return next((resident for resident in loose if resident.users == 0), None)
 
     # --- under `_loading`

@@ -146,9 +146,8 @@ def explain(
         found = question.read(engine.score(question.requests, refs), gradients)
         if found is not None:
             return found
-    raise JobError(
-        f"{request.adapter} was swapped while a score of it was explained", got=f"{ATTEMPTS} attempts", todo="ask again"
-    )
+    got = f"{ATTEMPTS} attempts"
+    raise JobError(f"{request.adapter} was swapped while a score of it was explained", got=got, todo="ask again")
 
 
 def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out", ref: str | None = None) -> Question:

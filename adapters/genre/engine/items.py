@@ -6,7 +6,7 @@ Owns: the codes of one `score` call, texts and item vectors behind them. Ignores
 import json
 from collections.abc import Mapping, Sequence
 from threading import Lock
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -88,17 +88,12 @@ class Inline:
         """
         if isinstance(item, str):
             if item not in self.space.catalogue:
-                raise RequestError(
-                    "unknown item",
-                    got=item,
-                    expected="an item of the catalogue",
-                    todo='give its columns instead: {"item": {"title": …}}',
-                )
+                todo = 'give its columns instead: {"item": {"title": …}}'
+                raise RequestError("unknown item", got=item, expected="an item of the catalogue", todo=todo)
             return self.space.catalogue.code(item)
         if not isinstance(item, Mapping) or not item:
-            raise RequestError(
-                "an item cannot be read", got=repr(item)[:80], expected="an item id, or an object with its columns"
-            )
+            expected = "an item id, or an object with its columns"
+            raise RequestError("an item cannot be read", got=repr(item)[:80], expected=expected)
         columns = {str(key): value for key, value in item.items()}
         known = set(self.space.catalogue.frame.columns)
         if stray := sorted(set(columns) - known):
@@ -207,13 +202,7 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.known) + len(self.inline)
 
-    @overload
-    def __getitem__(self, code: int) -> str: ...
-
-    @overload
-    def __getitem__(self, code: slice) -> Sequence[str]: ...
-
-    def __getitem__(self, code: int | slice) -> str | Sequence[str]:
+    def __getitem__(self, code: Any) -> Any:
         if isinstance(code, slice):
             return [self[each] for each in range(*code.indices(len(self)))]
         return self.known[code] if code < len(self.known) else self.inline[code - len(self.known)]

@@ -92,11 +92,8 @@ def plan(number: int, request: Request, resident: Resident, inline: Inline, data
         history, user = history_of(request, data)
         history_items = [inline.code(event["item_id"] if "item_id" in event else event["item"]) for event in history]
         if request.diversity and inline.space.vectors is None:
-            raise RequestError(
-                "diversity needs item vectors",
-                got=f"{request.adapter}, which reads items as text",
-                expected="an adapter with an encoder",
-            )
+            got = f"{request.adapter}, which reads items as text"
+            raise RequestError("diversity needs item vectors", got=got, expected="an adapter with an encoder")
         codes = _candidates(request, inline, history_items)
         layout = loaded.layout
         kept = layout.max_events - 1
@@ -131,11 +128,8 @@ def history_of(request: Request, data: Interactions | None) -> tuple[list[dict[s
     if request.history is not None:
         return [dict(event) for event in request.history], user
     if data is None:
-        raise RequestError(
-            "user_id needs a data set",
-            got=request.user_id,
-            todo="give the history in the request, or give the engine data",
-        )
+        todo = "give the history in the request, or give the engine data"
+        raise RequestError("user_id needs a data set", got=request.user_id, todo=todo)
     assert request.user_id is not None
     history = data.history(request.user_id)
     if data.users is not None:
