@@ -72,7 +72,7 @@ def test_console_lines(ran, place):
     assert liked.count("liked: ") == 3 and "liked: Star Wars: Wedding 50 (50)" in liked and "next_item" in liked
     lines = [json.loads(line) for line in (place / "out" / "next.jsonl").read_text().splitlines()]
     assert len(lines) == 60 and all(len(line["results"]) == 10 for line in lines)
-    assert "5 versions, all whole" in ran["genre registry verify"]
+    assert "5 versions, all intact" in ran["genre registry verify"]
     assert "the recipe is fine" in ran["genre recipe check shop.yaml"]
 
 

@@ -125,7 +125,10 @@ def test_recipes(case, command, refused, place):
 
 def test_a_check_sees_labels_that_are_all_the_same(refused):
     said = refused("recipe", "check", "like.yaml", "--set", "tasks.0.label=rating > 9")
-    assert said == "task 'like': label 'rating > 9' tells no two training events apart: got 0 for every event; change the label"
+    assert (
+        said
+        == "task 'like': label 'rating > 9' does not distinguish the training events: got 0 for every event; change the label"
+    )
 
 
 def test_a_check_sees_text_columns(refused):
@@ -201,7 +204,7 @@ def test_commands(command, refused):
 
 def test_a_pipe_is_not_replaced_by_a_file(refused, place):
     os.mkfifo(place / "pipe")
-    assert "--json is no file: got pipe; expected a file to write" in refused("train", "like.yaml", "--json", "pipe")
+    assert "--json is not a file: got pipe; expected a file to write" in refused("train", "like.yaml", "--json", "pipe")
     assert (place / "pipe").is_fifo()
 
 
@@ -222,7 +225,7 @@ def test_a_base_that_moved_is_named(refused, place, capsys):
 GOOD = {"id": "good", "adapter": "like", "user_id": "u1", "candidates": ["i1", "i2"]}
 ROWS = [
     ("not json", None, "is not JSON"),
-    ([1], None, "a request is no JSON object: got list"),
+    ([1], None, "a request is no JSON object: got [1]"),
     ({"id": "a"}, "a", "a request needs an adapter"),
     ({**GOOD, "id": "b", "kk": 1}, "b", "a request has an unknown field: got kk"),
     ({**GOOD, "id": "c", "adapter": "nope"}, "c", "no adapter 'nope'"),

@@ -9,7 +9,7 @@ import pytest
 
 from builders import LIKE, NEXT, recipe
 from genre import cli
-from genre.cli.output import show_figures
+from genre.cli.output import show_metrics
 from genre.data.interactions import Interactions
 from genre.recipe import Recipe
 
@@ -104,12 +104,12 @@ def test_a_run_goes_on_with_its_own_recipe_only(place, tiny, capsys):
         assert said in capsys.readouterr().err and (place / "one" / "recipe.yaml").read_text() == held
     run(capsys, "train", file, "--out", "one", "--resume", "--set", "train.epochs=2")
     assert cli.main(["train", str(file), "--out", "one"]) == 2
-    assert "--out holds a run: got one; expected a new folder; --resume goes on with it" in capsys.readouterr().err
+    assert "--out holds a run: got one; expected a new folder; --resume continues it" in capsys.readouterr().err
 
 
 def test_a_full_fine_tune_is_compared_and_not_published(place, tiny, capsys):
     file = write_recipe(place, tiny, LIKE, adapter={"kind": "full"})
-    assert "a full fine-tune is compared, not published; run folder runs/like/1" in run(capsys, "train", file)
+    assert "a full fine-tune is for comparison and is not published; run folder runs/like/1" in run(capsys, "train", file)
     assert "like" not in [line.split()[1] for line in run(capsys, "registry", "list").splitlines() if line.startswith("│")]
 
 
@@ -131,7 +131,7 @@ def test_a_user_who_has_seen_everything(place, tiny, capsys):
     file = write_recipe(place, tiny, LIKE, **sections, encoder={"text": False, "collaborative": 0})
     run(capsys, "train", file)
     shown = run(capsys, "recommend", "like", "--data", "little", "--base", tiny, "--user", "a")
-    assert "nothing is left to recommend" in shown
+    assert "there is nothing left to recommend" in shown
 
 
 def test_an_empty_registry_says_so(place, capsys):
@@ -144,7 +144,7 @@ def figures(*values):
 
 def test_the_table_of_figures(capsys):
     baselines = {"item_mean": figures(0.25), "bias_only": {}}
-    show_figures(
+    show_metrics(
         {"like": {"adapter": figures(0.5, 0.75) | {"m2": {"value": 1, "interval": None, "n": 7}}, "baselines": baselines}}
     )
     shown = capsys.readouterr().out
@@ -188,7 +188,7 @@ def test_a_new_recipe_cuts_likes_near_to_halves(case, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("task", "feedback", "message"),
     [
-        ("like", {"rating": [3.0, 3.0]}, "column 'rating' tells no likes from dislikes: got one value in every event"),
+        ("like", {"rating": [3.0, 3.0]}, "column 'rating' does not distinguish likes: got one value in every event"),
         ("rating", {"behaviour": ["view", "cart"]}, "the log has no feedback column of numbers: got behaviour"),
     ],
 )

@@ -142,8 +142,8 @@ def test_the_same_recipe_on_a_causal_base(place, trained, capsys):
 
 REFUSED = {
     "data import reviews.csv --text body --out o": "no column is named as a label: got product, headline, liked, stars; expected",
-    "data import reviews.csv --label stars --out o": "no column is named as a text: got --label alone; expected --text COLUMN",
-    "data import reviews.csv --text body --label stars --items i.csv --out o": "--items is about a log: got --text or --label",
+    "data import reviews.csv --label stars --out o": "no text column is named: got --label alone; expected --text COLUMN",
+    "data import reviews.csv --text body --label stars --items i.csv --out o": "--items is for logs: got --text or --label",
     "data import reviews.csv --text words --label stars --out o": "the texts have no text column 'words'",
     "data import reviews.csv --text body --label body --out o": "column 'body' is named as a text and as a label",
     "recipe new like --data data/reviews": "task like reads a log: got labelled texts; expected text, or no task",
@@ -151,8 +151,8 @@ REFUSED = {
     "recipe new --data log": "no task is named: got a log; expected like, rating, next_item",
     "recipe new --data data/reviews --label stars": "the texts have no label column 'stars': got recommended, rating",
     "recipe new --data data/reviews --text body": "no such text column: got body; expected title, review",
-    "recipe new --data data/reviews --label rating>9": "label 'rating>9' tells no two texts apart",
-    "recipe new --data data/reviews --feedback rating": "--feedback is about a log",
+    "recipe new --data data/reviews --label rating>9": "label 'rating>9' does not distinguish the texts",
+    "recipe new --data data/reviews --feedback rating": "--feedback is for logs",
     "recipe new next_item --data log --label rating": "task next_item takes no label",
     "recipe new like --data log --label stars>3": "task 'task' needs the feedback column 'stars'",
     "recipe new like --data log --name Mine": "recipe: name: got 'Mine'",

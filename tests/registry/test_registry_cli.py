@@ -47,7 +47,7 @@ def test_promote_and_roll_back(registry: Registry, two: tuple[Version, Version])
     first, second = two
     with pytest.raises(QualityError, match="worse in like.auc"):
         call(registry, "promote", second.ref, "--not-worse")
-    with pytest.raises(RegistryError, match="not a floor"):
+    with pytest.raises(RegistryError, match="--floor cannot be read"):
         call(registry, "promote", second.ref, "--floor", "auc")
     output = call(registry, "promote", second.ref, "--floor", "auc=.7").output
     assert "checked like.auc 0.74 >= 0.7" in output and f"like@production: {first.version} → {second.version}" in output
@@ -55,7 +55,7 @@ def test_promote_and_roll_back(registry: Registry, two: tuple[Version, Version])
 
 
 def test_verify_and_gc(registry: Registry, two: tuple[Version, Version], tmp_path: Path) -> None:
-    assert "2 versions, all whole" in call(registry, "verify").output
+    assert "2 versions, all intact" in call(registry, "verify").output
     lost = registry.publish(write_adapter(tmp_path / "2", seed=2), draft(), alias=())
     assert f"{lost.ref}\nwould free" in call(registry, "gc", "--dry-run").output
     assert "freed" in call(registry, "gc").output

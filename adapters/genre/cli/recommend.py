@@ -1,6 +1,6 @@
-"""The command that recommends.
+"""`genre recommend`: for a user, for all users, or for somebody known by a few titles.
 
-Owns: who is asked for (a user, all of them, or one who is known by a few titles), which items may be answered. Ignores scores.
+Owns: arguments and printing. Ignores: scores; the library is imported inside the command.
 
     genre recommend next_item@production --data ml-100k --liked "Toy Story" --liked "Aladdin" --liked "Lion King" -k 5
 """
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.output import check_file, say_written, show_list, write_result
+from genre.cli.options import BaseOption, DataOption, JsonOption, RefArgument, RegistryOption, TaskOption
+from genre.cli.output import check_file, show_list, show_written, write_result
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,44 +21,39 @@ if TYPE_CHECKING:
 
 
 def recommend(
-    ref: Annotated[str, typer.Argument(metavar="REF", help="name, name@alias or name:version.")],
-    data: Annotated[
-        str, typer.Option("--data", metavar="DIR", help="A data set folder, or the name of one that comes as a package.")
-    ],
+    ref: RefArgument,
+    data: DataOption,
     user: Annotated[str | None, typer.Option("--user", help="A user of the data set.")] = None,
     liked: Annotated[
         list[str] | None,
         typer.Option(
-            "--liked", metavar="TITLE", help="Instead of a user: a title (or item_id) that they liked; repeatable, oldest first."
+            "--liked",
+            metavar="TITLE",
+            help="Instead of a user: a title (or item_id) that was liked; repeatable, oldest first.",
         ),
     ] = None,
     all_users: Annotated[bool, typer.Option("--all-users", help="Every user, one JSON line each, to --output.")] = False,
     output: Annotated[
         str | None, typer.Option(metavar="FILE", help="The JSON lines file of --all-users; - is standard output.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last user of an unfinished output.")] = False,
-    k: Annotated[int, typer.Option("-k", help="How many.")] = 10,
-    task: Annotated[str | None, typer.Option(help="Which task of a joint adapter.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last user of an unfinished output.")] = False,
+    k: Annotated[int, typer.Option("-k", help="The number of items.")] = 10,
+    task: TaskOption = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
-            "--where", metavar="CONDITION", help="Only such items: 'in_stock == true', 'released within 30 days of 2024-05-01'."
+            "--where", metavar="CONDITION", help="Only these items: 'in_stock == true', 'released within 30 days of 2024-05-01'."
         ),
     ] = None,
-    diversity: Annotated[float, typer.Option(min=0, max=1, help="How much the items are to differ; 0 gives the best.")] = 0.0,
-    registry: Annotated[
-        str, typer.Option("--registry", metavar="DIR", help="A registry: a folder or any fsspec URL.")
-    ] = "registry",
-    base: Annotated[
-        str | None,
-        typer.Option("--base", help="Where the version's base is: a folder or a hub id; found by its name by default."),
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")] = None,
+    diversity: Annotated[float, typer.Option(min=0, max=1, help="From 0, the best items, to 1, the most diverse ones.")] = 0.0,
+    registry: RegistryOption = "registry",
+    base: BaseOption = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Recommend for one user, for somebody who liked a few titles, or for all users."""
-    ways = {"--user": user is not None, "--liked": bool(liked), "--all-users": all_users}
-    if sum(ways.values()) != 1:
-        got = " and ".join(name for name, given in ways.items() if given) or "neither"
+    given = {"--user": user is not None, "--liked": bool(liked), "--all-users": all_users}
+    if sum(given.values()) != 1:
+        got = " and ".join(name for name, there in given.items() if there) or "neither"
         raise InputError("name one user or all", got=got, expected="--user ID, --liked TITLE or --all-users --output F")
     if all_users and output is None:
         raise InputError("--all-users needs a file", got="no --output", expected="--output F", todo="name a JSON lines file")
@@ -88,7 +84,7 @@ def recommend(
 
 
 def _check_where(asked: "Request", log: "Interactions") -> None:
-    """Refuse a condition that no item can be asked for, before a base is loaded."""
+    """Refuse a condition that cannot be evaluated, before a base is loaded."""
     from genre.engine.filters import Condition
 
     for text in asked.where or ():
@@ -131,7 +127,7 @@ def _all(asked: "Request", data: str, output: str, registry: str, base: str | No
         if others := results.digests.keys() - {asked.adapter}:
             raise InputError("the output is of another adapter", got=min(others), expected=asked.adapter)
         log = open_log(data)
-        requests = (replace(asked, history=None, user_id=one, id=one) for one in log.user_ids)
+        requests = (replace(asked, history=None, user_id=user, id=user) for user in log.user_ids)
         rest = results.after(requests, lambda request: request.id)
         if not results.complete:
             _check_where(asked, log)
@@ -139,4 +135,4 @@ def _all(asked: "Request", data: str, output: str, registry: str, base: str | No
             scorer = Scorer(open_engine(registry, [asked.adapter], log, base=base), exact)
             blocks = batched(rest, CHUNK_ROWS)
             write_all(results, map(scorer.answer, blocks), Reporter.for_terminal(), total=len(log.user_ids))
-    say_written(results)
+    show_written(results)

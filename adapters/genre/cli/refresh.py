@@ -1,17 +1,17 @@
-"""`genre refresh`: a published version learns from newer events.
+"""`genre refresh`: train a published version on newer events.
 
 Owns: arguments and printing. Ignores: everything else; the library is imported inside the command.
 
     genre refresh like@production --data data/shop --replay 0.2
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from genre.cli.output import check_file
+from genre.cli.options import BaseOption, JsonOption, RegistryOption
+from genre.cli.output import check_file, write_result
 from genre.errors import InputError
 
 
@@ -20,49 +20,43 @@ def refresh(
         str, typer.Argument(metavar="REF", help="name@alias or name, which the new version may take over; or name:version.")
     ],
     data: Annotated[str, typer.Option("--data", metavar="DIR", help="A data set folder with the old events and the new ones.")],
-    replay: Annotated[float, typer.Option(help="Share of old events among those that are learnt from.")] = 0.2,
-    test: Annotated[float, typer.Option(help="Share of the new events, the latest, that both versions are tested on.")] = 0.3,
-    valid: Annotated[float, typer.Option(help="Share of the new events, before those, that choose the best epoch.")] = 0.1,
-    tolerance: Annotated[float, typer.Option(help="How much worse still counts as not worse.")] = 0.01,
+    replay: Annotated[float, typer.Option(help="Share of old events among the training events.")] = 0.2,
+    test: Annotated[float, typer.Option(help="Share of the new events, the latest, for the test of both versions.")] = 0.3,
+    valid: Annotated[float, typer.Option(help="Share of the new events, just before those, for choosing the best epoch.")] = 0.1,
+    tolerance: Annotated[float, typer.Option(help="The loss that still counts as not worse.")] = 0.01,
     encoder_due: Annotated[
-        float, typer.Option("--encoder-due", help="Say that a new encoder is due above this share of unknown items.")
+        float, typer.Option("--encoder-due", help="Report that a new encoder is due above this share of unknown items.")
     ] = 0.2,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="train.KEY=VALUE", help="Override a key of train; may be repeated.")
+        list[str] | None, typer.Option("--set", metavar="train.KEY=VALUE", help="Override a key of train; repeatable.")
     ] = None,
-    registry: Annotated[str, typer.Option("--registry", metavar="DIR", help="A folder or any fsspec URL.")] = "registry",
-    base: Annotated[str | None, typer.Option("--base", help="Where the version's base is; found by its name by default.")] = None,
+    registry: RegistryOption = "registry",
+    base: BaseOption = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default the next runs/NAME/N.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report there as JSON.")] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Train a version on newer events; promote the new one if it is not worse."""
     check_file(json_file, "--json")
     if out is not None and out.exists() and (out.is_file() or any(out.iterdir())):
         raise InputError("--out is taken", got=out, expected="a new folder, or an empty one")
-    from genre.files import write_text
     from genre.jobs.loading import open_log
     from genre.jobs.refresh.job import refresh as run_refresh
     from genre.jobs.refresh.plan import RefreshOptions
     from genre.progress import Reporter
     from genre.registry import Registry
 
-    options = RefreshOptions(
-        replay=replay, valid=valid, test=test, tolerance=tolerance, encoder_due=encoder_due,
-        overrides=tuple(overrides or ()), path=data,
-    )  # fmt: skip
+    options = RefreshOptions(replay, valid, test, tolerance, encoder_due, tuple(overrides or ()), data)
     options.check()
     store = Registry(registry)
     store.resolve(ref)
     reporter = Reporter.for_terminal()
     done = run_refresh(store, ref, open_log(data), options, base=base, folder=out, reporter=reporter)
     show(done.report)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(json_file, json.dumps(done.report, indent=2, ensure_ascii=False) + "\n")
+    write_result(json_file, done.report)
 
 
 def show(report: dict[str, Any]) -> None:
-    """What was compared, whether an encoder is due, and the decision."""
+    """Print the comparison, whether an encoder is due, and the decision."""
     for line in report.get("compared", ()):
         print(line)
     encoder = report.get("encoder")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genre.cli.options import RefArgument, RegistryOption
 from genre.cli.output import console
 from genre.errors import JobError, RegistryError
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Versions, aliases, integrity, exchange with PEFT.")
 
-RegistryOption = Annotated[str, typer.Option("--registry", help="A folder, or a URL such as s3://bucket/prefix.")]
-Reference = Annotated[str, typer.Argument(help="name, name@alias or name:version")]
 DEFAULT = "registry/"
 
 
@@ -28,7 +27,7 @@ def list_(
     name: Annotated[str | None, typer.Argument(help="Only this name, one row per version.")] = None,
     registry: RegistryOption = DEFAULT,
 ) -> None:
-    """Names with their versions and aliases."""
+    """List names with their versions and aliases."""
     opened = _open(registry)
     rows = opened.list()
     if name is None and not rows:
@@ -46,13 +45,13 @@ def list_(
 def _versions(opened: "Registry", name: str, rows: list[Any]) -> None:
     opened.versions(name)
     mine = [(row, opened.resolve(f"{row.name}:{row.version}").manifest) for row in rows if row.name == name]
-    cells = [(row.version, ", ".join(row.aliases), m.kind, m.created, _metrics(m)) for row, m in mine]
-    _table(["version", "aliases", "kind", "created", "metrics"], cells)
+    fields = [(row.version, ", ".join(row.aliases), m.kind, m.created, _metrics(m)) for row, m in mine]
+    _table(["version", "aliases", "kind", "created", "metrics"], fields)
 
 
 @app.command()
-def show(ref: Reference, registry: RegistryOption = DEFAULT) -> None:
-    """Tasks, data, metrics with intervals, cost and lineage of a version."""
+def show(ref: RefArgument, registry: RegistryOption = DEFAULT) -> None:
+    """Show a version's tasks, data, metrics with intervals, cost and lineage."""
     from genre.registry.card import format_metric
 
     opened = _open(registry)
@@ -75,8 +74,8 @@ def show(ref: Reference, registry: RegistryOption = DEFAULT) -> None:
 
 
 @app.command()
-def diff(a: Reference, b: Reference, registry: RegistryOption = DEFAULT) -> None:
-    """The manifest fields in which two versions differ."""
+def diff(a: RefArgument, b: RefArgument, registry: RegistryOption = DEFAULT) -> None:
+    """Show the manifest fields in which two versions differ."""
     _table(["field", a, b], [(field, *values) for field, values in _open(registry).diff(a, b).items()])
 
 
@@ -84,59 +83,58 @@ def diff(a: Reference, b: Reference, registry: RegistryOption = DEFAULT) -> None
 def verify(
     name: Annotated[str | None, typer.Argument(help="Only this name.")] = None, registry: RegistryOption = DEFAULT
 ) -> None:
-    """Re-hash everything and name what is damaged."""
+    """Re-hash everything and list what is damaged."""
     opened = _open(registry)
     problems = opened.verify(name)
     for problem in problems:
         typer.echo(str(problem))
     count = len(opened.versions(name)) if name else sum(map(len, opened.store.listing().values()))
     if problems:
-        raise JobError(
-            "the registry is damaged", got=f"{len(problems)} problems in {count:,} versions", todo="restore from a copy"
-        )
-    typer.echo(f"{count:,} versions, all whole")
+        got = f"{len(problems)} problems in {count:,} versions"
+        raise JobError("the registry is damaged", got=got, todo="restore it from a copy")
+    typer.echo(f"{count:,} versions, all intact")
 
 
 @app.command()
 def promote(
-    ref: Reference,
+    ref: RefArgument,
     alias: Annotated[str, typer.Argument(help="latest, candidate, production or any name")] = "production",
     floor: Annotated[list[str] | None, typer.Option(help="A bound such as auc=0.7 or like.auc=0.7; repeatable.")] = None,
-    not_worse: Annotated[bool, typer.Option("--not-worse", help="Refuse what is worse than the present holder.")] = False,
+    not_worse: Annotated[bool, typer.Option("--not-worse", help="Refuse a version that is worse than the current one.")] = False,
     registry: RegistryOption = DEFAULT,
 ) -> None:
-    """Let an alias name a version, if it is good enough."""
+    """Point an alias at a version, if it is good enough."""
     opened = _open(registry)
     version = opened.resolve(ref)
-    _say(version.name, opened.promote(version, alias, floor=dict(map(_bound, floor or [])), not_worse=not_worse))
+    _show_move(version.name, opened.promote(version, alias, floor=dict(map(_bound, floor or [])), not_worse=not_worse))
 
 
 @app.command()
 def rollback(
     name: Annotated[str, typer.Argument(help="The adapter's name, or name@alias.")], registry: RegistryOption = DEFAULT
 ) -> None:
-    """Let an alias (production, unless said) name what it named before."""
+    """Point an alias (by default production) at its previous version."""
     name, _, alias = name.partition("@")
-    _say(name, _open(registry).rollback(name, alias or "production"))
+    _show_move(name, _open(registry).rollback(name, alias or "production"))
 
 
 @app.command()
 def history(
     name: Annotated[str, typer.Argument(help="The adapter's name, or name@alias.")], registry: RegistryOption = DEFAULT
 ) -> None:
-    """All alias moves, oldest first."""
+    """List all alias moves, oldest first."""
     name, _, alias = name.partition("@")
-    rows = [(m.n, m.created, m.action, m.alias, m.previous or "", m.version, "; ".join(m.checks)) for m in
-            _open(registry).history(name, alias or None)]  # fmt: skip
+    moves = _open(registry).history(name, alias or None)
+    rows = [(m.n, m.created, m.action, m.alias, m.previous or "", m.version, "; ".join(m.checks)) for m in moves]
     _table(["n", "created", "action", "alias", "from", "to", "checks"], rows)
 
 
 @app.command()
 def export(
-    ref: Reference,
+    ref: RefArgument,
     out: Annotated[Path, typer.Option(help="A new folder.")],
-    to: Annotated[str, typer.Option(help="The form: peft, merged or vllm.")] = "peft",
-    base: Annotated[Path | None, typer.Option(help="The base's folder; a prepared base is found by itself.")] = None,
+    to: Annotated[str, typer.Option(help="The format: peft, merged or vllm.")] = "peft",
+    base: Annotated[Path | None, typer.Option(help="The base's folder; a prepared base is found by its name.")] = None,
     tar: Annotated[bool, typer.Option("--tar", help="Also write OUT.tar.")] = False,
     registry: RegistryOption = DEFAULT,
 ) -> None:
@@ -153,10 +151,8 @@ def export(
 def import_(
     source: Annotated[Path, typer.Argument(help="A PEFT folder, a tar or a zip.")],
     name: Annotated[str, typer.Option("--as", help="Its name in the registry.")],
-    base: Annotated[str, typer.Option(help="The base it is for: a prepared base's name, or a folder.")],
-    depth: Annotated[
-        int | None, typer.Option(min=1, help="The number of the base's layers that it is for; all, unless said.")
-    ] = None,
+    base: Annotated[str, typer.Option(help="The base that it was trained on: a prepared base's name, or a folder.")],
+    depth: Annotated[int | None, typer.Option(min=1, help="The number of layers that it was trained on; by default all.")] = None,
     registry: RegistryOption = DEFAULT,
 ) -> None:
     """Publish a PEFT LoRA adapter from elsewhere, checked against its base."""
@@ -173,10 +169,10 @@ def import_(
 
 @app.command()
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed; remove nothing.")] = False,
     registry: RegistryOption = DEFAULT,
 ) -> None:
-    """Remove versions that no alias, no history and no other version names, and unfinished publishes."""
+    """Remove versions that no alias, history or other version refers to, and unfinished publishes."""
     found = _open(registry).gc(dry_run)
     for item in (*found.versions, *found.unfinished):
         typer.echo(item)
@@ -207,17 +203,17 @@ def _bound(text: str) -> tuple[str, float]:
     try:
         return metric, float(value)
     except ValueError:
-        raise RegistryError("not a floor", got=repr(text), expected="METRIC=NUMBER, such as auc=0.7") from None
+        raise RegistryError("--floor cannot be read", got=repr(text), expected="METRIC=NUMBER, such as auc=0.7") from None
 
 
-def _say(name: str, move: "Move") -> None:
+def _show_move(name: str, move: "Move") -> None:
     for check in move.checks:
         typer.echo(f"checked {check}")
     typer.echo(f"{name}@{move.alias}: {move.previous or 'nothing'} → {move.version} ({move.action}, entry {move.n})")
 
 
 def _metrics(manifest: "Manifest") -> str:
-    """Of each task the metric that decides, where the manifest says which; `show` has them all."""
+    """The deciding metric of each task, where the manifest names it; `show` has them all."""
     listed = {str(task["name"]): task.get("metrics") for task in manifest.tasks}
     first = {name: metrics[0] for name, metrics in listed.items() if isinstance(metrics, list) and metrics}
     rows = [
@@ -236,11 +232,11 @@ def _table(columns: list[str], rows: list[tuple[Any, ...]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")  # a digest that is cut cannot be copied
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(_format(value) for value in row))
     console().print(table)
 
 
-def _cell(value: object) -> str:
+def _format(value: object) -> str:
     from rich.markup import escape
 
     return "" if value is None else escape(f"{value:,}" if isinstance(value, int) and value > 9999 else str(value))

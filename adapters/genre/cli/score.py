@@ -1,6 +1,6 @@
-"""`genre score`: a file of requests through an engine, or through several.
+"""`genre score`: a file of requests through one engine, or through several.
 
-Owns: options, their checks. Ignores: everything else; the library is imported inside.
+Owns: arguments and printing. Ignores: everything else; the library is imported inside the command.
 
     genre score --data ml-100k --input requests.jsonl.gz --output out.jsonl --resume
 """
@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from genre.cli.output import say_written
+from genre.cli.options import BaseOption, LanesOption, RegistryOption, check_choice, check_lanes
+from genre.cli.output import show_written
 from genre.errors import InputError
 
 
@@ -20,29 +21,23 @@ def score(
     output: Annotated[str, typer.Option(metavar="FILE", help="JSON lines of results, in order; - is standard output.")],
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DIR", help="A data set folder or name; texts and histories need none."),
+        typer.Option("--data", metavar="DIR", help="A data set folder or name; requests with texts or histories need none."),
     ] = None,
-    registry: Annotated[
-        str, typer.Option("--registry", metavar="DIR", help="A registry: a folder or any fsspec URL.")
-    ] = "registry",
+    registry: RegistryOption = "registry",
     engine: Annotated[str, typer.Option(help="local: an engine in this process; ray: one per worker.")] = "local",
     workers: Annotated[
-        int | None, typer.Option(help="Of --engine ray; by default one per GPU, or else one for every two cores.")
+        int | None, typer.Option(help="With --engine ray; by default one per GPU, or else one for every two cores.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last row of an unfinished output.")] = False,
-    lanes: Annotated[int, typer.Option(help="Adapters that are resident at once.")] = 16,
-    base: Annotated[
-        str | None,
-        typer.Option("--base", help="Where the version's base is: a folder or a hub id; found by its name by default."),
-    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last row of an unfinished output.")] = False,
+    lanes: LanesOption = 16,
+    base: BaseOption = None,
 ) -> None:
     """Score a file of requests; a bad row gives an error row, nothing is dropped."""
-    if engine not in ("local", "ray"):
-        raise InputError("no such engine", got=f"--engine {engine}", expected="local or ray")
-    if lanes < 1:
-        raise InputError("--lanes is too small", got=lanes, expected="1 or more")
+    check_choice("engine", engine, ("local", "ray"))
+    check_lanes(lanes)
     if workers is not None and (engine == "local" or workers < 1):
-        raise InputError("--workers cannot be used", got=f"{workers} with --engine {engine}", expected="1 or more, with ray")
+        got = f"{workers} with --engine {engine}"
+        raise InputError("--workers cannot be used", got=got, expected="1 or more, with --engine ray")
     from genre.jobs.score.local import Scorer, exact_refs, look_ahead, open_engine, open_users, row_id, write_all
     from genre.jobs.score.on_ray import Plan, answers
     from genre.jobs.score.ray_runtime import need_ray, ray_here
@@ -72,4 +67,4 @@ def score(
             else:
                 scorer = Scorer(open_engine(registry, refs, open_users(data), base=base, lanes=lanes), exact)
                 write_all(results, map(scorer.answer_lines, chunks(rest)), Reporter.for_terminal())
-    say_written(results)
+    show_written(results)

@@ -1,6 +1,6 @@
 """`genre serve`: an HTTP service over one engine.
 
-Owns: options, their checks, what is said when it begins. Ignores: everything else; the library is imported inside.
+Owns: arguments, the line printed at the start. Ignores: everything else; the library is imported inside the command.
 
     genre serve --data ml-100k --adapters like@production --canary like=0.1
 """
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from genre.cli.options import BaseOption, LanesOption, QuantizationOption, RegistryOption, check_choice, check_lanes
 from genre.errors import InputError
 
 
@@ -22,31 +23,31 @@ def serve(
         list[str] | None,
         typer.Option("--adapters", metavar="REF", help="name, name@alias or name:version; repeatable; by default all there are."),
     ] = None,
-    registry: Annotated[str, typer.Option("--registry", metavar="DIR", help="A folder or any fsspec URL.")] = "registry",
+    registry: RegistryOption = "registry",
     host: Annotated[str, typer.Option(help="The address to listen on; only this machine reaches the default.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
-    lanes: Annotated[int, typer.Option(help="Adapters that are resident at once.")] = 16,
-    base: Annotated[str | None, typer.Option("--base", help="Where the base is; found by its name by default.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="none, int8 or nf4, if not the one it was trained on.")] = None,
+    lanes: LanesOption = 16,
+    base: BaseOption = None,
+    quantization: QuantizationOption = None,
     canary: Annotated[
         list[str] | None, typer.Option("--canary", metavar="NAME=SHARE", help="Share of a name's traffic for its candidate.")
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option("--allow-host", metavar="NAME", help="A Host header that is answered; repeatable.")
     ] = None,
-    batch_rows: Annotated[int, typer.Option(help="Rows of a micro-batch at most.")] = 64,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens of a micro-batch, and of a forward pass, at most.")] = 8192,
-    queue_rows: Annotated[int, typer.Option(help="Rows that wait at most; more get 429.")] = 2048,
+    batch_rows: Annotated[int, typer.Option(help="Most rows in a micro-batch.")] = 64,
+    batch_tokens: Annotated[int, typer.Option(help="Most tokens in a micro-batch, and in a forward pass.")] = 8192,
+    queue_rows: Annotated[int, typer.Option(help="Most rows in the queue; more get 429.")] = 2048,
     timeout: Annotated[float, typer.Option(help="Seconds until a call gets 504.")] = 30.0,
-    body_bytes: Annotated[int, typer.Option(help="Bytes of a body at most; more get 413.")] = 4 * 2**20,
-    drain: Annotated[float, typer.Option(help="Seconds a stopping service still accepts while /readyz says 503.")] = 1.0,
-    follow: Annotated[float, typer.Option(help="Seconds between looks at the registry's aliases; 0 never looks.")] = 1.0,
+    body_bytes: Annotated[int, typer.Option(help="Most bytes in a body; more get 413.")] = 4 * 2**20,
+    drain: Annotated[float, typer.Option(help="Seconds in which a stopping service still accepts calls, not ready.")] = 1.0,
+    follow: Annotated[float, typer.Option(help="Seconds between checks of the registry's aliases; 0 never checks.")] = 1.0,
     state: Annotated[
-        Path | None, typer.Option("--state", metavar="FILE", help="Keeps over a restart what operators load, unload and share.")
+        Path | None, typer.Option("--state", metavar="FILE", help="Keeps what operators load, unload and share across restarts.")
     ] = None,
-    log_rows: Annotated[bool, typer.Option("--log-rows", help="Log what was asked: user ids and histories.")] = False,
+    log_rows: Annotated[bool, typer.Option("--log-rows", help="Log the requests: user ids and histories.")] = False,
 ) -> None:
-    """Serve adapters over HTTP. The environment's GENRE_ADMIN_TOKEN switches the admin calls on."""
+    """Serve adapters over HTTP. The environment variable GENRE_ADMIN_TOKEN enables the admin calls."""
     try:
         from genre.serving.server import bind, run, url_of
     except ModuleNotFoundError as error:
@@ -54,15 +55,13 @@ def serve(
         raise InputError("serving needs another package", got=f"no {error.name}", todo=todo) from None
     from genre.serving.settings import TOKEN_VARIABLE, Settings
 
-    settings = Settings.make(
-        host=host, port=port, hosts=tuple(name.lower() for name in allow_host or ()), canary=dict(map(_share, canary or ())),
-        batch_rows=batch_rows, batch_tokens=batch_tokens, queue_rows=queue_rows, timeout_s=timeout, body_bytes=body_bytes,
-        drain_s=drain, follow_s=follow, log_rows=log_rows, token=os.environ.get(TOKEN_VARIABLE) or None,
-    )  # fmt: skip
-    if lanes < 1:
-        raise InputError("--lanes is too small", got=lanes, expected="1 or more")
-    if quantization not in (None, "none", "int8", "nf4"):
-        raise InputError("no such quantization", got=f"--quantization {quantization}", expected="none, int8 or nf4")
+    limits = {"batch_rows": batch_rows, "batch_tokens": batch_tokens, "queue_rows": queue_rows, "body_bytes": body_bytes}
+    times = {"timeout_s": timeout, "drain_s": drain, "follow_s": follow}
+    access = {"host": host, "port": port, "hosts": tuple(name.lower() for name in allow_host or ())}
+    access["token"] = os.environ.get(TOKEN_VARIABLE) or None
+    settings = Settings.make(**access, **limits, **times, canary=dict(map(_share, canary or ())), log_rows=log_rows)
+    check_lanes(lanes)
+    check_choice("quantization", quantization, ("none", "int8", "nf4"))
     listener = bind(host, port)
     try:
         service = _open(registry, adapters or [], data, base, quantization, lanes, settings, state)
@@ -79,14 +78,20 @@ def _share(text: str) -> tuple[str, float]:
     try:
         return name, float(share)
     except ValueError:
-        raise InputError("not a canary", got=repr(text), expected="NAME=SHARE, such as like=0.1") from None
+        raise InputError("--canary cannot be read", got=repr(text), expected="NAME=SHARE, such as like=0.1") from None
 
 
 def _open(
-    registry: str, adapters: list[str], data: str | None, base: str | None, quantization: str | None, lanes: int, settings: Any,
+    registry: str,
+    adapters: list[str],
+    data: str | None,
+    base: str | None,
+    quantization: str | None,
+    lanes: int,
+    settings: Any,
     state: Path | None,
-) -> Any:  # fmt: skip
-    """A started service; its parts in the order in which they can fail soonest."""
+) -> Any:
+    """Start a service; what is most likely to fail is checked first."""
     from genre.registry import Registry
     from genre.serving.fleet import default_refs, fitting
     from genre.serving.state import StateFile

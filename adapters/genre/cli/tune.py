@@ -1,4 +1,4 @@
-"""`genre tune`, `genre crossval`, `genre compare`: search, folds by user, a paired test.
+"""`genre tune`, `genre crossval`, `genre compare`: hyperparameter search, folds by user, a paired test.
 
 Owns: arguments and printing. Ignores: everything else; the library is imported inside the commands.
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.output import check_file, console, show_table, write_result
+from genre.cli.options import JsonOption, PartOption, RecipeArgument, RegistryOption, SetOption, check_choice
+from genre.cli.output import check_file, console, make_table, show_table, write_result
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,34 +21,27 @@ if TYPE_CHECKING:
     from genre.jobs.compare import Compared
     from genre.jobs.predictions import Scored
 
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=1; may be repeated.")
-]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result there as JSON.")]
-RegistryOption = Annotated[str, typer.Option("--registry", metavar="DIR", help="A folder or any fsspec URL.")]
-
 
 def tune(
     recipe: RecipeArgument,
-    trials: Annotated[int | None, typer.Option("--trials", metavar="N", help="Trials in all; a grid may do without.")] = None,
+    trials: Annotated[int | None, typer.Option("--trials", metavar="N", help="Number of trials; optional for a grid.")] = None,
     overrides: SetOption = None,
     search: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUES", help="A,B,C, LOW:HIGH, LOW:HIGH:STEP or log:LOW:HIGH of any key; may be repeated."),
+        typer.Option(metavar="KEY=VALUES", help="A,B,C, LOW:HIGH, LOW:HIGH:STEP or log:LOW:HIGH of any key; repeatable."),
     ] = None,
     space: Annotated[Path | None, typer.Option(metavar="FILE", help="A YAML file of such keys and values.")] = None,
     sampler: Annotated[str, typer.Option(help="tpe, random or grid.")] = "tpe",
     pruner: Annotated[str, typer.Option(help="median or none.")] = "median",
-    seed: Annotated[int, typer.Option(help="Of the draws; the recipe's own seed stays.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sampler; the recipe's own seed stays.")] = 0,
     study: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The study's folder, which goes on; by default runs/NAME/tune.")
+        Path | None, typer.Option(metavar="DIR", help="The study's folder, resumed if it exists; by default runs/NAME/tune.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="No trial begins after so long.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="No trial begins after this time.")] = None,
     registry: RegistryOption = "registry",
     json_file: JsonOption = None,
 ) -> None:
-    """Search a recipe's keys for the best validation; the test part is never looked at."""
+    """Search a recipe's keys for the best validation; the test part is never read."""
     from genre.recipe import Recipe
 
     wanted = Recipe.read(recipe, overrides or [])
@@ -60,26 +54,24 @@ def tune(
     from genre.registry import Registry
 
     how = Search(sampler, pruner, seed)  # type: ignore[arg-type]
-    varied = read_space(wanted, search or [], space, grid=sampler == "grid")
-    found = run(
-        wanted, varied, how, study or Path("runs") / wanted.name / "tune", trials=trials, timeout_s=timeout,
-        registry=Registry(registry), reporter=Reporter.for_terminal(),
-    )  # fmt: skip
+    varied, folder = read_space(wanted, search or [], space, grid=sampler == "grid"), study or Path("runs") / wanted.name / "tune"
+    store, reporter = Registry(registry), Reporter.for_terminal()
+    found = run(wanted, varied, how, folder, trials=trials, timeout_s=timeout, registry=store, reporter=reporter)
     _show_study(found)
     write_result(json_file, found)
 
 
 def crossval(
     recipe: RecipeArgument,
-    folds: Annotated[int, typer.Option("--folds", metavar="K", help="Into how many folds the users are drawn.")],
+    folds: Annotated[int, typer.Option("--folds", metavar="K", help="The number of folds of users.")],
     overrides: SetOption = None,
     seed: Annotated[int, typer.Option(help="Draws the folds.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The job's folder, which goes on; by default runs/NAME/crossval-K.")
+        Path | None, typer.Option(metavar="DIR", help="The job's folder, resumed if it exists; by default runs/NAME/crossval-K.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Train and test a recipe once per fold of users, each on users that it has learnt nothing from."""
+    """Train and test a recipe once per fold of users, each on users that it was not trained on."""
     from genre.recipe import Recipe
 
     wanted = Recipe.read(recipe, overrides or [])
@@ -89,7 +81,7 @@ def crossval(
 
     folder = out or Path("runs") / wanted.name / f"crossval-{folds}"
     found = run(wanted, folder, folds=folds, seed=seed, reporter=Reporter.for_terminal())
-    _show_folds(found)
+    show_table(found["tasks"], "adapter", _spread, _spread)
     print(f"mean ± deviation over {folds} folds of users, seed {seed}; {folder}/summary.json has every fold")
     write_result(json_file, found)
 
@@ -102,22 +94,22 @@ def compare(
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="A baseline instead of B: additive, popularity, ease …")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task of both.")] = None,
-    metrics: Annotated[list[str] | None, typer.Option("--metric", help="Only this metric; may be repeated.")] = None,
-    part: Annotated[str, typer.Option(help="valid or test.")] = "test",
-    resamples: Annotated[int, typer.Option(help="How often users are drawn again.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    metrics: Annotated[list[str] | None, typer.Option("--metric", help="Only this metric; repeatable.")] = None,
+    part: PartOption = "test",
+    resamples: Annotated[int, typer.Option(help="The number of bootstrap draws.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     base: Annotated[
-        list[str] | None, typer.Option("--base", help="Where A's base is, and, given again, B's; found by name by default.")
+        list[str] | None,
+        typer.Option("--base", help="A's base and, if repeated, B's; by default found by name."),
     ] = None,
     registry: RegistryOption = "registry",
     json_file: JsonOption = None,
 ) -> None:
-    """Tell whether A is better than B: a paired bootstrap over users on the same targets."""
+    """Test whether A is better than B: a paired bootstrap over users on the same targets."""
     if (second is None) == (baseline is None):
         got = "neither" if second is None else "both"
         raise InputError("name what to compare with", got=got, expected="B or --baseline NAME")
-    if part not in ("valid", "test"):
-        raise InputError("no such part", got=f"--part {part}", expected="valid or test")
+    check_choice("part", part, ("valid", "test"))
     check_file(json_file, "--json")
     from genre.jobs.compare import check_draws, pairs
     from genre.jobs.compare import compare as run
@@ -136,15 +128,15 @@ def compare(
     rows = {a.task.name: run(a, b, metrics=metrics, resamples=resamples, seed=seed) for a, b in chosen}
     _show_compared(rows)
     for name in ours.keys() - rows.keys():
-        print(f"note: task {name} has nothing to be compared with")
+        print(f"note: task {name} has nothing to compare with")
     for a, b in chosen:
         if a.window is not None and b.window is not None and a.window != b.window:
-            print(f"note: {a.name} sees at most {a.window} events of a user, {b.name} {b.window}")
+            print(f"note: {a.name} reads at most {a.window} events of a user, {b.name} {b.window}")
     write_result(json_file, _as_json(chosen, rows, resamples, seed))
 
 
 def _show_study(found: dict[str, Any]) -> None:
-    """A line per state, the best point, where to go on."""
+    """Print the number of trials per state, the best point, and the next command."""
     from genre.jobs.tuning.search import describe_point
 
     counts = ", ".join(f"{count} {state}" for state, count in found["counts"].items() if count)
@@ -156,27 +148,20 @@ def _show_study(found: dict[str, Any]) -> None:
         print(f"next: genre train {found['best_recipe']}")
 
 
-def _show_folds(found: dict[str, Any]) -> None:
-    """Mean and deviation of the adapter and of every baseline."""
-    show_table(found["tasks"], "adapter", _spread, _spread)
-
-
-def _spread(figure: dict[str, Any] | None) -> str:
-    if figure is None:
+def _spread(entry: dict[str, Any] | None) -> str:
+    if entry is None:
         return "–"
-    return f"{figure['mean']:.4f}" + ("" if figure["deviation"] is None else f" ± {figure['deviation']:.4f}")
+    return f"{entry['mean']:.4f}" + ("" if entry["deviation"] is None else f" ± {entry['deviation']:.4f}")
 
 
 def _show_compared(rows: dict[str, list["Compared"]]) -> None:
-    """A table per task: a row per metric; then what the test says, a line per metric."""
+    """Print a table per task, a row per metric; then the verdicts, a line per metric."""
     from rich.markup import escape
-    from rich.table import Table
 
     for name, compared in rows.items():
         a, b = compared[0].first, compared[0].second
-        table = Table(title=f"task {name}: {escape(a)} beside {escape(b)}", title_justify="left")
-        for column in ("metric", "n", "users", "first", "second", "difference, 95 % interval", "p(first at least as good)"):
-            table.add_column(column, justify="left" if column == "metric" else "right", no_wrap=True)
+        columns = ("n", "users", "first", "second", "difference, 95 % interval", "p(first at least as good)")
+        table = make_table(f"task {name}: {escape(a)} beside {escape(b)}", {"metric": "left"} | dict.fromkeys(columns, "right"))
         for each in compared:
             shown = ("–", "–") if each.interval is None else (_difference(each), f"{each.at_least:.3f}")
             table.add_row(each.metric, f"{each.n:,}", f"{each.users:,}", _number(each.a), _number(each.b), *shown)
@@ -197,8 +182,6 @@ def _number(value: float | None) -> str:
 def _as_json(
     chosen: list[tuple["Scored", "Scored"]], rows: dict[str, list["Compared"]], resamples: int, seed: int
 ) -> dict[str, Any]:
-    return {
-        "first": chosen[0][0].name, "second": chosen[0][1].name, "resamples": resamples, "seed": seed,
-        "under": {a.task.name: dict(a.under) for a, _ in chosen},
-        "tasks": {name: [each.as_dict() | {"verdict": each.verdict()} for each in compared] for name, compared in rows.items()},
-    }  # fmt: skip
+    tasks = {name: [each.as_dict() | {"verdict": each.verdict()} for each in compared] for name, compared in rows.items()}
+    about = {"first": chosen[0][0].name, "second": chosen[0][1].name, "resamples": resamples, "seed": seed}
+    return about | {"under": {a.task.name: dict(a.under) for a, _ in chosen}, "tasks": tasks}

@@ -1,0 +1,53 @@
+"""Options and arguments that several commands share.
+
+Owns: their spelling and help, the check of an option with a few values. Ignores: what commands do with them.
+
+    def evaluate(ref: RefArgument, data: DataOption, registry: RegistryOption = "registry") -> None: ...
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from genre.errors import InputError
+
+RefArgument = Annotated[str, typer.Argument(metavar="REF", help="name, name@alias or name:version.")]
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=1; repeatable.")
+]
+DataOption = Annotated[str, typer.Option("--data", metavar="DIR", help="A data set folder, or the name of a packaged data set.")]
+RegistryOption = Annotated[str, typer.Option("--registry", metavar="DIR", help="A registry: a folder or any fsspec URL.")]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="The version's base: a folder or a hub id; by default found by its name.")
+]
+AliasOption = Annotated[str, typer.Option("--alias", help="The new version's alias, beside `latest`.")]
+PartOption = Annotated[str, typer.Option("--part", help="valid or test.")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="The task of a joint adapter.")]
+LanesOption = Annotated[int, typer.Option("--lanes", help="Adapters in memory at once.")]
+QuantizationOption = Annotated[
+    str | None, typer.Option("--quantization", help="none, int8 or nf4; by default the one that the version was trained on.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result to this file as JSON.")]
+
+
+def check_choice(option: str, value: str | None, known: tuple[str, ...]) -> None:
+    """Check an option that takes one of a few values, or None.
+
+    Raises:
+        InputError: It takes no such value.
+    """
+    if value is not None and value not in known:
+        expected = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise InputError(f"no such {option}", got=f"--{option} {value}", expected=expected)
+
+
+def check_lanes(lanes: int) -> None:
+    """Check the number of adapters in memory.
+
+    Raises:
+        InputError: It is less than 1.
+    """
+    if lanes < 1:
+        raise InputError("--lanes is too small", got=lanes, expected="1 or more")
