@@ -16,8 +16,8 @@ from typing import Any
 
 from genre.data.catalogue import Catalogue
 from genre.data.interactions import Interactions
-from genre.engine.adapters import AdapterSource, Resident
-from genre.engine.cache import AdapterCache
+from genre.engine.adapter_cache import AdapterCache
+from genre.engine.adapter_source import AdapterSource, Resident
 from genre.engine.items import Inline
 from genre.engine.passes import Passes
 from genre.engine.planning import Job, history_of, plan

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from genre.data.sequences.batches import Batch, collate, padded
 from genre.data.sequences.layout import Sequence as Row
-from genre.engine.adapters import Resident
+from genre.engine.adapter_source import Resident
 from genre.engine.planning import Job
 from genre.engine.scoring import Reader, score_readers
 from genre.modules.base.attention import Blocks, plan_blocks

@@ -20,7 +20,7 @@ import torch
 from genre.data.interactions import Interactions
 from genre.data.sequences.layout import Layout
 from genre.data.sequences.layout import Sequence as Row
-from genre.engine.adapters import Resident
+from genre.engine.adapter_source import Resident
 from genre.engine.items import Inline
 from genre.engine.requests import Request, Response, Scored
 from genre.engine.reranking import POOL, diversify

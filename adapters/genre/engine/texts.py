@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from genre.engine.adapters import Resident
+from genre.engine.adapter_source import Resident
 from genre.engine.items import Inline
 from genre.engine.planning import Job, best, task_of
 from genre.engine.requests import Request, Response, ScoredText

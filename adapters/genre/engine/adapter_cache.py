@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from genre.engine.adapters import AdapterSource, Ready, Resident
+from genre.engine.adapter_source import AdapterSource, Ready, Resident
 from genre.errors import InputError, NotFoundError, RequestError
 from genre.registry import Version
 
