@@ -135,7 +135,7 @@ def test_every_check_names_the_key_and_says_what_is_wrong(path, value, message):
 
 def test_a_catalogue_needs_an_encoder_even_with_text_items():
     raw = PLAIN | {"sequence": {"item": "text"}, "encoder": {"use": "none"}}
-    assert refused(raw) == ("recipe: head 'catalogue' needs an encoder: its item vectors are what it scores against")
+    assert refused(raw) == ("recipe: head 'catalogue' needs an encoder: it scores against its item vectors")
 
 
 def test_several_mistakes_are_counted():
@@ -204,8 +204,8 @@ def test_a_misspelt_override_is_an_unknown_key_of_the_file(file):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty or no mapping: got NoneType; genre recipe new writes one"),
-        ("- a\n- b", "is empty or no mapping: got list"),
+        ("", "is empty or not a mapping: got NoneType; genre recipe new writes one"),
+        ("- a\n- b", "is empty or not a mapping: got list"),
         ("a: [1", "is not YAML: got "),
         (b"\xff\xfe\x00", "cannot be read: got "),
     ],
@@ -242,7 +242,10 @@ def test_a_recipe_of_texts_splits_by_group_and_survives_its_dump():
         ({"sequence": {"item": "text"}}, "sequence.item says nothing about labelled texts"),
         ({"encoder": {"use": "none"}}, "encoder.use says nothing about labelled texts"),
         ({"data": {"path": "x", "split": {"kind": "temporal"}}}, "'temporal' does not go with these tasks: they need group"),
-        ({"tasks": [*REVIEWS["tasks"], {"name": "n", "kind": "next_item"}]}, "tasks of kind text go with no other kind"),
+        (
+            {"tasks": [*REVIEWS["tasks"], {"name": "n", "kind": "next_item"}]},
+            "tasks of kind text cannot be mixed with other kinds",
+        ),
         ({"tasks": [{"name": "n", "kind": "next_item"}], "sequence": {"pool": "mean"}}, "sequence.pool says nothing about a log"),
         (
             {"tasks": [{"name": "n", "kind": "next_item"}], "data": {"path": "x", "split": {"kind": "group"}}},

@@ -1,6 +1,6 @@
 """The recipe: one YAML file per run, checked against a schema, resolved once, stored with the run.
 
-Owns: the schema, defaults, `--set` overrides. Ignores: torch, data, what a run does.
+Owns: the schema, defaults, `--set` overrides. Ignores: torch, data, training.
 
     >>> recipe = Recipe.parse({"name": "like", "data": {"path": "data/ml-100k"},
     ...     "tasks": [{"name": "like", "kind": "feedback", "label": "rating > 3"}]})
@@ -27,16 +27,16 @@ class _Config(BaseModel):
 
 
 class Data(_Config):
-    """Which log, how it is split, and how much of a user one row holds.
+    """The data set, its split, and the length of a row.
 
     Attributes:
-        path: A data set folder, or the name of a data set that comes as a package.
-        split: What trains, validates and tests.
+        path: A data set folder, or the name of a packaged data set.
+        split: The training, validation and test parts.
         hold_out: Further splits whose validation and test events are not trained on either, so that an encoder fitted
             here may serve tasks that are tested on those splits.
-        max_events: Events of a user in one row (a window of the history).
-        min_events: A user with fewer training events gives no training row (counted).
-        limit: Train on the latest so many training events only (None: all).
+        max_events: Most events of a user in one row (a window of the history).
+        min_events: Users with fewer training events give no training row (counted).
+        limit: Train on the latest training events only, this many (None: all).
     """
 
     path: str
@@ -48,14 +48,14 @@ class Data(_Config):
 
 
 class BaseConfig(_Config):
-    """Which base, and how it is loaded to train on it.
+    """The base, and how it is loaded for training.
 
     Attributes:
-        name: One that comes as a package, a folder or a hub id.
-        quantization: Of its linears.
-        depth: Its first so many layers; all if None.
-        precision: Of its weights and of what its layers compute: bfloat16 on CUDA and float32 on a CPU if `auto`. What trains is
-            float32 in any case, but for the weights of a full fine-tune and the optimizer's moments of these.
+        name: A packaged base, a folder or a hub id.
+        quantization: Of its linear layers.
+        depth: Keep only this many of its first layers; all if None.
+        precision: Of its weights and activations: bfloat16 on CUDA and float32 on a CPU if `auto`. Trained parameters are float32
+            in any case, except the weights of a full fine-tune and their optimizer moments.
     """
 
     name: str = "smollm2-135m"
@@ -71,20 +71,19 @@ class BaseConfig(_Config):
 
 
 class SequenceConfig(_Config):
-    """How an event becomes tokens.
+    """The token sequence of an event, or of a labelled text.
 
     Attributes:
         item: `text` (title and chosen columns, as tokens), `token` (one soft token) or `both`.
         text: The item columns that make the text.
-        feedback: The feedback column that fills the feedback slot (the log's first one if None).
-        instruction: What stands before the first event; `{column}` is replaced by the user's column.
+        feedback: The column of the feedback slot (the log's first one if None).
+        instruction: Text before the first event; `{column}` is replaced by the user's column.
         max_item_tokens: Longer item texts are cut (counted).
-        max_tokens: Of labelled texts: tokens of a row; longer texts are cut (counted).
-        pool: Of labelled texts: which states make the text's: their `mean`, or that of the `first` or `last` token; `auto` is
+        max_tokens: Labelled texts: most tokens in a row; longer texts are cut (counted).
+        pool: Labelled texts: the state is the `mean` of all tokens' states, or that of the `first` or `last` token; `auto` is
             the mean on an encoder and the last token on a causal base.
-        terms: Of labelled texts: so many tokens and pairs of tokens that heads count beside the text's state (0: none).
-            Training starts at a linear model on their TF-IDF weights, and the base learns what that misses; see
-            `genre.modules.heads.tfidf`.
+        terms: Labelled texts: the number of TF-IDF n-grams (tokens and pairs of tokens) that heads read beside the text's state
+            (0: none). Training starts at a linear model on them; see `genre.modules.heads.tfidf`.
     """
 
     item: Literal["text", "token", "both"] = "token"
@@ -98,26 +97,25 @@ class SequenceConfig(_Config):
 
 
 class EncoderConfig(_Config):
-    """The behaviour encoder: which one, and what a newly fitted one projects.
+    """The behaviour encoder: a published one, or the features of a newly fitted one.
 
     Attributes:
         use: `auto` (the registry's for this base and data set, else fit one and publish it), `fit`, `none` (text items
             only) or a reference such as `encoder-ml-100k@latest`.
         text: Project the frozen base's own embedding of the item's text columns.
         learned: Dimensions of learned item vectors (0: none).
-        collaborative: Dimensions of the vectors computed from the training events: what was seen near each other, what was liked
-            alike (0: none).
-        factors: Dimensions of item factors computed from the training events: what the same users had, near each other or not
+        collaborative: Dimensions of vectors computed from the training events: items seen near each other, items liked alike
+            (0: none).
+        factors: Dimensions of item factors computed from the training events: items of the same users, near each other or not
             (0: none).
         dense: List-of-float item columns to project.
-        fuse: Heads see the user's earlier events through item vectors, beside the base's state.
-        taste: Dimensions of what next-item heads are given once they are trained: a linear model of which items the same users
-            had, in closed form, that counts as much as validation likes best (0: none; needs `fuse` and a validation part).
-        dropout: Probability that an item's learned, collaborative and factor vectors are hidden in training (so that new items
+        fuse: Heads read the user's earlier events through item vectors, beside the base's state.
+        taste: Dimensions of the co-occurrence term (PureSVD) that next-item heads get after training, its interpolation weight
+            chosen on validation (0: none; needs `fuse` and a validation part).
+        dropout: Probability that an item's learned, collaborative and factor vectors are masked in training (so that new items
             work).
-        min_events: Items with fewer training events get no vector that is bound to their id: the model knows them as it knows
-            new ones. 0 gives one to every item, 1 if the split holds items out; from 1 up an item without training
-            events is no negative either.
+        min_events: Items with fewer training events get no vector bound to their id, like new items. 0 gives one to every item,
+            1 if the split holds items out; from 1 up an item without training events is not drawn as a negative either.
     """
 
     use: str = "auto"
@@ -133,10 +131,10 @@ class EncoderConfig(_Config):
 
 
 class AdapterConfig(_Config):
-    """What is trained on the base.
+    """The trained part of the base.
 
     Attributes:
-        kind: `lora`, `rslora` (scale alpha / sqrt(rank)), `full` (the whole base, compared but never served) or
+        kind: `lora`, `rslora` (scale alpha / sqrt(rank)), `full` (the whole base, for comparison only, never served) or
             `head_only`.
         targets: `all-linear`, or the last parts of module names such as `[q_proj, v_proj]`.
         layers: `all`, or the indices of the adapted layers.
@@ -151,10 +149,10 @@ class AdapterConfig(_Config):
 
 
 class SampledConfig(_Config):
-    """When a next-item task trains on a sampled softmax with logQ correction instead of the whole catalogue.
+    """The sampled softmax with logQ correction of next-item tasks on large catalogues.
 
     Attributes:
-        above: Catalogues of more items than this. Evaluation is exact whatever the size.
+        above: Sample for catalogues of more items than this. Evaluation is always exact.
         negatives: Items drawn by smoothed popularity in each step, shared by all its targets.
     """
 
@@ -163,15 +161,14 @@ class SampledConfig(_Config):
 
 
 class TrainConfig(_Config):
-    """How it is trained: AdamW, linear decay to a tenth, clipping, early stop on the first task's first metric.
+    """Training: AdamW, linear decay to a tenth, clipping, early stop on the first task's first metric.
 
     Attributes:
-        average: Decay of the moving average of the weights that is validated and published in their place (0: none, the last
-            step's weights).
-        batch_tokens: Padded tokens of one step, over all processes and pieces.
-        tracker: What gets the curves beside `log.jsonl`; `wandb` needs its package, and `WANDB_MODE=offline` keeps it local.
-        accumulate: Pieces that a step's batch is cut into, one after the other: less memory, the same gradient.
-        checkpoint_activations: Keep only the inputs of the base's layers, and run these again in the backward pass.
+        average: Decay of the moving average of the weights, which is validated and published in their place (0: none).
+        batch_tokens: Padded tokens of one step, over all processes and micro-batches.
+        tracker: Gets the curves beside `log.jsonl`; `wandb` needs its package, and `WANDB_MODE=offline` keeps it local.
+        accumulate: Micro-batches of a step: less memory, the same gradient.
+        checkpoint_activations: Activation checkpointing: keep only the inputs of the base's layers.
     """
 
     epochs: int = Field(default=5, ge=1)
@@ -206,7 +203,7 @@ class Recipe(_Config):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, data: Any) -> Any:
-        """Labelled texts have another split, and no instruction unless one is given."""
+        """Give labelled texts a group split and no instruction, unless the recipe has its own."""
         if not isinstance(data, Mapping) or not _of_texts(data.get("tasks")):
             return data
         filled = dict(data)
@@ -222,17 +219,17 @@ class Recipe(_Config):
         if len(set(names)) < len(names):
             raise ValueError(f"two tasks have the same name: {', '.join(names)}")
         if self.reads == "texts" and any(task.kind != "text" for task in self.tasks):
-            raise ValueError("tasks of kind text go with no other kind: they read labelled texts, the others a log")
+            raise ValueError("tasks of kind text cannot be mixed with other kinds: they read labelled texts, the others a log")
         _refuse_foreign(self)
         if self.encoder.use == "none" and self.sequence.item != "text":
             raise ValueError("encoder.use none needs sequence.item text: soft tokens come from an encoder")
         if self.encoder.use == "none" and any(task.head == "catalogue" for task in self.tasks):
-            raise ValueError("head 'catalogue' needs an encoder: its item vectors are what it scores against")
+            raise ValueError("head 'catalogue' needs an encoder: it scores against its item vectors")
         return self
 
     @property
     def reads(self) -> DataKind:
-        """The kind of data that the tasks are about."""
+        """The kind of data that the tasks read."""
         return "texts" if self.tasks[0].kind == "text" else "log"
 
     @classmethod
@@ -252,7 +249,7 @@ class Recipe(_Config):
         """Read a YAML recipe and apply `a.b=c` overrides.
 
         Raises:
-            RecipeError: The file is missing, is no YAML mapping, or fails the schema.
+            RecipeError: The file is missing, is not a YAML mapping, or fails the schema.
         """
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -263,9 +260,8 @@ class Recipe(_Config):
         except yaml.YAMLError as error:
             raise RecipeError(f"recipe {path} is not YAML", got=str(error).replace("\n", " ")) from None
         if not isinstance(data, dict):
-            raise RecipeError(
-                f"recipe {path} is empty or no mapping", got=type(data).__name__, todo="genre recipe new writes one"
-            )
+            what, todo = f"recipe {path} is empty or not a mapping", "genre recipe new writes one"
+            raise RecipeError(what, got=type(data).__name__, todo=todo)
         for override in overrides:
             _override(data, override)
         return cls.parse(data, where=str(path))
@@ -300,7 +296,7 @@ def _of_texts(tasks: Any) -> bool:
 
 
 def _refuse_foreign(recipe: Recipe) -> None:
-    """Keys that the recipe's kind of data does not use must be left at their defaults, which a stored recipe writes out."""
+    """Refuse keys of the other kind of data, unless they have their defaults, which a stored recipe writes out."""
     reads_texts = recipe.reads == "texts"
     if (recipe.data.split.kind == "group") != reads_texts:
         kinds = "group" if reads_texts else "temporal, last_n, user_ratio or given"
@@ -356,11 +352,11 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
     got = first.get("input")
     more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
     shown = None if isinstance(got, Mapping | BaseModel) else repr(got)[:80]
-    place = f"{where}: {path}" if path else where
+    what = f"{where}: {path}" if path else where
     if first["type"] == "value_error":  # a sentence of a validator of ours
-        found = RecipeError(f"{place}: {first['msg'].removeprefix('Value error, ')}{more}", got=shown)
+        found = RecipeError(f"{what}: {first['msg'].removeprefix('Value error, ')}{more}", got=shown)
     else:
-        found = RecipeError(place, got=shown, expected=first["msg"].removeprefix("Input should be ") + more)
+        found = RecipeError(what, got=shown, expected=first["msg"].removeprefix("Input should be ") + more)
     found.path = path
     return found
 

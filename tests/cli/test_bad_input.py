@@ -218,7 +218,7 @@ def test_no_command_shows_the_help(capsys):
 def test_a_base_that_moved_is_named(refused, place, capsys):
     (place / "small").rename(place / "moved")
     said = refused("evaluate", "like", "--data", "shop")
-    assert contains(said, "no base is called 'small'", "say where it is with --base")
+    assert contains(said, "no base is called 'small'", "name its folder with --base")
     assert cli.main(["evaluate", "like", "--data", "shop", "--base", "moved"]) == 0
 
 

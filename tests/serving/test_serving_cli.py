@@ -31,7 +31,7 @@ def test_wrong_input_is_one_line(folders, tmp_path, capsys, monkeypatch):
     assert "no adapter 'nothing'" in refuse(capsys, *here, "--adapters", "nothing")
     assert "no alias like@candidate" in refuse(capsys, *here, "--adapters", "like@candidate")
     assert "not a usable name" in refuse(capsys, *here, "--adapters", "../like")
-    assert "say where it is with --base" in refuse(capsys, "--registry", registry.url)
+    assert "name its folder with --base" in refuse(capsys, "--registry", registry.url)
     assert "is a behaviour encoder" in refuse(capsys, *here, "--adapters", "like", "--adapters", "encoder-planted")
     assert "no data set folder" in refuse(capsys, *here, "--data", tmp_path / "none")
     assert "--lanes is too small" in refuse(capsys, *here, "--lanes", 0)

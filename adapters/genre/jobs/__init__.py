@@ -1,4 +1,4 @@
-"""The jobs that people ask for, wired: train, evaluate, recommend, score, refresh, merge, tune.
+"""The jobs behind the commands: train, evaluate, score, refresh, merge, tune, compare.
 
 Owns: which registry, run folder, encoder and baselines go into a job, and what it leaves behind. Ignores: arithmetic,
 command lines.

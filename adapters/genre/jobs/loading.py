@@ -104,7 +104,7 @@ def load_base(manifest: Manifest, name: str | None = None, *, quantization: str 
     except BaseModelError as error:
         if name is not None or not error.what.startswith("no base is called"):
             raise
-        raise BaseModelError(error.what, expected=error.expected, todo="say where it is with --base") from None
+        raise BaseModelError(error.what, expected=error.expected, todo="name its folder with --base") from None
     if base.fingerprint != wanted.fingerprint:
         todo = "name the base it was trained on"
         raise ManifestError("base.fingerprint", got=base.fingerprint, expected=wanted.fingerprint, todo=todo)

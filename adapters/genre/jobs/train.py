@@ -48,7 +48,7 @@ class Run:
         root: The run folder.
         files: The files of the adapter version; None for a full fine-tune.
         manifest: Its manifest draft.
-        metrics: For each task the test figures by metric, with intervals.
+        metrics: For each task the test metrics, with intervals.
         baselines: For each task and baseline, the same.
         encoder: The encoder that was fitted and published with it: its reference, or None.
     """

@@ -207,7 +207,7 @@ class Results:
             self._lock.release()
 
     def _keep_settings(self, settings: Mapping[str, Any] | None) -> None:
-        """Write the settings of an output that begins; check those of one that goes on."""
+        """Write the settings of a new output; check those of a resumed one."""
         assert self._settings_file is not None
         if not self.rows:
             self._forget_settings()
