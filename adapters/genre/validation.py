@@ -48,6 +48,8 @@ def refusal(error: ValidationError, subject: str, fields: Sequence[str], kind: t
         return kind(f"{subject} has an unknown field", got=path[:80], expected=", ".join(fields))
     if first["type"] == "missing":
         return kind(f"{subject} has no {path}")
+    if first["type"] == "json_invalid":
+        return kind(f"{subject} is no JSON", got=first["ctx"]["error"])
     if not path:
         return kind(f"{subject} is no JSON object", got=_shown(first["input"]), expected="an object")
     if first["type"] in ("too_long", "too_short"):

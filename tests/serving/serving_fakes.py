@@ -19,7 +19,7 @@ import genre
 from builders import publish_stirred, recipe
 from genre.registry import Registry
 from genre.serving import Service, Settings
-from genre.serving.server import bind, make_server, url_of
+from genre.serving.http.server import bind, make_server, url_of
 
 ENCODER = "encoder-planted"
 TOKEN = "a token for the tests"

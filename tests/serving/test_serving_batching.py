@@ -9,11 +9,11 @@ import pytest
 from serving_fakes import open_engine, serving, wait_until
 
 from genre.engine import Engine, Request
-from genre.serving.batching import Ask, Batcher
+from genre.serving.batching import Batcher, Routed
 from genre.serving.canary import fraction
+from genre.serving.deployments import TokenEstimate
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
-from genre.serving.served import Weight
 from genre.serving.settings import Settings
 
 REFS = ["like@production", "next_item@production", "rating@production"]
@@ -31,7 +31,7 @@ class Held:
             self.inside.set()
             self.go.wait(60)
 
-        self.thread = threading.Thread(target=self.service.batcher.between, args=(wait,))
+        self.thread = threading.Thread(target=self.service.batcher.run_idle, args=(wait,))
         self.thread.start()
         assert self.inside.wait(60)
         return self
@@ -113,7 +113,7 @@ def test_a_call_that_waits_too_long_gets_504_and_is_not_scored(engine):
             late = client.post("/v1/score", json={"requests": [row("like")]})
             assert late.status_code == 504 and late.json()["code"] == "timeout"
         wait_until(lambda: service.batcher.waiting == 0)
-        service.batcher.between(lambda: None)
+        service.batcher.run_idle(lambda: None)
         assert value(service, "genre_batch_rows_count") == 0
 
 
@@ -124,7 +124,7 @@ def test_a_client_that_leaves_is_not_scored(engine):
             with pytest.raises(Exception, match="timed out"):
                 client.post("/v1/score", json={"requests": [row("like")]}, timeout=0.3)
             wait_until(lambda: '"status": 499' in log.getvalue())
-        service.batcher.between(lambda: None)
+        service.batcher.run_idle(lambda: None)
         assert value(service, "genre_batch_rows_count") == 0
         assert client.post("/v1/score", json={"requests": [row("like")]}).status_code == 200
 
@@ -166,32 +166,32 @@ def test_a_call_of_which_every_row_breaks_is_a_500(breaking):
 class Plain:
     """Everything is answered by whom it was meant for."""
 
-    def now(self, ask):
-        return ask
+    def reroute(self, routed):
+        return routed
 
-    def tried(self, ask, *, failed):
+    def record(self, routed, *, failed):
         raise AssertionError("there is no candidate")
 
 
 def test_a_stopping_queue_answers_what_waits_and_takes_nothing_more(engine):
     batcher = Batcher(engine, Settings(gather_ms=0), Log(io.StringIO()), Metrics(), Plain())
-    served = _served(engine)
+    deployment = _deployment(engine)
 
     async def work():
-        calls = [batcher.submit([Ask(_request(user), served, 10)], request_id="x", timeout_s=60) for user in range(8)]
+        calls = [batcher.submit([Routed(_request(user), deployment, 10)], request_id="x", timeout_s=60) for user in range(8)]
         stopping = threading.Thread(target=batcher.stop)
         stopping.start()
         await asyncio.gather(*(call.done for call in calls))
         await asyncio.to_thread(stopping.join)
         assert all(call.answers[0].response.error is None for call in calls)
         with pytest.raises(Exception, match="the service is stopping"):
-            batcher.submit([Ask(_request(1), served, 10)], request_id="x", timeout_s=60)
+            batcher.submit([Routed(_request(1), deployment, 10)], request_id="x", timeout_s=60)
         assert not batcher.alive
 
     batcher.start()
     asyncio.run(work())
     ran = []
-    batcher.between(lambda: ran.append(1))  # nobody scores, so nobody has to be waited for
+    batcher.run_idle(lambda: ran.append(1))  # nobody scores, so nobody has to be waited for
     assert ran == [1]
 
 
@@ -199,12 +199,12 @@ def test_a_stopping_queue_answers_what_waits_and_takes_nothing_more(engine):
 def test_rows_that_keep_coming_go_together(engine, monkeypatch, apart, batches):
     batcher, sizes, score = Batcher(engine, Settings(gather_ms=500), Log(io.StringIO()), Metrics(), Plain()), [], engine.score
     monkeypatch.setattr(engine, "score", lambda rows, refs: sizes.append(len(rows)) or score(rows, refs))
-    served = _served(engine)
+    deployment = _deployment(engine)
 
     async def work():
         calls = []
         for user in range(sum(batches)):
-            calls.append(batcher.submit([Ask(_request(user), served, 10)], request_id="x", timeout_s=60))
+            calls.append(batcher.submit([Routed(_request(user), deployment, 10)], request_id="x", timeout_s=60))
             await asyncio.sleep(apart)
         await asyncio.gather(*(call.done for call in calls))
 
@@ -217,12 +217,12 @@ def test_rows_that_keep_coming_go_together(engine, monkeypatch, apart, batches):
 def test_rows_that_keep_coming_do_not_hold_up_the_first(engine, monkeypatch):
     batcher, sizes, score = Batcher(engine, Settings(gather_ms=50), Log(io.StringIO()), Metrics(), Plain()), [], engine.score
     monkeypatch.setattr(engine, "score", lambda rows, refs: sizes.append(len(rows)) or score(rows, refs))
-    served = _served(engine)
+    deployment = _deployment(engine)
 
     async def work():
         calls = []
         while not calls or not calls[0].done.done():  # ends only because the first is answered while others still come
-            calls.append(batcher.submit([Ask(_request(3), served, 10)], request_id="x", timeout_s=60))
+            calls.append(batcher.submit([Routed(_request(3), deployment, 10)], request_id="x", timeout_s=60))
             await asyncio.sleep(0.02)
         await asyncio.gather(*(call.done for call in calls))
         return len(calls)
@@ -232,10 +232,10 @@ def test_rows_that_keep_coming_do_not_hold_up_the_first(engine, monkeypatch):
     batcher.stop()
 
 
-def test_an_errand_that_fails_fails_its_caller_only(engine):
+def test_a_callback_that_fails_fails_its_caller_only(engine):
     with serving(engine, REFS) as (service, client):
         with pytest.raises(ZeroDivisionError):
-            service.batcher.between(lambda: 1 // 0)
+            service.batcher.run_idle(lambda: 1 // 0)
         assert client.post("/v1/score", json={"requests": [row("like")]}).status_code == 200
 
 
@@ -243,18 +243,18 @@ def _request(user):
     return Request("like@production", user_id=f"u{user}", candidates=["i0"])
 
 
-def _served(engine):
-    from genre.serving.fleet import Fleet
+def _deployment(engine):
+    from genre.serving.deployments import Deployments
 
-    return Fleet(engine, Log(io.StringIO()), Metrics(), lambda run: run()).add("like@production")
+    return Deployments(engine, Log(io.StringIO()), Metrics(), lambda run: run()).add("like@production")
 
 
 def test_weights_are_never_below_what_the_engine_makes_of_a_request(engine):
     """Counted by the rows that it really builds."""
-    served = _served(engine)
+    deployment = _deployment(engine)
     loaded, *_ = engine.read_by(_request(3))
     layout = loaded.layout
-    assert isinstance(served.weight, Weight) and served.weight.events == layout.max_events
+    assert isinstance(deployment.estimate, TokenEstimate) and deployment.estimate.events == layout.max_events
     for events in (0, 5, 40):
         history = [{"item_id": f"i{n % 30}", "rating": 4} for n in range(events)]
         request = Request("like@production", history=history, user={"age": 33}, candidates=["i1", "i2", "i3"])
@@ -268,9 +268,9 @@ def test_weights_are_never_below_what_the_engine_makes_of_a_request(engine):
             texts=[""] * 30,
             candidates=np.arange(3),
         )
-        assert len(built) <= served.weight.tokens(request, events) <= 4 * len(built)
+        assert len(built) <= deployment.estimate.tokens(request, events) <= 4 * len(built)
     everything = Request("like@production", history=[], k=1)
-    assert served.weight.tokens(everything, 0) >= 30
+    assert deployment.estimate.tokens(everything, 0) >= 30
 
 
 def test_a_user_keeps_their_side_and_sides_have_their_share():

@@ -270,7 +270,7 @@ def test_the_page_is_a_fixed_set_of_files(asked, tmp_path):
     from fastapi import FastAPI
     from fastapi.testclient import TestClient
 
-    from genre.serving.page import mount, read_files
+    from genre.serving.http.page import mount, read_files
 
     (tmp_path / "sub").mkdir()
     (tmp_path / "index.html").write_text("<h1>hello</h1>")

@@ -10,7 +10,7 @@ from genre.engine import Request
 from genre.errors import InputError
 from genre.serving import Service, Settings
 from genre.serving.canary import fraction
-from genre.serving.fleet import Fleet
+from genre.serving.deployments import Deployments
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
 
@@ -164,23 +164,25 @@ def test_a_canary_needs_its_production(engine):
 def test_rows_that_wait_for_a_candidate_that_goes_are_answered_by_production(engine, publish):
     publish(1)
     with serving(engine, ["like@production"], canary={"like": 1.0}) as (service, _):
-        row = service.ask(Request("like@production", user_id="u1", candidates=["i0"]))
-        assert row.served.ref == "like@candidate" and service.now(row) is row
-        service.fleet.drop("like@candidate")  # as when it becomes production, before the canary has been told
-        now = service.now(row)
-        assert now is not None and (now.served.ref, now.instead) == ("like@production", None)
-        assert service.ask(Request("like@production", user_id="u1", candidates=["i0"])).served.ref == "like@production"
+        row = service.route(Request("like@production", user_id="u1", candidates=["i0"]))
+        assert row.deployment.ref == "like@candidate" and service.reroute(row) is row
+        service.deployments.drop("like@candidate")  # as when it becomes production, before the canary has been told
+        now = service.reroute(row)
+        assert now is not None and (now.deployment.ref, now.fallback) == ("like@production", None)
+        assert service.route(Request("like@production", user_id="u1", candidates=["i0"])).deployment.ref == "like@production"
 
 
 def test_a_candidate_is_hidden_from_its_first_moment(engine, publish):
-    class Watched(Fleet):
-        def _set(self, ref, served):
-            seen.append(served.public)
-            super()._set(ref, served)
+    class Watched(Deployments):
+        def _set(self, deployment):
+            seen.append(deployment.public)
+            super()._set(deployment)
 
     publish(3)
     seen: list[bool] = []
-    fleet = Watched(engine, Log(io.StringIO()), Metrics(), lambda run: run())
-    assert not fleet.add("like@candidate", public=False).public and seen == [False]
-    assert not fleet.add("like@candidate", public=False).public and set(seen) == {False}, "brought up to date, still hidden"
-    assert fleet.add("like@candidate").public and fleet.add("like@candidate", public=False).public, "who was public stays so"
+    deployments = Watched(engine, Log(io.StringIO()), Metrics(), lambda run: run())
+    assert not deployments.add("like@candidate", public=False).public and seen == [False]
+    assert not deployments.add("like@candidate", public=False).public and set(seen) == {False}, "brought up to date, still hidden"
+    assert deployments.add("like@candidate").public and deployments.add("like@candidate", public=False).public, (
+        "who was public stays so"
+    )

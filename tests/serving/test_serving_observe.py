@@ -104,11 +104,11 @@ def test_services_in_one_process_count_apart(engine):
 def test_series_of_versions_that_are_gone_are_dropped(engine):
     with serving(engine, ["like@production"]) as (service, client):
         client.post("/v1/score", json={"requests": [SECRET]})
-        kept = {served.version.version for served in service.fleet.all()}
+        kept = {served.version.version for served in service.deployments.all()}
         service.metrics.row("like", "like", "0123456789ab", 0.1)
         service.metrics.forget(kept)
         assert ("like", "0123456789ab") in service.metrics.counts()  # it has just answered
-        service.metrics._seen["like", "like", "0123456789ab"] -= 3600
+        service.metrics._answered["like", "like", "0123456789ab"] -= 3600
         service.metrics.forget(kept)
         assert set(service.metrics.counts()) == {("like", *kept)}
 

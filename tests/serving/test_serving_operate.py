@@ -71,7 +71,7 @@ def test_a_wrong_token_is_refused_and_no_token_is_ever_logged(engine):
 
 def test_who_guesses_tokens_waits_longer_and_longer(engine):
     with serving(engine, ["like@production"], token=TOKEN, token_guesses=2) as (service, client):
-        now = service.guesses.clock = Clock()
+        now = service.access.clock = Clock()
         wrong = {"Authorization": "Bearer another token"}
         assert [client.post("/v1/admin/load", headers=wrong).status_code for _ in range(4)] == [401, 401, 401, 429]
         refused = client.post("/v1/admin/load", json={"ref": "rating"}, headers=ADMIN)  # not even looked at
@@ -96,14 +96,14 @@ class Clock:
 
 
 def test_only_so_many_guessers_are_remembered():
-    from genre.serving.backoff import CLIENTS, Backoff
+    from genre.serving.access import CLIENTS, AdminAccess
 
-    guesses = Backoff(0, Clock())
+    guesses = AdminAccess(None, 0, Clock())
     for client in range(CLIENTS + 1):
-        guesses.wrong(str(client))
+        guesses.count_wrong(str(client))
     assert guesses.wait_s("0") == 0 and guesses.wait_s("1") == guesses.wait_s(str(CLIENTS)) == 1
     for _ in range(2000):
-        guesses.wrong("1")
+        guesses.count_wrong("1")
     assert guesses.wait_s("1") == 60
 
 
@@ -276,7 +276,7 @@ def test_answers_under_swaps_are_each_of_the_version_they_name(trained, registry
 
 
 def test_default_references_are_production_or_latest_and_only_those_that_fit(trained, registry, foreign, base, tmp_path):
-    from genre.serving.fleet import default_refs, fitting
+    from genre.serving.deployments import default_refs, fitting
 
     add_version(registry, trained, base, tmp_path / "new", RATING, seed=4, name="fresh")
     refs = default_refs(registry)
@@ -333,12 +333,12 @@ def test_an_explanation_does_not_bring_back_what_was_unloaded(engine, registry):
         ThreadPoolExecutor(2) as pool,
     ):
         busy = threading.Event()
-        service.aside(lambda: busy.wait(30))
+        service.explain_aside(lambda: busy.wait(30))
         calls = [
             pool.submit(client.post, "/v1/explain", json={"requests": [{**asked, "method": method}]})
             for method in ("gradient", "leave_one_out")
         ]
-        wait_until(lambda: len(service._pending) == 3)
+        wait_until(lambda: len(service._explanations) == 3)
         assert act(client, "unload", ref="like@production").status_code == 200
         busy.set()
         for call in calls:
@@ -354,9 +354,9 @@ def test_an_unload_waits_for_the_explanation_under_way(engine):
         serving(engine, ["like@production", "rating@production"], token=TOKEN) as (service, client),
         ThreadPoolExecutor(1) as pool,
     ):
-        with service.fleet.held("like@production"):
+        with service.deployments.held("like@production"):
             unloading = pool.submit(act, client, "unload", ref="like@production")
-            wait_until(lambda: service.fleet.get("like@production") is None)
+            wait_until(lambda: service.deployments.get("like@production") is None)
             assert not unloading.done() and "like@production" in engine.resident()
             assert digest_of(client, {**PLAIN, "adapter": "rating@production"})  # scoring goes on
         assert unloading.result().status_code == 200 and "like@production" not in engine.resident()
@@ -370,8 +370,8 @@ def test_titles_do_not_bring_back_what_was_unloaded(trained, registry):
             client,
         ),
     ):
-        gone = service.fleet.get("like@production")
-        service.fleet.drop("like@production")
+        gone = service.deployments.get("like@production")
+        service.deployments.drop("like@production")
         assert service.lookup.titles(gone.catalogue).of("i0") == "love 0"
         assert client.get("/v1/items", params={"q": "love 0"}).json()["items"] == [{"item_id": "i0", "title": "love 0"}]
         assert engine.resident().keys() == {"rating@production"}
@@ -389,7 +389,7 @@ def test_what_was_found_and_does_not_load_is_left_out_and_what_was_named_is_not(
             service = Service(engine, Settings.make(), stream=log, state=state)
             service.start(refs, found=True)
             service.stop()
-            assert [served.ref for served in service.fleet.all()] == ["rating@production"]
+            assert [served.ref for served in service.deployments.all()] == ["rating@production"]
             (told,) = [json.loads(line) for line in log.getvalue().splitlines() if '"not served"' in line]
             assert told["ref"] == "like@production" and "base.fingerprint" in told["why"]
     assert json.loads((tmp_path / "state.json").read_text())["unloaded"] == []  # nobody unloaded it: it may load next time

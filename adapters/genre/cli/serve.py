@@ -49,7 +49,7 @@ def serve(
 ) -> None:
     """Serve adapters over HTTP. The environment variable GENRE_ADMIN_TOKEN enables the admin calls."""
     try:
-        from genre.serving.server import bind, run, url_of
+        from genre.serving.http.server import bind, run, url_of
     except ModuleNotFoundError as error:
         todo = "pip install 'genre-adapters[serve]'"
         raise InputError("serving needs another package", got=f"no {error.name}", todo=todo) from None
@@ -65,7 +65,7 @@ def serve(
     listener = bind(host, port)
     try:
         service = _open(registry, adapters or [], data, base, quantization, lanes, settings, state)
-        names = ", ".join(served.ref for served in service.fleet.all() if served.public) or "nothing"
+        names = ", ".join(deployment.ref for deployment in service.deployments.public()) or "nothing"
         listener.listen()  # whoever reads the next line may call at once
         print(f"serving {names} at {url_of(listener)}", flush=True)
         run(service, listener)
@@ -93,7 +93,7 @@ def _open(
 ) -> Any:
     """Start a service; what is most likely to fail is checked first."""
     from genre.registry import Registry
-    from genre.serving.fleet import default_refs, fitting
+    from genre.serving.deployments import default_refs, fitting
     from genre.serving.state import StateFile
 
     if "://" not in registry and not Path(registry).is_dir():

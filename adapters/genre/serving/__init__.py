@@ -1,11 +1,11 @@
 """The HTTP service: micro-batches over one engine, operated by name, observed, followed by a page.
 
-Owns: bodies, limits, queues, who is served, the canary, metrics, logs. Ignores: arithmetic.
+Owns: queues, deployments, the canary, metrics, logs; `http` has everything that is HTTP. Ignores: arithmetic.
 
 >>> from genre.serving import Service, Settings, create_app
 """
 
-from genre.serving.app import create_app
+from genre.serving.http.app import create_app
 from genre.serving.service import Service
 from genre.serving.settings import Settings
 

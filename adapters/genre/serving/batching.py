@@ -2,13 +2,13 @@
 
 Owns: who waits, what goes together, time-outs, whose fault a failure is. Ignores: HTTP, bodies, aliases.
 
-    call = batcher.submit([Ask(request, served)], timeout_s=30)
-    await call.done                      # call.answers[0]  ->  Answer(Response(…), served)
+    call = batcher.submit([Routed(request, deployment, tokens)], request_id="5b0c…", timeout_s=30)
+    await call.done                      # call.answers[0]  ->  Answer(Response(…), deployment)
 
 A free worker waits until no row has come for a few milliseconds, and for ten times as long at most, so that clients that were
 answered together and ask again stay together; rows that came while it was busy have waited already. A batch ends at its rows or
-its tokens. Rows are served in the order in which they came. A batch that
-breaks is scored again row by row, so that only the row that breaks it fails.
+its tokens. Rows are scored in the order in which they came. A batch that breaks is scored again row by row, so that only the
+row that breaks it fails.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ from typing import Protocol
 
 from genre.engine import Engine, Request, Response
 from genre.errors import RequestError
+from genre.serving.deployments import Deployment
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
 from genre.serving.problems import Problem, shorten
-from genre.serving.served import Served
 from genre.serving.settings import Settings
 
 LONGEST_GATHER = 10
@@ -35,46 +35,47 @@ INTERNAL = "the row could not be scored: an internal error; the log has the reas
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A row that is to be scored.
+class Routed:
+    """A request with the deployment that is to answer it.
 
     Attributes:
-        request: As it was asked.
-        served: By whom.
-        tokens: How much work it is, from above.
-        instead: Who answers if that one fails: production, for a row that goes to a candidate.
+        request: As the client sent it.
+        deployment: The one that answers it.
+        tokens: An upper bound of its rows' tokens.
+        fallback: The one that answers if that fails: production, for a request that goes to a candidate.
     """
 
     request: Request
-    served: Served
+    deployment: Deployment
     tokens: int
-    instead: Served | None = None
+    fallback: Deployment | None = None
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a row: the engine's response under the reference that was asked, and who gave it (None: nobody could)."""
+    """The response to a row, and the deployment that gave it (None: there is none)."""
 
     response: Response
-    served: Served | None
+    deployment: Deployment | None
     internal: bool = False
 
 
-class Routes(Protocol):
-    """Who answers what, as it is when a row's turn comes."""
+class Router(Protocol):
+    """Routes a request again when its turn comes."""
 
-    def now(self, ask: Ask) -> Ask | None:
-        """The row with whoever is to answer it now; None if nobody does any more."""
+    def reroute(self, routed: Routed) -> Routed | None:
+        """The request with the deployment that is to answer it now; None if there is none any more."""
 
-    def tried(self, ask: Ask, *, failed: bool) -> None:
-        """A candidate was tried with this row; whether it failed where production answered."""
+    def record(self, routed: Routed, *, failed: bool) -> None:
+        """Count a row that a candidate was tried with; `failed` where production answered and the candidate did not."""
 
 
 class Call:
     """Rows that came together and are answered together."""
 
     def __init__(self, size: int, request_id: str, timeout_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        self.request_id, self.loop = request_id, loop
+        self.request_id = request_id
+        self.loop = loop
         self.begun = time.monotonic()
         self.deadline = self.begun + timeout_s
         self.answers: list[Answer | None] = [None] * size
@@ -82,9 +83,9 @@ class Call:
         self.given_up = False
         self.done: asyncio.Future[None] = loop.create_future()
 
-    def answer(self, place: int, answer: Answer) -> None:
-        """One row's answer; the last one wakes whoever waits."""
-        self.answers[place] = answer
+    def answer(self, index: int, answer: Answer) -> None:
+        """Take one row's answer; the last one wakes whoever waits."""
+        self.answers[index] = answer
         self.missing -= 1
         if self.missing == 0 and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self._finish)
@@ -95,14 +96,14 @@ class Call:
 
 
 @dataclass(frozen=True, eq=False)
-class _Waiting:
+class _Row:
     call: Call
-    place: int
-    ask: Ask
+    index: int
+    routed: Routed
 
 
 @dataclass
-class _Errand:
+class _Callback:
     run: Callable[[], None]
     done: "Future[None]" = field(default_factory=Future)
 
@@ -110,13 +111,17 @@ class _Errand:
 class Batcher:
     """The queue and its worker."""
 
-    def __init__(self, engine: Engine, settings: Settings, log: Log, metrics: Metrics, routes: Routes) -> None:
-        self.engine, self.settings, self.log, self.metrics, self.routes = engine, settings, log, metrics, routes
-        self._queue: deque[_Waiting] = deque()
-        self._errands: deque[_Errand] = deque()
+    def __init__(self, engine: Engine, settings: Settings, log: Log, metrics: Metrics, router: Router) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.log = log
+        self.metrics = metrics
+        self.router = router
+        self._queue: deque[_Row] = deque()
+        self._callbacks: deque[_Callback] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._pace = 0.0  # rows per second, lately
+        self._rows_per_s = 0.0  # lately
         self._worker = threading.Thread(target=self._work, name="genre-scoring", daemon=True)
 
     def start(self) -> None:
@@ -133,7 +138,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether somebody scores."""
+        """True while the worker runs."""
         return self._worker.is_alive()
 
     @property
@@ -141,160 +146,162 @@ class Batcher:
         """Rows in the queue."""
         return len(self._queue)
 
-    def submit(self, asks: Sequence[Ask], *, request_id: str, timeout_s: float) -> Call:
+    def submit(self, rows: Sequence[Routed], *, request_id: str, timeout_s: float) -> Call:
         """Queue the rows of a call, all of them or none. Called on the event loop.
 
         Raises:
             Problem: 429, they do not fit; 503, the service is stopping.
         """
-        call = Call(len(asks), request_id, timeout_s, asyncio.get_running_loop())
-        if not asks:
+        call = Call(len(rows), request_id, timeout_s, asyncio.get_running_loop())
+        if not rows:
             call._finish()
             return call
         with self._changed:
             if self._stopping or not self._worker.is_alive():
                 raise Problem(503, "stopping", "the service is stopping", {"Retry-After": "1"})
-            if self._queue and len(self._queue) + len(asks) > self.settings.queue_rows:
-                raise self._full(len(asks))
-            self._queue.extend(_Waiting(call, place, ask) for place, ask in enumerate(asks))
+            if self._queue and len(self._queue) + len(rows) > self.settings.queue_rows:
+                raise self._full(len(rows))
+            self._queue.extend(_Row(call, index, routed) for index, routed in enumerate(rows))
             self.metrics.queue.set(len(self._queue))
             self._changed.notify_all()
         return call
 
     def _full(self, more: int) -> Problem:
-        seconds = math.ceil(len(self._queue) / self._pace) if self._pace else 1
-        error = RequestError(
-            "the queue is full", got=f"{len(self._queue)} rows waiting and {more} more",
-            expected=f"at most {self.settings.queue_rows}", todo="try again after Retry-After seconds",
-        )  # fmt: skip
+        seconds = math.ceil(len(self._queue) / self._rows_per_s) if self._rows_per_s else 1
+        got, most = f"{len(self._queue)} rows waiting and {more} more", f"at most {self.settings.queue_rows}"
+        error = RequestError("the queue is full", got=got, expected=most, todo="try again after Retry-After seconds")
         return Problem(429, "queue_full", error, {"Retry-After": str(min(60, max(1, seconds)))})
 
-    def between(self, run: Callable[[], None]) -> None:
-        """Run something while nothing is being scored, and wait for it."""
-        errand = _Errand(run)
+    def run_idle(self, run: Callable[[], None]) -> None:
+        """Run a callback while nothing is being scored, and wait for it."""
+        callback = _Callback(run)
         with self._changed:
-            there = self._worker.is_alive() and not self._stopping
-            if there:
-                self._errands.append(errand)
+            working = self._worker.is_alive() and not self._stopping
+            if working:
+                self._callbacks.append(callback)
                 self._changed.notify_all()
-        if not there:
+        if not working:
             run()
             return
-        errand.done.result()
+        callback.done.result()
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:
-            batch, errands = taken
-            for errand in errands:
-                _run(errand)
+            batch, callbacks = taken
+            for callback in callbacks:
+                _run(callback)
             if batch:
                 self._score(batch)
 
-    def _take(self) -> tuple[list[_Waiting], list[_Errand]] | None:
-        """The next batch and what is to be done before it; None when everything is done and the worker is to end."""
+    def _take(self) -> tuple[list[_Row], list[_Callback]] | None:
+        """The next batch and the callbacks that run before it; None when everything is done and the worker is to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._errands or self._stopping)
+            self._changed.wait_for(lambda: self._queue or self._callbacks or self._stopping)
             self._gather()
-            if not self._queue and not self._errands:
+            if not self._queue and not self._callbacks:
                 return None
-            errands = list(self._errands)
-            self._errands.clear()
+            callbacks = list(self._callbacks)
+            self._callbacks.clear()
             batch = self._cut()
             self.metrics.queue.set(len(self._queue))
-        return batch, errands
+        return batch, callbacks
 
     def _gather(self) -> None:
         """Let rows wait a moment for others, as long as these keep coming."""
         moment = self.settings.gather_ms / 1000
-        while 0 < len(self._queue) < self.settings.batch_rows and not self._stopping and not self._errands:
+        while 0 < len(self._queue) < self.settings.batch_rows and not self._stopping and not self._callbacks:
             first, last = self._queue[0].call.begun, self._queue[-1].call.begun
             left = min(last + moment, first + LONGEST_GATHER * moment) - time.monotonic()
             if left <= 0 or not self._changed.wait(left):
                 return
 
-    def _cut(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
+    def _cut(self) -> list[_Row]:
+        batch: list[_Row] = []
         tokens = 0
         while self._queue and len(batch) < self.settings.batch_rows:
             first = self._queue[0]
             if first.call.given_up:
                 self._queue.popleft()
                 continue
-            tokens += first.ask.tokens
+            tokens += first.routed.tokens
             if batch and tokens > self.settings.batch_tokens:
                 break
             batch.append(self._queue.popleft())
         return batch
 
-    def _score(self, batch: list[_Waiting]) -> None:
+    def _score(self, batch: list[_Row]) -> None:
         begun = time.monotonic()
-        rows = [current for waiting in batch if (current := self._current(waiting, begun)) is not None]
+        rows = [current for row in batch if (current := self._current(row, begun)) is not None]
         if not rows:
             return
-        answered = list(zip(rows, self._answers(rows), strict=True))
-        again = [(row, answer) for row, answer in answered if row.ask.instead is not None and answer.response.error is not None]
-        instead = dict(zip([id(row) for row, _ in again], self._by_production([row for row, _ in again]), strict=True))
+        answers = self._answers(rows)
+        fallbacks = self._fall_back(rows, answers)
         seconds = time.monotonic() - begun
-        self.metrics.batch(len(rows), sum(row.ask.tokens for row in rows), seconds)
-        self._pace = 0.9 * (self._pace or len(rows) / max(seconds, 1e-6)) + 0.1 * len(rows) / max(seconds, 1e-6)
-        for row, answer in answered:
-            other = instead.get(id(row))
-            if row.ask.instead is not None:
-                self.routes.tried(row.ask, failed=other is not None and other.response.error is None)
+        self.metrics.batch(len(rows), sum(row.routed.tokens for row in rows), seconds)
+        rows_per_s = len(rows) / max(seconds, 1e-6)
+        self._rows_per_s = 0.9 * (self._rows_per_s or rows_per_s) + 0.1 * rows_per_s
+        for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+            other = fallbacks.get(index)
+            if row.routed.fallback is not None:
+                self.router.record(row.routed, failed=other is not None and other.response.error is None)
             self._deliver(row, other or answer)
 
-    def _current(self, waiting: _Waiting, now: float) -> _Waiting | None:
-        """The row as it is to be scored now; None if it was too late, or nobody answers it any more, and it has been told so."""
-        ask = self.routes.now(waiting.ask)
-        if waiting.call.deadline <= now:
-            self._fail(waiting, "the row waited too long", "timeout")
-        elif ask is None:
-            self._fail(waiting, f"{shorten(waiting.ask.request.adapter)} is served no longer", "request")
+    def _current(self, row: _Row, now: float) -> _Row | None:
+        """The row as it is to be scored now; None if it came too late, or its adapter is served no longer, which is answered."""
+        routed = self.router.reroute(row.routed)
+        if row.call.deadline <= now:
+            self._fail(row, "the row waited too long", "timeout")
+        elif routed is None:
+            self._fail(row, f"{shorten(row.routed.request.adapter)} is served no longer", "request")
         else:
-            return waiting if ask is waiting.ask else replace(waiting, ask=ask)
+            return row if routed is row.routed else replace(row, routed=routed)
         return None
 
-    def _by_production(self, rows: list[_Waiting]) -> list[Answer]:
-        """Answers to rows that a candidate failed."""
-        if not rows:
-            return []
-        return self._answers([replace(row, ask=replace(row.ask, served=row.ask.instead, instead=None)) for row in rows])  # type: ignore[arg-type]
+    def _fall_back(self, rows: Sequence[_Row], answers: Sequence[Answer]) -> dict[int, Answer]:
+        """Production's answers to the rows that a candidate failed, by their index."""
+        again = {}
+        for index, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+            production = row.routed.fallback
+            if production is not None and answer.response.error is not None:
+                again[index] = replace(row, routed=replace(row.routed, deployment=production, fallback=None))
+        return dict(zip(again, self._answers(list(again.values())), strict=True)) if again else {}
 
-    def _answers(self, batch: list[_Waiting]) -> list[Answer]:
+    def _answers(self, batch: list[_Row]) -> list[Answer]:
         """One answer per row, whatever happens."""
-        requests = [waiting.ask.request for waiting in batch]
-        refs = [waiting.ask.served.ref for waiting in batch]
+        requests = [row.routed.request for row in batch]
+        refs = [row.routed.deployment.ref for row in batch]
         try:
             found = [_finite(response) for response in self.engine.score(requests, refs)]
         except Exception as error:
             if len(batch) > 1:
-                return [answer for waiting in batch for answer in self._answers([waiting])]
+                return [answer for row in batch for answer in self._answers([row])]
             self.log.failure("row failed", error, request_id=batch[0].call.request_id, adapter=refs[0])
             found = [Response(requests[0].id, requests[0].adapter, error=INTERNAL)]
-        return [self._answer(waiting, response) for waiting, response in zip(batch, found, strict=True)]
+        return [self._answer(row, response) for row, response in zip(batch, found, strict=True)]
 
-    def _answer(self, waiting: _Waiting, response: Response) -> Answer:
+    def _answer(self, row: _Row, response: Response) -> Answer:
         """The response, without a path of this machine in its error."""
         if response.error is None:
-            return Answer(response, waiting.ask.served)
+            return Answer(response, row.routed.deployment)
         internal = response.error in (INTERNAL, NO_NUMBER)
         text = shorten(response.error.replace(self.engine.registry.url, "the registry"))
-        return Answer(replace(response, error=text), waiting.ask.served, internal=internal)
+        return Answer(replace(response, error=text), row.routed.deployment, internal)
 
-    def _deliver(self, waiting: _Waiting, answer: Answer) -> None:
-        assert answer.served is not None
-        served, response = answer.served, answer.response
+    def _deliver(self, row: _Row, answer: Answer) -> None:
+        assert answer.deployment is not None
+        deployment, response = answer.deployment, answer.response
         if response.error is None:
-            taken = time.monotonic() - waiting.call.begun
-            self.metrics.row(served.name, served.task(waiting.ask.request), (response.digest or "")[:12], taken)
+            seconds = time.monotonic() - row.call.begun
+            task = deployment.task(row.routed.request)
+            self.metrics.row(deployment.name, task, (response.digest or "")[:12], seconds)
         else:
-            self.metrics.row_failed(served.name, "internal" if answer.internal else "request")
-        waiting.call.answer(waiting.place, answer)
+            self.metrics.row_failed(deployment.name, "internal" if answer.internal else "request")
+        row.call.answer(row.index, answer)
 
-    def _fail(self, waiting: _Waiting, error: str, kind: str) -> None:
-        self.metrics.row_failed(waiting.ask.served.name, kind)
-        request = waiting.ask.request
-        waiting.call.answer(waiting.place, Answer(Response(request.id, request.adapter, error=error), waiting.ask.served))
+    def _fail(self, row: _Row, error: str, kind: str) -> None:
+        request, deployment = row.routed.request, row.routed.deployment
+        self.metrics.row_failed(deployment.name, kind)
+        row.call.answer(row.index, Answer(Response(request.id, request.adapter, error=error), deployment))
 
 
 def _finite(response: Response) -> Response:
@@ -304,10 +311,10 @@ def _finite(response: Response) -> Response:
     return Response(response.id, response.adapter, error=NO_NUMBER)
 
 
-def _run(errand: _Errand) -> None:
+def _run(callback: _Callback) -> None:
     try:
-        errand.run()
+        callback.run()
     except BaseException as error:
-        errand.done.set_exception(error)
+        callback.done.set_exception(error)
     else:
-        errand.done.set_result(None)
+        callback.done.set_result(None)

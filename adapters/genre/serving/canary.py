@@ -7,7 +7,7 @@ candidate fails, and that `production` then answers, is a failure of the candida
 fault. With `failures` of them among the candidate's last `window` rows all traffic goes back to `production`, and stays there
 until `candidate` names another version or an operator sets the share again. The registry's aliases are left as they are.
 
-    canaries.pick(served, request)  ->  the Served of "like@candidate", for a tenth of the users
+    canaries.pick(deployment, request)  ->  the deployment of "like@candidate", for a tenth of the users
 """
 
 import hashlib
@@ -21,10 +21,9 @@ from pydantic_core import to_json
 from genre.engine import Request
 from genre.errors import GenreError, InputError
 from genre.registry.names import PRODUCTION
-from genre.serving.fleet import Fleet
+from genre.serving.deployments import Deployment, Deployments
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
-from genre.serving.served import Served
 
 CANDIDATE = "candidate"
 
@@ -35,10 +34,11 @@ class Canary:
 
     Attributes:
         share: Of the traffic, while it runs.
+        outcomes: Of its last rows: True for each that failed.
         state: `waiting` (for a candidate other than production), `running` or `halted`.
         version: The candidate that the state is about.
-        rows: That it answered or failed.
-        outcomes: Of its last rows: whether each was a failure.
+        rows: Rows that it has answered or failed.
+        failures: Rows that it has failed.
         reason: Why it is halted.
     """
 
@@ -52,21 +52,38 @@ class Canary:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def describe(self) -> dict[str, Any]:
-        """As the API shows it."""
+        """The canary as the API shows it."""
         fields = ("share", "state", "version", "rows", "failures", "reason")
         return {name: getattr(self, name) for name in fields}
+
+    def restart(self, version: str | None) -> None:
+        """Wait for another candidate, with nothing counted."""
+        with self.lock:
+            self.state = "waiting"
+            self.version = version
+            self.reason = None
+            self.rows = 0
+            self.failures = 0
+            self.outcomes.clear()
 
 
 class Canaries:
     """The canaries of one service.
 
     Args:
-        fleet: Where candidates are loaded.
-        failures, window: The rule's numbers.
+        deployments: Where candidates are loaded.
+        log: Where a rollback is reported.
+        metrics: Where shares and rollbacks are shown.
+        failures: So many failures send all traffic back to production,
+        window: among so many of the candidate's last rows.
     """
 
-    def __init__(self, fleet: Fleet, log: Log, metrics: Metrics, *, failures: int, window: int) -> None:
-        self.fleet, self.log, self.metrics, self.failures, self.window = fleet, log, metrics, failures, window
+    def __init__(self, deployments: Deployments, log: Log, metrics: Metrics, *, failures: int, window: int) -> None:
+        self.deployments = deployments
+        self.log = log
+        self.metrics = metrics
+        self.failures = failures
+        self.window = window
         self._canaries: dict[str, Canary] = {}
         self._changing = threading.RLock()  # never taken by the thread that scores
 
@@ -74,18 +91,17 @@ class Canaries:
         """Give a name's candidate a share of its traffic; 0 ends it.
 
         Args:
-            name: Whose.
+            name: The adapter's name.
             share: Of the requests to its `production`.
             halted: A version that was given up before, which gets none of it.
-            reason: Why it was.
+            reason: Why it was given up.
 
         Raises:
             InputError: The name's `production` is not served here.
         """
-        if self.fleet.get(f"{name}@{PRODUCTION}") is None:
-            raise InputError(
-                "a canary needs the name's production to be served", got=name[:80], expected=f"NAME@{PRODUCTION} is served"
-            )
+        if self.deployments.get(f"{name}@{PRODUCTION}") is None:
+            what = "a canary needs the name's production to be served"
+            raise InputError(what, got=name[:80], expected=f"NAME@{PRODUCTION} is served")
         with self._changing:
             if share == 0:
                 self._canaries.pop(name, None)
@@ -94,7 +110,9 @@ class Canaries:
                 return None
             canary = self._canaries[name] = Canary(share, deque(maxlen=self.window))
             if halted is not None:
-                canary.state, canary.version, canary.reason = "halted", halted, reason
+                canary.state = "halted"
+                canary.version = halted
+                canary.reason = reason
             self.sync()
             return canary
 
@@ -114,17 +132,14 @@ class Canaries:
 
     def _sync(self, name: str, canary: Canary) -> None:
         try:
-            held = self.fleet.registry.aliases(name)
+            aliases = self.deployments.registry.aliases(name)
         except GenreError as error:
             self.log.write("aliases unreadable", level="error", adapter=name, error=str(error))
             return
-        version = held.get(CANDIDATE)
+        version = aliases.get(CANDIDATE)
         if version != canary.version:
-            with canary.lock:
-                canary.state, canary.version, canary.reason = "waiting", version, None
-                canary.rows = canary.failures = 0
-                canary.outcomes.clear()
-        if canary.state != "halted" and version is not None and version != held.get(PRODUCTION):
+            canary.restart(version)
+        if canary.state != "halted" and version is not None and version != aliases.get(PRODUCTION):
             self._run(name, canary)
         else:
             if canary.state != "halted":
@@ -134,42 +149,44 @@ class Canaries:
 
     def _run(self, name: str, canary: Canary) -> None:
         ref = f"{name}@{CANDIDATE}"
-        served = self.fleet.get(ref)
-        if canary.state == "running" and served is not None and served.version.version == canary.version:
+        deployment = self.deployments.get(ref)
+        if canary.state == "running" and deployment is not None and deployment.version.version == canary.version:
             return
         try:
-            served = self.fleet.add(ref, public=False)
+            deployment = self.deployments.add(ref, public=False)
         except Exception as error:  # whatever is wrong with it, production goes on
             self._halt(name, canary, f"it cannot be loaded: {error}")
             return
         with canary.lock:
-            canary.state, canary.version = "running", served.version.version
+            canary.state = "running"
+            canary.version = deployment.version.version
 
     def _withdraw(self, name: str) -> None:
-        served = self.fleet.get(f"{name}@{CANDIDATE}")
-        if served is not None and not served.public:
-            self.fleet.drop(served.ref)
+        deployment = self.deployments.get(f"{name}@{CANDIDATE}")
+        if deployment is not None and not deployment.public:
+            self.deployments.drop(deployment.ref)
 
-    def pick(self, served: Served, request: Request) -> Served | None:
+    def pick(self, deployment: Deployment, request: Request) -> Deployment | None:
         """The candidate, if it is this request's turn."""
-        canary = self._canaries.get(served.name)
-        if canary is None or canary.state != "running" or served.alias != PRODUCTION:
+        canary = self._canaries.get(deployment.name)
+        if canary is None or canary.state != "running" or deployment.alias != PRODUCTION:
             return None
-        if fraction(served.name, request) >= canary.share:
+        if fraction(deployment.name, request) >= canary.share:
             return None
-        candidate = self.fleet.get(f"{served.name}@{CANDIDATE}")
+        candidate = self.deployments.get(f"{deployment.name}@{CANDIDATE}")
         return candidate if candidate is not None and self.runs(candidate) else None
 
-    def runs(self, served: Served) -> bool:
-        """Whether a candidate still has traffic, and can answer it."""
-        canary = self._canaries.get(served.name)
-        meant = canary is not None and canary.state == "running" and canary.version == served.version.version
-        return meant and self.fleet.get(served.ref) is not None
+    def runs(self, candidate: Deployment) -> bool:
+        """Return whether a candidate still has traffic, and can answer it."""
+        canary = self._canaries.get(candidate.name)
+        if canary is None or canary.state != "running" or canary.version != candidate.version.version:
+            return False
+        return self.deployments.get(candidate.ref) is not None
 
-    def record(self, served: Served, *, failed: bool) -> None:
-        """What came of a row that went to a candidate. Called by the thread that scores; never waits for loading."""
-        canary, name = self._canaries.get(served.name), served.name
-        if canary is None or canary.version != served.version.version:
+    def record(self, candidate: Deployment, *, failed: bool) -> None:
+        """Count a row that went to a candidate. Called by the thread that scores; never waits for loading."""
+        canary = self._canaries.get(candidate.name)
+        if canary is None or canary.version != candidate.version.version:
             return
         with canary.lock:
             canary.rows += 1
@@ -177,23 +194,25 @@ class Canaries:
             canary.outcomes.append(failed)
             recent = sum(canary.outcomes)
         if recent >= self.failures and canary.state == "running":
-            self._halt(name, canary, f"{recent} of its last {len(canary.outcomes)} rows failed where {PRODUCTION} answered")
+            reason = f"{recent} of its last {len(canary.outcomes)} rows failed where {PRODUCTION} answered"
+            self._halt(candidate.name, canary, reason)
 
     def _halt(self, name: str, canary: Canary, reason: str) -> None:
-        canary.state, canary.reason = "halted", reason[:300]
+        canary.state = "halted"
+        canary.reason = reason[:300]
         self.metrics.canary_rollbacks.labels(name).inc()
         self.metrics.canary.labels(name).set(0)
         self.log.write("canary rolled back", level="error", adapter=name, version=canary.version, reason=canary.reason)
 
 
 def fraction(name: str, request: Request) -> float:
-    """Where a request stands between 0 and 1, the same for all requests of its user."""
+    """A number between 0 and 1, the same for all requests of a user."""
     if request.user_id is not None:
         key = f"user {request.user_id}"
     elif request.id is not None:
         key = f"id {request.id}"
     else:
-        told = request.history if request.texts is None else request.texts
-        key = "history " + to_json(told, inf_nan_mode="constants").decode()
+        read = request.history if request.texts is None else request.texts
+        key = "history " + to_json(read, inf_nan_mode="constants").decode()
     digest = hashlib.sha256(f"{name}\x1f{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,6 +1,6 @@
 """Structured logs: one JSON object a line.
 
-Owns: the form of a line, where lines go, uvicorn's own messages in the same form. Ignores: what is worth telling.
+Owns: the form of a line, where lines go, uvicorn's own messages in the same form. Ignores: what is worth logging.
 
     {"time": "2026-03-01T12:00:00.123Z", "level": "info", "event": "call", "request_id": "5b0c…", "route": "/v1/score",
      "status": 200, "ms": 12.3, "rows": 3, "errors": 0, "digests": ["9f2c…"]}
@@ -23,7 +23,7 @@ class Log:
     """Writes events to one stream; a closed or full stream never fails a request.
 
     Args:
-        stream: Where to; standard error by default.
+        stream: Standard error by default.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -31,10 +31,10 @@ class Log:
         self._lock = threading.Lock()
 
     def write(self, event: str, *, level: str = "info", **fields: Any) -> None:
-        """One line; fields that are None are left out."""
+        """Write one line; fields that are None are left out."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-        said = {key: value for key, value in fields.items() if value is not None}
-        line = json.dumps({"time": now, "level": level, "event": event, **said}, default=str)
+        given = {key: value for key, value in fields.items() if value is not None}
+        line = json.dumps({"time": now, "level": level, "event": event, **given}, default=str)
         with self._lock:
             try:
                 self.stream.write(line + "\n")
@@ -43,10 +43,10 @@ class Log:
                 pass
 
     def failure(self, event: str, error: BaseException, **fields: Any) -> None:
-        """One line with where an unexpected error came from: files and lines, no values."""
-        places = [f"{frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in
-                  traceback.extract_tb(error.__traceback__)[-6:]]  # fmt: skip
-        self.write(event, level="error", error=f"{type(error).__name__}: {error}"[:500], where=places, **fields)
+        """Write one line with the origin of an unexpected error: files and lines, no values."""
+        frames = traceback.extract_tb(error.__traceback__)[-6:]
+        where = [f"{frame.name} ({frame.filename.rpartition('/')[2]}:{frame.lineno})" for frame in frames]
+        self.write(event, level="error", error=f"{type(error).__name__}: {error}"[:500], where=where, **fields)
 
 
 class _Handler(logging.Handler):
@@ -60,7 +60,7 @@ class _Handler(logging.Handler):
 
 @contextmanager
 def server_messages(log: Log) -> Iterator[None]:
-    """Within the block warnings and errors of uvicorn and asyncio are lines of this log."""
+    """Write warnings and errors of uvicorn and asyncio to this log within the block."""
     handler, before = _Handler(log), []
     for logger in map(logging.getLogger, ("uvicorn.error", "asyncio")):
         before.append((logger, logger.level, logger.propagate))

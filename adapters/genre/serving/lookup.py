@@ -1,47 +1,53 @@
-"""Looking things up for people: titles, items by a part of their title, users, a user's events.
+"""Answers for people: titles, items by a part of their title, users, a user's events, where aliases have been.
 
-Owns: small answers out of the catalogue and the mounted data set. Ignores: models, rows.
+Owns: small answers from the catalogue, the mounted data set and the registry's journals. Ignores: models, rows.
 
     lookup.items("star w", 5)  ->  [{"item_id": "50", "title": "Star Wars (1977)"}, …]
+    histories.of("like")  ->  Journal(last=812, aliases={"production": "a3f09c12be77"}, latest=(Move(…), …))
 """
 
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from genre.data.catalogue import Catalogue, Titles
 from genre.data.interactions import Interactions
 from genre.engine import Engine
-from genre.errors import DataError, NotFoundError
-from genre.serving.fleet import Fleet
+from genre.errors import DataError, GenreError, NotFoundError
+from genre.registry import Move, Registry
+from genre.serving.deployments import Deployments
+from genre.serving.logs import Log
 
-KEPT = 8
+KEPT_TITLES = 8
+KEPT_MOVES = 50
 
 
 class Lookup:
     """Answers about the items and users that a service knows."""
 
-    def __init__(self, engine: Engine, fleet: Fleet) -> None:
-        self.engine, self.fleet = engine, fleet
-        self._kept: dict[int, Titles] = {}
+    def __init__(self, engine: Engine, deployments: Deployments) -> None:
+        self.engine = engine
+        self.deployments = deployments
+        self._titles: dict[int, Titles] = {}
         self._lock = threading.Lock()
 
     def titles(self, catalogue: Catalogue) -> Titles:
         """The titles of a catalogue."""
         with self._lock:
-            found = self._kept.get(id(catalogue))
+            found = self._titles.get(id(catalogue))
             if found is None or found.catalogue is not catalogue:
-                while len(self._kept) >= KEPT:
-                    self._kept.pop(next(iter(self._kept)))
-                found = self._kept[id(catalogue)] = Titles(catalogue)
+                while len(self._titles) >= KEPT_TITLES:
+                    self._titles.pop(next(iter(self._titles)))
+                found = self._titles[id(catalogue)] = Titles(catalogue)
         return found
 
     def items(self, text: str, limit: int) -> list[dict[str, str]]:
         """Items whose title or id contains a text: of the data set, or of what is served, in turn."""
         found: dict[str, dict[str, str]] = {}
         data = self.engine.data
-        for catalogue in [served.catalogue for served in self.fleet.all()] if data is None else [data.catalogue]:
+        for catalogue in [each.catalogue for each in self.deployments.all()] if data is None else [data.catalogue]:
             if catalogue.size and len(found) < limit:  # one that reads texts has no items
                 for item in self.titles(catalogue).search(text, limit):
                     found.setdefault(item["item_id"], item)
@@ -58,7 +64,7 @@ class Lookup:
         if len(first) < limit:
             known = set(first)
             first += [user for user in log.user_ids if text in user and user not in known][: limit - len(first)]
-        return [{"user_id": user, "events": _events(log, user)} for user in first]
+        return [{"user_id": user, "events": count_events(log, user)} for user in first]
 
     def history(self, user_id: str, limit: int) -> dict[str, Any]:
         """A user's columns and latest events, oldest first, with titles.
@@ -75,7 +81,8 @@ class Lookup:
         events = [{**event, "title": titles.of(event["item_id"])} for event in log.history(user_id)[-limit:]]
         columns = {} if log.users is None else log.users.row(code, named=True)
         columns.pop("user_id", None)
-        return {"user_id": user_id, "columns": plain(columns), "total": _events(log, user_id), "events": plain(events)}
+        total = count_events(log, user_id)
+        return {"user_id": user_id, "columns": to_plain(columns), "total": total, "events": to_plain(events)}
 
     def _log(self) -> Interactions:
         if self.engine.data is None:
@@ -83,17 +90,78 @@ class Lookup:
         return self.engine.data
 
 
-def _events(log: Interactions, user_id: str) -> int:
+def count_events(log: Interactions, user_id: str) -> int:
+    """The number of a user's events.
+
+    Raises:
+        DataError: The log has no such user.
+    """
     start, stop = log.user_offsets[log.user_code(user_id) :][:2].tolist()
     return int(stop - start)
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A value as JSON has it: no number that is not finite, nothing but texts, numbers, lists and objects."""
     if isinstance(value, dict):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): to_plain(one) for key, one in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [plain(one) for one in value]
+        return [to_plain(one) for one in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, str | int) else str(value)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The part of a name's alias journal that is shown.
+
+    Attributes:
+        last: The number of its last move.
+        aliases: What each alias names, in the aliases' order.
+        latest: The last 50 moves, oldest first.
+    """
+
+    last: int = 0
+    aliases: dict[str, str] = field(default_factory=dict)
+    latest: tuple[Move, ...] = ()
+
+
+class AliasHistory:
+    """The journals of the names that one service shows.
+
+    A journal's entries never change, so that a look at one reads only the moves since the last look.
+    """
+
+    def __init__(self, registry: Registry, log: Log) -> None:
+        self.registry = registry
+        self.log = log
+        self._journals: dict[str, Journal] = {}
+        self._reading = threading.Lock()
+
+    def of(self, name: str) -> Journal:
+        """A name's journal now; where it cannot be read, as it was at the last look.
+
+        Raises:
+            GenreError: It cannot be read, and never was.
+        """
+        with self._reading:
+            known = self._journals.get(name)
+            try:
+                self._journals[name] = self._catch_up(name, known or Journal())
+            except GenreError as error:
+                if known is None:
+                    raise
+                self.log.write("history unreadable", level="error", adapter=name, error=str(error))
+            return self._journals[name]
+
+    def keep_only(self, names: set[str]) -> None:
+        """Forget all names but these."""
+        with self._reading:
+            self._journals = {name: journal for name, journal in self._journals.items() if name in names}
+
+    def _catch_up(self, name: str, known: Journal) -> Journal:
+        moves = self.registry.history(name, after=known.last)
+        if not moves:
+            return known
+        aliases = known.aliases | {move.alias: move.version for move in moves}
+        return Journal(moves[-1].n, dict(sorted(aliases.items())), (*known.latest, *moves)[-KEPT_MOVES:])

@@ -1,7 +1,7 @@
-"""What a service counts, for Prometheus and for the page.
+"""The metrics of a service, for Prometheus and for the page.
 
-Owns: the series, their labels, the last minute's figures. Ignores: what is done with them. No global state: every
-service has a registry of its own.
+Owns: the series, their labels, the last minute's figures. Ignores: who reads them. No global state: every service has a
+registry of its own.
 
     genre_row_seconds_bucket{adapter="like",task="like",version="a3f09c12be77",le="0.05"} 912
 """
@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter as Counts
 from collections import deque
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -26,43 +27,38 @@ class Metrics:
 
     def __init__(self) -> None:
         own = self.registry = CollectorRegistry()
-        self.calls = Histogram(
-            "genre_call_seconds", "Calls by route and status.", ["route", "status"], registry=own, buckets=SECONDS
-        )
-        self.rows = Histogram(
-            "genre_row_seconds",
-            "From a row's arrival to its answer.",
-            ["adapter", "task", "version"],
-            registry=own,
-            buckets=SECONDS,
-        )
-        self.errors = Counter("genre_row_errors", "Rows that failed alone.", ["adapter", "kind"], registry=own)
-        self.refused = Counter("genre_refused_calls", "Calls that were refused as a whole.", ["code"], registry=own)
-        self.queue = Gauge("genre_queue_rows", "Rows that wait.", registry=own)
-        self.batch_rows = Histogram("genre_batch_rows", "Rows of a micro-batch.", registry=own, buckets=SIZES)
-        self.batch_tokens = Histogram("genre_batch_tokens", "Estimated tokens of a micro-batch.", registry=own, buckets=TOKENS)
-        self.batch_seconds = Histogram(
-            "genre_batch_seconds", "The engine's time for a micro-batch.", registry=own, buckets=SECONDS
-        )
-        self.lanes = Gauge("genre_lanes", "The engine's lanes.", ["state"], registry=own)
-        self.swaps = Counter("genre_swaps", "Versions that replaced another one.", ["adapter"], registry=own)
-        self.swap_failures = Counter("genre_swap_failures", "Versions that could not be loaded.", ["adapter"], registry=own)
-        self.evictions = Counter("genre_evictions", "Versions that left their lane.", registry=own)
-        self.canary = Gauge("genre_canary_share", "Share of traffic that goes to the candidate now.", ["adapter"], registry=own)
-        self.canary_rollbacks = Counter("genre_canary_rollbacks", "Candidates that were given up.", ["adapter"], registry=own)
+        histogram = partial(Histogram, registry=own)
+        counter = partial(Counter, registry=own)
+        gauge = partial(Gauge, registry=own)
+        self.calls = histogram("genre_call_seconds", "Calls by route and status.", ["route", "status"], buckets=SECONDS)
+        labels = ["adapter", "task", "version"]
+        self.rows = histogram("genre_row_seconds", "From a row's arrival to its answer.", labels, buckets=SECONDS)
+        self.errors = counter("genre_row_errors", "Rows that failed alone.", ["adapter", "kind"])
+        self.refused = counter("genre_refused_calls", "Calls that were refused as a whole.", ["code"])
+        self.queue = gauge("genre_queue_rows", "Rows that wait.")
+        self.batch_rows = histogram("genre_batch_rows", "Rows of a micro-batch.", buckets=SIZES)
+        self.batch_tokens = histogram("genre_batch_tokens", "Estimated tokens of a micro-batch.", buckets=TOKENS)
+        self.batch_seconds = histogram("genre_batch_seconds", "The engine's time for a micro-batch.", buckets=SECONDS)
+        self.lanes = gauge("genre_lanes", "The engine's lanes.", ["state"])
+        self.swaps = counter("genre_swaps", "Versions that replaced another one.", ["adapter"])
+        self.swap_failures = counter("genre_swap_failures", "Versions that could not be loaded.", ["adapter"])
+        self.evictions = counter("genre_evictions", "Versions that left their lane.")
+        self.canary = gauge("genre_canary_share", "Share of traffic that goes to the candidate now.", ["adapter"])
+        self.canary_rollbacks = counter("genre_canary_rollbacks", "Candidates that were given up.", ["adapter"])
         ProcessCollector(registry=own)
         self.live = Live()
-        self._seen: dict[tuple[str, str, str], float] = {}
-        self._evicted, self._lock = 0, threading.Lock()
+        self._answered: dict[tuple[str, str, str], float] = {}
+        self._evicted = 0
+        self._lock = threading.Lock()
 
     def batch(self, rows: int, tokens: int, seconds: float) -> None:
-        """A micro-batch was scored."""
+        """Count a batch that was scored."""
         self.batch_rows.observe(rows)
         self.batch_tokens.observe(tokens)
         self.batch_seconds.observe(seconds)
 
     def engine(self, used: int, lanes: int, evictions: int) -> None:
-        """What the engine says of itself: lanes that hold a version, all lanes, versions that have left theirs since it began."""
+        """Show the engine's slots that hold a version, all its slots, and the versions that have left theirs since it began."""
         self.lanes.labels("used").set(used)
         self.lanes.labels("total").set(lanes)
         with self._lock:
@@ -70,13 +66,13 @@ class Metrics:
             self._evicted = evictions
 
     def row(self, adapter: str, task: str, version: str, seconds: float) -> None:
-        """A row was answered."""
+        """Count a row that was answered."""
         self.rows.labels(adapter, task, version).observe(seconds)
-        self._seen[adapter, task, version] = time.monotonic()
+        self._answered[adapter, task, version] = time.monotonic()
         self.live.row(seconds)
 
     def row_failed(self, adapter: str, kind: str) -> None:
-        """A row failed alone; `kind` is request, timeout or internal."""
+        """Count a row that failed alone; `kind` is request, timeout or internal."""
         self.errors.labels(adapter, kind).inc()
         self.live.error()
 
@@ -92,10 +88,10 @@ class Metrics:
     def forget(self, versions: set[str]) -> None:
         """Drop the series of versions that are not among these and have answered nothing for ten minutes."""
         before = time.monotonic() - KEEP_S
-        for labels, seen in list(self._seen.items()):
-            if labels[2] not in versions and seen < before:
+        for labels, answered in list(self._answered.items()):
+            if labels[2] not in versions and answered < before:
                 self.rows.remove(*labels)
-                self._seen.pop(labels, None)
+                self._answered.pop(labels, None)
 
     def text(self) -> bytes:
         """The page that Prometheus reads."""
@@ -103,7 +99,7 @@ class Metrics:
 
 
 class Live:
-    """The last minute in figures; a second of it at a time."""
+    """The last minute in figures, second by second."""
 
     def __init__(self) -> None:
         self.begun = time.monotonic()
@@ -112,25 +108,25 @@ class Live:
         self._latencies: deque[tuple[float, float]] = deque(maxlen=2000)
 
     def row(self, seconds: float) -> None:
-        """A row was answered."""
+        """Count a row that was answered."""
         with self._lock:
             self._latencies.append((time.monotonic(), seconds))
         self._add(1)
 
     def call(self) -> None:
-        """A call was answered."""
+        """Count a call that was answered."""
         self._add(2)
 
     def error(self) -> None:
-        """A row failed."""
+        """Count a row that failed."""
         self._add(3)
 
-    def _add(self, place: int) -> None:
+    def _add(self, column: int) -> None:
         now = int(time.monotonic() - self.begun)
         with self._lock:
             if not self._seconds or self._seconds[-1][0] != now:
                 self._seconds.append([now, 0, 0, 0])
-            self._seconds[-1][place] += 1
+            self._seconds[-1][column] += 1
 
     def figures(self) -> dict[str, Any]:
         """Rates per second over the last minute, latencies in ms (None where there is none), rows of each second."""
@@ -140,12 +136,17 @@ class Live:
             kept = {entry[0]: list(entry) for entry in self._seconds if now - WINDOW_S <= entry[0] < now}
             recent = sorted(taken for when, taken in self._latencies if time.monotonic() - when <= WINDOW_S)
         span = max(1, min(WINDOW_S, now))
-        sums = [sum(entry[place] for entry in kept.values()) for place in (1, 2, 3)]
-        quantiles = {
-            f"p{q}": 1000 * recent[min(len(recent) - 1, len(recent) * q // 100)] if recent else None for q in (50, 90, 99)
-        }
+        rows, calls, errors = (sum(entry[column] for entry in kept.values()) / span for column in (1, 2, 3))
         return {
-            "uptime_s": round(uptime, 3), "window_s": WINDOW_S, "rows_per_s": sums[0] / span, "requests_per_s": sums[1] / span,
-            "errors_per_s": sums[2] / span, "latency_ms": quantiles,
+            "uptime_s": round(uptime, 3),
+            "window_s": WINDOW_S,
+            "rows_per_s": rows,
+            "requests_per_s": calls,
+            "errors_per_s": errors,
+            "latency_ms": {f"p{q}": _quantile_ms(recent, q) for q in (50, 90, 99)},
             "per_second": [kept[second][1] if second in kept else 0 for second in range(now - WINDOW_S, now)],
-        }  # fmt: skip
+        }
+
+
+def _quantile_ms(ordered: list[float], percent: int) -> float | None:
+    return 1000 * ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] if ordered else None

@@ -1,4 +1,4 @@
-"""What goes wrong with a call as a whole, as HTTP says it.
+"""Failures of a call as a whole, as HTTP answers them.
 
 Owns: status, code and body of such answers, and which of the library's errors gives which status. Ignores: rows, which
 fail alone inside a 200.
@@ -13,13 +13,23 @@ from pydantic_core import to_json
 from genre.errors import ConflictError, GenreError, InputError, IntegrityError, NotFoundError, QualityError
 
 LONGEST_MESSAGE = 600
+STATUSES = (
+    (NotFoundError, 404, "not_found"),
+    (ConflictError, 409, "conflict"),
+    (QualityError, 409, "not_good_enough"),
+    (IntegrityError, 409, "damaged"),
+    (InputError, 422, "bad_input"),
+)
 
 
 class Problem(Exception):
     """Ends a call with a status, a code for programs and a line for people."""
 
     def __init__(self, status: int, code: str, error: GenreError | str, headers: Mapping[str, str] | None = None) -> None:
-        self.status, self.code, self.message, self.headers = status, code, shorten(str(error)), dict(headers or {})
+        self.status = status
+        self.code = code
+        self.message = shorten(str(error))
+        self.headers = dict(headers or {})
         super().__init__(self.message)
 
     def body(self, request_id: str) -> bytes:
@@ -28,26 +38,19 @@ class Problem(Exception):
 
 
 def shorten(message: str) -> str:
-    """A message that repeats no more of what was sent than helps."""
+    """Cut a message that repeats more of what was sent than helps."""
     return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 1] + "…"
 
 
 def problem_of(error: GenreError, hide: str = "") -> Problem:
-    """The problem that one of the library's errors is to an operator.
+    """The problem that tells an operator about one of the library's errors.
 
     Args:
-        error: What was raised.
-        hide: A place on this machine that no answer names: the registry's.
+        error: The error.
+        hide: A path of this machine that no answer names: the registry's.
     """
     message = str(error).replace(hide, "the registry") if hide else str(error)
-    if isinstance(error, NotFoundError):
-        return Problem(404, "not_found", message)
-    if isinstance(error, ConflictError):
-        return Problem(409, "conflict", message)
-    if isinstance(error, QualityError):
-        return Problem(409, "not_good_enough", message)
-    if isinstance(error, IntegrityError):
-        return Problem(409, "damaged", message)
-    if isinstance(error, InputError):
-        return Problem(422, "bad_input", message)
+    for kind, status, code in STATUSES:
+        if isinstance(error, kind):
+            return Problem(status, code, message)
     return Problem(500, "internal", "the job failed; the log has the reason under this request id")

@@ -1,4 +1,4 @@
-"""What a service may be told: places, limits, times.
+"""Settings of a service: addresses, limits, times.
 
 Owns: the fields, their defaults and bounds. Ignores: where they come from.
 
@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from genre.errors import InputError
+from genre.validation import refusal
 
 TOKEN_VARIABLE = "GENRE_ADMIN_TOKEN"
 SHORTEST_TOKEN = 16
@@ -19,14 +20,14 @@ class Settings(BaseModel):
     """Frozen settings of one service.
 
     Attributes:
-        host, port: Where it listens; port 0 takes a free one.
+        host, port: The address to listen on; port 0 takes a free one.
         hosts: Names that a request's Host header may carry; empty means loopback names where the host is one, else any.
-        batch_rows, batch_tokens: A micro-batch ends at either; a row that is larger goes alone.
+        batch_rows, batch_tokens: A batch ends at either; a row that is larger goes alone.
         gather_ms: How long a free worker waits for another row after the last one; ten times as long after the first at most.
         queue_rows: Rows that wait at most; more get 429.
         call_rows: Rows of one call.
         row_tokens: Estimated tokens of one row.
-        timeout_s: From the last byte of a call to its answer; later it gets 504.
+        timeout_s: Seconds from the last byte of a call to its answer; a later one gets 504.
         body_bytes: Larger bodies get 413.
         receive_s: A call's body must arrive within so many seconds of its head.
         idle_s: A connection without a call is closed after so many seconds; more than the 60 that a load balancer before it often
@@ -35,10 +36,10 @@ class Settings(BaseModel):
         follow_s: How often alias moves are looked for; 0 never looks.
         drain_s: How long a stopping service goes on accepting, while `/readyz` says 503.
         canary: Share of a name's traffic that goes to its `candidate`.
-        canary_failures, canary_window: So many failures among so many rows of a candidate send its traffic back.
+        canary_failures, canary_window: So many failures among a candidate's last rows send its traffic back to production.
         token_guesses: Wrong admin tokens of a client before it has to wait.
         log_rows: Log user ids and histories; off, so that logs hold no user's data.
-        token: What admin calls must carry; None switches them off.
+        token: Must come with admin calls; None switches them off.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,6 +93,6 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            field = ".".join(map(str, first["loc"]))
-            got = None if field == "token" else repr(values.get(str(first["loc"][0])))[:80]
-            raise InputError(f"{field} cannot be used", got=got, expected=first["msg"].removeprefix("Value error, ")) from None
+            if first["loc"] == ("token",):
+                raise InputError("token cannot be used", expected=first["msg"].removeprefix("Value error, ")) from None
+            raise refusal(error, "a service", list(cls.model_fields), InputError) from None

@@ -1,26 +1,35 @@
-"""What operators have set, kept over a restart.
+"""What operators have changed, kept over a restart.
 
-Owns: the state file: what was loaded and unloaded beside what the command line names, canary shares, candidates that were
-given up. Ignores: loading. Aliases are the registry's; they are not here.
+Owns: the state file, and the difference between what the command line names and what is served, both ways: what was loaded and
+unloaded, canary shares, candidates that were given up. Ignores: HTTP. Aliases are the registry's; they are not here.
 
     {"schema": 1, "loaded": ["like:a3f09c12be77"], "unloaded": ["rating@production"],
      "canary": {"like": {"share": 0.1, "halted": null, "reason": null}}}
 
-The file holds differences, so that a restart with other adapters or a registry that has grown serves those too. One
-service at a time has it (a lock beside it says so, and goes with its process).
+The file holds differences, so that a restart with other adapters or a registry that has grown serves those too. One service
+at a time has it: a lock beside it says so, and goes with its process. A reference in it that cannot be loaded any more is
+logged and does not keep the service from starting.
 """
 
 import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from genre.errors import InputError
+from genre.errors import GenreError, InputError
 from genre.files import atomic
+from genre.registry.names import PRODUCTION
+from genre.serving.canary import Canaries
+from genre.serving.deployments import Deployments
+from genre.serving.logs import Log
+from genre.validation import refusal
 
 
-class Halt(BaseModel):
+class SavedCanary(BaseModel):
     """An operator's share for a name's candidate (None: the command line's), and the version that was given up, and why."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,22 +39,22 @@ class Halt(BaseModel):
     reason: str | None = None
 
 
-class State(BaseModel):
-    """What is kept; see the module's head."""
+class SavedState(BaseModel):
+    """The content of a state file; see the module's head."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_: int = Field(default=1, ge=1, le=1, alias="schema")
     loaded: tuple[str, ...] = ()
     unloaded: tuple[str, ...] = ()
-    canary: dict[str, Halt] = Field(default_factory=dict)
+    canary: dict[str, SavedCanary] = Field(default_factory=dict)
 
 
 class StateFile:
-    """The file of one service.
+    """The state file of one service.
 
     Args:
-        path: Where; made if it is not there.
+        path: Created if it does not exist.
 
     Raises:
         InputError: It cannot be used: no such folder, no state, or another service has it.
@@ -54,7 +63,7 @@ class StateFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.parent.is_dir():
-            raise InputError("--state cannot be used", got=path, expected="a file in a folder that exists")
+            raise _unusable(path, "a file in a folder that exists")
         self._lock = _locked(path)
         try:
             self.state = _read(path)
@@ -64,23 +73,21 @@ class StateFile:
             self._lock.release()
             raise
 
-    def save(self, state: State) -> bool:
-        """Keep a state, whole or not at all; whether it was another one than before.
+    def save(self, state: SavedState) -> None:
+        """Keep a state, whole or not at all, if it has changed.
 
         Raises:
             DiskError: The disk is full or not writable.
         """
-        if state == self.state:
-            return False
-        self._write(state)
-        self.state = state
-        return True
+        if state != self.state:
+            self._write(state)
+            self.state = state
 
     def close(self) -> None:
         """Let another service have the file."""
         self._lock.release()
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: SavedState) -> None:
         with atomic(self.path) as aside, aside.open("w", encoding="utf-8") as file:
             file.write(state.model_dump_json(by_alias=True, indent=1) + "\n")
             file.flush()
@@ -92,24 +99,133 @@ def _locked(path: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(
-            "--state cannot be used", got=f"{path}, which another service uses", expected="a file of its own"
-        ) from None
+        raise _unusable(f"{path}, which another service uses", "a file of its own") from None
     except OSError as error:
-        raise InputError("--state cannot be used", got=path, expected="a file in a folder that can be written",
-                         todo=error.strerror) from None  # fmt: skip
+        raise _unusable(path, "a file in a folder that can be written", error.strerror) from None
     return lock
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> SavedState:
     try:
-        return State.model_validate_json(path.read_bytes())
+        return SavedState.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        return State()
+        return SavedState()
     except OSError as error:
-        raise InputError("--state cannot be used", got=path, expected="a file", todo=error.strerror) from None
+        raise _unusable(path, "a file", error.strerror) from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError("--state cannot be used", got=f"{path}: {where + ': ' if where else ''}{first['msg']}",
-                         expected="what a service wrote", todo="remove it to begin anew") from None  # fmt: skip
+        wrong = refusal(error, "the file", ("schema", "loaded", "unloaded", "canary"), InputError)
+        raise _unusable(f"{path}: {wrong}", "what a service wrote", "remove it to begin anew") from None
+
+
+def _unusable(got: object, expected: str, todo: str | None = None) -> InputError:
+    return InputError("--state cannot be used", got=got, expected=expected, todo=todo)
+
+
+class OperatorState:
+    """What one service serves at its start, and what of its operators' acts outlives it.
+
+    Args:
+        file: Where it is kept; None forgets everything at the end.
+        deployments: What is served.
+        canaries: Whose shares are kept.
+        log: Where references that cannot be loaded are reported.
+    """
+
+    def __init__(self, file: StateFile | None, deployments: Deployments, canaries: Canaries, log: Log) -> None:
+        self.file = file
+        self.deployments = deployments
+        self.canaries = canaries
+        self.log = log
+        self._named: frozenset[str] = frozenset()  # by the command line
+        self._missing: set[str] = set()
+        self._shares: dict[str, float] = {}
+        self._pending: dict[str, SavedCanary] = {}  # canaries that could not be set again
+        self._saving = threading.Lock()
+
+    def restore(self, refs: Sequence[str], shares: Mapping[str, float], *, found: bool = False) -> None:
+        """Serve what the command line names, as operators have changed it.
+
+        Args:
+            refs: What is to be served.
+            shares: Canaries.
+            found: Nobody named `refs`, they were found in the registry: what cannot be loaded is logged and left out, if
+                anything else can be loaded.
+
+        Raises:
+            GenreError: Something that the command line names cannot be served.
+        """
+        saved = SavedState() if self.file is None else self.file.state
+        wanted = [ref for ref in refs if ref not in saved.unloaded]
+        left_out = [ref for ref in wanted if not self._load(ref)] if found else []
+        for ref in wanted:
+            if not found or left_out == wanted:
+                self.deployments.add(ref)
+        self._named = frozenset(refs).difference(left_out)
+        self._missing = {ref for ref in saved.loaded if ref not in self._named and not self._load(ref)}
+        self._shares = {name: canary.share for name, canary in saved.canary.items() if canary.share is not None}
+        self._pending = dict(saved.canary)
+        for name, share in (dict(shares) | self._shares).items():
+            old = saved.canary.get(name, SavedCanary())
+            restart = partial(self.canaries.set, name, share, halted=old.halted, reason=old.reason)
+            if name not in self._shares and f"{name}@{PRODUCTION}" not in saved.unloaded:
+                restart()
+            elif not self._try(f"the canary of {name}", restart):
+                continue
+            self._pending.pop(name, None)
+
+    def _load(self, ref: str) -> bool:
+        return self._try(ref, partial(self.deployments.add, ref))
+
+    def _try(self, what: str, act: Callable[[], object]) -> bool:
+        try:
+            act()
+        except GenreError as error:
+            self.log.write("not served", level="warning", ref=what, why=str(error))
+            return False
+        return True
+
+    def unload(self, ref: str) -> None:
+        """Serve a reference no longer, or forget one that could not be served again.
+
+        Raises:
+            NotFoundError: It is neither.
+        """
+        if ref not in self._missing or self.deployments.get(ref) is not None:
+            self.deployments.drop(ref)
+        self._missing.discard(ref)
+
+    def set_share(self, name: str, share: float) -> None:
+        """Remember the share that an operator has given to a name's candidate."""
+        self._shares[name] = share
+        self._pending.pop(name, None)
+
+    def save(self) -> bool:
+        """Keep what is served now; return whether it will be there after a restart."""
+        if self.file is None:
+            return False
+        with self._saving:
+            try:
+                self.file.save(self._state())
+            except GenreError as error:
+                self.log.write("state not saved", level="error", error=str(error))
+                return False
+        return True
+
+    def _state(self) -> SavedState:
+        public = {deployment.ref for deployment in self.deployments.public()}
+        halted: dict[str, tuple[str | None, str | None]] = {}
+        halted |= {name: (old.halted, old.reason) for name, old in self._pending.items() if old.halted is not None}
+        for name, canary in self.canaries.all():
+            if canary.state == "halted":
+                halted[name] = (canary.version, canary.reason)
+        saved = {}
+        for name in sorted(self._shares.keys() | halted.keys()):
+            version, reason = halted.get(name, (None, None))
+            saved[name] = SavedCanary(share=self._shares.get(name), halted=version, reason=reason)
+        loaded = tuple(sorted(public - self._named | self._missing))
+        return SavedState(loaded=loaded, unloaded=tuple(sorted(self._named - public)), canary=saved)
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self.file is not None:
+            self.file.close()

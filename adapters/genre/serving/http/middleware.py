@@ -1,4 +1,4 @@
-"""What every call passes first and last: its id, its limits, its line in the log.
+"""The middleware around every call: its id, its limits, its line in the log.
 
 Owns: request ids, body size and time, the Host header, security headers, errors that nobody else caught, call metrics and
 log lines. Ignores: routes, bodies' content.
@@ -20,23 +20,22 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SLACK_S = 30.0
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(:\d+)?")
+_POLICY = b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
-    (
-        b"content-security-policy",
-        b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
-    ),
+    (b"content-security-policy", _POLICY),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 
 
-class Front:
+class Middleware:
     """Pure ASGI middleware around the whole application."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
+        self.app = app
+        self.service = service
         settings = service.settings
         self.hosts = settings.hosts or (LOOPBACK if settings.host in LOOPBACK else ())
 
@@ -45,25 +44,30 @@ class Front:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        await _Passage(self, scope, receive, send).run()
+        await _Exchange(self, scope, receive, send).run()
 
 
-class _Passage:
-    """One call on its way through."""
+class _Exchange:
+    """One call and its answer."""
 
-    def __init__(self, front: Front, scope: Scope, receive: Receive, send: Send) -> None:
-        self.front, self.scope, self._receive, self._send = front, scope, receive, send
-        self.service, self.settings = front.service, front.service.settings
+    def __init__(self, middleware: Middleware, scope: Scope, receive: Receive, send: Send) -> None:
+        self.middleware = middleware
+        self.service = middleware.service
+        self.settings = middleware.service.settings
+        self.scope = scope
+        self._receive = receive
+        self._send = send
         self.headers = dict(reversed(scope["headers"]))
         given = self.headers.get(b"x-request-id", b"").decode("latin-1")
         self.request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         self.begun = time.monotonic()
-        self.size, self.whole = 0, False
+        self.size = 0
+        self.whole = False
         self.status: int | None = None
-        scope["genre"] = self.told = {"request_id": self.request_id}
+        self.log_fields = scope["genre"] = {"request_id": self.request_id}
 
     async def run(self) -> None:
-        """Check, pass on, and whatever happens answer and tell."""
+        """Check the call, pass it on, and whatever happens answer and log."""
         try:
             async with asyncio.timeout(self.settings.receive_s + self.settings.timeout_s + SLACK_S):
                 await self._answer()
@@ -71,13 +75,13 @@ class _Passage:
             self.service.log.write("gave up", level="warning", request_id=self.request_id)
             raise
         finally:
-            self._tell()
+            self._log()
 
     async def _answer(self) -> None:
         try:
             self._check_host()
             self._check_length()
-            await self.front.app(self.scope, self.receive, self.send)
+            await self.middleware.app(self.scope, self.receive, self.send)
         except Problem as problem:
             await self.refuse(problem)
         except Exception as error:
@@ -88,7 +92,7 @@ class _Passage:
         """Answer with a problem, unless an answer has begun."""
         if self.status is not None:
             return
-        self.told["code"] = problem.code
+        self.log_fields["code"] = problem.code
         body = problem.body(self.request_id)
         named = [(name.lower().encode(), value.encode()) for name, value in problem.headers.items()]
         head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *named]
@@ -96,31 +100,30 @@ class _Passage:
         await self.send({"type": "http.response.body", "body": body})
 
     def _check_host(self) -> None:
-        if not self.front.hosts:
+        hosts = self.middleware.hosts
+        if not hosts:
             return
         match = _HOST.fullmatch(self.headers.get(b"host", b"").decode("latin-1"))
         name = match[1].strip("[]").lower() if match else ""
-        if name not in self.front.hosts:
-            error = RequestError(
-                "this service does not answer to that host", got=repr(name[:80]), expected=", ".join(self.front.hosts),
-                todo="start it with --allow-host NAME",
-            )  # fmt: skip
+        if name not in hosts:
+            what, todo = "this service does not answer to that host", "start it with --allow-host NAME"
+            error = RequestError(what, got=repr(name[:80]), expected=", ".join(hosts), todo=todo)
             raise Problem(421, "wrong_host", error)
 
     def _check_length(self) -> None:
         length = self.headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > self.settings.body_bytes:
-            raise self._too_large(int(length[:20]))
+        if length.isdigit():
+            self._check_size(int(length[:20]))
 
-    def _too_large(self, got: int) -> Problem:
-        error = RequestError(
-            "the body is too large", got=f"{got:,} bytes", expected=f"at most {self.settings.body_bytes:,}",
-            todo="send fewer rows in a call",
-        )  # fmt: skip
-        return Problem(413, "too_large", error)
+    def _check_size(self, size: int) -> None:
+        most = self.settings.body_bytes
+        if size > most:
+            got, expected = f"{size:,} bytes", f"at most {most:,}"
+            error = RequestError("the body is too large", got=got, expected=expected, todo="send fewer rows in a call")
+            raise Problem(413, "too_large", error)
 
     async def receive(self) -> Message:
-        """The next part of the body, within the limits of size and time; later, whether the client has gone."""
+        """The next part of the body, within the limits of size and time; after it, the client's disconnection."""
         if self.whole:
             return await self._receive()
         left = self.begun + self.settings.receive_s - time.monotonic()
@@ -128,40 +131,41 @@ class _Passage:
             async with asyncio.timeout(max(0, left)):
                 message = await self._receive()
         except TimeoutError:
-            raise Problem(
-                408, "slow_body", f"the body did not arrive within {self.settings.receive_s:g} seconds", {"Connection": "close"}
-            ) from None
+            what = f"the body did not arrive within {self.settings.receive_s:g} seconds"
+            raise Problem(408, "slow_body", what, {"Connection": "close"}) from None
         self.size += len(message.get("body", b""))
         self.whole = not message.get("more_body", False)
-        if self.size > self.settings.body_bytes:
-            raise self._too_large(self.size)
+        self._check_size(self.size)
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass an answer's part on, its head with our headers."""
+        """Pass a part of the answer on, its head with our headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if str(getattr(self.scope.get("route"), "path", "")).startswith("/v1/"):
+            if self._route().startswith("/v1/"):
                 self.service.metrics.live.call()  # before the client can ask for the figures
-            there = {name for name, _ in message.get("headers", ())}
-            own = [(b"x-request-id", self.request_id.encode()), *(pair for pair in _HEADERS if pair[0] not in there)]
+            headers = list(message.get("headers", ()))
+            there = {name for name, _ in headers}
+            headers += [(b"x-request-id", self.request_id.encode()), *(pair for pair in _HEADERS if pair[0] not in there)]
             if b"cache-control" not in there:
-                own.append((b"cache-control", b"no-store"))
+                headers.append((b"cache-control", b"no-store"))
             if self.service.draining and b"connection" not in there:
-                own.append((b"connection", b"close"))
-            message = {**message, "headers": [*message.get("headers", ()), *own]}
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
         await self._send(message)
 
-    def _tell(self) -> None:
-        seconds = time.monotonic() - self.begun
+    def _route(self) -> str:
         route: Any = self.scope.get("route")
-        path = getattr(route, "path", "unmatched")
+        return str(getattr(route, "path", "unmatched"))
+
+    def _log(self) -> None:
+        seconds = time.monotonic() - self.begun
+        route = self._route()
         status = self.status or 499
-        self.service.metrics.calls.labels(path, str(status)).observe(seconds)
+        self.service.metrics.calls.labels(route, str(status)).observe(seconds)
         if status >= 400:
-            self.service.metrics.refused.labels(str(self.told.get("code", status))).inc()
-        quiet = path in ("/livez", "/readyz", "/metrics") and status == 200
-        if not quiet:
-            self.service.log.write(
-                "call", method=self.scope["method"][:16], route=path, status=status, ms=round(1000 * seconds, 3), **self.told
-            )
+            self.service.metrics.refused.labels(str(self.log_fields.get("code", status))).inc()
+        if route in ("/livez", "/readyz", "/metrics") and status == 200:
+            return
+        method, ms = self.scope["method"][:16], round(1000 * seconds, 3)
+        self.service.log.write("call", method=method, route=route, status=status, ms=ms, **self.log_fields)

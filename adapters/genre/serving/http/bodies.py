@@ -1,6 +1,6 @@
-"""From the bytes of a call to its rows.
+"""The bytes of calls and answers.
 
-Owns: JSON that cannot harm (depth, numbers, long texts), the outer shape of a call. Ignores: what a row says.
+Owns: JSON that cannot harm (depth, numbers, long texts), the outer shape of a call. Ignores: the rows, which fail alone.
 
     read_rows(b'{"requests": [{"adapter": "like@production", …}]}', ScoreBody, most=256)
 """
@@ -8,16 +8,19 @@ Owns: JSON that cannot harm (depth, numbers, long texts), the outer shape of a c
 import re
 from typing import Any, TypeVar
 
+from fastapi import Request as Http
+from fastapi import Response as Reply
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from genre.errors import RequestError
+from genre.serving.http.schema import ExplainBody, ScoreBody
 from genre.serving.problems import Problem
-from genre.serving.schema import ExplainBody, ScoreBody
 from genre.validation import refusal
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
+JSON = "application/json"
 LONGEST_TEXT = 8192
 LARGEST_NUMBER = 2**53
 _SUSPECT = re.compile(rb"\d{16}|[eE][+-]?\d{3}")
@@ -33,7 +36,7 @@ def parse(data: bytes) -> Any:
         value = from_json(data, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
         raise Problem(400, "bad_json", RequestError("the body is no JSON", got=str(error))) from None
-    if len(data) > LONGEST_TEXT or _SUSPECT.search(data):  # otherwise nothing in it can be too large
+    if len(data) > LONGEST_TEXT or _SUSPECT.search(data):  # nothing in other bodies can be too large
         _check(value)
     return value
 
@@ -49,9 +52,8 @@ def _check(value: Any) -> None:
             pending.extend(one)
         elif isinstance(one, str):
             if len(one) > LONGEST_TEXT:
-                raise Problem(
-                    400, "too_long", RequestError("a text is too long", got=len(one), expected=f"at most {LONGEST_TEXT}")
-                )
+                error = RequestError("a text is too long", got=len(one), expected=f"at most {LONGEST_TEXT}")
+                raise Problem(400, "too_long", error)
         elif isinstance(one, int | float) and not -LARGEST_NUMBER <= one <= LARGEST_NUMBER:
             raise Problem(400, "bad_number", RequestError("a number is out of range", expected="at most 2^53 either way"))
 
@@ -79,3 +81,20 @@ def read_rows(data: bytes, model: type[ScoreBody | ExplainBody], most: int) -> l
     if len(rows) > most:
         raise Problem(422, "bad_body", RequestError("requests has a wrong length", got=len(rows), expected=f"at most {most}"))
     return rows
+
+
+async def body_of(http: Http) -> bytes:
+    """The body of a call that is declared as JSON, which a form of another site cannot do.
+
+    Raises:
+        Problem: 415, it is declared as something else.
+    """
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != JSON:
+        raise Problem(415, "not_json", RequestError("a call needs a JSON body", got=repr(kind[:80]), expected=JSON))
+    return await http.body()
+
+
+def reply(value: Any, status: int = 200) -> Reply:
+    """A JSON answer."""
+    return Reply(to_json(value), status_code=status, media_type=JSON)

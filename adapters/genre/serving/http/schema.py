@@ -1,4 +1,4 @@
-"""The bodies of calls and of answers.
+"""Models of the bodies of calls and of answers.
 
 Owns: the models that bodies are checked by and that the OpenAPI document is generated from. Ignores: the rows of a body, which
 `Request.from_json` reads, so that each fails alone.

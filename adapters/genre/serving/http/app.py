@@ -1,11 +1,12 @@
 """The application: routes, errors, the page.
 
-Owns: which path is answered by what. Ignores: sockets, processes, how anything is answered.
+Owns: the function that answers each path. Ignores: sockets, processes, how anything is answered.
 
-    app = create_app(service)        # an ASGI application; the service is started and stopped by whoever made it
+    app = create_app(service)        # an ASGI application; the service is started and stopped by its caller
 """
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Query
 from fastapi import Request as Http
@@ -15,29 +16,32 @@ from starlette.exceptions import HTTPException
 
 from genre._version import __version__
 from genre.errors import NotFoundError, RequestError
-from genre.serving import examples, page, schema
-from genre.serving.admin import ACTS, act
-from genre.serving.calls import explain_call, reply, score_call
-from genre.serving.front import Front
-from genre.serving.openapi import body, documented, troubles
-from genre.serving.overview import overview
+from genre.serving.http import page, schema
+from genre.serving.http.admin import ACTS, act
+from genre.serving.http.bodies import reply
+from genre.serving.http.middleware import Middleware
+from genre.serving.http.openapi import EXPLAIN_EXAMPLES, RECOMMEND_EXAMPLES, SCORE_EXAMPLES, body, documented, troubles
+from genre.serving.http.overview import overview
+from genre.serving.http.scoring import explain_call, score_call
 from genre.serving.problems import Problem
 from genre.serving.service import Service
 
+DESCRIPTION = "Scores of many adapters on one base. Rows fail alone; a call fails as a whole only where it cannot be read."
 ROWS = (400, 408, 413, 415, 421, 422, 429, 500, 503, 504)
 READS = (404, 421, 422)
+ADMIN = (400, 401, 404, 408, 409, 413, 415, 421, 422, 429, 500)
 CODES = {404: "not_found", 405: "method_not_allowed"}
+MESSAGES = {404: "there is nothing at this path", 405: "this path does not take this method"}
+_Route = TypeVar("_Route", bound=Callable[..., Any])
 Text = Annotated[str, Query(max_length=200)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 def create_app(service: Service) -> FastAPI:
     """Wire a service's routes."""
-    app = FastAPI(
-        title="GENRE", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
-        description="Scores of many adapters on one base. Rows fail alone; a call fails as a whole only where it cannot be read.",
-    )  # fmt: skip
-    app.add_middleware(Front, service=service)
+    off: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    app = FastAPI(title="GENRE", version=__version__, description=DESCRIPTION, redirect_slashes=False, **off)
+    app.add_middleware(Middleware, service=service)
     _errors(app)
     _calls(app, service)
     _lookups(app, service)
@@ -57,35 +61,30 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _calls(app: FastAPI, service: Service) -> None:
-    @app.post(
-        "/v1/score", response_model=schema.Answers, responses=troubles(*ROWS),
-        openapi_extra=body(schema.ScoreBody, examples.SCORE_EXAMPLES),
-    )  # fmt: skip
+    def rows(path: str, answer: Any, model: Any, examples: Any) -> Callable[[_Route], _Route]:
+        extra = body(model, examples)
+        return app.post(path, response_model=answer, responses=troubles(*ROWS), openapi_extra=extra)
+
+    @rows("/v1/score", schema.Answers, schema.ScoreBody, SCORE_EXAMPLES)
     async def score(http: Http) -> Reply:
         """Score candidates, or the best k of the catalogue; a row for each adapter and task."""
         return await score_call(service, http)
 
-    @app.post(
-        "/v1/recommend", response_model=schema.Answers, responses=troubles(*ROWS),
-        openapi_extra=body(schema.ScoreBody, examples.RECOMMEND_EXAMPLES),
-    )  # fmt: skip
+    @rows("/v1/recommend", schema.Answers, schema.ScoreBody, RECOMMEND_EXAMPLES)
     async def recommend(http: Http) -> Reply:
         """The best k items, ten unless given, with titles."""
         return await score_call(service, http, recommend=True)
 
-    @app.post(
-        "/v1/explain", response_model=schema.Explanations, responses=troubles(*ROWS),
-        openapi_extra=body(schema.ExplainBody, examples.EXPLAIN_EXAMPLES),
-    )  # fmt: skip
+    @rows("/v1/explain", schema.Explanations, schema.ExplainBody, EXPLAIN_EXAMPLES)
     async def explain(http: Http) -> Reply:
-        """Which events of the history an item's score comes from."""
+        """The events of the history that an item's score comes from."""
         return await explain_call(service, http)
 
 
 def _lookups(app: FastAPI, service: Service) -> None:
     @app.get("/v1/adapters", response_model=schema.Overview, responses=troubles(421, 500))
     def adapters() -> Reply:
-        """What is served: versions, digests, metrics, aliases and their history, counts, canaries."""
+        """Everything that is served: versions, digests, metrics, aliases and their history, counts, canaries."""
         return reply(overview(service))
 
     @app.get("/v1/items", response_model=schema.Found, responses=troubles(*READS))
@@ -110,17 +109,19 @@ def _lookups(app: FastAPI, service: Service) -> None:
 
 
 def _health(app: FastAPI, service: Service) -> None:
+    responses = {503: {"model": schema.Health}, **troubles(421)}
+
     def health(reasons: list[str]) -> Reply:
         return reply({"ok": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
-    @app.get("/livez", response_model=schema.Health, responses={503: {"model": schema.Health}, **troubles(421)})
+    @app.get("/livez", response_model=schema.Health, responses=responses)
     async def livez() -> Reply:
-        """Whether the process should go on."""
+        """200 while the process is able to score; 503 where it should be restarted."""
         return health([] if service.batcher.alive else ["nobody scores"])
 
-    @app.get("/readyz", response_model=schema.Health, responses={503: {"model": schema.Health}, **troubles(421)})
+    @app.get("/readyz", response_model=schema.Health, responses=responses)
     async def readyz() -> Reply:
-        """Whether traffic should come."""
+        """200 while traffic may come; 503 with the reasons where it may not."""
         return health(service.not_ready())
 
     @app.get("/metrics", response_class=Reply, responses={200: {"content": {"text/plain": {}}}, **troubles(421)})
@@ -131,14 +132,13 @@ def _health(app: FastAPI, service: Service) -> None:
 
 def _admin(app: FastAPI, service: Service) -> None:
     def add(name: str) -> None:
+        model, run = ACTS[name]
+        extra = {**body(model), "security": [{"token": []}]}
+        named: dict[str, Any] = {"operation_id": f"admin_{name}", "summary": run.__doc__}
+
+        @app.post(f"/v1/admin/{name}", response_model=schema.Done, responses=troubles(*ADMIN), openapi_extra=extra, **named)
         async def operate(http: Http) -> Reply:
             return await act(service, http, name)
-
-        app.add_api_route(
-            f"/v1/admin/{name}", operate, methods=["POST"], operation_id=f"admin_{name}", summary=ACTS[name][1].__doc__,
-            response_model=schema.Done, responses=troubles(400, 401, 404, 408, 409, 413, 415, 421, 422, 429, 500),
-            openapi_extra={**body(ACTS[name][0]), "security": [{"token": []}]},
-        )  # fmt: skip
 
     for name in ACTS:
         add(name)
@@ -146,9 +146,9 @@ def _admin(app: FastAPI, service: Service) -> None:
 
 def _errors(app: FastAPI) -> None:
     def answer(http: Http, problem: Problem) -> Reply:
-        told = http.scope["genre"]
-        told["code"] = problem.code
-        return Reply(problem.body(told["request_id"]), problem.status, problem.headers, "application/json")
+        fields = http.scope["genre"]
+        fields["code"] = problem.code
+        return Reply(problem.body(fields["request_id"]), problem.status, problem.headers, "application/json")
 
     @app.exception_handler(Problem)
     async def problem(http: Http, error: Problem) -> Reply:
@@ -160,14 +160,12 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def by_router(http: Http, error: HTTPException) -> Reply:
-        what = {404: "there is nothing at this path", 405: "this path does not take this method"}.get(error.status_code)
-        code = CODES.get(error.status_code, "bad_request")
-        return answer(http, Problem(error.status_code, code, what or "the call cannot be read", error.headers))
+        message = MESSAGES.get(error.status_code, "the call cannot be read")
+        return answer(http, Problem(error.status_code, CODES.get(error.status_code, "bad_request"), message, error.headers))
 
     @app.exception_handler(RequestValidationError)
     async def by_parameters(http: Http, error: RequestValidationError) -> Reply:
         first = error.errors()[0]
-        what = RequestError(
-            f"{'.'.join(map(str, first['loc'][1:]))} cannot be used", expected=first["msg"].removeprefix("Input should be ")
-        )
-        return answer(http, Problem(422, "bad_parameter", what))
+        what = f"{'.'.join(map(str, first['loc'][1:]))} cannot be used"
+        found = RequestError(what, expected=first["msg"].removeprefix("Input should be "))
+        return answer(http, Problem(422, "bad_parameter", found))

@@ -1,14 +1,11 @@
-"""What is served, for the page and for operators.
-
-Owns: the answer of `/v1/adapters`. Ignores: how it came about.
-"""
+"""The answer of `/v1/adapters`: everything that is served, for the page and for operators."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from genre.registry.names import PRODUCTION
-from genre.serving.served import Served
+from genre.serving.deployments import Deployment
 from genre.serving.service import Service
 
 
@@ -20,7 +17,7 @@ def overview(service: Service) -> dict[str, Any]:
     if data is not None:
         sizes = {"users": len(data.user_ids), "items": data.catalogue.size, "events": len(data)}
         mounted = {"name": data.info.name, **sizes}
-    shown = sorted((served for served in service.fleet.all() if served.public), key=lambda served: served.ref)
+    deployments = sorted(service.deployments.public(), key=lambda deployment: deployment.ref)
     return {
         "base": {
             "name": Path(base.name).name,
@@ -30,32 +27,32 @@ def overview(service: Service) -> dict[str, Any]:
         },
         "data": mounted,
         "admin": service.settings.token is not None,
-        "adapters": [_adapter(service, served, counts) for served in shown],
+        "adapters": [_adapter(service, deployment, counts) for deployment in deployments],
     }
 
 
-def _adapter(service: Service, served: Served, counts: Counter[tuple[str, str]]) -> dict[str, Any]:
-    manifest = served.version.manifest
-    canary = service.canaries.get(served.name) if served.alias == PRODUCTION else None
-    shown = service.moves.of(served.name)
+def _adapter(service: Service, deployment: Deployment, counts: Counter[tuple[str, str]]) -> dict[str, Any]:
+    manifest = deployment.version.manifest
+    canary = service.canaries.get(deployment.name) if deployment.alias == PRODUCTION else None
+    journal = service.alias_history.of(deployment.name)
     return {
-        "ref": served.ref,
-        "name": served.name,
-        "version": served.version.version,
-        "digest": served.version.digest,
+        "ref": deployment.ref,
+        "name": deployment.name,
+        "version": deployment.version.version,
+        "digest": deployment.version.digest,
         "created": manifest.created,
         "kind": manifest.kind,
-        "resident": service.engine.resident().get(served.ref) == served.version.digest,
-        "aliases": shown.aliases,
+        "resident": service.engine.resident().get(deployment.ref) == deployment.version.digest,
+        "aliases": journal.aliases,
         "tasks": [{key: task.get(key) for key in ("name", "kind", "label", "head")} for task in manifest.tasks],
         "feedback": {"column": manifest.sequence.get("feedback"), "values": manifest.sequence.get("values")},
         "metrics": {
             task: {name: value.model_dump(mode="json") for name, value in values.items()}
             for task, values in manifest.metrics.items()
         },
-        "history": [{**vars(move), "checks": list(move.checks)} for move in shown.latest],
+        "history": [{**vars(move), "checks": list(move.checks)} for move in journal.latest],
         "versions": [
-            {"version": version, "rows": rows} for (name, version), rows in sorted(counts.items()) if name == served.name
+            {"version": version, "rows": rows} for (name, version), rows in sorted(counts.items()) if name == deployment.name
         ],
         "canary": None if canary is None else canary.describe(),
     }

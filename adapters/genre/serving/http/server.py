@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from genre.errors import InputError
-from genre.serving.app import create_app
+from genre.serving.http.app import create_app
 from genre.serving.logs import server_messages
 from genre.serving.service import Service
 from genre.unpromised import close_listeners
@@ -80,7 +80,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Where a socket is reached."""
+    """The URL of a socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

@@ -1,6 +1,6 @@
 """The page at `/`: a folder of files, read once.
 
-Owns: which files there are, their types. Ignores: what they show. Nothing is looked up by a path that a caller sends.
+Owns: the list of files, their types. Ignores: what they show. Nothing is looked up by a path that a caller sends.
 """
 
 import hashlib
@@ -11,16 +11,21 @@ from fastapi import FastAPI
 from fastapi import Request as Http
 from fastapi import Response as Reply
 
-FOLDER = Path(__file__).parent / "page"
+FOLDER = Path(__file__).parent.parent / "page"
 TYPES = {
-    ".html": "text/html", ".js": "text/javascript", ".css": "text/css",
-    ".svg": "image/svg+xml", ".png": "image/png", ".ico": "image/x-icon", ".json": "application/json",
-}  # fmt: skip
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".json": "application/json",
+}
 
 
 @dataclass(frozen=True)
 class File:
-    """A file as it is sent."""
+    """A file of the page."""
 
     body: bytes
     kind: str
@@ -34,14 +39,13 @@ def read_files(folder: Path = FOLDER) -> dict[str, File]:
         if path.is_file() and path.suffix in TYPES:
             body = path.read_bytes()
             name = "/" + path.relative_to(folder).as_posix()
-            found["/" if name == "/index.html" else name] = File(
-                body, TYPES[path.suffix], f'"{hashlib.sha256(body).hexdigest()[:16]}"'
-            )
+            tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+            found["/" if name == "/index.html" else name] = File(body, TYPES[path.suffix], tag)
     return found
 
 
 def mount(app: FastAPI, files: dict[str, File]) -> None:
-    """A route for each file; a browser that has it already is told so."""
+    """Add a route for each file; a browser that has the file already gets 304."""
     for name, file in files.items():
         app.add_api_route(name, _sender(file), methods=["GET"], include_in_schema=False)
 

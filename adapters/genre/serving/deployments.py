@@ -1,0 +1,330 @@
+"""Deployments: the references that a service serves, the versions that they mean, alias moves.
+
+Owns: loading, swapping and unloading by name, following the registry, promote and roll back so that nothing is moved
+that cannot be served. Ignores: HTTP, queues, who may ask.
+
+    deployments.add("like@production")
+    deployments.find("like").ref  ->  "like@production"
+
+Threads: any may call anything, but the one that scores only reads. One operation is under way at a time; `find`, `get` and
+`all` never wait for it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import polars as pl
+
+from genre.data.catalogue import Catalogue
+from genre.engine import Engine, Request
+from genre.errors import GenreError, InputError, NotFoundError, RequestError
+from genre.registry import Manifest, Move, Registry, Version
+from genre.registry.names import LATEST, PRODUCTION, parse_ref
+from genre.serving.logs import Log
+from genre.serving.metrics import Metrics
+
+RETRY_S = 30.0
+NO_ITEMS = Catalogue(pl.DataFrame(schema={"item_id": pl.String, "title": pl.String}))
+
+
+@dataclass(frozen=True)
+class TokenEstimate:
+    """An upper bound of the tokens of a version's rows, from the lengths in its manifest.
+
+    Attributes:
+        instruction: Characters of the instruction; a token is at least one.
+        item: Tokens of an item slot.
+        event: Tokens of an item slot and its feedback slot.
+        events: Events of one row at most.
+        catalogue: Items that a row without candidates is scored against, by branches.
+        ranking: Tasks that score the whole catalogue by one dot product, without branches.
+        text: Tokens of one text, for a version that reads labelled texts.
+    """
+
+    instruction: int = 0
+    item: int = 0
+    event: int = 0
+    events: int = 0
+    catalogue: int = 0
+    ranking: frozenset[str] = frozenset()
+    text: int = 0
+
+    @classmethod
+    def of(cls, manifest: Manifest, catalogue: int) -> "TokenEstimate":
+        """Read the lengths of a manifest; `catalogue` is the number of items."""
+        sequence: Mapping[str, Any] = manifest.sequence
+        if manifest.reads == "texts":
+            return cls(text=int(sequence["max_tokens"]))
+        item = 1 if sequence["item"] == "token" else int(sequence["max_item_tokens"]) + 1
+        ranking = frozenset(str(task["name"]) for task in manifest.tasks if task.get("kind") == "next_item")
+        event = item + (1 if sequence["soft_feedback"] else 4)
+        return cls(len(str(sequence["instruction"])) + 1, item, event, int(sequence["max_events"]), catalogue, ranking)
+
+    def tokens(self, request: Request, events: int) -> int:
+        """Tokens of one request's rows at most, with `events` events in its history."""
+        if request.texts is not None:
+            return len(request.texts) * self.text
+        user = sum(len(str(value)) for value in (request.user or {}).values())
+        prefix = self.instruction + user + min(events, self.events) * self.event
+        if request.task in self.ranking or (request.task is None and len(self.ranking) == 1):
+            return prefix
+        items = request.candidates if request.candidates is not None else request.allow
+        return prefix + (self.catalogue if items is None else len(items)) * self.item
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A reference that is served, and the version that it means now.
+
+    Attributes:
+        ref: As the engine knows it: `name`, `name@alias` or `name:version`.
+        version: The version behind it.
+        estimate: Of the tokens of its requests.
+        catalogue: The items that its requests may name.
+        public: Whether requests may name it; a canary's candidate answers requests to others.
+    """
+
+    ref: str
+    version: Version
+    estimate: TokenEstimate
+    catalogue: Catalogue = field(repr=False, compare=False)
+    public: bool = True
+
+    @property
+    def name(self) -> str:
+        """The adapter's name."""
+        return self.version.name
+
+    @property
+    def alias(self) -> str | None:
+        """The alias that it follows; None for `name:version`."""
+        return parse_ref(self.ref).alias
+
+    def task(self, request: Request) -> str:
+        """The task that a request asks for; empty where the request names none and the version has several."""
+        names = [str(task["name"]) for task in self.version.manifest.tasks]
+        if request.task is None:
+            return names[0] if len(names) == 1 else ""
+        return request.task if request.task in names else ""
+
+
+class Deployments:
+    """The references that one service serves.
+
+    Args:
+        engine: Where versions are loaded.
+        log: Where moves are reported.
+        metrics: Where moves are counted.
+        run_idle: Runs a callback while no row is being scored.
+    """
+
+    def __init__(self, engine: Engine, log: Log, metrics: Metrics, run_idle: Callable[[Callable[[], None]], None]) -> None:
+        self.engine = engine
+        self.registry = engine.registry
+        self.log = log
+        self.metrics = metrics
+        self.run_idle = run_idle
+        self._deployed: Mapping[str, Deployment] = {}  # replaced as a whole, so that readers need no lock
+        self._failed: dict[str, tuple[str, float]] = {}
+        self._operations = threading.RLock()
+        self._held = threading.Lock()
+
+    def all(self) -> list[Deployment]:
+        """Everything that is served, hidden candidates too."""
+        return list(self._deployed.values())
+
+    def public(self) -> list[Deployment]:
+        """Everything that requests may name."""
+        return [deployment for deployment in self._deployed.values() if deployment.public]
+
+    def get(self, ref: str) -> Deployment | None:
+        """The deployment of exactly this reference."""
+        return self._deployed.get(ref)
+
+    def find(self, adapter: str) -> Deployment:
+        """The deployment that a request means: of exactly that reference, or for a bare name its `production`, or its only one.
+
+        Raises:
+            RequestError: It is not served here.
+        """
+        found = self._deployed.get(adapter) or self._deployed.get(f"{adapter}@{PRODUCTION}")
+        public = self.public()
+        if found is None and not {"@", ":"} & set(adapter):
+            same = [deployment for deployment in public if deployment.name == adapter]
+            found = same[0] if len(same) == 1 else None
+        if found is None or not found.public:
+            known = ", ".join(deployment.ref for deployment in public[:20]) or "none is served yet"
+            todo = "GET /v1/adapters lists them"
+            raise RequestError("no such adapter is served here", got=adapter[:80], expected=known, todo=todo)
+        return found
+
+    def add(self, ref: str, *, public: bool = True) -> Deployment:
+        """Load a reference and serve it; what is served already is brought up to date.
+
+        Raises:
+            GenreError: There is no such version, or it cannot be loaded here; what was served before still is.
+        """
+        parse_ref(ref)
+        with self._operations:
+            if ref not in self._deployed:
+                self._put(ref, self.engine.load(ref), public=public)
+                return self._deployed[ref]
+            self._swap(ref)
+            if public and not self._deployed[ref].public:
+                self._set(replace(self._deployed[ref], public=True))
+            return self._deployed[ref]
+
+    @contextmanager
+    def held(self, ref: str) -> Iterator[None]:
+        """Keep a reference from being unloaded within the block, for calls to the engine outside of the thread that scores.
+
+        Raises:
+            RequestError: It is served no longer: the engine would load it again.
+        """
+        with self._held:
+            if ref not in self._deployed:
+                raise RequestError("the adapter is served no longer", got=ref, todo="GET /v1/adapters lists what is")
+            yield
+
+    def drop(self, ref: str) -> None:
+        """Serve a reference no longer and free its slot, once nothing that is being scored or explained needs it.
+
+        Raises:
+            NotFoundError: It is not served.
+        """
+        with self._operations:
+            if ref not in self._deployed:
+                known = ", ".join(self._deployed) or None
+                raise NotFoundError("nothing is served by that reference", got=ref[:80], expected=known)
+            self._deployed = {key: deployment for key, deployment in self._deployed.items() if key != ref}
+            self._failed.pop(ref, None)
+            with self._held:
+                self.run_idle(lambda: self._unload(ref))
+
+    def follow(self, name: str | None = None) -> None:
+        """Swap to what aliases name now, of one adapter or of all; what cannot be loaded leaves the old version serving."""
+        with self._operations:
+            names = [one.name for one in self.all() if one.alias and name in (None, one.name)]
+            for adapter in dict.fromkeys(names):
+                try:
+                    aliases = self.registry.aliases(adapter)
+                except GenreError as error:
+                    self.log.write("aliases unreadable", level="error", adapter=adapter, error=str(error))
+                    continue
+                for deployment in self.all():
+                    if deployment.name == adapter:
+                        self._follow(deployment, aliases.get(deployment.alias or ""))
+
+    def _follow(self, deployment: Deployment, version: str | None) -> None:
+        if version is None or version == deployment.version.version:
+            return
+        failed, retry_at = self._failed.get(deployment.ref, ("", 0.0))
+        if failed == version and time.monotonic() < retry_at:
+            return
+        try:
+            self._swap(deployment.ref)
+        except Exception as error:  # a version that breaks in any way must not stop the others from being followed
+            self._failed[deployment.ref] = (version, time.monotonic() + RETRY_S)
+            self.metrics.swap_failures.labels(deployment.name).inc()
+            serving = deployment.version.version
+            self.log.failure("swap failed", error, ref=deployment.ref, version=version, serving=serving)
+        else:
+            self._failed.pop(deployment.ref, None)
+
+    def promote(self, ref: str, alias: str, *, floor: Mapping[str, float] | None = None, not_worse: bool = False) -> Move:
+        """Move an alias in the registry, after loading the version here if that alias is served here; then follow it.
+
+        Raises:
+            GenreError: The version cannot be loaded here or is not good enough; nothing has moved then.
+        """
+        with self._operations:
+            version = self.registry.resolve(ref)
+            watched = any(one.name == version.name and one.alias == alias for one in self.all())
+            trial = version.ref if watched and version.ref not in self._deployed else None
+            if trial is not None:
+                self.engine.swap(trial)
+            try:
+                move = self.registry.promote(version, alias, floor=floor, not_worse=not_worse)
+                self.follow(version.name)
+            finally:
+                if trial is not None:
+                    self._unload(trial)
+        return move
+
+    def rollback(self, name: str, alias: str) -> Move:
+        """Let an alias name again what it named before, and follow it.
+
+        Raises:
+            GenreError: There is nothing to go back to, or it is damaged.
+        """
+        with self._operations:
+            move = self.registry.rollback(name, alias)
+            self.follow(name)
+        return move
+
+    def _swap(self, ref: str) -> None:
+        before = self._deployed[ref]
+        self._put(ref, self.engine.swap(ref), public=before.public)
+        after = self._deployed[ref].version
+        if after.digest != before.version.digest:
+            self.metrics.swaps.labels(after.name).inc()
+            self.log.write("swapped", ref=ref, version=after.version, digest=after.digest, before=before.version.version)
+
+    def _put(self, ref: str, digest: str, *, public: bool) -> None:
+        """Record the version that the engine serves for a reference."""
+        version = self.registry.open_version(parse_ref(ref).name, digest[:12])
+        catalogue = NO_ITEMS if version.manifest.reads == "texts" else self._catalogue(ref)
+        self._set(Deployment(ref, version, TokenEstimate.of(version.manifest, catalogue.size), catalogue, public))
+
+    def _set(self, deployment: Deployment) -> None:
+        self._deployed = {**self._deployed, deployment.ref: deployment}
+
+    def _catalogue(self, ref: str) -> Catalogue:
+        if self.engine.data is not None:
+            return self.engine.data.catalogue
+        loaded, *_ = self.engine.read_by(Request(ref, history=[]))
+        return self.engine.catalogue_of(loaded)
+
+    def _unload(self, ref: str) -> None:
+        try:
+            self.engine.unload(ref)
+        except RequestError:  # the engine needed its slot and has put it out already
+            self.log.write("was out already", ref=ref)
+
+
+def default_refs(registry: Registry) -> list[str]:
+    """Every adapter of a registry: under `production`, or `latest` where that is not set. Encoders are no adapters.
+
+    Raises:
+        InputError: There is none.
+    """
+    refs = []
+    for name in registry.names():
+        aliases = registry.aliases(name)
+        alias = next((alias for alias in (PRODUCTION, LATEST) if alias in aliases), None)
+        if alias is not None and registry.resolve(f"{name}@{alias}").manifest.kind != "encoder":
+            refs.append(f"{name}@{alias}")
+    if not refs:
+        raise InputError("there is no adapter to serve", got=f"the registry at {registry.url}", todo="genre train publishes one")
+    return refs
+
+
+def fitting(registry: Registry, refs: Iterable[str], chosen: Version) -> tuple[list[str], dict[str, str]]:
+    """The references whose version has the base and depth of `chosen`, and for each of the others the reason why it does not."""
+    wanted = chosen.manifest.base
+    kept: list[str] = []
+    other: dict[str, str] = {}
+    for ref in refs:
+        base = registry.resolve(ref).manifest.base
+        for name in ("fingerprint", "depth"):
+            got, expected = getattr(base, name), getattr(wanted, name)
+            if got != expected:
+                other[ref] = f"base.{name}: got {got}; expected {expected}, that of {chosen.ref}"
+                break
+        else:
+            kept.append(ref)
+    return kept, other

@@ -1,0 +1,174 @@
+"""`/v1/score`, `/v1/recommend`, `/v1/explain`: from a call's rows to its answers.
+
+Owns: one row after the other through parsing, the queue and back; the answer of a call as a whole. Ignores: how rows are
+scored, limits before the body is there.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fastapi import Request as Http
+from fastapi import Response as Reply
+
+from genre.engine import Request, Response
+from genre.engine.explain import ATTEMPTS, ask, explain
+from genre.engine.requests import ExplainRequest, refused
+from genre.errors import GenreError, JobError, RequestError
+from genre.serving.batching import Answer, Call, Routed
+from genre.serving.deployments import Deployment
+from genre.serving.http.bodies import body_of, read_rows, reply
+from genre.serving.http.schema import ExplainBody, ScoreBody
+from genre.serving.problems import Problem, shorten
+from genre.serving.service import Service
+
+DEFAULT_K = 10
+Row = dict[str, Any]
+
+
+async def score_call(service: Service, http: Http, *, recommend: bool = False) -> Reply:
+    """Answer `/v1/score`, or `/v1/recommend`, where k is ten unless given and results carry titles.
+
+    Raises:
+        Problem: The call as a whole cannot be answered.
+    """
+    rows = read_rows(await body_of(http), ScoreBody, service.settings.call_rows)
+    refusals: list[Answer | None] = []
+    routed: list[Routed] = []
+    for row in rows:
+        try:
+            routed.append(service.route(_request(row, recommend=recommend)))
+            refusals.append(None)
+        except GenreError as error:
+            refusals.append(Answer(_refuse(service, row, str(error)), None))
+    found = iter(await _score(service, http, routed, service.settings.timeout_s))
+    answers = [refusal or next(found) for refusal in refusals]
+    shown = [_titled(service, answer) if recommend else answer.response.to_json() for answer in answers]
+    _log_rows(service, http, rows, shown)
+    broken = all(answer.internal for answer in answers)
+    return reply({"responses": shown}, 500 if broken else 200)
+
+
+def _request(row: Any, *, recommend: bool) -> Request:
+    if recommend and isinstance(row, dict) and row.get("k") is None:
+        row = {**row, "k": DEFAULT_K}
+    return Request.from_json(row)
+
+
+def _refuse(service: Service, row: Any, error: str) -> Response:
+    """The error response to something that may be anything, no longer than helps."""
+    service.metrics.row_failed("", "request")
+    found = refused(row, shorten(error))
+    return replace(found, id=None if found.id is None else shorten(found.id), adapter=shorten(found.adapter))
+
+
+async def _score(service: Service, http: Http, rows: Sequence[Routed], timeout_s: float) -> list[Answer]:
+    """The answers to all rows.
+
+    Raises:
+        Problem: 429, the queue is full; 504, it took too long; 499, the client has gone.
+    """
+    call = service.batcher.submit(rows, request_id=http.scope["genre"]["request_id"], timeout_s=timeout_s)
+    await _wait(call, http, timeout_s)
+    return [answer for answer in call.answers if answer is not None]
+
+
+async def _wait(call: Call, http: Http, timeout_s: float) -> None:
+    if call.done.done():
+        return
+    gone = asyncio.ensure_future(_gone(http))
+    try:
+        await asyncio.wait({call.done, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        call.given_up = not call.done.done()
+        gone.cancel()
+    if call.given_up:
+        if gone.done() and not gone.cancelled():
+            raise Problem(499, "client_gone", "the client closed the connection")
+        raise timed_out(timeout_s)
+
+
+async def _gone(http: Http) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def timed_out(timeout_s: float) -> Problem:
+    """504."""
+    todo = "send fewer rows, or try again later"
+    return Problem(504, "timeout", RequestError("the answer took too long", expected=f"within {timeout_s:g} seconds", todo=todo))
+
+
+def _titled(service: Service, answer: Answer) -> Row:
+    row = answer.response.to_json()
+    if answer.deployment is not None and row.get("results") and "item_id" in row["results"][0]:
+        titles = service.lookup.titles(answer.deployment.catalogue)
+        row["results"] = [{**item, "title": titles.of(item["item_id"])} for item in row["results"]]
+    return row
+
+
+def _log_rows(service: Service, http: Http, rows: Sequence[Any], answers: Sequence[Row]) -> None:
+    """Add the call's rows to its log line: the versions that answered; what was asked only with `log_rows`."""
+    fields = http.scope["genre"]
+    fields["rows"] = len(rows)
+    fields["errors"] = sum("error" in answer for answer in answers)
+    fields["digests"] = sorted({answer["digest"] for answer in answers if answer.get("digest")})
+    if service.settings.log_rows:
+        fields["requests"] = rows
+
+
+async def explain_call(service: Service, http: Http) -> Reply:
+    """Answer `/v1/explain`: one row after the other, each within what is left of the call's time.
+
+    Raises:
+        Problem: The call as a whole cannot be answered.
+    """
+    rows = read_rows(await body_of(http), ExplainBody, service.settings.call_rows)
+    end = asyncio.get_running_loop().time() + service.settings.timeout_s
+    shown: list[Row] = []
+    for row in rows:
+        left = end - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise timed_out(service.settings.timeout_s)
+        try:
+            shown.append(await _explain(service, http, row, left))
+        except GenreError as error:
+            message = str(error).replace(service.engine.registry.url, "the registry")
+            shown.append(_refuse(service, row, message).to_json())
+    _log_rows(service, http, rows, shown)
+    return reply({"responses": shown})
+
+
+async def _explain(service: Service, http: Http, row: Any, left: float) -> Row:
+    """One explanation; leave-one-out rows go through the queue like any others."""
+    question = ExplainRequest.from_json(row)
+    request, item, method = question.request(), question.item, question.method
+    routed = service.route(request)
+    deployment = routed.fallback or routed.deployment
+    if method == "gradient":
+        work = partial(explain, service.engine, request, item, method=method, ref=deployment.ref)
+        found = await _aside(service, deployment, work, left)
+        return {"id": request.id, **found.to_json()}
+    for _ in range(ATTEMPTS):
+        parts = await _aside(service, deployment, partial(ask, service.engine, request, item, ref=deployment.ref), left)
+        rows = [Routed(part, deployment, routed.tokens) for part in parts.requests]
+        answers = await _score(service, http, rows, left)
+        found = parts.read([answer.response for answer in answers])
+        if found is not None:
+            return {"id": request.id, **found.to_json()}
+    raise JobError(f"{request.adapter} was swapped while a score of it was explained", todo="ask again")
+
+
+async def _aside(service: Service, deployment: Deployment, work: Callable[[], Any], left: float) -> Any:
+    """Run a part of an explanation outside of the event loop, within the time that is left, while its adapter is served."""
+
+    def held() -> Any:
+        with service.deployments.held(deployment.ref):
+            return work()
+
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(service.explain_aside(held)), left)
+    except TimeoutError:
+        raise timed_out(service.settings.timeout_s) from None
