@@ -136,6 +136,8 @@ def _report(data: "Interactions | Texts", out: Path) -> None:
         out_console.print(f"skipped: {reason}: {count:,}", highlight=False)
     for example in data.info.examples:
         out_console.print(f"first: {example}", highlight=False)
+    for note in data.info.notes:
+        out_console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
 
 def _show(facts: dict[str, Any]) -> None:
@@ -153,7 +155,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     span = facts["time_span"]
     rows = [(key.replace("_", " "), f"{facts[key]:,}") for key in ("events", "users", "items", "items_without_events")]
     rows.append(("time", f"{span['first']} to {span['last']} ({span['days']:,} days)"))
-    rows.append(("ties", f"{facts['ties']:.1%} of events share their second with another of the same user"))
+    rows.append(("ties", f"{facts['ties']:.1%} of events share their time with another of the same user"))
     rows.append(("sparsity", f"{facts['sparsity']:.2%}"))
     for key in ("events_per_user", "events_per_item"):
         rows.append((key.replace("_", " "), ", ".join(f"{name} {value:,g}" for name, value in facts[key].items())))
@@ -184,4 +186,5 @@ def _spread(spread: dict[str, Any]) -> str:
 def _origin(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Skipped rows, source and licence."""
     rows = [(f"skipped: {reason}", f"{count:,}") for reason, count in facts["skipped"].items()]
+    rows += [("note", note) for note in facts.get("notes", ())]
     return [*rows, ("source", facts["source"] or "unknown"), ("licence", facts["licence"] or "unknown")]

@@ -14,9 +14,9 @@ import polars as pl
 
 from genre.data.catalogue import Catalogue
 from genre.data.features import align_users, complete_items, describe_items, item_columns_of
-from genre.data.fields import EXPECTED, clean, to_numbers
+from genre.data.fields import EXPECTED, check_time_step, clean, short_float_note, to_numbers
 from genre.data.order import order_events
-from genre.data.schema import ALIASES, REQUIRED, Report, event_columns
+from genre.data.schema import ALIASES, REQUIRED, SUBSECOND, Report, event_columns
 from genre.errors import DataError
 
 
@@ -64,8 +64,9 @@ def build(
     used = events["item_id"].unique()
     catalogue = complete_items(item_table, used, report)
     codes = _encode(events["user_id"], user_ids), _encode(events["item_id"], catalogue.frame["item_id"])
-    order = order_events(user_ids.to_list(), catalogue.item_ids, *codes, events["timestamp"].to_numpy(), events["row"].to_numpy())
-    order = _without_duplicates(events, order, codes, report)
+    times = times_of(events)
+    order = order_events(user_ids.to_list(), catalogue.item_ids, *codes, times, events["row"].to_numpy())
+    order = _without_duplicates(events, order, codes, times, report)
     return Built(
         frame=events[order].rechunk(),
         catalogue=catalogue,
@@ -160,7 +161,8 @@ def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Repo
         DataError: If more than `max_bad` of the rows are bad, or all are.
     """
     names = [*REQUIRED, "row", *event_columns(log)]
-    cleaned = pl.DataFrame([clean(name, log[name], time_unit) for name in names])
+    check_time_step(log["timestamp"], time_unit)
+    cleaned = _split_times(pl.DataFrame([clean(name, log[name], time_unit) for name in names]), log)
     bad = np.zeros(log.height, dtype=bool)
     worst, most = None, 0
     for name in (name for name in names if name in EXPECTED):
@@ -172,7 +174,35 @@ def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Repo
                 worst, most = (example, EXPECTED[name]), here.size
             bad[here] = True
     report.check(int(bad.sum()), log.height, worst, max_bad)
-    return cleaned if worst is None else cleaned.filter(~pl.Series(bad))
+    events = cleaned if worst is None else cleaned.filter(~pl.Series(bad))
+    report.note(short_float_note(events["timestamp"]))
+    return events
+
+
+def _split_times(cleaned: pl.DataFrame, log: pl.DataFrame) -> pl.DataFrame:
+    """Times of microseconds to seconds and, where there is a fraction, `SUBSECOND`.
+
+    Raises:
+        DataError: The log has a column `SUBSECOND` that is none.
+    """
+    seconds, fraction = cleaned["timestamp"] // 1_000_000, cleaned["timestamp"] % 1_000_000
+    stored = log.get_column(SUBSECOND, default=None)
+    if stored is not None:
+        if not stored.dtype.is_integer() or stored.null_count() or not stored.is_between(0, 999_999).all():
+            todo = "leave the column out, or give it another name"
+            expected = "the microseconds of the timestamp within its second, 0 to 999,999"
+            raise DataError(f"column '{SUBSECOND}' is not usable", got=str(stored.dtype), expected=expected, todo=todo)
+        fraction = fraction if (fraction != 0).any() else stored
+    parts = [seconds.alias("timestamp")]
+    if stored is not None or (fraction != 0).any():
+        parts.append(fraction.fill_null(0).cast(pl.Int32).alias(SUBSECOND))
+    return cleaned.select("user_id", "item_id", *parts, pl.exclude("user_id", "item_id", "timestamp"))
+
+
+def times_of(events: pl.DataFrame) -> np.ndarray:
+    """Return the times of events in microseconds since 1970, int64[n]."""
+    times = events["timestamp"].to_numpy() * 1_000_000
+    return times + events[SUBSECOND].to_numpy() if SUBSECOND in events.columns else times
 
 
 def _name_row(log: pl.DataFrame, name: str, place: int, time_unit: str) -> str:
@@ -188,10 +218,10 @@ def _encode(series: pl.Series, ids: pl.Series) -> np.ndarray:
 
 
 def _without_duplicates(
-    events: pl.DataFrame, order: np.ndarray, codes: tuple[np.ndarray, np.ndarray], report: Report
+    events: pl.DataFrame, order: np.ndarray, codes: tuple[np.ndarray, np.ndarray], times: np.ndarray, report: Report
 ) -> np.ndarray:
     """Drop events that equal an earlier one in everything but their row; they are neighbours in the order."""
-    users, items, times = codes[0][order], codes[1][order], events["timestamp"].to_numpy()[order]
+    users, items, times = codes[0][order], codes[1][order], times[order]
     again = (users[1:] == users[:-1]) & (items[1:] == items[:-1]) & (times[1:] == times[:-1])
     near = np.flatnonzero(np.concatenate([again, [False]]) | np.concatenate([[False], again]))
     if not near.size:

@@ -3,13 +3,14 @@
 Owns: the usable values of each column. Ignores the treatment of the others (`genre.data.build`). Every function takes a column of
 any type and returns one of the schema's, with null for a value that is not usable.
 
-    times(pl.Series(["881250949", "2024-03-01T12:00:00Z", "soon"]))  ->  [881250949, 1709294400, null]
+    times_us(pl.Series(["881250949.5", "2024-03-01T12:00:00Z", "soon"]))  ->  [881250949500000, 1709294400000000, null]
 """
 
+import numpy as np
 import polars as pl
 
 from genre.data.schema import FEEDBACK, LAST_SECOND, PLACE, RATING_LIMIT
-from genre.errors import InputError
+from genre.errors import DataError, InputError
 
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 """Units of numeric timestamps: how many make a second."""
@@ -25,6 +26,10 @@ EXPECTED = {
 }
 """The usable values of each column, for messages."""
 
+_LAST_US = (LAST_SECOND + 1) * UNITS["us"] - 1
+
+_FEW_TIMES = 8  # so few may be multiples of anything
+
 _DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S", "%Y%m%d")
 _ZONED_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%z", "%Y%m%d %H%M%S%z")
 
@@ -32,12 +37,13 @@ _ZONED_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%z", "%Y%m%d %H%M%S%z
 def clean(name: str, series: pl.Series, time_unit: str = "s") -> pl.Series:
     """Return column `name` in the schema's type; null where the value is not usable.
 
-    Extra columns keep their values (numbers, texts; booleans become 0 and 1): nulls there are allowed.
+    Times are microseconds here. Extra columns keep their values (numbers, texts; booleans become 0 and 1): nulls there are
+    allowed.
     """
     if name in ("user_id", "item_id", "impression_id"):
         return ids(series)
     if name == "timestamp":
-        return times(series, time_unit)
+        return times_us(series, time_unit)
     if name == "rating":
         rating = numbers(series)
         return _where(rating, (pl.col("x").is_finite()) & (pl.col("x").abs() <= RATING_LIMIT))
@@ -75,8 +81,8 @@ def numbers(series: pl.Series) -> pl.Series:
     return parsed.fill_null(comma)
 
 
-def times(series: pl.Series, time_unit: str = "s") -> pl.Series:
-    """Return int64 seconds since 1970 (fractions cut); dates without a zone are UTC; before 1970 or after 9999 is null.
+def times_us(series: pl.Series, time_unit: str = "s") -> pl.Series:
+    """Return int64 microseconds since 1970; dates without a zone are UTC; before 1970 or after 9999 is null.
 
     Raises:
         InputError: If `time_unit` is none of s, ms, us, ns.
@@ -84,27 +90,67 @@ def times(series: pl.Series, time_unit: str = "s") -> pl.Series:
     if time_unit not in UNITS:
         raise InputError("unknown time unit", got=repr(time_unit), expected=", ".join(UNITS))
     if isinstance(series.dtype, pl.Datetime | pl.Date):
-        seconds = series.cast(pl.Datetime("us")).dt.epoch("s")
+        found = series.cast(pl.Datetime("us")).dt.epoch("us")
     elif series.dtype.is_integer():
-        seconds = series.cast(pl.Int64, strict=False) // UNITS[time_unit]
-    elif series.dtype.is_float():
-        seconds = _whole_seconds(series.cast(pl.Float64), time_unit)
+        found = _whole_us(series.cast(pl.Int64, strict=False), time_unit)
+    elif series.dtype.is_float() or series.dtype.is_decimal():
+        found = _float_us(series.cast(pl.Float64), time_unit)
     elif series.dtype == pl.String:
         text = series.str.strip_chars()
         if _all_days(text):
-            return _where(_dates(text), pl.col("x").is_between(0, LAST_SECOND))
+            return _where(_dates(text), pl.col("x").is_between(0, _LAST_US))
         exact = text.cast(pl.Int64, strict=False)  # first, since a float64 cannot hold every nanosecond
-        seconds = exact // UNITS[time_unit]
-        if seconds.null_count() > text.null_count():
-            seconds = seconds.fill_null(_whole_seconds(text.cast(pl.Float64, strict=False), time_unit)).fill_null(_dates(text))
+        found = _whole_us(exact, time_unit)
+        if exact.null_count() > text.null_count():
+            floats = _float_us(text.cast(pl.Float64, strict=False), time_unit)
+            found = found.fill_null(_where(floats, exact.is_null())).fill_null(_dates(_where(text, exact.is_null())))
     else:
         return pl.Series(series.name, [None] * len(series), dtype=pl.Int64)
-    return _where(seconds, pl.col("x").is_between(0, LAST_SECOND))
+    return _where(found, pl.col("x").is_between(0, _LAST_US))
 
 
-def _whole_seconds(values: pl.Series, time_unit: str) -> pl.Series:
-    seconds = (values / UNITS[time_unit]).floor()
-    return _where(seconds, pl.col("x").is_finite()).cast(pl.Int64, strict=False)
+def check_time_step(series: pl.Series, time_unit: str) -> None:
+    """Refuse a column of short floats that cannot tell one second (or other unit) of its times from the next.
+
+    Raises:
+        DataError: Its steps are longer than its unit.
+    """
+    if series.dtype not in (pl.Float16, pl.Float32):
+        return
+    values = series.cast(pl.Float32).to_numpy()
+    last = np.nanmax(np.where(np.isfinite(values), values, 0), initial=0)
+    step = float(np.spacing(np.float16(last) if series.dtype == pl.Float16 else last))
+    if step > 1:
+        bits = 16 if series.dtype == pl.Float16 else 32
+        got, expected = f"steps of {step:,.0f} {time_unit} at {last:.0f}", "whole numbers, dates or 64-bit floats"
+        todo = "export the times again, as int64"
+        raise DataError(f"{bits}-bit floats cannot hold these times", got=got, expected=expected, todo=todo)
+
+
+def short_float_note(seconds: pl.Series) -> str:
+    """Return a line if times look as if they had once been 32-bit floats: multiples of 128 s that are no whole hours."""
+    step = 128
+    if (
+        seconds.n_unique() < _FEW_TIMES
+        or int(seconds.min()) < 2**30
+        or (seconds % step != 0).any()
+        or (seconds % 3600 == 0).all()
+    ):  # type: ignore[arg-type]
+        return ""
+    return f"all times are multiples of {step} s, as a 32-bit float leaves them: the order within {step} s is lost"
+
+
+def _whole_us(values: pl.Series, time_unit: str) -> pl.Series:
+    """Whole numbers to microseconds; those after 9999, which might not fit into 64 bits, are null."""
+    last = min((LAST_SECOND + 1) * UNITS[time_unit] - 1, 2**63 - 1)
+    kept = _where(values, pl.col("x").is_between(0, last))
+    return kept // 1000 if time_unit == "ns" else kept * (UNITS["us"] // UNITS[time_unit])
+
+
+def _float_us(values: pl.Series, time_unit: str) -> pl.Series:
+    """Floats to microseconds, to the nearest: at today's epoch a float64 of seconds holds quarters of one."""
+    near = (values * (UNITS["us"] / UNITS[time_unit])).round()
+    return _where(near, pl.col("x").is_finite() & pl.col("x").is_between(0, _LAST_US)).cast(pl.Int64, strict=False)
 
 
 def _all_days(text: pl.Series) -> bool:
@@ -115,7 +161,7 @@ def _all_days(text: pl.Series) -> bool:
 
 
 def _dates(text: pl.Series) -> pl.Series:
-    """ISO dates to seconds: with T or a space, with or without seconds, fractions after a point or a comma, and a zone."""
+    """ISO dates to microseconds: with T or a space, with or without seconds, fractions after a point or a comma, and a zone."""
     plain = text.str.replace(r"[Tt]", " ").str.replace(r"(:\d{2}),(\d+)", "$1.$2").str.replace(r"\s*(Z|z|UTC|GMT)$", "")
     found = _parse(plain, _DATE_FORMATS, None)
     if found.null_count() == text.null_count():
@@ -128,7 +174,7 @@ def _parse(text: pl.Series, formats: tuple[str, ...], zone: str | None) -> pl.Se
     found = pl.Series(text.name, [None] * len(text), dtype=pl.Int64)
     for form in formats:
         if found.null_count() > text.null_count():
-            found = found.fill_null(text.str.to_datetime(form, strict=False, time_unit="us", time_zone=zone).dt.epoch("s"))
+            found = found.fill_null(text.str.to_datetime(form, strict=False, time_unit="us", time_zone=zone).dt.epoch("us"))
     return found
 
 
@@ -159,7 +205,7 @@ def to_numbers(table: pl.DataFrame) -> pl.DataFrame:
     return table.with_columns(found)
 
 
-def _where(series: pl.Series, condition: pl.Expr) -> pl.Series:
+def _where(series: pl.Series, condition: pl.Expr | pl.Series) -> pl.Series:
     """Null where the condition on column "x" is false or null."""
     kept = pl.DataFrame({"x": series}).select(pl.when(condition).then(pl.col("x")))
     return kept.to_series().rename(series.name)

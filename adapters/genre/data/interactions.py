@@ -5,7 +5,7 @@ Owns: the log as arrays in the contract's order, a data set folder in and out, a
     log = Interactions.read("data/ml-100k")
     log.history("196")[0]  ->  {"item_id": "655", "timestamp": 881250949, "rating": 3.0}
 
-**Order:** (user_id, timestamp, sha256(user_id, the byte 0x1f, item_id), row). See `genre.data.order`.
+**Order:** (user_id, time to the microsecond, sha256(user_id, the byte 0x1f, item_id), row). See `genre.data.order`.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
-from genre.data.build import build
+from genre.data.build import build, times_of
 from genre.data.catalogue import Catalogue, hash_frame
 from genre.data.dataset import DataKind, Dataset
 from genre.data.describe import coverage, distribution, quantiles, span
 from genre.data.folder import MARKER, read_info, read_parquet, write_folder
 from genre.data.order import tied_events
-from genre.data.schema import MAX_BAD, DatasetInfo, Report, event_columns, roles_of
+from genre.data.schema import MAX_BAD, SUBSECOND, DatasetInfo, Report, event_columns, roles_of
 from genre.data.splits import Split, SplitConfig, split
 from genre.errors import DataError, InputError
 from genre.tasks import Task
@@ -35,7 +35,8 @@ class Interactions(Dataset):
     """A log: events in the contract's order, users contiguous. Immutable; make one with `read` or `from_frame`.
 
     Attributes:
-        frame: user_id, item_id, timestamp (int64 seconds), row (int64), then feedback and other event columns.
+        frame: user_id, item_id, timestamp (int64 seconds), subsecond_us (int32, only where times have
+            fractions), row (int64), then feedback and other event columns.
         catalogue: Every item of the log is in it.
         users: One row per user of `user_ids`, in that order; None if there is no such table.
         info: The content of dataset.json.
@@ -168,6 +169,11 @@ class Interactions(Dataset):
         return self.frame["timestamp"].to_numpy()
 
     @cached_property
+    def times_us(self) -> np.ndarray:
+        """Microseconds since 1970, int64[n]: what order, ties and splits by time go by."""
+        return times_of(self.frame)
+
+    @cached_property
     def rows(self) -> np.ndarray:
         """Positions in the source file, int64[n]."""
         return self.frame["row"].to_numpy()
@@ -212,7 +218,7 @@ class Interactions(Dataset):
 
     def limit(self, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
         """Return the newest `count` of some events."""
-        return rows[np.lexsort((self.rows[rows], self.timestamps[rows]))[-count:]]
+        return rows[np.lexsort((self.rows[rows], self.times_us[rows]))[-count:]]
 
     def owners(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the user codes and the item codes of some events."""
@@ -251,7 +257,7 @@ class Interactions(Dataset):
         """
         code = self.user_code(user_id)
         start, stop = self.user_offsets[code : code + 2].tolist()
-        return self.frame[start:stop].drop("user_id", "row").to_dicts()
+        return self.frame[start:stop].drop("user_id", "row", SUBSECOND, strict=False).to_dicts()
 
     def select(self, mask: np.ndarray) -> "Interactions":
         """Return the events where `mask` (bool[n]) holds: the same catalogue, only the users that keep an event.
@@ -283,7 +289,7 @@ class Interactions(Dataset):
     def describe(self) -> dict[str, Any]:
         """Return the log in figures, ready for JSON.
 
-        `ties` is the share of events that share their second with another event of the same user; `density` is events /
+        `ties` is the share of events that share their time with another event of the same user; `density` is events /
         (users x items used); `sparsity` is 1 - density; text coverage is the share of items with a value, per column.
         """
         events_per_user, events_per_item = np.diff(self.user_offsets), np.bincount(self.item_codes, minlength=self.catalogue.size)
@@ -300,7 +306,7 @@ class Interactions(Dataset):
             "items": self.catalogue.size,
             "items_without_events": self.catalogue.size - used,
             "time_span": span(self.frame["timestamp"]),
-            "ties": round(tied_events(self.user_codes, self.timestamps).size / len(self), 6),
+            "ties": round(tied_events(self.user_codes, self.times_us).size / len(self), 6),
             "density": round(density, 6),
             "sparsity": round(1 - density, 6),
             "events_per_user": quantiles(events_per_user),
@@ -311,6 +317,7 @@ class Interactions(Dataset):
             "user_columns": {} if users is None else {name: coverage(users[name]) for name in users.columns[1:]},
             "skipped": self.info.skipped,
             "examples": list(self.info.examples),
+            "notes": list(self.info.notes),
         }
 
 

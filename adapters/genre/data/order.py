@@ -1,6 +1,6 @@
 """The one order of events.
 
-Owns: the tie rule. An event's position among a user's events is decided by timestamp, then by
+Owns: the tie rule. An event's position among a user's events is decided by its time, to the microsecond, then by
 sha256(user_id, the byte 0x1f, item_id), then by its row in the source file. Ignores everything else.
 
 Many logs have whole pages of events in one second (76 % of MovieLens-100K's events share theirs), and file or id order
@@ -44,26 +44,26 @@ def order_events(
     item_ids: Sequence[str],
     users: np.ndarray,
     items: np.ndarray,
-    timestamps: np.ndarray,
+    times: np.ndarray,
     rows: np.ndarray,
 ) -> np.ndarray:
-    """Return the indices that bring events into the contract's order, int64[n]; hashes only ties on (user, timestamp).
+    """Return the indices that bring events into the contract's order, int64[n]; hashes only ties on (user, time).
 
-    Args as of `tie_keys`, users in code order; with seconds and positions in the source file, int64[n] each.
+    Args as of `tie_keys`, users in code order; with microseconds and positions in the source file, int64[n] each.
     """
-    order = np.lexsort((rows, timestamps, users))
-    tied = tied_events(users[order], timestamps[order])
+    order = np.lexsort((rows, times, users))
+    tied = tied_events(users[order], times[order])
     if tied.size:
         events = order[tied]
         keys = tie_keys(user_ids, item_ids, users[events], items[events])
-        inner = np.lexsort((rows[events], keys, timestamps[events], users[events]))
+        inner = np.lexsort((rows[events], keys, times[events], users[events]))
         order[tied] = events[inner]
     return order
 
 
-def tied_events(users: np.ndarray, timestamps: np.ndarray) -> np.ndarray:
-    """Return the indices of events that share user and timestamp with a neighbour; both arrays sorted by them."""
+def tied_events(users: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return the indices of events that share user and time with a neighbour; both arrays sorted by them."""
     if len(users) < 2:
         return np.zeros(0, dtype=np.int64)
-    same = (users[1:] == users[:-1]) & (timestamps[1:] == timestamps[:-1])
+    same = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
     return np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))

@@ -17,8 +17,11 @@ from genre.errors import DataError
 REQUIRED = ("user_id", "item_id", "timestamp")
 """Columns without which a log is refused."""
 
-KEYS = (*REQUIRED, "row")
-"""Columns of every frame, in this order; event columns follow."""
+SUBSECOND = "subsecond_us"
+"""The microseconds of a timestamp within its second, 0 to 999,999: a column of logs whose times have fractions."""
+
+KEYS = (*REQUIRED, SUBSECOND, "row")
+"""Columns of a frame that no recipe reads, in this order; event columns follow. Only logs with fractions have `SUBSECOND`."""
 
 FEEDBACK = {"rating": pl.Float64, "click": pl.Int8, "behaviour": pl.String}
 """Feedback columns with their types; a cell of theirs is checked and never empty."""
@@ -63,6 +66,7 @@ class DatasetInfo(BaseModel):
         roles: For interactions, items and users: column to role (feedback, impression, event; text, number, dense).
         skipped: Rows left out or repaired, by reason.
         examples: The first cases of what was skipped, with their rows.
+        notes: What was kept but looks odd, a line each.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -74,11 +78,14 @@ class DatasetInfo(BaseModel):
     roles: dict[str, dict[str, str]] = Field(default_factory=dict)
     skipped: dict[str, int] = Field(default_factory=dict)
     examples: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def after(self, report: "Report", roles: dict[str, dict[str, str]]) -> "DatasetInfo":
         """Return the same with what a report counted, and with other roles."""
         counts = self.skipped | {reason: self.skipped.get(reason, 0) + count for reason, count in report.counts.items()}
-        return self.model_copy(update={"roles": roles, "skipped": counts, "examples": (*self.examples, *report.examples)})
+        update = {"roles": roles, "skipped": counts, "examples": (*self.examples, *report.examples)}
+        notes = dict.fromkeys((*self.notes, *report.notes))
+        return self.model_copy(update={**update, "notes": tuple(notes)})
 
 
 _NAMED = 10
@@ -91,12 +98,14 @@ class Report:
     Attributes:
         counts: Cases, by reason.
         examples: The first case of each reason, with the rows of the next ones.
+        notes: Lines about what was kept but looks odd.
         lost: Rows that reading left out; they count as bad rows.
         worst: The first of these, and what was expected.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     lost: int = 0
     worst: tuple[str, str] | None = None
 
@@ -106,6 +115,11 @@ class Report:
             self.counts[reason] = self.counts.get(reason, 0) + count
             if example:
                 self.examples.append(f"{reason}: {example}{_others(rows)}")
+
+    def note(self, line: str) -> None:
+        """Keep a line about something odd; an empty one says nothing."""
+        if line:
+            self.notes.append(line)
 
     def lose(self, reason: str, lines: Sequence[int], example: str, expected: str) -> None:
         """Count lines of the source that are no row."""

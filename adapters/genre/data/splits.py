@@ -44,8 +44,8 @@ class Events(Protocol):
     user_offsets: np.ndarray
 
     @property
-    def timestamps(self) -> np.ndarray:
-        """Seconds, int64[n]."""
+    def times_us(self) -> np.ndarray:
+        """Microseconds, int64[n]."""
 
     @property
     def rows(self) -> np.ndarray:
@@ -227,7 +227,7 @@ def last_n(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.ndarr
 def temporal(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
     """The last share of all events tests, the share before it validates, the rest trains; by time, over all users.
 
-    Unit: events in the order (timestamp, tie hash, row). With n events, the first n - round(n * (valid + test)) train
+    Unit: events in the order (time, tie hash, row). With n events, the first n - round(n * (valid + test)) train
     and the last round(n * test) test. Leakage: none; every training event is before every test event. Scored
     prequentially: each target sees all before it of its user, test events too.
     """
@@ -241,11 +241,11 @@ def temporal(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.nda
 
 
 def _global_order(log: Events, stops: tuple[int, int]) -> np.ndarray:
-    """Order events by (timestamp, tie hash, row), exact at the stops: only the seconds that they cut are hashed."""
-    order = np.argsort(log.timestamps, kind="stable")
-    times = log.timestamps[order]
-    for second in {int(times[stop]) for stop in stops if 0 < stop < len(times)}:
-        start, end = np.searchsorted(times, [second, second + 1])
+    """Order events by (time, tie hash, row), exact at the stops: only the times that they cut are hashed."""
+    order = np.argsort(log.times_us, kind="stable")
+    times = log.times_us[order]
+    for time in {int(times[stop]) for stop in stops if 0 < stop < len(times)}:
+        start, end = np.searchsorted(times, [time, time + 1])
         tied = order[start:end]
         users, items = log.user_codes[tied], log.item_codes[tied]
         keys = tie_keys(log.user_ids, log.catalogue.item_ids, users, items)

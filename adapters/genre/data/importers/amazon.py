@@ -6,7 +6,7 @@ computed over all reviews (average rating, rank, bought together), which were no
     2018   {"reviewerID": "A1", "asin": "B0", "overall": 5.0, "unixReviewTime": 1388534400, "verified": true, …}
     2023   {"user_id": "AE", "parent_asin": "B0", "asin": "B1", "rating": 5.0, "timestamp": 1588687728923, …}
 
-    ->     user_id, item_id, rating, timestamp (seconds), verified (0 or 1)
+    ->     user_id, item_id, rating, timestamp (seconds, fractions kept), verified (0 or 1)
 
     2018   {"asin": "B0", "title": "Socks", "brand": "Acme", "category": ["Clothing", "Men"], "price": "$9.99", …}
     2023   {"parent_asin": "B0", "title": "Socks", "store": "Acme", "categories": […], "main_category": "…", "price": 9.99, …}
@@ -53,7 +53,8 @@ def read_reviews(path: str | Path, report: Report) -> pl.DataFrame:
     table = _read_fields(path, _REVIEWS[year] | {_VERIFIED[year]: "verified"}, report)
     if year == "2023":
         item = pl.coalesce("item_id", "variant")
-        seconds = (pl.col("timestamp").cast(pl.Int64, strict=False) // 1000).cast(pl.String)
+        ms = pl.col("timestamp").cast(pl.Int64, strict=False)
+        seconds = (ms // 1000).cast(pl.String) + "." + (ms % 1000).cast(pl.String).str.zfill(3)
         table = table.with_columns(item.alias("item_id"), pl.coalesce(seconds, "timestamp").alias("timestamp")).drop("variant")
     verified = pl.col("verified").str.to_lowercase().replace_strict({"true": 1, "false": 0}, default=None, return_dtype=pl.Int8)
     return table.with_columns(verified)

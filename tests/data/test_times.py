@@ -1,0 +1,169 @@
+"""Times of a log: to the microsecond, in every form that files have them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from genre.data.importers.log import import_log
+from genre.data.interactions import Interactions
+from genre.data.schema import DatasetInfo
+from genre.data.splits import SplitConfig, split
+from genre.errors import DataError
+
+START = 1_709_287_200  # 2024-03-01T10:00:00Z
+PAIRS = 60
+
+
+def pairs(fractions=(100, 500)):
+    """A view and, 400 ms later, a purchase, for each of 60 items, in the file in the wrong order; times in milliseconds."""
+    rows = [
+        (f"i{n}", word, (START + n) * 1000 + at)
+        for n in range(PAIRS)
+        for word, at in zip(("view", "buy"), fractions, strict=True)
+    ]
+    return pl.DataFrame(rows[::-1], schema=["item_id", "behaviour", "ms"], orient="row").with_columns(user_id=pl.lit("u"))
+
+
+def iso(zone: str) -> pl.Expr:
+    return pl.from_epoch("ms", time_unit="ms").dt.strftime("%Y-%m-%dT%H:%M:%S%.3f") + zone
+
+
+FORMS = {
+    "ms": (pl.col("ms"), "ms"),
+    "us": (pl.col("ms") * 1000, "us"),
+    "ns": (pl.col("ms") * 1_000_000, "ns"),
+    "float seconds": (pl.col("ms") / 1000, "s"),
+    "float ms": (pl.col("ms").cast(pl.Float64), "ms"),
+    "decimal": ((pl.col("ms") / 1000).cast(pl.Decimal(20, 3)), "s"),
+    "text seconds": ((pl.col("ms") // 1000).cast(pl.String) + "." + (pl.col("ms") % 1000).cast(pl.String).str.zfill(3), "s"),
+    "iso": (iso("Z"), "s"),
+    "iso with a zone": (iso("+00:00"), "s"),
+    "iso with a space and a comma": (iso("").str.replace("T", " ").str.replace(".", ",", literal=True), "s"),
+    "datetime ms": (pl.from_epoch("ms", time_unit="ms"), "s"),
+    "datetime ns": (pl.from_epoch("ms", time_unit="ms").cast(pl.Datetime("ns")), "s"),
+    "datetime in a zone": (
+        pl.from_epoch("ms", time_unit="ms").dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo"),
+        "s",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [(form, kind) for form in FORMS for kind in ("csv", "jsonl", "parquet")][:-3] + [("datetime in a zone", "parquet")],
+)
+def test_order_goes_by_the_time_as_the_file_has_it(tmp_path, form, kind):
+    expr, unit = FORMS[form]
+    table = pairs().with_columns(expr.alias("timestamp")).drop("ms")
+    path = tmp_path / f"log.{kind}"
+    if kind == "parquet":
+        table.write_parquet(path)
+    elif kind == "csv":
+        table.write_csv(path)
+    else:
+        texts = table if table["timestamp"].dtype.is_numeric() else table.cast({"timestamp": pl.String})
+        path.write_text("".join(json.dumps(row, default=str) + "\n" for row in texts.to_dicts()))
+    log = import_log(path, time_unit=unit)
+    assert log.frame["item_id"].to_list() == [f"i{n}" for n in range(PAIRS) for _ in range(2)]
+    assert log.frame["behaviour"].to_list() == ["view", "buy"] * PAIRS
+    assert log.times_us[:3].tolist() == [START * 10**6 + 100_000, START * 10**6 + 500_000, START * 10**6 + 1_100_000]
+    assert log.timestamps[:3].tolist() == [START, START, START + 1]
+    assert log.describe()["ties"] == 0.0 and not log.info.skipped
+
+
+def test_two_clicks_in_one_second_are_two_events_and_one_written_twice_is_a_duplicate():
+    rows = [("u", "x", 1_000_100), ("u", "x", 1_000_900), ("u", "x", 1_000_900), ("u", "x", 1_000_901)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    log = Interactions.from_frame(frame, time_unit="ms")
+    assert log.times_us.tolist() == [1_000_100_000, 1_000_900_000, 1_000_901_000]
+    assert log.info.skipped == {"duplicate events": 1}
+    assert Interactions.from_frame(frame, time_unit="us").info.skipped == {"duplicate events": 1}
+
+
+def test_a_data_set_folder_keeps_the_fractions_and_its_digest(tmp_path):
+    log = Interactions.from_frame(pairs().rename({"ms": "timestamp"}), time_unit="ms")
+    again = Interactions.read(log.write(tmp_path / "log"))
+    assert again.frame.equals(log.frame) and again.digest == log.digest
+    assert again.event_columns == ["behaviour"] and set(again.history("u")[0]) == {"item_id", "timestamp", "behaviour"}
+    some = again.select(again.timestamps < START + 3)
+    assert Interactions.read(some.write(tmp_path / "some")).digest == some.digest
+
+
+def test_whole_seconds_give_the_frame_and_the_digest_that_they_always_gave():
+    rows = [("b", "x", 20, 4.0), ("a", "y", 30, 2.0), ("a", "x", 10, 5.0)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "rating"], orient="row")
+    log = Interactions.from_frame(frame, info=DatasetInfo())
+    assert log.frame.columns == ["user_id", "item_id", "timestamp", "row", "rating"]
+    assert log.digest == "7443548bc084d965cd155ebd88b4d3787676cb009757089d80bc498fe08efd72"
+    assert Interactions.from_frame(frame.with_columns(pl.col("timestamp") * 1000), time_unit="ms").digest == log.digest
+
+
+def test_a_split_by_time_cuts_between_two_events_of_one_second():
+    rows = [(f"u{n}", "i", START + n * 0.001) for n in range(100)]
+    log = Interactions.from_frame(pl.DataFrame(rows[::-1], schema=["user_id", "item_id", "timestamp"], orient="row"))
+    found = split(log, SplitConfig(kind="temporal", valid=0.1, test=0.1))
+    assert log.times_us[found.mask("train")].max() < log.times_us[found.mask("valid")].min()
+    assert log.times_us[found.mask("valid")].max() < log.times_us[found.mask("test")].min()
+    assert found.mask("test").sum() == 10
+    assert set(log.limit(np.arange(100), 3, 0).tolist()) == {log.user_code(user) for user in ("u97", "u98", "u99")}
+
+
+def test_the_reserved_column_is_checked():
+    frame = pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": [5], "subsecond_us": [1_000_000]})
+    with pytest.raises(DataError, match="column 'subsecond_us' is not usable"):
+        Interactions.from_frame(frame)
+
+
+@pytest.mark.parametrize(
+    ("times", "unit", "step"),
+    [
+        (pl.Series([START + 10 * n for n in range(9)], dtype=pl.Float32), "s", "128"),
+        (pl.Series([START * 1000 + 10_000 * n for n in range(9)], dtype=pl.Float32), "ms", "131,072"),
+        (pl.Series([20_000_000 + 10 * n for n in range(9)], dtype=pl.Float32), "s", "2"),
+        (pl.Series([60_000 + n for n in range(9)], dtype=pl.Float64).cast(pl.Float16), "s", "32"),
+    ],
+)
+def test_floats_too_short_for_their_times_are_refused_with_their_step(tmp_path, times, unit, step):
+    frame = pl.DataFrame({"user_id": ["u"] * 9, "item_id": [f"i{n}" for n in range(9)], "timestamp": times})
+    with pytest.raises(DataError, match=f"cannot hold these times: got steps of {step} {unit} at .*; expected .*; export"):
+        Interactions.from_frame(frame, time_unit=unit)
+    if times.dtype == pl.Float32:
+        frame.write_parquet(tmp_path / "log.parquet")
+        with pytest.raises(DataError, match="cannot hold these times"):
+            import_log(tmp_path / "log.parquet", time_unit=unit)
+        with pytest.raises(DataError, match="cannot hold these times"):
+            Interactions.from_frame(pd.DataFrame(frame.to_dict(as_series=False)).astype({"timestamp": "float32"}), time_unit=unit)
+
+
+def test_short_floats_that_hold_their_times_are_read():
+    times = pl.Series([0.5 * n for n in range(9)], dtype=pl.Float32)
+    frame = pl.DataFrame({"user_id": ["u"] * 9, "item_id": [f"i{n}" for n in range(9)], "timestamp": times})
+    assert Interactions.from_frame(frame).times_us.tolist() == [500_000 * n for n in range(9)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "inter", "parquet"])
+def test_times_that_went_through_a_short_float_are_reported(tmp_path, kind):
+    times = pl.Series([START + 77 * n for n in range(50)], dtype=pl.Float32).cast(pl.Float64).cast(pl.Int64)
+    frame = pl.DataFrame({"user_id": ["u"] * 50, "item_id": [f"i{n}" for n in range(50)], "timestamp": times})
+    path = tmp_path / f"log.{kind}"
+    if kind == "parquet":
+        frame.write_parquet(path)
+    elif kind == "jsonl":
+        frame.write_ndjson(path)
+    elif kind == "csv":
+        frame.write_csv(path)
+    else:
+        typed = frame.rename({"user_id": "user_id:token", "item_id": "item_id:token", "timestamp": "timestamp:float"})
+        typed.write_csv(path, separator="\t")
+    (note,) = import_log(path).info.notes
+    assert note.startswith("all times are multiples of 128 s, as a 32-bit float leaves them")
+
+
+def test_days_and_hours_are_no_short_floats():
+    for step in (86_400, 3_600, 60, 128 * 7 + 1):
+        frame = pl.DataFrame({"user_id": ["u"] * 50, "item_id": [f"i{n}" for n in range(50)]})
+        times = pl.Series("timestamp", [START // 86_400 * 86_400 + step * n for n in range(50)])
+        assert Interactions.from_frame(frame.with_columns(times)).info.notes == ()
