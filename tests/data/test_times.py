@@ -167,3 +167,53 @@ def test_days_and_hours_are_no_short_floats():
         frame = pl.DataFrame({"user_id": ["u"] * 50, "item_id": [f"i{n}" for n in range(50)]})
         times = pl.Series("timestamp", [START // 86_400 * 86_400 + step * n for n in range(50)])
         assert Interactions.from_frame(frame.with_columns(times)).info.notes == ()
+
+
+DAYS = [20150915 + n % 2 for n in range(30)]  # 2015-09-15 and 16
+DAY_US = 1_442_275_200 * 10**6  # 2015-09-15
+
+
+@pytest.mark.parametrize("odd", ["NULL", 99991231, 20151301, 20150230, 0, 7])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "float.parquet", "tsv"])
+def test_days_as_numbers_are_days_and_the_odd_cell_is_the_bad_row(tmp_path, kind, odd):
+    if odd == "NULL" and "parquet" in kind:
+        odd = None
+    cells = [*DAYS, odd]
+    path = tmp_path / f"log.{kind}"
+    if "parquet" in kind:
+        dtype = pl.Float64 if kind == "float.parquet" else pl.Int32
+        frame = pl.DataFrame({"user_id": "u", "item_id": [f"i{n}" for n in range(31)]})
+        frame.with_columns(pl.Series("timestamp", cells, dtype=dtype)).write_parquet(path)
+    elif kind == "jsonl":
+        rows = [{"user_id": "u", "item_id": f"i{n}", "timestamp": cell} for n, cell in enumerate(cells)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        sign = "\t" if kind == "tsv" else ","
+        rows = [sign.join(("u", f"i{n}", str(cell))) for n, cell in enumerate(cells)]
+        path.write_text("\n".join([sign.join(("user_id", "item_id", "timestamp")), *rows]) + "\n")
+    log = import_log(path)
+    assert log.times_us.tolist() == [DAY_US] * 15 + [DAY_US + 86_400 * 10**6] * 15
+    assert log.info.skipped == {"bad timestamp": 1} and log.info.examples[0].startswith("bad timestamp: row 30 ")
+
+
+@pytest.mark.parametrize(
+    ("cells", "second"),
+    [
+        ([20150915, 20150916], 1_442_275_200),
+        ([20150915123000, 20150916123000], 1_442_320_200),
+        (["20150915123000", "20150916"], 1_442_320_200),
+        (["20150915.0", "2015-09-16"], 1_442_275_200),
+    ],
+)
+@pytest.mark.parametrize("unit", ["s", "ms"])
+def test_siblings_of_days_as_numbers(cells, second, unit):
+    frame = pl.DataFrame({"user_id": ["u"] * 2, "item_id": ["a", "b"], "timestamp": cells})
+    assert Interactions.from_frame(frame, time_unit=unit).timestamps.min() == second
+
+
+def test_numbers_that_are_no_days_stay_seconds(tmp_path):
+    frame = pl.DataFrame({"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": [20150930, 30_000_000, 40_000_000]})
+    assert Interactions.from_frame(frame).timestamps.tolist() == [20150930, 30_000_000, 40_000_000]
+    august = Interactions.from_frame(frame.with_columns(timestamp=pl.Series([20150915, 20150916, 20150917]) - 0), stored=True)
+    assert august.timestamps.tolist() == [20150915, 20150916, 20150917]  # a data set folder holds seconds
+    assert Interactions.read(august.write(tmp_path / "log")).digest == august.digest

@@ -14,7 +14,8 @@ import polars as pl
 
 from genre.data.catalogue import Catalogue
 from genre.data.features import align_users, complete_items, describe_items, item_columns_of
-from genre.data.fields import EXPECTED, check_time_step, clean, short_float_note, to_numbers
+from genre.data.fields import EXPECTED, check_time_step, clean, short_float_note
+from genre.data.numbers import thousands_note, to_numbers
 from genre.data.order import order_events
 from genre.data.schema import ALIASES, REQUIRED, SUBSECOND, Report, event_columns
 from genre.errors import DataError
@@ -42,6 +43,7 @@ def build(
     max_bad: float,
     item_columns: list[str] | None,
     guess_numbers: bool,
+    stored: bool,
 ) -> Built:
     """Check a log and bring it into the contract's order. See `Interactions.from_frame` for the arguments.
 
@@ -51,12 +53,12 @@ def build(
     tables = {"log": to_polars(frame, "log"), "items": to_polars(items, "items"), "users": to_polars(users, "users")}
     tables = rename(tables, mapping, report)
     if guess_numbers:
-        tables = {name: None if table is None else to_numbers(table) for name, table in tables.items()}
+        tables = {name: None if table is None else to_numbers(table, tuple(EXPECTED), report) for name, table in tables.items()}
     log = tables["log"]
     assert log is not None
     described = item_columns_of(log, tables["items"], item_columns)
     kept = _keep_known(log.drop(described), report, max_bad)
-    events = check_events(kept, time_unit, max_bad, report)
+    events = check_events(kept, time_unit, max_bad, report, stored=stored)
     item_table = tables["items"]
     if described:  # item columns of bad rows do not count
         item_table = describe_items(log.filter(kept["row"].is_in(events["row"].implode())), item_table, described, report)
@@ -154,7 +156,7 @@ def _with_rows(log: pl.DataFrame) -> pl.DataFrame:
     return log.with_columns(rows)
 
 
-def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Report) -> pl.DataFrame:
+def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Report, *, stored: bool = False) -> pl.DataFrame:
     """Return the usable events with the contract's types and column order; count the others in `report`.
 
     Raises:
@@ -162,7 +164,7 @@ def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Repo
     """
     names = [*REQUIRED, "row", *event_columns(log)]
     check_time_step(log["timestamp"], time_unit)
-    cleaned = _split_times(pl.DataFrame([clean(name, log[name], time_unit) for name in names]), log)
+    cleaned = _split_times(pl.DataFrame([clean(name, log[name], time_unit, stored=stored) for name in names]), log)
     bad = np.zeros(log.height, dtype=bool)
     worst, most = None, 0
     for name in (name for name in names if name in EXPECTED):
@@ -175,6 +177,7 @@ def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Repo
             bad[here] = True
     report.check(int(bad.sum()), log.height, worst, max_bad)
     events = cleaned if worst is None else cleaned.filter(~pl.Series(bad))
+    report.note(thousands_note(log["rating"]) if "rating" in log.columns else "")
     report.note(short_float_note(events["timestamp"]))
     return events
 

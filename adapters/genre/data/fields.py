@@ -1,7 +1,8 @@
 """Field parsing: ids, times and feedback out of columns of any type.
 
-Owns: the usable values of each column. Ignores the treatment of the others (`genre.data.build`). Every function takes a column of
-any type and returns one of the schema's, with null for a value that is not usable.
+Owns: the usable values of each column. Ignores how numbers are written (`genre.data.numbers`), and the treatment of the others
+(`genre.data.build`). Every function takes a column of any type and returns one of the schema's, with null for a value that is not
+usable.
 
     times_us(pl.Series(["881250949.5", "2024-03-01T12:00:00Z", "soon"]))  ->  [881250949500000, 1709294400000000, null]
 """
@@ -9,7 +10,8 @@ any type and returns one of the schema's, with null for a value that is not usab
 import numpy as np
 import polars as pl
 
-from genre.data.schema import FEEDBACK, LAST_SECOND, PLACE, RATING_LIMIT
+from genre.data.numbers import numbers
+from genre.data.schema import FEEDBACK, LAST_SECOND, RATING_LIMIT
 from genre.errors import DataError, InputError
 
 UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -30,11 +32,12 @@ _LAST_US = (LAST_SECOND + 1) * UNITS["us"] - 1
 
 _FEW_TIMES = 8  # so few may be multiples of anything
 
-_DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S", "%Y%m%d")
+_DATE_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S", "%Y%m%d%H%M%S", "%Y%m%d")
+_DAY = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d[0-5]\d)?$"
 _ZONED_FORMATS = ("%Y-%m-%d %H:%M:%S%.f%z", "%Y-%m-%d %H:%M%z", "%Y%m%d %H%M%S%z")
 
 
-def clean(name: str, series: pl.Series, time_unit: str = "s") -> pl.Series:
+def clean(name: str, series: pl.Series, time_unit: str = "s", *, stored: bool = False) -> pl.Series:
     """Return column `name` in the schema's type; null where the value is not usable.
 
     Times are microseconds here. Extra columns keep their values (numbers, texts; booleans become 0 and 1): nulls there are
@@ -43,7 +46,7 @@ def clean(name: str, series: pl.Series, time_unit: str = "s") -> pl.Series:
     if name in ("user_id", "item_id", "impression_id"):
         return ids(series)
     if name == "timestamp":
-        return times_us(series, time_unit)
+        return times_us(series, time_unit, stored=stored)
     if name == "rating":
         rating = numbers(series)
         return _where(rating, (pl.col("x").is_finite()) & (pl.col("x").abs() <= RATING_LIMIT))
@@ -67,29 +70,20 @@ def ids(series: pl.Series) -> pl.Series:
     return text if not (text == "").any() else _where(text, pl.col("x") != "")
 
 
-def numbers(series: pl.Series) -> pl.Series:
-    """Return float64; texts may have a decimal comma, and what is no number gives null."""
-    if series.dtype.is_numeric():
-        return series.cast(pl.Float64)
-    if series.dtype not in (pl.String, pl.Categorical):
-        return pl.Series(series.name, [None] * len(series), dtype=pl.Float64)
-    text = series.cast(pl.String).str.strip_chars()
-    parsed = text.cast(pl.Float64, strict=False)
-    if parsed.null_count() == text.null_count():
-        return parsed
-    comma = text.str.replace(r"^([+-]?\d*),(\d+)$", "$1.$2").cast(pl.Float64, strict=False)
-    return parsed.fill_null(comma)
-
-
-def times_us(series: pl.Series, time_unit: str = "s") -> pl.Series:
+def times_us(series: pl.Series, time_unit: str = "s", *, stored: bool = False) -> pl.Series:
     """Return int64 microseconds since 1970; dates without a zone are UTC; before 1970 or after 9999 is null.
+
+    A column of days as numbers (20240301) is one of dates, unless a data set folder has `stored` it: those are seconds.
 
     Raises:
         InputError: If `time_unit` is none of s, ms, us, ns.
     """
     if time_unit not in UNITS:
         raise InputError("unknown time unit", got=repr(time_unit), expected=", ".join(UNITS))
-    if isinstance(series.dtype, pl.Datetime | pl.Date):
+    days = None if stored else _days_us(series)
+    if days is not None:
+        found = days
+    elif isinstance(series.dtype, pl.Datetime | pl.Date):
         found = series.cast(pl.Datetime("us")).dt.epoch("us")
     elif series.dtype.is_integer():
         found = _whole_us(series.cast(pl.Int64, strict=False), time_unit)
@@ -97,8 +91,6 @@ def times_us(series: pl.Series, time_unit: str = "s") -> pl.Series:
         found = _float_us(series.cast(pl.Float64), time_unit)
     elif series.dtype == pl.String:
         text = series.str.strip_chars()
-        if _all_days(text):
-            return _where(_dates(text), pl.col("x").is_between(0, _LAST_US))
         exact = text.cast(pl.Int64, strict=False)  # first, since a float64 cannot hold every nanosecond
         found = _whole_us(exact, time_unit)
         if exact.null_count() > text.null_count():
@@ -129,13 +121,8 @@ def check_time_step(series: pl.Series, time_unit: str) -> None:
 
 def short_float_note(seconds: pl.Series) -> str:
     """Return a line if times look as if they had once been 32-bit floats: multiples of 128 s that are no whole hours."""
-    step = 128
-    if (
-        seconds.n_unique() < _FEW_TIMES
-        or int(seconds.min()) < 2**30
-        or (seconds % step != 0).any()
-        or (seconds % 3600 == 0).all()
-    ):  # type: ignore[arg-type]
+    step, times = 128, seconds.to_numpy()
+    if seconds.n_unique() < _FEW_TIMES or times.min() < 2**30 or (times % step).any() or not (times % 3600).any():
         return ""
     return f"all times are multiples of {step} s, as a 32-bit float leaves them: the order within {step} s is lost"
 
@@ -153,11 +140,25 @@ def _float_us(values: pl.Series, time_unit: str) -> pl.Series:
     return _where(near, pl.col("x").is_finite() & pl.col("x").is_between(0, _LAST_US)).cast(pl.Int64, strict=False)
 
 
-def _all_days(text: pl.Series) -> bool:
-    """Return whether every text is a day such as 20240301; as seconds, all of them would lie in August 1970."""
-    filled = text.drop_nulls()
-    pattern = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])$"
-    return len(filled) > 0 and bool(filled.str.contains(pattern).all())
+def _days_us(series: pl.Series) -> pl.Series | None:
+    """Days as numbers, such as 20240301, or 20240301123000, to microseconds; None unless most of a column's numbers are days.
+
+    As seconds, all of them would lie in August 1970. A number that is no day is null then; other texts are read as dates.
+    """
+    if series.dtype.is_float() or series.dtype.is_decimal():
+        series = _where(series.cast(pl.Float64), pl.col("x") == pl.col("x").floor())
+    if series.dtype.is_numeric():
+        series = series.cast(pl.Int64, strict=False)
+    if not series.dtype.is_integer() and series.dtype != pl.String:
+        return None
+    if (
+        series.dtype.is_integer()
+        and not (series.is_between(19000101, 20991231) | series.is_between(190001010, 20991231235959)).any()
+    ):
+        return None
+    text = series.cast(pl.String).str.strip_chars().str.replace(r"^(\d+)\.0*$", "$1")
+    number, day = text.str.contains(r"^\d+$").fill_null(False), text.str.contains(_DAY).fill_null(False)
+    return _dates(_where(text, day | ~number)) if day.sum() > number.sum() / 2 else None
 
 
 def _dates(text: pl.Series) -> pl.Series:
@@ -182,27 +183,6 @@ def _plain(series: pl.Series) -> pl.Series:
     if isinstance(series.dtype, pl.Categorical | pl.Enum):
         return series.cast(pl.String)
     return series.cast(pl.Float64) if series.dtype in (pl.Decimal, pl.Float32) else series
-
-
-def to_numbers(table: pl.DataFrame) -> pl.DataFrame:
-    """Turn columns of texts that are all numbers into numbers, but ids, titles and those with a rule of their own.
-
-    A column where a number starts with a needless zero (a zip code) stays text. Decimals may follow a comma, unless there
-    are three in every value: that may be thousands, and stays text.
-    """
-    texts = [c for c in table.columns if table[c].dtype == pl.String and c not in EXPECTED and c not in ("title", "row", PLACE)]
-    found = []
-    for name in texts:
-        filled = table[name].drop_nulls()
-        if not len(filled):
-            continue
-        if filled.str.contains(r"^-?(0|[1-9]\d{0,17})$").all():
-            found.append(table[name].cast(pl.Int64))
-        elif filled.str.contains(r"^-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$").all():
-            found.append(table[name].cast(pl.Float64, strict=False))
-        elif filled.str.contains(r"^-?(0|[1-9]\d*)(,\d+)?$").all() and filled.str.contains(r",(\d{1,2}|\d{4,})$").any():
-            found.append(table[name].str.replace(",", ".", literal=True).cast(pl.Float64))
-    return table.with_columns(found)
 
 
 def _where(series: pl.Series, condition: pl.Expr | pl.Series) -> pl.Series:

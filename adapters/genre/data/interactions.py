@@ -91,6 +91,7 @@ class Interactions(Dataset):
         max_bad: float = MAX_BAD,
         item_columns: list[str] | None = None,
         guess_numbers: bool = False,
+        stored: bool = False,
         report: Report | None = None,
     ) -> "Interactions":
         """Check a polars or pandas frame of events and bring it into the contract's order.
@@ -110,6 +111,7 @@ class Interactions(Dataset):
             max_bad: The share of bad rows above which the log is refused.
             item_columns: Columns of the log that describe items; None looks for usual names.
             guess_numbers: Take columns of texts that are all numbers for numbers, as tables from text files need.
+            stored: The frames are those of a data set folder: times are seconds, ids are as they are.
             report: Rows that reading the source has left out already.
 
         Raises:
@@ -126,6 +128,7 @@ class Interactions(Dataset):
             max_bad=max_bad,
             item_columns=item_columns,
             guess_numbers=guess_numbers,
+            stored=stored,
         )
         roles = roles_of(built.frame, built.catalogue.frame, built.users)
         kept = {table: columns for table, columns in info.roles.items() if table not in ("interactions", "items", "users")}
@@ -150,7 +153,7 @@ class Interactions(Dataset):
             read_parquet(file) if (file := path / f"{name}.parquet").is_file() else None
             for name in ("interactions", "items", "users")
         )
-        return cls.from_frame(events, items, users, info=read_info(path), max_bad=max_bad)
+        return cls.from_frame(events, items, users, info=read_info(path), max_bad=max_bad, stored=True)
 
     def write(self, path: str | Path, extra: Mapping[str, pl.DataFrame] | None = None) -> Path:
         """Write the data set folder: see `write_folder`.

@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from genre.data.build import rename, to_polars
-from genre.data.fields import ids, numbers, to_numbers
+from genre.data.fields import EXPECTED, ids
+from genre.data.numbers import numbers, thousands_note, to_numbers
 from genre.data.schema import PLACE, Report
 from genre.errors import DataError
 
@@ -56,7 +57,9 @@ def build_texts(
     texts, labels = _choose(table, texts, labels)
     if guess_numbers:  # a text or a label has a rule of its own
         others = table.drop(PLACE, *texts, *labels)
-        table = table.with_columns(to_numbers(others).get_columns())
+        table = table.with_columns(to_numbers(others, tuple(EXPECTED), report).get_columns())
+        for name in labels:
+            report.note(thousands_note(table[name]))
     checked, rules = _check(table, texts, labels, max_bad if guess_numbers else 0.0)
     kept = checked.filter(_good_rows(table, rules, max_bad, report))
     kept = _keep_once(kept, [name for name in TEXT_KEYS if name not in table.columns], report)

@@ -1,0 +1,112 @@
+"""Numbers out of texts, as people and spreadsheets write them.
+
+Owns: decimal points and commas, thousands separators, columns that are numbers but for a few signs of nothing. Ignores the
+meaning of columns.
+
+    numbers(pl.Series(["3,5", "4", "1.234,5"]))      ->  [3.5, 4.0, 1234.5]     a comma before the decimals
+    numbers(pl.Series(["1,234", "987", "15,780"]))   ->  [1234.0, 987.0, 15780.0]
+    numbers(pl.Series(["1,234", "3,5", "4.5"]))      ->  [null, 3.5, 4.5]       both kinds of decimals: 1,234 may be either
+"""
+
+import polars as pl
+
+from genre.data.schema import PLACE, Report
+
+MISSING = ("na", "n/a", "#n/a", "nan", "<na>", "null", "(null)", "none", "nil", "\\n", "undefined")
+"""Words for "nothing", in small letters."""
+
+_FEW = 0.05
+"""A column of texts with at most this share of cells that are no numbers is worth a note."""
+
+_GROUPED = r"^[+-]?[1-9]\d{0,2}(?:['’\u00a0\u202f]\d{3})+(?:[.,]\d*)?$"
+_COMMA_GROUPS = r"^[+-]?[1-9]\d{0,2}(?:(?:,\d{3})+\.\d*|(?:,\d{3}){2,})$"
+_POINT_GROUPS = r"^[+-]?[1-9]\d{0,2}(?:(?:\.\d{3})+,\d+|(?:\.\d{3}){2,})$"
+_COMMA_OR_GROUP = r"^[+-]?[1-9]\d{0,2},\d{3}$"
+_POINT_OR_GROUP = r"^[+-]?[1-9]\d{0,2}\.\d{3}$"
+_COMMA = r"^[+-]?\d*,\d+$"
+_IS_COMMA = rf"{_POINT_GROUPS}|^[+-]?(?:\d*,(?:\d{{1,2}}|\d{{4,}})|(?:0\d*|\d{{4,}}),\d{{3}})$"
+_IS_POINT = rf"{_COMMA_GROUPS}|^[+-]?(?:\d*\.(?:\d{{1,2}}|\d{{4,}})|(?:0\d*|\d{{4,}})?\.\d{{3}})$"
+_WHOLE = r"^[+-]?\d{1,18}$"
+
+
+def numbers(series: pl.Series) -> pl.Series:
+    """Return float64; what is no number, or may be two, gives null.
+
+    A comma before three digits separates thousands, unless the column has decimal commas elsewhere ("3,5"), where it is one.
+    """
+    if series.dtype.is_numeric():
+        return series.cast(pl.Float64)
+    if series.dtype not in (pl.String, pl.Categorical):
+        return pl.Series(series.name, [None] * len(series), dtype=pl.Float64)
+    return _plain(series.cast(pl.String).str.strip_chars()).cast(pl.Float64, strict=False)
+
+
+def _plain(text: pl.Series) -> pl.Series:
+    """Numbers as texts with a decimal point and no thousands separators; other texts as they are."""
+    if not text.str.contains(r"\d[,.'’\u00a0\u202f]\d{3}|,\d").any():
+        return text
+    x = pl.col("x")
+    signs = pl.when(x.str.contains(_GROUPED)).then(x.str.replace_all(r"['’\u00a0\u202f]", "")).otherwise(x)
+    frame = pl.DataFrame({"x": text}).with_columns(signs)
+    comma, point = frame.select(x.str.contains(_IS_COMMA).any().alias("c"), x.str.contains(_IS_POINT).any().alias("p")).row(0)
+    without_commas, without_points = x.str.replace_all(",", "", literal=True), x.str.replace_all(".", "", literal=True)
+    nothing = pl.lit(None, pl.String)
+    comma_or_group = nothing if comma and point else x.str.replace(",", ".", literal=True) if comma else without_commas
+    point_or_group = nothing if comma and point else without_points if comma else x
+    plain = (
+        pl.when(x.str.contains(_COMMA_GROUPS)).then(without_commas)
+        .when(x.str.contains(_POINT_GROUPS)).then(without_points.str.replace(",", ".", literal=True))
+        .when(x.str.contains(_COMMA_OR_GROUP)).then(comma_or_group)
+        .when(x.str.contains(_POINT_OR_GROUP)).then(point_or_group)
+        .when(x.str.contains(_COMMA)).then(x.str.replace(",", ".", literal=True))
+        .otherwise(x)
+    )  # fmt: skip
+    return frame.select(plain).to_series().rename(text.name)
+
+
+def thousands_note(series: pl.Series) -> str:
+    """Return a line if a column has commas that are read as thousands separators, though they could be decimal ones."""
+    if series.dtype != pl.String:
+        return ""
+    text = series.str.strip_chars()
+    either = text.filter(text.str.contains(_COMMA_OR_GROUP).fill_null(False))
+    if either.is_empty() or text.str.contains(_IS_COMMA).any() or text.str.contains(_IS_POINT).any():
+        return ""
+    return f"{series.name}: '{either[0]}' is read as {either[0].replace(',', '')}, the comma as a thousands separator"
+
+
+def to_numbers(table: pl.DataFrame, kept: tuple[str, ...], report: Report) -> pl.DataFrame:
+    """Turn columns of texts that are numbers into numbers, but ids, titles and those with a rule of their own, `kept`.
+
+    A column where a number starts with a needless zero (a zip code) stays text. Signs of nothing ("—", "n/a") become empty; other
+    cells that are no numbers keep the column a text. Either is noted.
+    """
+    names = [c for c in table.columns if table[c].dtype == pl.String and c not in (*kept, "title", "row", PLACE)]
+    return table.with_columns(_number_column(table[name], report) for name in names)
+
+
+def _number_column(series: pl.Series, report: Report) -> pl.Series:
+    text = series.str.strip_chars()
+    filled = text.filter((text != "").fill_null(False))
+    if not len(filled) or filled.str.contains(r"^[+-]?0\d|^\+").any():
+        return series
+    plain = _plain(text)
+    values = plain.cast(pl.Float64, strict=False)
+    good = values.is_finite().fill_null(False)
+    odd = text.filter((~good & (text != "")).fill_null(False))
+    if len(odd) >= len(filled) / 2 or not _mean_nothing(odd):
+        if len(odd) <= _FEW * len(filled):
+            report.note(
+                f"{series.name} stays text: {len(odd):,} of {len(filled):,} cells are no numbers, such as '{odd[0][:40]}'"
+            )
+        return series
+    if len(odd):
+        report.note(f"{series.name}: {len(odd):,} of {len(filled):,} cells are no numbers, such as '{odd[0]}': empty now")
+    report.note(thousands_note(series))
+    kept = pl.DataFrame({"x": plain}).select(pl.when(good).then(pl.col("x"))).to_series().rename(series.name)
+    whole = kept.drop_nulls().str.contains(_WHOLE).all()
+    return kept.cast(pl.Int64 if whole else pl.Float64)
+
+
+def _mean_nothing(texts: pl.Series) -> bool:
+    return bool((~texts.str.contains(r"[\p{L}\d]") | texts.str.to_lowercase().is_in(list(MISSING))).all())

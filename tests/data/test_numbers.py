@@ -1,0 +1,94 @@
+"""Numbers as people write them: decimal points and commas, thousands, signs of nothing."""
+
+import polars as pl
+import pytest
+
+from genre.data.importers.log import import_log
+from genre.data.importers.texts import import_texts
+from genre.data.interactions import Interactions
+from genre.data.numbers import numbers
+
+
+@pytest.mark.parametrize(
+    ("texts", "wanted"),
+    [
+        (["1,234", "15,780", "987"], [1234, 15780, 987]),
+        (["1,234,567", "-2,000", "+3,000.5"], [1234567, -2000, 3000.5]),
+        (["12,500.75", "3.5", "1,000"], [12500.75, 3.5, 1000]),
+        (["1.234.567", "1.234,5", "12.000"], [1234567, 1234.5, 12000]),
+        (["1'234", "1\u00a0234.5", "1’234’567", "1\u202f234"], [1234, 1234.5, 1234567, 1234]),
+        (["3,5", "4", "1,234"], [3.5, 4, 1.234]),
+        (["0,123", "1,234", "10,500"], [0.123, 1.234, 10.5]),
+        (["3,25", "4,5", "2"], [3.25, 4.5, 2]),
+        (["1234,567", "1,234"], [1234.567, 1.234]),
+        (["0.123", "1.234", ".5"], [0.123, 1.234, 0.5]),
+        (["1.234", "2.500"], [1.234, 2.5]),
+        (["3,5", "4.5", "1,234", "1.234"], [3.5, 4.5, None, None]),  # two kinds of decimals: these may be either
+        (["1,23,4", "12,34,567", "1,2345,678", "1,,2", ","], [None] * 5),
+        (["", " 7 ", None, "seven", "1e3"], [None, 7, None, None, 1000]),
+    ],
+)
+def test_one_reader_of_numbers(texts, wanted):
+    assert numbers(pl.Series(texts, dtype=pl.String)).to_list() == wanted
+
+
+def frame_of(cells, column):
+    return pl.DataFrame(
+        {"user_id": "u", "item_id": [f"i{n}" for n in range(len(cells))], "timestamp": range(len(cells)), column: cells}
+    )
+
+
+@pytest.mark.parametrize("column", ["rating", "count"])
+def test_thousands_in_feedback_and_in_other_columns_of_a_csv(tmp_path, column):
+    frame_of(["1,234", "15,780", "12"], column).write_csv(tmp_path / "log.csv")
+    log = import_log(tmp_path / "log.csv")
+    assert log.column(column).tolist() == [1234, 15780, 12]
+    assert log.info.notes == (f"{column}: '1,234' is read as 1234, the comma as a thousands separator",)
+
+
+def test_thousands_in_items_and_in_labels(tmp_path):
+    frame_of([1, 2], "rating").write_csv(tmp_path / "log.csv")
+    pl.DataFrame({"item_id": ["i0", "i1"], "votes": ["1,234", "7"]}).write_csv(tmp_path / "items.csv")
+    assert import_log(tmp_path / "log.csv", items=tmp_path / "items.csv").catalogue.column("votes").to_list() == [1234, 7]
+    pl.DataFrame({"body": ["good", "bad"], "votes": ["15,780", "12"]}).write_csv(tmp_path / "texts.csv")
+    texts = import_texts(tmp_path / "texts.csv", texts=["body"], labels=["votes"])
+    assert texts.frame["votes"].to_list() == [15780, 12]
+    assert texts.info.notes == ("votes: '15,780' is read as 15780, the comma as a thousands separator",)
+
+
+def test_a_rating_that_may_be_two_numbers_is_a_bad_row():
+    log = Interactions.from_frame(frame_of(["3,5"] * 20 + ["4.5"] * 20 + ["1,234"], "rating"))
+    assert log.info.skipped == {"bad rating": 1} and "rating '1,234'" in log.info.examples[0]
+
+
+@pytest.mark.parametrize("nothing", ["—", "-", "n/a", "NaN", "NULL", "?", "\\N"])
+def test_a_column_of_numbers_with_a_sign_of_nothing_is_numbers(tmp_path, nothing):
+    frame_of(["2.5"] * 9 + [nothing], "price").write_csv(tmp_path / "log.csv")
+    log = import_log(tmp_path / "log.csv")
+    assert log.frame["price"].to_list() == [2.5] * 9 + [None]
+    assert log.info.notes == (f"price: 1 of 10 cells are no numbers, such as '{nothing}': empty now",)
+
+
+def test_the_price_of_an_item_too(tmp_path):
+    frame_of([1, 2, 3], "rating").write_csv(tmp_path / "log.csv")
+    pl.DataFrame({"item_id": ["i0", "i1", "i2"], "price": ["9", "—", "12"]}).write_csv(tmp_path / "items.csv")
+    log = import_log(tmp_path / "log.csv", items=tmp_path / "items.csv")
+    assert log.catalogue.column("price").to_list() == [9, None, 12]
+    assert log.info.notes == ("price: 1 of 3 cells are no numbers, such as '—': empty now",)
+
+
+@pytest.mark.parametrize(
+    ("cells", "notes"),
+    [
+        (["38"] * 39 + ["XL"], ("size stays text: 1 of 40 cells are no numbers, such as 'XL'",)),
+        (["38"] * 20 + ["XL"] * 20, ()),
+        (["01067", "10115"], ()),
+        (["+49123", "+49124"], ()),
+        (["1,2", "3,4,5"], ()),
+        (["-", "-", "5"], ()),
+    ],
+)
+def test_columns_that_stay_texts(tmp_path, cells, notes):
+    frame_of(cells, "size").write_csv(tmp_path / "log.csv")
+    log = import_log(tmp_path / "log.csv")
+    assert log.frame["size"].to_list() == cells and log.info.notes == notes
