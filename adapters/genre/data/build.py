@@ -6,7 +6,7 @@ Owns: renaming by a mapping, the rules for bad rows, counts of skipped rows. Ign
     # DataError: 60 of 1,000 rows are not usable: got row 17 (the first is 0): rating 'good'; expected a number …
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +14,13 @@ import polars as pl
 
 from genre.data.catalogue import Catalogue
 from genre.data.features import align_users, complete_items, describe_items, item_columns_of
-from genre.data.fields import EXPECTED, check_time_step, clean, short_float_note
-from genre.data.numbers import thousands_note, to_numbers
+from genre.data.fields import EXPECTED, check_time_step, clean, ids, plain_ids, short_float_note
+from genre.data.numbers import MISSING, thousands_note, to_numbers
 from genre.data.order import order_events
 from genre.data.schema import ALIASES, REQUIRED, SUBSECOND, Report, event_columns
 from genre.errors import DataError
+
+_HARDLY = 0.05  # of a log's ids in the table of items or users
 
 
 class Built(NamedTuple):
@@ -52,6 +54,8 @@ def build(
     """
     tables = {"log": to_polars(frame, "log"), "items": to_polars(items, "items"), "users": to_polars(users, "users")}
     tables = rename(tables, mapping, report)
+    if not stored:
+        tables = {name: None if table is None else with_plain_ids(table, report) for name, table in tables.items()}
     if guess_numbers:
         tables = {name: None if table is None else to_numbers(table, tuple(EXPECTED), report) for name, table in tables.items()}
     log = tables["log"]
@@ -64,6 +68,9 @@ def build(
         item_table = describe_items(log.filter(kept["row"].is_in(events["row"].implode())), item_table, described, report)
     user_ids = events["user_id"].unique().sort()
     used = events["item_id"].unique()
+    if not stored:
+        for name, found in (("user_id", user_ids), ("item_id", used)):
+            _note_strange_ids(events[name], tables["users" if name == "user_id" else "items"], found, report)
     catalogue = complete_items(item_table, used, report)
     codes = _encode(events["user_id"], user_ids), _encode(events["item_id"], catalogue.frame["item_id"])
     times = times_of(events)
@@ -119,6 +126,48 @@ def rename(tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], r
         ours_now = table.with_columns(pl.col(theirs).alias(ours) for ours, theirs in wanted.items())
         renamed[name] = ours_now.drop(set(wanted.values()) - set(wanted))
     return renamed
+
+
+def with_plain_ids(
+    table: pl.DataFrame, report: Report, names: Sequence[str] = ("user_id", "item_id", "impression_id")
+) -> pl.DataFrame:
+    """Return a table with its ids in the form of `plain_ids`; those that lost a `.0` are noted."""
+    plain = {name: plain_ids(table[name]) for name in names if name in table.columns}
+    for name, series in plain.items():
+        if series.dtype != pl.String or table[name].dtype != pl.String:
+            continue
+        cut = table[name].filter((table[name].str.strip_chars() != series).fill_null(False))
+        if len(cut):
+            report.note(f"{name}: {len(cut):,} ids such as '{cut[0]}' are read as '{plain_ids(cut[:1])[0]}'")
+    return table.with_columns(plain.values())
+
+
+def _note_strange_ids(events: pl.Series, side: pl.DataFrame | None, used: pl.Series, report: Report) -> None:
+    """Note ids that are a word for nothing, and ids that hardly match those of the table of items or users."""
+    for word in used.filter(used.str.to_lowercase().is_in(list(MISSING))).sort():
+        count = int((events == word).sum())
+        report.note(f"{events.name} '{word}' has {count:,} of {len(events):,} events ({count / len(events):.1%}); kept as an id")
+    if side is None or events.name not in side.columns:
+        return
+    theirs = ids(side[events.name]).drop_nulls().unique()
+    met = int(used.is_in(theirs.implode()).sum())
+    if not len(theirs) or met > _HARDLY * len(used):
+        return
+    pairs = (
+        pl.DataFrame({"ours": used})
+        .with_columns(_bare("ours"))
+        .join(pl.DataFrame({"theirs": theirs}).with_columns(_bare("theirs")), on="bare")
+        .sort("ours")
+    )
+    ours, other = pairs.row(0)[0:3:2] if pairs.height else (used.sort()[0], theirs.sort()[0])
+    likely = "; they match but for zeros, case and signs" if pairs.height else ""
+    what = f"{met:,} of {len(used):,} different {events.name} of the log are in its table"
+    report.note(f"{what}: the log has such as '{ours}', the table '{other}'{likely}")
+
+
+def _bare(name: str) -> pl.Expr:
+    """An id without leading zeros, case and signs."""
+    return pl.col(name).str.to_lowercase().str.replace_all(r"[^\p{L}\d]", "").str.strip_chars_start("0").alias("bare")
 
 
 def _keep_known(log: pl.DataFrame, report: Report, max_bad: float) -> pl.DataFrame:

@@ -70,6 +70,16 @@ def ids(series: pl.Series) -> pl.Series:
     return text if not (text == "").any() else _where(text, pl.col("x") != "")
 
 
+def plain_ids(series: pl.Series) -> pl.Series:
+    """Return ids of texts in the one form that they have in every table: no space around them, `17850` for `17850.0`.
+
+    Whoever writes a column of whole numbers with an empty cell (pandas does) gives them all a `.0`.
+    """
+    if isinstance(series.dtype, pl.Categorical | pl.Enum):
+        series = series.cast(pl.String)
+    return series.str.strip_chars().str.replace(r"^(-?\d+)\.0$", "$1") if series.dtype == pl.String else series
+
+
 def times_us(series: pl.Series, time_unit: str = "s", *, stored: bool = False) -> pl.Series:
     """Return int64 microseconds since 1970; dates without a zone are UTC; before 1970 or after 9999 is null.
 

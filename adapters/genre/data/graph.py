@@ -10,7 +10,7 @@ items. Ignores the origin of the graph and the use of the vectors.
 import numpy as np
 import polars as pl
 
-from genre.data.fields import ids
+from genre.data.fields import ids, plain_ids
 from genre.data.schema import Report
 from genre.errors import DataError
 
@@ -94,12 +94,12 @@ def with_graph(items: pl.DataFrame, edges: pl.DataFrame, report: Report, *, item
         if name not in table.columns:
             got, todo = ", ".join(table.columns), f"name yours with --map {name}=THEIRS"
             raise DataError(f"column '{name}' is missing in the {what}", got=got, expected=name, todo=todo)
-    pairs = pl.DataFrame({"a": ids(edges["source"]), "b": ids(edges["target"])}).drop_nulls()
+    pairs = pl.DataFrame({"a": ids(plain_ids(edges["source"])), "b": ids(plain_ids(edges["target"]))}).drop_nulls()
     follows = pairs.select(pl.col("a").alias("item_id"), pl.lit("follows").alias("relation"), pl.col("b").alias("tail"))
     followed = pairs.select(pl.col("b").alias("item_id"), pl.lit("is followed by").alias("relation"), pl.col("a").alias("tail"))
     vectors = graph_vectors(pl.concat([follows, followed])).rename({"item_id": "account", "kg": "graph"})
-    own = ids(items[item_id])
-    account = ids(items[author]).rename("account") if author in items.columns else own.rename("account")
+    own = ids(plain_ids(items[item_id]))
+    account = ids(plain_ids(items[author])).rename("account") if author in items.columns else own.rename("account")
     table = items.drop("graph", strict=False).with_columns(account.fill_null(own))
     found = table.join(vectors, on="account", how="left", maintain_order="left").drop("account")
     missing = found["graph"].null_count()

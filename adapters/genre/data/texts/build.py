@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from genre.data.build import rename, to_polars
+from genre.data.build import rename, to_polars, with_plain_ids
 from genre.data.fields import EXPECTED, ids
 from genre.data.numbers import numbers, thousands_note, to_numbers
 from genre.data.schema import PLACE, Report
@@ -55,6 +55,8 @@ def build_texts(
         report.check(0, 0, None, max_bad)
         raise DataError("there are no texts", got="0 rows", expected="at least one")
     texts, labels = _choose(table, texts, labels)
+    if guess_numbers:
+        table = with_plain_ids(table, report, TEXT_KEYS)
     if guess_numbers:  # a text or a label has a rule of its own
         others = table.drop(PLACE, *texts, *labels)
         table = table.with_columns(to_numbers(others, tuple(EXPECTED), report).get_columns())
