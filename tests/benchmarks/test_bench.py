@@ -191,5 +191,5 @@ def test_a_folder_of_another_recipe_is_refused(wanted, tiny, tmp_path, processes
     ],
 )  # fmt: skip
 def test_near_is_at_most_one_percent_worse(metric, interval, users, said):
-    found = Compared(metric, "lora_8", "full", 0.8, 0.8, 0.0, interval, 0.5, 1000, users, None, "cannot be told")
+    found = Compared(0.8, 0.8, 0.0, interval, 0.5, 1000, users, metric, "lora_8", "full", "cannot be told")
     assert near(found) is said

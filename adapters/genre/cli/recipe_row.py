@@ -82,7 +82,8 @@ class _Named:
     """Items and feedback of a log, by their names."""
 
     def __init__(self, builder: "RowBuilder") -> None:
-        self.ids, self.titles = builder.data.catalogue.item_ids, builder.data.catalogue.titles()
+        self.ids = builder.data.catalogue.item_ids
+        self.titles = builder.data.catalogue.titles()
         self.vocabulary = builder.layout.feedback
 
     def item(self, code: int) -> str:

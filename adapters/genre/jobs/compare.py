@@ -54,33 +54,26 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Compared(Difference):
     """One metric of two models.
 
     Attributes:
         metric: Its name.
         first, second: The models' names.
-        a, b, difference, interval, at_least, n, users: As in `Difference`.
-        needed: About how many users a difference of this size would take, if it is not significant; None if unknown.
         outcome: Of the first model relative to the second.
+        needed: About how many users a difference of this size would take, if it is not significant; None if unknown.
     """
 
     metric: str
     first: str
     second: str
-    a: float | None
-    b: float | None
-    difference: float | None
-    interval: tuple[float, float] | None
-    at_least: float | None
-    n: int
-    users: int
-    needed: int | None
     outcome: Outcome
+    needed: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return asdict(self) | {"interval": None if self.interval is None else list(self.interval)}
+        about = {"metric": self.metric, "first": self.first, "second": self.second}
+        return about | asdict(self) | {"interval": None if self.interval is None else list(self.interval)}
 
     def verdict(self) -> str:
         """The outcome in words."""
@@ -210,7 +203,7 @@ def _compared(name: str, first: Scored, second: Scored, resamples: int, seed: in
             outcome = "better" if sign * (found.difference or 0) > 0 else "worse"
         elif found.difference:  # an interval shrinks with √users
             needed = max(found.users + 1, math.ceil(found.users * ((high - low) / 2 / found.difference) ** 2))
-    return Compared(name, first.name, second.name, **vars(found), needed=needed, outcome=outcome)
+    return Compared(**vars(found), metric=name, first=first.name, second=second.name, outcome=outcome, needed=needed)
 
 
 def _shown(value: Any) -> str:

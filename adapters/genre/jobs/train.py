@@ -120,7 +120,7 @@ def train(
 
 
 FREE: Any = {"data": {"path"}, "base": {"name"}, "train": {"epochs", "early_stop", "tracker", "checkpoint_every"}}
-"""What may change when a run is resumed: paths, whose content is checked instead, when it ends, and what it writes."""
+"""Keys that may change when a run is resumed: paths, whose content is checked instead, its end, and its outputs."""
 
 
 def check_resumed(root: Path, recipe: Recipe) -> None:

@@ -112,7 +112,7 @@ def _check(trials: int | None, timeout_s: float | None, search: Search) -> None:
 
 
 def _about(trainer: Trainer, space: Space, search: Search) -> dict[str, Any]:
-    """What identifies a study: everything that its trials share. Paths may change, content may not."""
+    """The identity of a study: everything that its trials share. Paths may change, content may not."""
     base, shared = trainer.parts(trainer.recipe)
     raw = trainer.recipe.model_dump(mode="json")
     del raw["data"]["path"], raw["base"]["name"]

@@ -44,7 +44,8 @@ class Objective:
     def __init__(self, recipe: Recipe, data: Dataset) -> None:
         task = recipe.tasks[0]
         check_metrics(task, data)
-        self.name, self.metric = f"{task.name}.{task.metrics[0]}", metric(task.metrics[0])
+        self.name = f"{task.name}.{task.metrics[0]}"
+        self.metric = metric(task.metrics[0])
         labels = data.labels_of(task.with_classes(data.labels))
         wanted = (training_split(recipe, data)[0].part == VALID) & known_labels(labels)
         if not wanted.any():
