@@ -1,6 +1,7 @@
 """The queue: what goes together, what is refused, what is given up, whose fault a failure is."""
 
 import asyncio
+import contextlib
 import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -20,27 +21,6 @@ REFS = ["like@production", "next_item@production", "rating@production"]
 TASKS = ("like", "rating", "next_item")
 
 
-class Held:
-    """Keeps a service's worker from scoring within the block."""
-
-    def __init__(self, service):
-        self.service, self.inside, self.go = service, threading.Event(), threading.Event()
-
-    def __enter__(self):
-        def wait():
-            self.inside.set()
-            self.go.wait(60)
-
-        self.thread = threading.Thread(target=self.service.batcher.run_idle, args=(wait,))
-        self.thread.start()
-        assert self.inside.wait(60)
-        return self
-
-    def __exit__(self, *_):
-        self.go.set()
-        self.thread.join()
-
-
 def value(service, name, **labels):
     return service.metrics.registry.get_sample_value(name, labels) or 0.0
 
@@ -57,7 +37,7 @@ def engine(trained):
 
 def test_calls_that_wait_together_are_one_batch_across_tasks(engine):
     with serving(engine, REFS) as (service, client), ThreadPoolExecutor(6) as pool:
-        with Held(service):
+        with service.batcher.paused():
             calls = [
                 pool.submit(client.post, "/v1/score", json={"requests": [row(task, user)]}) for task in TASKS for user in (3, 4)
             ]
@@ -94,7 +74,7 @@ def test_more_adapters_than_lanes_are_answered_in_one_call(trained):
 
 def test_a_full_queue_refuses_whole_calls_and_says_when_to_come_again(engine):
     with serving(engine, REFS, queue_rows=5) as (service, client), ThreadPoolExecutor(2) as pool:
-        with Held(service):
+        with service.batcher.paused():
             first = pool.submit(client.post, "/v1/score", json={"requests": [row("like", user) for user in range(4)]})
             wait_until(lambda: service.batcher.waiting == 4)
             refused = client.post("/v1/score", json={"requests": [row("like"), row("like")]})
@@ -109,22 +89,24 @@ def test_a_full_queue_refuses_whole_calls_and_says_when_to_come_again(engine):
 
 def test_a_call_that_waits_too_long_gets_504_and_is_not_scored(engine):
     with serving(engine, REFS, timeout_s=0.2) as (service, client):
-        with Held(service):
+        with service.batcher.paused():
             late = client.post("/v1/score", json={"requests": [row("like")]})
             assert late.status_code == 504 and late.json()["code"] == "timeout"
         wait_until(lambda: service.batcher.waiting == 0)
-        service.batcher.run_idle(lambda: None)
+        with service.batcher.paused():
+            pass
         assert value(service, "genre_batch_rows_count") == 0
 
 
 def test_a_client_that_leaves_is_not_scored(engine):
     log = io.StringIO()
     with serving(engine, REFS, stream=log) as (service, client):
-        with Held(service):
+        with service.batcher.paused():
             with pytest.raises(Exception, match="timed out"):
                 client.post("/v1/score", json={"requests": [row("like")]}, timeout=0.3)
             wait_until(lambda: '"status": 499' in log.getvalue())
-        service.batcher.run_idle(lambda: None)
+        with service.batcher.paused():
+            pass
         assert value(service, "genre_batch_rows_count") == 0
         assert client.post("/v1/score", json={"requests": [row("like")]}).status_code == 200
 
@@ -190,9 +172,8 @@ def test_a_stopping_queue_answers_what_waits_and_takes_nothing_more(engine):
 
     batcher.start()
     asyncio.run(work())
-    ran = []
-    batcher.run_idle(lambda: ran.append(1))  # nobody scores, so nobody has to be waited for
-    assert ran == [1]
+    with batcher.paused():  # nobody scores, so nobody has to be waited for
+        pass
 
 
 @pytest.mark.parametrize(("apart", "batches"), [(0.05, [5]), (2.0, [1, 1])])
@@ -232,11 +213,13 @@ def test_rows_that_keep_coming_do_not_hold_up_the_first(engine, monkeypatch):
     batcher.stop()
 
 
-def test_a_callback_that_fails_fails_its_caller_only(engine):
-    with serving(engine, REFS) as (service, client):
-        with pytest.raises(ZeroDivisionError):
-            service.batcher.run_idle(lambda: 1 // 0)
-        assert client.post("/v1/score", json={"requests": [row("like")]}).status_code == 200
+def test_nothing_is_scored_in_a_pause_and_its_failure_is_its_callers_only(engine):
+    with serving(engine, REFS) as (service, client), ThreadPoolExecutor(1) as pool:
+        with pytest.raises(ZeroDivisionError), service.batcher.paused(), service.batcher.paused():
+            call = pool.submit(client.post, "/v1/score", json={"requests": [row("like")]})
+            wait_until(lambda: service.batcher.waiting == 1)
+            1 // 0  # noqa: B018
+        assert call.result().status_code == 200
 
 
 def _request(user):
@@ -246,7 +229,7 @@ def _request(user):
 def _deployment(engine):
     from genre.serving.deployments import Deployments
 
-    return Deployments(engine, Log(io.StringIO()), Metrics(), lambda run: run()).add("like@production")
+    return Deployments(engine, Log(io.StringIO()), Metrics(), contextlib.nullcontext).add("like@production")
 
 
 def test_weights_are_never_below_what_the_engine_makes_of_a_request(engine):

@@ -1,5 +1,6 @@
 """The canary: its share, its side per user, its counts, and the way back when it fails."""
 
+import contextlib
 import io
 
 import pytest
@@ -180,7 +181,7 @@ def test_a_candidate_is_hidden_from_its_first_moment(engine, publish):
 
     publish(3)
     seen: list[bool] = []
-    deployments = Watched(engine, Log(io.StringIO()), Metrics(), lambda run: run())
+    deployments = Watched(engine, Log(io.StringIO()), Metrics(), contextlib.nullcontext)
     assert not deployments.add("like@candidate", public=False).public and seen == [False]
     assert not deployments.add("like@candidate", public=False).public and set(seen) == {False}, "brought up to date, still hidden"
     assert deployments.add("like@candidate").public and deployments.add("like@candidate", public=False).public, (

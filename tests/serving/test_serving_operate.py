@@ -343,7 +343,7 @@ def test_an_explanation_does_not_bring_back_what_was_unloaded(engine, registry):
         busy.set()
         for call in calls:
             (answer,) = call.result().json()["responses"]
-            assert "the adapter is served no longer" in answer["error"]
+            assert "the adapter is no longer served" in answer["error"]
         assert engine.resident().keys() == {"rating@production"}
 
 

@@ -99,7 +99,7 @@ Id = Annotated[_Text, BeforeValidator(str)]
 
 @checked(frozen=True, config=_CONFIG)
 class _Question:
-    """What is checked where it enters; a `RequestError` names the first thing that is wrong."""
+    """A question that is checked where it enters; a `RequestError` names the first thing that is wrong."""
 
     @classmethod
     def from_json(cls, row: object) -> Self:
@@ -164,7 +164,7 @@ class Request(_Question):
     where: Conditions | None = None
     """Conditions on item columns, such as in_stock == true; all must be met."""
     diversity: Annotated[_Number, Field(ge=0, le=1)] | None = None
-    """How much the k items are to differ (the λ of maximal marginal relevance); 0 is off. Needs k and item vectors."""
+    """The λ of maximal marginal relevance: 0 is off, near 1 the k items differ most. Needs k and item vectors."""
     texts: Texts | None = None
     """For an adapter that reads labelled texts, instead of a history: each by its columns, and a text_id."""
     id: Id | None = None
@@ -227,7 +227,7 @@ class ScoredText:
 
 @dataclass(frozen=True)
 class Response:
-    """What came of a request; `digest` names the version that answered, `error` says why nothing did."""
+    """The outcome of a request; `digest` names the version that answered, `error` says why none did."""
 
     id: str | None
     adapter: str

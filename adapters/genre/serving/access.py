@@ -1,4 +1,4 @@
-"""Who may operate a service: the admin token, and waits for clients that guess it.
+"""Access for operators: the admin token, and waits for clients that guess it.
 
 Owns: comparing tokens, how many wrong ones are free, how long a client then waits. Ignores: HTTP, what operators do.
 

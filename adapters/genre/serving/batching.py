@@ -16,9 +16,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from genre.engine import Engine, Request, Response
@@ -102,12 +102,6 @@ class _Row:
     routed: Routed
 
 
-@dataclass
-class _Callback:
-    run: Callable[[], None]
-    done: "Future[None]" = field(default_factory=Future)
-
-
 class Batcher:
     """The queue and its worker."""
 
@@ -118,8 +112,9 @@ class Batcher:
         self.metrics = metrics
         self.router = router
         self._queue: deque[_Row] = deque()
-        self._callbacks: deque[_Callback] = deque()
         self._changed = threading.Condition()
+        self._scoring = False
+        self._pauses = 0
         self._stopping = False
         self._rows_per_s = 0.0  # lately
         self._worker = threading.Thread(target=self._work, name="genre-scoring", daemon=True)
@@ -172,44 +167,48 @@ class Batcher:
         error = RequestError("the queue is full", got=got, expected=most, todo="try again after Retry-After seconds")
         return Problem(429, "queue_full", error, {"Retry-After": str(min(60, max(1, seconds)))})
 
-    def run_idle(self, run: Callable[[], None]) -> None:
-        """Run a callback while nothing is being scored, and wait for it."""
-        callback = _Callback(run)
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Score nothing within the block, which begins once the batch under way is scored."""
         with self._changed:
-            working = self._worker.is_alive() and not self._stopping
-            if working:
-                self._callbacks.append(callback)
+            self._pauses += 1
+            self._changed.wait_for(lambda: not self._scoring)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pauses -= 1
                 self._changed.notify_all()
-        if not working:
-            run()
-            return
-        callback.done.result()
 
     def _work(self) -> None:
-        while (taken := self._take()) is not None:
-            batch, callbacks = taken
-            for callback in callbacks:
-                _run(callback)
-            if batch:
+        while (batch := self._take()) is not None:
+            try:
                 self._score(batch)
+            finally:
+                with self._changed:
+                    self._scoring = False
+                    self._changed.notify_all()
 
-    def _take(self) -> tuple[list[_Row], list[_Callback]] | None:
-        """The next batch and the callbacks that run before it; None when everything is done and the worker is to end."""
+    def _take(self) -> list[_Row] | None:
+        """The next batch; None when everything is scored and the worker is to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._callbacks or self._stopping)
+            self._changed.wait_for(self._ready)
             self._gather()
-            if not self._queue and not self._callbacks:
+            self._changed.wait_for(self._ready)  # a pause may have begun meanwhile
+            if not self._queue:
                 return None
-            callbacks = list(self._callbacks)
-            self._callbacks.clear()
             batch = self._cut()
+            self._scoring = True
             self.metrics.queue.set(len(self._queue))
-        return batch, callbacks
+        return batch
+
+    def _ready(self) -> bool:
+        return not self._pauses and bool(self._queue or self._stopping)
 
     def _gather(self) -> None:
         """Let rows wait a moment for others, as long as these keep coming."""
         moment = self.settings.gather_ms / 1000
-        while 0 < len(self._queue) < self.settings.batch_rows and not self._stopping and not self._callbacks:
+        while 0 < len(self._queue) < self.settings.batch_rows and not self._stopping and not self._pauses:
             first, last = self._queue[0].call.begun, self._queue[-1].call.begun
             left = min(last + moment, first + LONGEST_GATHER * moment) - time.monotonic()
             if left <= 0 or not self._changed.wait(left):
@@ -247,12 +246,12 @@ class Batcher:
             self._deliver(row, other or answer)
 
     def _current(self, row: _Row, now: float) -> _Row | None:
-        """The row as it is to be scored now; None if it came too late, or its adapter is served no longer, which is answered."""
+        """The row as it is to be scored now; None if it came too late, or its adapter is no longer served, which is answered."""
         routed = self.router.reroute(row.routed)
         if row.call.deadline <= now:
             self._fail(row, "the row waited too long", "timeout")
         elif routed is None:
-            self._fail(row, f"{shorten(row.routed.request.adapter)} is served no longer", "request")
+            self._fail(row, f"{shorten(row.routed.request.adapter)} is no longer served", "request")
         else:
             return row if routed is row.routed else replace(row, routed=routed)
         return None
@@ -309,12 +308,3 @@ def _finite(response: Response) -> Response:
     if all(math.isfinite(scored.score) for scored in response.results):
         return response
     return Response(response.id, response.adapter, error=NO_NUMBER)
-
-
-def _run(callback: _Callback) -> None:
-    try:
-        callback.run()
-    except BaseException as error:
-        callback.done.set_exception(error)
-    else:
-        callback.done.set_result(None)

@@ -13,7 +13,7 @@ Threads: any may call anything, but the one that scores only reads. One operatio
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -119,15 +119,15 @@ class Deployments:
         engine: Where versions are loaded.
         log: Where moves are reported.
         metrics: Where moves are counted.
-        run_idle: Runs a callback while no row is being scored.
+        paused: A block in which no row is scored.
     """
 
-    def __init__(self, engine: Engine, log: Log, metrics: Metrics, run_idle: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(self, engine: Engine, log: Log, metrics: Metrics, paused: Callable[[], AbstractContextManager[None]]) -> None:
         self.engine = engine
         self.registry = engine.registry
         self.log = log
         self.metrics = metrics
-        self.run_idle = run_idle
+        self.paused = paused
         self._deployed: Mapping[str, Deployment] = {}  # replaced as a whole, so that readers need no lock
         self._failed: dict[str, tuple[str, float]] = {}
         self._operations = threading.RLock()
@@ -183,11 +183,11 @@ class Deployments:
         """Keep a reference from being unloaded within the block, for calls to the engine outside of the thread that scores.
 
         Raises:
-            RequestError: It is served no longer: the engine would load it again.
+            RequestError: It is no longer served: the engine would load it again.
         """
         with self._held:
             if ref not in self._deployed:
-                raise RequestError("the adapter is served no longer", got=ref, todo="GET /v1/adapters lists what is")
+                raise RequestError("the adapter is no longer served", got=ref, todo="GET /v1/adapters lists what is")
             yield
 
     def drop(self, ref: str) -> None:
@@ -202,8 +202,8 @@ class Deployments:
                 raise NotFoundError("nothing is served by that reference", got=ref[:80], expected=known)
             self._deployed = {key: deployment for key, deployment in self._deployed.items() if key != ref}
             self._failed.pop(ref, None)
-            with self._held:
-                self.run_idle(lambda: self._unload(ref))
+            with self._held, self.paused():
+                self._unload(ref)
 
     def follow(self, name: str | None = None) -> None:
         """Swap to what aliases name now, of one adapter or of all; what cannot be loaded leaves the old version serving."""

@@ -8,8 +8,9 @@ Owns: small answers from the catalogue, the mounted data set and the registry's 
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from genre.data.catalogue import Catalogue, Titles
@@ -30,18 +31,7 @@ class Lookup:
     def __init__(self, engine: Engine, deployments: Deployments) -> None:
         self.engine = engine
         self.deployments = deployments
-        self._titles: dict[int, Titles] = {}
-        self._lock = threading.Lock()
-
-    def titles(self, catalogue: Catalogue) -> Titles:
-        """The titles of a catalogue."""
-        with self._lock:
-            found = self._titles.get(id(catalogue))
-            if found is None or found.catalogue is not catalogue:
-                while len(self._titles) >= KEPT_TITLES:
-                    self._titles.pop(next(iter(self._titles)))
-                found = self._titles[id(catalogue)] = Titles(catalogue)
-        return found
+        self.titles: Callable[[Catalogue], Titles] = lru_cache(KEPT_TITLES)(Titles)
 
     def items(self, text: str, limit: int) -> list[dict[str, str]]:
         """Items whose title or id contains a text: of the data set, or of what is served, in turn."""

@@ -49,7 +49,7 @@ class Service:
         self.log = Log(stream)
         self.metrics = Metrics()
         self.batcher = Batcher(engine, settings, self.log, self.metrics, self)
-        self.deployments = Deployments(engine, self.log, self.metrics, self.batcher.run_idle)
+        self.deployments = Deployments(engine, self.log, self.metrics, self.batcher.paused)
         numbers = {"failures": settings.canary_failures, "window": settings.canary_window}
         self.canaries = Canaries(self.deployments, self.log, self.metrics, **numbers)
         self.state = OperatorState(state, self.deployments, self.canaries, self.log)

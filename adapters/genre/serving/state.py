@@ -1,4 +1,4 @@
-"""What operators have changed, kept over a restart.
+"""Changes by operators, kept over a restart.
 
 Owns: the state file, and the difference between what the command line names and what is served, both ways: what was loaded and
 unloaded, canary shares, candidates that were given up. Ignores: HTTP. Aliases are the registry's; they are not here.
@@ -122,7 +122,7 @@ def _unusable(got: object, expected: str, todo: str | None = None) -> InputError
 
 
 class OperatorState:
-    """What one service serves at its start, and what of its operators' acts outlives it.
+    """The references that one service serves at its start, and the acts of operators that outlive it.
 
     Args:
         file: Where it is kept; None forgets everything at the end.

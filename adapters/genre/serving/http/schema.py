@@ -162,7 +162,7 @@ class Stats(_Model):
 
 
 class Health(_Model):
-    """Whether all is well, and if not why."""
+    """The state of the process, with the reasons where something is wrong."""
 
     ok: bool
     reasons: list[str]
@@ -177,7 +177,7 @@ class Trouble(_Model):
 
 
 class Done(BaseModel):
-    """What an operator's act led to: what is served now; the move, the digest or the canary; whether a restart remembers it."""
+    """The outcome of an operator's act: the references served now; the move, the digest or the canary; if a restart keeps it."""
 
     serving: dict[str, str]
     move: dict[str, JsonValue] | None = None
