@@ -83,6 +83,7 @@ def test_a_version_says_which_items_it_knows_and_cold_targets_have_figures(base,
     run = train(recipe(base.name, NEXT, LIKE, data={"split": SPLIT}, train={"epochs": 1}), log=some, base=base, registry=registry)
     version = registry.publish(run)
     assert "cold_items 0.25" in version.manifest.protocol["next_item"]
+    assert some.tie_rule in version.manifest.protocol["next_item"]
     loaded = read_adapter(registry, version, base)
     counts = training_events(some, _part(some))
     assert loaded.shared.encoder.item_ids == [i for i, n in zip(some.catalogue.item_ids, counts, strict=True) if n]

@@ -68,6 +68,7 @@ def import_(
     licence: Annotated[str, typer.Option(help="Its licence or terms of use.")] = "",
     time_unit: Annotated[str, typer.Option(help="The unit of numeric timestamps: s, ms, us or ns.")] = "s",
     max_bad: Annotated[float, typer.Option(help="The share of bad rows above which the log is refused.")] = 0.05,
+    order: Annotated[str | None, typer.Option(help="What orders equal times: a column, file, or hash (the default).")] = None,
     separator: Annotated[str | None, typer.Option(help="The separator of a CSV; detected by default.")] = None,
     encoding: Annotated[str, typer.Option(help="The encoding of a text file.")] = "utf-8",
     text: Annotated[list[str] | None, typer.Option(help="Labelled texts: a text column.")] = None,
@@ -82,10 +83,11 @@ def import_(
         "graph": graph,
         "item_columns": item_column,
         "time_unit": time_unit,
+        "order": order,
     }
     if text or label:
         foreign: dict[str, Any] = {"--items": items, "--users": users, "--graph": graph, "--item-column": item_column}
-        foreign |= {"--time-unit": time_unit != "s", "--format": format not in (None, "csv")}
+        foreign |= {"--order": order, "--time-unit": time_unit != "s", "--format": format not in (None, "csv")}
         if given := next((option for option, value in foreign.items() if value), None):
             got = "--text or --label, which are for labelled texts"
             raise InputError(f"{given} is for logs", got=got, expected="one or the other")
@@ -154,8 +156,9 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         return _rows_of_texts(facts)
     span = facts["time_span"]
     rows = [(key.replace("_", " "), f"{facts[key]:,}") for key in ("events", "users", "items", "items_without_events")]
-    rows.append(("time", f"{span['first']} to {span['last']} ({span['days']:,} days)"))
+    rows.append(("time", f"{span['first']} to {span['last']} ({span['days']:,} days)" if span else "none"))
     rows.append(("ties", f"{facts['ties']:.1%} of events share their time with another of the same user"))
+    rows.append(("order", facts["order"]))
     rows.append(("sparsity", f"{facts['sparsity']:.2%}"))
     for key in ("events_per_user", "events_per_item"):
         rows.append((key.replace("_", " "), ", ".join(f"{name} {value:,g}" for name, value in facts[key].items())))

@@ -14,9 +14,9 @@ import polars as pl
 
 from genre.data.catalogue import Catalogue
 from genre.data.features import align_users, complete_items, describe_items, item_columns_of
-from genre.data.fields import EXPECTED, check_time_step, clean, ids, plain_ids, short_float_note
+from genre.data.fields import EXPECTED, check_time_step, clean, ids, order_numbers, plain_ids, short_float_note
 from genre.data.numbers import MISSING, thousands_note, to_numbers
-from genre.data.order import order_events
+from genre.data.order import FILE, HASH, order_events, tied_events
 from genre.data.schema import ALIASES, REQUIRED, SUBSECOND, Report, event_columns
 from genre.errors import DataError
 
@@ -46,6 +46,8 @@ def build(
     item_columns: list[str] | None,
     guess_numbers: bool,
     stored: bool,
+    order: str,
+    timed: bool,
 ) -> Built:
     """Check a log and bring it into the contract's order. See `Interactions.from_frame` for the arguments.
 
@@ -58,11 +60,11 @@ def build(
         tables = {name: None if table is None else with_plain_ids(table, report) for name, table in tables.items()}
     if guess_numbers:
         tables = {name: None if table is None else to_numbers(table, tuple(EXPECTED), report) for name, table in tables.items()}
-    log = tables["log"]
-    assert log is not None
-    described = item_columns_of(log, tables["items"], item_columns)
+    assert tables["log"] is not None
+    log = _with_order(tables["log"], order, report)
+    described = [name for name in item_columns_of(log, tables["items"], item_columns) if name != order]
     kept = _keep_known(log.drop(described), report, max_bad)
-    events = check_events(kept, time_unit, max_bad, report, stored=stored)
+    events = check_events(kept, time_unit, max_bad, report, stored=stored, order=order)
     item_table = tables["items"]
     if described:  # item columns of bad rows do not count
         item_table = describe_items(log.filter(kept["row"].is_in(events["row"].implode())), item_table, described, report)
@@ -74,16 +76,42 @@ def build(
     catalogue = complete_items(item_table, used, report)
     codes = _encode(events["user_id"], user_ids), _encode(events["item_id"], catalogue.frame["item_id"])
     times = times_of(events)
-    order = order_events(user_ids.to_list(), catalogue.item_ids, *codes, times, events["row"].to_numpy())
-    order = _without_duplicates(events, order, codes, times, report)
+    ranks = ranks_of(events, order)
+    sequence = order_events(user_ids.to_list(), catalogue.item_ids, *codes, times, events["row"].to_numpy(), ranks)
+    if timed or order != FILE:  # else the same item twice is just that
+        sequence = _without_duplicates(events, sequence, codes, times, order, report)
     return Built(
-        frame=events[order].rechunk(),
+        frame=events[sequence].rechunk(),
         catalogue=catalogue,
         users=align_users(tables["users"], user_ids, report),
         user_ids=user_ids.to_list(),
-        user_codes=codes[0][order],
-        item_codes=codes[1][order],
+        user_codes=codes[0][sequence],
+        item_codes=codes[1][sequence],
     )
+
+
+def _with_order(log: pl.DataFrame, order: str, report: Report) -> pl.DataFrame:
+    """Check the column that orders equal times, and make it one of numbers; a log without times gets 0 for all of them.
+
+    Raises:
+        DataError: There is no such column, or it has another use.
+    """
+    if order not in (HASH, FILE):
+        if order not in log.columns or order in (*REQUIRED, SUBSECOND, "impression_id"):
+            got = ", ".join(c for c in log.columns if c not in (*REQUIRED, SUBSECOND, "impression_id")) or "no other column"
+            expected = "file, hash or a column of numbers of the log"
+            raise DataError(f"events cannot be ordered by '{order}'", got=got, expected=expected, todo="name one with --order")
+        if log[order].dtype.is_temporal():
+            log = log.with_columns(order_numbers(log[order]))
+    if order == HASH or "timestamp" in log.columns:
+        return log
+    report.note(f"the log has no times: events {'of a user follow the file' if order == FILE else f'follow {order}'}")
+    return log.with_columns(pl.lit(0, pl.Int64).alias("timestamp"))
+
+
+def ranks_of(events: pl.DataFrame, order: str) -> np.ndarray | None:
+    """Return the numbers that order equal times, (n,); None where hashes do."""
+    return None if order == HASH else events["row" if order == FILE else order].to_numpy()
 
 
 def to_polars(table: Any, name: str) -> pl.DataFrame | None:
@@ -179,6 +207,8 @@ def _keep_known(log: pl.DataFrame, report: Report, max_bad: float) -> pl.DataFra
         what = "column '{}' is missing" if len(missing) == 1 else "columns '{}' are missing"
         got = ", ".join(c for c in log.columns if c != "row") or "no columns"
         todo = "name yours with " + " ".join(f"--map {name}={theirs.get(name, 'THEIRS')}" for name in missing)
+        if missing == ["timestamp"] and not theirs:
+            todo += "; a log without times needs --order file or --order COLUMN"
         raise DataError(what.format("', '".join(missing)), got=got, expected=", ".join(REQUIRED), todo=todo)
     if log.is_empty():
         report.check(0, 0, None, max_bad)
@@ -205,7 +235,9 @@ def _with_rows(log: pl.DataFrame) -> pl.DataFrame:
     return log.with_columns(rows)
 
 
-def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Report, *, stored: bool = False) -> pl.DataFrame:
+def check_events(
+    log: pl.DataFrame, time_unit: str, max_bad: float, report: Report, *, stored: bool = False, order: str = HASH
+) -> pl.DataFrame:
     """Return the usable events with the contract's types and column order; count the others in `report`.
 
     Raises:
@@ -213,16 +245,17 @@ def check_events(log: pl.DataFrame, time_unit: str, max_bad: float, report: Repo
     """
     names = [*REQUIRED, "row", *event_columns(log)]
     check_time_step(log["timestamp"], time_unit)
-    cleaned = _split_times(pl.DataFrame([clean(name, log[name], time_unit, stored=stored) for name in names]), log)
+    cells = [order_numbers(log[name]) if name == order else clean(name, log[name], time_unit, stored=stored) for name in names]
+    cleaned = _split_times(pl.DataFrame(cells), log)
     bad = np.zeros(log.height, dtype=bool)
     worst, most = None, 0
-    for name in (name for name in names if name in EXPECTED):
+    for name in (name for name in names if name in EXPECTED or name == order):
         here = np.flatnonzero(cleaned[name].is_null().to_numpy() & ~bad)
         if here.size:
             example = _name_row(log, name, int(here[0]), time_unit)
             report.add(f"bad {name}", here.size, example, log["row"].to_numpy()[here].tolist())
             if here.size > most:  # the commonest reason speaks for all
-                worst, most = (example, EXPECTED[name]), here.size
+                worst, most = (example, EXPECTED.get(name, "a number: equal times are ordered by it")), here.size
             bad[here] = True
     report.check(int(bad.sum()), log.height, worst, max_bad)
     events = cleaned if worst is None else cleaned.filter(~pl.Series(bad))
@@ -270,17 +303,21 @@ def _encode(series: pl.Series, ids: pl.Series) -> np.ndarray:
 
 
 def _without_duplicates(
-    events: pl.DataFrame, order: np.ndarray, codes: tuple[np.ndarray, np.ndarray], times: np.ndarray, report: Report
+    events: pl.DataFrame,
+    sequence: np.ndarray,
+    codes: tuple[np.ndarray, np.ndarray],
+    times: np.ndarray,
+    order: str,
+    report: Report,
 ) -> np.ndarray:
-    """Drop events that equal an earlier one in everything but their row; they are neighbours in the order."""
-    users, items, times = codes[0][order], codes[1][order], times[order]
-    again = (users[1:] == users[:-1]) & (items[1:] == items[:-1]) & (times[1:] == times[:-1])
-    near = np.flatnonzero(np.concatenate([again, [False]]) | np.concatenate([[False], again]))
+    """Drop events that equal an earlier one in everything but their row; but in file order they are neighbours."""
+    keys = (times[sequence],) if order == FILE else (codes[1][sequence], times[sequence])
+    near = tied_events(codes[0][sequence], *keys)
     if not near.size:
-        return order
-    group = events[order[near]].with_columns(pl.Series("near", near))
+        return sequence
+    group = events[sequence[near]].with_columns(pl.Series("near", near))
     first = group.unique(subset=[c for c in events.columns if c != "row"], keep="first", maintain_order=True)
     drop = np.setdiff1d(near, first["near"].to_numpy())
-    rows = np.sort(events["row"].to_numpy()[order[drop]])
+    rows = np.sort(events["row"].to_numpy()[sequence[drop]])
     report.add("duplicate events", drop.size, f"row {rows[0]}" if drop.size else "", rows.tolist())
-    return np.delete(order, drop)
+    return np.delete(sequence, drop)

@@ -70,6 +70,16 @@ def ids(series: pl.Series) -> pl.Series:
     return text if not (text == "").any() else _where(text, pl.col("x") != "")
 
 
+def order_numbers(series: pl.Series) -> pl.Series:
+    """Return a column that orders events as numbers: whole ones as they are, dates as microseconds; null is not usable."""
+    if series.dtype.is_integer():
+        return series.cast(pl.Int64, strict=False)
+    if isinstance(series.dtype, pl.Datetime | pl.Date):
+        return series.cast(pl.Datetime("us")).dt.epoch("us")
+    found = numbers(series)
+    return _where(found, pl.col("x").is_finite())
+
+
 def plain_ids(series: pl.Series) -> pl.Series:
     """Return ids of texts in the one form that they have in every table: no space around them, `17850` for `17850.0`.
 

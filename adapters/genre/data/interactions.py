@@ -5,7 +5,8 @@ Owns: the log as arrays in the contract's order, a data set folder in and out, a
     log = Interactions.read("data/ml-100k")
     log.history("196")[0]  ->  {"item_id": "655", "timestamp": 881250949, "rating": 3.0}
 
-**Order:** (user_id, time to the microsecond, sha256(user_id, the byte 0x1f, item_id), row). See `genre.data.order`.
+**Order:** (user_id, time to the microsecond, sha256(user_id, the byte 0x1f, item_id), row), where the data set names no other
+order of equal times. See `genre.data.order`.
 """
 
 import hashlib
@@ -17,12 +18,12 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
-from genre.data.build import build, times_of
+from genre.data.build import build, ranks_of, times_of
 from genre.data.catalogue import Catalogue, hash_frame
 from genre.data.dataset import DataKind, Dataset
 from genre.data.describe import coverage, distribution, quantiles, span
 from genre.data.folder import MARKER, read_info, read_parquet, write_folder
-from genre.data.order import tied_events
+from genre.data.order import HASH, tie_rule, tied_events
 from genre.data.schema import MAX_BAD, SUBSECOND, DatasetInfo, Report, event_columns, roles_of
 from genre.data.splits import Split, SplitConfig, split
 from genre.errors import DataError, InputError
@@ -92,6 +93,7 @@ class Interactions(Dataset):
         item_columns: list[str] | None = None,
         guess_numbers: bool = False,
         stored: bool = False,
+        order: str | None = None,
         report: Report | None = None,
     ) -> "Interactions":
         """Check a polars or pandas frame of events and bring it into the contract's order.
@@ -112,12 +114,17 @@ class Interactions(Dataset):
             item_columns: Columns of the log that describe items; None looks for usual names.
             guess_numbers: Take columns of texts that are all numbers for numbers, as tables from text files need.
             stored: The frames are those of a data set folder: times are seconds, ids are as they are.
+            order: What orders equal times: `hash`, `file` (the row) or a column of numbers. With one of the latter two the log
+                needs no timestamp. None takes `info.order`.
             report: Rows that reading the source has left out already.
 
         Raises:
             DataError: If a column is missing, the log is empty, or too many rows are bad.
         """
         report, info = report or Report(), info or DatasetInfo(name=name)
+        theirs = {theirs: ours for ours, theirs in (mapping or {}).items()}
+        order = info.order if order is None else theirs.get(order, order)
+        timed = info.timed and (order == HASH or "timestamp" in (mapping or {}) or "timestamp" in frame)
         built = build(
             frame,
             items,
@@ -129,9 +136,12 @@ class Interactions(Dataset):
             item_columns=item_columns,
             guess_numbers=guess_numbers,
             stored=stored,
+            order=order,
+            timed=timed,
         )
         roles = roles_of(built.frame, built.catalogue.frame, built.users)
         kept = {table: columns for table, columns in info.roles.items() if table not in ("interactions", "items", "users")}
+        info = info.model_copy(update={"order": order, "timed": timed})
         return cls(*built, info.after(report, roles | kept))
 
     @classmethod
@@ -175,6 +185,16 @@ class Interactions(Dataset):
     def times_us(self) -> np.ndarray:
         """Microseconds since 1970, int64[n]: what order, ties and splits by time go by."""
         return times_of(self.frame)
+
+    @cached_property
+    def ranks(self) -> np.ndarray | None:
+        """Numbers that order equal times, (n,); None where hashes do."""
+        return ranks_of(self.frame, self.info.order)
+
+    @property
+    def tie_rule(self) -> str:
+        """The order of equal times in words, for a protocol."""
+        return tie_rule(self.info.order, timed=self.info.timed, whole_seconds=SUBSECOND not in self.frame.columns)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -221,7 +241,8 @@ class Interactions(Dataset):
 
     def limit(self, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
         """Return the newest `count` of some events."""
-        return rows[np.lexsort((self.rows[rows], self.times_us[rows]))[-count:]]
+        ranks = self.rows if self.ranks is None else self.ranks
+        return rows[np.lexsort((self.rows[rows], ranks[rows], self.times_us[rows]))[-count:]]
 
     def owners(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the user codes and the item codes of some events."""
@@ -308,7 +329,8 @@ class Interactions(Dataset):
             "users": len(events_per_user),
             "items": self.catalogue.size,
             "items_without_events": self.catalogue.size - used,
-            "time_span": span(self.frame["timestamp"]),
+            "time_span": span(self.frame["timestamp"]) if self.info.timed else None,
+            "order": self.tie_rule,
             "ties": round(tied_events(self.user_codes, self.times_us).size / len(self), 6),
             "density": round(density, 6),
             "sparsity": round(1 - density, 6),

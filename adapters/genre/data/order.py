@@ -2,6 +2,7 @@
 
 Owns: the tie rule. An event's position among a user's events is decided by its time, to the microsecond, then by
 sha256(user_id, the byte 0x1f, item_id), then by its row in the source file. Ignores everything else.
+A data set may name another order of equal times: a column's, or that of the source file.
 
 Many logs have whole pages of events in one second (76 % of MovieLens-100K's events share theirs), and file or id order
 there reveals the item that came later in the catalogue, hence how popular it is. The hash reveals nothing.
@@ -13,6 +14,15 @@ from collections.abc import Sequence
 import numpy as np
 
 _CHUNK = 1 << 20
+
+HASH, FILE = "hash", "file"
+"""Orders of equal times; any other is the name of a column."""
+
+
+def tie_rule(order: str, *, timed: bool, whole_seconds: bool) -> str:
+    """Return the order of equal times in words, for a protocol."""
+    how = {HASH: "in hash order", FILE: "in file order"}.get(order, f"in the order of {order}, then in hash order")
+    return f"equal {'seconds' if whole_seconds else 'times'} {how}" if timed else f"no times: events {how}"
 
 
 def tie_keys(user_ids: Sequence[str], item_ids: Sequence[str], users: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -46,24 +56,27 @@ def order_events(
     items: np.ndarray,
     times: np.ndarray,
     rows: np.ndarray,
+    ranks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the indices that bring events into the contract's order, int64[n]; hashes only ties on (user, time).
+    """Return the indices that bring events into the contract's order, int64[n]; hashes only ties on (user, time, rank).
 
-    Args as of `tie_keys`, users in code order; with microseconds and positions in the source file, int64[n] each.
+    Args as of `tie_keys`, users in code order; with microseconds and positions in the source file, int64[n] each;
+    `ranks` are numbers that order equal times, or None.
     """
-    order = np.lexsort((rows, times, users))
-    tied = tied_events(users[order], times[order])
+    first = (times,) if ranks is None else (ranks, times)
+    order = np.lexsort((rows, *first, users))
+    tied = tied_events(users[order], *(key[order] for key in first))
     if tied.size:
         events = order[tied]
         keys = tie_keys(user_ids, item_ids, users[events], items[events])
-        inner = np.lexsort((rows[events], keys, times[events], users[events]))
+        inner = np.lexsort((rows[events], keys, *(key[events] for key in first), users[events]))
         order[tied] = events[inner]
     return order
 
 
-def tied_events(users: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Return the indices of events that share user and time with a neighbour; both arrays sorted by them."""
+def tied_events(users: np.ndarray, *keys: np.ndarray) -> np.ndarray:
+    """Return the indices of events that share user and keys (the time) with a neighbour; all arrays sorted by them."""
     if len(users) < 2:
         return np.zeros(0, dtype=np.int64)
-    same = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
+    same = np.logical_and.reduce([key[1:] == key[:-1] for key in (users, *keys)])
     return np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))

@@ -67,6 +67,8 @@ class DatasetInfo(BaseModel):
         skipped: Rows left out or repaired, by reason.
         examples: The first cases of what was skipped, with their rows.
         notes: What was kept but looks odd, a line each.
+        order: What orders equal times: `hash`, `file`, or a column of events.
+        timed: False if the source has no times, and all are 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -79,6 +81,8 @@ class DatasetInfo(BaseModel):
     skipped: dict[str, int] = Field(default_factory=dict)
     examples: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    order: str = "hash"
+    timed: bool = True
 
     def after(self, report: "Report", roles: dict[str, dict[str, str]]) -> "DatasetInfo":
         """Return the same with what a report counted, and with other roles."""

@@ -52,6 +52,10 @@ class Events(Protocol):
         """Positions in the source file, int64[n]."""
 
     @property
+    def ranks(self) -> np.ndarray | None:
+        """Numbers that order equal times before their hashes do, (n,)."""
+
+    @property
     def impressions(self) -> np.ndarray | None:
         """int64[n], equal for events of one impression."""
 
@@ -227,9 +231,9 @@ def last_n(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.ndarr
 def temporal(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.ndarray:
     """The last share of all events tests, the share before it validates, the rest trains; by time, over all users.
 
-    Unit: events in the order (time, tie hash, row). With n events, the first n - round(n * (valid + test)) train
-    and the last round(n * test) test. Leakage: none; every training event is before every test event. Scored
-    prequentially: each target sees all before it of its user, test events too.
+    Unit: events in the order (time, rank if the log has any, tie hash, row). With n events, the first
+    n - round(n * (valid + test)) train and the last round(n * test) test. Leakage: none; every training event is before
+    every test event. Scored prequentially: each target sees all before it of its user, test events too.
     """
     n = len(log.user_codes)
     stops = n - round(n * (config.valid + config.test)), n - round(n * config.test)  # type: ignore[operator]
@@ -241,7 +245,7 @@ def temporal(log: Events, config: SplitConfig, counts: dict[str, int]) -> np.nda
 
 
 def _global_order(log: Events, stops: tuple[int, int]) -> np.ndarray:
-    """Order events by (time, tie hash, row), exact at the stops: only the times that they cut are hashed."""
+    """Order events by (time, rank, tie hash, row), exact at the stops: only the times that they cut are hashed."""
     order = np.argsort(log.times_us, kind="stable")
     times = log.times_us[order]
     for time in {int(times[stop]) for stop in stops if 0 < stop < len(times)}:
@@ -249,7 +253,8 @@ def _global_order(log: Events, stops: tuple[int, int]) -> np.ndarray:
         tied = order[start:end]
         users, items = log.user_codes[tied], log.item_codes[tied]
         keys = tie_keys(log.user_ids, log.catalogue.item_ids, users, items)
-        order[start:end] = tied[np.lexsort((log.rows[tied], keys))]
+        first = () if log.ranks is None else (log.ranks[tied],)
+        order[start:end] = tied[np.lexsort((log.rows[tied], keys, *first))]
     return order
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from genre._version import __version__
 from genre.data.catalogue import Catalogue
+from genre.data.interactions import need_log
 from genre.engine.versions import CATALOGUE, HEADS
 from genre.modules.heads.heads import Head
 from genre.modules.lora.layer import peft_config, to_peft
@@ -134,7 +135,7 @@ def protocol(assembly: Assembly, task: Task) -> str:
     window = f"windows of {assembly.recipe.data.max_events} events"
     ranking = f"; full catalogue, seen items {task.seen}, mid-rank for equal scores" if task.kind == "next_item" else ""
     settings = ", ".join(f"{key} {value}" for key, value in config.items())
-    return f"{kind} ({settings}); {how}; equal seconds in hash order; {window}{ranking}"
+    return f"{kind} ({settings}); {how}; {need_log(assembly.data).tie_rule}; {window}{ranking}"
 
 
 def _manifest(assembly: Assembly, **fields: Any) -> Manifest:

@@ -45,6 +45,7 @@ def import_log(
     encoding: str = "utf-8",
     columns: list[str] | None = None,
     graph: str | Path | None = None,
+    order: str | None = None,
 ) -> Interactions:
     """Read a log, and its items and users, in one of `FORMATS`.
 
@@ -63,6 +64,8 @@ def import_log(
         encoding: Of a CSV or JSON lines.
         columns: The columns' names of a CSV log without a header.
         graph: A table of edges, source and target (who follows whom): vectors of items, see `genre.data.graph.with_graph`.
+        order: What orders equal times: a column of the log, `file`, or `hash`, the default. With one of the former two the log
+            needs no times.
 
     Raises:
         InputError: If the format is unknown.
@@ -101,6 +104,7 @@ def import_log(
         max_bad=max_bad,
         item_columns=item_columns,
         guess_numbers=True,
+        order=order,
         report=report,
     )
 
