@@ -71,12 +71,13 @@ def import_(
     order: Annotated[str | None, typer.Option(help="What orders equal times: a column, file, or hash (the default).")] = None,
     separator: Annotated[str | None, typer.Option(help="The separator of a CSV; detected by default.")] = None,
     encoding: Annotated[str, typer.Option(help="The encoding of a text file.")] = "utf-8",
+    quote: Annotated[str, typer.Option(help="The quotes of a CSV; none if they are part of the texts.")] = '"',
     text: Annotated[list[str] | None, typer.Option(help="Labelled texts: a text column.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Labelled texts: a label column.")] = None,
 ) -> None:
     """Make a data set folder of a log, or with --text of labelled texts."""
     table: dict[str, Any] = {"mapping": parse_mapping(map_ or []), "name": name, "licence": licence}
-    table |= {"max_bad": max_bad, "separator": separator, "encoding": encoding}
+    table |= {"max_bad": max_bad, "separator": separator, "encoding": encoding, "quote": quote}
     of_logs: dict[str, Any] = {
         "items": items,
         "users": users,

@@ -4,7 +4,7 @@ Owns: the separator, the header, lines that are no row, quotes that are never cl
 
     "userId";"sku";"when"            columns userId, sku, when
     7;"12"" ruler";2024-03-01   ->   7, 12" ruler, 2024-03-01
-    8;"never closed;2024-03-02       left out and reported: line 3 has a quote that is never closed
+    8;"never closed;2024-03-02       kept with its quote, and noted; left out where the cells are too many
 
 polars reads a sound file straight from the disk; one with a bad line is read again line by line, so that the other lines stay
 (`docs/decisions/broken-csv.md`).
@@ -20,18 +20,27 @@ from typing import Any
 import polars as pl
 
 from genre.data.schema import PLACE, Report
-from genre.errors import DataError
+from genre.errors import DataError, InputError
+
+NO_QUOTE = "none"
 
 SEPARATORS = ",;\t|"
 """Tried, in this order, on the first line; the one that gives the most cells wins."""
 
 _HEAD = 1 << 16
+_HARDLY = 0.01
 _LONGEST = 100  # lines that one quoted cell may take
 _UTF8 = ("utf-8", "utf8")
 
 
 def read_csv(
-    path: Path, *, separator: str | None, encoding: str, columns: list[str] | None, report: Report | None
+    path: Path,
+    *,
+    separator: str | None,
+    encoding: str,
+    columns: list[str] | None,
+    report: Report | None,
+    quote: str = '"',
 ) -> pl.DataFrame:
     """Read every cell as text, so that a bad one can be named; empty cells are null. A row with few cells has empty ones.
 
@@ -42,10 +51,13 @@ def read_csv(
         columns: The names of the columns, for a file without a header.
         report: Where lines that are no row are counted and named; without it the first one is an error. If any line is left
             out, the table has a column `PLACE`: the numbers of the others among the rows of the file, from 0.
+        quote: Around cells; `none` if quotes are part of the texts.
 
     Raises:
         DataError: If the file cannot be read, is empty, or has a line that is no row and there is no report.
     """
+    if len(quote) != 1 and quote != NO_QUOTE:
+        raise InputError("unknown --quote", got=repr(quote), expected="one character, or none")
     head = _head(path, encoding)
     named = re.match(r"sep=(.)\r?\n", head)  # Excel's own way to name the separator
     skip = 1 if named else 0
@@ -64,14 +76,17 @@ def read_csv(
             has_header=columns is None,
             new_columns=columns,
             skip_rows=skip,
+            quote_char=None if quote == NO_QUOTE else quote,
         )
     except pl.exceptions.NoDataError as error:
         raise DataError(f"{path.name} is empty", got="no header", expected="a header and rows") from error
     except (pl.exceptions.PolarsError, OSError):
-        table = _recover(path, separator, encoding, columns, skip, report)
+        table = _recover(path, separator, encoding, columns, skip, report, quote)
     else:
-        if _swallowed(table):
-            table = _recover(path, separator, encoding, columns, skip, report)
+        if quote != NO_QUOTE and (_swallowed(table, separator) or _misquoted(source, separator, quote)):
+            table = _recover(path, separator, encoding, columns, skip, report, quote)
+    if report is not None:
+        report.note(_line_end_note(table))
     return _without_blanks(_with_plain_names(table), report)
 
 
@@ -137,16 +152,44 @@ def _split(line: str, separator: str) -> list[str]:
     return next(csv.reader([line], delimiter=separator), [])
 
 
-def _swallowed(table: pl.DataFrame) -> bool:
-    """Return whether a quote may have taken whole lines into a cell: a row has empty cells and a cell with a line's end."""
+def _swallowed(table: pl.DataFrame, separator: str) -> bool:
+    """Return whether a quote may have taken whole lines into a cell: one with line ends beside empty cells, or in a TSV."""
     if not table.width:
         return False
     ends = pl.any_horizontal(pl.all().str.contains("\n", literal=True).fill_null(False))
-    return bool(table.select((ends & pl.any_horizontal(pl.all().is_null())).any()).item())
+    beside = pl.lit(True) if separator == "\t" else pl.any_horizontal(pl.all().is_null())
+    return bool(table.select((ends & beside).any()).item())
+
+
+def _misquoted(source: Path | io.BytesIO, separator: str, quote: str) -> bool:
+    """Return whether text may follow a closing quote: polars reads `"a "b" c"` as `a b c`."""
+    data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+    sign, mark = re.escape(separator.encode()), re.escape(quote.encode())
+    if quote.encode() not in data:
+        return False
+    inside = rb"(?:[^\n" + mark + rb"]|" + mark * 2 + rb")*"
+    return re.search(rb"(?m)(?:^|" + sign + rb")" + mark + inside + mark + rb"[^\r\n" + sign + mark + rb"]", data) is not None
+
+
+def _line_end_note(table: pl.DataFrame) -> str:
+    """Return a line if hardly any row has a cell with line ends: a quote in its text may have swallowed other rows."""
+    names = [name for name in table.columns if table[name].dtype == pl.String]
+    if not names:
+        return ""
+    found = table.select(pl.any_horizontal(pl.col(names).str.contains("\n", literal=True).fill_null(False)).alias("ends"))["ends"]
+    rows = found.arg_true()
+    if not len(rows) or (len(rows) > 1 and len(rows) > _HARDLY * table.height):
+        return ""
+    row = int(rows[0])
+    name = next(name for name in names if "\n" in (table[name][row] or ""))
+    number = table[PLACE][row] if PLACE in table.columns else row
+    rows_have = f"{len(rows):,} of {table.height:,} rows {'has' if len(rows) == 1 else 'have'}"
+    where = f"row {number} (the first is 0), {name} {table[name][row][:40]!r}"
+    return f"{rows_have} a cell with line ends: {where}; if quotes are part of the texts: --quote none"
 
 
 def _recover(
-    path: Path, separator: str, encoding: str, columns: list[str] | None, skip: int, report: Report | None
+    path: Path, separator: str, encoding: str, columns: list[str] | None, skip: int, report: Report | None, quote: str
 ) -> pl.DataFrame:
     """Read line by line; lines that are no row are counted, or the first one is an error."""
     lines = read_text(path, encoding).removesuffix("\n").split("\n")
@@ -161,8 +204,13 @@ def _recover(
     rows: list[list[str | None]] = []
     kept: list[int] = []
     bad: dict[str, list[int]] = {}
+    literal: list[int] = []
     while at < len(lines):
-        cells, taken = _parse_row(lines, at, separator, len(columns))
+        cells, taken = _parse_row(lines, at, separator, len(columns), quote)
+        plain = _split_plainly(lines, at, taken, separator, quote, len(columns), failed=isinstance(cells, str))
+        if plain is not None:
+            cells, taken = plain, 1
+            literal.append(at + 1)
         if not isinstance(cells, str):
             kept.append(len(rows) + sum(map(len, bad.values())))
             rows.append([cell or None for cell in cells] + [None] * (len(columns) - len(cells)))
@@ -172,6 +220,9 @@ def _recover(
         else:
             bad.setdefault(cells, []).append(at + 1)
         at += taken
+    if literal and report is not None:
+        what = "quotes that are part of their texts, such as line"
+        report.note(f"{len(literal):,} lines have {what} {literal[0]}; --quote none takes all quotes for text")
     for reason, numbers in bad.items():
         assert report is not None
         kind = reason.removeprefix("a ").partition(":")[0]
@@ -180,12 +231,31 @@ def _recover(
     return table.with_columns(pl.Series(PLACE, kept, dtype=pl.Int64)) if bad else table
 
 
-def _parse_row(lines: list[str], at: int, separator: str, width: int | None = None) -> tuple[list[str] | str, int]:
+def _split_plainly(
+    lines: list[str], at: int, taken: int, separator: str, quote: str, width: int, *, failed: bool
+) -> list[str] | None:
+    """Return the cells of a line whose quotes are text: as quoting they make no row, or a cell over several rows of a TSV.
+
+    None if they do make a row, or the line without quoting has another number of cells. A cell that is quoted as a whole, with an
+    opening quote for its first one inside (`"a "b" c"`), loses the outer ones.
+    """
+    rows = [line.removesuffix("\r").split(separator) for line in lines[at : at + taken]]
+    if len(rows[0]) != width or not (failed or (taken > 1 and separator == "\t" and all(len(row) == width for row in rows))):
+        return None
+    whole = re.compile(rf"{re.escape(quote)}([^{re.escape(quote)}]*[\s(]{re.escape(quote)}.*){re.escape(quote)}")
+    return [found[1] if (found := whole.fullmatch(cell)) else cell for cell in rows[0]]
+
+
+def _parse_row(
+    lines: list[str], at: int, separator: str, width: int | None = None, quote: str = '"'
+) -> tuple[list[str] | str, int]:
     """Return the cells of the row that begins at a line, or what is wrong with that line; and how many lines they take."""
     text, taken = lines[at].removesuffix("\r"), 1
+    options: dict[str, Any] = {"delimiter": separator}
+    options |= {"quoting": csv.QUOTE_NONE} if quote == NO_QUOTE else {"quotechar": quote}
     while True:
         try:
-            cells = next(csv.reader([text], delimiter=separator, strict=True), [])
+            cells = next(csv.reader([text], strict=True, **options), [])
             break
         except csv.Error as error:
             if "unexpected end of data" not in str(error):

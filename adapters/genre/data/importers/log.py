@@ -12,6 +12,7 @@ Owns: the reader of each format, the files of items and users beside a log, the 
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -43,6 +44,7 @@ def import_log(
     item_columns: list[str] | None = None,
     separator: str | None = None,
     encoding: str = "utf-8",
+    quote: str = '"',
     columns: list[str] | None = None,
     graph: str | Path | None = None,
     order: str | None = None,
@@ -62,6 +64,7 @@ def import_log(
         item_columns: Columns of the log that describe items; None looks for usual names.
         separator: Of a CSV; None finds it.
         encoding: Of a CSV or JSON lines.
+        quote: Around cells of a CSV; `none` if quotes are part of the texts.
         columns: The columns' names of a CSV log without a header.
         graph: A table of edges, source and target (who follows whom): vectors of items, see `genre.data.graph.with_graph`.
         order: What orders equal times: a column of the log, `file`, or `hash`, the default. With one of the former two the log
@@ -78,19 +81,20 @@ def import_log(
     if columns is not None and format != "csv":
         raise InputError("--columns names the columns of a CSV", got=f"--format {format}", expected="--format csv")
     report = Report()
+    options: dict[str, Any] = {"separator": separator, "encoding": encoding, "quote": quote}
     read: dict[str, Callable[[], Tables]] = {
-        "csv": lambda: (read_table(log, separator=separator, encoding=encoding, columns=columns, report=report), None, None),
+        "csv": lambda: (read_table(log, columns=columns, report=report, **options), None, None),
         "atomic": lambda: _read_atomic_set(_find_atomic(log)),
         "movielens": lambda: read_movielens(log),
         "mind": lambda: read_mind(log, report, max_bad=max_bad),
         "amazon": lambda: (read_reviews(log, report), None, None),
     }
     own = read[format]()
-    read_items = read_metadata if format == "amazon" else _side_reader(separator, encoding)
+    read_items = read_metadata if format == "amazon" else _side_reader(options)
     item_table = own[1] if items is None else _read_side(Path(items), read_items, "items", report)
-    user_table = own[2] if users is None else _read_side(Path(users), _side_reader(separator, encoding), "users", report)
+    user_table = own[2] if users is None else _read_side(Path(users), _side_reader(options), "users", report)
     if graph is not None:
-        edges = _read_side(Path(graph), _side_reader(separator, encoding), "graph", report)
+        edges = _read_side(Path(graph), _side_reader(options), "graph", report)
         ends = {name: mapping[name] for name in ("source", "target") if name in (mapping or {})} if mapping else {}
         mapping = {ours: theirs for ours, theirs in (mapping or {}).items() if ours not in ends}
         item_table = _with_graph(item_table, rename({"log": edges}, ends, report)["log"], mapping, report)
@@ -144,11 +148,11 @@ def _read_atomic_set(log: Path) -> Tables:
     return read_atomic(log), items, users
 
 
-def _side_reader(separator: str | None, encoding: str) -> Callable[[Path, Report], pl.DataFrame]:
+def _side_reader(options: Mapping[str, Any]) -> Callable[[Path, Report], pl.DataFrame]:
     def read(path: Path, report: Report) -> pl.DataFrame:
         if path.suffix in (".item", ".user"):
             return read_atomic(path)
-        return read_table(path, separator=separator, encoding=encoding, report=report)
+        return read_table(path, report=report, **options)
 
     return read
 
@@ -160,6 +164,7 @@ def _read_side(path: Path, read: Callable[[Path, Report], pl.DataFrame], what: s
     for reason, count in own.counts.items():
         report.add(f"{what}: {reason}", count)
     report.examples += [f"{what}: {example}" for example in own.examples]
+    report.notes += [f"{what}: {note}" for note in own.notes]
     return table
 
 

@@ -29,6 +29,7 @@ def read_table(
     separator: str | None = None,
     encoding: str = "utf-8",
     columns: list[str] | None = None,
+    quote: str = '"',
     report: Report | None = None,
 ) -> pl.DataFrame:
     """Read a table by its ending: .csv, .tsv, .parquet, .jsonl or .ndjson, each but Parquet also with .gz.
@@ -38,6 +39,7 @@ def read_table(
         separator: Between the columns of a text file; None finds it in the header.
         encoding: Of a text file; a byte order mark is skipped.
         columns: The names of the columns of a CSV without a header.
+        quote: Around cells of a text file; `none` if quotes are part of the texts.
         report: Counts and names lines that cannot be read; without it the first one is an error. If any is left out, the table
             has a column `PLACE` with the row numbers of the others.
 
@@ -55,7 +57,7 @@ def read_table(
         return _json_lines(path, encoding, report)
     if kind in (".csv", ".tsv", ".txt", ".tab"):
         separator = "\t" if kind in (".tsv", ".tab") and separator is None else separator
-        return read_csv(path, separator=separator, encoding=encoding, columns=columns, report=report)
+        return read_csv(path, separator=separator, encoding=encoding, columns=columns, report=report, quote=quote)
     expected, todo = ".csv, .tsv, .parquet, .jsonl (or these with .gz)", "rename or convert the file"
     raise DataError(f"{path.name} is of an unknown kind", got=kind or "no ending", expected=expected, todo=todo)
 

@@ -29,6 +29,7 @@ def import_texts(
     max_bad: float = MAX_BAD,
     separator: str | None = None,
     encoding: str = "utf-8",
+    quote: str = '"',
 ) -> Texts:
     """Read a table with a row per text: CSV, TSV, Parquet or JSON lines.
 
@@ -42,13 +43,14 @@ def import_texts(
         max_bad: The share of bad rows above which the table is refused.
         separator: Of a CSV; None finds it.
         encoding: Of a CSV or JSON lines.
+        quote: Around cells of a CSV; `none` if quotes are part of the texts.
 
     Raises:
         InputError: If no label is named.
         DataError: If the file or its content is not usable.
     """
     table, report = Path(table), Report()
-    frame = read_table(table, separator=separator, encoding=encoding, report=report)
+    frame = read_table(table, separator=separator, encoding=encoding, quote=quote, report=report)
     if not labels:
         theirs = {theirs: ours for ours, theirs in (mapping or {}).items()}
         free = [theirs.get(column, column) for column in frame.columns if column != PLACE]
