@@ -13,9 +13,14 @@ from fakes import planted_log
 from genre.data.interactions import Interactions
 
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 IMAGE = "<img src=x onerror='window.pwned = 1'>"
 HOSTILE = {
     "i0": IMAGE,

@@ -12,11 +12,15 @@ from genre.engine.explain import explain
 ROWS = [
     {"id": "a", "adapter": "like@production", "user_id": "u3", "candidates": ["i0", "i7", {"title": "war 99"}]},
     {"id": "b", "adapter": "next_item@production", "user_id": "u4", "k": 5},
-    {"id": "c", "adapter": "rating@production", "candidates": ["i2"],
-     "history": [{"item_id": "i1", "rating": 5}, {"item": {"title": "love 77"}, "rating": 1}]},
+    {
+        "id": "c",
+        "adapter": "rating@production",
+        "candidates": ["i2"],
+        "history": [{"item_id": "i1", "rating": 5}, {"item": {"title": "love 77"}, "rating": 1}],
+    },
     {"id": "d", "adapter": "next_item@production", "history": [], "k": 3, "deny": ["i1"]},
     {"id": "e", "adapter": "like@production", "history": [], "user": {"age": 20}, "candidates": ["i2", "i3"], "k": 1},
-]  # fmt: skip
+]
 
 
 def post(client, path, rows, **options):
@@ -85,7 +89,7 @@ FAILS = [
     ({"adapter": "like", "task": "other", "history": [], "k": 1}, "unknown task"),
     ({"adapter": "like", "task": [[]], "history": [], "k": 1}, "task cannot be used: got [[]]"),
     ({"adapter": "like", "history": [], "candidates": ["i1"] * 70_000}, "the request asks for too much at once"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("row", "message"), FAILS[:-1], ids=[message[:30] for _, message in FAILS[:-1]])
@@ -144,7 +148,7 @@ BODIES = [
     (b'{"requests": [' + b"1," * 50 + b"1]}", 422, "bad_body", "requests has a wrong length: got 51"),
     (b'{"requests": [1], "more": 2}', 422, "bad_body", "the body has an unknown field: got more"),
     (b'{"requests": [' + b" " * 200_000 + b"1]}", 413, "too_large", "the body is too large"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("path", ["/v1/score", "/v1/recommend", "/v1/explain"])
@@ -239,8 +243,9 @@ def test_people_find_items_users_and_histories(asked):
     assert get("/v1/items", params={"q": "(.*[", "limit": 1}).json()["items"] == []
     assert len(get("/v1/items").json()["items"]) == 20
     assert get("/v1/users", params={"q": "u5", "limit": 2}).json()["users"] == [
-        {"user_id": "u5", "events": 24}, {"user_id": "u50", "events": 24},
-    ]  # fmt: skip
+        {"user_id": "u5", "events": 24},
+        {"user_id": "u50", "events": 24},
+    ]
     found = get("/v1/history", params={"user_id": "u3", "limit": 2}).json()
     assert found["total"] == 24 and found["columns"] == {"age": 23}
     latest = asked.engine.data.history("u3")[-2:]

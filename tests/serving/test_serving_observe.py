@@ -8,9 +8,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving_fakes import open_engine, serving
 
 SECRET = {
-    "adapter": "like@production", "history": [{"item_id": "i11", "rating": 5}, {"item": {"title": "a secret film"}, "rating": 1}],
-    "user": {"age": 4711}, "candidates": ["i13"], "id": "row-1",
-}  # fmt: skip
+    "adapter": "like@production",
+    "history": [{"item_id": "i11", "rating": 5}, {"item": {"title": "a secret film"}, "rating": 1}],
+    "user": {"age": 4711},
+    "candidates": ["i13"],
+    "id": "row-1",
+}
 MOUNTED = {"adapter": "rating@production", "user_id": "u42", "candidates": ["i13"]}
 
 

@@ -21,9 +21,12 @@ from builders import Trained
 
 load_all_checks()
 CHECKS = [
-    not_a_server_error, status_code_conformance, content_type_conformance, response_headers_conformance,
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
     response_schema_conformance,
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="session")

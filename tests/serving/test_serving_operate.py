@@ -54,10 +54,16 @@ def test_a_wrong_token_is_refused_and_no_token_is_ever_logged(engine):
     log = io.StringIO()
     with serving(engine, ["like@production"], token=TOKEN, token_guesses=100, stream=log) as (service, client):
         for headers in (
-            {}, {"Authorization": TOKEN}, {"Authorization": f"Basic {TOKEN}"}, {"Authorization": "Bearer"},
-            {"Authorization": "Bearer x"}, {"Authorization": f"Bearer {TOKEN}x"}, {"Authorization": f"Bearer {TOKEN[:-1]}"},
-            {"Authorization": "Bearer \u00e4\u00f6".encode()}, {"Authorization": b"Bearer \xff\xfe"},
-        ):  # fmt: skip
+            {},
+            {"Authorization": TOKEN},
+            {"Authorization": f"Basic {TOKEN}"},
+            {"Authorization": "Bearer"},
+            {"Authorization": "Bearer x"},
+            {"Authorization": f"Bearer {TOKEN}x"},
+            {"Authorization": f"Bearer {TOKEN[:-1]}"},
+            {"Authorization": "Bearer \u00e4\u00f6".encode()},
+            {"Authorization": b"Bearer \xff\xfe"},
+        ):
             for name in ACTS:
                 answer = client.post(f"/v1/admin/{name}", content=b"{", headers=headers)
                 assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
@@ -169,7 +175,7 @@ REFUSED = [
     ("canary", {"name": "like", "share": 1.5}, 422, "share cannot be used"),
     ("canary", {"name": "like", "share": True}, 422, "share cannot be used: got True; expected a number"),
     ("canary", {"name": "rating", "share": 0.5}, 422, "needs the name's production to be served"),
-]  # fmt: skip
+]
 
 
 def test_what_cannot_be_done_says_why_and_moves_nothing(engine, registry):

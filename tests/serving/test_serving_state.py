@@ -132,8 +132,13 @@ def test_a_candidate_that_was_given_up_gets_no_traffic_after_a_restart(begin, re
         assert found(client)["state"] == "halted"
     with begin(canary={"like": 1.0}) as client:
         assert found(client) | {"reason": ""} == {
-            "share": 1.0, "state": "halted", "version": bad.version, "rows": 0, "failures": 0, "reason": "",
-        }  # fmt: skip
+            "share": 1.0,
+            "state": "halted",
+            "version": bad.version,
+            "rows": 0,
+            "failures": 0,
+            "reason": "",
+        }
         assert "rows failed where production answered" in found(client)["reason"]
         good = add_version(registry, trained, base, tmp_path / "good", LIKE, seed=2)
         registry.promote(good, "candidate")

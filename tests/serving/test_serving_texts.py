@@ -17,11 +17,13 @@ def texts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serving-texts")
     base, registry = str(make_encoder_base(folder / "bert")), genre.Registry(folder / "registry")
     raw = {
-        "name": "good", "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.2}},
-        "base": {"name": base}, "sequence": {"text": ["title", "review"], "max_tokens": 64},
+        "name": "good",
+        "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.2}},
+        "base": {"name": base},
+        "sequence": {"text": ["title", "review"], "max_tokens": 64},
         "tasks": [{"name": "good", "kind": "text", "label": "recommended"}],
         "train": {"epochs": 1, "batch_tokens": 1024, "tracker": "none"},
-    }  # fmt: skip
+    }
     run = genre.train(Recipe.parse(raw), log=planted_texts(groups=20), registry=registry, folder=folder / "run")
     registry.publish(run, alias="production")
     with genre.Engine(genre.Base.load(base), registry) as engine, serving(engine, ["good@production"]) as (_, client):
@@ -40,9 +42,11 @@ def test_texts_are_scored_as_the_engine_scores_them(texts, path):
 def test_what_does_not_go_with_texts_fails_alone(texts):
     client, _ = texts
     rows = [
-        {"adapter": "good", "history": [], "candidates": ["i0"]}, {"adapter": "good", "texts": [{"colour": "red"}]},
-        {"adapter": "good", "texts": [{"review": "x " * 90}] * 5000}, ROW,
-    ]  # fmt: skip
+        {"adapter": "good", "history": [], "candidates": ["i0"]},
+        {"adapter": "good", "texts": [{"colour": "red"}]},
+        {"adapter": "good", "texts": [{"review": "x " * 90}] * 5000},
+        ROW,
+    ]
     answers = client.post("/v1/score", json={"requests": rows}).json()["responses"]
     told = ["reads labelled texts", "unknown column: got colour", "the request asks for too much at once: got about 320,000"]
     assert all(said in answer["error"] for said, answer in zip(told, answers, strict=False)) and "results" in answers[3]
