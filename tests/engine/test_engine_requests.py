@@ -15,10 +15,11 @@ from genre.jobs.score.requests import RequestFile, read_row
 from genre.modules.base.base import Base
 
 ODD = json.loads(r"""
-[null, 5, -1, 0, true, 1.5, NaN, Infinity, 1000000000000000000000000000000, "x", "", "\u0000", [], [1], ["i0"], [null], [[]], [{}], {},
- {"a": 1}, {"age": [1]}, {"item_id": "i0"}, {"title": "a"}, {"title": 5}, [{"title": null}], [{"title": ["a"]}], [{"title": 5}],
- [{"item_id": []}], [{"item_id": "i0", "rating": []}], [{"item_id": "i0", "rating": "nan"}], [{"item_id": "\u0000inline-0"}],
- [{"item_id": "i0", "rating": 1e300}], [{"item_id": "i0", "impression_id": []}], [{"item": {"title": {"a": 1}}}],
+[null, 5, -1, 0, true, 1.5, NaN, Infinity, 1000000000000000000000000000000, "x", "", "\u0000", [], [1], ["i0"], [null], [[]],
+ [{}], {}, {"a": 1}, {"age": [1]}, {"item_id": "i0"}, {"title": "a"}, {"title": 5}, [{"title": null}], [{"title": ["a"]}],
+ [{"title": 5}], [{"item_id": []}], [{"item_id": "i0", "rating": []}], [{"item_id": "i0", "rating": "nan"}],
+ [{"item_id": "\u0000inline-0"}], [{"item_id": "i0", "rating": 1e300}], [{"item_id": "i0", "impression_id": []}],
+ [{"item": {"title": {"a": 1}}}],
  [{"item_id": "i0", "impression_id": "a"}, {"item_id": "i1", "impression_id": "b"}, {"item_id": "i2", "impression_id": "a"}]]
 """)
 FIELDS = ("history", "candidates", "k", "task", "user_id", "user", "exclude_seen", "allow", "deny", "id", "adapter")

@@ -142,15 +142,12 @@ class Batcher:
         return len(self._queue)
 
     def submit(self, rows: Sequence[Routed], *, request_id: str, timeout_s: float) -> Call:
-        """Queue the rows of a call, all of them or none. Called on the event loop.
+        """Queue the rows of a call (one or more), all of them or none. Called on the event loop.
 
         Raises:
             Problem: 429, they do not fit; 503, the service is stopping.
         """
         call = Call(len(rows), request_id, timeout_s, asyncio.get_running_loop())
-        if not rows:
-            call._finish()
-            return call
         with self._changed:
             if self._stopping or not self._worker.is_alive():
                 raise Problem(503, "stopping", "the service is stopping", {"Retry-After": "1"})

@@ -68,15 +68,7 @@ class Canary:
 
 
 class Canaries:
-    """The canaries of one service.
-
-    Args:
-        deployments: Where candidates are loaded.
-        log: Where a rollback is reported.
-        metrics: Where shares and rollbacks are shown.
-        failures: So many failures send all traffic back to production,
-        window: among so many of the candidate's last rows.
-    """
+    """The canaries of one service: `failures` among a candidate's last `window` rows send its traffic back to production."""
 
     def __init__(self, deployments: Deployments, log: Log, metrics: Metrics, *, failures: int, window: int) -> None:
         self.deployments = deployments
@@ -94,7 +86,7 @@ class Canaries:
             name: The adapter's name.
             share: Of the requests to its `production`.
             halted: A version that was given up before, which gets none of it.
-            reason: Why it was given up.
+            reason: The reason why it was given up.
 
         Raises:
             InputError: The name's `production` is not served here.

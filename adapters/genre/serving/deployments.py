@@ -113,14 +113,7 @@ class Deployment:
 
 
 class Deployments:
-    """The references that one service serves.
-
-    Args:
-        engine: Where versions are loaded.
-        log: Where moves are reported.
-        metrics: Where moves are counted.
-        paused: A block in which no row is scored.
-    """
+    """The references that one service serves; `paused` is a block in which no row is scored."""
 
     def __init__(self, engine: Engine, log: Log, metrics: Metrics, paused: Callable[[], AbstractContextManager[None]]) -> None:
         self.engine = engine

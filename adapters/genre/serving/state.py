@@ -122,14 +122,7 @@ def _unusable(got: object, expected: str, todo: str | None = None) -> InputError
 
 
 class OperatorState:
-    """The references that one service serves at its start, and the acts of operators that outlive it.
-
-    Args:
-        file: Where it is kept; None forgets everything at the end.
-        deployments: What is served.
-        canaries: Whose shares are kept.
-        log: Where references that cannot be loaded are reported.
-    """
+    """The references that one service serves at its start, and the acts of operators that outlive it, if there is a file."""
 
     def __init__(self, file: StateFile | None, deployments: Deployments, canaries: Canaries, log: Log) -> None:
         self.file = file

@@ -70,14 +70,14 @@ async def _score(service: Service, http: Http, rows: Sequence[Routed], timeout_s
     Raises:
         Problem: 429, the queue is full; 504, it took too long; 499, the client has gone.
     """
+    if not rows:
+        return []
     call = service.batcher.submit(rows, request_id=http.scope["genre"]["request_id"], timeout_s=timeout_s)
     await _wait(call, http, timeout_s)
     return [answer for answer in call.answers if answer is not None]
 
 
 async def _wait(call: Call, http: Http, timeout_s: float) -> None:
-    if call.done.done():
-        return
     gone = asyncio.ensure_future(_gone(http))
     try:
         await asyncio.wait({call.done, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
