@@ -69,6 +69,7 @@ def import_(
     time_unit: Annotated[str, typer.Option(help="The unit of numeric timestamps: s, ms, us or ns.")] = "s",
     max_bad: Annotated[float, typer.Option(help="The share of bad rows above which the log is refused.")] = 0.05,
     order: Annotated[str | None, typer.Option(help="What orders equal times: a column, file, or hash (the default).")] = None,
+    missing: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: a value that means not known, rating=-1.")] = None,
     separator: Annotated[str | None, typer.Option(help="The separator of a CSV; detected by default.")] = None,
     encoding: Annotated[str, typer.Option(help="The encoding of a text file.")] = "utf-8",
     quote: Annotated[str, typer.Option(help="The quotes of a CSV; none if they are part of the texts.")] = '"',
@@ -85,10 +86,16 @@ def import_(
         "item_columns": item_column,
         "time_unit": time_unit,
         "order": order,
+        "missing": _parse_missing(missing or []),
     }
     if text or label:
         foreign: dict[str, Any] = {"--items": items, "--users": users, "--graph": graph, "--item-column": item_column}
-        foreign |= {"--order": order, "--time-unit": time_unit != "s", "--format": format not in (None, "csv")}
+        foreign |= {
+            "--order": order,
+            "--missing": missing,
+            "--time-unit": time_unit != "s",
+            "--format": format not in (None, "csv"),
+        }
         if given := next((option for option, value in foreign.items() if value), None):
             got = "--text or --label, which are for labelled texts"
             raise InputError(f"{given} is for logs", got=got, expected="one or the other")
@@ -109,6 +116,21 @@ def import_(
     _report(data, out)
     if (text or label) and "group_id" not in table["mapping"] and data.frame["group_id"].n_unique() == len(data):
         print("each text is a group of its own; with --map group_id=COLUMN texts about one thing stay on one side of a split")
+
+
+def _parse_missing(pairs: list[str]) -> list[tuple[str, str]]:
+    """Return (column, value) of "column=value" texts.
+
+    Raises:
+        InputError: If a text has another form.
+    """
+    parts = [pair.partition("=") for pair in pairs]
+    for pair, (column, _, value) in zip(pairs, parts, strict=True):
+        if not (column and value):
+            raise InputError(
+                "--missing is not usable", got=repr(pair), expected="COLUMN=VALUE", todo="such as --missing rating=-1"
+            )
+    return [(column, value) for column, _, value in parts]
 
 
 def parse_mapping(pairs: list[str]) -> dict[str, str]:

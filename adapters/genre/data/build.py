@@ -15,10 +15,10 @@ import polars as pl
 from genre.data.catalogue import Catalogue
 from genre.data.features import align_users, complete_items, describe_items, item_columns_of
 from genre.data.fields import EXPECTED, check_time_step, clean, ids, order_numbers, plain_ids, short_float_note
-from genre.data.numbers import MISSING, thousands_note, to_numbers
+from genre.data.numbers import MISSING, equals, sentinel_note, thousands_note, to_numbers
 from genre.data.order import FILE, HASH, order_events, tied_events
-from genre.data.schema import ALIASES, REQUIRED, SUBSECOND, Report, event_columns
-from genre.errors import DataError
+from genre.data.schema import ALIASES, FEEDBACK, REQUIRED, SUBSECOND, Report, event_columns
+from genre.errors import DataError, InputError
 
 _HARDLY = 0.05  # of a log's ids in the table of items or users
 
@@ -48,6 +48,7 @@ def build(
     stored: bool,
     order: str,
     timed: bool,
+    missing: Sequence[tuple[str, str]],
 ) -> Built:
     """Check a log and bring it into the contract's order. See `Interactions.from_frame` for the arguments.
 
@@ -60,14 +61,18 @@ def build(
         tables = {name: None if table is None else with_plain_ids(table, report) for name, table in tables.items()}
     if guess_numbers:
         tables = {name: None if table is None else to_numbers(table, tuple(EXPECTED), report) for name, table in tables.items()}
+    unknown = _empty_missing(tables, missing)
     assert tables["log"] is not None
     log = _with_order(tables["log"], order, report)
     described = [name for name in item_columns_of(log, tables["items"], item_columns) if name != order]
-    kept = _keep_known(log.drop(described), report, max_bad)
+    kept = _keep_known(log.drop(described), report, max_bad).filter(~unknown)
+    report.add("events without feedback", int(unknown.sum()), "--missing names their values")
     events = check_events(kept, time_unit, max_bad, report, stored=stored, order=order)
     item_table = tables["items"]
     if described:  # item columns of bad rows do not count
-        item_table = describe_items(log.filter(kept["row"].is_in(events["row"].implode())), item_table, described, report)
+        item_table = describe_items(
+            log.filter(~unknown).filter(kept["row"].is_in(events["row"].implode())), item_table, described, report
+        )
     user_ids = events["user_id"].unique().sort()
     used = events["item_id"].unique()
     if not stored:
@@ -88,6 +93,29 @@ def build(
         user_codes=codes[0][sequence],
         item_codes=codes[1][sequence],
     )
+
+
+def _empty_missing(tables: dict[str, pl.DataFrame | None], missing: Sequence[tuple[str, str]]) -> pl.Series:
+    """Make cells of the values that mean "not known" empty, in all tables; return the mask of events whose feedback it was.
+
+    Raises:
+        InputError: No table has such a column.
+    """
+    log = tables["log"]
+    assert log is not None
+    unknown = pl.Series([False]).new_from_index(0, log.height)
+    for name, value in missing:
+        found = [key for key, table in tables.items() if table is not None and name in table.columns]
+        if not found:
+            raise InputError("--missing is about an unknown column", got=name, expected=f"one of {', '.join(log.columns)}")
+        for key in found:
+            table = tables[key]
+            assert table is not None
+            mask = equals(table[name], value)
+            if key == "log" and name in FEEDBACK:
+                unknown = unknown | mask
+            tables[key] = table.with_columns(pl.when(~mask).then(pl.col(name)).alias(name))
+    return unknown
 
 
 def _with_order(log: pl.DataFrame, order: str, report: Report) -> pl.DataFrame:
@@ -260,6 +288,9 @@ def check_events(
     report.check(int(bad.sum()), log.height, worst, max_bad)
     events = cleaned if worst is None else cleaned.filter(~pl.Series(bad))
     report.note(thousands_note(log["rating"]) if "rating" in log.columns else "")
+    if not stored:
+        for name in event_columns(events):
+            report.note(sentinel_note(events[name]))
     report.note(short_float_note(events["timestamp"]))
     return events
 

@@ -10,7 +10,7 @@ order of equal times. See `genre.data.order`.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -94,6 +94,7 @@ class Interactions(Dataset):
         guess_numbers: bool = False,
         stored: bool = False,
         order: str | None = None,
+        missing: Sequence[tuple[str, str]] = (),
         report: Report | None = None,
     ) -> "Interactions":
         """Check a polars or pandas frame of events and bring it into the contract's order.
@@ -116,6 +117,8 @@ class Interactions(Dataset):
             stored: The frames are those of a data set folder: times are seconds, ids are as they are.
             order: What orders equal times: `hash`, `file` (the row) or a column of numbers. With one of the latter two the log
                 needs no timestamp. None takes `info.order`.
+            missing: Columns with values that mean "not known", ("rating", "-1"): such cells are empty, and events without their
+                feedback are left out, and are no bad rows.
             report: Rows that reading the source has left out already.
 
         Raises:
@@ -138,6 +141,7 @@ class Interactions(Dataset):
             stored=stored,
             order=order,
             timed=timed,
+            missing=missing,
         )
         roles = roles_of(built.frame, built.catalogue.frame, built.users)
         kept = {table: columns for table, columns in info.roles.items() if table not in ("interactions", "items", "users")}

@@ -8,6 +8,8 @@ meaning of columns.
     numbers(pl.Series(["1,234", "3,5", "4.5"]))      ->  [null, 3.5, 4.5]       both kinds of decimals: 1,234 may be either
 """
 
+from itertools import pairwise
+
 import polars as pl
 
 from genre.data.schema import PLACE, Report
@@ -17,6 +19,12 @@ MISSING = ("na", "n/a", "#n/a", "nan", "<na>", "null", "(null)", "none", "nil", 
 
 _FEW = 0.05
 """A column of texts with at most this share of cells that are no numbers is worth a note."""
+
+_NEGATIVE = (-1.0, -9.0, -99.0, -999.0, -9999.0)
+_LARGE = (99.0, 999.0, 9999.0)
+_FEW_VALUES = 3  # a click's or a vote's -1 is a value like the others
+_MANY = 0.3
+_FAR = 1.5
 
 _GROUPED = r"^[+-]?[1-9]\d{0,2}(?:['’\u00a0\u202f]\d{3})+(?:[.,]\d*)?$"
 _COMMA_GROUPS = r"^[+-]?[1-9]\d{0,2}(?:(?:,\d{3})+\.\d*|(?:,\d{3}){2,})$"
@@ -73,6 +81,35 @@ def thousands_note(series: pl.Series) -> str:
     if either.is_empty() or text.str.contains(_IS_COMMA).any() or text.str.contains(_IS_POINT).any():
         return ""
     return f"{series.name}: '{either[0]}' is read as {either[0].replace(',', '')}, the comma as a thousands separator"
+
+
+def equals(series: pl.Series, value: str) -> pl.Series:
+    """Return the mask of cells that are a value: as a number where it is one, else as a text."""
+    number = pl.Series([value]).cast(pl.Float64, strict=False)[0]
+    same = numbers(series) == number if number is not None and series.dtype != pl.Boolean else pl.Series([None] * len(series))
+    if not series.dtype.is_nested():
+        same = same.cast(pl.Boolean).fill_null(False) | (series.cast(pl.String).str.strip_chars() == value)
+    return same.fill_null(False)
+
+
+def sentinel_note(series: pl.Series) -> str:
+    """Return a line if a lone value at an end of a column's range looks like a mark for "not known", such as -1 or 99."""
+    filled = series.drop_nulls()
+    if not filled.dtype.is_numeric() or filled.n_unique() <= _FEW_VALUES:
+        return ""
+    counts = filled.cast(pl.Float64).value_counts().sort(series.name)
+    values, total = counts[series.name].to_list(), len(filled)
+    for place, rest in ((0, values[1:]), (-1, values[:-1])):
+        value, share = values[place], counts["count"][place] / total
+        gap = abs(value - (rest[0] if place == 0 else rest[-1]))
+        widest = max(high - low for low, high in pairwise(rest))
+        low = place == 0 and (value in _NEGATIVE and rest[0] >= 0 or value == 0 and rest[0] > 0 and share > _MANY)
+        far = value in (*_NEGATIVE, 0.0, *_LARGE) and gap > _FAR * widest and (place == 0 or gap > rest[-1] - rest[0])
+        if low or far:
+            rows = f"{counts['count'][place]:,} of {total:,} values ({share:.1%})"
+            others = f"the others are {rest[0]:g} to {rest[-1]:g}"
+            return f"{series.name} {value:g} has {rows}; {others}. If it means nothing: --missing {series.name}={value:g}"
+    return ""
 
 
 def to_numbers(table: pl.DataFrame, kept: tuple[str, ...], report: Report) -> pl.DataFrame:

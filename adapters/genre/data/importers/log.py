@@ -10,7 +10,7 @@ Owns: the reader of each format, the files of items and users beside a log, the 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def import_log(
     columns: list[str] | None = None,
     graph: str | Path | None = None,
     order: str | None = None,
+    missing: Sequence[tuple[str, str]] = (),
 ) -> Interactions:
     """Read a log, and its items and users, in one of `FORMATS`.
 
@@ -69,6 +70,7 @@ def import_log(
         graph: A table of edges, source and target (who follows whom): vectors of items, see `genre.data.graph.with_graph`.
         order: What orders equal times: a column of the log, `file`, or `hash`, the default. With one of the former two the log
             needs no times.
+        missing: Columns with values that mean "not known": see `Interactions.from_frame`.
 
     Raises:
         InputError: If the format is unknown.
@@ -109,6 +111,7 @@ def import_log(
         item_columns=item_columns,
         guess_numbers=True,
         order=order,
+        missing=missing,
         report=report,
     )
 
