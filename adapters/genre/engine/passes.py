@@ -16,14 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from genre.data.sequences.batches import Batch, collate, padded
+from genre.data.sequences.batches import MAX_READ_SHARE, Batch, collate, padded
 from genre.data.sequences.layout import Sequence as Row
 from genre.engine.adapter_source import Resident
 from genre.engine.planning import Job
-from genre.engine.scoring import Reader, score_readers
+from genre.engine.scoring import Reader, read_positions, score_readers
 from genre.modules.base.attention import Blocks, plan_blocks
 from genre.modules.base.base import Base
 from genre.modules.embedding import embed
@@ -135,8 +136,9 @@ class Passes:
             heads = {id(members[0]): members for members in groups}
             for units in self._batches([members[0] for members in groups]):
                 batch = self._collate(units)
+                read = self._read_tokens([heads[id(one)] for one in units], batch)
                 with self.forward:
-                    lower = self.base.run(self._embed(units, batch), 0, shared, self._blocks(units))
+                    lower = self.base.run(self._embed(units, batch), 0, shared, self._blocks(units), read=read)
                 self._upper([(unit, index) for index, one in enumerate(units) for unit in heads[id(one)]], lower, shared)
 
     def _upper(self, members: Sequence[tuple[Unit, int]], lower: Tensor, shared: int) -> None:
@@ -147,8 +149,9 @@ class Passes:
             rows = torch.tensor([index_of[id(unit)] for unit in units], device=lower.device)
             hidden = lower[rows, : batch.tokens.shape[1]]
             if shared < self.base.depth:
+                read = self._read_tokens([[unit] for unit in units], batch)
                 with self.forward, self._routed(units):
-                    hidden = self.base.run(hidden, shared, self.base.depth, self._blocks(units))
+                    hidden = self.base.run(hidden, shared, self.base.depth, self._blocks(units), read=read)
             self._read(units, batch, hidden)
 
     def _read(self, units: Sequence[Unit], batch: Batch, hidden: Tensor) -> None:
@@ -165,8 +168,30 @@ class Passes:
     def _all_layers(self, units: Sequence[Unit], batch: Batch) -> Tensor:
         """(B, T, D) states after all layers, each row with its own adapter."""
         blocks = self._blocks(units) if batch.positions is not None and self.base.takes_blocks else None
+        read, embeds = self._read_tokens([[unit] for unit in units], batch), self._embed(units, batch)
         with self._routed(units):
-            return self.base.hidden(self._embed(units, batch), batch.positions, batch.mask, lengths=batch.lengths, blocks=blocks)
+            return self.base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths, blocks=blocks, read=read)
+
+    def _read_tokens(self, rows: Sequence[Sequence[Unit]], batch: Batch) -> Tensor | None:
+        """(B, K) tokens of the flattened batch that are read of each row, some of them twice; None if that is most of them.
+
+        Args:
+            rows: For each row of the batch the units that are read from it.
+            batch: The batch.
+        """
+        tokens = batch.tokens.shape[1]
+        reads = []
+        for units in rows:
+            asked = [read_positions(job, number) for unit in units for job, number in unit.readers]
+            known = [own for own in asked if own is not None]
+            if len(known) < len(asked):
+                return None
+            reads.append(np.unique(np.concatenate(known)))
+        most = max(map(len, reads))
+        if most == 0 or most > MAX_READ_SHARE * tokens:
+            return None
+        read = np.stack([row * tokens + np.pad(own, (0, most - len(own)), "edge") for row, own in enumerate(reads)])
+        return torch.from_numpy(read.astype(np.int64)).to(self.base.device)
 
     def _blocks(self, units: Sequence[Unit]) -> Blocks:
         positions = padded([unit.row.positions for unit in units], 0)

@@ -39,6 +39,14 @@ class Reader:
         return self.job.rows[self.number]
 
 
+def read_positions(job: Job, number: int) -> np.ndarray | None:
+    """The token positions that a job's row is read at; None where means of spans are read."""
+    row = job.rows[number]
+    if isinstance(job.head, CatalogueHead):
+        return np.array([row.prefix_length - 1])
+    return _positions(row)[0] if row.spans is None else None
+
+
 def score_readers(readers: Sequence[Reader], batch: Batch, hidden: Tensor) -> None:
     """Score the rows of some jobs (fills `Job.scores`).
 

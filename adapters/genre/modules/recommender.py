@@ -154,7 +154,8 @@ class Recommender(nn.Module):
         base = self.base
         embeds = embed(base, batch, self.soft, self.dropout if self.training else 0.0)
         checkpoint = self.checkpoint_activations and self.training
-        return base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths, checkpoint=checkpoint)
+        places = batch.positions, batch.mask
+        return base.hidden(embeds, *places, lengths=batch.lengths, checkpoint=checkpoint, read=batch.read_tokens)
 
     def output(
         self,

@@ -19,6 +19,9 @@ from torch import Tensor
 from genre.data.dataset import Slot
 from genre.data.sequences.layout import Sequence
 
+MAX_READ_SHARE = 0.8
+"""Above this share of the tokens, leaving out those that are not read costs what it saves."""
+
 
 @dataclass(frozen=True)
 class Reads:
@@ -83,6 +86,8 @@ class Batch:
         lengths: (B,) int64 tokens of each row that are no padding.
         used: Their sum.
         reads: What each task reads.
+        read_tokens: (n,) int64, the tokens of the flattened batch that any task reads, each once; None where a task reads means
+            of spans, or where that is most of the tokens.
     """
 
     tokens: Tensor
@@ -95,6 +100,7 @@ class Batch:
     lengths: Tensor
     used: int
     reads: dict[str, LabelledReads]
+    read_tokens: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move to another device."""
@@ -105,9 +111,12 @@ class Batch:
     def take(self, rows: Tensor) -> "Batch":
         """Return some of the rows, (R,) int64 and maybe one several times, for heads to read; without mask and reads."""
         taken: dict[str, Any] = {
-            name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor) and name != "mask"
+            name: value[rows]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name not in ("mask", "read_tokens")
         }
-        return dataclasses.replace(self, **taken | {"mask": None, "used": int(taken["lengths"].sum()), "reads": {}})
+        bare: dict[str, Any] = {"mask": None, "used": int(taken["lengths"].sum()), "reads": {}, "read_tokens": None}
+        return dataclasses.replace(self, **taken | bare)
 
 
 def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray]], *, masked: bool = True) -> Batch:
@@ -124,8 +133,10 @@ def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray
     if any(row.branches for row in rows):
         positions = padded([row.positions for row in rows], 0)
         mask = _mask(rows, positions.shape[1]) if masked else None
+    reads = {name: _reads(rows, slot, labels) for name, (slot, labels) in supervise.items()}
+    tokens = padded([row.tokens for row in rows], 0)
     return Batch(
-        tokens=padded([row.tokens for row in rows], 0),
+        tokens=tokens,
         items=padded([row.items for row in rows], -1),
         feedback=padded([row.feedback for row in rows], -1),
         positions=positions,
@@ -134,8 +145,16 @@ def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray
         history_feedback=padded([row.feedback_codes for row in rows], 0),
         lengths=lengths,
         used=int(lengths.sum()),
-        reads={name: _reads(rows, slot, labels) for name, (slot, labels) in supervise.items()},
+        reads=reads,
+        read_tokens=_read_tokens(list(reads.values()), tokens.shape),
     )
+
+
+def _read_tokens(reads: Rows[Reads], shape: torch.Size) -> Tensor | None:
+    if not reads or any(each.spans is not None for each in reads):
+        return None
+    tokens = torch.unique(torch.cat([each.rows * shape[1] + each.token_index for each in reads]))
+    return tokens if 0 < len(tokens) <= MAX_READ_SHARE * shape.numel() else None
 
 
 def padded(values: Rows[np.ndarray], filling: int) -> Tensor:

@@ -26,6 +26,7 @@ from genre.modules.base.fingerprint import fingerprint
 from genre.modules.base.loading import IN_PARTS, Quantization, cut_layers, device_of, load_model, weight_of
 from genre.modules.base.quiet import quiet_casts
 from genre.modules.base.source import find, is_encoder, max_row_tokens, need_causal, read_config, tokenizer_digest
+from genre.modules.base.unread import skip_unread
 from genre.unpromised import checkpointed
 
 
@@ -190,6 +191,7 @@ class Base:
         lengths: Tensor | None = None,
         blocks: Blocks | None = None,
         checkpoint: bool = False,
+        read: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -202,6 +204,8 @@ class Base:
             blocks: The same as a mask, where `takes_blocks` holds, within `block_attention`.
             checkpoint: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
                 time, the same gradients.
+            read: The tokens whose states are read, as `skip_unread` takes them; the states of others are undefined then. Has no
+                effect with `checkpoint`.
 
         Returns:
             (B, T, D) in the base's dtype.
@@ -224,7 +228,8 @@ class Base:
         elif blocks is not None:
             mask = embeds.new_zeros(1, 1, 1, 1)  # any 4-D mask keeps transformers from making a whole one; nobody reads it
             more["blocks"] = blocks
-        return self._pass(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more)
+        with self._skipping(read):
+            return self._pass(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more)
 
     def packed(
         self, embeds: Sequence[Tensor], positions: Sequence[Tensor | None], masks: Sequence[Tensor | None]
@@ -282,6 +287,16 @@ class Base:
         with self._quiet():
             return self.body(**given).last_hidden_state
 
+    def _skipping(self, read: Tensor | None) -> AbstractContextManager[None]:
+        """A block in which the last layer's MLP runs on the tokens that are read, where that can be done.
+
+        An int8 base rounds by columns of the whole batch, so leaving tokens out would change the states that are read.
+        """
+        if read is None or not self.in_parts or self.quantization == "int8":
+            return nullcontext()
+        body: Any = self.body
+        return skip_unread(body.layers[-1].mlp, read)
+
     def _quiet(self) -> AbstractContextManager[None]:
         """A block for a pass of the layers."""
         return quiet_casts() if self.quantization == "int8" else nullcontext()
@@ -296,7 +311,7 @@ class Base:
         """True if some of the layers can be run alone (`run`)."""
         return self.model.config.model_type in IN_PARTS
 
-    def run(self, hidden: Tensor, first: int, last: int, blocks: Blocks) -> Tensor:
+    def run(self, hidden: Tensor, first: int, last: int, blocks: Blocks, *, read: Tensor | None = None) -> Tensor:
         """Run the layers from `first` up to, not including, `last`; the final norm follows the base's last layer.
 
         Args:
@@ -304,6 +319,7 @@ class Base:
             first: From 0.
             last: Up to the depth.
             blocks: What may see what, and the positions.
+            read: As in `hidden`; has no effect unless the base's last layer is among the layers.
 
         Returns:
             (B, T, D).
@@ -318,7 +334,7 @@ class Base:
         body: Any = self.body
         rotary = body.rotary_emb(hidden, position_ids=blocks.positions)
         shared = {"position_ids": blocks.positions, "position_embeddings": rotary, "blocks": blocks}
-        with self._quiet():
+        with self._quiet(), self._skipping(read if last == self.depth else None):
             for layer in body.layers[first:last]:
                 hidden = layer(hidden, attention_mask=None, use_cache=False, **shared)
         return body.norm(hidden) if first < last == self.depth else hidden
