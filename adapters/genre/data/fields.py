@@ -87,7 +87,10 @@ def plain_ids(series: pl.Series) -> pl.Series:
     """
     if isinstance(series.dtype, pl.Categorical | pl.Enum):
         series = series.cast(pl.String)
-    return series.str.strip_chars().str.replace(r"^(-?\d+)\.0$", "$1") if series.dtype == pl.String else series
+    if series.dtype != pl.String:
+        return series
+    text = series.str.strip_chars()
+    return text.str.replace(r"^(-?\d+)\.0$", "$1") if text.str.ends_with(".0").any() else text
 
 
 def times_us(series: pl.Series, time_unit: str = "s", *, stored: bool = False) -> pl.Series:
@@ -171,10 +174,8 @@ def _days_us(series: pl.Series) -> pl.Series | None:
         series = series.cast(pl.Int64, strict=False)
     if not series.dtype.is_integer() and series.dtype != pl.String:
         return None
-    if (
-        series.dtype.is_integer()
-        and not (series.is_between(19000101, 20991231) | series.is_between(190001010, 20991231235959)).any()
-    ):
+    values = series.str.strip_chars().cast(pl.Float64, strict=False) if series.dtype == pl.String else series
+    if not (values.is_between(19000101, 20991231) | values.is_between(19000101000000, 20991231235959)).any():
         return None
     text = series.cast(pl.String).str.strip_chars().str.replace(r"^(\d+)\.0*$", "$1")
     number, day = text.str.contains(r"^\d+$").fill_null(False), text.str.contains(_DAY).fill_null(False)

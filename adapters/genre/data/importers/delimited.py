@@ -165,10 +165,11 @@ def _misquoted(source: Path | io.BytesIO, separator: str, quote: str) -> bool:
     """Return whether text may follow a closing quote: polars reads `"a "b" c"` as `a b c`."""
     data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
     sign, mark = re.escape(separator.encode()), re.escape(quote.encode())
-    if quote.encode() not in data:
+    ends = rb"\r\n" + sign + mark
+    if re.search(mark + rb"(?<=[^" + ends + rb"]" + mark + rb")(?=[^" + ends + rb"])", data) is None:  # cheap, and mostly enough
         return False
     inside = rb"(?:[^\n" + mark + rb"]|" + mark * 2 + rb")*"
-    return re.search(rb"(?m)(?:^|" + sign + rb")" + mark + inside + mark + rb"[^\r\n" + sign + mark + rb"]", data) is not None
+    return re.search(rb"(?m)(?:^|" + sign + rb")" + mark + inside + mark + rb"[^" + ends + rb"]", data) is not None
 
 
 def _line_end_note(table: pl.DataFrame) -> str:
