@@ -226,24 +226,24 @@ GOOD = {"id": "good", "adapter": "like", "user_id": "u1", "candidates": ["i1", "
 ROWS = [
     ("not json", None, "is not JSON"),
     ([1], None, "a request is no JSON object: got [1]"),
-    ({"id": "a"}, "a", "a request needs an adapter"),
+    ({"id": "a"}, "a", "a request has no adapter"),
     ({**GOOD, "id": "b", "kk": 1}, "b", "a request has an unknown field: got kk"),
     ({**GOOD, "id": "c", "adapter": "nope"}, "c", "no adapter 'nope'"),
     ({**GOOD, "id": "d", "adapter": "encoder-planted"}, "d", "is a behaviour encoder"),
     ({**GOOD, "id": "e", "user_id": "nobody"}, "e", "unknown user: got 'nobody'"),
     ({**GOOD, "id": "f", "user_id": ["u1"]}, "f", "user_id cannot be used: got ['u1']; expected a text"),
     ({**GOOD, "id": "g", "candidates": ["i99"]}, "g", "unknown item: got i99"),
-    ({**GOOD, "id": "h", "candidates": "i1"}, "h", "candidates is no list: got str"),
+    ({**GOOD, "id": "h", "candidates": "i1"}, "h", "candidates cannot be used: got 'i1'; expected a list"),
     ({**GOOD, "id": "i", "candidates": [{"titel": "x"}]}, "i", "an item has an unknown column: got titel"),
     ({**GOOD, "id": "j", "candidates": [{"title": ["x"]}]}, "j", "an inline item cannot be used"),
     ({**GOOD, "id": "k", "candidates": None}, "k", "a request needs candidates or k"),
-    ({**GOOD, "id": "l", "k": "3"}, "l", "k cannot be used: got '3'; expected a whole number from 1"),
+    ({**GOOD, "id": "l", "k": "3"}, "l", "k cannot be used: got '3'; expected a whole number"),
     ({**GOOD, "id": "m", "task": "nope"}, "m", "unknown task: got nope; expected like"),
-    ({**GOOD, "id": "n", "history": ["i1"]}, "n", "an event of the history names no item: got 'i1'"),
+    ({**GOOD, "id": "n", "history": ["i1"]}, "n", "history[0] cannot be used: got 'i1'; expected an object"),
     ({**GOOD, "id": "o", "history": [{"item_id": "i1", "rating": "five"}]}, "o", "rating in the history is no number"),
     ({**GOOD, "id": "p", "history": [{"item_id": "i1", "impression_id": [1]}]}, "p", "impression_id cannot be used"),
     ({**GOOD, "id": "q", "user": [1]}, "q", "user cannot be used: got [1]"),
-    ({**GOOD, "id": "r", "candidates": None, "k": 1, "deny": [{}]}, "r", "deny cannot be used: got {}; expected item ids"),
+    ({**GOOD, "id": "r", "candidates": None, "k": 1, "deny": [{}]}, "r", "deny[0] cannot be used: got {}; expected a text"),
 ]
 
 
@@ -258,7 +258,7 @@ def test_each_bad_row_fails_alone(place, capsys):
     assert f"{len(rows) + 2} rows in out.jsonl, {len(rows) + 1} of them errors" in capsys.readouterr().out
     found = [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()]
     for (_, name, message), answer in zip(ROWS, found[1:-1], strict=True):
-        assert answer["id"] == name and message in answer["error"]
+        assert answer["id"] == name and message in answer["error"], answer
     assert [item["item_id"] for item in found[-1]["results"]] == ["i1", "i2"]
 
 

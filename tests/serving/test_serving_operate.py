@@ -285,7 +285,8 @@ def test_default_references_are_production_or_latest_and_only_those_that_fit(tra
     from genre.serving.deployments import default_refs, fitting
 
     add_version(registry, trained, base, tmp_path / "new", RATING, seed=4, name="fresh")
-    refs = default_refs(registry)
+    here = {"fresh", "like", "next_item", "rating"}  # other tests of the session publish too
+    refs = [ref for ref in default_refs(registry) if ref.partition("@")[0] in here]
     assert refs == ["fresh@latest", "like@production", "next_item@production", "rating@production"]
     registry.promote(foreign, "production")
     kept, other = fitting(registry, refs, registry.resolve("rating@production"))

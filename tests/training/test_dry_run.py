@@ -107,14 +107,6 @@ def test_growth_is_the_peak_of_what_a_step_allocates():
     assert 190e6 < growth(50_000_000) < 220e6 and growth(2_000) < 10e6 and 90e6 < growth(25_000_000) < 110e6
 
 
-@resets_peak
-def test_a_step_that_keeps_less_for_the_backward_pass_adds_less(base, tiny, log, tmp_path):
-    found = {}
-    for name, train in {"large": {"batch_tokens": 8192}, "again": {"batch_tokens": 8192, "checkpoint_activations": True}}.items():
-        found[name] = dry_run([recipe(tiny, LIKE, train=train)], log=log, base=base).costs[0].memory.step
-    assert 0 < found["again"] < found["large"]
-
-
 def test_several_recipes_share_the_encoder_that_the_first_one_would_fit(place, capsys):
     recipes = ["next_item.yaml", "like.yaml", "rating.yaml"]
     before = files(place)

@@ -349,7 +349,7 @@ def timed(device: torch.device, work: Callable[[], object]) -> tuple[float, int]
     reset_peak_memory(device)
     before = peak_memory_bytes(device)
     work()
-    growth = peak_memory_bytes(device) - before
+    growth = max(peak_memory_bytes(device) - before, 0)  # a process may give memory back meanwhile
     wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     begun = time.perf_counter()

@@ -35,14 +35,32 @@ def packed_hidden(base: Base, embeds: Rows[Tensor], batches: Rows[Batch]) -> lis
     Args:
         base: A causal base.
         embeds: For each batch (B, T, D).
-        batches: The batches; their positions and masks are used.
+        batches: The batches; their positions, masks and read tokens are used.
 
     Returns:
         For each batch (B, T, D).
     """
     if len(batches) == 1:
-        return [base.hidden(embeds[0], batches[0].positions, batches[0].mask)]
-    return base.packed(embeds, [each.positions for each in batches], [each.mask for each in batches])
+        return [base.hidden(embeds[0], batches[0].positions, batches[0].mask, read=batches[0].read_tokens)]
+    read = packed_read_tokens(batches)
+    return base.packed(embeds, [each.positions for each in batches], [each.mask for each in batches], read=read)
+
+
+def read_count(batch: Batch) -> int:
+    """The number of tokens of a batch that go through the whole last layer."""
+    return batch.tokens.numel() if batch.read_tokens is None else len(batch.read_tokens)
+
+
+def packed_read_tokens(batches: Rows[Batch]) -> Tensor | None:
+    """(n,) the tokens of a packed batch that are read; None if that is all of them."""
+    if all(batch.read_tokens is None for batch in batches):
+        return None
+    found, start = [], 0
+    for batch in batches:
+        size, own = batch.tokens.numel(), batch.read_tokens
+        found.append(start + (torch.arange(size, device=batch.tokens.device) if own is None else own))
+        start += size
+    return torch.cat(found)
 
 
 @torch.no_grad()

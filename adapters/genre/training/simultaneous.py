@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from genre.data.sequences.batches import collate
@@ -26,7 +27,7 @@ from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.training.assembly import Assembly
 from genre.training.loop import Fitted, Loop, StepResult
-from genre.training.packing import check_packing, packed_hidden, packing
+from genre.training.packing import check_packing, packed_hidden, packing, read_count
 from genre.training.runtime import Interrupts, RandomStream, peak_memory_bytes
 
 TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -231,7 +232,9 @@ class Group:
             model = step.run.loop.model
             with step.run.stream.drawing():
                 embeds.append(embed(self.base, batch, model.soft, model.dropout))
-        self.routing.spans = spans_of(steps)
+        self.routing.spans = spans_of(steps, [step.size for step in steps])
+        some = any(batch.read_tokens is not None for batch in batches)
+        self.routing.read = spans_of(steps, [read_count(batch) for batch in batches]) if some else ()
         end = self.routing.spans[-1][-1]
         losses: dict[int, torch.Tensor] = {}
         results: dict[int, StepResult] = {}
@@ -321,13 +324,10 @@ class Group:
         return found
 
 
-def spans_of(steps: Sequence[PendingStep]) -> tuple[tuple[int, int, int], ...]:
-    """The slot, first token and end of each step in a packed batch."""
-    spans, start = [], 0
-    for step in steps:
-        spans.append((step.run.slot, start, start + step.size))
-        start += step.size
-    return tuple(spans)
+def spans_of(steps: Sequence[PendingStep], sizes: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """The slot, first token and end of each step in a packed batch, where each has so many tokens."""
+    ends = np.cumsum(sizes).tolist()
+    return tuple((step.run.slot, end - size, end) for step, size, end in zip(steps, sizes, ends, strict=True))
 
 
 def plan_passes(steps: Sequence[PendingStep], tokens: int) -> Iterator[list[PendingStep]]:

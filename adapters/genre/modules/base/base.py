@@ -204,8 +204,7 @@ class Base:
             blocks: The same as a mask, where `takes_blocks` holds, within `block_attention`.
             checkpoint: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
                 time, the same gradients.
-            read: The tokens whose states are read, as `skip_unread` takes them; the states of others are undefined then. Has no
-                effect with `checkpoint`.
+            read: The tokens whose states are read, as `skip_unread` takes them; the states of others are undefined then.
 
         Returns:
             (B, T, D) in the base's dtype.
@@ -214,7 +213,7 @@ class Base:
             BaseModelError: Positions or a mask are given to an encoder, or the base's layers cannot be run again.
         """
         if checkpoint:
-            with self._checkpointed():
+            with self._checkpointed(read):
                 return self.hidden(embeds, positions, mask, lengths=lengths)
         if self.bidirectional:
             if positions is not None or mask is not None:
@@ -232,7 +231,12 @@ class Base:
             return self._pass(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more)
 
     def packed(
-        self, embeds: Sequence[Tensor], positions: Sequence[Tensor | None], masks: Sequence[Tensor | None]
+        self,
+        embeds: Sequence[Tensor],
+        positions: Sequence[Tensor | None],
+        masks: Sequence[Tensor | None],
+        *,
+        read: Tensor | None = None,
     ) -> list[Tensor]:
         """Hidden states of several batches in one pass, none padded to another's length, each as `hidden` gives them alone.
 
@@ -242,6 +246,7 @@ class Base:
             embeds: For each batch (B, T, D).
             positions: For each batch (B, T) int64, or None for 0, 1, 2, …
             masks: For each batch (B, 1, T, T) bool, or None for plain attention.
+            read: (n,) int64, the tokens of the packed batch that are read, as in `hidden`.
 
         Returns:
             For each batch (B, T, D).
@@ -255,17 +260,13 @@ class Base:
             steps.append(torch.arange(length, device=each.device).repeat(rows) if own is None else own.reshape(-1))
         flat = torch.cat([each.flatten(0, 1) for each in embeds])[None]
         unread = flat.new_zeros(1, 1, 1, 1)  # as in `hidden`
-        hidden = self._pass(
-            inputs_embeds=flat,
-            position_ids=torch.cat(steps)[None],
-            attention_mask=unread,
-            use_cache=False,
-            packed=tuple(parts),
-        )[0]
+        given = {"inputs_embeds": flat, "position_ids": torch.cat(steps)[None], "attention_mask": unread}
+        with self._skipping(read):
+            hidden = self._pass(**given, use_cache=False, packed=tuple(parts))[0]
         return [hidden[part.start : part.stop].view(*part.shape, -1) for part in parts]
 
     @contextmanager
-    def _checkpointed(self) -> Iterator[None]:
+    def _checkpointed(self, read: Tensor | None) -> Iterator[None]:
         """A block in which the layers keep only their inputs for the backward pass, and run again in it."""
         from torch.utils.checkpoint import checkpoint
         from transformers.modeling_layers import GradientCheckpointingLayer
@@ -278,7 +279,13 @@ class Base:
                 expected="layers that transformers can checkpoint",
                 todo="set train.checkpoint_activations: false",
             )
-        both = partial(checkpoint, use_reentrant=False, context_fn=lambda: (self._quiet(), self._quiet()))
+
+        @contextmanager
+        def around() -> Iterator[None]:
+            with self._quiet(), self._skipping(read):
+                yield
+
+        both = partial(checkpoint, use_reentrant=False, context_fn=lambda: (around(), around()))
         with checkpointed(layers, both):
             yield
 

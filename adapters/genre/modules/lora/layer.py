@@ -66,10 +66,16 @@ class PackedSpans:
     Attributes:
         spans: (adapter slot, first token, end) in order, each slot once, together all tokens.
         drawing: The block in which a slot's run draws its random numbers.
+        read: The spans among the tokens that are read, which are fewer, where a linear gets only these; empty if it gets all.
     """
 
     spans: tuple[tuple[int, int, int], ...] = ()
     drawing: Callable[[int], AbstractContextManager[None]] = lambda slot: nullcontext()
+    read: tuple[tuple[int, int, int], ...] = ()
+
+    def of(self, tokens: int) -> tuple[tuple[int, int, int], ...]:
+        """The spans of an input of so many tokens."""
+        return self.read if self.read and tokens < self.spans[-1][2] else self.spans
 
 
 class PackedLora(nn.Module):
@@ -95,7 +101,8 @@ class PackedLora(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The base's product plus each slice's own update."""
-        flat, spans = x.reshape(-1, x.shape[-1]), self.packed.spans
+        flat = x.reshape(-1, x.shape[-1])
+        spans = self.packed.of(len(flat))
         here = {slot: self.updates[slot] for slot, _, _ in spans if slot in self.updates}
         if not here:
             return self._product(flat).view(*x.shape[:-1], -1)
