@@ -13,7 +13,6 @@ when a step is due.
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +22,9 @@ from genre.recipe import TrainConfig
 
 def learning_rate(train: TrainConfig, progress: float) -> float:
     """Linear warm-up from a twentieth, then linear decay to a tenth; `progress` is the share of the run done, in [0, 1]."""
-    knots = (0.05 * train.warmup, train.warmup, 1.0)
-    return train.learning_rate * float(np.interp(progress, knots, (0.05, 1.0, 0.1)))
+    if progress < train.warmup:
+        return train.learning_rate * max(progress / train.warmup, 0.05)
+    return train.learning_rate * (1 - 0.9 * (progress - train.warmup) / (1 - train.warmup))
 
 
 class Optimization:
