@@ -109,13 +109,15 @@ def replace_folder(source: Path, target: Path) -> None:
         os.replace(source, target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    os.replace(target, old)
     try:
+        os.replace(target, old)
         os.replace(source, target)
-    except OSError:
-        os.replace(old, target)
+    except BaseException:  # Ctrl-C too
+        if not target.exists():
+            os.replace(old, target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _refuse_foreign(path: Path, marker: str | None) -> None:

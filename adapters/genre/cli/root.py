@@ -1,6 +1,6 @@
 """The command line: every command registered, one-line errors, exit codes.
 
-Owns: the program `genre` and its entry point. Ignores: the commands' options and output, which are in the modules beside this
+Owns: the program `genre`. Ignores: the commands' options and output, which are in the modules beside this
 one; those import slow libraries inside the commands.
 """
 
@@ -53,14 +53,22 @@ for each in COMMANDS:
     app.command()(each)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; errors are one line on standard error and exit code 1 (failed job) or 2 (wrong input)."""
+_INTERRUPTED = 130
+"""Typer's exit code after a KeyboardInterrupt, which without standalone_mode it returns."""
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
     try:
-        app(arguments, prog_name="genre", standalone_mode=False)
+        code = app(arguments, prog_name="genre", standalone_mode=False)
     except GenreError as error:
         return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 1)
+    except typer.Abort:  # Ctrl-C or the end of the input while a question is asked
+        raise KeyboardInterrupt from None
     except OSError as error:
         return _fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
     except Exception as error:
@@ -69,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
         if "no space left on device" in str(error).lower():  # libraries wrap the system's message
             return _fail("the disk is full; free some space or choose another folder", 1)
         raise
-    return 0
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:

@@ -17,7 +17,7 @@ import torch
 from genre.data.dataset import Dataset
 from genre.data.splits import PARTS
 from genre.distributed import Processes
-from genre.errors import RecipeError
+from genre.errors import InterruptedJobError, RecipeError
 from genre.files import appearing_folder, write_text
 from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
 from genre.jobs.evaluate import Metrics, draw_bins, evaluate_predictions, plot_name, reliability_of, warn_few_users
@@ -115,8 +115,17 @@ def train(
         warn_few_users(assembly.recipe.tasks, assembly.data, assembly.split, "test", reporter)
         fitted = fit(assembly, root, resume=resume, reporter=reporter)
         return conclude(fitted, root, registry, reporter, processes)
+    except KeyboardInterrupt:
+        raise interrupted(root) from None
     finally:
         assembly.model.release()
+
+
+def interrupted(root: Path) -> InterruptedJobError:
+    """The error of a run that Ctrl-C stopped outside its steps; it says whether there is a checkpoint to go on from."""
+    there = (root / "checkpoints" / "last.pt").is_file()
+    todo = f"the same command with --resume goes on from {root}" if there else "no checkpoint yet: the same command starts over"
+    return InterruptedJobError("interrupted", got="Ctrl-C", todo=todo)
 
 
 FREE: Any = {"data": {"path"}, "base": {"name"}, "train": {"epochs", "early_stop", "tracker", "checkpoint_every"}}

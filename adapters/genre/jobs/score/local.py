@@ -190,7 +190,7 @@ def write_all(results: Results, answers: Iterable[Answers], reporter: Reporter, 
                 results.write(each.text, rows=each.rows, errors=each.errors)
                 bar.advance(each.rows)
     except KeyboardInterrupt:
-        raise InterruptedJobError("interrupted", todo=results.kept) from None
+        raise InterruptedJobError("interrupted", todo=results.kept or "no row is written; the same command starts over") from None
     except GenreError as error:
         if results.kept and results.kept not in str(error):
             reporter.line(results.kept)

@@ -1,0 +1,196 @@
+"""Ctrl-C in every command: exit code 1, one line that says what is left and how to go on, nothing half-written.
+
+The signal is a real one, sent to the process itself by an audit hook at a chosen event: before a module is imported, before a
+result is renamed into place, when a file is opened.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import typer
+
+from builders import LIKE, recipe
+from genre import cli
+from genre.cli.interruption import LEFT
+from genre.registry import Registry
+
+moment: list[Callable[[str, tuple[Any, ...]], bool]] = []
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if moment and moment[0](event, arguments):
+        moment.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+sys.addaudithook(_hook)  # cannot be removed; without a moment it does nothing
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, trained, log):
+    monkeypatch.chdir(tmp_path)
+    log.write("shop")
+    shutil.copytree(trained.registry.url, "registry")
+    (tmp_path / "like.yaml").write_text(recipe(trained.base, LIKE, data={"path": "shop"}, train={"epochs": 1}).dump())
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp,rating\n1,a,1,5\n1,b,2,4\n2,a,3,1\n")
+    (tmp_path / "in.jsonl").write_text('{"adapter": "like", "history": [], "candidates": ["i1"]}\n')
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+    yield tmp_path
+    moment.clear()
+    signal.signal(signal.SIGINT, before)
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name not in (".lock", ".locked"))
+
+
+def renames(part):
+    return lambda event, arguments: event == "os.rename" and part in str(arguments[1])
+
+
+def opens(part):
+    return lambda event, arguments: event == "open" and part in str(arguments[0])
+
+
+def links(part):
+    return lambda event, arguments: event == "os.link" and part in str(arguments[1])
+
+
+def starts_a_process(event, arguments):
+    return event == "subprocess.Popen"
+
+
+EVAL = ["--data", "shop", "--base", "{base}"]
+CASES: dict[str, tuple[list[str], Callable[[str, tuple[Any, ...]], bool]]] = {
+    "data import": (["log.csv", "--out", "new"], renames("/new")),
+    "data describe": (["shop"], opens("dataset.json")),
+    "data prepare": (["ml-100k"], starts_a_process),
+    "base list": ([], lambda event, arguments: event == "import" and arguments[0] == "genre.modules.base.packaged"),
+    "base prepare": (["smollm2-135m"], starts_a_process),
+    "recipe new": (["like", "--data", "shop", "--out", "new.yaml"], renames("new.yaml")),
+    "recipe check": (["like.yaml"], opens("dataset.json")),
+    "registry list": ([], lambda event, arguments: event == "os.scandir" and "registry" in str(arguments[0])),
+    "registry show": (["like"], opens("manifest.json")),
+    "registry diff": (["like", "rating"], opens("manifest.json")),
+    "registry verify": ([], opens("manifest.json")),
+    "registry promote": (["like", "best"], links("aliases")),
+    "registry rollback": (["like@production"], opens("aliases")),
+    "registry history": (["like"], opens("aliases")),
+    "registry export": (["next_item", "--out", "new", "--base", "{base}"], renames("/new")),
+    "registry import": (["peft", "--as", "new", "--base", "{base}"], renames("registry/new")),
+    "registry gc": ([], opens("manifest.json")),
+    "train": (["like.yaml"], renames("version")),
+    "evaluate": (["like", *EVAL], opens("adapter_model")),
+    "recommend": (["like", *EVAL, "--user", "u1"], opens("adapter_model")),
+    "score": (["--input", "in.jsonl", "--output", "out.jsonl", *EVAL], opens("heads.json")),
+    "merge": (["like", "rating", "--as", "new", *EVAL], renames("registry/new")),
+    "tune": (["like.yaml", "--trials", "1", "--study", "study", "--sampler", "random"], renames("environment.json")),
+    "crossval": (["like.yaml", "--folds", "2"], opens("dataset.json")),
+    "compare": (["like", "rating", *EVAL], opens("manifest.json")),
+    "bench": (["bench.yaml"], opens("bench.yaml")),
+    "refresh": (["like", *EVAL], opens("dataset.json")),
+    "explain": (["like", *EVAL, "--user", "u1", "--item", "i1"], opens("manifest.json")),
+    "serve": (["--adapters", "like", "--base", "{base}", "--port", "0"], opens("adapter_model")),
+}
+KEPT = {"train": r"runs", "tune": r"study|runs", "crossval": r"runs", "score": r"out\.jsonl", "refresh": r"runs"}
+"""What a command that can go on leaves; the others leave nothing."""
+
+
+def commands() -> set[str]:
+    """The words of every command of the program."""
+    found = {str(each.name or each.callback.__name__) for each in cli.app.registered_commands}
+    for group in cli.app.registered_groups:
+        inside = group.typer_instance.registered_commands
+        found |= {f"{group.name} {each.name or each.callback.__name__.rstrip('_')}" for each in inside}
+    return found
+
+
+def test_every_command_has_its_words_and_its_case():
+    assert isinstance(cli.app, typer.Typer)
+    assert commands() == set(LEFT) == set(CASES)
+
+
+@pytest.mark.parametrize("command", CASES)
+def test_in_the_midst_of_a_command(command, place, trained, capfd, monkeypatch):
+    arguments, when = CASES[command]
+    (place / "bench.yaml").write_text("{}")
+    if command == "registry import":
+        Registry("registry").export("next_item", "peft", base=trained.base)
+    monkeypatch.delitem(sys.modules, "genre.modules.base.packaged", raising=False)  # whose import is the moment of base list
+    before = files(place)
+    moment.append(when)
+    code = cli.main([*command.split(), *(word.replace("{base}", str(trained.base)) for word in arguments)])
+    shown = capfd.readouterr()
+    assert not moment, f"the command ended before: {shown.err}"
+    lines = [line for line in shown.err.splitlines() if line.startswith("genre: ")]
+    assert (code, len(lines)) == (1, 1), shown.err
+    assert "interrupted" in lines[0] and "Traceback" not in shown.err
+    assert len(lines[0]) < 200 and re.search(r"same command|history NAME", lines[0])
+    left = [path for path in files(place) if path not in before]
+    assert [path for path in left if not re.match(KEPT.get(command, "$^"), path)] == []
+    assert not [path for path in left if ".tmp" in path or ".old" in path]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_going_on_after_an_interrupted_evaluation_of_a_trained_run(place, capfd):
+    moment.append(renames("version"))
+    assert cli.main(["train", "like.yaml"]) == 1
+    assert "--resume goes on from runs/like/1" in capfd.readouterr().err
+    assert cli.main(["train", "like.yaml", "--resume"]) == 0
+    assert "published like:" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("module", ["genre.cli.root", "genre.errors", "typer", "torch", "numpy._core._multiarray_umath"])
+@pytest.mark.parametrize("command", ["evaluate like --data shop"])
+def test_during_the_imports(command, module, place):
+    code = f"""
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from genre.cli import main
+sent = []
+def hook(event, arguments):
+    if event == "import" and arguments[0] == {module!r} and not sent:
+        sent.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(hook)
+code = main(sys.argv[1:])
+assert sent
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *command.split()], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == "genre: interrupted: the registry is unchanged; the same command starts over\n"
+
+
+def test_a_signal_that_a_library_swallows_still_ends_in_exit_code_1(place, capfd, monkeypatch):
+    def swallow(event, arguments):
+        return event == "os.scandir" and "registry" in str(arguments[0])
+
+    import genre.registry.store as store
+
+    scan = store._scan
+
+    def deaf(folder):
+        try:
+            return scan(folder)
+        except KeyboardInterrupt:
+            return scan(folder)
+
+    monkeypatch.setattr(store, "_scan", deaf)
+    moment.append(swallow)
+    assert cli.main(["registry", "list"]) == 1
+    assert capfd.readouterr().err == "genre: interrupted: the work was done already\n"
+
+
+def test_a_signal_that_is_ignored_stays_ignored(place, capfd):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    moment.append(lambda event, arguments: event == "os.scandir" and "registry" in str(arguments[0]))
+    assert cli.main(["registry", "list"]) == 0
+    assert not moment and signal.getsignal(signal.SIGINT) is signal.SIG_IGN
