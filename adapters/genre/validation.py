@@ -1,4 +1,4 @@
-"""What pydantic refuses, as one line in the library's words.
+"""Validation errors of pydantic as one line each, in the library's words.
 
 Owns: the translation of a `ValidationError`. Ignores: models.
 

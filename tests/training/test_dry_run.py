@@ -80,9 +80,28 @@ def test_the_estimate_is_made_of_what_was_measured(place, tiny, capsys):
     memory = cost["memory_bytes"]
     assert memory["optimizer"] == 2 * memory["trained"] == 8 * own["parameters"]["trained"]
     assert memory["base"] == 4 * own["parameters"]["base"] and memory["step"] >= 0
+    assert memory["peak"] == memory["base"] + memory["trained"] + memory["kept"] + max(
+        memory["step"], memory["optimizer"] + memory["evaluation"]
+    )
     assert memory["process"] > memory["base"] + memory["trained"] + memory["optimizer"]
     assert cost["measured"] == ["memory_bytes.step", "memory_bytes.process", "step.seconds"]
+    assert cost["estimated"] == ["memory_bytes.evaluation", "memory_bytes.peak", "training_seconds", "evaluation_seconds"]
+    assert shown.count("; predicted\n") == 1
     assert shown.count("; computed\n") == 2 and shown.count("; measured\n") == 2
+
+
+def test_an_evaluation_batch_takes_what_its_tokens_and_its_catalogue_take(tiny, log, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def predicted(task, tokens):
+        wanted = recipe(tiny, task, encoder={"use": "fit"}, train={"epochs": 1, "batch_tokens": tokens})
+        return dry_run([wanted], log=log, base=base).costs[0].memory.evaluation
+
+    config = base.model.config
+    token = 4 * (4 * config.hidden_size + 3 * max(config.intermediate_size, config.hidden_size))
+    few, many = predicted(LIKE, 128), predicted(LIKE, 256)
+    assert few % token == many % token == 0 and 1.5 < many / few < 2.5 and many <= 4 * 256 * token
+    assert 0 < predicted(NEXT, 128) - 4 * log.catalogue.size <= 4 * 128 * token + 4 * log.catalogue.size * 256
 
 
 def test_averaged_weights_are_one_copy_more(place, tiny, capsys):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from genre.jobs.dry_run import Cost, DryRun, Expected
 
 MEASURED = ("memory_bytes.step", "memory_bytes.process", "step.seconds")
-ESTIMATED = ("training_seconds", "evaluation_seconds")
+ESTIMATED = ("memory_bytes.evaluation", "memory_bytes.peak", "training_seconds", "evaluation_seconds")
 """Keys of a cost in the JSON form; all others are computed from counts and shapes."""
 
 
@@ -44,7 +44,7 @@ def to_json(found: "DryRun", registry: str) -> dict[str, Any]:
     costs = [
         {
             "recipes": list(cost.recipes),
-            "memory_bytes": asdict(cost.memory),
+            "memory_bytes": asdict(cost.memory) | {"peak": cost.memory.peak},
             "step": {"seconds": cost.step_seconds, "padded_tokens": cost.step_tokens},
             "training_seconds": cost.training_seconds,
             "evaluation_seconds": cost.evaluation_seconds,
@@ -82,6 +82,7 @@ def _cost_lines(cost: "Cost", unit: str) -> list[tuple[str, str]]:
     training, evaluation = _clock(cost.training_seconds), _clock(cost.evaluation_seconds)
     return [
         ("tensors", ", ".join(f"{name} {_size(count)}" for name, count in held.items()) + "; computed"),
+        ("peak", f"{_size(memory.peak)} of tensors; an evaluation batch takes {_size(memory.evaluation)}; predicted"),
         ("memory", f"a {unit} added {_size(memory.step)} to the peak, which is {_size(memory.process)}; measured"),
         (unit, f"{cost.step_seconds:.3g} s for {cost.step_tokens:,} tokens; measured"),
         ("time", f"{training} of training, {evaluation} of evaluation at the measured pace; without metrics and early stop"),

@@ -61,14 +61,16 @@ def _plain(text: pl.Series) -> pl.Series:
     nothing = pl.lit(None, pl.String)
     comma_or_group = nothing if comma and point else x.str.replace(",", ".", literal=True) if comma else without_commas
     point_or_group = nothing if comma and point else without_points if comma else x
-    plain = (
-        pl.when(x.str.contains(_COMMA_GROUPS)).then(without_commas)
-        .when(x.str.contains(_POINT_GROUPS)).then(without_points.str.replace(",", ".", literal=True))
-        .when(x.str.contains(_COMMA_OR_GROUP)).then(comma_or_group)
-        .when(x.str.contains(_POINT_OR_GROUP)).then(point_or_group)
-        .when(x.str.contains(_COMMA)).then(x.str.replace(",", ".", literal=True))
-        .otherwise(x)
-    )  # fmt: skip
+    readings = {  # the first pattern that a text has
+        _COMMA_GROUPS: without_commas,
+        _POINT_GROUPS: without_points.str.replace(",", ".", literal=True),
+        _COMMA_OR_GROUP: comma_or_group,
+        _POINT_OR_GROUP: point_or_group,
+        _COMMA: x.str.replace(",", ".", literal=True),
+    }
+    plain = x
+    for pattern, reading in reversed(readings.items()):
+        plain = pl.when(x.str.contains(pattern)).then(reading).otherwise(plain)
     return frame.select(plain).to_series().rename(text.name)
 
 

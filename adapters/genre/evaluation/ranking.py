@@ -32,7 +32,7 @@ CELLS = 2**24
 TOP = 20
 
 Block: TypeAlias = tuple[slice | npt.NDArray[Any], npt.NDArray[np.float32]]
-"""Which targets (a slice, or places), and their scores, float32 [b, N]."""
+"""Some targets (a slice, or indices), and their scores, float32 [b, N]."""
 Seen: TypeAlias = Literal["masked", "kept"]
 
 

@@ -1,32 +1,23 @@
 """A dry run: everything of a training job but the training, and what the job would cost.
 
-Owns: assembling a job's recipes as the job would, counting their rows, tokens, steps and parameters, and timing one real step.
+Owns: assembling a job's recipes as the job would, counting their rows, tokens and steps, and taking one real step.
 Ignores: how the result is printed. Nothing is kept: run folders are temporary, and nothing is published.
 
     plan      943 rows, 167,230 tokens (169,204 with padding), 83 steps per epoch        computed
-    cost      1.93 s for a step of 2,044 tokens, which raised peak memory by 231 MiB     measured
+    cost      1.93 s for a step of 2,044 tokens, which raised peak memory by 231 MiB     measured (genre.training.costs)
 """
 
 import dataclasses
-import math
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
 from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions
-from genre.data.sequences.batches import plan_batches
 from genre.data.sequences.layout import Sequence as Row
-from genre.data.splits import PARTS
 from genre.distributed import Processes
 from genre.errors import InputError, ManifestError
 from genre.jobs.encoders import check_leak, encoder_name, find_encoder
@@ -35,34 +26,17 @@ from genre.jobs.loading import open_base, open_log
 from genre.jobs.publish import encoder_manifest
 from genre.jobs.train import check_base, wire
 from genre.modules.base.base import Base
-from genre.modules.recommender import Recommender
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost as NoCost
 from genre.training import Loop
 from genre.training.assembly import Assembly, assemble, needs_encoder
+from genre.training.costs import Evaluation, Memory, Parameters, count_parameters, evaluation_cost, memory, padded, timed
 from genre.training.parts import SharedEncoder
-from genre.training.prediction import score_batch
 from genre.training.reporting import check_tracker
-from genre.training.runtime import RandomStream, peak_memory_bytes, reset_peak_memory
+from genre.training.runtime import RandomStream
 from genre.training.simultaneous import Group, Member, PendingStep, check_together
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Trained parameters by part; `full` is the base's in a full fine-tune, `base` the size of the base itself."""
-
-    lora: int
-    heads: int
-    encoder: int
-    full: int
-    base: int
-
-    @property
-    def trained(self) -> int:
-        """All trained parameters."""
-        return self.lora + self.heads + self.encoder + self.full
 
 
 @dataclass(frozen=True)
@@ -97,27 +71,6 @@ class Expected:
     encoder: str | None
     run: str
     version_bytes: int | None
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes: four that are computed from the shapes of tensors, two that are measured.
-
-    Attributes:
-        base: The base's weights.
-        trained: Trained weights beside the base.
-        kept: Copies: the best weights, their average if there is one and, in a full fine-tune, the base's old weights.
-        optimizer: AdamW's two moments.
-        step: Measured growth of peak memory over the first step: activations, gradients and the moments.
-        process: Measured peak of the process, libraries included; on CUDA of the device.
-    """
-
-    base: int
-    trained: int
-    kept: int
-    optimizer: int
-    step: int
-    process: int
 
 
 @dataclass(frozen=True)
@@ -266,7 +219,7 @@ class _Rehearsal:
                 loop.set_training()
                 self.reporter.line(f"{name}: taking a step")
                 measured = timed(assembly.base.device, lambda: loop.step(rows, 0.0))
-                self.add_cost([loop], padded(rows), *measured, evaluation_seconds(loop))
+                self.add_cost([loop], padded(rows), *measured, [evaluation_cost(loop)])
         finally:
             assembly.model.release()
         if assembly.fits_encoder and shared is not None:
@@ -291,16 +244,19 @@ class _Rehearsal:
 
             with group.attached():
                 measured = timed(group.base.device, work)
-                evaluation = 0.0
+                evaluations = []
                 for run in group.runs:
                     with group.exclusive(run):
-                        evaluation += evaluation_seconds(run.loop)
-        self.add_cost(loops, sum(step.size for step in steps), *measured, evaluation)
+                        evaluations.append(evaluation_cost(run.loop))
+        self.add_cost(loops, sum(step.size for step in steps), *measured, evaluations)
 
-    def add_cost(self, loops: list[Loop], tokens: int, seconds: float, growth: int, evaluation: float) -> None:
+    def add_cost(self, loops: list[Loop], tokens: int, seconds: float, growth: int, evaluations: list[Evaluation]) -> None:
+        """Note the cost of runs that train at once, from a measured step of so many tokens and one evaluation of each."""
         names = tuple(loop.recipe.name for loop in loops)
         whole = sum(plan.epoch.padded_tokens * plan.epochs for plan in (self.expected[name] for name in names))
-        self.costs.append(Cost(names, _memory(loops, growth), tokens, seconds, seconds / tokens * whole, evaluation))
+        needed = memory(loops, max(each.memory_bytes for each in evaluations), growth)
+        evaluating = sum(each.seconds for each in evaluations)
+        self.costs.append(Cost(names, needed, tokens, seconds, seconds / tokens * whole, evaluating))
 
     def expect(self, loop: Loop, encoder: str | None) -> list[Row]:
         """Note the plan of a recipe; the rows of its largest batch."""
@@ -324,84 +280,6 @@ class _Rehearsal:
             version_bytes=None if recipe.adapter.kind == "full" else 4 * (parameters.lora + own),
         )
         return max(training, key=padded)
-
-
-def count_parameters(model: Recommender) -> Parameters:
-    """Count a model's trained parameters by part."""
-    lora = {name for name, _ in model.lora_parameters()}
-    sizes = {"lora": 0, "heads": 0, "encoder": 0, "base": 0}
-    for name, value in model.trainable().items():
-        sizes["lora" if name in lora else name.split(".")[0]] += value.numel()
-    whole = sum(_numbers(value) for value in _weights(model.base.model))
-    return Parameters(sizes["lora"], sizes["heads"], sizes["encoder"], sizes["base"], whole)
-
-
-def padded(rows: list[Row]) -> int:
-    """Tokens of a batch, padding included."""
-    return len(rows) * max(map(len, rows), default=0)
-
-
-def timed(device: torch.device, work: Callable[[], object]) -> tuple[float, int]:
-    """Do some work twice: the seconds of the second time, and by how many bytes the first one raised peak memory.
-
-    Peak memory is that of the process (whose peak begins anew on Linux), and on CUDA of the device.
-    """
-    reset_peak_memory(device)
-    before = peak_memory_bytes(device)
-    work()
-    growth = max(peak_memory_bytes(device) - before, 0)  # a process may give memory back meanwhile
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    wait()
-    begun = time.perf_counter()
-    work()
-    wait()
-    return time.perf_counter() - begun, growth
-
-
-def evaluation_seconds(loop: Loop) -> float:
-    """Seconds of all evaluation of a run, validation after every epoch and the test part once, at the pace of one batch."""
-    model, builder, train = loop.model, loop.assembly.builder, loop.train
-    measured: list[Row] = []
-    tokens = 0
-    for part, times in (("valid", train.epochs), ("test", 1)):
-        rows = builder.evaluation_rows(loop.assembly.split, PARTS[part], max_events=loop.recipe.data.max_events)
-        lengths = np.array([len(row) for row in rows], dtype=np.int64)
-        batches = [[rows[i] for i in chosen] for chosen in plan_batches(lengths, 4 * train.batch_tokens)]
-        tokens += times * sum(map(padded, batches))
-        measured = max([measured, *batches], key=padded)
-    if not measured:
-        return 0.0
-    model.eval()
-    begun = time.perf_counter()
-    with torch.no_grad():
-        list(score_batch(model, measured, loop.labels, model.catalogue_tables()))  # which copies scores to the host
-    return (time.perf_counter() - begun) / padded(measured) * tokens
-
-
-def _memory(loops: list[Loop], growth: int) -> Memory:
-    """Bytes of runs on one base, given by how much a step raised peak memory."""
-    base = loops[0].assembly.base
-    weights = _bytes(_weights(base.model))
-    trained = sum(_bytes(loop.parameters.values()) for loop in loops)
-    beside = sum(_bytes(value for name, value in loop.parameters.items() if not name.startswith("base.")) for loop in loops)
-    averages = sum(_bytes(loop.average.values.values()) for loop in loops)
-    kept = trained + averages + (weights if loops[0].recipe.adapter.kind == "full" else 0)
-    return Memory(weights, beside, kept, 2 * trained, growth, peak_memory_bytes(base.device))
-
-
-def _weights(base: nn.Module) -> Iterable[Tensor]:
-    """The base's own parameters, without those of layers that are attached to it."""
-    return (value for name, value in base.named_parameters() if "lora_" not in name)
-
-
-def _numbers(value: Tensor) -> int:
-    """The number of parameters that a weight holds; 4-bit ones are packed."""
-    state = getattr(value, "quant_state", None)
-    return value.numel() if state is None else math.prod(state.shape)
-
-
-def _bytes(values: Iterable[Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in values)
 
 
 def _without_tracker(recipe: Recipe) -> Recipe:

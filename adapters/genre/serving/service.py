@@ -160,7 +160,7 @@ class Service:
             return 0
 
     def not_ready(self) -> list[str]:
-        """Why no traffic should come; empty if it should."""
+        """The reasons against sending traffic; empty when the service is ready."""
         reasons = ["the service is stopping"] if self.draining else []
         if not self.batcher.alive:
             reasons.append("nobody scores")

@@ -17,7 +17,7 @@ from genre.modules.base.quiet import quiet
 
 @dataclass(frozen=True)
 class BaseDescription:
-    """What is known of a base without its weights; for the attributes see `Base`.
+    """A base without its weights; for the attributes see `Base`.
 
     Attributes:
         full_depth: None where its configuration has no layers.

@@ -169,7 +169,7 @@ class Health(_Model):
 
 
 class Trouble(_Model):
-    """Why a call as a whole was not answered."""
+    """The error of a call that was not answered as a whole."""
 
     error: str
     code: str
