@@ -91,7 +91,7 @@ def appearing_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]
         DiskError: If the disk is full or not writable.
     """
     path = Path(path).absolute()
-    _refuse_foreign(path, marker)
+    refuse_foreign(path, marker)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -120,7 +120,8 @@ def replace_folder(source: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse_foreign(path: Path, marker: str | None) -> None:
+def refuse_foreign(path: Path, marker: str | None) -> None:
+    """Raise an `InputError` if a folder exists, and is neither empty nor holds the marker: see `appearing_folder`."""
     if not path.exists():
         return
     if path.is_dir() and (not any(path.iterdir()) or (marker is not None and (path / marker).exists())):

@@ -127,8 +127,9 @@ def test_a_strangers_csv_is_imported_with_its_bad_rows_counted(tmp_path, capsys)
     assert log.timestamps.min() == 1709283600  # 09:00 UTC
     assert log.info.skipped["bad rating"] == 6 and log.info.skipped["duplicate events"] == 2
     said = capsys.readouterr().out
-    assert "skipped: bad rating: 6" in said and "row 202 (the first is 0): rating 'viel'; then 203, 204, 205, 206, 207" in said
-    assert "duplicate events: row 200; then 201" in said and "columns of interactions: rating (feedback)" in said
+    named = "row 202 (the first is 0): rating 'viel'; row 203: 'viel'; row 204: 'viel'; then 205, 206, 207"
+    assert "skipped: bad rating: 6" in said and named in said and "duplicate events: row 200; then 201" in said
+    assert "columns of interactions: rating ← Sterne (feedback: 1.5 to 4.5)" in said
 
 
 def test_a_csv_with_too_many_bad_rows_is_refused_with_the_row_named(tmp_path, capsys):

@@ -10,16 +10,13 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from genre.cli.output import console, step_reporter
+from genre.cli.options import JsonOption
+from genre.cli.output import check_file, console, step_reporter, write_result
 from genre.errors import InputError
-
-if TYPE_CHECKING:
-    from genre.data.interactions import Interactions
-    from genre.data.texts.dataset import Texts
 
 app = typer.Typer(help="Data sets: get, look at, import.", no_args_is_help=True)
 
@@ -57,7 +54,7 @@ def describe(
 @app.command("import")
 def import_(
     log: Annotated[Path, typer.Argument(help="A file, or a folder of MovieLens, MIND or atomic files.")],
-    out: Annotated[Path, typer.Option(help="The data set folder to make.")],
+    out: Annotated[Path | None, typer.Option(help="The data set folder to make.")] = None,
     format: Annotated[str | None, typer.Option(help="csv (any table), atomic, movielens, mind or amazon.")] = None,
     items: Annotated[Path | None, typer.Option(help="A table of items.")] = None,
     users: Annotated[Path | None, typer.Option(help="A table of users.")] = None,
@@ -75,8 +72,18 @@ def import_(
     quote: Annotated[str, typer.Option(help="The quotes of a CSV; none if they are part of the texts.")] = '"',
     text: Annotated[list[str] | None, typer.Option(help="Labelled texts: a text column.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Labelled texts: a label column.")] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Tell what is understood, write nothing; needs no --out.")] = False,
+    json_file: JsonOption = None,
 ) -> None:
-    """Make a data set folder of a log, or with --text of labelled texts."""
+    """Make a data set folder of a log, or with --text of labelled texts; what is understood is told before."""
+    if out is None and not dry:
+        raise InputError("no folder is named", got="no --out", expected="--out DIR, or --dry-run")
+    check_file(json_file, "--json")
+    from genre.data.folder import check_data_folder
+    from genre.data.understood import lines, understood
+
+    if out is not None:
+        check_data_folder(out)
     table: dict[str, Any] = {"mapping": parse_mapping(map_ or []), "name": name, "licence": licence}
     table |= {"max_bad": max_bad, "separator": separator, "encoding": encoding, "quote": quote}
     of_logs: dict[str, Any] = {
@@ -111,9 +118,16 @@ def import_(
     with step_reporter(f"importing {log}") as report:
         report(f"reading {log}")
         data = read(**table)
-        report(f"writing {out}")
-        data.write(out)
-    _report(data, out)
+    found = understood(data)
+    for line in lines(found):
+        console().print(line, highlight=False, soft_wrap=True, markup=False)
+    if not dry:
+        assert out is not None
+        with step_reporter(f"importing {log}") as report:
+            report(f"writing {out}")
+            data.write(out)
+    write_result(json_file, found | {"out": None if dry else str(out)})
+    print("dry run: nothing is written" if dry else f"ready: {out}")
     if (text or label) and "group_id" not in table["mapping"] and data.frame["group_id"].n_unique() == len(data):
         print("each text is a group of its own; with --map group_id=COLUMN texts about one thing stay on one side of a split")
 
@@ -147,22 +161,6 @@ def parse_mapping(pairs: list[str]) -> dict[str, str]:
             raise InputError("--map is not usable", got=repr(pair), expected=expected, todo=todo)
         mapping[ours] = theirs
     return mapping
-
-
-def _report(data: "Interactions | Texts", out: Path) -> None:
-    out_console = console()
-    out_console.print(f"{data!r}\nready: {out}", highlight=False)
-    for table in ("texts",) if "texts" in data.info.roles else ("interactions", "items", "users"):
-        roles = data.info.roles.get(table, {})
-        plain = ("feature",) if table == "texts" else ("event", "text", "number")
-        named = [name if role in plain else f"{name} ({role})" for name, role in roles.items()]
-        out_console.print(f"columns of {table}: {', '.join(named) or 'none'}", highlight=False, soft_wrap=True)
-    for reason, count in data.info.skipped.items():
-        out_console.print(f"skipped: {reason}: {count:,}", highlight=False)
-    for example in data.info.examples:
-        out_console.print(f"first: {example}", highlight=False)
-    for note in data.info.notes:
-        out_console.print(f"note: {note}", highlight=False, soft_wrap=True)
 
 
 def _show(facts: dict[str, Any]) -> None:

@@ -17,10 +17,13 @@ from genre.data.features import align_users, complete_items, describe_items, ite
 from genre.data.fields import EXPECTED, check_time_step, clean, ids, order_numbers, plain_ids, short_float_note
 from genre.data.numbers import MISSING, equals, sentinel_note, thousands_note, to_numbers
 from genre.data.order import FILE, HASH, order_events, tied_events
+from genre.data.reading import alike_notes, time_reading
 from genre.data.schema import ALIASES, FEEDBACK, REQUIRED, SUBSECOND, Report, event_columns
 from genre.errors import DataError, InputError
 
 _HARDLY = 0.05  # of a log's ids in the table of items or users
+_SHOWN = 3
+"""Bad rows of one reason whose values are shown."""
 
 
 class Built(NamedTuple):
@@ -199,15 +202,16 @@ def with_plain_ids(
 
 
 def _note_strange_ids(events: pl.Series, side: pl.DataFrame | None, used: pl.Series, report: Report) -> None:
-    """Note ids that are a word for nothing, and ids that hardly match those of the table of items or users."""
+    """Note ids that are a word for nothing, that look alike, or that hardly match those of the table of items or users."""
     for word in used.filter(used.str.to_lowercase().is_in(list(MISSING))).sort():
         count = int((events == word).sum())
         report.note(f"{events.name} '{word}' has {count:,} of {len(events):,} events ({count / len(events):.1%}); kept as an id")
-    if side is None or events.name not in side.columns:
-        return
-    theirs = ids(side[events.name]).drop_nulls().unique()
+    theirs = events[:0] if side is None or events.name not in side.columns else ids(side[events.name]).drop_nulls().unique()
     met = int(used.is_in(theirs.implode()).sum())
-    if not len(theirs) or met > _HARDLY * len(used):
+    strangers = len(theirs) > 0 and met <= _HARDLY * len(used)
+    for line in alike_notes(events, events[:0] if strangers else theirs):
+        report.note(line)
+    if not strangers:
         return
     pairs = (
         pl.DataFrame({"ours": used})
@@ -280,8 +284,10 @@ def check_events(
     for name in (name for name in names if name in EXPECTED or name == order):
         here = np.flatnonzero(cleaned[name].is_null().to_numpy() & ~bad)
         if here.size:
-            example = _name_row(log, name, int(here[0]), time_unit)
-            report.add(f"bad {name}", here.size, example, log["row"].to_numpy()[here].tolist())
+            first, *others = here[:_SHOWN].tolist()
+            example = _name_row(log, name, first, time_unit)
+            three = "; ".join([example, *(f"row {log['row'][place]}: {_cell(log, name, place)}" for place in others)])
+            report.add(f"bad {name}", here.size, three, log["row"].to_numpy()[here].tolist(), shown=_SHOWN)
             if here.size > most:  # the commonest reason speaks for all
                 worst, most = (example, EXPECTED.get(name, "a number: equal times are ordered by it")), here.size
             bad[here] = True
@@ -289,6 +295,7 @@ def check_events(
     events = cleaned if worst is None else cleaned.filter(~pl.Series(bad))
     report.note(thousands_note(log["rating"]) if "rating" in log.columns else "")
     if not stored:
+        report.times = time_reading(log["timestamp"].filter(~pl.Series(bad)), time_unit)
         for name in event_columns(events):
             report.note(sentinel_note(events[name]))
     report.note(short_float_note(events["timestamp"]))
@@ -323,10 +330,15 @@ def times_of(events: pl.DataFrame) -> np.ndarray:
 
 def _name_row(log: pl.DataFrame, name: str, place: int, time_unit: str) -> str:
     value = log[name][place]
-    text = f"row {log['row'][place]} (the first is 0): {name} {value if value is None else repr(value)[:60]}"
+    text = f"row {log['row'][place]} (the first is 0): {name} {_cell(log, name, place)}"
     if name == "timestamp" and time_unit == "s" and isinstance(value, int | float) and value > 1e11:
         text += ", which looks like milliseconds: --time-unit ms"
     return text
+
+
+def _cell(log: pl.DataFrame, name: str, place: int) -> str:
+    value = log[name][place]
+    return str(value) if value is None else repr(value)[:60]
 
 
 def _encode(series: pl.Series, ids: pl.Series) -> np.ndarray:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from genre.data.schema import DatasetInfo
 from genre.errors import DataError
-from genre.files import appearing_folder
+from genre.files import appearing_folder, refuse_foreign
 
 MARKER = "dataset.json"
 
@@ -49,6 +49,15 @@ def read_info(folder: Path) -> DatasetInfo:
         raise DataError(
             f"{path} is damaged", got=str(error).splitlines()[0][:200], expected="a JSON object", todo=todo
         ) from error
+
+
+def check_data_folder(path: str | Path) -> None:
+    """Refuse a folder that `write_folder` would not replace, before the work begins.
+
+    Raises:
+        InputError: It holds other files, or is a file.
+    """
+    refuse_foreign(Path(path).absolute(), MARKER)
 
 
 def write_folder(path: str | Path, tables: Mapping[str, pl.DataFrame], info: DatasetInfo) -> Path:

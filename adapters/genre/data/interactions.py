@@ -23,7 +23,7 @@ from genre.data.catalogue import Catalogue, hash_frame
 from genre.data.dataset import DataKind, Dataset
 from genre.data.describe import coverage, distribution, quantiles, span
 from genre.data.folder import MARKER, read_info, read_parquet, write_folder
-from genre.data.order import HASH, tie_rule, tied_events
+from genre.data.order import HASH, tie_rule, tied_events, undecided_events
 from genre.data.schema import MAX_BAD, SUBSECOND, DatasetInfo, Report, event_columns, roles_of
 from genre.data.splits import Split, SplitConfig, split
 from genre.errors import DataError, InputError
@@ -194,6 +194,12 @@ class Interactions(Dataset):
     def ranks(self) -> np.ndarray | None:
         """Numbers that order equal times, (n,); None where hashes do."""
         return ranks_of(self.frame, self.info.order)
+
+    @cached_property
+    def undecided(self) -> np.ndarray:
+        """Mask of the events, bool[n], that only a hash puts before or after others of their user."""
+        known = (self.times_us,) if self.ranks is None else (self.times_us, self.ranks)
+        return undecided_events(self.user_codes, self.impressions, *known)
 
     @property
     def tie_rule(self) -> str:

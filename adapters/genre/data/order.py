@@ -80,3 +80,23 @@ def tied_events(users: np.ndarray, *keys: np.ndarray) -> np.ndarray:
         return np.zeros(0, dtype=np.int64)
     same = np.logical_and.reduce([key[1:] == key[:-1] for key in (users, *keys)])
     return np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
+
+
+def undecided_events(users: np.ndarray, impressions: np.ndarray | None, *keys: np.ndarray) -> np.ndarray:
+    """Return the mask of events, bool[n], that share user and keys with another one that is no sibling of theirs.
+
+    Their place is decided by a hash alone. Siblings (events of one impression) need no order: none is in another's history.
+
+    Args:
+        users: User codes, int[n]; all arrays are sorted by these and the keys.
+        impressions: The impression of each event, int[n], or None.
+        keys: What is known of the order: times, and ranks where there are any.
+    """
+    tied = np.zeros(len(users), dtype=bool)
+    tied[tied_events(users, *keys)] = True
+    if impressions is None or not tied.any():
+        return tied
+    starts = np.concatenate([[True], np.logical_or.reduce([key[1:] != key[:-1] for key in (users, *keys)])])
+    first = np.flatnonzero(starts)
+    mixed = np.minimum.reduceat(impressions, first) != np.maximum.reduceat(impressions, first)
+    return tied & mixed[np.cumsum(starts) - 1]

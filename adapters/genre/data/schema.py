@@ -67,6 +67,9 @@ class DatasetInfo(BaseModel):
         skipped: Rows left out or repaired, by reason.
         examples: The first cases of what was skipped, with their rows.
         notes: What was kept but looks odd, a line each.
+        format: The format that an import read; empty if nothing was imported.
+        mapping: Our column to theirs, as the import was told.
+        times: The reading of the times, in words (`genre.data.reading.time_reading`).
         order: What orders equal times: `hash`, `file`, or a column of events.
         timed: False if the source has no times, and all are 0.
     """
@@ -81,6 +84,9 @@ class DatasetInfo(BaseModel):
     skipped: dict[str, int] = Field(default_factory=dict)
     examples: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    format: str = ""
+    mapping: dict[str, str] = Field(default_factory=dict)
+    times: str = ""
     order: str = "hash"
     timed: bool = True
 
@@ -89,7 +95,7 @@ class DatasetInfo(BaseModel):
         counts = self.skipped | {reason: self.skipped.get(reason, 0) + count for reason, count in report.counts.items()}
         update = {"roles": roles, "skipped": counts, "examples": (*self.examples, *report.examples)}
         notes = dict.fromkeys((*self.notes, *report.notes))
-        return self.model_copy(update={**update, "notes": tuple(notes)})
+        return self.model_copy(update={**update, "notes": tuple(notes), "times": report.times or self.times})
 
 
 _NAMED = 10
@@ -103,6 +109,7 @@ class Report:
         counts: Cases, by reason.
         examples: The first case of each reason, with the rows of the next ones.
         notes: Lines about what was kept but looks odd.
+        times: The reading of the times, in words; empty where it is known already.
         lost: Rows that reading left out; they count as bad rows.
         worst: The first of these, and what was expected.
     """
@@ -110,15 +117,16 @@ class Report:
     counts: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    times: str = ""
     lost: int = 0
     worst: tuple[str, str] | None = None
 
-    def add(self, reason: str, count: int, example: str = "", rows: Sequence[int] = ()) -> None:
-        """Count `count` more of `reason`; `rows` are the rows of all of them, the example's first."""
+    def add(self, reason: str, count: int, example: str = "", rows: Sequence[int] = (), *, shown: int = 1) -> None:
+        """Count `count` more of `reason`; `rows` are the rows of all of them, the `shown` ones of the example first."""
         if count:
             self.counts[reason] = self.counts.get(reason, 0) + count
             if example:
-                self.examples.append(f"{reason}: {example}{_others(rows)}")
+                self.examples.append(f"{reason}: {example}{_others(rows, shown)}")
 
     def note(self, line: str) -> None:
         """Keep a line about something odd; an empty one says nothing."""
@@ -152,11 +160,11 @@ class Report:
             raise DataError(f"{bad:,} of {rows:,} rows are not usable", got=first[0], expected=first[1], todo=todo)
 
 
-def _others(rows: Sequence[int]) -> str:
-    if len(rows) < 2:
+def _others(rows: Sequence[int], shown: int) -> str:
+    if len(rows) <= shown:
         return ""
     more = f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else ""
-    return f"; then {', '.join(str(row) for row in rows[1:_NAMED])}{more}"
+    return f"; then {', '.join(str(row) for row in rows[shown:_NAMED])}{more}"
 
 
 def event_columns(frame: pl.DataFrame) -> list[str]:

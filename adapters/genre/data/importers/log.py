@@ -105,7 +105,7 @@ def import_log(
         item_table,
         user_table,
         mapping,
-        info=source_info(log, name, licence),
+        info=source_info(log, name, licence, format, mapping),
         time_unit="s" if format in ("mind", "amazon", "movielens") else time_unit,
         max_bad=max_bad,
         item_columns=item_columns,
@@ -178,11 +178,14 @@ def _with_places(log: pl.DataFrame) -> pl.DataFrame:
     return log.drop(PLACE) if "row" in log.columns else log.rename({PLACE: "row"})
 
 
-def source_info(source: Path, name: str | None, licence: str) -> DatasetInfo:
-    """Return the record of a source file: its name and checksum, and the licence that was named."""
+def source_info(
+    source: Path, name: str | None, licence: str, format: str = "", mapping: Mapping[str, str] | None = None
+) -> DatasetInfo:
+    """Return the record of a source file: its name and checksum, the licence that was named, and the way it is read."""
     checksum = ""
     if source.is_file():
         with source.open("rb") as file:
             checksum = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     name = name or source.name.partition(".")[0] or "log"
-    return DatasetInfo(name=name, source=source.name, checksum=checksum, licence=licence)
+    info = DatasetInfo(name=name, source=source.name, checksum=checksum, licence=licence)
+    return info.model_copy(update={"format": format, "mapping": dict(mapping or {})})

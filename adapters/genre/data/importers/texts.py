@@ -57,7 +57,7 @@ def import_texts(
         free = [column for column in free if column not in (*texts, "text_id", "group_id")]
         got, todo = ", ".join(free) or "no other column", "name what is to be learnt; it may be repeated"
         raise InputError("no column is named as a label", got=got, expected="--label COLUMN", todo=todo)
-    info = source_info(table, name, licence)
+    info = source_info(table, name, licence, "csv", mapping)
     return Texts.from_frame(
         frame, texts=texts, labels=labels, mapping=mapping, info=info, max_bad=max_bad, guess_numbers=True, report=report
     )

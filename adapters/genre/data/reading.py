@@ -1,0 +1,116 @@
+"""An import's reading of times and ids, in words.
+
+Owns: the line about a column of times, notes on ids that look alike. Ignores the reading itself (`genre.data.fields`).
+
+    time_reading(pl.Series(["2024-03-01T10:00:00+01:00"]), "s")   ->  "dates with a zone, turned into UTC"
+    alike_notes(pl.Series("user_id", ["ABC", "abc", "7"]), none)  ->  ["user_id: 2 ids differ by case alone, such as 'ABC' …"]
+"""
+
+from datetime import UTC, datetime
+from unicodedata import is_normalized
+
+import numpy as np
+import polars as pl
+
+from genre.data.fields import UNITS
+
+_NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+_ZONE = r"(?i)(?:Z|UTC|GMT)$|:\d{2}(?:[.,]\d+)?\s*[+-]\d{2}(?::?\d{2})?(?:$|\s)"
+_NUMBER = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
+_DAY_NUMBER = r"^(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{6})?(?:\.0*)?$"
+
+_STEPS = {"day": 86_400_000_000, "hour": 3_600_000_000, "minute": 60_000_000, "second": 1_000_000, "millisecond": 1_000}
+_EARLY = 315_532_800  # 1980: a log of that age is one in another unit
+_PLAUSIBLE = (631_152_000, 4_102_444_800)  # 1990 and 2100
+
+_INVISIBLE = r"[\s\p{Cc}\p{Cf}]+"
+_EXAMPLES = 3
+
+
+def time_reading(series: pl.Series, time_unit: str) -> str:
+    """Return the kind of a column of times as the source has it: numbers with their unit, or dates with their zone.
+
+    Args:
+        series: The column as it came, of any type; cells that are no time count as dates.
+        time_unit: Of numbers: s, ms, us or ns.
+    """
+    if isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone:
+        return f"dates in {series.dtype.time_zone}, turned into UTC"
+    if series.dtype.is_temporal():
+        return "dates without a zone, taken for UTC"
+    text = series.cast(pl.String, strict=False).str.strip_chars().drop_nulls()
+    text = text.filter(text != "")
+    number, day = text.str.contains(_NUMBER), text.str.contains(_DAY_NUMBER)
+    days = day.sum() > number.sum() / 2
+    if days:
+        number = number & ~day
+    if number.sum() > len(text) / 2 or text.is_empty():
+        return f"{_NAMES[time_unit]} since 1970, in UTC"
+    dates = text.filter(~number)
+    zoned = int(dates.str.contains(_ZONE).sum())
+    if zoned == len(dates):
+        return "dates with a zone, turned into UTC"
+    if zoned:
+        return f"dates, {zoned:,} of {len(dates):,} with a zone, turned into UTC, the others taken for UTC"
+    return f"{'days as numbers' if days else 'dates'} without a zone, taken for UTC"
+
+
+def time_step(times_us: np.ndarray) -> str:
+    """Return the coarsest step that all times, in microseconds (n,), are multiples of: "day", …, "microsecond"."""
+    return next((name for name, step in _STEPS.items() if not (times_us % step).any()), "microsecond")
+
+
+def unit_hint(seconds: np.ndarray, reading: str) -> str:
+    """Return a doubt about the unit of numeric times, seconds (n,), where another one gives years that a log may be of."""
+    if "since 1970" not in reading or not len(seconds) or seconds.max() >= _EARLY:
+        return ""
+    unit = next(unit for unit, name in _NAMES.items() if reading.startswith(name))
+    last = int(seconds.max()) * UNITS[unit]
+    for other in list(UNITS)[: list(UNITS).index(unit)]:
+        if _PLAUSIBLE[0] <= last // UNITS[other] <= _PLAUSIBLE[1]:
+            year = datetime.fromtimestamp(last // UNITS[other], UTC).year
+            return f"all before 1980: as {_NAMES[other]} they would end in {year}, --time-unit {other}"
+    return ""
+
+
+def alike_notes(events: pl.Series, others: pl.Series) -> list[str]:
+    """Return a line for each way in which ids look alike: case, signs that do not show, leading zeros.
+
+    Args:
+        events: The id of each event, under the column's name.
+        others: Ids, each once, that may have no event.
+    """
+    used = events.value_counts(name="n").rename({events.name: "id"})
+    unused = pl.DataFrame({"id": others.filter(~others.is_in(used["id"].implode()))}).with_columns(n=pl.lit(0, used["n"].dtype))
+    counts = pl.concat([used, unused])
+    x = pl.col("id")
+    plain = {
+        "by case alone": x.str.to_lowercase(),
+        "by blanks and signs that do not show alone": x.str.normalize("NFKC").str.replace_all(_INVISIBLE, ""),
+        "by leading zeros alone": x.str.replace(r"^(\p{L}*)0+(\d)", "$1$2"),
+    }
+    found = [(reason, _pairs(counts.with_columns(key.alias("key")))) for reason, key in plain.items()]
+    return [_alike_line(events.name, reason, pairs) for reason, pairs in found if pairs.height]
+
+
+def _pairs(counts: pl.DataFrame) -> pl.DataFrame:
+    """Ids with a key that others have too: a row per key, ids and their counts as lists, the most events first."""
+    shared = counts.filter(counts["key"].is_duplicated()).sort("n", "id", descending=[True, False])
+    grouped = shared.group_by("key").agg("id", "n")
+    return grouped.sort(pl.col("n").list.sum(), "key", descending=[True, False])
+
+
+def _alike_line(name: str, reason: str, pairs: pl.DataFrame) -> str:
+    total = int(pairs["id"].list.len().sum())
+    shown = "; ".join(_alike(ids[:_EXAMPLES], events) for ids, events in pairs.head(_EXAMPLES).select("id", "n").iter_rows())
+    return f"{name}: {total:,} ids differ {reason}, such as {shown}; kept apart: if they are one, write them alike"
+
+
+def _alike(ids: list[str], events: list[int]) -> str:
+    counts = [f"{count:,}" for count in events[: len(ids)]]
+    return f"{' and '.join(map(_shown, ids))} ({' and '.join(counts)} events)"
+
+
+def _shown(text: str) -> str:
+    """An id in quotes, with signs that do not show as escapes."""
+    return repr(text) if text.isprintable() and is_normalized("NFC", text) else ascii(text)
