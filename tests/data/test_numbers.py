@@ -92,3 +92,59 @@ def test_columns_that_stay_texts(tmp_path, cells, notes):
     frame_of(cells, "size").write_csv(tmp_path / "log.csv")
     log = import_log(tmp_path / "log.csv")
     assert log.frame["size"].to_list() == cells and log.info.notes == notes
+
+
+FLAGS = {"true/false": ("true", "false"), "True/False": ("True", "False"), "TRUE/FALSE": ("TRUE", "FALSE"), "0/1": ("1", "0")}
+YES_OR_NO = {"yes/no": ("yes", "no"), "Y/N": ("Y", "N"), "t/f": ("t", "f")}
+
+
+@pytest.mark.parametrize("words", [*FLAGS, *YES_OR_NO])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "inter", "jsonl"])
+def test_clicks_as_words_are_those_of_a_parquet_file(tmp_path, words, kind):
+    yes, no = (FLAGS | YES_OR_NO)[words]
+    frame_of([True, False, True], "click").write_parquet(tmp_path / "log.parquet")
+    frame = frame_of([yes, no, f" {yes}"], "click")
+    path = tmp_path / f"log.{kind}"
+    if kind == "jsonl":
+        frame.write_ndjson(path)
+    elif kind == "inter":
+        frame.rename(lambda name: f"{name}:token").write_csv(path, separator="\t")
+    else:
+        frame.write_csv(path, separator="," if kind == "csv" else "\t")
+    assert import_log(path).digest == import_log(tmp_path / "log.parquet").digest
+
+
+@pytest.mark.parametrize("words", FLAGS)
+def test_labels_and_features_as_words_are_those_of_a_parquet_file(tmp_path, words):
+    values, (yes, no) = [True, False, None, True], FLAGS[words]
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(4)], "new": values})
+    frame_of(values, "bought").write_parquet(tmp_path / "log.parquet")
+    items.write_parquet(tmp_path / "items.parquet")
+    texts = pl.when("x").then(pl.lit(yes)).when(~pl.col("x")).then(pl.lit(no))
+    as_words = pl.DataFrame({"x": values}).select(texts.alias("x"))["x"]
+    frame_of(as_words, "bought").write_csv(tmp_path / "log.csv")
+    items.with_columns(as_words.alias("new")).write_csv(tmp_path / "items.csv")
+    log = import_log(tmp_path / "log.csv", items=tmp_path / "items.csv")
+    wanted = import_log(tmp_path / "log.parquet", items=tmp_path / "items.parquet")
+    assert log.frame["bought"].to_list() == wanted.frame["bought"].to_list() == [1, 0, None, 1]
+    assert [int(v) for v in log.catalogue.column("new").drop_nulls()] == [1, 0, 1]
+    assert log.column("bought").tolist()[0] == 1
+
+
+def test_words_that_are_no_booleans_stay_texts_or_are_bad_rows(tmp_path):
+    frame_of(["yes", "no", "yes"], "member").write_csv(tmp_path / "log.csv")
+    assert import_log(tmp_path / "log.csv").frame["member"].to_list() == ["yes", "no", "yes"]
+    frame_of(["true"] * 39 + ["often"], "bought").write_csv(tmp_path / "log.csv")
+    log = import_log(tmp_path / "log.csv")
+    assert log.frame["bought"].to_list() == ["true"] * 39 + ["often"]
+    assert log.info.notes == ("bought stays text: 1 of 40 cells are neither true nor false, such as 'often'",)
+    frame_of(["true"] * 39 + ["often"], "click").write_csv(tmp_path / "log.csv")
+    log = import_log(tmp_path / "log.csv")
+    assert log.info.skipped == {"bad click": 1} and "click 'often'" in log.info.examples[0]
+    assert Interactions.from_frame(frame_of(["TRUE", "false", "4"], "rating")).frame["rating"].to_list() == [1, 0, 4]
+    assert Interactions.from_frame(frame_of([True, False], "rating")).frame["rating"].to_list() == [1, 0]
+
+
+def test_a_title_of_true_is_a_title(tmp_path):
+    frame_of(["true", "True"], "title").write_csv(tmp_path / "log.csv")
+    assert import_log(tmp_path / "log.csv").catalogue.titles() == ["true", "True"]

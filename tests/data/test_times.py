@@ -11,6 +11,7 @@ from genre.data.importers.log import import_log
 from genre.data.interactions import Interactions
 from genre.data.schema import DatasetInfo
 from genre.data.splits import SplitConfig, split
+from genre.data.times import times_us
 from genre.errors import DataError
 
 START = 1_709_287_200  # 2024-03-01T10:00:00Z
@@ -217,3 +218,72 @@ def test_numbers_that_are_no_days_stay_seconds(tmp_path):
     august = Interactions.from_frame(frame.with_columns(timestamp=pl.Series([20150915, 20150916, 20150917]) - 0), stored=True)
     assert august.timestamps.tolist() == [20150915, 20150916, 20150917]  # a data set folder holds seconds
     assert Interactions.read(august.write(tmp_path / "log")).digest == august.digest
+
+
+NOON = 1_503_662_400  # 2017-08-25T12:00:00Z
+DAY = NOON - 43_200
+
+WRITTEN = {
+    "2017-08-25 12:00:00": NOON,
+    "2017-08-25 12:00:00 UTC": NOON,
+    "2017-08-25 12:00:00.25 UTC": NOON + 0.25,
+    "2017-08-25 12:00:00 GMT": NOON,
+    "2017-08-25 12": NOON,
+    "2017-08-25T12": NOON,
+    "2017-08-25T12:00": NOON,
+    "2017-08-25T12:00Z": NOON,
+    "2017-08-25T12:00:00Z": NOON,
+    "2017-08-25T12:00:00z": NOON,
+    "2017-08-25T14:00:00+0200": NOON,
+    "2017-08-25T14:00:00+02:00": NOON,
+    "2017-08-25T14:00:00+02": NOON,
+    "2017-08-25 14:00+02:00": NOON,
+    "2017-08-25 04:30:00.5 -0730": NOON + 0.5,
+    "2017-08-25 14:00:00 GMT+0200": NOON,
+    "20170825T120000Z": NOON,
+    "20170825 120000": NOON,
+    "2017-8-25 12:0:0": NOON,
+    "2017-08-25 12:00 PM": NOON,
+    "2017-08-25 12:00:00 pm": NOON,
+    "2017/8/25": DAY,
+    "2017/08/25": DAY,
+    "2017/08/25 12:00:00": NOON,
+    "2017/8/25 12:00": NOON,
+    "2017.08.25": DAY,
+    "2017.8.25 12:00:00": NOON,
+    "Fri Aug 25 05:00:00 -0700 2017": NOON,
+    "Fri Aug 25 12:00:00 2017": NOON,
+    "Fri Aug 25 12:00:00 UTC 2017": NOON,
+    "Fri Aug 25 2017 05:00:00 GMT-0700 (Pacific Daylight Time)": NOON,
+    "Fri, 25 Aug 2017 12:00:00 +0000": NOON,
+    "Fri, 25 Aug 2017 14:00:00 +0200": NOON,
+    "Fri, 25 Aug 2017 12:00:00 GMT": NOON,
+    "Friday, August 25, 2017 at 12:00 PM": NOON,
+    "25 Aug 2017 12:00:00 +0000": NOON,
+    "25/Aug/2017:05:00:00 -0700": NOON,
+    "25-Aug-2017": DAY,
+    "25 August 2017": DAY,
+    "2017-Aug-25": DAY,
+    "Aug 25, 2017": DAY,
+    "August 25th, 2017": DAY,
+} | {f"2017-08-25 12:00:00.{'123456789'[:n]}": NOON + int("123456"[:n]) / 10 ** min(n, 6) for n in range(1, 10)}
+
+
+@pytest.mark.parametrize(("text", "seconds"), WRITTEN.items())
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_times_as_they_are_written(tmp_path, text, seconds, kind):
+    frame = pl.DataFrame({"user_id": "u", "item_id": ["a", "b"], "timestamp": [text, "2020-01-01"]})
+    path = tmp_path / f"log.{kind}"
+    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](path)
+    log = import_log(path)
+    assert log.times_us.tolist() == [round(seconds * 10**6), 1_577_836_800 * 10**6] and not log.info.skipped
+
+
+def test_one_column_may_have_them_all_and_the_odd_cells_are_the_bad_rows():
+    texts = [*WRITTEN] * 40
+    wanted = [round(seconds * 10**6) for seconds in WRITTEN.values()] * 40
+    bad = ["03/01/2024", "25/12/2024", "01.03.2024", "25-Aug-17", "2017-13-01", "2017-02-30", "2017-08", "12:00:00"]
+    bad += ["Fri Aug 25 12:00:00 PDT 2017", "2017-08-25 12:00:00 +02:75", "2017-08-25 25:00:00", "gestern", "25. August"]
+    for cells in (texts + bad, bad * 400 + texts):
+        found = times_us(pl.Series(cells))
+        assert found.drop_nulls().to_list() == wanted and found.null_count() == len(cells) - len(texts)

@@ -14,11 +14,12 @@ import polars as pl
 
 from genre.data.catalogue import Catalogue
 from genre.data.features import align_users, complete_items, describe_items, item_columns_of
-from genre.data.fields import EXPECTED, check_time_step, clean, ids, order_numbers, plain_ids, short_float_note
+from genre.data.fields import EXPECTED, clean, ids, order_numbers, plain_ids
 from genre.data.numbers import MISSING, equals, sentinel_note, thousands_note, to_numbers
 from genre.data.order import FILE, HASH, order_events, tied_events
 from genre.data.reading import alike_notes, time_reading
 from genre.data.schema import ALIASES, FEEDBACK, REQUIRED, SUBSECOND, Report, event_columns
+from genre.data.times import check_time_step, short_float_note
 from genre.errors import DataError, InputError
 
 _HARDLY = 0.05  # of a log's ids in the table of items or users

@@ -8,6 +8,7 @@ meaning of columns.
     numbers(pl.Series(["1,234", "3,5", "4.5"]))      ->  [null, 3.5, 4.5]       both kinds of decimals: 1,234 may be either
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import polars as pl
@@ -17,8 +18,16 @@ from genre.data.schema import PLACE, Report
 MISSING = ("na", "n/a", "#n/a", "nan", "<na>", "null", "(null)", "none", "nil", "\\n", "undefined")
 """Words for "nothing", in small letters."""
 
+TRUTH = {"true": "1", "false": "0"}
+"""Words of booleans, in small letters, in any column."""
+
+YES = {"yes": "1", "no": "0", "y": "1", "n": "0", "t": "1", "f": "0"}
+"""Further ones where a column can be nothing but a boolean; elsewhere they may be texts for a prompt."""
+
 _FEW = 0.05
 """A column of texts with at most this share of cells that are no numbers is worth a note."""
+
+_SAMPLE = 64
 
 _NEGATIVE = (-1.0, -9.0, -99.0, -999.0, -9999.0)
 _LARGE = (99.0, 999.0, 9999.0)
@@ -47,6 +56,19 @@ def numbers(series: pl.Series) -> pl.Series:
     if series.dtype not in (pl.String, pl.Categorical):
         return pl.Series(series.name, [None] * len(series), dtype=pl.Float64)
     return _plain(series.cast(pl.String).str.strip_chars()).cast(pl.Float64, strict=False)
+
+
+def truth_values(series: pl.Series, words: Mapping[str, str]) -> pl.Series:
+    """Return booleans as 1 and 0, and texts with `words` for them in any case as "1" and "0"; other cells as they are."""
+    if series.dtype == pl.Boolean:
+        return series.cast(pl.Int8)
+    if series.dtype not in (pl.String, pl.Categorical):
+        return series
+    text = series.cast(pl.String)
+    if not text.str.contains("[a-zA-Z]").any():
+        return text
+    small = text.str.strip_chars().str.to_lowercase()
+    return small.replace_strict(words, default=text, return_dtype=pl.String)
 
 
 def _plain(text: pl.Series) -> pl.Series:
@@ -117,8 +139,9 @@ def sentinel_note(series: pl.Series) -> str:
 def to_numbers(table: pl.DataFrame, kept: tuple[str, ...], report: Report) -> pl.DataFrame:
     """Turn columns of texts that are numbers into numbers, but ids, titles and those with a rule of their own, `kept`.
 
-    A column where a number starts with a needless zero (a zip code) stays text. Signs of nothing ("—", "n/a") become empty; other
-    cells that are no numbers keep the column a text. Either is noted.
+    A column of `true` and `false` becomes one of booleans, as in Parquet. One where a number starts with a needless zero (a zip
+    code) stays text. Signs of nothing ("—", "n/a") become empty; other cells that are no numbers keep the column a text. Either
+    is noted.
     """
     names = [c for c in table.columns if table[c].dtype == pl.String and c not in (*kept, "title", "row", PLACE)]
     return table.with_columns(_number_column(table[name], report) for name in names)
@@ -129,6 +152,8 @@ def _number_column(series: pl.Series, report: Report) -> pl.Series:
     filled = text.filter((text != "").fill_null(False))
     if not len(filled) or filled.str.contains(r"^[+-]?0\d|^\+").any():
         return series
+    if filled[:_SAMPLE].str.to_lowercase().is_in(list(TRUTH)).any():
+        return _boolean_column(series, text, report)
     plain = _plain(text)
     values = plain.cast(pl.Float64, strict=False)
     good = values.is_finite().fill_null(False)
@@ -147,5 +172,22 @@ def _number_column(series: pl.Series, report: Report) -> pl.Series:
     return kept.cast(pl.Int64 if whole else pl.Float64)
 
 
+def _boolean_column(series: pl.Series, text: pl.Series, report: Report) -> pl.Series:
+    """Return a column of true and false, in any case, as booleans; as it is if other words are in it."""
+    small = text.str.to_lowercase()
+    found = small.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
+    odd = text.filter(found.is_null() & ~small.is_in(["", *MISSING]).fill_null(True))
+    if 0 < len(odd) <= _FEW * len(text):
+        rows = f"{len(odd):,} of {len(text):,} cells are neither true nor false"
+        report.note(f"{series.name} stays text: {rows}, such as '{odd[0][:40]}'")
+    return series if len(odd) else found
+
+
 def _mean_nothing(texts: pl.Series) -> bool:
     return bool((~texts.str.contains(r"[\p{L}\d]") | texts.str.to_lowercase().is_in(list(MISSING))).all())
+
+
+def keep_where(series: pl.Series, condition: pl.Expr | pl.Series) -> pl.Series:
+    """Null where the condition on column "x" is false or null."""
+    kept = pl.DataFrame({"x": series}).select(pl.when(condition).then(pl.col("x")))
+    return kept.to_series().rename(series.name)
