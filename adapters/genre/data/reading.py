@@ -1,6 +1,6 @@
 """An import's reading of times and ids, in words.
 
-Owns: the line about a column of times, notes on ids that look alike. Ignores the reading itself (`genre.data.fields`).
+Owns: the line about a column of times, notes on ids that look alike. Ignores the reading itself (`genre.data.times`).
 
     time_reading(pl.Series(["2024-03-01T10:00:00+01:00"]), "s")   ->  "dates with a zone, turned into UTC"
     alike_notes(pl.Series("user_id", ["ABC", "abc", "7"]), none)  ->  ["user_id: 2 ids differ by case alone, such as 'ABC' …"]
@@ -12,10 +12,10 @@ from unicodedata import is_normalized
 import numpy as np
 import polars as pl
 
-from genre.data.fields import UNITS
+from genre.data.times import UNITS
 
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-_ZONE = r"(?i)(?:Z|UTC|GMT)$|:\d{2}(?:[.,]\d+)?\s*[+-]\d{2}(?::?\d{2})?(?:$|\s)"
+_ZONE = r"(?i)(?:Z|UTC|GMT)(?: \d{4})?$|(?::\d{2}(?:[.,]\d+)?|[ap]m|utc|gmt)\s*[+-]\d{2}(?::?\d{2})?(?:$|\s)"
 _NUMBER = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
 _DAY_NUMBER = r"^(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{6})?(?:\.0*)?$"
 
