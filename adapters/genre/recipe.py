@@ -70,13 +70,18 @@ class BaseConfig(_Config):
         return self
 
 
+NO_FEEDBACK = "none"
+"""The value of `sequence.feedback` for events without a feedback slot."""
+
+
 class SequenceConfig(_Config):
     """The token sequence of an event, or of a labelled text.
 
     Attributes:
         item: `text` (title and chosen columns, as tokens), `token` (one soft token) or `both`.
         text: The item columns that make the text.
-        feedback: The column of the feedback slot (the log's first one if None).
+        feedback: The column of the feedback slot, or `none` for events without such a slot, their item alone. By default rating,
+            click or behaviour, the first that the log has, and `none` where it has none of them.
         instruction: Text before the first event; `{column}` is replaced by the user's column.
         max_item_tokens: Longer item texts are cut (counted).
         max_tokens: Labelled texts: most tokens in a row; longer texts are cut (counted).

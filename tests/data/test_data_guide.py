@@ -40,6 +40,10 @@ def place(tmp_path, monkeypatch):
     head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
     (tmp_path / "shop.inter").write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
     (tmp_path / "export.csv").write_bytes(strange())
+    steps = [f"{user},p{(3 * user + 7 * step) % 20},{step}" for user in range(30) for step in range(8)]
+    (tmp_path / "sequences.csv").write_text("\n".join(["user_id,item_id,position", *steps]) + "\n", encoding="utf-8")
+    products = [f"p{n},Product {n}" for n in range(20)]
+    (tmp_path / "products.csv").write_text("\n".join(["item_id,title", *products]) + "\n", encoding="utf-8")
     return tmp_path
 
 
@@ -48,6 +52,17 @@ def test_every_command_runs(place):
     assert len(commands) >= 7 and sum("--format mind" in command for command in commands) == 1
     for command in commands:
         assert main(shlex.split(command)) == 0, command
+
+
+def test_a_log_without_feedback_goes_all_the_way(place, tiny, capsys):
+    section = GUIDE.partition("## A log without feedback")[2].partition("\n## ")[0]
+    commands = re.findall(r"^\$ genre (.*)$", section, flags=re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["data", "recipe", "train", "evaluate", "recommend"]
+    for command in commands:
+        base = [] if command.startswith(("data", "train")) else ["--base", str(tiny)]
+        assert main([*shlex.split(command), *base]) == 0, command
+    assert "feedback: none, instruction: 'Items of one user, in order:'" in (place / "next_item.yaml").read_text()
+    assert capsys.readouterr().out.count("Product") >= 5
 
 
 def test_the_report_is_what_is_printed(place, capsys):

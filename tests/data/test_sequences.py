@@ -137,6 +137,36 @@ def test_the_same_impression_twice_apart_is_never_seen():
     assert start <= sibling_feedback < end
 
 
+@pytest.mark.parametrize("soft", [True, False])
+def test_without_feedback_an_event_is_its_item_alone(soft):
+    made = layout(feedback=None, soft_feedback=soft)
+    row = made.build(
+        made.prefix(), np.array([7, 8]), np.zeros(2, np.int32), candidates=np.array([3, 4]), events=np.array([10, 11])
+    )
+    assert row.tokens.tolist() == [1, *ids("ab"), 0, 0, 0, 0] and row.items.tolist() == [-1, -1, -1, 7, 8, 3, 4]
+    assert (row.feedback == -1).all() and row.feedback_codes.tolist() == [0, 0]
+    assert row.positions.tolist() == [0, 1, 2, 3, 4, 5, 5]
+    assert row.item_reads.tolist() == [3, 4] and row.next_reads.tolist() == [2, 3]  # the last token before each event
+    assert row.event_starts.tolist() == [3, 4] and row.prefix_length == 5 and row.candidate_reads.tolist() == [5, 6]
+
+
+def test_texts_without_feedback_end_in_their_colon():
+    made = layout("text", feedback=None, soft_feedback=False)
+    row = made.build(made.prefix(), np.array([0, 1]), np.zeros(2, np.int32), texts=["x", "yy"], candidates=np.array([0]))
+    assert row.tokens.tolist() == [1, *ids("ab\nx:\nyy:\nx:")]
+    assert row.item_reads.tolist() == [5, 9] and row.next_reads.tolist() == [2, 5]
+
+
+def test_without_feedback_what_follows_an_impression_sees_all_of_it():
+    """Nothing stands after an impression's last item, so that item sees its siblings, and targets are asked before them."""
+    made = layout(feedback=None)
+    row = made.build(
+        made.prefix(), np.arange(5), np.zeros(5, np.int32), groups=np.array([-1, 4, 4, 4, -1]), candidates=np.array([9])
+    )
+    assert row.positions.tolist() == list(range(9)) and not row.branches
+    assert row.next_reads.tolist() == [2, 3, 3, 3, 6] and row.history_lengths.tolist() == [0, 1, 1, 1, 4]
+
+
 def test_user_columns_fill_the_instruction():
     made = layout(instruction="Age {age}, {job}:")
     assert bytes(made.prefix({"age": 30, "job": None})[1:].astype(np.uint8)) == b"Age 30, unknown:"
@@ -154,7 +184,8 @@ def test_an_instruction_that_reaches_into_values_is_refused(instruction):
         layout(instruction=instruction).prefix({"name": 7})
 
 
-def test_a_layout_comes_back_from_its_description():
+@pytest.mark.parametrize("feedback", [STARS, None])
+def test_a_layout_comes_back_from_its_description(feedback):
     class Tokenizer:
         bos_token_id = 1
 
@@ -163,11 +194,11 @@ def test_a_layout_comes_back_from_its_description():
             return {"input_ids": ids(text)}
 
     made = Layout.make(
-        Tokenizer(), item="both", text=("title", "genre"), feedback=STARS, instruction="Age {age}", max_item_tokens=9,
+        Tokenizer(), item="both", text=("title", "genre"), feedback=feedback, instruction="Age {age}", max_item_tokens=9,
         max_events=7, soft_feedback=True,
     )  # fmt: skip
     again = Layout.restore(Tokenizer(), json.loads(json.dumps(made.describe())))
-    assert again.describe() == made.describe() and again.feedback == STARS and again.start == (1,)
+    assert again.describe() == made.describe() and again.feedback == feedback and again.start == (1,)
     assert (again.prefix({"age": 3}) == made.prefix({"age": 3})).all()
 
 

@@ -18,6 +18,8 @@ from genre.training.prediction import outputs
 
 CLOSE = 1e-4
 TASKS = ("like", "rating", "next_item")
+BARE = ("bare-next", "bare-like", "bare-both", "bare-text")
+"""Adapters over events without feedback slots."""
 
 
 @torch.no_grad()
@@ -85,6 +87,11 @@ def varied(tiny, trained, tmp_path_factory):
     add(LIKE, "rank3", kind="rslora", rank=3)
     text = recipe(tiny, LIKE, name="text", sequence={"item": "text"}, encoder={"use": "none"})
     publish_stirred(trained.registry, text, trained.log, base, folder / "text", seed=77)
+    for name, task, item in zip(BARE, (NEXT, LIKE, LIKE, LIKE), ("token", "token", "both", "text"), strict=True):
+        encoder = "encoder-planted" if item != "text" else None
+        sections = {} if encoder else {"encoder": {"use": "none"}}
+        bare = recipe(tiny, task, name=name, sequence={"item": item, "feedback": "none"}, **sections)
+        publish_stirred(trained.registry, bare, trained.log, base, folder / name, seed=len(name), encoder=encoder)
     return add
 
 
@@ -102,7 +109,7 @@ def test_a_mixed_batch_equals_one_adapter_runs(engine, base, trained):
 
 
 def test_ranks_targets_and_kinds_mix_in_one_batch(base, trained, varied):
-    requests = mixed(["rank2", "rank8", "rank5", "heads", "rank3", "text", "like"], users=("u1", "u20"))
+    requests = mixed(["rank2", "rank8", "rank5", "heads", "rank3", "text", "like", *BARE], users=("u1", "u20"))
     with Engine(base, trained.registry, data=trained.log) as engine:
         answers = engine.score(requests)
     for request, answer in zip(requests, answers, strict=True):
@@ -112,16 +119,16 @@ def test_ranks_targets_and_kinds_mix_in_one_batch(base, trained, varied):
 
 
 @pytest.mark.parametrize("tokens", [1, 90, 300])
-def test_chunks_of_branches_change_nothing(engine, tokens):
-    requests = mixed(["like", "rating"], candidates=tuple(f"i{i}" for i in range(30)))
+def test_chunks_of_branches_change_nothing(engine, varied, tokens):
+    requests = mixed(["like", "rating", "bare-like", "bare-both"], candidates=tuple(f"i{i}" for i in range(30)))
     whole = [values(answer) for answer in engine.score(requests)]
     engine.passes.batch_tokens = tokens
     for one, other in zip(whole, engine.score(requests), strict=True):
         assert np.abs(one - values(other)).max() < CLOSE
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_last_event_scores_as_in_evaluation(base, trained, task):
+@pytest.mark.parametrize("task", (*TASKS, *BARE))
+def test_the_last_event_scores_as_in_evaluation(base, trained, varied, task):
     """Where all of a user's history fits half a window, serving and evaluation are one arithmetic."""
     log = genre.Interactions.from_frame(
         trained.log.frame.group_by("user_id", maintain_order=True).head(8).drop("row"),
@@ -141,7 +148,7 @@ def test_the_last_event_scores_as_in_evaluation(base, trained, task):
             person = log.users.row(log.user_code(user), named=True)
             item = history[-1]["item_id"]
             requests.append(Request(task, history=history[:-1], user=person, candidates=[item]))
-            wanted.append(found[last][log.item_codes[last]] if task == "next_item" else found[last])
+            wanted.append(found[last][log.item_codes[last]] if task in ("next_item", "bare-next") else found[last])
     assert len(wanted) > 20
     with Engine(base, trained.registry) as engine:
         got = [values(answer)[0] for answer in engine.score(requests)]
@@ -234,6 +241,7 @@ def test_an_inline_copy_of_a_text_item_scores_as_the_item(engine, varied, log):
     assert values(answer)[0] == pytest.approx(values(answer)[1], abs=1e-6)
 
 
+RATED = {"item_id": "i0", "rating": 5}
 BAD = [
     ({"adapter": "no-such", "history": [], "candidates": ["i0"]}, "no-such"),
     ({"adapter": "like", "candidates": ["i0"]}, "history or a user_id"),
@@ -244,6 +252,10 @@ BAD = [
     ({"adapter": "like", "history": [{"rating": 5}], "k": 1}, "names no item"),
     ({"adapter": "like", "history": [{"item_id": "ghost", "rating": 5}], "k": 1}, "ghost"),
     ({"adapter": "like", "history": [{"item_id": "i0", "rating": "good"}], "k": 1}, "no number"),
+    ({"adapter": "like", "history": [{"item_id": "i0", "stars": 5}], "k": 1}, "history[0] has an unknown field: got stars"),
+    ({"adapter": "like", "history": [{"item_id": "i0", "rating": 5, "Rating": 5}], "k": 1}, "unknown field: got Rating"),
+    ({"adapter": "next_item", "history": [RATED, {"item_id": "i1"}], "k": 1}, "history[1] has no rating: got item_id; expected"),
+    ({"adapter": "like", "history": [{"item_id": "i0", "click": 1}], "k": 1}, "history[0] has no rating: got item_id, click"),
     ({"adapter": "like", "history": [], "candidates": ["ghost"]}, "ghost"),
     ({"adapter": "like", "history": [], "candidates": [{}]}, "an item cannot be read"),
     ({"adapter": "encoder-planted", "history": [], "k": 1}, "behaviour encoder"),
@@ -263,6 +275,28 @@ def test_a_bad_request_fails_alone(engine):
     for number, answer in enumerate(answers[1::2]):
         assert answer.id == str(number) and len(values(answer)) == 2
     assert engine.occupancy()["requests"] == 0
+
+
+def test_events_may_have_the_columns_of_other_logs_and_no_known_feedback(engine):
+    plain, more, unknown = (
+        [RATED | extra] for extra in ({}, {"click": 1, "behaviour": "view", "timestamp": 5}, {"rating": None})
+    )
+    first, second, third = engine.score([Request("like", history=each, candidates=["i1"]) for each in (plain, more, unknown)])
+    assert values(first)[0] == pytest.approx(values(second)[0], abs=1e-6) != pytest.approx(values(third)[0], abs=1e-4)
+
+
+def test_a_data_set_without_the_feedback_that_is_read_is_no_silence(base, trained, log):
+    frame = log.frame.drop("rating", "row").with_columns(price=1.0)
+    bare = genre.Interactions.from_frame(frame, items=log.catalogue.frame, users=log.users, name="bare")
+    with Engine(base, trained.registry, data=bare) as other:
+        by_id, priced = other.score(
+            [
+                Request("like", user_id="u1", candidates=["i1"]),
+                Request("like", history=[RATED | {"price": 3.0}], candidates=["i1"]),
+            ]
+        )
+    assert by_id.error == "history[0] has no rating: got item_id, timestamp, price; expected rating, null where it is not known"
+    assert len(values(priced)) == 1
 
 
 def test_no_request_is_no_response(engine):

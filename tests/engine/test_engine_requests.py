@@ -20,7 +20,8 @@ ODD = json.loads(r"""
  [{"title": 5}], [{"item_id": []}], [{"item_id": "i0", "rating": []}], [{"item_id": "i0", "rating": "nan"}],
  [{"item_id": "\u0000inline-0"}], [{"item_id": "i0", "rating": 1e300}], [{"item_id": "i0", "impression_id": []}],
  [{"item": {"title": {"a": 1}}}],
- [{"item_id": "i0", "impression_id": "a"}, {"item_id": "i1", "impression_id": "b"}, {"item_id": "i2", "impression_id": "a"}]]
+ [{"item_id": "i0", "rating": null, "impression_id": "a"}, {"item_id": "i1", "rating": 5, "impression_id": "b"},
+  {"item_id": "i2", "rating": 1, "impression_id": "a"}]]
 """)
 FIELDS = ("history", "candidates", "k", "task", "user_id", "user", "exclude_seen", "allow", "deny", "id", "adapter")
 GOOD = Request("like", history=[], candidates=["i0", "i7"])

@@ -71,7 +71,7 @@ def test_the_folder_holds_base_adapter_line_and_client(world: World) -> None:
 @pytest.mark.parametrize("task", ["like", "rating"])
 def test_the_client_answers_as_the_engine_does(world: World, server: tuple[str, Served], task: str) -> None:
     items: list[Any] = [*world.log.catalogue.item_ids[:4], {"title": "war and love"}, {"title": None}]
-    events: list[Any] = [*world.log.history("u3"), {"item": {"title": "new"}, "rating": 3.4}, {"item_id": "i1"}]
+    events: list[Any] = [*world.log.history("u3"), {"item": {"title": "new"}, "rating": 3.4}, {"item_id": "i1", "rating": None}]
     asked = [
         (events, items, {"age": 23}), ([], items[:1], {}), (events[:1], items[1:], {"age": None}), (events[-2:], [], {}),
     ]  # fmt: skip
@@ -90,14 +90,16 @@ def test_the_client_answers_as_the_engine_does(world: World, server: tuple[str, 
 
 def test_client_py_runs_alone_and_fails_row_by_row(world: World, server: tuple[str, Served]) -> None:
     good = {"id": "a", "task": "like", "history": [{"item_id": "i0", "rating": 5}], "candidates": ["i1", {"title": "x"}]}
-    rows = [good, {"id": "b"}, good | {"id": "c", "candidates": ["none"]}, good | {"id": "d"}]
+    rows = [good, {"id": "b"}, good | {"id": "c", "candidates": ["none"]}, good | {"id": "e", "history": [{"item_id": "i0"}]}]
+    rows += [good | {"id": "d"}]
     command = [sys.executable, "-I", "-S", str(world.out / "client.py"), "--url", server[0]]
     text = "\n".join(map(json.dumps, rows))
     done = subprocess.run(command, input=text, capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
-    first, second, third, last = map(json.loads, done.stdout.splitlines())
+    first, second, third, silent, last = map(json.loads, done.stdout.splitlines())
     assert [row["item_id"] for row in first["results"]] == ["i1", "x"] and first["results"] == last["results"]
     assert "needs a history and candidates" in second["error"] and "unknown item: got 'none'" in third["error"]
+    assert "an event has no rating" in silent["error"]
     lines = "{\n" + json.dumps({"id": "7", "task": "like", "history": ["50"], "candidates": ["i1"]})
     broken = subprocess.run(command, input=lines, capture_output=True, text=True)
     bad, strange = map(json.loads, broken.stdout.splitlines())

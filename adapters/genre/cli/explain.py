@@ -57,11 +57,13 @@ def show(found: "Explanation", user: str, k: int) -> None:
     name = f"{found.title} ({found.item_id})" if found.title != found.item_id else found.item_id
     print(f"{found.adapter} ({found.digest[:12]}), task {found.task}: user {user}, item {name}")
     print(f"score {found.score:.4f}; without any history {found.without_history:.4f}")
-    columns = {"place": "right", "item": "left", "title": "left", found.column: "right", "effect": "right", "share": "right"}
+    columns = {"place": "right", "item": "left", "title": "left"}
+    columns |= {name: "right" for name in (found.column, "effect", "share") if name is not None}
     table = make_table(f"shares by {found.method.replace('_', ' ')}", columns)
     table.columns[2].no_wrap = False
     for event in found.events[:k]:
-        fields = (str(event.place), event.item_id, event.title, _format(event.feedback))
+        feedback = () if found.column is None else (_format(event.feedback),)
+        fields = (str(event.place), event.item_id, event.title, *feedback)
         table.add_row(*map(escape, (*fields, f"{event.effect:+.4f}", f"{event.share:+.1%}")))
     console().print(table)
     if rest := found.events[k:]:

@@ -98,7 +98,7 @@ def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
         table.add_row(str(rank), escape(item.item_id), escape(titles.get(item.item_id, "")), f"{item.score:.4f}")
     console().print(table)
     if not response.results:
-        print("there is nothing left to recommend: the user has seen every item")
+        print(f"there is nothing left to recommend: {response.note}")
 
 
 def check_file(path: Path | None, option: str) -> None:

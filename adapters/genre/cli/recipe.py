@@ -37,7 +37,7 @@ def new(
         list[str] | None, typer.Option(metavar="LABEL", help="A column, or a comparison: 'stars > 3'; one or more for texts.")
     ] = None,
     text: Annotated[list[str] | None, typer.Option(metavar="COLUMN", help="A text column of the items, or of the texts.")] = None,
-    feedback: Annotated[str | None, typer.Option(metavar="COLUMN", help="Logs: the feedback column.")] = None,
+    feedback: Annotated[str | None, typer.Option(metavar="COLUMN", help="Logs: the feedback column, or none.")] = None,
     name: Annotated[str | None, typer.Option(help="The adapter's name; by default the task's, or the label's.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The file to write; by default NAME.yaml.")] = None,
     base: Annotated[str | None, typer.Option(help="A base's name, folder or hub id.")] = None,

@@ -27,6 +27,7 @@ _FEEDBACK_TASKS: dict[str, dict[str, Any]] = {
     "rating": {"kind": "feedback", "label": "", "head": "scalar", "loss": "mse", "metrics": ["rmse", "mae"]},
     "next_item": {"kind": "next_item", "seen": "masked"},
 }
+_ITEMS_ONLY = {"instruction": "Items of one user, in order:"}
 _SPLITS = {"next_item": {"kind": "last_n", "n": 1}}
 _TEMPORAL = {"kind": "temporal", "valid": 0.1, "test": 0.1}
 _METRICS = {
@@ -76,6 +77,8 @@ def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
     Raises:
         InputError, RecipeError: The task, a column or a label does not fit the log.
     """
+    from genre.recipe import NO_FEEDBACK
+
     if wanted.task is None and not on_terminal():
         raise InputError("no task is named", got="a log", expected=", ".join(_FEEDBACK_TASKS))
     task = wanted.task or ask(f"task ({', '.join(_FEEDBACK_TASKS)})", "next_item", _one_of(tuple(_FEEDBACK_TASKS), "task"))
@@ -85,10 +88,11 @@ def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
         got = f"{len(wanted.labels)} labels" if len(wanted.labels) > 1 else wanted.labels[0]
         raise InputError(f"task {task} takes {'no label' if task == 'next_item' else 'one label'}", got=got)
     columns = [name for name in log.event_columns if task != "rating" or log.column(name).dtype != object]
-    column = _feedback(wanted, log, columns, numeric=task == "rating")
+    column = _feedback(wanted, log, columns, task)
     about = dict(_FEEDBACK_TASKS[task])
     if task != "next_item":
-        usual = column if task == "rating" else _like(column, log.column(column))
+        labels = _usual_column(columns) if column == NO_FEEDBACK else column
+        usual = labels if task == "rating" else _like(labels, log.column(labels))
         check = _label_check(about, {name: log.column(name) for name in log.event_columns}, "feedback")
         about["label"] = check(wanted.labels[0]) if wanted.labels else ask("label", usual, check)
     texts = _texts_of_items(wanted, log)
@@ -97,7 +101,7 @@ def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
         "name": wanted.name or task,
         "data": {"path": wanted.data, "split": _SPLITS.get(task, _TEMPORAL)},
         "base": {"name": wanted.base or "smollm2-135m", "depth": 4},
-        "sequence": {"item": "token", "text": texts, "feedback": column},
+        "sequence": {"item": "token", "text": texts, "feedback": column} | (_ITEMS_ONLY if column == NO_FEEDBACK else {}),
         "encoder": {"use": "auto", "text": bool(texts), **({"factors": 64} if ranks else {})},
         "tasks": [{"name": task, **about}],
         "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
@@ -105,17 +109,30 @@ def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
     }
 
 
-def _feedback(wanted: Wanted, log: "Interactions", columns: Sequence[str], *, numeric: bool) -> str:
-    """The feedback column: the one named, or rating, click or behaviour, or else the only one."""
-    if not columns:
-        what = "feedback column of numbers" if numeric else "feedback column"
+def _feedback(wanted: Wanted, log: "Interactions", columns: Sequence[str], task: str) -> str:
+    """The feedback column, or `none`: the one named, or rating, click or behaviour; what comes next needs none."""
+    from genre.data.schema import FEEDBACK
+    from genre.recipe import NO_FEEDBACK
+
+    if not columns and task != "next_item":
+        what = "feedback column of numbers" if task == "rating" else "feedback column"
         got = ", ".join(log.event_columns) or "none"
-        raise RecipeError(f"the log has no {what}", got=got, todo="import it with --map rating=THEIRS")
-    check = _one_of(tuple(columns), "feedback column")
+        todo = "import it with --map rating=THEIRS, or take the task next_item, which needs none"
+        raise RecipeError(f"the log has no {what}", got=got, todo=todo)
+    known = (*columns, NO_FEEDBACK)
+    check = _one_of(known, "feedback column")
     if wanted.feedback is not None:
         return str(check(wanted.feedback))
-    usual = next((name for name in ("rating", "click", "behaviour") if name in columns), columns[0])
-    return str(ask(f"feedback column ({', '.join(columns)})", usual, check) if len(columns) > 1 else usual)
+    needless = task == "next_item" and not FEEDBACK.keys() & set(columns)
+    usual = NO_FEEDBACK if needless else _usual_column(columns)
+    return str(ask(f"feedback column ({', '.join(known)})", usual, check) if len(columns) > 1 else usual)
+
+
+def _usual_column(columns: Sequence[str]) -> str:
+    """Rating, click or behaviour, or else the first one."""
+    from genre.data.schema import FEEDBACK
+
+    return next((name for name in FEEDBACK if name in columns), columns[0])
 
 
 def _texts_of_items(wanted: Wanted, log: "Interactions") -> list[str]:

@@ -39,18 +39,18 @@ def picture_of_events(recipe: "Recipe", log: "Interactions", usable: np.ndarray,
     Raises:
         DataError: No user has enough training events, or the feedback column fits no vocabulary.
     """
-    from genre.data.sequences.layout import FeedbackVocabulary, Layout
+    from genre.data.sequences.layout import Layout
     from genre.data.sequences.rows import RowBuilder
     from genre.data.sequences.windows import training_windows
     from genre.errors import DataError
-    from genre.training.assembly import feedback_column, needs_encoder
+    from genre.training.assembly import feedback_column, fit_vocabulary, needs_encoder
 
-    column, sequence = feedback_column(recipe, log), recipe.sequence
+    sequence = recipe.sequence
     layout = Layout.make(
         base.tokenizer,
         item=sequence.item,
         text=sequence.text,
-        feedback=FeedbackVocabulary.fit(column, log.column(column)[usable]),
+        feedback=fit_vocabulary(feedback_column(recipe, log), log, usable),
         instruction=sequence.instruction,
         max_item_tokens=sequence.max_item_tokens,
         max_events=recipe.data.max_events,
@@ -72,7 +72,8 @@ def picture_of_events(recipe: "Recipe", log: "Interactions", usable: np.ndarray,
         end = int(row.event_starts[event + 1]) if event + 1 < len(row.event_starts) else row.prefix_length
         alone = "" if row.masked_spans[read, 0] == row.masked_spans[read, 1] else "    (its siblings stay hidden)"
         lines.append(f"{event + 1:2}  {_content(named, base, row, start, read + 1)}{targets.get(read, '')}{alone}")
-        lines.append(f"    {_content(named, base, row, read + 1, end)}{targets.get(end - 1, '')}")
+        if end > read + 1:
+            lines.append(f"    {_content(named, base, row, read + 1, end)}{targets.get(end - 1, '')}")
         start = end
     more = len(row.events) - EVENTS
     return lines + ([f" …  {more:,} more event{'s' * (more > 1)}"] if more > 0 else [])
@@ -92,6 +93,7 @@ class _Named:
 
     def feedback(self, code: int) -> str:
         """Its column and its value."""
+        assert self.vocabulary is not None
         value: Any = self.vocabulary.values[code - 1] if code else "unknown"
         return f"{self.vocabulary.column} {value if isinstance(value, str) else f'{value:g}'}"
 

@@ -17,6 +17,7 @@ from genre.errors import InputError
 if TYPE_CHECKING:
     from genre.data.catalogue import Titles
     from genre.data.interactions import Interactions
+    from genre.data.sequences.layout import FeedbackVocabulary
     from genre.engine import Engine, Request
 
 
@@ -100,8 +101,7 @@ def _one(
         request = replace(asked, history=None, user_id=user)
     else:
         loaded, *_ = engine.read_by(asked)
-        feedback = loaded.layout.feedback
-        best: Any = {feedback.column: max(feedback.values)} if not isinstance(feedback.values[0], str) else {}
+        best = _best(loaded.layout.feedback)
         request = replace(asked, history=[{"item_id": item, **best} for item in liked])
         for item in liked:
             print(f"liked: {titles.of(item)} ({item})")
@@ -110,6 +110,13 @@ def _one(
         raise InputError(response.error)
     show_list(asked.adapter, response, dict(zip(titles.catalogue.item_ids, titles.titles, strict=True)))
     write_result(json_file, response.to_json())
+
+
+def _best(feedback: "FeedbackVocabulary | None") -> dict[str, Any]:
+    """The feedback of something that was liked: the highest number; a word is not known."""
+    if feedback is None:
+        return {}
+    return {feedback.column: None if isinstance(feedback.values[0], str) else max(feedback.values)}
 
 
 def _all(asked: "Request", data: str, output: str, registry: str, base: str | None, *, resume: bool) -> None:

@@ -55,7 +55,7 @@ class Explanation:
         adapter, digest, task: Who scored.
         item_id, title: What was scored.
         method: `leave_one_out` or `gradient`.
-        column: The feedback column that the adapter reads.
+        column: The feedback column that the adapter reads; None if it reads no feedback.
         score: With the whole history.
         without_history: The same without any event.
         older: Events before those that the adapter reads; they have no part in the score.
@@ -68,7 +68,7 @@ class Explanation:
     item_id: str
     title: str
     method: str
-    column: str
+    column: str | None
     score: float
     without_history: float
     older: int
@@ -159,11 +159,12 @@ def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_on
     parts = [history, []]
     if method == "leave_one_out":
         parts += [history[:index] + history[index + 1 :] for index in range(len(history))]
-    column = loaded.layout.feedback.column
+    column = loaded.layout.feedback and loaded.layout.feedback.column
     catalogue = engine.catalogue_of(loaded)
     titles = _titles(catalogue, [item, *(_item_of(event) for event in history)])
     events = [
-        EventShare(older + index, *titles[index], event.get(column), 0.0, 0.0) for index, event in enumerate(history, start=1)
+        EventShare(older + index, *titles[index], event.get(column or ""), 0.0, 0.0)
+        for index, event in enumerate(history, start=1)
     ]
     task = request.task or next(iter(loaded.tasks))
     answer = Explanation(request.adapter, loaded.digest, task, *titles[0], method, column, 0.0, 0.0, older, tuple(events))

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from genre.data.interactions import Interactions
+from genre.data.schema import FEEDBACK
 from genre.data.sequences.layout import Layout
 from genre.data.sequences.layout import Sequence as Row
 from genre.engine.adapter_source import Resident
 from genre.engine.items import Inline
-from genre.engine.requests import Request, Response, Scored
+from genre.engine.requests import EVENT_FIELDS, Request, Response, Scored
 from genre.engine.reranking import POOL, diversify
 from genre.engine.versions import Loaded
 from genre.errors import RequestError
@@ -40,6 +41,7 @@ class Job:
         codes: (C,) int32 what is scored.
         rows: The history with the candidates in chunks, or alone for a task that scores the catalogue.
         scores: For each row, the scores of its candidates (of all codes where the history is alone); None until they are known.
+        note: Why nothing is scored; None where something is.
     """
 
     number: int
@@ -50,6 +52,7 @@ class Job:
     codes: np.ndarray
     rows: list[Row]
     scores: list[np.ndarray | None] = field(default_factory=list)
+    note: str | None = None
 
     @property
     def head(self) -> Any:
@@ -61,7 +64,7 @@ class Job:
         scores = np.concatenate([np.empty(0, dtype=np.float32), *(part for part in self.scores if part is not None)])
         order = np.arange(len(scores)) if self.request.k is None else self._choose(scores, self.request.k)
         results = tuple(Scored(self.inline.item_id(int(self.codes[i])), float(scores[i])) for i in order)
-        return Response(self.request.id, self.request.adapter, self.resident.digest, results)
+        return Response(self.request.id, self.request.adapter, self.resident.digest, results, note=self.note)
 
     def _choose(self, scores: np.ndarray, k: int) -> np.ndarray:
         """Indices of the best k, or of k diverse ones."""
@@ -91,14 +94,15 @@ def plan(number: int, request: Request, resident: Resident, inline: Inline, data
         task = task_of(loaded, request)
         history, user = history_of(request, data)
         history_items = [inline.code(event["item_id"] if "item_id" in event else event["item"]) for event in history]
+        check_events(history, loaded.layout, () if data is None else data.event_columns)
         if request.diversity and inline.space.vectors is None:
             got = f"{request.adapter}, which reads items as text"
             raise RequestError("diversity needs item vectors", got=got, expected="an adapter with an encoder")
-        codes = _candidates(request, inline, history_items)
+        codes, note = _candidates(request, inline, history_items, task)
         layout = loaded.layout
         kept = layout.max_events - 1
         rows = _rows(task, inline, layout, history[-kept:], history_items[-kept:], user, codes, row_tokens)
-        return Job(number, request, resident, task, inline, codes, rows, [None] * len(rows))
+        return Job(number, request, resident, task, inline, codes, rows, [None] * len(rows), note)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:  # odd values of a type that no check foresaw
         raise RequestError("the request cannot be used", got=f"{type(error).__name__}: {error}"[:160]) from error
 
@@ -137,6 +141,29 @@ def history_of(request: Request, data: Interactions | None) -> tuple[list[dict[s
     return history, user
 
 
+def check_events(history: Sequence[dict[str, Any]], layout: Layout, columns: Sequence[str]) -> None:
+    """Check that events name what is known, and their feedback where a version reads one.
+
+    Args:
+        history: The events of a request.
+        layout: The version's; its feedback column has to be in every event, null where it is not known.
+        columns: Event columns of the data set, which events may have beside.
+
+    Raises:
+        RequestError: An event has an unknown field, or no feedback.
+    """
+    column = None if layout.feedback is None else layout.feedback.column
+    own = () if column is None else (column,)
+    known = dict.fromkeys((*EVENT_FIELDS, *own, *FEEDBACK, *columns))
+    for place, event in enumerate(history):
+        if stray := [name for name in event if name not in known]:
+            what = f"history[{place}] has an unknown field"
+            raise RequestError(what, got=stray[0][:80], expected=", ".join(known))
+        if column is not None and column not in event:
+            what, got = f"history[{place}] has no {column}", ", ".join(event)
+            raise RequestError(what, got=got, expected=f"{column}, null where it is not known")
+
+
 def best(scores: np.ndarray, k: int) -> np.ndarray:
     """Indices of the k largest scores, the largest first, equal ones in order."""
     indices = np.arange(len(scores))
@@ -146,8 +173,8 @@ def best(scores: np.ndarray, k: int) -> np.ndarray:
     return indices[np.lexsort((indices, -scores[indices]))[:k]]
 
 
-def _candidates(request: Request, inline: Inline, history_items: Sequence[int]) -> np.ndarray:
-    """Codes of what is to be scored, after the filters."""
+def _candidates(request: Request, inline: Inline, history_items: Sequence[int], task: Task) -> tuple[np.ndarray, str | None]:
+    """Codes of what is to be scored, after the filters, and why there is none."""
     if request.candidates is None and request.k is None:
         raise RequestError("a request needs candidates or k")
     catalogue = inline.space.catalogue
@@ -156,16 +183,28 @@ def _candidates(request: Request, inline: Inline, history_items: Sequence[int]) 
         codes = np.array([inline.code(item) for item in asked], dtype=np.int32)
     else:
         codes = np.arange(catalogue.size, dtype=np.int32)
-    unwanted = [catalogue.code(item) for item in request.deny or () if item in catalogue]
-    if request.candidates is None and request.exclude_seen:
-        unwanted += history_items
-    if unwanted:
-        codes = codes[~np.isin(codes, unwanted)]
+    note = None if len(codes) else "no item is asked for"
+
+    def keep(kept: np.ndarray, why: str) -> None:
+        nonlocal codes, note
+        note = why if len(codes) and not kept.any() else note
+        codes = codes[kept]
+
+    if denied := [catalogue.code(item) for item in request.deny or () if item in catalogue]:
+        keep(~np.isin(codes, denied), "every item is denied")
+    if request.candidates is None and _excludes_seen(request, task) and history_items:
+        what = f"each of {len(codes):,} items is in the history" if len(codes) > 1 else "the one item is in the history"
+        keep(~np.isin(codes, history_items), f"{what}, and exclude_seen: false keeps those")
     if request.candidates is not None and request.allow is not None:
-        codes = codes[np.isin(codes, [inline.code(item) for item in request.allow])]
+        keep(np.isin(codes, [inline.code(item) for item in request.allow]), "no candidate is allowed")
     for condition in request.where or ():
-        codes = codes[inline.met(condition, codes)]
-    return codes
+        keep(inline.met(condition, codes), f"no item meets {condition}")
+    return codes, note
+
+
+def _excludes_seen(request: Request, task: Task) -> bool:
+    """Whether a history's items are left out: what the request says, or else the task's rule."""
+    return task.seen == "masked" if request.exclude_seen is None else request.exclude_seen
 
 
 def _rows(
@@ -207,7 +246,9 @@ def _chunks(codes: np.ndarray, lengths: np.ndarray, room: int) -> list[np.ndarra
 
 
 def _feedback(layout: Layout, history: Sequence[dict[str, Any]]) -> np.ndarray:
-    """(E,) feedback codes."""
+    """(E,) feedback codes; zeros for a version that reads none."""
+    if layout.feedback is None:
+        return np.zeros(len(history), dtype=np.int32)
     column = layout.feedback.column
     raw = [event.get(column) for event in history]
     if all(isinstance(value, str) for value in layout.feedback.values):

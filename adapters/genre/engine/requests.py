@@ -54,11 +54,19 @@ _Row = dict[_Text, _Text | _Whole | _Number | None]
 
 @with_config(ConfigDict(extra="allow"))
 class Event(TypedDict, total=False):
-    """An item of the catalogue, or one that is given by its columns; then the feedback column, and any others."""
+    """An item of the catalogue, or one that is given by its columns, and the feedback that the adapter reads, null if not known.
+
+    Further fields are columns of events: rating, click, behaviour and those of the mounted data set; others are refused.
+    """
 
     item_id: _Item
     item: _Item
     impression_id: _Text | _Whole | None
+    timestamp: Any
+
+
+EVENT_FIELDS = tuple(Event.__annotations__)
+"""The fields of an event that every adapter knows."""
 
 
 def _events(history: list[Event]) -> list[Event]:
@@ -155,8 +163,8 @@ class Request(_Question):
     """Takes history and columns from the mounted data set, where no history is given."""
     user: Columns | None = None
     """The user's columns, for the instruction."""
-    exclude_seen: Annotated[bool, Strict()] = True
-    """Leave the history's items out of what is recommended from the whole catalogue."""
+    exclude_seen: Annotated[bool, Strict()] | None = None
+    """Leave the history's items out of what is recommended from the whole catalogue; by default as the task was evaluated."""
     allow: Items | None = None
     """Only these items."""
     deny: Items | None = None
@@ -227,20 +235,28 @@ class ScoredText:
 
 @dataclass(frozen=True)
 class Response:
-    """The outcome of a request; `digest` names the version that answered, `error` says why none did."""
+    """The outcome of a request.
+
+    Attributes:
+        digest: The version that answered.
+        error: Why none did.
+        note: Why the results are empty, where they are.
+    """
 
     id: str | None
     adapter: str
     digest: str | None = None
     results: "tuple[Scored, ...] | tuple[ScoredText, ...]" = ()
     error: str | None = None
+    note: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The row of a score file."""
         if self.error is not None:
             return {"id": self.id, "adapter": self.adapter, "error": self.error}
         results = [_row(item) for item in self.results]
-        return {"id": self.id, "adapter": self.adapter, "digest": self.digest, "results": results}
+        row = {"id": self.id, "adapter": self.adapter, "digest": self.digest, "results": results}
+        return row if self.note is None else row | {"note": self.note}
 
 
 def refused(row: object, error: object) -> Response:

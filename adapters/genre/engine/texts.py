@@ -40,7 +40,7 @@ class TextJob(Job):
         scores = found if classes is None else _expected(found, classes)
         order = np.arange(len(scores)) if self.request.k is None else best(scores, self.request.k)
         results = tuple(ScoredText(self.ids[i], float(scores[i]), _shares(found[i], classes)) for i in order)
-        return Response(self.request.id, self.request.adapter, self.resident.digest, results)
+        return Response(self.request.id, self.request.adapter, self.resident.digest, results, note=self.note)
 
 
 def _expected(found: np.ndarray, classes: Sequence[float | str]) -> np.ndarray:
@@ -83,7 +83,8 @@ def plan_texts(number: int, request: Request, resident: Resident, inline: Inline
     except (TypeError, ValueError, OverflowError) as error:  # odd values of a type that no check foresaw
         raise RequestError("the texts cannot be used", got=f"{type(error).__name__}: {error}"[:160]) from error
     ids = tuple(str(text.get("text_id", index)) for index, text in enumerate(request.texts))
-    return TextJob(number, request, resident, task, inline, np.arange(len(rows)), rows, [None] * len(rows), ids)
+    note = None if rows else "no text is given"
+    return TextJob(number, request, resident, task, inline, np.arange(len(rows)), rows, [None] * len(rows), note, ids)
 
 
 def _join(text: Mapping[str, Any], columns: Sequence[str]) -> str:

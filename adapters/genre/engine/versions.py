@@ -133,8 +133,8 @@ def read_adapter(
     else:
         base.need_causal(f"{name}, which reads a user's events,")
         reading = Layout.restore(base.tokenizer, manifest.sequence)
-        if shared is not None and shared.vocabulary != reading.feedback:
-            expected = f"{shared.vocabulary.values}, the encoder's"
+        if shared is not None and reading.feedback is not None and shared.vocabulary != reading.feedback:
+            expected = f"{shared.vocabulary and shared.vocabulary.values}, the encoder's"
             raise ManifestError("sequence.values", got=reading.feedback.values, expected=expected)
     if catalogue is None or (folder / CATALOGUE).exists():  # its own, where it knows more items than its encoder
         catalogue = read_catalogue(folder)
@@ -177,7 +177,7 @@ def read_encoder(registry: Registry, digest: str, base: Base) -> SharedEncoder:
     catalogue = read_catalogue(folder)
     bound = described.get("items", catalogue.item_ids)
     encoder = BehaviourEncoder.restore(described["spec"], bound, load_file(folder / "encoder.safetensors"))
-    vocabulary = FeedbackVocabulary(described["feedback"]["column"], tuple(described["feedback"]["values"]))
+    vocabulary = FeedbackVocabulary.restore(described["feedback"]["column"], described["feedback"]["values"])
     return SharedEncoder(encoder.to(base.device), vocabulary, digest, catalogue)
 
 

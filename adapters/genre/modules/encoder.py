@@ -38,7 +38,7 @@ class EncoderSpec:
         text: Item columns that are embedded; empty for none.
         learned, collaborative: Dimensions, 0 for none.
         dense: List-of-float item columns and their dimensions.
-        feedback: Number of feedback codes.
+        feedback: Number of feedback codes, 0 for none.
         dropout: Probability that an item's id-bound vectors are hidden in training.
         factors: Dimensions of the item factors, 0 for none.
     """
@@ -105,8 +105,9 @@ class BehaviourEncoder(nn.Module):
         for name, size in spec.sources.items():
             nn.init.normal_(self.project[name].weight, std=size**-0.5)  # type: ignore[arg-type]
         self.gates = nn.Parameter(torch.ones(len(spec.sources)))
-        self.feedback = nn.Embedding(spec.feedback, spec.width)
-        nn.init.normal_(self.feedback.weight)
+        self.feedback = nn.Embedding(spec.feedback, spec.width) if spec.feedback else None
+        if self.feedback is not None:
+            nn.init.normal_(self.feedback.weight)
         self.scale = nn.Parameter(torch.tensor([scale, scale]))
         if spec.learned:
             self.learned = nn.Embedding(len(self.item_ids), spec.learned)
@@ -166,6 +167,7 @@ class BehaviourEncoder(nn.Module):
 
     def feedback_vectors(self, codes: Tensor) -> Tensor:
         """(n, D) float32 vectors of feedback codes."""
+        assert self.feedback is not None
         value = self.feedback(codes)
         return self.scale[1] * value * torch.rsqrt(value.square().mean(-1, keepdim=True) + 1e-6)
 

@@ -38,7 +38,7 @@ class TokenEstimate:
     Attributes:
         instruction: Characters of the instruction; a token is at least one.
         item: Tokens of an item slot.
-        event: Tokens of an item slot and its feedback slot.
+        event: Tokens of an item slot and its feedback slot, if there is one.
         events: Events of one row at most.
         catalogue: Items that a row without candidates is scored against, by branches.
         ranking: Tasks that score the whole catalogue by one dot product, without branches.
@@ -61,7 +61,8 @@ class TokenEstimate:
             return cls(text=int(sequence["max_tokens"]))
         item = 1 if sequence["item"] == "token" else int(sequence["max_item_tokens"]) + 1
         ranking = frozenset(str(task["name"]) for task in manifest.tasks if task.get("kind") == "next_item")
-        event = item + (1 if sequence["soft_feedback"] else 4)
+        feedback = 1 if sequence["soft_feedback"] else 4
+        event = item + (0 if sequence["feedback"] is None else feedback)
         return cls(len(str(sequence["instruction"])) + 1, item, event, int(sequence["max_events"]), catalogue, ranking)
 
     def tokens(self, request: Request, events: int) -> int:

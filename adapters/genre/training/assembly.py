@@ -10,6 +10,7 @@ import torch
 
 from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions, need_log
+from genre.data.schema import FEEDBACK
 from genre.data.sequences.layout import FeedbackVocabulary, Layout
 from genre.data.sequences.rows import RowBuilder
 from genre.data.sequences.text_rows import Builder, TextLayout, TextRows
@@ -22,7 +23,7 @@ from genre.modules.heads.heads import Head
 from genre.modules.lora.layer import LoraLinear
 from genre.modules.losses import Negatives
 from genre.modules.recommender import Recommender
-from genre.recipe import Recipe
+from genre.recipe import NO_FEEDBACK, Recipe
 from genre.training.parts import SharedEncoder, least_events, make_encoder, make_heads, start_item_heads
 
 
@@ -130,14 +131,11 @@ def assemble(
     torch.manual_seed(recipe.train.seed)
     chosen, train_mask = training_split(recipe, log)
     column = feedback_column(recipe, log)
-    observed = log.column(column)
     if needs_encoder(recipe):
-        shared = shared or make_encoder(recipe, log, base, train_mask, FeedbackVocabulary.fit(column, observed[train_mask]))
-        if shared.vocabulary.column != column:
-            raise ManifestError(
-                "sequence.feedback", got=column, expected=f"{shared.vocabulary.column}, which the encoder was fitted on"
-            )
-    vocabulary = shared.vocabulary if shared else FeedbackVocabulary.fit(column, observed[train_mask])
+        shared = shared or make_encoder(recipe, log, base, train_mask, fit_vocabulary(column, log, train_mask))
+        check_feedback(column, shared)
+    fitted = shared.vocabulary if shared else fit_vocabulary(column, log, train_mask)
+    vocabulary = None if column is None else fitted
     sequence = recipe.sequence
     layout = Layout.make(
         base.tokenizer,
@@ -268,22 +266,46 @@ def _make_model(
     )
 
 
-def feedback_column(recipe: Recipe, log: Interactions) -> str:
-    """The column that fills the feedback slots: the recipe's, or rating, click or behaviour, the first that is there.
+def feedback_column(recipe: Recipe, log: Interactions) -> str | None:
+    """The column that fills the feedback slots; None for events without such a slot.
+
+    It is the recipe's, or rating, click or behaviour, the first that is there.
 
     Raises:
-        DataError: There is no such column.
+        DataError: The log has no such column.
+        RecipeError: A feedback task would see what it must not.
     """
-    column = recipe.sequence.feedback or next(
-        (name for name in ("rating", "click", "behaviour") if name in log.event_columns), None
-    )
-    if column is None:
-        raise DataError(
-            "the log has no feedback column", expected="rating, click or behaviour", todo="import it with --map rating=THEIRS"
-        )
+    column = recipe.sequence.feedback or next((name for name in FEEDBACK if name in log.event_columns), NO_FEEDBACK)
+    if column == NO_FEEDBACK:
+        _check_siblings(recipe, log)
+        return None
     if column not in log.event_columns:
-        got = ", ".join(log.event_columns) or "none"
-        raise DataError(
-            f"sequence.feedback {column!r} is no column of the log", got=got, todo="set sequence.feedback to one of them"
-        )
+        got, todo = ", ".join(log.event_columns) or "none", f"set sequence.feedback to one of them, or to {NO_FEEDBACK}"
+        raise DataError(f"sequence.feedback {column!r} is no column of the log", got=got, todo=todo)
     return column
+
+
+def _check_siblings(recipe: Recipe, log: Interactions) -> None:
+    """Refuse feedback tasks over impressions without feedback slots: items shown together would see each other."""
+    tasks = [task.name for task in recipe.tasks if task.kind == "feedback"]
+    if tasks and log.impressions is not None:
+        what = f"task {tasks[0]!r} asks about items of an impression, which see each other without feedback slots"
+        got = f"sequence.feedback {recipe.sequence.feedback or NO_FEEDBACK}"
+        todo = "name a feedback column, or leave impression_id out of the log"
+        raise RecipeError(what, got=got, expected="a column of the log", todo=todo)
+
+
+def fit_vocabulary(column: str | None, log: Interactions, train_mask: np.ndarray) -> FeedbackVocabulary | None:
+    """The feedback values of the training events; None without a column. Raises as `FeedbackVocabulary.fit` does."""
+    return None if column is None else FeedbackVocabulary.fit(column, log.column(column)[train_mask])
+
+
+def check_feedback(column: str | None, shared: SharedEncoder) -> None:
+    """Check that an encoder has vectors of a column's values; any encoder serves events without feedback slots.
+
+    Raises:
+        ManifestError: It was fitted on another column, or on none.
+    """
+    theirs = None if shared.vocabulary is None else shared.vocabulary.column
+    if column is not None and theirs != column:
+        raise ManifestError("sequence.feedback", got=column, expected=f"{theirs or NO_FEEDBACK}, which the encoder was fitted on")

@@ -32,28 +32,25 @@ class SharedEncoder:
 
     Attributes:
         encoder: The module, frozen unless it is being fitted.
-        vocabulary: The feedback values of its codes.
+        vocabulary: The feedback values of its codes; None if it was fitted without feedback.
         digest: Of its published version; None while it is being fitted.
         catalogue: The items that its version carries; None while it is being fitted.
     """
 
     encoder: BehaviourEncoder
-    vocabulary: FeedbackVocabulary
+    vocabulary: FeedbackVocabulary | None
     digest: str | None
     catalogue: Catalogue | None = None
 
 
 def make_encoder(
-    recipe: Recipe, log: Interactions, base: Base, train_mask: np.ndarray, vocabulary: FeedbackVocabulary
+    recipe: Recipe, log: Interactions, base: Base, train_mask: np.ndarray, vocabulary: FeedbackVocabulary | None
 ) -> SharedEncoder:
     """Make a new encoder over the log's catalogue; what it computes of the items comes from the training events."""
     config, seed = recipe.encoder, recipe.train.seed
     computed: dict[str, np.ndarray] = {}
     if config.collaborative:
-        feedback = log.column(vocabulary.column)
-        numeric = feedback if feedback.dtype != object else None
-        if numeric is not None:
-            check_spread(f"feedback column {vocabulary.column!r} has a value", numeric, log, train_mask)
+        numeric = _numeric_feedback(vocabulary, log, train_mask)
         made = collaborative_vectors(log, train_mask, dimensions=config.collaborative, feedback=numeric, seed=seed)
         computed["collaborative"] = made
     if config.factors:
@@ -66,7 +63,7 @@ def make_encoder(
         text=text,
         learned=config.learned,
         dense=dense,
-        feedback=vocabulary.size,
+        feedback=vocabulary.size if vocabulary else 0,
         dropout=config.dropout,
         **sizes,
     )
@@ -78,6 +75,15 @@ def make_encoder(
     tables = {name: torch.from_numpy(values[warm]) for name, values in computed.items()}
     encoder = BehaviourEncoder(spec, ids, scale=base.embedding_rms, computed=tables)
     return SharedEncoder(encoder, vocabulary, None)
+
+
+def _numeric_feedback(vocabulary: FeedbackVocabulary | None, log: Interactions, train_mask: np.ndarray) -> np.ndarray | None:
+    """The values of the feedback column, (n,) float64 with NaN; None without a column, and for texts."""
+    feedback = log.column(vocabulary.column) if vocabulary else None
+    if feedback is None or vocabulary is None or feedback.dtype == object:
+        return None
+    check_spread(f"feedback column {vocabulary.column!r} has a value", feedback, log, train_mask)
+    return feedback
 
 
 def warm_items(recipe: Recipe, log: Interactions, train_mask: np.ndarray) -> np.ndarray:
@@ -100,7 +106,9 @@ def make_heads(
         RecipeError: A verbalizer has fewer words than its labels have classes.
     """
     heads = {}
-    codes = builder.layout.feedback.size if isinstance(builder, RowBuilder) else 0
+    codes = 0
+    if isinstance(builder, RowBuilder):  # without feedback slots every event's code is 0, and heads read an item's bias alone
+        codes = builder.layout.feedback.size if builder.layout.feedback else 1
     for task in recipe.tasks:
         labels = builder.data.labels_of(task)
         check_labels(task, labels, builder.data, train_mask)
@@ -160,9 +168,8 @@ def start_item_heads(model: Recommender, builder: RowBuilder, train_mask: np.nda
             unit = spread**2 if isinstance(head, BinaryHead) else spread  # logits move by 1 / (p (1 - p)) per unit of p
             prior = smoothing(mean) if isinstance(head, BinaryHead) else 5.0
             item, weight = _item_bias(log.item_codes[chosen], (labels[chosen] - mean) / unit, count, prior)
-            feedback, _ = _item_bias(
-                builder.feedback[chosen], (labels[chosen] - mean) / unit, builder.layout.feedback.size, prior
-            )
+            codes = len(head.affinity.worth)
+            feedback, _ = _item_bias(builder.feedback[chosen], (labels[chosen] - mean) / unit, codes, prior)
             head.affinity.start_at(vectors, item, weight, feedback)
 
 

@@ -11,6 +11,9 @@ One user who rated two items, and two candidates after them, as soft tokens (I a
 
 A feedback task reads I (or C), a next-item task reads F (or the last w). Events of one impression are laid out as
 branches too: their items see the history and themselves only, while their feedback slots see everything before them.
+
+Without a feedback slot an event is its item alone, I I after the words. Then a next-item task reads the I before; items of one
+impression are no branches, since what comes after them is read from the last one, which has to see all of them.
 """
 
 from collections.abc import Mapping
@@ -122,6 +125,11 @@ class FeedbackVocabulary:
             raise DataError(what, todo="choose another sequence.feedback")
         return cls(column, values)
 
+    @classmethod
+    def restore(cls, column: str | None, values: Rows[Any]) -> "FeedbackVocabulary | None":
+        """Return what a file describes; None if it names no column."""
+        return None if column is None else cls(column, tuple(values))
+
     def encode(self, values: np.ndarray) -> np.ndarray:
         """Encode raw values: (n,) float with NaN or object with None → (n,) int32."""
         if values.dtype == object:
@@ -151,7 +159,8 @@ class Layout:
     Attributes:
         tokenize: Text to token ids, without special tokens.
         item: Item slots as `text`, `token` (soft) or `both`.
-        feedback: The feedback vocabulary; its slots are soft tokens if `soft_feedback`, else words.
+        feedback: The feedback vocabulary; its slots are soft tokens if `soft_feedback`, else words. None for events without such
+            a slot.
         instruction: Token ids before the first event are made from it; `{column}` takes the user's column.
         start: Token ids that open every row (the base's begin token).
         max_item_tokens: Longer texts are cut.
@@ -161,7 +170,7 @@ class Layout:
     tokenize: Any
     item: Literal["text", "token", "both"]
     text: tuple[str, ...]
-    feedback: FeedbackVocabulary
+    feedback: FeedbackVocabulary | None
     instruction: str
     start: tuple[int, ...] = ()
     max_item_tokens: int = 24
@@ -173,13 +182,14 @@ class Layout:
 
     def describe(self) -> dict[str, Any]:
         """Return what a manifest records: everything that decides how an event becomes tokens."""
-        feedback = {"feedback": self.feedback.column, "values": list(self.feedback.values)}
+        found = self.feedback
+        feedback = {"feedback": found and found.column, "values": list(found.values) if found else []}
         return {name: getattr(self, name) for name in _PLAIN} | {"text": list(self.text)} | feedback
 
     @classmethod
     def restore(cls, tokenizer: Any, described: Mapping[str, Any]) -> "Layout":
         """Return the layout that `describe` recorded, on the same tokenizer."""
-        vocabulary = FeedbackVocabulary(described["feedback"], tuple(described["values"]))
+        vocabulary = FeedbackVocabulary.restore(described["feedback"], described["values"])
         plain = {name: described[name] for name in _PLAIN}
         return cls.make(tokenizer, text=tuple(described["text"]), feedback=vocabulary, **plain)
 
@@ -242,7 +252,7 @@ class Layout:
         Args:
             prefix: (P,) token ids from `prefix`.
             items: (E,) catalogue codes in order.
-            feedback: (E,) feedback codes.
+            feedback: (E,) feedback codes; zeros for a layout without feedback slots.
             texts: Text of every catalogue code; needed unless items are `token`.
             groups: (E,) impression of each event, -1 for none; neighbours with the same one are siblings.
             events: (E,) the caller's number of each event.
@@ -255,7 +265,7 @@ class Layout:
         branches = np.empty(0, dtype=np.int32) if candidates is None else np.asarray(candidates, dtype=np.int32)
         cut = 0
         item_lengths = np.ones(count + len(branches), dtype=np.int64)
-        feedback_lengths = np.ones(count, dtype=np.int64)
+        feedback_lengths = np.full(count, self.feedback is not None, dtype=np.int64)
         slots: list[np.ndarray] = []
         if self.item != "token":
             if texts is None:
@@ -265,7 +275,7 @@ class Layout:
                 slots.append(ids)
                 cut += was_cut
                 item_lengths[index] = len(ids) + (self.item == "both")
-        words = [] if self.soft_feedback else [self._word(int(code)) for code in feedback]
+        words = [] if self.soft_feedback or self.feedback is None else [self._word(int(code)) for code in feedback]
         if words:
             feedback_lengths[:] = [len(word) for word in words]
         ends = len(prefix) + np.cumsum(item_lengths[:count] + feedback_lengths)
@@ -284,12 +294,13 @@ class Layout:
             tokens[start : start + len(ids)] = ids
         if self.item != "text":
             item_codes[reads] = np.concatenate([items, branches])
-        if self.soft_feedback:
+        if self.soft_feedback and self.feedback is not None:
             feedback_codes[ends - 1] = feedback
         for end, word in zip(ends, words, strict=False):
             tokens[end - len(word) : end] = word
 
-        positions, masked, before, lengths = _arrange(len(prefix), starts, ends, item_lengths[:count], groups, total)
+        hide = self.feedback is not None
+        positions, masked, before, lengths = _arrange(len(prefix), starts, ends, item_lengths[:count], groups, total, hide=hide)
         restart = int(positions[:shared].max() if count and groups is not None else positions[shared - 1]) + 1
         for start, end in zip(slot_starts[count:], branch_ends, strict=True):
             positions[start:end] = restart + np.arange(end - start)
@@ -317,6 +328,7 @@ class Layout:
         )
 
     def _word(self, code: int) -> np.ndarray:
+        assert self.feedback is not None
         if code not in self._words:
             self._words[code] = np.array(self.tokenize(self.feedback.word(code)), dtype=np.int32)
         return self._words[code]
@@ -327,9 +339,19 @@ def _filled(values: np.ndarray | None, count: int, filling: int) -> np.ndarray:
 
 
 def _arrange(
-    prefix: int, starts: np.ndarray, ends: np.ndarray, item_lengths: np.ndarray, groups: np.ndarray | None, total: int
+    prefix: int,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    item_lengths: np.ndarray,
+    groups: np.ndarray | None,
+    total: int,
+    *,
+    hide: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return positions, masked spans, and the read and number of events before each event; siblings are laid out side by side."""
+    """Return positions, masked spans, and the read and number of events before each event.
+
+    With `hide`, siblings are laid out side by side, and their items do not see each other.
+    """
     positions = np.arange(total, dtype=np.int32)
     masked = np.zeros((total, 2), dtype=np.int32)
     before = (starts - 1).astype(np.int32)
@@ -348,8 +370,9 @@ def _arrange(
     for event, (start, end) in enumerate(zip(starts, ends, strict=True)):
         if not sibling[event]:
             restart, first, earlier, longest = restart + longest, int(start), event, 0
-        positions[start:end] = restart + np.arange(end - start)
-        longest = max(longest, int(end - start))
-        masked[start : start + item_lengths[event]] = (first, start)
+        if hide:
+            positions[start:end] = restart + np.arange(end - start)
+            longest = max(longest, int(end - start))
+            masked[start : start + item_lengths[event]] = (first, start)
         before[event], lengths[event] = first - 1, earlier
     return positions, masked, before, lengths

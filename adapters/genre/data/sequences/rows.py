@@ -32,8 +32,11 @@ class RowBuilder:
 
     @cached_property
     def feedback(self) -> np.ndarray:
-        """Feedback code of every event, (n,) int32."""
-        return self.layout.feedback.encode(self.data.column(self.layout.feedback.column))
+        """Feedback code of every event, (n,) int32; zeros for a layout without feedback slots."""
+        vocabulary = self.layout.feedback
+        if vocabulary is None:
+            return np.zeros(len(self.data), dtype=np.int32)
+        return vocabulary.encode(self.data.column(vocabulary.column))
 
     @cached_property
     def texts(self) -> list[str] | None:

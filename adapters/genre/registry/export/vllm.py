@@ -150,7 +150,8 @@ def serve_arguments(prompt: dict[str, Any], rank: int, folder: str = ".") -> lis
 
 
 def _usage(prompt: dict[str, Any], rank: int) -> str:
-    feedback = prompt["layout"]["feedback"]
+    column = prompt["layout"]["feedback"]
+    feedback = "" if column is None else f', "{column}": VALUE'
     return f"""
 ## Serve
 
@@ -169,7 +170,7 @@ is faster and moves probabilities in the third digit or so.
 `client.py` needs Python and nothing else; it takes rows like `genre score`, without `adapter`, and tokenizes through the server:
 
 ```console
-$ echo '{{"id": "1", "history": [{{"item_id": "ID", "{feedback}": VALUE}}], "candidates": ["ID", "ID"]}}' | python client.py
+$ echo '{{"id": "1", "history": [{{"item_id": "ID"{feedback}}}], "candidates": ["ID", "ID"]}}' | python client.py
 ```
 
 ```python

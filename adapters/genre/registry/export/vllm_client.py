@@ -7,8 +7,8 @@ Needs `prompt.json` and `items.jsonl` beside it, Python, and nothing else. One r
     {"id": "1", "results": [{"item_id": "181", "score": 0.83}, {"item_id": "A new film", "score": 0.41}]}
 
 A prompt is token ids, put together part by part as in training: begin token, instruction, then for each event its item's
-text, ":" and a word for the feedback; last the candidate's text and ":". The server is asked for one token among the label
-words only, and their log-probabilities give the score.
+text, ":" and a word for the feedback, if the adapter reads one; last the candidate's text and ":". The server is asked for one
+token among the label words only, and their log-probabilities give the score.
 """
 
 import argparse
@@ -129,6 +129,7 @@ class Client:
             raise ClientError(f"a user cannot be read: got {user!r:.80}; expected an object with the user's columns")
         if strange := [event for event in history if not isinstance(event, Mapping)]:
             raise ClientError(f"an event cannot be read: got {strange[0]!r:.80}; expected an object with item_id and feedback")
+        column = layout["feedback"]
         columns = {name: "unknown" if user.get(name) is None else user[name] for name in self.prompt["user_columns"]}
         ids = [*self.prompt["start"], *self._tokens(layout["instruction"].format(**columns))] or [0]
         for event in history[max(len(history) - layout["max_events"] + 1, 0) :]:
@@ -140,7 +141,13 @@ class Client:
             if "item_id" not in event and "item" not in event:
                 raise ClientError(f"an event names no item: got {dict(event)!r:.80}; expected item_id, or item with its columns")
             ids += self._item(event["item_id"] if "item_id" in event else event["item"])
-            ids += self._tokens(self._word(event.get(layout["feedback"])))
+            if column is None:
+                continue
+            if column not in event:
+                raise ClientError(
+                    f"an event has no {column}: got {dict(event)!r:.80}; expected {column}, null where it is not known"
+                )
+            ids += self._tokens(self._word(event[column]))
         return ids
 
     def _item(self, item: str | Mapping[str, Any]) -> list[int]:

@@ -40,12 +40,13 @@ class Item(BaseModel):
 
 
 class Answer(BaseModel):
-    """A row's answer: results and the digest of the version that gave them, or an error."""
+    """A row's answer: results and the digest of the version that gave them, with a note where they are none; or an error."""
 
     id: str | None = None
     adapter: str
     digest: str | None = None
     results: list[Item] | list[ScoredText] | None = None
+    note: str | None = None
     error: str | None = None
 
 

@@ -4,7 +4,7 @@ import { aborted, gone, one } from "./api.js";
 import { byId, h, newId, put, say, settle } from "./dom.js";
 import { figure, plural, scale } from "./format.js";
 import { person } from "./person.js";
-import { onServed, served, tasksOf } from "./served.js";
+import { onServed, readBy, served, tasksOf } from "./served.js";
 import { why } from "./why.js";
 
 const CHOSEN = 3;
@@ -127,7 +127,8 @@ function makeColumn(adapter, task) {
   async function load() {
     stop();
     const mine = (asking = new AbortController());
-    const { fields, k } = state;
+    const { k } = state;
+    const fields = readBy(adapter, state.fields);
     tell();
     root.setAttribute("aria-busy", "true");
     if (!body.querySelector(".items")) put(body, skeleton(Math.min(k, 10)));
@@ -143,7 +144,7 @@ function makeColumn(adapter, task) {
       tell();
       answered = found.digest;
       digest.textContent = found.digest.slice(0, 12);
-      put(body, items(found.results, fields));
+      put(body, items(found, fields));
       say(`${nameOf(adapter, task)}: ${plural(found.results.length, "item")}`);
     } catch (error) {
       if (aborted(error) || asking !== mine) return;
@@ -156,8 +157,8 @@ function makeColumn(adapter, task) {
       if (asking === mine) root.removeAttribute("aria-busy");
     }
   }
-  const items = (results, fields) => {
-    if (!results.length) return h("p", { class: "muted" }, "Nothing is left to recommend: every item was seen.");
+  const items = ({ results, note: why }, fields) => {
+    if (!results.length) return h("p", { class: "muted" }, `Nothing is left to recommend: ${why}.`);
     const scores = results.map((item) => item.score);
     const from = low ?? Math.min(...scores);
     const to = high ?? Math.max(...scores);

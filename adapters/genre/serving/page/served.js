@@ -37,6 +37,15 @@ export function tasksOf(overview) {
     adapter.tasks.filter(({ kind }) => kind !== "text").map((task) => ({ key: `${adapter.ref}|${task.name}`, adapter, task })));
 }
 
+/** What an adapter is asked with: events carry the feedback that it reads, null where nothing was said, and none of other adapters. */
+export function readBy({ feedback: { column } }, fields) {
+  if (!fields.history) return fields;
+  const history = fields.history.map(({ item_id, item, ...said }) => ({
+    ...(item_id === undefined ? { item } : { item_id }), ...(column ? { [column]: said[column] ?? null } : {}),
+  }));
+  return { ...fields, history };
+}
+
 /** The feedback columns that histories may carry, and the values that each can have. */
 export function feedbackOf(overview) {
   const columns = new Map();

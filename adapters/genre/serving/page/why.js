@@ -54,7 +54,7 @@ function reasons(found, load) {
   return [
     h("p", { class: "because" }, sentence(found)),
     found.events.length && h("table", { class: "shares" },
-      h("thead", { class: "hidden" }, h("tr", {}, ["Event", found.column, "Share"].map((name) => h("th", { scope: "col" }, name)))),
+      h("thead", { class: "hidden" }, h("tr", {}, ["Event", found.column ?? "", "Share"].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, largest.map((event) => line(event, most)))),
     rest > 0 && h("p", { class: "muted" }, `and ${plural(rest, "event")} with smaller shares`),
     found.older > 0 && h("p", { class: "muted" }, `${plural(found.older, "older event")} not read`),
