@@ -159,7 +159,7 @@ def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_on
     parts = [history, []]
     if method == "leave_one_out":
         parts += [history[:index] + history[index + 1 :] for index in range(len(history))]
-    column = loaded.layout.feedback and loaded.layout.feedback.column
+    column = loaded.layout.feedback_column
     catalogue = engine.catalogue_of(loaded)
     titles = _titles(catalogue, [item, *(_item_of(event) for event in history)])
     events = [

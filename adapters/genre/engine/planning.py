@@ -152,7 +152,7 @@ def check_events(history: Sequence[dict[str, Any]], layout: Layout, columns: Seq
     Raises:
         RequestError: An event has an unknown field, or no feedback.
     """
-    column = None if layout.feedback is None else layout.feedback.column
+    column = layout.feedback_column
     own = () if column is None else (column,)
     known = dict.fromkeys((*EVENT_FIELDS, *own, *FEEDBACK, *columns))
     for place, event in enumerate(history):

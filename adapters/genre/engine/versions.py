@@ -177,7 +177,8 @@ def read_encoder(registry: Registry, digest: str, base: Base) -> SharedEncoder:
     catalogue = read_catalogue(folder)
     bound = described.get("items", catalogue.item_ids)
     encoder = BehaviourEncoder.restore(described["spec"], bound, load_file(folder / "encoder.safetensors"))
-    vocabulary = FeedbackVocabulary.restore(described["feedback"]["column"], described["feedback"]["values"])
+    fitted = described["feedback"]
+    vocabulary = None if fitted is None else FeedbackVocabulary(fitted["column"], tuple(fitted["values"]))
     return SharedEncoder(encoder.to(base.device), vocabulary, digest, catalogue)
 
 

@@ -74,7 +74,7 @@ def write_encoder(folder: Path, assembly: Assembly) -> None:
     save_file(encoder.payload(), folder / "encoder.safetensors", metadata={"format": "pt"})
     described: dict[str, Any] = {
         "spec": dataclasses.asdict(encoder.spec),
-        "feedback": {"column": vocabulary and vocabulary.column, "values": list(vocabulary.values) if vocabulary else []},
+        "feedback": {"column": vocabulary.column, "values": list(vocabulary.values)} if vocabulary else None,
     }
     if len(encoder.item_ids) < assembly.log.catalogue.size:  # the ids that its vectors are bound to, where some have none
         described["items"] = encoder.item_ids

@@ -180,10 +180,15 @@ class Layout:
     _words: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     _prefixes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
+    @property
+    def feedback_column(self) -> str | None:
+        """The column that fills the feedback slots; None for events without such a slot."""
+        return None if self.feedback is None else self.feedback.column
+
     def describe(self) -> dict[str, Any]:
         """Return what a manifest records: everything that decides how an event becomes tokens."""
-        found = self.feedback
-        feedback = {"feedback": found and found.column, "values": list(found.values) if found else []}
+        values = [] if self.feedback is None else list(self.feedback.values)
+        feedback = {"feedback": self.feedback_column, "values": values}
         return {name: getattr(self, name) for name in _PLAIN} | {"text": list(self.text)} | feedback
 
     @classmethod
