@@ -22,6 +22,7 @@ def test_ml_100k_facts(log):
     facts = log.describe()
     assert (facts["events"], facts["users"], facts["items"]) == (100_000, 943, 1_682)
     assert facts["ties"] == 0.75772
+    assert [(each["kind"], each["value"]) for each in facts["warnings"]] == [("ties", 0.75772)]
     assert facts["feedback"]["rating"]["values"] == {"1": 6110, "2": 11370, "3": 27145, "4": 34174, "5": 21201}
     assert facts["time_span"]["first"] == "1997-09-20T03:05:10Z"
     assert facts["item_columns"] == {"title": 1.0, "year": round(1681 / 1682, 6), "genres": 1.0}
@@ -56,7 +57,7 @@ def test_open_bandit_facts():
     ads = Interactions.read(prepared("open-bandit"))
     facts = ads.describe()
     assert (facts["events"], facts["users"], facts["items"]) == (60_000, 60_000, 160)
-    assert facts["feedback"]["click"]["values"] == {"0": 59_713, "1": 287}
+    assert facts["feedback"]["click"]["values"] == {"0": 59_713, "1": 287} and facts["warnings"] == []
     random = ads.frame.filter(pl.col("policy") == "random")
     chances = random.group_by("campaign").agg(pl.col("propensity").unique().first()).sort("campaign")["propensity"]
     assert chances.to_list() == pytest.approx([1 / 80, 1 / 34, 1 / 46])
@@ -67,6 +68,7 @@ def test_reviews_facts():
     """22 MB."""
     texts = Texts.read(prepared("womens-clothing"))
     assert len(texts) == 22_641 and texts.info.skipped == {"no text": 844, "duplicate texts": 1}
+    assert texts.describe()["warnings"] == []
     assert texts.frame["group_id"].n_unique() == 1_179
     found = split_groups(texts.frame["group_id"].to_list(), SplitConfig(kind="group", valid=0.1, test=0.1))
     assert min(found.counts[part] for part in ("train", "valid", "test")) > 1_000

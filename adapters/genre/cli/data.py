@@ -170,6 +170,9 @@ def _show(facts: dict[str, Any]) -> None:
     for key, value in _rows(facts):
         table.add_row(key, value)
     console().print(table)
+    for each in facts.get("warnings", ()):
+        line = f"warning: {each['found']}: {each['why']}; {each['todo']}"
+        console().print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

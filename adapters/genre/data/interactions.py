@@ -23,6 +23,7 @@ from genre.data.catalogue import Catalogue, hash_frame
 from genre.data.dataset import DataKind, Dataset
 from genre.data.describe import coverage, distribution, quantiles, span
 from genre.data.folder import MARKER, read_info, read_parquet, write_folder
+from genre.data.hazards import hazards
 from genre.data.order import HASH, tie_rule, tied_events, undecided_events
 from genre.data.schema import MAX_BAD, SUBSECOND, DatasetInfo, Report, event_columns, roles_of
 from genre.data.splits import Split, SplitConfig, split
@@ -324,7 +325,8 @@ class Interactions(Dataset):
         """Return the log in figures, ready for JSON.
 
         `ties` is the share of events that share their time with another event of the same user; `density` is events /
-        (users x items used); `sparsity` is 1 - density; text coverage is the share of items with a value, per column.
+        (users x items used); `sparsity` is 1 - density; text coverage is the share of items with a value, per column;
+        `warnings` are those of `genre.data.hazards`.
         """
         events_per_user, events_per_item = np.diff(self.user_offsets), np.bincount(self.item_codes, minlength=self.catalogue.size)
         used = int((events_per_item > 0).sum())
@@ -353,6 +355,7 @@ class Interactions(Dataset):
             "skipped": self.info.skipped,
             "examples": list(self.info.examples),
             "notes": list(self.info.notes),
+            "warnings": [each.to_json() for each in hazards(self)],
         }
 
 

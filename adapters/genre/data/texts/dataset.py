@@ -24,6 +24,7 @@ from genre.data.catalogue import hash_frame
 from genre.data.dataset import DataKind, Dataset
 from genre.data.describe import coverage, distribution, quantiles
 from genre.data.folder import read_info, read_parquet, write_folder
+from genre.data.hazards import text_hazards
 from genre.data.schema import MAX_BAD, DatasetInfo, Report
 from genre.data.splits import PARTS, TEST, TRAIN, VALID, Split, SplitConfig
 from genre.data.texts.build import TEXT_KEYS, build_texts
@@ -210,6 +211,7 @@ class Texts(Dataset):
         joined = pl.Series(self.join(self.text_columns, " "))
         words = joined.str.count_matches(r"\S+").to_numpy()
         roles = self.info.roles["texts"]
+        found = text_hazards(self.frame["group_id"], joined, self.frame.select(self.label_columns))
         return {
             "name": self.info.name,
             "source": self.info.source,
@@ -223,6 +225,8 @@ class Texts(Dataset):
             "other_columns": {name: coverage(self.frame[name]) for name, role in roles.items() if role == "feature"},
             "skipped": self.info.skipped,
             "examples": list(self.info.examples),
+            "notes": list(self.info.notes),
+            "warnings": [each.to_json() for each in found],
         }
 
 
