@@ -42,6 +42,12 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "export.csv").write_bytes(strange())
     steps = [f"{user},p{(3 * user + 7 * step) % 20},{step}" for user in range(30) for step in range(8)]
     (tmp_path / "sequences.csv").write_text("\n".join(["user_id,item_id,position", *steps]) + "\n", encoding="utf-8")
+    (tmp_path / "sequences.txt").write_text("1 17 4 17\n2 4 9\n", encoding="utf-8")
+    (tmp_path / "clicks.dat").write_text(
+        "1,2014-04-07T10:51:09.277Z,214536502,0\n1,2014-04-07T10:54:09.868Z,21,S\n", encoding="utf-8"
+    )
+    session = '{"session": %d, "events": [{"aid": 7, "ts": 1661724000278, "type": "clicks"}]}\n'
+    (tmp_path / "sessions.jsonl").write_text("".join(session % n for n in range(3)), encoding="utf-8")
     products = [f"p{n},Product {n}" for n in range(20)]
     (tmp_path / "products.csv").write_text("\n".join(["item_id,title", *products]) + "\n", encoding="utf-8")
     return tmp_path

@@ -135,8 +135,8 @@ def test_movielens_latest(tmp_path):
         (
             "a.xlsx",
             "x",
-            "a.xlsx is of an unknown kind: got .xlsx; expected .csv, .tsv, .parquet, .jsonl (or these with "
-            ".gz); rename or convert the file",
+            "a.xlsx is of an unknown kind: got .xlsx; expected .csv, .tsv, .parquet, .jsonl, .json (or these "
+            "with .gz); rename or convert the file",
         ),  # fmt: skip
         (
             "a.jsonl",
@@ -183,7 +183,7 @@ def test_encodings(tmp_path):
 def test_missing_files_and_unknown_formats(tmp_path):
     with pytest.raises(DataError, match=r"none.csv cannot be read: got no such file"):
         import_log(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="unknown format: got 'xml'; expected csv, atomic, movielens, mind, amazon"):
+    with pytest.raises(InputError, match="unknown format: got 'xml'; expected csv, atomic, movielens, mind, amazon, lists"):
         import_log(tmp_path / "none.csv", format="xml")
     with pytest.raises(DataError, match=r"is no MovieLens data: got no file of ratings; expected a folder with u.data or"):
         import_log(tmp_path)

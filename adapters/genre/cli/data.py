@@ -55,7 +55,7 @@ def describe(
 def import_(
     log: Annotated[Path, typer.Argument(help="A file, or a folder of MovieLens, MIND or atomic files.")],
     out: Annotated[Path | None, typer.Option(help="The data set folder to make.")] = None,
-    format: Annotated[str | None, typer.Option(help="csv (any table), atomic, movielens, mind or amazon.")] = None,
+    format: Annotated[str | None, typer.Option(help="csv (any table), atomic, movielens, mind, amazon or lists.")] = None,
     items: Annotated[Path | None, typer.Option(help="A table of items.")] = None,
     users: Annotated[Path | None, typer.Option(help="A table of users.")] = None,
     graph: Annotated[Path | None, typer.Option(help="A table of edges, source and target, for vectors of items.")] = None,
@@ -70,6 +70,7 @@ def import_(
     separator: Annotated[str | None, typer.Option(help="The separator of a CSV; detected by default.")] = None,
     encoding: Annotated[str, typer.Option(help="The encoding of a text file.")] = "utf-8",
     quote: Annotated[str, typer.Option(help="The quotes of a CSV; none if they are part of the texts.")] = '"',
+    columns: Annotated[str | None, typer.Option(help="The columns' names, in order, of a CSV without a header: a,b,c.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="Labelled texts: a text column.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Labelled texts: a label column.")] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Tell what is understood, write nothing; needs no --out.")] = False,
@@ -86,6 +87,7 @@ def import_(
         check_data_folder(out)
     table: dict[str, Any] = {"mapping": parse_mapping(map_ or []), "name": name, "licence": licence}
     table |= {"max_bad": max_bad, "separator": separator, "encoding": encoding, "quote": quote}
+    table["columns"] = None if columns is None else columns.split(",")
     of_logs: dict[str, Any] = {
         "items": items,
         "users": users,

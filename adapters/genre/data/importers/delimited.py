@@ -25,8 +25,9 @@ from genre.errors import DataError, InputError
 NO_QUOTE = "none"
 
 SEPARATORS = ",;\t|"
-"""Tried, in this order, on the first line; the one that gives the most cells wins."""
+"""Tried, in this order, on the first line; the one that gives the most cells wins. A space is tried last."""
 
+_NAMES = {"\\t": "\t", "tab": "\t", "space": " "}
 _HEAD = 1 << 16
 _HARDLY = 0.01
 _LONGEST = 100  # lines that one quoted cell may take
@@ -58,14 +59,17 @@ def read_csv(
     """
     if len(quote) != 1 and quote != NO_QUOTE:
         raise InputError("unknown --quote", got=repr(quote), expected="one character, or none")
+    separator = _NAMES.get(separator or "", separator)
+    if separator is not None and len(separator.encode()) != 1:
+        todo = "put another one into the file, such as a tab"
+        raise InputError("--separator is not usable", got=repr(separator), expected="one plain character, or tab", todo=todo)
     head = _head(path, encoding)
     named = re.match(r"sep=(.)\r?\n", head)  # Excel's own way to name the separator
     skip = 1 if named else 0
     first = next(iter(head.splitlines()[skip : skip + 1]), "")
-    separator = separator or (named[1] if named else max(SEPARATORS, key=lambda each: len(_split(first, each))))
-    if columns is not None and first and len(columns) != len(_split(first, separator)):
-        got = f"{len(columns)} names for {len(_split(first, separator))} cells"
-        raise DataError(f"{path.name} does not fit its columns", got=got, expected="a name for each cell of the first line")
+    separator = separator or (named[1] if named else _find_separator(first))
+    if columns is not None:
+        columns = _check_names(columns, _split(first, separator), path)
     plain = encoding.lower() in _UTF8 and path.suffix.lower() != ".gz" and "\n" in head
     try:
         source: Path | io.BytesIO = path if plain else io.BytesIO(read_text(path, encoding).encode())
@@ -150,6 +154,29 @@ def _head(path: Path, encoding: str) -> str:
 
 def _split(line: str, separator: str) -> list[str]:
     return next(csv.reader([line], delimiter=separator), [])
+
+
+def _find_separator(line: str) -> str:
+    """Return the separator that gives most cells; a space only where no other gives two."""
+    found = max(SEPARATORS, key=lambda each: len(_split(line, each)))
+    return " " if len(_split(line, found)) == 1 and len(_split(line, " ")) > 1 else found
+
+
+def _check_names(columns: list[str], first: list[str], path: Path) -> list[str] | None:
+    """Return the names of the columns of a file without a header; None if its first line is the header with these names.
+
+    Raises:
+        InputError: A name is empty, or comes twice.
+        DataError: There are more or fewer than cells in the first line.
+    """
+    columns = [name.strip() for name in columns]
+    if "" in columns or len({*columns}) < len(columns):
+        raise InputError("--columns is not usable", got=",".join(columns), expected="a name for each column, no two alike")
+    if first and len(columns) != len(first):
+        got, line = f"{len(columns)} names for {len(first)} cells", ",".join(first)[:80]
+        expected = f"a name for each cell of the first line ({line})"
+        raise DataError(f"{path.name} does not fit --columns", got=got, expected=expected)
+    return None if [cell.strip() for cell in first] == columns else columns
 
 
 def _swallowed(table: pl.DataFrame, separator: str) -> bool:

@@ -19,15 +19,18 @@ import polars as pl
 from genre.data.build import rename
 from genre.data.graph import with_graph
 from genre.data.importers.amazon import read_metadata, read_reviews
+from genre.data.importers.lists import read_lists
 from genre.data.importers.mind import BEHAVIORS, read_mind
 from genre.data.importers.movielens import Tables, read_movielens
-from genre.data.importers.tables import read_atomic, read_table
+from genre.data.importers.nested import needed_columns, unnest
+from genre.data.importers.tables import check_header, read_atomic, read_table
 from genre.data.interactions import DatasetInfo, Interactions
+from genre.data.order import FILE
 from genre.data.schema import MAX_BAD, PLACE, Report
 from genre.errors import DataError, InputError
 
-FORMATS = ("csv", "atomic", "movielens", "mind", "amazon")
-"""`csv` is any table with a header: CSV, TSV, Parquet, JSON lines."""
+FORMATS = ("csv", "atomic", "movielens", "mind", "amazon", "lists")
+"""`csv` is any table: CSV, TSV, Parquet, JSON; `lists` is a line of items per user."""
 
 
 def import_log(
@@ -54,7 +57,7 @@ def import_log(
 
     Args:
         log: A file; for atomic, movielens and mind also the folder it is in.
-        format: None takes atomic for .inter, movielens and mind for their file names, csv otherwise.
+        format: None takes atomic for .inter, movielens and mind for their file names, csv otherwise and with `columns`.
         items: A table of items; atomic, movielens and mind find theirs beside the log.
         users: A table of users; atomic and movielens find theirs.
         mapping: Our column to theirs, in all three.
@@ -66,10 +69,10 @@ def import_log(
         separator: Of a CSV; None finds it.
         encoding: Of a CSV or JSON lines.
         quote: Around cells of a CSV; `none` if quotes are part of the texts.
-        columns: The columns' names of a CSV log without a header.
+        columns: The columns' names, in order, of a CSV log without a header.
         graph: A table of edges, source and target (who follows whom): vectors of items, see `genre.data.graph.with_graph`.
         order: What orders equal times: a column of the log, `file`, or `hash`, the default. With one of the former two the log
-            needs no times.
+            needs no times. The lists of `lists` follow the file.
         missing: Columns with values that mean "not known": see `Interactions.from_frame`.
 
     Raises:
@@ -77,19 +80,23 @@ def import_log(
         DataError: If a file or its content is not usable.
     """
     log = Path(log)
-    format = format or _guess_format(log)
+    format = format or ("csv" if columns is not None else _guess_format(log))
     if format not in FORMATS:
         raise InputError("unknown format", got=repr(format), expected=", ".join(FORMATS))
     if columns is not None and format != "csv":
         raise InputError("--columns names the columns of a CSV", got=f"--format {format}", expected="--format csv")
+    if format == "lists" and order not in (None, FILE):
+        raise InputError("a file of lists has no other order", got=f"--order {order}", expected="--order file, or no --order")
+    order = FILE if format == "lists" else order
     report = Report()
     options: dict[str, Any] = {"separator": separator, "encoding": encoding, "quote": quote}
     read: dict[str, Callable[[], Tables]] = {
-        "csv": lambda: (read_table(log, columns=columns, report=report, **options), None, None),
+        "csv": lambda: (_read_events(log, columns, mapping or {}, order, options, report), None, None),
         "atomic": lambda: _read_atomic_set(_find_atomic(log)),
         "movielens": lambda: read_movielens(log),
         "mind": lambda: read_mind(log, report, max_bad=max_bad),
         "amazon": lambda: (read_reviews(log, report), None, None),
+        "lists": lambda: (read_lists(log, report, encoding), None, None),
     }
     own = read[format]()
     read_items = read_metadata if format == "amazon" else _side_reader(options)
@@ -114,6 +121,22 @@ def import_log(
         missing=missing,
         report=report,
     )
+
+
+def _read_events(
+    log: Path,
+    columns: list[str] | None,
+    mapping: Mapping[str, str],
+    order: str | None,
+    options: Mapping[str, Any],
+    report: Report,
+) -> pl.DataFrame:
+    """Read any table with a row per event, or with lists of events."""
+    table = read_table(log, columns=columns, report=report, **options)
+    needed = needed_columns(order)
+    if columns is None and not any(mapping.get(name, name) in table.columns for name in needed):
+        check_header(log, table)
+    return unnest(table, mapping, needed, report)
 
 
 def _with_graph(

@@ -1,6 +1,6 @@
 """Tables by the ending of their file.
 
-Owns: CSV, TSV, Parquet and JSON lines, also with .gz, and RecBole's atomic files, as tables; naming lines that cannot be read.
+Owns: CSV, TSV, Parquet and JSON, also with .gz, and RecBole's atomic files, as tables; naming lines that cannot be read.
 Ignores the meaning of columns; separators and quotes (`delimited`).
 
     ratings.csv.gz   userId,movieId,rating        -> all cells as text; Parquet and JSON keep their types
@@ -11,15 +11,19 @@ Ignores the meaning of columns; separators and quotes (`delimited`).
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from genre.data.importers.delimited import read_csv, read_text
+from genre.data.numbers import numbers
 from genre.data.schema import PLACE, Report
-from genre.errors import DataError
+from genre.data.times import times_us
+from genre.errors import DataError, InputError
 
+_JSON = (".jsonl", ".ndjson", ".json")
 _KINDS = ("token", "float", "token_seq", "float_seq")
 
 
@@ -32,7 +36,9 @@ def read_table(
     quote: str = '"',
     report: Report | None = None,
 ) -> pl.DataFrame:
-    """Read a table by its ending: .csv, .tsv, .parquet, .jsonl or .ndjson, each but Parquet also with .gz.
+    """Read a table by its ending: .csv, .tsv, .parquet, .jsonl, .ndjson or .json, each but Parquet also with .gz.
+
+    .txt, .dat and .data are read as .csv. Any of the JSON ones may hold lines or one array of objects.
 
     Args:
         path: The file.
@@ -51,15 +57,32 @@ def read_table(
         raise DataError(f"{path} cannot be read", got="a folder" if path.is_dir() else "no such file", expected="a file")
     endings = [ending.lower() for ending in path.suffixes if ending.lower() != ".gz"]
     kind = endings[-1] if endings else ""
+    if columns is not None and kind in (".parquet", ".pq", *_JSON):
+        raise InputError("--columns names the columns of a CSV", got=path.name, expected="a CSV or TSV without a header")
     if kind in (".parquet", ".pq"):
         return _parquet(path)
-    if kind in (".jsonl", ".ndjson"):
-        return _json_lines(path, encoding, report)
-    if kind in (".csv", ".tsv", ".txt", ".tab"):
+    if kind in _JSON:
+        return _json(path, encoding, report)
+    if kind in (".csv", ".tsv", ".txt", ".tab", ".dat", ".data"):
         separator = "\t" if kind in (".tsv", ".tab") and separator is None else separator
         return read_csv(path, separator=separator, encoding=encoding, columns=columns, report=report, quote=quote)
-    expected, todo = ".csv, .tsv, .parquet, .jsonl (or these with .gz)", "rename or convert the file"
+    expected, todo = ".csv, .tsv, .parquet, .jsonl, .json (or these with .gz)", "rename or convert the file"
     raise DataError(f"{path.name} is of an unknown kind", got=kind or "no ending", expected=expected, todo=todo)
+
+
+def check_header(path: Path, table: pl.DataFrame) -> None:
+    """Refuse a table whose columns' names look like a row: numbers that are no places (pandas' 0, 1, 2), or times.
+
+    Raises:
+        DataError: They do.
+    """
+    names = pl.Series([name for name in table.columns if name != PLACE], dtype=pl.String)
+    data = (numbers(names).is_not_null() | times_us(names).is_not_null()).fill_null(False)
+    if not data.any() or names.to_list() == [str(place) for place in range(len(names))]:
+        return
+    got = f"a first line with '{names.filter(data)[0]}'"
+    todo = f"name all {len(names)} columns in order: --columns user_id,item_id,…"
+    raise DataError(f"{path.name} seems to have no header", got=got, expected="the columns' names", todo=todo)
 
 
 def read_atomic(path: Path) -> pl.DataFrame:
@@ -99,16 +122,75 @@ def _parquet(path: Path) -> pl.DataFrame:
         raise DataError(f"{path.name} cannot be read", got=_first_line(error), expected="a Parquet file") from error
 
 
-def _json_lines(path: Path, encoding: str, report: Report | None) -> pl.DataFrame:
+def _json(path: Path, encoding: str, report: Report | None) -> pl.DataFrame:
+    """Read JSON lines, an array of objects, or one object: a row, or columns as pandas writes them by default."""
+    text = read_text(path, encoding)
+    if re.match(r"\s*\[\s*[{\]]", text):
+        return _array(path, text, report)
     try:
-        return pl.read_ndjson(io.BytesIO(read_text(path, encoding).encode()), infer_schema_length=None)
+        table = pl.read_ndjson(io.BytesIO(text.encode()), infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError):
-        rows, numbers = read_objects(path, encoding, report)
+        table = None
+    if table is not None and table.height > 1:
+        return table
+    whole = _whole_object(text)
+    if whole is not None:
+        return _frame(path, _columns_of(whole) or [whole])
+    rows, numbers = read_objects(path, encoding, report)
+    return _frame(path, rows).with_columns(pl.Series(PLACE, numbers, dtype=pl.Int64))
+
+
+def _array(path: Path, text: str, report: Report | None) -> pl.DataFrame:
     try:
-        table = pl.DataFrame(rows, strict=False, infer_schema_length=None)
+        return _not_empty(path, pl.read_json(io.BytesIO(text.encode()), infer_schema_length=None))
+    except (pl.exceptions.PolarsError, OSError):
+        pass
+    try:
+        elements = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path.name} is no whole array", got=error, expected="one array of JSON objects") from error
+    places = [place for place, element in enumerate(elements) if isinstance(element, dict)]
+    other = sorted({*range(len(elements))} - {*places})
+    if other:
+        first = f"{path.name}, element {other[0]} (the first is 0): {json.dumps(elements[other[0]])[:60]}"
+        expected = "JSON objects, each a row"
+        if report is None or not places:
+            raise DataError("an element of the array is no object", got=first, expected=expected)
+        report.lose("elements that are no JSON object", other, first, expected)
+    rows = _frame(path, [elements[place] for place in places])
+    return rows.with_columns(pl.Series(PLACE, places, dtype=pl.Int64)) if other else rows
+
+
+def _not_empty(path: Path, table: pl.DataFrame) -> pl.DataFrame:
+    if not table.width:
+        raise DataError(f"{path.name} is empty", got="an array without objects", expected="one JSON object per row")
+    return table
+
+
+def _whole_object(text: str) -> dict[str, Any] | None:
+    """Return a file's content if it is one JSON object."""
+    try:
+        found = json.loads(text) if text.lstrip().startswith("{") else None
+    except ValueError:  # several, most often
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _columns_of(whole: dict[str, Any]) -> dict[str, list[Any]] | None:
+    """Return columns, if an object holds them: `{"user_id": {"0": 7, "1": 8}, …}`, or lists of one length without objects."""
+    columns = [[*each.values()] if isinstance(each, dict) else each for each in whole.values()]
+    indices = {tuple(each) for each in whole.values() if isinstance(each, dict)}
+    if not columns or len(indices) > 1 or not all(isinstance(each, list) for each in columns):
+        return None
+    objects = any(isinstance(cell, dict) for each in columns for cell in each)
+    return None if objects or len({len(each) for each in columns}) > 1 else dict(zip(whole, columns, strict=True))
+
+
+def _frame(path: Path, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pl.DataFrame:
+    try:
+        return pl.DataFrame(rows, strict=False, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
         raise DataError(f"{path.name} is no table", got=_first_line(error), expected="the same fields in every line") from error
-    return table.with_columns(pl.Series(PLACE, numbers, dtype=pl.Int64))
 
 
 def read_objects(path: Path, encoding: str, report: Report | None) -> tuple[list[dict[str, Any]], list[int]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from genre.data.importers.log import source_info
-from genre.data.importers.tables import read_table
+from genre.data.importers.tables import check_header, read_table
 from genre.data.schema import MAX_BAD, PLACE, Report
 from genre.data.texts.dataset import Texts
 from genre.errors import InputError
@@ -30,6 +30,7 @@ def import_texts(
     separator: str | None = None,
     encoding: str = "utf-8",
     quote: str = '"',
+    columns: list[str] | None = None,
 ) -> Texts:
     """Read a table with a row per text: CSV, TSV, Parquet or JSON lines.
 
@@ -44,13 +45,16 @@ def import_texts(
         separator: Of a CSV; None finds it.
         encoding: Of a CSV or JSON lines.
         quote: Around cells of a CSV; `none` if quotes are part of the texts.
+        columns: The columns' names, in order, of a CSV without a header.
 
     Raises:
         InputError: If no label is named.
         DataError: If the file or its content is not usable.
     """
     table, report = Path(table), Report()
-    frame = read_table(table, separator=separator, encoding=encoding, quote=quote, report=report)
+    frame = read_table(table, separator=separator, encoding=encoding, quote=quote, columns=columns, report=report)
+    if columns is None and not any((mapping or {}).get(name, name) in frame.columns for name in (*texts, *labels)):
+        check_header(table, frame)
     if not labels:
         theirs = {theirs: ours for ours, theirs in (mapping or {}).items()}
         free = [theirs.get(column, column) for column in frame.columns if column != PLACE]
