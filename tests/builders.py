@@ -18,6 +18,8 @@ NEXT: dict[str, Any] = {"name": "next_item", "kind": "next_item"}
 GOOD: dict[str, Any] = {"name": "good", "kind": "text", "label": "recommended"}
 STARS: dict[str, Any] = {"name": "stars", "kind": "text", "label": "rating", "loss": "cross_entropy"}
 NUMBER: dict[str, Any] = {"name": "number", "kind": "text", "label": "rating", "loss": "mse"}
+QUICK = {"epochs": 1, "batch_tokens": 1024}
+"""The section `train` of a recipe that is trained many times."""
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,14 @@ def text_bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def bert(text_bases: Path):
+    """A bare encoder base of its own for each test."""
+    from genre.modules.base.base import Base
+
+    return Base.load(str(text_bases / "bert"))
+
+
 @pytest.fixture(scope="session")
 def log() -> Interactions:
     """60 users, 30 items, 24 events each, two kinds of users and of items."""

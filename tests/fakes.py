@@ -1,7 +1,7 @@
 """Small real parts instead of mocks: a two-layer Llama or BERT with a byte tokenizer, a planted log and planted texts."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -14,48 +14,28 @@ if TYPE_CHECKING:
 
 def make_base(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0, vocabulary: int = 260) -> Path:
     """Write a random Llama of the usual shape and a byte-level tokenizer as a transformers folder."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from genre.modules.base.quiet import quiet
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {"<s>": 0, "</s>": 1, "<pad>": 2} | {letter: i + 3 for i, letter in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_tokenizer(words)
     config = LlamaConfig(
         hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=vocabulary, tie_word_embeddings=True, max_position_embeddings=4096,
     )  # fmt: skip
-    with quiet():
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(std=0.1)
-        model.save_pretrained(folder)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(
-            folder
-        )
-    return folder
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    return _write_random(LlamaForCausalLM, config, wrapped, folder, seed)
 
 
 def make_encoder_base(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0, positions: int = 96) -> Path:
     """Write a random BERT of the usual shape and a byte-level tokenizer with [CLS] and [SEP] as a transformers folder."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    from genre.modules.base.quiet import quiet
 
     special = ("[PAD]", "[CLS]", "[SEP]")
     words = {word: i for i, word in enumerate((*special, *sorted(pre_tokenizers.ByteLevel.alphabet())))}
-    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_tokenizer(words)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", words["[CLS]"]), ("[SEP]", words["[SEP]"])]
     )
@@ -63,17 +43,35 @@ def make_encoder_base(folder: Path, *, layers: int = 2, width: int = 32, seed: i
         hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
         vocab_size=len(words), max_position_embeddings=positions,
     )  # fmt: skip
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", model_max_length=positions
+    )
+    return _write_random(BertModel, config, wrapped, folder, seed)
+
+
+def _byte_tokenizer(words: dict[str, int]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _write_random(kind: Any, config: Any, tokenizer: Any, folder: Path, seed: int) -> Path:
+    import torch
+
+    from genre.modules.base.quiet import quiet
+
     with quiet():
         torch.manual_seed(seed)
-        model = BertModel(config)
+        model = kind(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.1)
         model.save_pretrained(folder)
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", model_max_length=positions
-        ).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return folder
 
 

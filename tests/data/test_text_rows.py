@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 import torch
 
-from fakes import make_encoder_base, planted_texts
+from fakes import planted_texts
 from genre.data.sequences.batches import collate, span_means
 from genre.data.sequences.text_rows import TextLayout, TextRows
 from genre.data.splits import SplitConfig
@@ -15,16 +15,6 @@ from genre.modules.base.base import Base
 from genre.tasks import Task
 
 GOOD = Task(name="good", kind="text", label="recommended")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_encoder_base(tmp_path_factory.mktemp("bases") / "bert")
-
-
-@pytest.fixture
-def bert(folder):
-    return Base.load(str(folder))
 
 
 def layout(base: Base, **fields) -> TextLayout:

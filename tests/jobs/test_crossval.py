@@ -6,34 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from builders import LIKE, NEXT, recipe, with_values
+from builders import LIKE, NEXT, QUICK, recipe, with_values
 from fakes import planted_log
 from genre.cli import main
 from genre.data.splits import TEST, split
 from genre.errors import InputError, InterruptedJobError, JobError, ManifestError, RecipeError
 from genre.jobs.encoders import check_leak
 from genre.jobs.tuning.crossval import crossval, fold_recipes, summary
-from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.training import fit
 from genre.training.assembly import assemble
-
-QUICK = {"epochs": 1, "batch_tokens": 1024}
-
-
-@pytest.fixture(scope="module")
-def little():
-    return planted_log(users=24, items=16, events=12)
-
-
-@pytest.fixture(scope="module")
-def base(tiny):
-    return Base.load(str(tiny))
-
-
-@pytest.fixture
-def wanted(tiny):
-    return recipe(tiny, LIKE, train=QUICK)
 
 
 @pytest.fixture

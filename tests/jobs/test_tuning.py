@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 import genre
-from builders import GOOD, LIKE, NEXT, RATING, recipe, text_recipe, with_values
+from builders import GOOD, LIKE, NEXT, QUICK, RATING, recipe, text_recipe, with_values
 from fakes import planted_log, planted_texts
 from genre.cli import main
 from genre.data.splits import SplitConfig, split
@@ -22,30 +22,12 @@ from genre.jobs.tuning import Search, read_space, tune
 from genre.jobs.tuning.space import kinds
 from genre.jobs.tuning.study import open_study
 from genre.jobs.tuning.trials import Objective
-from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.training import fit
 from genre.training.assembly import assemble
 
-QUICK = {"epochs": 1, "batch_tokens": 1024}
 RATES = "train.learning_rate=1e-3,5e-3"
 RANKS = "adapter.rank=1,2,4"
-
-
-@pytest.fixture(scope="module")
-def little():
-    return planted_log(users=24, items=16, events=12)
-
-
-@pytest.fixture(scope="module")
-def base(tiny):
-    """One for all tests here: a trial leaves its base as it was."""
-    return Base.load(str(tiny))
-
-
-@pytest.fixture
-def wanted(tiny):
-    return recipe(tiny, LIKE, train=QUICK)
 
 
 @pytest.fixture

@@ -4,19 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fakes import make_encoder_base
 from genre.errors import BaseModelError
 from genre.modules.base.base import Base
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_encoder_base(tmp_path_factory.mktemp("bases") / "bert")
-
-
-@pytest.fixture
-def bert(folder):
-    return Base.load(str(folder))
 
 
 def ids(base: Base, text: str) -> torch.Tensor:
@@ -31,10 +20,10 @@ def test_an_encoder_is_told_from_a_causal_base(bert, base):
     assert not any(parameter.requires_grad for parameter in bert.model.parameters())
 
 
-def test_states_are_those_of_transformers(bert, folder):
+def test_states_are_those_of_transformers(bert, text_bases):
     from transformers import BertModel
 
-    theirs = BertModel.from_pretrained(folder).eval()
+    theirs = BertModel.from_pretrained(text_bases / "bert").eval()
     tokens = ids(bert, "some words")
     with torch.no_grad():
         own = bert.hidden(bert.embedding(tokens), lengths=torch.tensor([tokens.shape[1]]))
@@ -74,8 +63,9 @@ def test_what_needs_a_causal_base_is_refused(bert):
         bert.word_logits(torch.zeros(1, 32), torch.tensor([1]))
 
 
-def test_depth_keeps_the_first_layers(folder):
-    cut = Base.load(str(folder), depth=1)
-    assert len(cut.model.encoder.layer) == 1 and cut.fingerprint == Base.load(str(folder)).fingerprint
+def test_depth_keeps_the_first_layers(text_bases):
+    folder = str(text_bases / "bert")
+    cut = Base.load(folder, depth=1)
+    assert len(cut.model.encoder.layer) == 1 and cut.fingerprint == Base.load(folder).fingerprint
     with pytest.raises(BaseModelError, match="depth is out of range: got 3; expected 1 to 2"):
-        Base.load(str(folder), depth=3)
+        Base.load(folder, depth=3)

@@ -7,7 +7,7 @@ from registry_fakes import draft, write_adapter
 from typer.testing import CliRunner, Result
 
 from genre.cli.registry import app
-from genre.errors import GenreError, JobError, QualityError, RegistryError
+from genre.errors import GenreError, InputError, JobError, QualityError, RegistryError
 from genre.registry import Registry, Version
 
 
@@ -47,7 +47,7 @@ def test_promote_and_roll_back(registry: Registry, two: tuple[Version, Version])
     first, second = two
     with pytest.raises(QualityError, match="worse in like.auc"):
         call(registry, "promote", second.ref, "--not-worse")
-    with pytest.raises(RegistryError, match="--floor cannot be read"):
+    with pytest.raises(InputError, match="--floor cannot be read"):
         call(registry, "promote", second.ref, "--floor", "auc")
     output = call(registry, "promote", second.ref, "--floor", "auc=.7").output
     assert "checked like.auc 0.74 >= 0.7" in output and f"like@production: {first.version} → {second.version}" in output

@@ -43,6 +43,19 @@ def check_choice(option: str, value: str | None, known: tuple[str, ...]) -> None
         raise InputError(f"no such {option}", got=f"--{option} {value}", expected=expected)
 
 
+def parse_number(option: str, text: str, form: str) -> tuple[str, float]:
+    """Return (name, number) of a "name=number" text; `form` is the one expected, with an example.
+
+    Raises:
+        InputError: The text has another form.
+    """
+    name, _, number = text.partition("=")
+    try:
+        return name, float(number)
+    except ValueError:
+        raise InputError(f"{option} cannot be read", got=repr(text), expected=form) from None
+
+
 def check_lanes(lanes: int) -> None:
     """Check the number of adapters in memory.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.options import RefArgument, RegistryOption
+from genre.cli.options import RefArgument, RegistryOption, parse_number
 from genre.cli.output import console
 from genre.errors import JobError, RegistryError
 
@@ -106,7 +106,8 @@ def promote(
     """Point an alias at a version, if it is good enough."""
     opened = _open(registry)
     version = opened.resolve(ref)
-    _show_move(version.name, opened.promote(version, alias, floor=dict(map(_bound, floor or [])), not_worse=not_worse))
+    floors = dict(parse_number("--floor", text, "METRIC=NUMBER, such as auc=0.7") for text in floor or ())
+    _show_move(version.name, opened.promote(version, alias, floor=floors, not_worse=not_worse))
 
 
 @app.command()
@@ -196,14 +197,6 @@ def _prepared_base(name: str) -> Path | None:
         return prepared_base(name)
     except InputError:
         return None
-
-
-def _bound(text: str) -> tuple[str, float]:
-    metric, _, value = text.partition("=")
-    try:
-        return metric, float(value)
-    except ValueError:
-        raise RegistryError("--floor cannot be read", got=repr(text), expected="METRIC=NUMBER, such as auc=0.7") from None
 
 
 def _show_move(name: str, move: "Move") -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from genre.cli.options import BaseOption, LanesOption, QuantizationOption, RegistryOption, check_choice, check_lanes
+from genre.cli.options import BaseOption, LanesOption, QuantizationOption, RegistryOption, check_choice, check_lanes, parse_number
 from genre.errors import InputError
 
 
@@ -58,8 +58,9 @@ def serve(
     limits = {"batch_rows": batch_rows, "batch_tokens": batch_tokens, "queue_rows": queue_rows, "body_bytes": body_bytes}
     times = {"timeout_s": timeout, "drain_s": drain, "follow_s": follow}
     access = {"host": host, "port": port, "hosts": tuple(name.lower() for name in allow_host or ())}
+    shares = dict(parse_number("--canary", text, "NAME=SHARE, such as like=0.1") for text in canary or ())
     access["token"] = os.environ.get(TOKEN_VARIABLE) or None
-    settings = Settings.make(**access, **limits, **times, canary=dict(map(_share, canary or ())), log_rows=log_rows)
+    settings = Settings.make(**access, **limits, **times, canary=shares, log_rows=log_rows)
     check_lanes(lanes)
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
     listener = bind(host, port)
@@ -71,14 +72,6 @@ def serve(
         run(service, listener)
     finally:
         listener.close()
-
-
-def _share(text: str) -> tuple[str, float]:
-    name, _, share = text.partition("=")
-    try:
-        return name, float(share)
-    except ValueError:
-        raise InputError("--canary cannot be read", got=repr(text), expected="NAME=SHARE, such as like=0.1") from None
 
 
 def _open(
