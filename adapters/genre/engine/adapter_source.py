@@ -10,7 +10,6 @@ What is shared lives as long as a version that uses it is in a slot, in the CPU 
 
 import dataclasses
 import json
-import re
 from dataclasses import dataclass
 from threading import Lock
 from weakref import WeakValueDictionary
@@ -23,6 +22,7 @@ from genre.engine.items import ItemSpace
 from genre.engine.versions import Loaded, read_adapter
 from genre.errors import InputError
 from genre.modules.base.base import Base
+from genre.modules.lora.layer import layer_of
 from genre.modules.lora.slot_layers import Slot
 from genre.modules.lora.slots import AdapterSlots, SlotWeights
 from genre.registry import Registry, Version
@@ -106,7 +106,7 @@ class AdapterSource:
         if unknown:
             raise InputError(f"{version.ref} adapts a linear that the base does not have", got=unknown[0])
         space = self._space(loaded)
-        first = min((layer_of(name) for name in loaded.low), default=self.base.depth)
+        first = min((layer for name in loaded.low if (layer := layer_of(name)) is not None), default=self.base.depth)
         kept = dataclasses.replace(loaded, low={}, reading=self._layout(loaded.reading), catalogue=space.catalogue)
         return Ready(kept, self.slots.pack(loaded.low), space, first)
 
@@ -126,10 +126,3 @@ class AdapterSource:
     def _layout(self, layout: Layout | TextLayout) -> Layout | TextLayout:
         """One layout for all versions that lay out events alike: it remembers the tokens of texts."""
         return self._layouts.setdefault(json.dumps(layout.describe(), sort_keys=True), layout)
-
-
-def layer_of(name: str) -> int:
-    """The number of the layer that a linear is in: 3 for `model.layers.3.mlp.up_proj`."""
-    match = re.search(r"\.(\d+)\.", name)
-    assert match is not None, name
-    return int(match.group(1))

@@ -155,6 +155,12 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a linear is in: 3 for `model.layers.3.mlp.up_proj`; None outside of the layers."""
+    match = re.search(r"\.(\d+)\.", name)
+    return int(match[1]) if match else None
+
+
 def find_linears(
     model: nn.Module, targets: Literal["all-linear"] | Iterable[str], layers: Literal["all"] | Iterable[int] = "all"
 ) -> list[str]:
@@ -164,9 +170,7 @@ def find_linears(
         BaseModelError: A target or a layer names nothing.
     """
     found = [
-        (name, int(match.group(1)))
-        for name, module in model.named_modules()
-        if is_linear(module) and (match := re.search(r"\.(\d+)\.", name))
+        (name, layer) for name, module in model.named_modules() if is_linear(module) and (layer := layer_of(name)) is not None
     ]
     wanted = None if targets == "all-linear" else set(targets)
     depth = 1 + max((layer for _, layer in found), default=-1)
