@@ -65,9 +65,8 @@ def train(arm: str, log: genre.Interactions, overrides: list[str], folder: Path)
         assembly = assemble(recipe, log, genre.Base.load(recipe.base.name, depth=recipe.base.depth))
         resume = (folder / arm / "checkpoints" / "last.pt").exists()
         fitted = fit(assembly, folder / arm, resume=resume, reporter=Reporter.for_terminal())
-        targets, ranks, _ = predict(
-            assembly.model, assembly.builder, assembly.split, VALID, max_events=recipe.data.max_events, batch_tokens=16384
-        )["next_item"]
+        found = predict(assembly.model, assembly.builder, assembly.split, VALID, max_events=recipe.data.max_events)
+        targets, ranks, _ = found["next_item"]
         assembly.model.release()
         notes = {
             "sources": assembly.shared.encoder.spec.sources if assembly.shared else {},

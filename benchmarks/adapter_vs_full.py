@@ -133,7 +133,7 @@ def worker(each: Run, folder: Path, options: argparse.Namespace) -> None:
 
 def predict_test(model: Any, builder: Any, split: Any, max_events: int) -> dict[str, Any]:
     """Predictions on the test part, by task."""
-    return predict(model, builder, split, PARTS["test"], max_events=max_events, batch_tokens=16384)
+    return predict(model, builder, split, PARTS["test"], max_events=max_events)
 
 
 def _keep(folder: Path, result: dict[str, Any], found: dict[str, Any]) -> None:

@@ -129,9 +129,8 @@ class Scores:
         assembly = assemble(recipe, self.log, genre.Base.load(recipe.base.name, depth=recipe.base.depth))
         resume = (folder / "checkpoints" / "last.pt").exists()
         fitted = fit(assembly, folder, resume=resume, reporter=Reporter.for_terminal())
-        found = predict(
-            assembly.model, assembly.builder, assembly.split, self.part, max_events=recipe.data.max_events, batch_tokens=16384
-        )[self.task.name]
+        every = predict(assembly.model, assembly.builder, assembly.split, self.part, max_events=recipe.data.max_events)
+        found = every[self.task.name]
         if not np.array_equal(found[0].event, self.targets.event):
             raise RuntimeError("the adapter scored other targets than the baselines")
         trained = sum(value.numel() for value in assembly.model.trainable().values())

@@ -135,7 +135,6 @@ class Cold:
                 assembly.split,
                 self.part,
                 max_events=recipe.data.max_events,
-                batch_tokens=16384,
             ):
                 kept = place[events] >= 0
                 yield place[events[kept]], scores[kept]

@@ -48,7 +48,7 @@ def main() -> None:
     found = targets(log, made.split, VALID)
     scores = np.empty((len(found), log.catalogue.size), dtype=np.float32)
     longest = recipe.data.max_events
-    for _, events, part in outputs(made.model, made.builder, made.split, VALID, max_events=longest, batch_tokens=16384):
+    for _, events, part in outputs(made.model, made.builder, made.split, VALID, max_events=longest):
         scores[np.searchsorted(found.event, events)] = part
     assert made.model.soft is not None
     vectors = to_unit(made.model.soft.every())

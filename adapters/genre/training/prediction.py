@@ -28,7 +28,7 @@ from genre.tasks import Task
 
 Advance = Callable[[int], None]
 BATCH_TOKENS = 16384
-"""Padded tokens of a batch where nothing is trained beside it: in evaluation, comparison and the quality gates."""
+"""Default padded tokens of a batch, where nothing is trained beside it: in evaluation, comparison and the quality gates."""
 ALONE = Processes()
 Predicted = dict[str, tuple[Targets, np.ndarray, np.ndarray | None]]
 
@@ -41,7 +41,7 @@ def outputs(
     part: int,
     *,
     max_events: int,
-    batch_tokens: int,
+    batch_tokens: int = BATCH_TOKENS,
     advance: Advance | None = None,
     processes: Processes = ALONE,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -72,7 +72,7 @@ def states(
     part: int,
     *,
     max_events: int,
-    batch_tokens: int,
+    batch_tokens: int = BATCH_TOKENS,
     processes: Processes = ALONE,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """The batches of one part of a split (of several processes, this one's) and their states; the model in evaluation mode."""
@@ -114,7 +114,7 @@ def predict(
     part: int,
     *,
     max_events: int,
-    batch_tokens: int,
+    batch_tokens: int = BATCH_TOKENS,
     advance: Advance | None = None,
     processes: Processes = ALONE,
 ) -> Predicted:

@@ -30,7 +30,7 @@ from genre.progress import Reporter
 from genre.registry import higher_is_better
 from genre.registry.manifest import canonical
 from genre.tasks import Task
-from genre.training.prediction import BATCH_TOKENS, list_facts, predict
+from genre.training.prediction import list_facts, predict
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 ROUNDS = 2
@@ -75,7 +75,7 @@ class _Group:
         model, builder = self.model, self.builder
         with _applied(model, low):
             most = builder.layout.max_events
-            found = predict(model, builder, self.split, PARTS[part], max_events=most, batch_tokens=BATCH_TOKENS)
+            found = predict(model, builder, self.split, PARTS[part], max_events=most)
         metrics = {}
         for name, (targets, scores, top) in found.items():
             if len(targets):
