@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from genre.errors import InputError, JobError
+from genre.errors import InputError, JobError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -169,5 +169,5 @@ def _exchange() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise JobError(
-            "another process of this run has ended", got=str(error).splitlines()[0][:120], todo="its own message says why"
+            "another process of this run has ended", got=first_line(error, 120), todo="its own message says why"
         ) from None

@@ -35,6 +35,11 @@ class GenreError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of a foreign error for a message of our own, cut to `most` characters; its type if it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]
+
+
 class InputError(GenreError):
     """User input that cannot be used (exit code 2)."""
 

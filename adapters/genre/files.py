@@ -9,12 +9,14 @@ cannot be written before the work that fills it, and the user's cache folder. Ig
 """
 
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -167,3 +169,8 @@ def write_text(path: Path, text: str) -> None:
     """
     with atomic(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file for people and programs, which appears whole; errors as of `write_text`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -7,7 +7,6 @@ recommended items; JSON files of results. Ignores: how results come about.
         report("downloading recbole 1.2.1 (2 MB)")
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genre.errors import InputError
-from genre.files import check_writable
+from genre.files import check_writable, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,10 +117,9 @@ def write_result(path: Path | None, value: Any) -> None:
     """Write the result of a command as JSON, if a file is named."""
     if path is None:
         return
-    from genre.files import write_text
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, value)
 
 
 def show_written(results: "Results") -> None:

@@ -13,7 +13,7 @@ import polars as pl
 from pydantic import ValidationError
 
 from genre.data.schema import DatasetInfo
-from genre.errors import DataError
+from genre.errors import DataError, first_line
 from genre.files import appearing_folder, refuse_foreign
 
 MARKER = "dataset.json"
@@ -46,9 +46,7 @@ def read_info(folder: Path) -> DatasetInfo:
         return DatasetInfo.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, ValidationError) as error:
         todo = "prepare or import the data set again, or remove the file"
-        raise DataError(
-            f"{path} is damaged", got=str(error).splitlines()[0][:200], expected="a JSON object", todo=todo
-        ) from error
+        raise DataError(f"{path} is damaged", got=first_line(error), expected="a JSON object", todo=todo) from error
 
 
 def check_data_folder(path: str | Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genre.data.catalogue import Catalogue
 from genre.engine.filters import Condition
-from genre.errors import GenreError, RequestError
+from genre.errors import GenreError, RequestError, first_line
 from genre.modules.base.base import Base
 from genre.training.parts import SharedEncoder
 
@@ -189,7 +189,7 @@ class Inline:
                     vectors = vectors_of(space.shared, extra, space.base)
             return extra.texts(list(space.text)), vectors
         except (TypeError, ValueError, OverflowError, RuntimeError, pl.exceptions.PolarsError, GenreError) as error:
-            raise RequestError("an inline item cannot be used", got=str(error).splitlines()[0][:160]) from None
+            raise RequestError("an inline item cannot be used", got=first_line(error, 160)) from None
 
 
 class Texts(Sequence[str]):

@@ -21,7 +21,7 @@ from torch import Tensor
 from genre.data.catalogue import Catalogue
 from genre.data.sequences.layout import FeedbackVocabulary, Layout
 from genre.data.sequences.text_rows import TextLayout
-from genre.errors import InputError, IntegrityError, ManifestError
+from genre.errors import InputError, IntegrityError, ManifestError, first_line
 from genre.modules.base.base import Base
 from genre.modules.encoder import BehaviourEncoder
 from genre.modules.heads.heads import Head, make_head
@@ -88,7 +88,7 @@ def read_catalogue(folder: Path) -> Catalogue:
     try:
         return Catalogue(pl.read_ndjson(folder / CATALOGUE, infer_schema_length=None))
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise IntegrityError(f"{CATALOGUE} cannot be read", got=str(error).splitlines()[0]) from None
+        raise IntegrityError(f"{CATALOGUE} cannot be read", got=first_line(error)) from None
 
 
 def read_adapter(

@@ -28,14 +28,14 @@ from genre.evaluation.metrics.lists import ListFacts
 from genre.evaluation.ranking import rank_in_blocks
 from genre.evaluation.targets import Targets, evaluate_feedback, evaluate_ranking
 from genre.evaluation.text_baselines import text_baselines
-from genre.files import atomic
 from genre.jobs.loading import load_base, restore
 from genre.modules.base.base import Base
 from genre.modules.recommender import Recommender
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.tasks import Task
-from genre.training.prediction import BATCH_TOKENS, Predicted, list_facts, predict
+from genre.training.prediction import Predicted, list_facts, predict
+from genre.training.reporting import drawing
 
 Metrics = dict[str, dict[str, Any]]
 """By metric: value, interval, n, users; as manifests hold them."""
@@ -73,7 +73,7 @@ def evaluate(
         model, builder, split = restore(one, data, base)
         warn_few_users(model.tasks.values(), data, split, part, reporter)
         try:
-            found = predict(model, builder, split, PARTS[part], max_events=one.reading.max_events, batch_tokens=BATCH_TOKENS)
+            found = predict(model, builder, split, PARTS[part], max_events=one.reading.max_events)
             results = task_results(found, model, builder, split)
             bins = reliability_of(found, model.tasks.values())
         finally:
@@ -89,7 +89,7 @@ def evaluate_model(
     model: Recommender, builder: Builder, split: Any, *, part: int, max_events: int
 ) -> dict[str, tuple[Metrics, dict[str, Metrics]]]:
     """Every task's metrics on one part of a split, and the baselines' on the same targets."""
-    found = predict(model, builder, split, part, max_events=max_events, batch_tokens=BATCH_TOKENS)
+    found = predict(model, builder, split, part, max_events=max_events)
     return evaluate_predictions(found, model, builder, split)
 
 
@@ -252,20 +252,14 @@ def plot_name(task: str) -> str:
 
 def draw_bins(bins: Sequence[Mapping[str, Any]], path: Path, title: str) -> Path:
     """Draw bins as points with their intervals beside the diagonal of perfect calibration; the file appears whole."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2, 3.8), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.subplots()
     end = 1.05 * max(max(each["score"], each["interval"][1]) for each in bins)
-    axes.plot([0, end], [0, end], color="0.6", linewidth=0.8, linestyle="--", label="perfect")
     score, share = ([each[key] for each in bins] for key in ("score", "share"))
     errors = np.abs([[each["share"] - each["interval"][side] for each in bins] for side in (0, 1)])
     label = "bins of equal mass, 95 %"
-    axes.errorbar(score, share, yerr=errors, fmt="o-", markersize=4, linewidth=1, elinewidth=0.8, label=label)
-    axes.set(xlim=(0, end), ylim=(0, end), xlabel="mean predicted probability", ylabel="share of label 1", title=title)
-    axes.legend(fontsize="small", loc="upper left")
-    with atomic(path) as aside:
-        figure.savefig(aside, format="svg", metadata={"Date": None})
+    with drawing(path, width=4.2, height=3.8) as figure:
+        axes = figure.subplots()
+        axes.plot([0, end], [0, end], color="0.6", linewidth=0.8, linestyle="--", label="perfect")
+        axes.errorbar(score, share, yerr=errors, fmt="o-", markersize=4, linewidth=1, elinewidth=0.8, label=label)
+        axes.set(xlim=(0, end), ylim=(0, end), xlabel="mean predicted probability", ylabel="share of label 1", title=title)
+        axes.legend(fontsize="small", loc="upper left")
     return path

@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from genre.errors import InputError
-from genre.files import disk_errors, write_text
+from genre.files import disk_errors, write_json, write_text
 from genre.recipe import Recipe
 
 LOCK = ".lock"
@@ -52,7 +52,7 @@ def describe_run(root: Path, recipe: Recipe) -> None:
     """Write what a run folder holds before the first step: the resolved recipe and the environment."""
     root.mkdir(parents=True, exist_ok=True)
     write_text(root / "recipe.yaml", recipe.dump())
-    write_text(root / "environment.json", json.dumps(environment(), indent=2) + "\n")
+    write_json(root / "environment.json", environment())
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import polars as pl
 from genre.data.dataset import DataKind, Dataset
 from genre.data.splits import PARTS, SplitConfig
 from genre.engine.versions import by_split, read_adapter
-from genre.errors import DataError, InputError
+from genre.errors import DataError, InputError, first_line
 from genre.evaluation.targets import Targets
 from genre.files import atomic
 from genre.jobs.evaluate import baseline_scorers
@@ -31,7 +31,7 @@ from genre.jobs.loading import load_base, open_data, restore
 from genre.modules.base.base import Base
 from genre.registry import Manifest, Registry
 from genre.tasks import Task
-from genre.training.prediction import BATCH_TOKENS, Predicted, predict
+from genre.training.prediction import Predicted, predict
 
 FILE = "predictions.parquet"
 _KEY = "genre"
@@ -76,7 +76,7 @@ def read_predictions(folder: Path) -> tuple[dict[str, tuple[Task, Targets, np.nd
         tasks = [Task.model_validate(row) for row in about["tasks"]]
         return {task.name: _of_task(task, frame.filter(pl.col("task") == task.name)) for task in tasks}, about
     except (pl.exceptions.PolarsError, OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{file} is damaged", got=str(error).splitlines()[0][:200], expected="what genre train writes") from None
+        raise DataError(f"{file} is damaged", got=first_line(error), expected="what genre train writes") from None
 
 
 def _frame(task: Task, targets: Targets, scores: np.ndarray) -> pl.DataFrame:
@@ -141,7 +141,7 @@ def from_version(registry: Registry, ref: str, data: Dataset, base: Base, *, par
     for one in by_split(loaded):
         model, builder, split = restore(one, data, base)
         try:
-            predicted = predict(model, builder, split, PARTS[part], max_events=one.reading.max_events, batch_tokens=BATCH_TOKENS)
+            predicted = predict(model, builder, split, PARTS[part], max_events=one.reading.max_events)
         finally:
             model.release()
         for task, (targets, scores, _) in predicted.items():

@@ -6,7 +6,6 @@ Owns: the order of a run, the files in its folder. Ignores: how a model is train
     Registry("registry").publish(run, alias="production")
 """
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from genre.data.dataset import Dataset
 from genre.data.splits import PARTS
 from genre.distributed import Processes
 from genre.errors import InterruptedJobError, RecipeError
-from genre.files import appearing_folder, write_text
+from genre.files import appearing_folder, write_json
 from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
 from genre.jobs.evaluate import Metrics, draw_bins, evaluate_predictions, plot_name, reliability_of, warn_few_users
 from genre.jobs.folders import check_same, claim_folder, describe_run, run_folder
@@ -154,7 +153,7 @@ def conclude(fitted: Fitted, root: Path, registry: Registry | None, reporter: Re
     reporter.line("evaluating on the test part, beside the baselines")
     part, most = PARTS["test"], recipe.data.max_events
     model, builder, split = assembly.model, assembly.builder, assembly.split
-    found = predict(model, builder, split, part, max_events=most, batch_tokens=16384, processes=processes)
+    found = predict(model, builder, split, part, max_events=most, processes=processes)
     run = None
     if processes.is_main:
         write_predictions(root, found, recipe.tasks, data=assembly.data.digest, split=recipe.data.split, part="test")
@@ -241,7 +240,7 @@ def finish(
     manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics, parents=parents, notes=notes)
     report: dict[str, Any] = {"metrics": metrics, "baselines": baselines, "validation": fitted.state.history}
     report |= {"cost": cost.model_dump(), "skipped": assembly.skipped, "cut_texts": assembly.builder.cut}
-    write_text(root / "metrics.json", json.dumps(report, indent=2) + "\n")
+    write_json(root / "metrics.json", report)
     draw_curve(root)
     for reason, number in assembly.skipped.items():
         reporter.line(f"skipped: {number} {reason}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from genre.errors import InputError
+from genre.errors import InputError, first_line
 from genre.files import atomic
 
 
@@ -58,7 +58,7 @@ def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
         found: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # torch's reader raises many kinds
         raise InputError(
-            "the checkpoint cannot be read", got=f"{file}: {str(error).splitlines()[0][:120]}", todo="train without --resume"
+            "the checkpoint cannot be read", got=f"{file}: {first_line(error, 120)}", todo="train without --resume"
         ) from None
     return found
 

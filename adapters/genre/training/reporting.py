@@ -13,11 +13,13 @@ accelerate. Ignores: what is trained.
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from genre.errors import JobError, RecipeError
+from genre.errors import JobError, RecipeError, first_line
 from genre.files import atomic
 from genre.recipe import Recipe
 
@@ -61,11 +63,24 @@ def draw_curve(folder: Path) -> Path | None:
     validations = [line for line in lines if _validates(line)]
     if not losses:
         return None
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    path = folder / "curve.svg"
+    with drawing(path, width=9, height=3.2) as figure:
+        _draw_log(figure, losses, validations)
+    return path
+
+
+@contextmanager
+def drawing(path: Path, *, width: float, height: float) -> Iterator[Any]:
+    """A matplotlib figure of so many inches to draw on, written to an SVG file that appears whole when the block ends well."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    FigureCanvasSVG(figure)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    yield figure
+    with atomic(path) as aside:
+        figure.savefig(aside, format="svg", metadata={"Date": None})
+
+
+def _draw_log(figure: Any, losses: list[tuple[int, float]], validations: list[dict[str, Any]]) -> None:
     left, right = figure.subplots(1, 2)
     left.plot(*zip(*losses, strict=True), color="0.8", linewidth=0.8)
     left.plot([step for step, _ in losses], _smooth([value for _, value in losses]), linewidth=1.6)
@@ -78,10 +93,6 @@ def draw_curve(folder: Path) -> Path | None:
     right.set(xlabel="step", title="validation")
     if names:
         right.legend(fontsize="small")
-    path = folder / "curve.svg"
-    with atomic(path) as aside:
-        figure.savefig(aside, format="svg", metadata={"Date": None})
-    return path
 
 
 def check_tracker(name: str) -> str | None:
@@ -113,9 +124,8 @@ def start_tracker(accelerator: Any, recipe: Recipe, folder: Path) -> None:
     try:
         accelerator.init_trackers(project, config=_flatten(recipe.model_dump(mode="json")), init_kwargs=options)
     except Exception as error:  # each tracker has its own tree
-        reason = (str(error).strip() or repr(error)).splitlines()[0][:200]
         todo = "log in, or keep it on this machine with WANDB_MODE=offline" if name == "wandb" else "set train.tracker: none"
-        raise JobError(f"the tracker {name} cannot start", got=reason, todo=todo) from None
+        raise JobError(f"the tracker {name} cannot start", got=first_line(error), todo=todo) from None
 
 
 def _flatten(value: Any, path: str = "") -> dict[str, Any]:

@@ -21,7 +21,7 @@ from genre.data.importers.delimited import read_csv, read_text
 from genre.data.numbers import numbers
 from genre.data.schema import PLACE, Report
 from genre.data.times import times_us
-from genre.errors import DataError, InputError
+from genre.errors import DataError, InputError, first_line
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _KINDS = ("token", "float", "token_seq", "float_seq")
@@ -97,8 +97,7 @@ def read_atomic(path: Path) -> pl.DataFrame:
     try:
         table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
     except (pl.exceptions.PolarsError, OSError) as error:
-        got = str(error).splitlines()[0][:200]
-        raise DataError(f"{path} cannot be read", got=got, expected="an atomic file, in UTF-8") from error
+        raise DataError(f"{path} cannot be read", got=first_line(error), expected="an atomic file, in UTF-8") from error
     untyped = [name for name in table.columns if name.rpartition(":")[2] not in _KINDS or ":" not in name]
     if untyped:
         got, expected = f"a column '{untyped[0]}'", f"name:type with a type of {', '.join(_KINDS)}"
@@ -119,7 +118,7 @@ def _parquet(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path.name} cannot be read", got=_first_line(error), expected="a Parquet file") from error
+        raise DataError(f"{path.name} cannot be read", got=first_line(error), expected="a Parquet file") from error
 
 
 def _json(path: Path, encoding: str, report: Report | None) -> pl.DataFrame:
@@ -190,7 +189,7 @@ def _frame(path: Path, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pl.
     try:
         return pl.DataFrame(rows, strict=False, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        raise DataError(f"{path.name} is no table", got=_first_line(error), expected="the same fields in every line") from error
+        raise DataError(f"{path.name} is no table", got=first_line(error), expected="the same fields in every line") from error
 
 
 def read_objects(path: Path, encoding: str, report: Report | None) -> tuple[list[dict[str, Any]], list[int]]:
@@ -228,7 +227,3 @@ def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{path.name}, line {number} is no object", got=line[:60], expected="one JSON object per line")
     return row
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

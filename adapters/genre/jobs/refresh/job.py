@@ -22,7 +22,7 @@ from genre.data.splits import TEST
 from genre.engine.versions import Loaded, read_adapter
 from genre.errors import ConflictError, DataError, InterruptedJobError, JobError
 from genre.evaluation.targets import targets
-from genre.files import write_text
+from genre.files import write_json
 from genre.jobs.encoders import check_leak
 from genre.jobs.evaluate import evaluate_predictions
 from genre.jobs.folders import claim_folder, describe_run
@@ -183,7 +183,7 @@ def _train(
 
 
 def _test(model: Recommender, builder: Builder, made: Plan, recipe: Recipe) -> Predicted:
-    return predict(model, builder, made.split, TEST, max_events=recipe.data.max_events, batch_tokens=16384)
+    return predict(model, builder, made.split, TEST, max_events=recipe.data.max_events)
 
 
 def _decide(registry: Registry, old: Version, run: Run, verdicts: dict[str, Verdict], report: dict[str, Any]) -> Refreshed:
@@ -219,5 +219,5 @@ def _stop(report: dict[str, Any], decision: str, why: str) -> Refreshed:
 
 def _done(report: dict[str, Any], new: Version, run: Run, decision: str, why: str) -> Refreshed:
     found = Refreshed(report | {"decision": decision, "why": why}, new, run)
-    write_text(run.root / "refresh.json", json.dumps(found.report, indent=2, ensure_ascii=False) + "\n")
+    write_json(run.root / "refresh.json", found.report)
     return found

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from genre.errors import GenreError, InputError, InterruptedJobError, JobError
 from genre.evaluation.metrics import metric
 from genre.evaluation.metrics.bootstrap import MIN_USERS
-from genre.files import write_text
+from genre.files import write_json, write_text
 from genre.jobs.compare import Compared, compare
 from genre.jobs.encoders import find_encoder
 from genre.jobs.folders import environment
@@ -114,7 +114,7 @@ def bench(
     found["learning_rates"] = {name: len(each) for name, each in factors.items()}
     found |= {"environment": environment(), "errors": errors}
     found["ways"] = {name: _row(objective, run, kept.get("full"), name, list(plan[name])) for name, run in kept.items()}
-    write_text(folder / "bench.json", json.dumps(found, indent=2) + "\n")
+    write_json(folder / "bench.json", found)
     return found
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from genre.data.interactions import Interactions
 from genre.data.splits import TEST, Split
 from genre.errors import DiskError, GenreError, InputError, InterruptedJobError, JobError, RecipeError
-from genre.files import disk_errors, write_text
+from genre.files import disk_errors, write_json, write_text
 from genre.jobs.evaluate import Metrics, evaluate_model
 from genre.jobs.folders import check_same, environment, working_folder
 from genre.jobs.loading import open_base, open_log
@@ -85,7 +85,7 @@ def crossval(
         result = {"recipe": recipe.name, "folds": folds, "seed": seed, "folder": str(folder)}
         result["split"] = recipe.data.split.model_dump(exclude_none=True)
         result |= {"tasks": summary(found), "by_fold": found}
-        write_text(folder / "summary.json", json.dumps(result, indent=2) + "\n")
+        write_json(folder / "summary.json", result)
     return result
 
 
@@ -154,8 +154,8 @@ def _begin(folder: Path, about: Mapping[str, Any]) -> None:
     """Record what the folder is of, or check that it is of the same."""
     file = folder / ABOUT
     if not file.exists():
-        write_text(file, json.dumps(about, indent=2) + "\n")
-        write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_json(file, about)
+        write_json(folder / "environment.json", environment())
         return
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -194,7 +194,7 @@ def _fold(recipe: Recipe, root: Path, log: Interactions, base: Base, reporter: R
         "validation": [_finite(row) for row in state.history],
         **{"seconds": round(state.seconds, 3), "tokens": state.tokens, "skipped": assembly.skipped},
     }
-    write_text(root / RESULT, json.dumps(report, indent=2) + "\n")
+    write_json(root / RESULT, report)
     shutil.rmtree(root / "checkpoints", ignore_errors=True)
 
 

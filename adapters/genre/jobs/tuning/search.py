@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from genre.data.dataset import Dataset
-from genre.errors import DiskError, GenreError, InputError, InterruptedJobError, JobError
-from genre.files import write_text
+from genre.errors import DiskError, GenreError, InputError, InterruptedJobError, JobError, first_line
+from genre.files import write_json, write_text
 from genre.jobs.folders import environment, working_folder
 from genre.jobs.loading import check_data, open_data
 from genre.jobs.tuning.plots import draw
@@ -80,7 +80,7 @@ def tune(
     with working_folder(folder, JOURNAL):
         about = _about(trainer, space, search)
         with open_study(folder / JOURNAL, about, space, search, maximize=objective.maximize) as study:
-            write_text(folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            write_json(folder / "environment.json", environment())
             job = _Job(study, trainer, folder, trials, reporter)
             try:
                 job.run(timeout_s)
@@ -178,7 +178,7 @@ class _Job:
             if not _out_of_memory(error):
                 end(trial, "failed", reason=f"{type(error).__name__}: {error}")
                 raise
-            end(trial, "failed", reason="out of memory: " + str(error).splitlines()[0])
+            end(trial, "failed", reason="out of memory: " + first_line(error))
         else:
             state = "pruned" if trained.value is None else "complete"
             end(trial, state, trained.value, seconds=trained.seconds, tokens=trained.tokens)

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from genre.errors import BaseModelError
+from genre.errors import BaseModelError, first_line
 from genre.modules.base.fused_layers import fuse_layers
 from genre.modules.base.quiet import quiet
-from genre.modules.base.source import first_line, is_encoder
+from genre.modules.base.source import is_encoder
 from genre.unpromised import execution_device
 
 Quantization = Literal["none", "int8", "nf4"]

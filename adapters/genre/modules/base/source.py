@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genre.errors import BaseModelError
+from genre.errors import BaseModelError, first_line
 from genre.modules.base.packaged import BASES, prepare_base, prepared_base
 from genre.modules.base.quiet import quiet
 
@@ -137,8 +137,3 @@ def tokenizer_digest(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, for a message of our own."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -20,7 +20,7 @@ import string
 from pathlib import Path
 from typing import Any
 
-from genre.errors import IntegrityError, ManifestError, RegistryError
+from genre.errors import IntegrityError, ManifestError, RegistryError, first_line
 from genre.files import appearing_folder
 from genre.registry.card import render_card
 from genre.registry.export import vllm_client
@@ -133,7 +133,7 @@ def _write_items(source: Path, out: Path, manifest: Manifest) -> None:
     try:
         catalogue = Catalogue(pl.read_ndjson(source / _ITEMS, infer_schema_length=None))
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise IntegrityError(f"{_ITEMS} cannot be read", got=str(error).splitlines()[0]) from None
+        raise IntegrityError(f"{_ITEMS} cannot be read", got=first_line(error)) from None
     columns: Any = manifest.sequence["text"]
     with out.open("w", encoding="utf-8") as file:
         for item, text in zip(catalogue.item_ids, catalogue.texts(list(columns)), strict=True):
