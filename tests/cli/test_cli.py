@@ -131,7 +131,9 @@ def test_a_user_who_has_seen_everything(place, tiny, capsys):
     file = write_recipe(place, tiny, LIKE, **sections, encoder={"text": False, "collaborative": 0})
     run(capsys, "train", file)
     shown = run(capsys, "recommend", "like", "--data", "little", "--base", tiny, "--user", "a")
-    assert "there is nothing left to recommend" in shown
+    assert "there is nothing left to recommend: each of 2 items is in the history, and exclude_seen: false keeps those" in shown
+    shown = run(capsys, "recommend", "like", "--data", "little", "--base", tiny, "--user", "a", "--seen", "kept")
+    assert "nothing left" not in shown and "x" in shown and "y" in shown
 
 
 def test_an_empty_registry_says_so(place, capsys):

@@ -192,6 +192,32 @@ def test_seen_allowed_and_denied_items(engine, log, task):
     assert found[6] == set()
 
 
+def test_seen_items_are_what_the_task_was_evaluated_with(engine, varied, log):
+    varied({**NEXT, "seen": "kept"}, "repeats")
+    seen = {event["item_id"] for event in log.history("u2")}
+    for name, usual in (("repeats", True), ("next_item", False)):
+        asked = [Request(name, user_id="u2", k=100, exclude_seen=exclude) for exclude in (None, True, False)]
+        plain, masked, kept = (set(ids(answer)) for answer in engine.score(asked))
+        assert (seen <= plain) is usual and not seen & masked and seen <= kept
+
+
+def test_an_empty_list_says_why(engine, log):
+    seen = sorted({event["item_id"] for event in log.history("u2")})[:3]
+    asked = {
+        "each of 3 items is in the history, and exclude_seen: false keeps those": {"allow": seen},
+        "the one item is in the history, and exclude_seen: false keeps those": {"allow": seen[:1]},
+        "every item is denied": {"candidates": seen, "deny": seen},
+        "no candidate is allowed": {"candidates": seen, "allow": ["i29"] if "i29" not in seen else ["i28"]},
+        "no item meets title == nothing": {"where": ["title == nothing", "title != other"]},
+        "no item is asked for": {"candidates": []},
+    }
+    answers = engine.score([Request("next_item", user_id="u2", k=5, **fields) for fields in asked.values()])
+    for why, answer in zip(asked, answers, strict=True):
+        assert answer.error is None and answer.results == () and answer.note == answer.to_json()["note"] == why
+    (full,) = engine.score([Request("next_item", user_id="u2", k=5)])
+    assert full.note is None and "note" not in full.to_json()
+
+
 def test_a_user_id_is_its_history_and_columns(engine, log):
     person = log.users.row(log.user_code("u5"), named=True)
     by_id, by_hand, empty = engine.score(

@@ -1,5 +1,6 @@
 """Jobs: run folders, encoders that fit and those that leak, evaluation of what was published."""
 
+import dataclasses
 import json
 
 import polars as pl
@@ -20,6 +21,50 @@ from genre.training.assembly import assemble_texts
 LAST = {"split": {"kind": "last_n", "n": 4}}  # reaches further back than the temporal split
 TEMPORAL = {"kind": "temporal", "valid": 0.1, "test": 0.1}
 QUICK = {"epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def repeats(tiny, log, tmp_path_factory):
+    """A registry with `next_item`, where items of the history are kept, of users who come back to three items of theirs."""
+    rows = [(f"u{user}", f"i{(3 * user + step % 3) % 30}", 1000 * step + user) for user in range(40) for step in range(8)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    users = log.users.filter(pl.col("user_id").is_in(frame["user_id"].unique().implode()))
+    habits = genre.Interactions.from_frame(frame, items=log.catalogue.frame, users=users, name="habits")
+    folder = tmp_path_factory.mktemp("repeats")
+    registry, task = genre.Registry(folder / "registry"), {**NEXT, "seen": "kept", "metrics": ["hr@5", "ndcg@5"]}
+    wanted = recipe(tiny, task, data={"split": {"kind": "last_n", "n": 1}}, train={"epochs": 6})
+    base = genre.Base.load(str(tiny))
+    registry.publish(genre.train(wanted, log=habits, base=base, registry=registry, folder=folder / "run"))
+    return registry, habits
+
+
+def test_repeats_are_served_as_they_are_evaluated(repeats, base):
+    registry, habits = repeats
+    found = evaluate(registry, "next_item", habits, base)
+    hits = found["tasks"]["next_item"]["adapter"]["hr@5"]["value"]
+    assert hits > 0.5 and "seen items kept" in found["protocol"]["next_item"]
+    requests, wanted = [], []
+    for user in habits.user_ids:
+        *history, last = habits.history(user)
+        person = habits.users.row(habits.user_code(user), named=True)
+        requests.append(genre.Request("next_item", history=history, user=person, k=5))
+        wanted.append(last["item_id"])
+    with genre.Engine(base, registry) as engine:
+        answers = engine.score(requests)
+    top = [[item.item_id for item in answer.results] for answer in answers]
+    assert sum(item in own for item, own in zip(wanted, top, strict=True)) / len(wanted) == pytest.approx(hits)
+    with genre.Engine(base, registry) as engine:
+        masked = engine.score([dataclasses.replace(request, exclude_seen=True) for request in requests])
+    assert not any(item in {one.item_id for one in answer.results} for item, answer in zip(wanted, masked, strict=True))
+
+
+def test_seen_items_of_an_evaluation_can_be_named(repeats, trained, base):
+    registry, habits = repeats
+    kept, masked = (evaluate(registry, "next_item", habits, base, seen=seen) for seen in ("kept", "masked"))
+    assert kept["tasks"] == evaluate(registry, "next_item", habits, base)["tasks"] != masked["tasks"]
+    assert "seen items masked" in masked["protocol"]["next_item"] and "seen items kept" in kept["protocol"]["next_item"]
+    with pytest.raises(InputError, match="--seen is for next-item tasks: got like with like; leave it out"):
+        evaluate(trained.registry, "like", trained.log, base, seen="kept")
 
 
 @pytest.fixture

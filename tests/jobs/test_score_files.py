@@ -66,6 +66,52 @@ def score(place, tiny, capfd):
     return run
 
 
+def test_bad_rows_fail_alone_wherever_the_first_request_stands(place, score, monkeypatch):
+    monkeypatch.setattr(scoring, "LOOK_ROWS", 100)
+    bad = [json.dumps({"id": str(number), "adapter": "like@production", "histroy": []}) for number in range(150)]
+    late = [request(150, adapter="ghost"), request(151), "no json", request(152, adapter="next_item", candidates=None, k=3)]
+    (place / "late.jsonl").write_text("\n".join(["[1]", *bad, *late]), encoding="utf-8")
+    code, out, _ = score(source="late.jsonl")
+    assert code == 0 and "155 rows in out.jsonl, 153 of them errors" in out
+    rows = [json.loads(line) for line in (place / "out.jsonl").read_text().splitlines()]
+    assert "unknown field: got histroy" in rows[1]["error"] and rows[1]["id"] == "0" and "ghost" in rows[151]["error"]
+    assert len(rows[152]["results"]) == 2 and "line 154 is not JSON" in rows[153]["error"] and len(rows[154]["results"]) == 3
+
+
+def test_a_file_of_bad_requests_alone_is_a_file_of_errors(place, score):
+    (place / "bad.jsonl").write_text(json.dumps({"id": "1", "adapter": "like"}) + "\n", encoding="utf-8")
+    code, out, _ = score(source="bad.jsonl")
+    assert code == 0 and "1 rows in out.jsonl, 1 of them errors" in out
+    assert json.loads((place / "out.jsonl").read_text())["id"] == "1"
+    (place / "none.jsonl").write_text('["like"]\n5\n', encoding="utf-8")
+    code, _, shown = score(source="none.jsonl", output="none.out")
+    assert code == 2 and "no row of the input is a request: got none.jsonl: line 1: a request is no JSON object" in shown
+
+
+def test_late_requests_of_unknown_adapters_fail_alone(place, score, monkeypatch):
+    monkeypatch.setattr(scoring, "LOOK_ROWS", 1)
+    (place / "ghosts.jsonl").write_text("{}\n" + request(1, adapter="ghost") + "\n", encoding="utf-8")
+    code, out, _ = score(source="ghosts.jsonl")
+    assert code == 0 and "2 rows in out.jsonl, 2 of them errors" in out and "ghost" in (place / "out.jsonl").read_text()
+
+
+def test_seen_items_for_rows_that_do_not_say(place, score, trained):
+    rows = [request(n, adapter="next_item", candidates=None, k=30, user_id="u1", **more) for n, more in enumerate((
+        {}, {"exclude_seen": True}, {"exclude_seen": False},
+    ))]  # fmt: skip
+    (place / "seen.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    counts = {}
+    for seen in ([], ["--seen", "kept"], ["--seen", "masked"]):
+        name = "-".join(["out", *seen]).replace("--", "")
+        assert score(*seen, source="seen.jsonl", output=name)[0] == 0
+        counts[tuple(seen)] = [len(json.loads(line)["results"]) for line in (place / name).read_text().splitlines()]
+    every, fresh = 30, 30 - len({event["item_id"] for event in trained.log.history("u1")})
+    assert counts[()] == [fresh, fresh, every] == counts["--seen", "masked"]
+    assert counts["--seen", "kept"] == [every, fresh, every]
+    code, _, shown = score("--seen", "all", source="seen.jsonl", output="x")
+    assert code == 2 and "no such seen: got --seen all; expected masked or kept" in shown
+
+
 @pytest.fixture(scope="module")
 def whole(made, tiny):
     """What the requests give in one go."""

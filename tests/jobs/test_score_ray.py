@@ -91,6 +91,16 @@ def test_a_plan_is_refused_before_ray_starts(place, tiny):
         plan_of(tiny, "nobody.jsonl")
 
 
+def test_a_plan_finds_its_references_after_bad_rows(place, tiny, monkeypatch):
+    monkeypatch.setattr("genre.jobs.score.local.LOOK_ROWS", 2)
+    late = ['{"adapter": "nobody"}', '{"adapter": 5}', '{"adapter": "like@production", "history": [], "k": 1}']
+    Path("late.jsonl").write_text("\n".join(late) + "\n")
+    plan = plan_of(tiny, "late.jsonl", exclude_seen=False)
+    assert plan.refs == ("like@production",) and plan.rows == 3 and plan.exclude_seen is False
+    Path("bad.jsonl").write_text('{"adapter": 5}\n')
+    assert plan_of(tiny, "bad.jsonl").refs == ()
+
+
 def test_threads_are_divided_and_stay_within_what_is_allowed(place, tiny, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -56,6 +56,24 @@ def test_recommend_gives_ten_with_titles(asked):
     assert {item["title"] for item in few["results"]} == {"war 1", "x"}
 
 
+def test_seen_items_and_empty_lists(asked, log):
+    seen = [event["item_id"] for event in log.history("u3")]
+    row = {"adapter": "next_item", "user_id": "u3", "k": 30}
+    plain, kept, empty = post(asked.client, "/v1/recommend", [row, row | {"exclude_seen": False}, row | {"allow": seen}]).json()[
+        "responses"
+    ]
+    assert not set(seen) & {item["item_id"] for item in plain["results"]} and "note" not in plain
+    assert set(seen) <= {item["item_id"] for item in kept["results"]}
+    assert empty["results"] == [] and empty["note"].endswith("items is in the history, and exclude_seen: false keeps those")
+    strange, silent = post(
+        asked.client,
+        "/v1/score",
+        [row | {"user_id": None, "history": [{"item_id": "i1", **said}]} for said in ({"stars": 5}, {})],
+    ).json()["responses"]
+    assert "history[0] has an unknown field: got stars; expected item_id" in strange["error"]
+    assert "history[0] has no rating" in silent["error"]
+
+
 @pytest.mark.parametrize("method", ["leave_one_out", "gradient"])
 def test_explain_is_the_librarys(asked, method):
     row = {"id": "1", "adapter": "like", "user_id": "u3", "item": "i0", "method": method}

@@ -29,6 +29,10 @@ LanesOption = Annotated[int, typer.Option("--lanes", help="Adapters in memory at
 QuantizationOption = Annotated[
     str | None, typer.Option("--quantization", help="none, int8 or nf4; by default the one that the version was trained on.")
 ]
+SeenOption = Annotated[
+    str | None,
+    typer.Option("--seen", help="masked or kept: items of the history among what is ranked; by default as the task says."),
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result to this file as JSON.")]
 
 
@@ -54,6 +58,16 @@ def parse_number(option: str, text: str, form: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError:
         raise InputError(f"{option} cannot be read", got=repr(text), expected=form) from None
+
+
+def excludes_seen(seen: str | None) -> bool | None:
+    """Return what `--seen` means for a request; None leaves it to the task.
+
+    Raises:
+        InputError: It takes no such value.
+    """
+    check_choice("seen", seen, ("masked", "kept"))
+    return None if seen is None else seen == "masked"
 
 
 def check_lanes(lanes: int) -> None:

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.options import BaseOption, DataOption, JsonOption, RefArgument, RegistryOption, TaskOption
+from genre.cli.options import (
+    BaseOption,
+    DataOption,
+    JsonOption,
+    RefArgument,
+    RegistryOption,
+    SeenOption,
+    TaskOption,
+    excludes_seen,
+)
 from genre.cli.output import check_file, show_list, show_written, write_result
 from genre.errors import InputError
 
@@ -47,6 +56,7 @@ def recommend(
         ),
     ] = None,
     diversity: Annotated[float, typer.Option(min=0, max=1, help="From 0, the best items, to 1, the most diverse ones.")] = 0.0,
+    seen: SeenOption = None,
     registry: RegistryOption = "registry",
     base: BaseOption = None,
     json_file: JsonOption = None,
@@ -65,12 +75,13 @@ def recommend(
     if k < 1:
         raise InputError("-k is too small", got=k, expected="1 or more")
     check_file(json_file, "--json")
+    exclude_seen = excludes_seen(seen)
     from genre.data.catalogue import Titles
     from genre.engine import Request
     from genre.jobs.loading import open_log
     from genre.jobs.score.local import open_engine
 
-    asked = Request(ref, history=[], k=k, task=task, where=where, diversity=diversity)
+    asked = Request(ref, history=[], k=k, task=task, where=where, diversity=diversity, exclude_seen=exclude_seen)
     if output is not None:
         _all(asked, data, output, registry, base, resume=resume)
         return
@@ -130,6 +141,7 @@ def _all(asked: "Request", data: str, output: str, registry: str, base: str | No
     from genre.registry import Registry
 
     settings = {"-k": asked.k, "--task": asked.task, "--where": asked.where or [], "--diversity": asked.diversity}
+    settings |= {} if asked.exclude_seen is None else {"--seen": "masked" if asked.exclude_seen else "kept"}
     with Results.open(output, resume=resume, settings=settings) as results:
         if others := results.digests.keys() - {asked.adapter}:
             raise InputError("the output is of another adapter", got=min(others), expected=asked.adapter)

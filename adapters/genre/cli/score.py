@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from genre.cli.options import BaseOption, LanesOption, RegistryOption, check_choice, check_lanes
+from genre.cli.options import BaseOption, LanesOption, RegistryOption, SeenOption, check_choice, check_lanes, excludes_seen
 from genre.cli.output import show_written
 from genre.errors import InputError
 
@@ -31,14 +31,16 @@ def score(
     resume: Annotated[bool, typer.Option("--resume", help="Continue after the last row of an unfinished output.")] = False,
     lanes: LanesOption = 16,
     base: BaseOption = None,
+    seen: SeenOption = None,
 ) -> None:
     """Score a file of requests; a bad row gives an error row, nothing is dropped."""
     check_choice("engine", engine, ("local", "ray"))
     check_lanes(lanes)
+    exclude_seen = excludes_seen(seen)
     if workers is not None and (engine == "local" or workers < 1):
         got = f"{workers} with --engine {engine}"
         raise InputError("--workers cannot be used", got=got, expected="1 or more, with --engine ray")
-    from genre.jobs.score.local import Scorer, exact_refs, look_ahead, open_engine, open_users, row_id, write_all
+    from genre.jobs.score.local import Scorer, engine_for, exact_refs, look_ahead, open_users, row_id, write_all
     from genre.jobs.score.on_ray import Plan, answers
     from genre.jobs.score.ray_runtime import need_ray, ray_here
     from genre.jobs.score.requests import RequestFile, chunks
@@ -48,7 +50,8 @@ def score(
 
     if engine == "ray":
         need_ray()
-    with RequestFile(source) as file, Results.open(output, resume=resume) as results:
+    settings = None if seen is None else {"--seen": seen}
+    with RequestFile(source) as file, Results.open(output, resume=resume, settings=settings) as results:
         if engine == "ray":
             file.need_plain()
         if results.complete:
@@ -59,12 +62,22 @@ def score(
             rest = results.after(lines, row_id)
             if engine == "ray":
                 plan = Plan.make(
-                    source, rest, refs, registry=registry, data=data, base=base, lanes=lanes, workers=workers, exact=exact
+                    source,
+                    rest,
+                    refs,
+                    registry=registry,
+                    data=data,
+                    base=base,
+                    lanes=lanes,
+                    workers=workers,
+                    exact=exact,
+                    exclude_seen=exclude_seen,
                 )
                 with ray_here(plan.cpus) as reporter:
                     reporter.line(f"{plan.rows} rows over {plan.workers} workers of {plan.threads} threads")
                     write_all(results, answers(plan), reporter, total=results.rows + plan.rows)
             else:
-                scorer = Scorer(open_engine(registry, refs, open_users(data), base=base, lanes=lanes), exact)
+                opened = engine_for(registry, refs, open_users(data), base=base, lanes=lanes)
+                scorer = Scorer(opened, exact, exclude_seen=exclude_seen)
                 write_all(results, map(scorer.answer_lines, chunks(rest)), Reporter.for_terminal())
     show_written(results)

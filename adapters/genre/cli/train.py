@@ -20,6 +20,7 @@ from genre.cli.options import (
     QuantizationOption,
     RefArgument,
     RegistryOption,
+    SeenOption,
     SetOption,
     check_choice,
 )
@@ -137,11 +138,13 @@ def evaluate(
     part: PartOption = "test",
     base: BaseOption = None,
     quantization: QuantizationOption = None,
+    seen: SeenOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Evaluate a published version under its own protocol, beside the baselines; --json also writes reliability plots."""
     check_choice("part", part, ("valid", "test"))
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
+    check_choice("seen", seen, ("masked", "kept"))
     check_file(json_file, "--json")
     from genre.jobs.evaluate import draw_reliability
     from genre.jobs.evaluate import evaluate as run_evaluation
@@ -153,7 +156,7 @@ def evaluate(
     manifest = store.resolve(ref).manifest
     opened = open_data(data, manifest.reads)
     loaded = load_base(manifest, base, quantization=quantization)
-    found = run_evaluation(store, ref, opened, loaded, part=part, reporter=Reporter.for_terminal())
+    found = run_evaluation(store, ref, opened, loaded, part=part, seen=seen, reporter=Reporter.for_terminal())
     show_metrics(found["tasks"])
     show_metrics({f"{name}, {task['cold']['items']}": task["cold"] for name, task in found["tasks"].items() if "cold" in task})
     for name, line in found["protocol"].items():

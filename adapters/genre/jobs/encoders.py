@@ -18,7 +18,7 @@ from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost, Manifest
-from genre.training.assembly import Assembly, needs_encoder
+from genre.training.assembly import Assembly, check_feedback, feedback_column, needs_encoder
 from genre.training.parts import SharedEncoder
 
 
@@ -43,6 +43,7 @@ def find_encoder(
         version = registry.resolve(ref)
         shared = read_encoder(registry, version.digest, base)
         check_leak(version.manifest, recipe, need_log(data))
+        check_feedback(feedback_column(recipe, need_log(data)), shared)
     except (NotFoundError, ManifestError) as error:
         if recipe.encoder.use != "auto":
             raise

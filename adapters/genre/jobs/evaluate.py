@@ -5,8 +5,9 @@ Owns: which baselines a task has, metrics on cold items, reliability plots. Igno
     evaluate(Registry("registry"), "like@production", log)["tasks"]["like"]["adapter"]["auc"]["value"]      # 0.7918
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,15 @@ from genre.data.interactions import Interactions, need_log
 from genre.data.sequences.text_rows import Builder
 from genre.data.splits import PARTS, Split, training_events
 from genre.data.texts.dataset import Texts
-from genre.engine.versions import by_split, read_adapter
+from genre.engine.versions import Loaded, by_split, read_adapter
+from genre.errors import InputError
 from genre.evaluation.baselines import Blocks, feedback_baselines, ranking_baselines
 from genre.evaluation.labels import known_labels
 from genre.evaluation.metrics.bootstrap import MIN_USERS, RESAMPLES
 from genre.evaluation.metrics.by_name import metric
 from genre.evaluation.metrics.calibration import reliability
 from genre.evaluation.metrics.lists import ListFacts
-from genre.evaluation.ranking import rank_in_blocks
+from genre.evaluation.ranking import Seen, rank_in_blocks
 from genre.evaluation.targets import Targets, evaluate_feedback, evaluate_ranking
 from genre.evaluation.text_baselines import text_baselines
 from genre.jobs.loading import load_base, restore
@@ -51,9 +53,19 @@ def evaluate(
     base: Base | None = None,
     *,
     part: str = "test",
+    seen: Seen | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Evaluate a published version under its own protocol, beside the baselines.
+
+    Args:
+        registry: Holds the version.
+        ref: The version.
+        data: What it is evaluated on.
+        base: Its base; by default found by the name in the manifest.
+        part: `valid` or `test`.
+        seen: Rank with items of the history `masked` or `kept`, whatever the next-item tasks say; the protocol says so.
+        reporter: Receives progress.
 
     Returns:
         `{"ref", "digest", "protocol", "tasks": {task: {"adapter": {metric: …}, "baselines": {name: {metric: …}}}}}`.
@@ -62,11 +74,12 @@ def evaluate(
 
     Raises:
         ManifestError: The version does not fit the base.
+        InputError: `seen`, and no task is a next-item task.
     """
     reporter = reporter or Reporter.silent()
     manifest = registry.resolve(ref).manifest
     base = base or load_base(manifest)
-    loaded = read_adapter(registry, ref, base)
+    loaded = with_seen(read_adapter(registry, ref, base), seen)
     reporter.line(f"evaluating {ref} ({loaded.version}) on the {part} part")
     tasks: dict[str, Any] = {}
     for one in by_split(loaded):
@@ -81,8 +94,28 @@ def evaluate(
         tasks |= {name: _with_cold(result, builder, split) for name, result in results.items()}
         for name, own in bins.items():
             tasks[name]["reliability"] = own
-    about = {"ref": ref, "digest": loaded.digest, "part": part, "protocol": manifest.protocol}
+    about = {"ref": ref, "digest": loaded.digest, "part": part, "protocol": loaded.manifest.protocol}
     return about | {"quantization": base.quantization, "tasks": tasks}
+
+
+def with_seen(loaded: Loaded, seen: Seen | None) -> Loaded:
+    """A version whose next-item tasks rank with items of the history `masked` or `kept`; itself for None.
+
+    Raises:
+        InputError: It has no next-item task.
+    """
+    if seen is None:
+        return loaded
+    ranking = {name: task.model_copy(update={"seen": seen}) for name, task in loaded.tasks.items() if task.kind == "next_item"}
+    if not ranking:
+        raise InputError(
+            "--seen is for next-item tasks", got=f"{loaded.name} with {', '.join(loaded.tasks)}", todo="leave it out"
+        )
+    lines = {
+        name: re.sub("seen items (masked|kept)", f"seen items {seen}", line) for name, line in loaded.manifest.protocol.items()
+    }
+    manifest = loaded.manifest.model_copy(update={"protocol": lines})
+    return replace(loaded, tasks=loaded.tasks | ranking, manifest=manifest)
 
 
 def evaluate_model(

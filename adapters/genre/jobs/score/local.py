@@ -8,8 +8,9 @@ Owns: the path from rows to lines of results, the engine for a set of references
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from genre.data.interactions import Interactions
 from genre.errors import GenreError, InputError, InterruptedJobError, NotFoundError, RegistryError
 from genre.jobs.loading import load_base, open_data
-from genre.jobs.score.requests import Line, Row, read_row
+from genre.jobs.score.requests import Line, Row, is_object, read_row
 from genre.jobs.score.results import Results
 from genre.progress import Reporter
 from genre.registry import Registry
@@ -43,16 +44,18 @@ class Scorer:
     Args:
         engine: The engine.
         exact: The version to use for a reference, as an exact reference. Others are resolved at their first use.
+        exclude_seen: For requests that say nothing about it; None leaves it to their tasks.
     """
 
-    def __init__(self, engine: Any, exact: Mapping[str, str] | None = None) -> None:
+    def __init__(self, engine: Any, exact: Mapping[str, str] | None = None, *, exclude_seen: bool | None = None) -> None:
         self.engine = engine
+        self.exclude_seen = exclude_seen
         self._exact = dict(exact or {})
         self._lost: dict[str, str] = {}
 
     def answer(self, rows: Iterable[Row]) -> Answers:
         """Answer each row in one line: a result, or an error of its own."""
-        rows = list(rows)
+        rows = [self._filled(row) for row in rows]
         for ref in {row.adapter for row in rows if not isinstance(row, dict)} & self._exact.keys():
             version = self._exact.pop(ref)
             try:
@@ -64,6 +67,11 @@ class Scorer:
         found = [self._refused(row) or next(answers).to_json() for row in rows]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
         return Answers(text.encode("utf-8", "backslashreplace"), len(found), sum("error" in row for row in found))
+
+    def _filled(self, row: Row) -> Row:
+        if self.exclude_seen is None or isinstance(row, dict) or row.exclude_seen is not None or row.texts is not None:
+            return row
+        return replace(row, exclude_seen=self.exclude_seen)
 
     def _refused(self, row: Row) -> dict[str, Any] | None:
         if isinstance(row, dict):
@@ -84,6 +92,47 @@ def open_users(data: str | None) -> Interactions | None:
     """
     log = None if data is None else open_data(data)
     return log if isinstance(log, Interactions) else None
+
+
+class LateEngine:
+    """An engine that is opened for the first request, where the first rows of a file name no adapter.
+
+    Args:
+        open_for: Opens an engine for some references.
+    """
+
+    def __init__(self, open_for: Callable[[Sequence[str]], Any]) -> None:
+        self._open_for = open_for
+        self._engine: Any = None
+
+    def score(self, requests: Sequence[Any]) -> list[Any]:
+        """Score as `Engine.score` does; without a known reference each request gets an error response."""
+        from genre.engine.requests import refused
+
+        if self._engine is None and requests:
+            try:
+                self._engine = self._open_for([request.adapter for request in requests])
+            except RegistryError as error:
+                return [refused(request, error) for request in requests]
+        return self._engine.score(requests) if requests else []
+
+    def swap(self, name: str, ref: str) -> str:
+        """Swap as `Engine.swap` does."""
+        if self._engine is None:
+            self._engine = self._open_for([ref])
+        digest: str = self._engine.swap(name, ref)
+        return digest
+
+
+def engine_for(
+    registry: str | Path, refs: Sequence[str], log: Interactions | None, *, base: str | None = None, lanes: int = 16
+) -> Any:
+    """Open an engine for a request file, at its first request if `refs`, the references of its first rows, are none.
+
+    Raises as `open_engine` does.
+    """
+    open_for = partial(open_engine, registry, log=log, base=base, lanes=lanes)
+    return open_for(refs) if refs else LateEngine(open_for)
 
 
 def open_engine(
@@ -117,29 +166,32 @@ def first_known(store: Registry, refs: Iterable[str]) -> Any:
 
 
 def look_ahead(lines: Iterator[Line], name: str) -> tuple[list[str], Iterator[Line]]:
-    """Collect the references of the first rows; return them, and all lines again.
+    """Collect the references of the first rows, none where each of them is wrong; return them, and all lines again.
 
     Args:
         lines: The lines of a request file.
         name: The file's name, for the message.
 
     Raises:
-        InputError: None of the first 1,000 rows (fewer if they are very long) is a request, or the file is damaged among them.
+        InputError: None of the first 1,000 rows (fewer if they are very long) is a JSON object, or the file is damaged among
+            them.
     """
     head: list[Line] = []
     size = 0
     refs: dict[str, None] = {}
     first: Row | None = None
+    objects = False
     for line in lines:  # not in chunks: what they hold back when they meet damage would be lost here
         head.append(line)
         size += len(line.raw)
         row = read_row(line)
         if not isinstance(row, dict):
             refs[row.adapter] = None
+        objects = objects or bool(refs) or is_object(line)
         first = first or row
         if len(head) >= LOOK_ROWS or size > LOOK_BYTES:
             break
-    if not refs:
+    if not objects:
         got = f"{name}: {first['error'] if isinstance(first, dict) else 'no rows'}"
         expected = '{"adapter": …, "history": […], "k": 10} or "texts"'
         raise InputError("no row of the input is a request", got=got, expected=expected)

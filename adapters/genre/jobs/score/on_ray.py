@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from genre.errors import GenreError, InputError, JobError, RegistryError
-from genre.jobs.score.local import Answers, Scorer, first_known, open_engine, open_users
+from genre.jobs.score.local import Answers, Scorer, engine_for, first_known, open_users
 from genre.jobs.score.ray_runtime import rows_of
 from genre.jobs.score.requests import Line, RequestFile, chunks, read_row
 from genre.registry import Registry
@@ -57,8 +57,10 @@ class Plan:
         registry, data, base, lanes: As in `genre score`; paths are absolute.
         workers: The number of actors.
         threads: Per actor.
-        refs: References of the file's first rows, in order; the base is that of the first which exists.
+        refs: References of the file's first rows, in order; the base is that of the first which exists. Where those rows are
+            all wrong, those of the rest.
         exact: The version of each reference in this job, for every actor and attempt, as an exact reference.
+        exclude_seen: As in `Scorer`.
         index: The chunks, in order.
     """
 
@@ -72,6 +74,7 @@ class Plan:
     refs: tuple[str, ...]
     exact: dict[str, str]
     index: tuple[Chunk, ...]
+    exclude_seen: bool | None = None
 
     @classmethod
     def make(
@@ -86,6 +89,7 @@ class Plan:
         lanes: int = 16,
         workers: int | None = None,
         exact: dict[str, str] | None = None,
+        exclude_seen: bool | None = None,
     ) -> "Plan":
         """Read a file once to index its chunks and collect its references.
 
@@ -99,13 +103,15 @@ class Plan:
             lanes: As in `genre score`.
             workers: The number of actors; by default one per GPU, or else one for every two cores.
             exact: Versions of references that an earlier run has used.
+            exclude_seen: As in `Scorer`.
 
         Raises:
             NotFoundError: No reference exists.
             InputError: Too many workers for this machine.
         """
         store, exact = Registry(registry), dict(exact or {})
-        first_known(store, refs)
+        if refs:
+            first_known(store, refs)
         cores = len(os.sched_getaffinity(0))
         number = workers or _gpus() or max(1, cores // 2)
         if number > max(cores, _gpus()):
@@ -125,9 +131,10 @@ class Plan:
             lanes=lanes,
             workers=number,
             threads=_threads(cores, number),
-            refs=tuple(refs),
+            refs=tuple(refs) or tuple(ref for ref in named if ref in exact),
             exact=exact,
             index=tuple(index),
+            exclude_seen=exclude_seen,
         )
 
     @property
@@ -170,8 +177,8 @@ class Actor:
     def _answer(self, chunk: Chunk) -> Answers:
         plan = self.plan
         if self.scorer is None:
-            engine = open_engine(plan.registry, plan.refs, open_users(plan.data), base=plan.base, lanes=plan.lanes)
-            self.scorer = Scorer(engine, plan.exact)
+            engine = engine_for(plan.registry, plan.refs, open_users(plan.data), base=plan.base, lanes=plan.lanes)
+            self.scorer = Scorer(engine, plan.exact, exclude_seen=plan.exclude_seen)
         with RequestFile(plan.source) as file:
             return self.scorer.answer(map(read_row, islice(file.lines(chunk.begin, chunk.number), chunk.rows)))
 

@@ -167,6 +167,14 @@ def read_row(line: Line) -> Row:
         return {"id": None, "error": f"line {line.number} is not JSON: {error}"}
 
 
+def is_object(line: Line) -> bool:
+    """Return whether a line holds a JSON object, be it a request or not."""
+    try:
+        return isinstance(json.loads(line.raw.decode("utf-8-sig" if line.number == 1 else "utf-8")), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _check_there(path: Path) -> None:
     if path.is_dir():
         raise InputError("the input is a folder", got=path, expected="JSON lines of requests")
