@@ -6,7 +6,7 @@ Owns: their spelling and help, the check of an option with a few values. Ignores
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -60,14 +60,19 @@ def parse_number(option: str, text: str, form: str) -> tuple[str, float]:
         raise InputError(f"{option} cannot be read", got=repr(text), expected=form) from None
 
 
-def excludes_seen(seen: str | None) -> bool | None:
-    """Return what `--seen` means for a request; None leaves it to the task.
+def check_seen(seen: str | None) -> Literal["masked", "kept"] | None:
+    """Return the value of `--seen`; None leaves it to the task.
 
     Raises:
         InputError: It takes no such value.
     """
     check_choice("seen", seen, ("masked", "kept"))
-    return None if seen is None else seen == "masked"
+    return cast(Literal["masked", "kept"] | None, seen)
+
+
+def excludes_seen(seen: str | None) -> bool | None:
+    """Return what `--seen` means for a request; raises as `check_seen` does."""
+    return None if check_seen(seen) is None else seen == "masked"
 
 
 def check_lanes(lanes: int) -> None:

@@ -23,6 +23,7 @@ from genre.cli.options import (
     SeenOption,
     SetOption,
     check_choice,
+    check_seen,
 )
 from genre.cli.output import check_file, show_metrics, write_result
 from genre.distributed import Processes, process_count, process_rank
@@ -144,7 +145,7 @@ def evaluate(
     """Evaluate a published version under its own protocol, beside the baselines; --json also writes reliability plots."""
     check_choice("part", part, ("valid", "test"))
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
-    check_choice("seen", seen, ("masked", "kept"))
+    chosen = check_seen(seen)
     check_file(json_file, "--json")
     from genre.jobs.evaluate import draw_reliability
     from genre.jobs.evaluate import evaluate as run_evaluation
@@ -156,7 +157,7 @@ def evaluate(
     manifest = store.resolve(ref).manifest
     opened = open_data(data, manifest.reads)
     loaded = load_base(manifest, base, quantization=quantization)
-    found = run_evaluation(store, ref, opened, loaded, part=part, seen=seen, reporter=Reporter.for_terminal())
+    found = run_evaluation(store, ref, opened, loaded, part=part, seen=chosen, reporter=Reporter.for_terminal())
     show_metrics(found["tasks"])
     show_metrics({f"{name}, {task['cold']['items']}": task["cold"] for name, task in found["tasks"].items() if "cold" in task})
     for name, line in found["protocol"].items():
