@@ -18,6 +18,11 @@ from genre.cli.options import JsonOption
 from genre.cli.output import check_file, console, step_reporter, write_result
 from genre.errors import InputError
 
+_FORMATS = (
+    "csv (any table), atomic, movielens, mind, or a public log by name: amazon, diginetica, goodreads, hm, kuairec, lastfm, "
+    "otto, rees46, retailrocket, steam, yambda, yelp, yoochoose. By default as the file's name says."
+)
+
 app = typer.Typer(help="Data sets: get, look at, import.", no_args_is_help=True)
 
 
@@ -55,7 +60,7 @@ def describe(
 def import_(
     log: Annotated[Path, typer.Argument(help="A file, or a folder of MovieLens, MIND or atomic files.")],
     out: Annotated[Path | None, typer.Option(help="The data set folder to make.")] = None,
-    format: Annotated[str | None, typer.Option(help="csv (any table), atomic, movielens, mind, amazon or lists.")] = None,
+    format: Annotated[str | None, typer.Option(help=_FORMATS)] = None,
     items: Annotated[Path | None, typer.Option(help="A table of items.")] = None,
     users: Annotated[Path | None, typer.Option(help="A table of users.")] = None,
     graph: Annotated[Path | None, typer.Option(help="A table of edges, source and target, for vectors of items.")] = None,
@@ -63,13 +68,13 @@ def import_(
     item_column: Annotated[list[str] | None, typer.Option(help="A column that describes items.")] = None,
     name: Annotated[str | None, typer.Option(help="The data set's name.")] = None,
     licence: Annotated[str, typer.Option(help="Its licence or terms of use.")] = "",
-    time_unit: Annotated[str, typer.Option(help="The unit of numeric timestamps: s, ms, us or ns.")] = "s",
+    time_unit: Annotated[str | None, typer.Option(help="The unit of numeric timestamps: s (the default), ms, us or ns.")] = None,
     max_bad: Annotated[float, typer.Option(help="The share of bad rows above which the log is refused.")] = 0.05,
     order: Annotated[str | None, typer.Option(help="What orders equal times: a column, file, or hash (the default).")] = None,
     missing: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: a value that means not known, rating=-1.")] = None,
     separator: Annotated[str | None, typer.Option(help="The separator of a CSV; detected by default.")] = None,
     encoding: Annotated[str, typer.Option(help="The encoding of a text file.")] = "utf-8",
-    quote: Annotated[str, typer.Option(help="The quotes of a CSV; none if they are part of the texts.")] = '"',
+    quote: Annotated[str | None, typer.Option(help="The quotes of a CSV; none if they are part of the texts.")] = None,
     columns: Annotated[str | None, typer.Option(help="The columns' names, in order, of a CSV without a header: a,b,c.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="Labelled texts: a text column.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Labelled texts: a label column.")] = None,
@@ -86,7 +91,7 @@ def import_(
     if out is not None:
         check_data_folder(out)
     table: dict[str, Any] = {"mapping": parse_mapping(map_ or []), "name": name, "licence": licence}
-    table |= {"max_bad": max_bad, "separator": separator, "encoding": encoding, "quote": quote}
+    table |= {"max_bad": max_bad, "separator": separator, "encoding": encoding}
     table["columns"] = None if columns is None else columns.split(",")
     of_logs: dict[str, Any] = {
         "items": items,
@@ -94,6 +99,7 @@ def import_(
         "graph": graph,
         "item_columns": item_column,
         "time_unit": time_unit,
+        "quote": quote,
         "order": order,
         "missing": _parse_missing(missing or []),
     }
@@ -102,7 +108,7 @@ def import_(
         foreign |= {
             "--order": order,
             "--missing": missing,
-            "--time-unit": time_unit != "s",
+            "--time-unit": time_unit,
             "--format": format not in (None, "csv"),
         }
         if given := next((option for option, value in foreign.items() if value), None):
@@ -112,7 +118,7 @@ def import_(
             raise InputError("no text column is named", got="--label alone", expected="--text COLUMN")
         from genre.data.importers.texts import import_texts
 
-        read: Callable[..., Any] = partial(import_texts, log, texts=text, labels=label or [])
+        read: Callable[..., Any] = partial(import_texts, log, texts=text, labels=label or [], quote=quote or '"')
     else:
         from genre.data.importers.log import import_log
 

@@ -63,13 +63,13 @@ def read_csv(
     if separator is not None and len(separator.encode()) != 1:
         todo = "put another one into the file, such as a tab"
         raise InputError("--separator is not usable", got=repr(separator), expected="one plain character, or tab", todo=todo)
-    head = _head(path, encoding)
+    head = read_head(path, encoding)
     named = re.match(r"sep=(.)\r?\n", head)  # Excel's own way to name the separator
     skip = 1 if named else 0
     first = next(iter(head.splitlines()[skip : skip + 1]), "")
-    separator = separator or (named[1] if named else _find_separator(first))
+    separator = separator or (named[1] if named else _find_separator(first, quote))
     if columns is not None:
-        columns = _check_names(columns, _split(first, separator), path)
+        columns = _check_names(columns, _split(first, separator, quote), path)
     plain = encoding.lower() in _UTF8 and path.suffix.lower() != ".gz" and "\n" in head
     try:
         source: Path | io.BytesIO = path if plain else io.BytesIO(read_text(path, encoding).encode())
@@ -141,7 +141,7 @@ def _likely_encoding(data: bytes) -> str:
     return "windows-1252" if re.search(rb"[\x80-\x9f]", data) else "latin-1"
 
 
-def _head(path: Path, encoding: str) -> str:
+def read_head(path: Path, encoding: str) -> str:
     """The file's beginning, as far as its separator needs it; a cut character at the end does not matter."""
     if encoding.lower() not in _UTF8:
         return read_text(path, encoding)[:_HEAD]
@@ -152,14 +152,15 @@ def _head(path: Path, encoding: str) -> str:
         raise DataError(f"{path} cannot be read", got=error, expected="a whole text file") from error
 
 
-def _split(line: str, separator: str) -> list[str]:
-    return next(csv.reader([line], delimiter=separator), [])
+def _split(line: str, separator: str, quote: str) -> list[str]:
+    options = {"quoting": csv.QUOTE_NONE} if quote == NO_QUOTE else {"quotechar": quote}
+    return next(csv.reader([line], delimiter=separator, **options), [])
 
 
-def _find_separator(line: str) -> str:
+def _find_separator(line: str, quote: str) -> str:
     """Return the separator that gives most cells; a space only where no other gives two."""
-    found = max(SEPARATORS, key=lambda each: len(_split(line, each)))
-    return " " if len(_split(line, found)) == 1 and len(_split(line, " ")) > 1 else found
+    found = max(SEPARATORS, key=lambda each: len(_split(line, each, quote)))
+    return " " if len(_split(line, found, quote)) == 1 and len(_split(line, " ", quote)) > 1 else found
 
 
 def _check_names(columns: list[str], first: list[str], path: Path) -> list[str] | None:

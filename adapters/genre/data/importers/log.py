@@ -22,15 +22,20 @@ from genre.data.importers.amazon import read_metadata, read_reviews
 from genre.data.importers.lists import read_lists
 from genre.data.importers.mind import BEHAVIORS, read_mind
 from genre.data.importers.movielens import Tables, read_movielens
+from genre.data.importers.named import Log, Side, apply, is_sure, read_log
 from genre.data.importers.nested import needed_columns, unnest
+from genre.data.importers.public import PUBLIC
 from genre.data.importers.tables import check_header, read_atomic, read_table
 from genre.data.interactions import DatasetInfo, Interactions
 from genre.data.order import FILE
 from genre.data.schema import MAX_BAD, PLACE, Report
 from genre.errors import DataError, InputError
 
-FORMATS = ("csv", "atomic", "movielens", "mind", "amazon", "lists")
-"""`csv` is any table: CSV, TSV, Parquet, JSON; `lists` is a line of items per user."""
+FORMATS = ("csv", "atomic", "movielens", "mind", "lists", *PUBLIC)
+"""`csv` is any table: CSV, TSV, Parquet, JSON; `lists` is a line of items per user. Those of `PUBLIC` are public logs by name."""
+
+
+_OWN_TIMES = ("mind", "amazon", "movielens")  # their readers give seconds
 
 
 def import_log(
@@ -42,12 +47,12 @@ def import_log(
     mapping: Mapping[str, str] | None = None,
     name: str | None = None,
     licence: str = "",
-    time_unit: str = "s",
+    time_unit: str | None = None,
     max_bad: float = MAX_BAD,
     item_columns: list[str] | None = None,
     separator: str | None = None,
     encoding: str = "utf-8",
-    quote: str = '"',
+    quote: str | None = None,
     columns: list[str] | None = None,
     graph: str | Path | None = None,
     order: str | None = None,
@@ -57,18 +62,19 @@ def import_log(
 
     Args:
         log: A file; for atomic, movielens and mind also the folder it is in.
-        format: None takes atomic for .inter, movielens and mind for their file names, csv otherwise and with `columns`.
+        format: None takes atomic for .inter, the format whose file name is unmistakable, csv otherwise and with `columns`. A public
+            log is only taken for one where no mapping is given.
         items: A table of items; atomic, movielens and mind find theirs beside the log.
         users: A table of users; atomic and movielens find theirs.
-        mapping: Our column to theirs, in all three.
+        mapping: Our column to theirs, in all three; wins over that of a public log.
         name: The data set's name; None takes the log's.
         licence: Terms of use, kept in dataset.json.
-        time_unit: Of numeric timestamps: s, ms, us or ns.
+        time_unit: Of numeric timestamps: s, ms, us or ns; None takes the format's, or s.
         max_bad: The share of bad rows above which the log is refused.
         item_columns: Columns of the log that describe items; None looks for usual names.
         separator: Of a CSV; None finds it.
         encoding: Of a CSV or JSON lines.
-        quote: Around cells of a CSV; `none` if quotes are part of the texts.
+        quote: Around cells of a CSV; `none` if quotes are part of the texts; None takes the format's, or `"`.
         columns: The columns' names, in order, of a CSV log without a header.
         graph: A table of edges, source and target (who follows whom): vectors of items, see `genre.data.graph.with_graph`.
         order: What orders equal times: a column of the log, `file`, or `hash`, the default. With one of the former two the log
@@ -80,7 +86,7 @@ def import_log(
         DataError: If a file or its content is not usable.
     """
     log = Path(log)
-    format = format or ("csv" if columns is not None else _guess_format(log))
+    format = format or ("csv" if columns is not None else _guess_format(log, mapped=bool(mapping)))
     if format not in FORMATS:
         raise InputError("unknown format", got=repr(format), expected=", ".join(FORMATS))
     if columns is not None and format != "csv":
@@ -88,39 +94,66 @@ def import_log(
     if format == "lists" and order not in (None, FILE):
         raise InputError("a file of lists has no other order", got=f"--order {order}", expected="--order file, or no --order")
     order = FILE if format == "lists" else order
-    report = Report()
-    options: dict[str, Any] = {"separator": separator, "encoding": encoding, "quote": quote}
+    report, mapping = Report(), dict(mapping or {})
+    options: dict[str, Any] = {"separator": separator, "encoding": encoding, "quote": quote or '"'}
+    public = None if _is_json_of_amazon(format, log) else PUBLIC.get(format)
+    if public is None:
+        (table, item_table, user_table), kind = _read_own(format, log, columns, mapping, order, options, max_bad, report), Log()
+    else:
+        given = options | {"quote": quote, "order": order}
+        (table, kind), item_table, user_table = read_log(log, format, public, mapping, report, options=given), None, None
+    item_side, user_side = (Side(), Side()) if public is None else (public.items, public.users)
+    if items is not None:
+        read = read_metadata if format == "amazon" else _side_reader(options, item_side)
+        item_table = apply(_read_side(Path(items), read, "items", report), item_side, mapping, report)
+    if users is not None:
+        user_table = apply(_read_side(Path(users), _side_reader(options, user_side), "users", report), user_side, mapping, report)
+    if graph is not None:
+        edges = _read_side(Path(graph), _side_reader(options, Side()), "graph", report)
+        ends = {name: mapping[name] for name in ("source", "target") if name in mapping}
+        mapping = {ours: theirs for ours, theirs in mapping.items() if ours not in ends}
+        item_table = _with_graph(item_table, rename({"log": edges}, ends, report)["log"], mapping, report)
+    names = {**user_side.mapping, **item_side.mapping, **kind.mapping, **mapping}
+    return Interactions.from_frame(
+        _with_places(table),
+        item_table,
+        user_table,
+        mapping,
+        info=source_info(log, name, licence, format, names),
+        time_unit="s" if public is None and format in _OWN_TIMES else time_unit or kind.time_unit,
+        max_bad=max_bad,
+        item_columns=kind.items_of(table, item_columns),
+        guess_numbers=True,
+        order=order or kind.order,
+        missing=kind.missing_of(table, missing),
+        report=report,
+    )
+
+
+def _is_json_of_amazon(format: str, log: Path) -> bool:
+    return format == "amazon" and not log.is_dir() and ".csv" not in (suffix.lower() for suffix in log.suffixes)
+
+
+def _read_own(
+    format: str,
+    log: Path,
+    columns: list[str] | None,
+    mapping: Mapping[str, str],
+    order: str | None,
+    options: Mapping[str, Any],
+    max_bad: float,
+    report: Report,
+) -> Tables:
+    """Read a log in a format that has a reader of its own."""
     read: dict[str, Callable[[], Tables]] = {
-        "csv": lambda: (_read_events(log, columns, mapping or {}, order, options, report), None, None),
+        "csv": lambda: (_read_events(log, columns, mapping, order, options, report), None, None),
         "atomic": lambda: _read_atomic_set(_find_atomic(log)),
         "movielens": lambda: read_movielens(log),
         "mind": lambda: read_mind(log, report, max_bad=max_bad),
         "amazon": lambda: (read_reviews(log, report), None, None),
-        "lists": lambda: (read_lists(log, report, encoding), None, None),
+        "lists": lambda: (read_lists(log, report, options["encoding"]), None, None),
     }
-    own = read[format]()
-    read_items = read_metadata if format == "amazon" else _side_reader(options)
-    item_table = own[1] if items is None else _read_side(Path(items), read_items, "items", report)
-    user_table = own[2] if users is None else _read_side(Path(users), _side_reader(options), "users", report)
-    if graph is not None:
-        edges = _read_side(Path(graph), _side_reader(options), "graph", report)
-        ends = {name: mapping[name] for name in ("source", "target") if name in (mapping or {})} if mapping else {}
-        mapping = {ours: theirs for ours, theirs in (mapping or {}).items() if ours not in ends}
-        item_table = _with_graph(item_table, rename({"log": edges}, ends, report)["log"], mapping, report)
-    return Interactions.from_frame(
-        _with_places(own[0]),
-        item_table,
-        user_table,
-        mapping,
-        info=source_info(log, name, licence, format, mapping),
-        time_unit="s" if format in ("mind", "amazon", "movielens") else time_unit,
-        max_bad=max_bad,
-        item_columns=item_columns,
-        guess_numbers=True,
-        order=order,
-        missing=missing,
-        report=report,
-    )
+    return read[format]()
 
 
 def _read_events(
@@ -150,11 +183,13 @@ def _with_graph(
     return with_graph(items, edges, report, **names)
 
 
-def _guess_format(log: Path) -> str:
+def _guess_format(log: Path, *, mapped: bool) -> str:
     if log.suffix == ".inter" or (log.is_dir() and any(log.glob("*.inter"))):
         return "atomic"
     if log.name == BEHAVIORS or (log.is_dir() and any([*log.glob(BEHAVIORS), *log.glob(f"*/{BEHAVIORS}")])):
         return "mind"
+    if not mapped and (name := next((name for name, format in PUBLIC.items() if is_sure(log, format)), None)):
+        return name
     movielens = log.name in ("u.data", "ratings.dat") or (log.name == "ratings.csv" and log.with_name("movies.csv").is_file())
     return "movielens" if log.is_dir() or movielens else "csv"
 
@@ -174,7 +209,9 @@ def _read_atomic_set(log: Path) -> Tables:
     return read_atomic(log), items, users
 
 
-def _side_reader(options: Mapping[str, Any]) -> Callable[[Path, Report], pl.DataFrame]:
+def _side_reader(options: Mapping[str, Any], side: Side) -> Callable[[Path, Report], pl.DataFrame]:
+    options = dict(options) | {"separator": options["separator"] or side.separator}
+
     def read(path: Path, report: Report) -> pl.DataFrame:
         if path.suffix in (".item", ".user"):
             return read_atomic(path)

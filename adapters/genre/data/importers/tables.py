@@ -9,9 +9,11 @@ Ignores the meaning of columns; separators and quotes (`delimited`).
                      196            242            3
 """
 
+import ast
 import io
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from genre.data.times import times_us
 from genre.errors import DataError, InputError, first_line
 
 _JSON = (".jsonl", ".ndjson", ".json")
+_LITERAL = ("{'", "{u'", '{u"')
 _KINDS = ("token", "float", "token_seq", "float_seq")
 
 
@@ -221,9 +224,22 @@ def read_objects(path: Path, encoding: str, report: Report | None) -> tuple[list
 
 def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{path.name}, line {number} is no JSON", got=error, expected="one object per line") from error
+        row = _literal(line) if line.lstrip().startswith(_LITERAL) else json.loads(line)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        got, expected = first_line(error), "one object per line"
+        raise DataError(f"{path.name}, line {number} is no JSON", got=got, expected=expected) from error
     if not isinstance(row, dict):
         raise DataError(f"{path.name}, line {number} is no object", got=line[:60], expected="one JSON object per line")
     return row
+
+
+def _literal(line: str) -> Any:
+    """Read a line that Python printed for a dict, as older public logs have them: {u'user': u'a', 'seen': True}.
+
+    Raises:
+        ValueError, SyntaxError, MemoryError, RecursionError: It is none.
+    """
+    with warnings.catch_warnings():  # an escape that is none, such as \\/, stays as it is
+        warnings.simplefilter("ignore", SyntaxWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return ast.literal_eval(line.strip())
