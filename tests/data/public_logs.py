@@ -24,6 +24,7 @@ import polars as pl
 EVENTS, USERS, ITEMS = 40, 5, 7
 BAD = 11  # the row that is bad in the variant of this name
 FIRST = 1_567_300_000  # seconds: 2019-09-01
+CUSTOMER = "000058a12d5b43e67d225668fa1f8d618c13dc232df0cad8ffe7ad4a1091e31"  # and a letter
 VARIANTS = ("plain", "gz", "missing", "bad", "shuffled", "crlf", "extra")
 
 
@@ -119,7 +120,8 @@ def yelp() -> Kind:
             {
                 "review_id": f"KU_O5udG6zpxOg-VcAEod{n}", "user_id": f"-h_-eMZ6K5RLWhZyISBhw{u}",
                 "business_id": f"_QfwVwDr-v0ZS3_CbbE5X{i}", "stars": float(1 + n % 5), "useful": n, "funny": 0, "cool": 0,
-                "text": "If you decide to eat here,\nbe aware: \"2 hours\". It\u0027s slow", "date": f"{utc(t):%Y-%m-%d %H:%M:%S}",
+                "text": "If you decide to eat here,\nbe aware: \"2 hours\". It\u0027s slow",
+                "date": f"{utc(t):%Y-%m-%d %H:%M:%S}",
             },
             f"-h_-eMZ6K5RLWhZyISBhw{u}", f"_QfwVwDr-v0ZS3_CbbE5X{i}", t, 1 + n % 5,
         )
@@ -160,7 +162,7 @@ def australian(user: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def goodreads() -> Kind:
     """Dates as ctime has them with an offset, which changes with summer time; 0 stars are none."""
     events = []
-    for n, u, i, t in steps(9 * 86_400_000_000, 1_500_000_000):
+    for n, u, i, t in steps(777_661_000_000, 1_500_000_000):
         local = utc(t) - timedelta(hours=7 + n % 2)
         row = {"user_id": f"8842281e1d1347389f2ab93d6077373{u}", "book_id": f"{24375660 + i}", "review_id": f"5cf416f{n:04}"}
         row |= {"is_read": True, "rating": 1 + n % 5, "review_text_incomplete": "", "date_updated": ""}
@@ -283,7 +285,7 @@ def lastfm() -> Kind:
     """No header, newest first, quotes that are text, tracks without an id."""
     titles = ('"Heroes" (Single Version)', '"Live at Leeds', "Parolibre (Live_2009_4_15)", "Don't", 'Bibo "No" Aozora')
     events = []
-    for n, u, i, t in steps(61_000_000):
+    for _, u, i, t in steps(61_000_000):
         title, known = f"{titles[i % 5]} {i}", i % 3 > 0
         row = {"user": f"user_00000{u}", "time": f"{utc(t):%Y-%m-%dT%H:%M:%SZ}", "artist_id": f"a7f7df4a-77d8-{i:04}"}
         row |= {"artist": '"Weird" 坂本龍一', "track": f"f7c1f8f8-b935-{i:04}" if known else "", "title": title}
@@ -398,4 +400,4 @@ def printed(value: Any, mark: str) -> str:
         return "{" + ", ".join(f"{printed(key, mark)}: {printed(cell, mark)}" for key, cell in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(printed(part, mark) for part in value) + "]"
-    return f"{mark}{ascii(value) if mark else value!r}" if isinstance(value, str) else repr(value)
+    return mark + (ascii(value) if mark else repr(value)) if isinstance(value, str) else repr(value)

@@ -69,6 +69,21 @@ def test_a_column_of_numbers_with_a_sign_of_nothing_is_numbers(tmp_path, nothing
     assert log.info.notes == (f"price: 1 of 10 cells are no numbers, such as '{nothing}': empty now",)
 
 
+@pytest.mark.parametrize(
+    ("first", "wanted"), [("2103807459595387724", 2103807459595387724), ("9223372036854775807", 2**63 - 1), ("-7", -7)]
+)
+def test_whole_numbers_keep_all_of_their_digits(tmp_path, first, wanted):
+    frame_of([first, "12"], "category_id").write_csv(tmp_path / "log.csv")
+    assert import_log(tmp_path / "log.csv").frame.sort("row")["category_id"].to_list() == [wanted, 12]
+
+
+def test_numbers_of_more_digits_than_64_bits_hold_are_ids(tmp_path):
+    frame_of(["9223372036854775808", "12"], "category_id").write_csv(tmp_path / "log.csv")
+    log = import_log(tmp_path / "log.csv")
+    assert log.frame.sort("row")["category_id"].to_list() == ["9223372036854775808", "12"]
+    assert log.info.notes == ("category_id stays text: numbers of so many digits as '9223372036854775808' are ids",)
+
+
 def test_the_price_of_an_item_too(tmp_path):
     frame_of([1, 2, 3], "rating").write_csv(tmp_path / "log.csv")
     pl.DataFrame({"item_id": ["i0", "i1", "i2"], "price": ["9", "—", "12"]}).write_csv(tmp_path / "items.csv")

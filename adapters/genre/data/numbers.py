@@ -43,7 +43,7 @@ _POINT_OR_GROUP = r"^[+-]?[1-9]\d{0,2}\.\d{3}$"
 _COMMA = r"^[+-]?\d*,\d+$"
 _IS_COMMA = rf"{_POINT_GROUPS}|^[+-]?(?:\d*,(?:\d{{1,2}}|\d{{4,}})|(?:0\d*|\d{{4,}}),\d{{3}})$"
 _IS_POINT = rf"{_COMMA_GROUPS}|^[+-]?(?:\d*\.(?:\d{{1,2}}|\d{{4,}})|(?:0\d*|\d{{4,}})?\.\d{{3}})$"
-_WHOLE = r"^[+-]?\d{1,18}$"
+_WHOLE = r"^[+-]?\d+$"
 
 
 def numbers(series: pl.Series) -> pl.Series:
@@ -140,8 +140,8 @@ def to_numbers(table: pl.DataFrame, kept: tuple[str, ...], report: Report) -> pl
     """Turn columns of texts that are numbers into numbers, but ids, titles and those with a rule of their own, `kept`.
 
     A column of `true` and `false` becomes one of booleans, as in Parquet. One where a number starts with a needless zero (a zip
-    code) stays text. Signs of nothing ("—", "n/a") become empty; other cells that are no numbers keep the column a text. Either
-    is noted.
+    code), or has more digits than 64 bits hold, stays text. Signs of nothing ("—", "n/a") become empty; other cells that are no
+    numbers keep the column a text. Either is noted.
     """
     names = [c for c in table.columns if table[c].dtype == pl.String and c not in (*kept, "title", "row", PLACE)]
     return table.with_columns(_number_column(table[name], report) for name in names)
@@ -168,8 +168,14 @@ def _number_column(series: pl.Series, report: Report) -> pl.Series:
         report.note(f"{series.name}: {len(odd):,} of {len(filled):,} cells are no numbers, such as '{odd[0]}': empty now")
     report.note(thousands_note(series))
     kept = pl.DataFrame({"x": plain}).select(pl.when(good).then(pl.col("x"))).to_series().rename(series.name)
-    whole = kept.drop_nulls().str.contains(_WHOLE).all()
-    return kept.cast(pl.Int64 if whole else pl.Float64)
+    if not kept.drop_nulls().str.contains(_WHOLE).all():
+        return kept.cast(pl.Float64)
+    exact = kept.cast(pl.Int64, strict=False)
+    if exact.null_count() == kept.null_count():
+        return exact
+    longest = kept.filter(kept.is_not_null() & exact.is_null())[0]
+    report.note(f"{series.name} stays text: numbers of so many digits as '{longest[:40]}' are ids")
+    return series
 
 
 def _boolean_column(series: pl.Series, text: pl.Series, report: Report) -> pl.Series:

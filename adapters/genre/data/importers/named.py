@@ -49,6 +49,7 @@ class Log(Side):
 
     Attributes:
         names: Its usual names, as patterns in small letters, without .gz.
+        marks: Columns that tell it from the other kinds where the name is another; none stands for those of the mapping.
         columns: The columns of a file without a header.
         constants: Columns that every row of this file has the same value in, such as a behaviour.
         quote: Around cells of a CSV; `none` if quotes are part of the texts.
@@ -59,6 +60,7 @@ class Log(Side):
     """
 
     names: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
     columns: tuple[str, ...] | None = None
     constants: Mapping[str, str] = field(default_factory=dict)
     quote: str = '"'
@@ -210,4 +212,4 @@ def _by_width(path: Path, format: Format, encoding: str) -> Log:
 
 
 def _fits(table: pl.DataFrame, kind: Log) -> bool:
-    return set(kind.mapping.values()) <= set(table.columns)
+    return set(kind.marks or kind.mapping.values()) <= set(table.columns)

@@ -9,8 +9,7 @@ Owns: the columns, times, orders and quirks of each format. Ignores how a descri
 import polars as pl
 
 from genre.data.importers.named import Format, Log, Side
-from genre.data.schema import PLACE, Report
-from genre.errors import DataError
+from genre.data.schema import Report
 
 _YEARLESS = r"^Posted (\w+ \d{1,2})\.$"
 _DATED = r"^Posted (\w+ \d{1,2}), (\d{4})\.$"
@@ -25,50 +24,34 @@ def _tracks(table: pl.DataFrame, report: Report) -> pl.DataFrame:
 
 
 def _posted(table: pl.DataFrame, report: Report) -> pl.DataFrame:
-    """One row per review, with a date: of the year of the crawl Steam names none, which is the year after the latest named.
-
-    Raises:
-        DataError: The table has no list of reviews.
-    """
-    if not {"user_id", "reviews"} <= set(table.columns) or not isinstance(table.schema["reviews"], pl.List):
-        got, expected = ", ".join(table.columns)[:200], "user_id and a list of reviews in every line"
-        raise DataError("these are no reviews of Steam", got=got, expected=expected)
-    rows = table.select("user_id", "reviews").explode("reviews").drop_nulls("reviews").unnest("reviews")
-    posted = rows["posted"].cast(pl.String)
-    years = posted.str.extract(_DATED, 2).cast(pl.Int32, strict=False)
-    latest = years.max()
+    """Dates as days: of the year of the crawl Steam names none, which is the year after the latest that is named."""
+    if "posted" not in table.columns:
+        return table
+    posted = table["posted"].cast(pl.String)
+    latest = posted.str.extract(_DATED, 2).cast(pl.Int32, strict=False).max()
     named = posted.str.replace(_DATED, "$1 $2")
     if latest is not None:
-        yearless = int(posted.str.contains(_YEARLESS).fill_null(False).sum())
         crawl = int(latest) + 1  # type: ignore[arg-type]
+        yearless = int(posted.str.contains(_YEARLESS).fill_null(False).sum())
         what = f"{yearless:,} of {len(posted):,} dates name no year, as Steam writes those of the year of the crawl"
         report.note(f"{what}: read as {crawl}, the year after the latest named" if yearless else "")
         named = named.str.replace(_YEARLESS, f"$1 {crawl}")
     days = named.str.to_date("%B %d %Y", strict=False).cast(pl.String)
-    recommended = rows["recommend"].cast(pl.String).str.to_lowercase().replace_strict({"true": 1, "false": 0}, default=None)
-    return rows.with_columns(pl.coalesce(days, posted).alias("posted"), recommended.alias("recommend"))
+    return table.with_columns(pl.coalesce(days, posted).alias("posted"))
 
 
-def _exploded(table: pl.DataFrame, report: Report) -> pl.DataFrame:
-    """Histories in lists, a row per user, become a row per event; whole numbers are seconds, never days such as 20240301."""
-    lists = [name for name, dtype in table.schema.items() if isinstance(dtype, pl.List)]
-    if lists:
-        table = table.explode(lists)
-    names = [name for name in ("timestamp",) if name in table.columns and table.schema[name].is_integer()]
-    return table.with_columns(pl.from_epoch(pl.col(name).cast(pl.Int64), time_unit="s").alias(name) for name in names)
+def _seconds(table: pl.DataFrame, report: Report) -> pl.DataFrame:
+    """Whole numbers are seconds from a day that nobody tells, never days such as 20240301."""
+    if "timestamp" not in table.columns or not table["timestamp"].dtype.is_integer():
+        return table
+    report.note("times count from a day that Yambda does not tell: as dates they lie in 1970")
+    return table.with_columns(pl.from_epoch(pl.col("timestamp").cast(pl.Int64), time_unit="s"))
 
 
 def _known(table: pl.DataFrame, report: Report) -> pl.DataFrame:
     """Make cells empty that say that nothing is known."""
     texts = [name for name, dtype in table.schema.items() if dtype == pl.String]
     return table.with_columns(pl.when(~pl.col(name).is_in(["UNKNOWN", "[]"])).then(pl.col(name)).alias(name) for name in texts)
-
-
-def _events(table: pl.DataFrame, report: Report) -> pl.DataFrame:
-    """One row per event of sessions that hold a list of them."""
-    if not isinstance(table.schema.get("events"), pl.List):
-        return table
-    return table.drop(PLACE, strict=False).explode("events").drop_nulls("events").unnest("events")
 
 
 def _titled(table: pl.DataFrame, report: Report) -> pl.DataFrame:
@@ -125,8 +108,9 @@ _STEAM = Format(
         ),
         Log(
             names=("australian_user_reviews.json",),
+            marks=("user_id", "reviews"),
             mapping={"user_id": "user_id", "item_id": "item_id", "rating": "recommend", "timestamp": "posted"},
-            dropped=("review", "funny", "helpful", "last_edited"),
+            dropped=("review", "funny", "helpful", "last_edited", "user_url"),
             prepare=_posted,
         ),
     ),
@@ -179,9 +163,9 @@ _YAMBDA_KEYS = {"user_id": "uid", "item_id": "item_id", "timestamp": "timestamp"
 _YAMBDA = Format(
     sure=(),
     logs=(
-        Log(names=("multi_event*.parquet",), mapping=_YAMBDA_KEYS | {"behaviour": "event_type"}, prepare=_exploded),
-        Log(names=("listens*.parquet",), mapping=_YAMBDA_KEYS | {"rating": "played_ratio_pct"}, prepare=_exploded),
-        Log(names=("likes*.parquet", "dislikes*.parquet", "un*likes*.parquet"), mapping=_YAMBDA_KEYS, prepare=_exploded),
+        Log(names=("multi_event*.parquet",), mapping=_YAMBDA_KEYS | {"behaviour": "event_type"}, prepare=_seconds),
+        Log(names=("listens*.parquet",), mapping=_YAMBDA_KEYS | {"rating": "played_ratio_pct"}, prepare=_seconds),
+        Log(names=("likes*.parquet", "dislikes*.parquet", "un*likes*.parquet"), mapping=_YAMBDA_KEYS, prepare=_seconds),
     ),
 )
 
@@ -215,9 +199,9 @@ _OTTO = Format(
     logs=(
         Log(
             names=("otto-recsys-*.jsonl", "train*.jsonl", "test*.jsonl"),
+            marks=("session", "events"),
             mapping={"user_id": "session", "item_id": "aid", "behaviour": "type", "timestamp": "ts"},
             time_unit="ms",
-            prepare=_events,
         ),
     ),
 )
