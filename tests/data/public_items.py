@@ -3,7 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,7 @@ def yambda() -> Table:
 
 TABLES: dict[str, Callable[[], Table]] = {
     "amazon": amazon,
+    "amazon-beauty": lambda: replace(amazon(), log="amazon", file="meta_All_Beauty.jsonl.gz"),
     "diginetica": diginetica,
     "goodreads": goodreads,
     "hm": hm,

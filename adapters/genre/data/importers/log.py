@@ -31,7 +31,7 @@ from genre.data.order import FILE
 from genre.data.schema import MAX_BAD, PLACE, Report
 from genre.errors import DataError, InputError
 
-FORMATS = ("csv", "atomic", "movielens", "mind", "lists", *PUBLIC)
+FORMATS = ("csv", "atomic", "movielens", "mind", "amazon", "lists", *(name for name in PUBLIC if name != "amazon"))
 """`csv` is any table: CSV, TSV, Parquet, JSON; `lists` is a line of items per user. Those of `PUBLIC` are public logs by name."""
 
 
@@ -62,8 +62,8 @@ def import_log(
 
     Args:
         log: A file; for atomic, movielens and mind also the folder it is in.
-        format: None takes atomic for .inter, the format whose file name is unmistakable, csv otherwise and with `columns`. A public
-            log is only taken for one where no mapping is given.
+        format: None takes atomic for .inter, the format whose file name is unmistakable, csv otherwise and with `columns`. With a
+            mapping no public log is inferred.
         items: A table of items; atomic, movielens and mind find theirs beside the log.
         users: A table of users; atomic and movielens find theirs.
         mapping: Our column to theirs, in all three; wins over that of a public log.
@@ -110,7 +110,7 @@ def import_log(
         user_table = apply(_read_side(Path(users), _side_reader(options, user_side), "users", report), user_side, mapping, report)
     if graph is not None:
         edges = _read_side(Path(graph), _side_reader(options, Side()), "graph", report)
-        ends = {name: mapping[name] for name in ("source", "target") if name in mapping}
+        ends = {ours: theirs for ours, theirs in mapping.items() if ours in ("source", "target")}
         mapping = {ours: theirs for ours, theirs in mapping.items() if ours not in ends}
         item_table = _with_graph(item_table, rename({"log": edges}, ends, report)["log"], mapping, report)
     names = {**user_side.mapping, **item_side.mapping, **kind.mapping, **mapping}
