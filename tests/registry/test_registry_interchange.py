@@ -188,7 +188,6 @@ def test_export_equals_a_merge_by_hand(registry: Registry, llama: Path, tmp_path
         ({"trainable_token_indices": [1]}, "embeddings"),
         ({"layer_replication": [[0, 2]]}, "number of layers"),
         ({"lora_bias": True}, "beside B"),
-        ({"auto_mapping": {"parent_library": "os"}}, "code to import"),
         ({"init_lora_weights": "pissa"}, "changed base weights"),
         ({"r": 3}, "another rank than its config: got 2; expected 3"),
         ({"r": 10**9}, "a rank of 1 to"),

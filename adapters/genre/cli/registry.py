@@ -156,15 +156,24 @@ def import_(
     depth: Annotated[int | None, typer.Option(min=1, help="The number of layers that it was trained on; by default all.")] = None,
     registry: RegistryOption = DEFAULT,
 ) -> None:
-    """Publish a PEFT LoRA adapter from elsewhere, checked against its base."""
+    """Publish a PEFT LoRA adapter from elsewhere, checked against its base, or a folder of our own export with all its files."""
     from genre.modules.base.fingerprint import fingerprint
+    from genre.modules.base.source import read_depth
     from genre.registry import BaseInfo
+    from genre.registry.export.foreign import is_own_export
 
     folder = Path(base) if Path(base).is_dir() else _prepared_base(base)
     if folder is None:
         raise RegistryError("no such base", got=base, expected="a base's folder, or the name of a prepared one")
+    if depth is None and not is_own_export(source):
+        depth = read_depth(folder)
     info = BaseInfo(name=base, fingerprint=fingerprint(folder), depth=depth)
     version = _open(registry).import_peft(source, name, base=info, base_folder=folder)
+    remarks = version.manifest.notes.get("remarks")
+    for remark in remarks if isinstance(remarks, list) else []:
+        typer.echo(remark)
+    if not version.manifest.answers:
+        typer.echo("it has no tasks, so nothing scores with it: it can be exported, and serve and score leave it out")
     typer.echo(f"published {version.ref}")
 
 

@@ -86,15 +86,20 @@ def _open(
 ) -> Any:
     """Start a service; what is most likely to fail is checked first."""
     from genre.registry import Registry
-    from genre.serving.deployments import default_refs, fitting
+    from genre.serving.deployments import default_refs, fitting, with_tasks
     from genre.serving.state import StateFile
 
     if "://" not in registry and not Path(registry).is_dir():
         raise InputError("no such registry", got=registry, expected="a folder that `genre train` has published into")
     store = Registry(registry)
-    refs = list(dict.fromkeys(adapters)) or default_refs(store)
+    refs = list(dict.fromkeys(adapters))
+    others: dict[str, str] = {}
+    if not adapters:
+        refs, others = with_tasks(store, default_refs(store))
     first = store.resolve(refs[0])
-    refs, others = (refs, {}) if adapters else fitting(store, refs, first)
+    if not adapters:
+        refs, unfit = fitting(store, refs, first)
+        others |= unfit
     kept = None if state is None else StateFile(state)
     from genre.engine import Engine
     from genre.jobs.loading import load_base, open_log

@@ -104,6 +104,10 @@ class AdapterSource:
         loaded = read_adapter(self.registry, version, self.base, encoders=self._encoders, recheck=False)
         unknown = sorted(set(loaded.low) - set(self.slots.layers))
         if unknown:
+            outside = [name for name in unknown if name in dict(self.base.model.named_modules())]
+            if outside:
+                expected, todo = "linears inside the layers", "genre registry export --to merged puts it into its base"
+                raise InputError(f"{version.ref} adapts what an engine cannot", got=outside[0], expected=expected, todo=todo)
             raise InputError(f"{version.ref} adapts a linear that the base does not have", got=unknown[0])
         space = self._space(loaded)
         first = min((layer for name in loaded.low if (layer := layer_of(name)) is not None), default=self.base.depth)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import ValidationError
 from safetensors.torch import load, load_file
 from torch import Tensor
 
@@ -118,7 +119,12 @@ def read_adapter(
     manifest = version.manifest
     if manifest.kind == "encoder":
         raise ManifestError(f"{name} is a behaviour encoder", got="encoder", expected="an adapter")
-    check_fit(manifest, base_fingerprint=base.fingerprint, depth=base.depth, tokenizer=base.tokenizer_digest)
+    if not manifest.answers:
+        expected = "an adapter with tasks and their layout, as genre train publishes"
+        got = "an imported adapter, a low-rank update alone" if manifest.notes.get("imported") else "no tasks"
+        raise ManifestError(f"{name} has no tasks to score", got=got, expected=expected, todo="it can be exported, not scored")
+    depth = None if manifest.base.depth is None and base.depth == base.full_depth else base.depth
+    check_fit(manifest, base_fingerprint=base.fingerprint, depth=depth, tokenizer=base.tokenizer_digest)
     shared, catalogue = None, None
     if manifest.encoder is not None:
         shared = encoders.get(manifest.encoder) if encoders is not None else None
@@ -138,13 +144,39 @@ def read_adapter(
             raise ManifestError("sequence.values", got=reading.feedback.values, expected=expected)
     if catalogue is None or (folder / CATALOGUE).exists():  # its own, where it knows more items than its encoder
         catalogue = read_catalogue(folder)
-    low: Low = {}
-    if (folder / "adapter_model.safetensors").exists():
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        low = from_peft(config, _read_tensors(folder / "adapter_model.safetensors"))
-    tasks = {str(row["name"]): Task.model_validate(row) for row in manifest.tasks}
+    low = read_low(folder, base)
+    tasks = {str(row["name"]): _read_task(row, name) for row in manifest.tasks}
     heads = read_heads(folder, tasks, base)
     return Loaded(version.name, version.version, version.digest, manifest, low, tasks, heads, reading, shared, catalogue)
+
+
+def read_low(folder: Path, base: Base) -> Low:
+    """Read the low-rank update of a version, under the names of the base's own linears; empty if it has none.
+
+    An update of another class of the same model counts too, of the body alone or of one with a head.
+
+    Raises:
+        ManifestError: A weight has no partner or a name that is not LoRA's.
+    """
+    if not (folder / "adapter_model.safetensors").exists():
+        return {}
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    low = from_peft(config, _read_tensors(folder / "adapter_model.safetensors"))
+    prefix, known = f"{base.model.base_model_prefix}.", {name for name, _ in base.model.named_modules()}
+    found: Low = {}
+    for name, update in low.items():
+        others = (name, name.removeprefix(prefix), prefix + name)
+        found[next((other for other in others if other in known), name)] = update
+    return found
+
+
+def _read_task(row: Mapping[str, Any], name: str) -> Task:
+    try:
+        return Task.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or str(row["name"])
+        raise ManifestError(f"{name}: task {row['name']!r} cannot be read", got=field, expected=first["msg"][:200]) from None
 
 
 def by_split(loaded: Loaded) -> list[Loaded]:

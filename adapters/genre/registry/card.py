@@ -10,6 +10,7 @@ from typing import Any
 
 from genre.registry.manifest import Manifest, MetricValue
 
+_ADDED = "<!-- added by the export -->"
 _LICENCE = (
     "The weights derive from the base and from the data named above; their licences apply to them. "
     "Check both before you pass the weights on."
@@ -19,6 +20,23 @@ _LICENCE = (
 def render_card(manifest: Manifest, *, full: bool = False) -> str:
     """Return the card of a version or a draft as Markdown; `full` adds version, digest, time and cost."""
     return "\n".join(_lines(manifest, full)) + "\n"
+
+
+def extend_card(card: str, manifest: Manifest, usage: str) -> str:
+    """The card of an export: a stored card, then what it leaves out, then how the folder is used."""
+    version = _table([("version", manifest.version), ("digest", manifest.digest), ("created", manifest.created)])
+    lines = ("", _ADDED, "", "## Version", "", *version, "## Cost", "", *_table(_cost(manifest)))
+    return card + "\n".join(lines) + usage
+
+
+def stored_part(card: str) -> str:
+    """The stored card that `extend_card` began with."""
+    return card.partition(f"\n{_ADDED}\n")[0]
+
+
+def is_rendered(card: str, manifest: Manifest) -> bool:
+    """Return whether a stored card is of `render_card`, and not a person's own."""
+    return _title(manifest) in card and card.rstrip().endswith(_LICENCE)
 
 
 def format_metric(value: MetricValue) -> str:
@@ -31,7 +49,7 @@ def _lines(manifest: Manifest, full: bool) -> Iterator[str]:
     base = manifest.base
     yield from ("---", f"base_model: {json.dumps(base.name)}", "library_name: peft")
     yield from ("tags: [genre, lora, recommendation]", "---", "")
-    yield from (f"# {manifest.name}", "", f"A GENRE version of kind `{manifest.kind}`.", "")
+    yield from (_title(manifest), "")
     if full:
         yield from _table([("version", manifest.version), ("digest", manifest.digest), ("created", manifest.created)])
     yield from ("## Tasks", "", *(_task(task) for task in manifest.tasks), *([] if manifest.tasks else ["none"]), "")
@@ -43,10 +61,18 @@ def _lines(manifest: Manifest, full: bool) -> Iterator[str]:
     yield from ("## Data", "", *_data(manifest))
     yield from ("## Metrics", "", *_metrics(manifest))
     if full:
-        yield from ("## Cost", "", *_table([(field.replace("_", " "), f"{value:,}") for field, value in manifest.cost]))
+        yield from ("## Cost", "", *_table(_cost(manifest)))
     if manifest.parents:
         yield from ("## Parents", "", *(f"- {parent}" for parent in manifest.parents), "")
     yield from ("## Licence", "", _LICENCE)
+
+
+def _title(manifest: Manifest) -> str:
+    return f"# {manifest.name}\n\nA GENRE version of kind `{manifest.kind}`."
+
+
+def _cost(manifest: Manifest) -> list[tuple[str, str]]:
+    return [(field.replace("_", " "), f"{value:,}") for field, value in manifest.cost]
 
 
 def _task(task: dict[str, Any]) -> str:

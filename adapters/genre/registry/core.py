@@ -295,7 +295,7 @@ class Registry:
             IntegrityError: It is not plain LoRA (DoRA, biases, LoHa, …; the reason is given), or a file is unsafe.
             ManifestError: A module is not in the base, has another shape, or lies beyond `base.depth`.
         """
-        from genre.registry.export.peft import prepare_import
+        from genre.registry.export.foreign import prepare_import
 
         with prepare_import(Path(source), check_name(name), base, Path(base_folder), fields) as (folder, draft):
             return self.publish(folder, draft, alias=alias)

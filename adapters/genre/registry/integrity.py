@@ -103,7 +103,7 @@ def prepare(folder: Path, staged: Path, draft: Manifest) -> Manifest:
     """
     for name in list_files(folder):
         if name != MANIFEST:
-            _copy(folder / name, staged / name)
+            copy_plain(folder / name, staged / name)
     if not (staged / CARD).exists():
         (staged / CARD).write_text(render_card(draft), encoding="utf-8")
     check_content(staged, draft.kind)
@@ -169,8 +169,8 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file; the copy is what is checked and hashed, so a source that changes meanwhile does no harm."""
+def copy_plain(source: Path, target: Path) -> None:
+    """Copy a file that is no link; the copy is what is checked and hashed, so a source that changes meanwhile does no harm."""
     try:
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:

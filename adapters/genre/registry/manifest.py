@@ -142,6 +142,11 @@ class Manifest(_Frozen):
         return "texts" if "pool" in self.sequence else "log"
 
     @property
+    def answers(self) -> bool:
+        """True if requests can be scored with the version: it has tasks, and says how rows become prompts."""
+        return self.kind != "encoder" and bool(self.tasks) and bool(self.sequence)
+
+    @property
     def references(self) -> list[str]:
         """The versions that this one needs or came from: its encoder's digest, then its parents."""
         return [reference for reference in (self.encoder, *self.parents) if reference]

@@ -307,6 +307,25 @@ def default_refs(registry: Registry) -> list[str]:
     return refs
 
 
+def with_tasks(registry: Registry, refs: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """The references whose version can answer requests, and for each of the others the reason why it cannot.
+
+    Raises:
+        InputError: None can.
+    """
+    kept: list[str] = []
+    other: dict[str, str] = {}
+    for ref in refs:
+        if registry.resolve(ref).manifest.answers:
+            kept.append(ref)
+        else:
+            other[ref] = "it has no tasks: an imported adapter is a low-rank update alone"
+    if not kept:
+        expected = "one with tasks, as genre train publishes"
+        raise InputError("there is no adapter to serve", got=f"{', '.join(other)}, without tasks", expected=expected)
+    return kept, other
+
+
 def fitting(registry: Registry, refs: Iterable[str], chosen: Version) -> tuple[list[str], dict[str, str]]:
     """The references whose version has the base and depth of `chosen`, and for each of the others the reason why it does not."""
     wanted = chosen.manifest.base

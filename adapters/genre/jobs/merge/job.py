@@ -121,8 +121,8 @@ def check_mergeable(versions: Sequence[Version]) -> None:
     first, owners = versions[0], dict[str, Version]()
     for version in versions:
         if version.manifest.kind == "encoder" or not version.manifest.tasks:
-            got = f"a version of kind {version.manifest.kind}"
-            raise ManifestError(f"{version.ref} has no tasks to merge", got=got, expected="an adapter")
+            got, expected = f"a version of kind {version.manifest.kind}", "an adapter with tasks"
+            raise ManifestError(f"{version.ref} has no tasks to merge", got=got, expected=expected)
         for field, got, wanted in _conditions(version.manifest, first.manifest):
             if canonical(got) != canonical(wanted):
                 what = f"{version.ref} cannot be merged with {first.ref}: {field} differs"

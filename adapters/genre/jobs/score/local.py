@@ -138,7 +138,7 @@ def engine_for(
 def open_engine(
     registry: str | Path, refs: Iterable[str], log: Interactions | None, *, base: str | None = None, lanes: int = 16
 ) -> Any:
-    """Open an engine on the base of the first reference that exists; the others fail in their own rows.
+    """Open an engine on the base of the first reference that can be scored; the others fail in their own rows.
 
     Raises:
         NotFoundError: None of them exists.
@@ -151,17 +151,25 @@ def open_engine(
 
 
 def first_known(store: Registry, refs: Iterable[str]) -> Any:
-    """The manifest of the first reference that exists.
+    """The manifest of the first reference that exists and has tasks.
 
     Raises:
-        NotFoundError: None does.
+        NotFoundError: None exists.
+        InputError: None of those that do has tasks.
     """
     errors: list[RegistryError] = []
+    without: list[str] = []
     for ref in refs:
         try:
-            return store.resolve(ref).manifest
+            manifest = store.resolve(ref).manifest
         except RegistryError as error:
             errors.append(error)
+            continue
+        if manifest.answers:
+            return manifest
+        without.append(ref)
+    if without:
+        raise InputError("no tasks to score", got=", ".join(without[:8]), expected="an adapter that genre train published")
     raise errors[0]
 
 

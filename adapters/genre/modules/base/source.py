@@ -86,6 +86,32 @@ def read_config(name: str, folder: Path) -> tuple[Any, Any]:
             ) from None
 
 
+def reads_both_ways(folder: Path) -> bool:
+    """Return whether a base's folder is of an encoder; its tokenizer is not read.
+
+    Raises:
+        BaseModelError: It has no configuration that transformers knows.
+    """
+    return is_encoder(_model_config(folder))
+
+
+def read_depth(folder: Path) -> int | None:
+    """The number of layers in the configuration of a base's folder; None where it has none. Raises as `reads_both_ways`."""
+    return getattr(_model_config(folder), "num_hidden_layers", None)
+
+
+def _model_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    with quiet():
+        try:
+            return AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise BaseModelError(
+                f"base {folder.name!r} cannot be read", got=first_line(error), expected="a folder with config.json"
+            ) from None
+
+
 def is_encoder(config: Any) -> bool:
     """Return whether a configuration is of an encoder: a masked language model that is no decoder and has none."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES

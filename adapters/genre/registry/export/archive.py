@@ -36,8 +36,14 @@ def is_archive(path: Path) -> bool:
     return start.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b")) or start[257:262] == b"ustar"
 
 
-def extract(archive: Path, wanted: Iterable[str], folder: Path) -> list[str]:
+def extract(archive: Path, wanted: Iterable[str], folder: Path, *, marker: str) -> list[str]:
     """Write the wanted files of an archive, at its top or in its one top folder, into an existing folder.
+
+    Args:
+        archive: A tar or a zip.
+        wanted: Names of files.
+        folder: Where they go.
+        marker: A file of the folder that is meant: without it at the top, the one folder there that has it is taken.
 
     Returns:
         The members that were not wanted, for the record.
@@ -49,7 +55,7 @@ def extract(archive: Path, wanted: Iterable[str], folder: Path) -> list[str]:
     names = set(wanted)
     with _broken(archive), disk_errors(folder), _opened(archive) as rows:
         members = _check_members(rows)
-        top = _top(members)
+        top = _marked(members, _top(members), marker)
         chosen = {path.name: path for path in members if path.name in names and str(path.parent) == top}
         check_sizes({check_file_name(name): members[path].size for name, path in chosen.items()})
         for name, path in chosen.items():
@@ -142,6 +148,17 @@ def _top(members: dict[PurePosixPath, _Member]) -> str:
     firsts = {path.parts[0] for path in members}
     inside = all(len(path.parts) > 1 for path in members)
     return firsts.pop() if inside and len(firsts) == 1 else "."
+
+
+def _marked(members: Iterable[PurePosixPath], top: str, marker: str) -> str:
+    """The top, or the one folder in it that holds the marker where the top does not."""
+    folders = sorted(str(path.parent) for path in members if path.name == marker)
+    inside = [each for each in folders if str(PurePosixPath(each).parent) == top]
+    if top in folders or not inside:
+        return top
+    if len(inside) > 1:
+        raise IntegrityError(f"the archive holds several folders with {marker}", got=", ".join(inside[:8]), expected="one")
+    return inside[0]
 
 
 def _write(member: _Member, target: Path) -> None:

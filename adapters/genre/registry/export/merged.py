@@ -26,6 +26,7 @@ from genre.registry.integrity import CARD, list_files
 from genre.registry.manifest import Manifest, Version
 from genre.registry.weights.base import count_layers, read_weights, truncate_base
 from genre.registry.weights.lora import ADAPTER, CONFIG, Adapter, read_adapter
+from genre.registry.weights.modules import Linears
 from genre.registry.weights.tensors import Tensor, read_array, read_header
 
 
@@ -56,14 +57,19 @@ def export_merged(version: Version, source: Path, out: Path, base: Path | None) 
 def add_update(model: Path, adapter: Adapter, adapter_file: Path) -> None:
     """Add an adapter's update, from the weights in `adapter_file`, to a base's weights in the file `model`, in place."""
     weights = read_header(model)
-    paths = paths_in_base(adapter, {name: (model, tensor) for name, tensor in weights.items()}, None)
+    linears = Linears({name: (model, tensor) for name, tensor in weights.items()})
+    paths = paths_in_base(adapter, linears, None)
+    if tied := [path for path in paths.values() if f"{path}.weight" not in weights]:
+        expected = "a base whose head has its own weights: here they are the token embedding's"
+        raise RegistryError(f"LoRA of {tied[0]} cannot be merged", got="tied weights", expected=expected)
     with open(model, "r+b") as file:
         for module in adapter.modules:
             a, b = (read_array(adapter_file, tensor).astype(np.float32) for tensor in (module.a, module.b))
             scale = module.alpha / (math.sqrt(module.rank) if adapter.config.get("use_rslora") else module.rank)
             update = scale * (b @ a)
-            tensor = weights[f"{paths[module.path]}.weight"]
-            merged = read_array(model, tensor).astype(np.float32) + (update.T if adapter.swapped else update)
+            path = paths[module.path]
+            tensor = weights[f"{path}.weight"]
+            merged = read_array(model, tensor).astype(np.float32) + (update.T if linears.swapped(path) else update)
             file.seek(tensor.begin)
             file.write(_encode(merged, tensor))
 

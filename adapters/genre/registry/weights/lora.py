@@ -1,6 +1,7 @@
 """PEFT's LoRA format: plain LoRA, which an adapter slot holds exactly; anything else is refused with the reason.
 
-Owns: the checks of `adapter_config.json` and of the tensors of `adapter_model.safetensors` against it. Ignores: bases, torch.
+Owns: the checks of `adapter_config.json` and of the tensors of `adapter_model.safetensors` against it, PEFT's rule for patterns.
+Ignores: bases, torch.
 One real pair of tensors, at rank 8:
 
     base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight  (8, 576)     # (rank, in)
@@ -20,7 +21,10 @@ from genre.registry.weights.tensors import FLOATS, Content, Tensor, read_header
 CONFIG = "adapter_config.json"
 ADAPTER = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-_KEY = re.compile(r"base_model\.model\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.lora_([AB])\.weight", re.ASCII)
+_BIN = "adapter_model.bin"
+_PATH = r"base_model\.model\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)"
+_KEY = re.compile(rf"{_PATH}\.lora_([AB])\.weight", re.ASCII)
+_WHOLE_KEY = re.compile(rf"(?!.*\.lora_){_PATH}\.weight", re.ASCII)
 # A repeated group is where regular expressions go exponential; PEFT's patterns are module names and do not need one.
 _PATTERN = re.compile(r"[A-Za-z0-9_.\\^$|()\[\]*+?-]{1,1024}", re.ASCII)
 _MAX_PATTERNS = 10_000
@@ -30,7 +34,7 @@ _MAX_QUANTIFIERS = 3
 _REFUSED: dict[str, str] = {
     "use_dora": "DoRA rescales the base's columns, which adding B A cannot",
     "lora_bias": "it adds a bias beside B",
-    "modules_to_save": "it replaces whole modules of the shared base",
+    "modules_to_save": "it replaces whole modules (an lm_head, embeddings, a classifier) of the shared base",
     "trainable_token_indices": "it changes the shared base's embeddings",
     "target_parameters": "it changes parameters other than those of linears",
     "layer_replication": "it changes the number of layers of the shared base",
@@ -46,6 +50,8 @@ _REFUSED: dict[str, str] = {
 }
 # Initialisations that subtract something from the base's own weights: A and B alone do not give the result.
 _REFUSED_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga", "eva_residual")
+_IMPORT = "genre registry import writes the config anew without it"
+_MERGE = "or merge it into its base with PEFT (merge_and_unload) and name the merged folder as a recipe's base"
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,17 @@ class LoraModule:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A checked adapter: its config, and its modules in the order of their tensors."""
+    """A checked adapter.
+
+    Attributes:
+        config: Of PEFT.
+        modules: In the order of their tensors.
+        whole: Matrices of the base that lie beside the update, by the module's path; a stored adapter has none.
+    """
 
     config: dict[str, Any]
     modules: list[LoraModule]
+    whole: dict[str, Tensor]
 
     @property
     def swapped(self) -> bool:
@@ -76,16 +89,32 @@ class Adapter:
         return bool(self.config.get("fan_in_fan_out"))
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Read and check an adapter's config and the header of its weights; IntegrityError if it is not plain LoRA."""
+def read_adapter(folder: Path, *, foreign: bool = False) -> Adapter:
+    """Read and check an adapter's config and the header of its weights.
+
+    Args:
+        folder: Where the two files are.
+        foreign: As others save it, before its config is written anew: it may name the class that it was trained on, carry
+            matrices of the base, and have a rank that another of its patterns than the first one gives.
+
+    Raises:
+        IntegrityError: It is not plain LoRA; the message has the reason.
+    """
     for name in (CONFIG, ADAPTER):
         if not (folder / name).is_file() or (folder / name).is_symlink():
-            pickled = " (a .bin is a pickle and is never opened: save it as safetensors)" if name == ADAPTER else ""
-            raise IntegrityError(f"{name} is missing or a link", expected=f"a PEFT adapter's {CONFIG} and {ADAPTER}{pickled}")
+            raise _missing(folder, name)
     if (folder / CONFIG).stat().st_size > MAX_CONFIG_BYTES:
         raise IntegrityError(f"{CONFIG} is too large", expected=f"at most {MAX_CONFIG_BYTES:,} bytes")
-    config = check_config(parse_json((folder / CONFIG).read_bytes(), CONFIG, limit=MAX_CONFIG_BYTES))
-    return Adapter(config, check_pairs(config, read_header(folder / ADAPTER, FLOATS)))
+    raw = parse_json((folder / CONFIG).read_bytes(), CONFIG, limit=MAX_CONFIG_BYTES)
+    header = read_header(folder / ADAPTER, FLOATS)
+    if not foreign:
+        config = check_config(raw)
+        return Adapter(config, check_pairs(config, header), {})
+    config = check_config({key: value for key, value in raw.items() if key != "auto_mapping"} if isinstance(raw, dict) else raw)
+    names = {name: match[1].removesuffix(".base_layer") for name in header if (match := _WHOLE_KEY.fullmatch(name))}
+    rest = {name: tensor for name, tensor in header.items() if name not in names}
+    whole = {path: header[name] for name, path in names.items()}
+    return Adapter(config, check_pairs(config, rest, any_match=True), whole)
 
 
 def check_config(config: object) -> dict[str, Any]:
@@ -93,15 +122,19 @@ def check_config(config: object) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise _bad("is not a mapping", type(config).__name__, "PEFT's LoraConfig")
     if config.get("peft_type") != "LORA":
-        raise _bad("is not of LoRA", repr(config.get("peft_type"))[:80], "LORA, the only kind that is supported")
+        got, todo = repr(config.get("peft_type"))[:80], "peft.save_as_lora makes LoRA of most other kinds"
+        raise _bad("is not of LoRA", got, "LORA, the only kind that is supported", todo)
     for field, reason in _REFUSED.items():
         if config.get(field) not in (None, False, {}, []):
-            raise _bad(f"sets {field}", repr(config[field])[:80], f"nothing there: {reason}")
+            todo = _IMPORT if field == "auto_mapping" else f"train it again without {field}, {_MERGE}"
+            raise _bad(f"sets {field}", repr(config[field])[:80], f"nothing there: {reason}", todo)
     if config.get("bias", "none") != "none":
-        raise _bad("trains biases", repr(config["bias"])[:80], "none: biases belong to the shared base")
+        expected, todo = "none: biases belong to the shared base", f"train it again with bias none, {_MERGE}"
+        raise _bad("trains biases", repr(config["bias"])[:80], expected, todo)
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_REFUSED_INITS):
-        raise _bad("starts from changed base weights", init[:80], "plain LoRA, as PEFT's save_pretrained converts it")
+        todo = "save it with path_initial_model_for_weight_conversion, which makes plain LoRA of it"
+        raise _bad("starts from changed base weights", init[:80], "plain LoRA, as PEFT's save_pretrained converts it", todo)
     _check_rank("r", config.get("r"))
     _check_number("lora_alpha", config.get("lora_alpha"))
     for field, check in (("rank_pattern", _check_rank), ("alpha_pattern", _check_number)):
@@ -111,8 +144,13 @@ def check_config(config: object) -> dict[str, Any]:
     return config
 
 
-def check_pairs(config: Mapping[str, Any], header: Mapping[str, Tensor]) -> list[LoraModule]:
+def check_pairs(config: Mapping[str, Any], header: Mapping[str, Tensor], *, any_match: bool = False) -> list[LoraModule]:
     """Pair the A's with the B's and check them against a checked config, by shape only.
+
+    Args:
+        config: The config.
+        header: The tensors.
+        any_match: Accept a rank that any of the matching patterns gives, not the first one alone.
 
     Raises:
         IntegrityError: A tensor of another kind, a lone A or B, or a shape or rank that differs from the config's.
@@ -123,7 +161,7 @@ def check_pairs(config: Mapping[str, Any], header: Mapping[str, Tensor]) -> list
         if match is None:
             raise _odd_tensor(name)
         pairs.setdefault(match[1], {})[match[2]] = tensor
-    return [_module(config, path, pair) for path, pair in pairs.items()]
+    return [_module(config, path, pair, any_match) for path, pair in pairs.items()]
 
 
 def check_learned(modules: list[LoraModule], content: Mapping[str, Content]) -> None:
@@ -148,7 +186,7 @@ def check_learned(modules: list[LoraModule], content: Mapping[str, Content]) -> 
         )
 
 
-def _module(config: Mapping[str, Any], path: str, pair: dict[str, Tensor]) -> LoraModule:
+def _module(config: Mapping[str, Any], path: str, pair: dict[str, Tensor], any_match: bool) -> LoraModule:
     if pair.keys() != {"A", "B"}:
         raise IntegrityError(f"LoRA of {path} is incomplete", got=f"only lora_{''.join(pair)}", expected="lora_A and lora_B")
     a, b = pair["A"].shape, pair["B"].shape
@@ -156,16 +194,16 @@ def _module(config: Mapping[str, Any], path: str, pair: dict[str, Tensor]) -> Lo
         raise IntegrityError(f"LoRA of {path} has wrong shapes", got=f"A {a}, B {b}", expected="(rank, in) and (out, rank)")
     if a[0] > MAX_RANK:
         raise IntegrityError(f"LoRA of {path} has too high a rank", got=a[0], expected=f"at most {MAX_RANK}")
-    rank = _lookup(config.get("rank_pattern") or {}, path, config["r"])
-    if a[0] != rank:
-        raise IntegrityError(f"LoRA of {path} has another rank than its config", got=a[0], expected=rank)
-    alpha = float(_lookup(config.get("alpha_pattern") or {}, path, config["lora_alpha"]))
-    return LoraModule(path, pair["A"], pair["B"], alpha)
+    ranks = list(matching(config.get("rank_pattern"), path).values()) or [config["r"]]
+    if a[0] not in (ranks if any_match else ranks[:1]):
+        raise IntegrityError(f"LoRA of {path} has another rank than its config", got=a[0], expected=ranks[0])
+    alphas = matching(config.get("alpha_pattern"), path).values()
+    return LoraModule(path, pair["A"], pair["B"], float(next(iter(alphas), config["lora_alpha"])))
 
 
-def _lookup(patterns: Mapping[str, Any], path: str, default: Any) -> Any:
-    """PEFT's rule (`get_pattern_key`): the first pattern that matches the end of the path, on a dot."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+def matching(patterns: Mapping[str, Any] | None, path: str) -> dict[str, Any]:
+    """The patterns that match the end of a path, on a dot, in the file's order; PEFT takes the first (`get_pattern_key`)."""
+    return {key: value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", path)}
 
 
 def _check_rank(field: str, value: object) -> None:
@@ -195,7 +233,7 @@ def _check_pattern(field: str, patterns: object, check: Any) -> None:
 def _odd_tensor(name: str) -> IntegrityError:
     reasons = {
         "lora_magnitude_vector": _REFUSED["use_dora"],
-        "lora_embedding_": "an adapter changes linears here, not embeddings",
+        "lora_embedding_": f"an adapter changes linears here, not embeddings; train it again on linears only, {_MERGE}",
         "modules_to_save": "it would replace whole modules of the shared base",
         "hada_": "this is LoHa, not LoRA",
         "lokr_": "this is LoKr, not LoRA",
@@ -206,5 +244,16 @@ def _odd_tensor(name: str) -> IntegrityError:
     return IntegrityError("the adapter holds a tensor that is not plain LoRA", got=name[:200], expected=expected)
 
 
-def _bad(what: str, got: object, expected: object) -> IntegrityError:
-    return IntegrityError(f"adapter_config.json {what}", got=got, expected=expected)
+def _missing(folder: Path, name: str) -> IntegrityError:
+    expected = f"a PEFT adapter's {CONFIG} and {ADAPTER}"
+    if (folder / name).is_symlink():
+        return IntegrityError(f"{name} is missing or a link", got="a link", expected=expected, todo="copy the folder with cp -rL")
+    if name == ADAPTER and (folder / _BIN).exists():
+        expected += " (a .bin is a pickle and is never opened: save it as safetensors)"
+        todo = "PeftModel.from_pretrained(base, folder).save_pretrained(other) writes it so"
+        return IntegrityError(f"{name} is missing or a link", got=_BIN, expected=expected, todo=todo)
+    return IntegrityError(f"{name} is missing or a link", expected=expected)
+
+
+def _bad(what: str, got: object, expected: object, todo: str | None = None) -> IntegrityError:
+    return IntegrityError(f"adapter_config.json {what}", got=got, expected=expected, todo=todo)
