@@ -1,17 +1,26 @@
-"""Progress of a long job: a bar on a terminal, plain lines otherwise.
+"""Progress of a long job: a bar on a terminal, plain lines otherwise, and never more than ten seconds of silence.
 
-Owns: the form of progress. Ignores: what is being done.
+Owns: the form of progress, the time left of a job. Ignores: what is being done.
 
     reporter = Reporter.for_terminal()
     with reporter.bar("epoch 1/5", 120) as bar:
         bar.advance(1, loss=0.61, tokens=4000)      # epoch 1/5 ━━━━ 12/120  loss 0.610  1,950 tokens/s  0:01:32 left
+    with reporter.phase("fitting the encoder"):
+        ...                                         # fitting the encoder  0:00:20
 """
 
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
+
+EVERY_S = 10.0
+"""Seconds between two plain lines."""
+
+Later = Callable[[float], Mapping[str, float]]
+"""From the seconds of a step of the present phase to the seconds of each phase after it, by name."""
 
 
 class Bar:
@@ -24,6 +33,7 @@ class Bar:
         every_s: Seconds between two calls of it.
         share: Returns the fraction done where the total is unknown, or None.
         done: Steps that were done before.
+        later: The phases of the job after this one; the time left is that of all.
     """
 
     def __init__(
@@ -35,7 +45,9 @@ class Bar:
         *,
         share: Callable[[], float | None] | None = None,
         done: int = 0,
+        later: Later | None = None,
     ) -> None:
+        self.later = later
         self.label = label
         self.total = total
         self.show = show
@@ -61,6 +73,13 @@ class Bar:
             self.shown = now
             self.show(self)
 
+    def remind(self) -> None:
+        """Show the bar if that was not done for a while, as while one step takes long."""
+        now = time.perf_counter()
+        if now - self.shown >= self.every_s:
+            self.shown = now
+            self.show(self)
+
     def text(self) -> str:
         """Steps, loss, tokens per second and time left."""
         seconds = max(time.perf_counter() - self.begun, 1e-9)
@@ -73,7 +92,10 @@ class Bar:
             parts.append(f"{self.tokens / seconds:,.0f} tokens/s")
         fresh = self.done - self.before - (self.skipped if self.loss is not None else 0)
         if fresh > 0:
-            parts.append(_left(seconds / fresh * (self.total - self.done)))
+            step = seconds / fresh
+            after = self.later(step) if self.later is not None else {}
+            left = f"{_clock(step * (self.total - self.done) + sum(after.values()))} left"
+            parts.append(f"{left} in all, with {', '.join(after)}" if after else left)
         return "  ".join(parts)
 
     @property
@@ -88,19 +110,38 @@ class Bar:
         if share:
             parts.insert(1, f"{share:.0%}")
             if fresh:
-                parts.append(_left(seconds / fresh * self.done * (1 - share) / share))
+                parts.append(f"{_clock(seconds / fresh * self.done * (1 - share) / share)} left")
         return "  ".join(parts)
 
 
-def _left(seconds: float) -> str:
-    left = int(seconds)
-    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+def _clock(seconds: float) -> str:
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+@contextmanager
+def _ticking(call: Callable[[], None], every_s: float) -> Iterator[None]:
+    """Call a function every so many seconds for the time of the block, from a thread: one call of a library may take long."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(every_s):
+            call()
+
+    thread = threading.Thread(target=run, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class Reporter:
     """A sink for the lines and bars of a job."""
 
     def __init__(self, write: Callable[[str], None], *, live: bool = False, stream: TextIO | None = None) -> None:
+        self.silenced = False
         self.write = write
         self.live = live
         self.stream = stream
@@ -108,7 +149,9 @@ class Reporter:
     @classmethod
     def silent(cls) -> "Reporter":
         """Discard everything."""
-        return cls(lambda text: None)
+        reporter = cls(lambda text: None)
+        reporter.silenced = True
+        return reporter
 
     @classmethod
     def for_terminal(cls, stream: TextIO | None = None) -> "Reporter":
@@ -121,12 +164,42 @@ class Reporter:
         self.write(text)
 
     @contextmanager
+    def phase(self, label: str) -> Iterator[None]:
+        """A block whose length is not known: its name at once, then the time that it has taken."""
+        begun = time.perf_counter()
+        if self.silenced:
+            yield
+            return
+        if not self.live:
+            self.write(label)
+            with _ticking(lambda: self.write(f"{label}  {_clock(time.perf_counter() - begun)}"), EVERY_S):
+                yield
+            return
+        from rich.console import Console
+
+        console = Console(file=self.stream) if self.stream else Console(stderr=True)
+        status = console.status(label)
+        with status, _ticking(lambda: status.update(f"{label}  {_clock(time.perf_counter() - begun)}"), 1.0):
+            yield
+
+    @contextmanager
     def bar(
-        self, label: str, total: int | None, *, share: Callable[[], float | None] | None = None, done: int = 0
+        self,
+        label: str,
+        total: int | None,
+        *,
+        share: Callable[[], float | None] | None = None,
+        done: int = 0,
+        later: Later | None = None,
     ) -> Iterator[Bar]:
         """A bar for the time of the block; see `Bar`."""
         if not self.live:
-            yield Bar(label, total, lambda bar: self.write(bar.text()), 10.0, share=share, done=done)
+            plain = Bar(label, total, lambda bar: self.write(bar.text()), EVERY_S, share=share, done=done, later=later)
+            if self.silenced:
+                yield plain
+                return
+            with _ticking(plain.remind, EVERY_S / 2):
+                yield plain
             return
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
@@ -140,4 +213,6 @@ class Reporter:
                 known = bar.share is not None
                 progress.update(task, completed=bar.share or 0.0, total=1.0 if known else None, description=bar.text())
 
-            yield Bar(label, total, show, 0.1, share=share, done=done)
+            bar = Bar(label, total, show, 0.1, share=share, done=done, later=later)
+            with _ticking(bar.remind, 0.5):
+                yield bar

@@ -1,6 +1,8 @@
 """What the commands print and write when all is well; bad input is in test_bad_input.py, the README's lines in test_readme.py."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ from genre import cli
 from genre.cli.output import show_metrics
 from genre.data.interactions import Interactions
 from genre.recipe import Recipe
+from genre.registry import Registry
 
 
 @pytest.fixture
@@ -62,6 +65,36 @@ def test_every_screen_of_help_fits_eighty_columns(command, capsys, monkeypatch):
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
     shown = run(capsys, *command.split(), "--help")
     assert "Usage: genre" in shown and max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("which", "known"), [("none", []), ("fast", ["popularity"]), ("all", ["popularity", "ease"])])
+def test_baselines_that_are_wanted(which, known, place, tiny, capsys):
+    file = write_recipe(place, tiny, NEXT, encoder={"learned": 8, "collaborative": 0})
+    shown = run(capsys, "train", file, "--baselines", which, "--json", "run.json", "--out", "out")
+    assert list(json.loads((place / "run.json").read_text())["baselines"]["next_item"]) == known
+    assert list(json.loads((place / "out" / "metrics.json").read_text())["baselines"]["next_item"]) == known
+    record = Registry("registry").baselines("next_item")
+    assert sorted(record.baselines["next_item"] if record else []) == sorted(known)
+    assert all(name in shown for name in known) and cli.main(["train", file, "--baselines", "some"]) == 2
+
+
+def test_a_version_is_published_before_its_baselines_are_computed(place, tiny, capsys, monkeypatch):
+    """A Ctrl-C among the baselines loses them alone; --resume adds them to the same version."""
+    import genre.evaluation.baselines as baselines
+
+    file, real = write_recipe(place, tiny, LIKE), baselines.item_mean
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(baselines, "item_mean", lambda *given: os.kill(os.getpid(), signal.SIGINT) or real(*given))
+    assert cli.main(["train", file, "--alias", "production"]) == 1
+    signal.signal(signal.SIGINT, before)
+    shown = capsys.readouterr()
+    assert "published like:" in shown.out and "the run in runs/like/1 is whole" in shown.err.splitlines()[-1]
+    version = Registry("registry").resolve("like@production")
+    assert Registry("registry").baselines(version) is None and version.manifest.metrics["like"]
+    monkeypatch.setattr(baselines, "item_mean", real)
+    run(capsys, "train", file, "--resume", "--alias", "production")
+    assert Registry("registry").versions("like") == [version.version]
+    assert "additive" in Registry("registry").baselines(version).baselines["like"]
 
 
 def test_train_evaluate_recommend(place, tiny, capsys):

@@ -199,4 +199,7 @@ def test_ease_keeps_the_most_popular_items_of_a_large_catalogue(monkeypatch):
     parts = split(log, SplitConfig(kind="temporal", valid=0, test=1 / 6))
     model = ease(log, parts)
     assert model.items.tolist() == [0, 2] and model.left_out == 1
+    lines = []
+    list(ranking_baselines(log, parts, targets(log, parts, 2), lines.append)["ease"]())
+    assert lines == ["ease knows the 2 items with the most training events, to bound its memory; the other 1 score 0"]
     assert next(model.blocks(targets(log, parts, 2)))[1][:, 1].tolist() == [0]

@@ -139,12 +139,12 @@ def test_a_test_part_of_a_few_users_is_told_before_training_and_by_evaluation(tr
     assert lines.count(FEW) == 1 and lines.index(FEW) < next(i for i, line in enumerate(lines) if line.startswith("epoch 1"))
     lines.clear()
     evaluate(registry, "like", log, base, reporter=say)
-    assert lines[1:] == [FEW]
+    assert lines.count(FEW) == 1
     train_together([wanted], log=log, base=base, registry=registry, folder=tmp_path / "several", reporter=say)
     assert lines.count(f"like: {FEW}") == 1
     lines.clear()
     evaluate(trained.registry, "like", trained.log, base, reporter=say)
-    assert len(lines) == 1
+    assert not [line for line in lines if "few users" in line]
 
 
 def test_a_test_part_of_a_few_groups_of_texts_is_told(tiny, base):

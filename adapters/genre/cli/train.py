@@ -32,7 +32,7 @@ from genre.errors import InputError
 if TYPE_CHECKING:
     from genre.jobs.train import Run
     from genre.recipe import Recipe
-    from genre.registry import Registry
+    from genre.registry import Registry, Version
 
 
 def train(
@@ -46,6 +46,9 @@ def train(
         int | None, typer.Option("--tokens-at-once", help="Several recipes: most tokens in one pass of the base.")
     ] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Take one step, print the cost of the run, keep nothing.")] = False,
+    baselines: Annotated[
+        str, typer.Option("--baselines", help="Evaluated after publishing: none, fast (those without a fit) or all.")
+    ] = "all",
     json_file: JsonOption = None,
 ) -> None:
     """Train a recipe's adapter, evaluate it beside the baselines, publish it; or several recipes at once."""
@@ -55,6 +58,7 @@ def train(
     from genre.registry.names import check_name
 
     check_name(alias, "alias")
+    check_choice("baselines", baselines, ("none", "fast", "all"))
     _check_options(wanted, out, resume, dry, tokens)
     check_file(json_file, "--json")
     from genre.jobs.dry_run import dry_run
@@ -74,23 +78,22 @@ def train(
     for recipe in wanted:
         if recipe.adapter.kind != "full":  # which is not published
             store.check_writable(recipe.name)
+    publisher = _Publisher(store, alias)
+    options: dict[str, Any] = {"registry": store, "folder": out, "resume": resume, "reporter": reporter}
+    options |= {"baselines": baselines, "on_evaluated": publisher.publish}
     if len(wanted) == 1:
-        run = run_training(wanted[0], registry=store, folder=out, resume=resume, reporter=reporter)
+        run = run_training(wanted[0], **options)
         Processes.current().leave()
         if process_rank() > 0:  # the first process shows, writes and publishes
             return
-        write_result(json_file, _publish(run, store, alias))
+        publisher.show(run)
+        write_result(json_file, publisher.found[run.manifest.name])
         return
-    found: dict[str, Any] = {}
-
-    def on_run(run: "Run") -> None:
-        found[run.manifest.name] = _publish(run, store, alias)
-
     try:
-        train_together(wanted, registry=store, folder=out, resume=resume, reporter=reporter, tokens=tokens, on_run=on_run)
+        train_together(wanted, tokens=tokens, on_run=publisher.show, **options)
     finally:
-        if found:
-            write_result(json_file, {"runs": found})
+        if publisher.found:
+            write_result(json_file, {"runs": publisher.found})
 
 
 def _check_options(recipes: list["Recipe"], out: Path | None, resume: bool, dry: bool, tokens: int | None) -> None:
@@ -120,16 +123,42 @@ def _check_resumable(recipe: "Recipe", out: Path | None) -> None:
         raise InputError("there is nothing to resume", got=folder, expected="checkpoints/last.pt", todo="train without --resume")
 
 
-def _publish(run: "Run", store: "Registry", alias: str) -> dict[str, Any]:
-    """Show a run's metrics and publish it; return the entry for `--json`."""
-    show_metrics({name: {"adapter": own, "baselines": run.baselines[name]} for name, own in run.metrics.items()})
-    result = {"run": str(run.root), "metrics": run.metrics, "baselines": run.baselines, "cost": run.manifest.cost.model_dump()}
-    if run.files is None:
-        print(f"a full fine-tune is for comparison and is not published; run folder {run.root}")
-        return result
-    published = store.publish(run, alias=alias)
-    print(f"published {published.ref} as {alias} and latest; run folder {run.root}")
-    return result | {"ref": published.ref, "digest": published.digest}
+class _Publisher:
+    """Publishes runs before their baselines are computed, and adds the baselines' figures after.
+
+    Attributes:
+        found: The entry for `--json` of each run that has ended, by name.
+    """
+
+    def __init__(self, store: "Registry", alias: str) -> None:
+        self.store = store
+        self.alias = alias
+        self.found: dict[str, dict[str, Any]] = {}
+        self._published: dict[str, Version] = {}
+
+    def publish(self, run: "Run") -> None:
+        """Publish a run that was just evaluated; a full fine-tune is not published."""
+        if run.files is None:
+            print(f"a full fine-tune is for comparison and is not published; run folder {run.root}", flush=True)
+            return
+        published = self._published[run.manifest.name] = self.store.publish(run, alias=self.alias)
+        print(f"published {published.ref} as {self.alias} and latest; run folder {run.root}", flush=True)
+
+    def show(self, run: "Run") -> None:
+        """Record the baselines of a run that has ended beside its version, and show its metrics."""
+        name = run.manifest.name
+        result = {
+            "run": str(run.root),
+            "metrics": run.metrics,
+            "baselines": run.baselines,
+            "cost": run.manifest.cost.model_dump(),
+        }
+        if (published := self._published.get(name)) is not None:
+            if any(run.baselines.values()):
+                self.store.record_baselines(published, run.baselines, notes=run.notes)
+            result |= {"ref": published.ref, "digest": published.digest}
+        self.found[name] = result
+        show_metrics({task: {"adapter": own, "baselines": run.baselines[task]} for task, own in run.metrics.items()})
 
 
 def evaluate(

@@ -1,7 +1,7 @@
 """Baselines without training.
 
-Owns: item mean, running user share, additive and bias-only for feedback tasks; popularity and EASE (`baselines_ease`)
-for next-item tasks. Ignores metrics.
+Owns: item mean, running user share, additive and bias-only for feedback tasks; popularity and EASE (`ease`) for next-item
+tasks; which baselines are slow. Ignores metrics.
 
 A baseline knows what an adapter knows: training events, and the target's history (`Histories`), so it moves along with
 the user through the test period, and never sees the label of the target, of a later event or of a sibling.
@@ -35,6 +35,8 @@ The best such constant is the variance within items (or users) over the variance
 within, and shares that differ by a standard deviation of about .2 have .04 between: 6. A rating of five stars has about
 1 within and .25 between: 4. Five is between the two; from 2 to 10, no figure on ML-100K moves by .01. Shares of a rare label
 are smoothed more (`genre.evaluation.labels.smoothing`)."""
+SLOW = frozenset({"ease", "tfidf_linear"})
+"""Baselines that are fitted for a while, of log and texts; the others are counts and means."""
 BIAS_ROUNDS = 10
 _EDGE = 1e-6
 _HISTORIES = 1024
@@ -109,12 +111,15 @@ def bias_only(log: Interactions, histories: Histories, label: Floats, known: npt
     return overall + item[targets.item] + sums / (counts + SMOOTHING)
 
 
-def ranking_baselines(log: Interactions, split: Split, targets: Targets) -> dict[str, Blocks]:
+def ranking_baselines(
+    log: Interactions, split: Split, targets: Targets, report: Callable[[str], None] = lambda line: None
+) -> dict[str, Blocks]:
     """Return, by name, a function that yields the blocks of a next-item baseline for `rank_in_blocks`.
 
-    `popularity` scores an item by its number of training events. `ease` is fitted when its blocks are first asked for.
+    `popularity` scores an item by its number of training events. `ease` is fitted when its blocks are first asked for, and
+    reports then if the catalogue is larger than it can hold.
     """
-    return {"popularity": lambda: popularity_blocks(log, split, targets), "ease": _ease_blocks(log, split, targets)}
+    return {"popularity": lambda: popularity_blocks(log, split, targets), "ease": _ease_blocks(log, split, targets, report)}
 
 
 def popularity_blocks(log: Interactions, split: Split, targets: Targets) -> Iterator[Block]:
@@ -144,12 +149,15 @@ def popularity_ranks(log: Interactions, split: Split, targets: Targets, *, seen:
     return counts, 1 + better + equal / 2
 
 
-def _ease_blocks(log: Interactions, split: Split, targets: Targets) -> Blocks:
+def _ease_blocks(log: Interactions, split: Split, targets: Targets, report: Callable[[str], None]) -> Blocks:
     fitted: list[EaseScorer] = []
 
     def blocks() -> Iterator[Block]:
         if not fitted:
             fitted.append(ease(log, split))
+            if left_out := fitted[0].left_out:
+                known = f"the {len(fitted[0].items):,} items with the most training events"
+                report(f"ease knows {known}, to bound its memory; the other {left_out:,} score 0")
         return fitted[0].blocks(targets)
 
     return blocks

@@ -35,7 +35,7 @@ from genre.evaluation.targets import Targets, targets
 LAMBDAS = (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
 DEFAULT_LAMBDA = 500.0
 MAX_ITEMS = 10_000
-"""A matrix of this size takes 0.8 GB. Rarer items of a larger catalogue score 0, and are counted."""
+"""A matrix of this size takes 0.8 GB, and a fit holds about four. Rarer items of a larger catalogue score 0, and are counted."""
 MAX_VALID = 2_000
 """The ridge is chosen on at most so many validation targets, evenly spread."""
 

@@ -3,11 +3,12 @@
 Owns: the majority (or mean), and a linear model on TF-IDF weights of words and pairs of words, fitted on the training texts, its
 strength chosen on the validation texts by the task's first metric. Ignores tokenizers and models of language.
 
-    scores = text_baselines(texts, ["title", "review"], split, task, targets)
-    evaluate_feedback(["auc"], targets, scores["tfidf_linear"])
+    scorers = text_baselines(texts, ["title", "review"], split, task, targets)
+    evaluate_feedback(["auc"], targets, scorers["tfidf_linear"]())
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,10 @@ STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
 """Inverse strengths of the penalty that are tried."""
 
 
-def text_baselines(texts: Texts, columns: Sequence[str], split: Split, task: Task, targets: Targets) -> dict[str, Floats]:
-    """Return a score per target of each baseline: `majority` (or `mean`) and `tfidf_linear`.
+def text_baselines(
+    texts: Texts, columns: Sequence[str], split: Split, task: Task, targets: Targets
+) -> dict[str, Callable[[], Floats]]:
+    """Return, by name, a function that scores the targets: `majority` (or `mean`) and `tfidf_linear`, which is fitted then.
 
     Args:
         texts: The texts.
@@ -36,7 +39,7 @@ def text_baselines(texts: Texts, columns: Sequence[str], split: Split, task: Tas
         targets: The texts to score.
 
     Returns:
-        float64 [m], or [m, C] class probabilities. No linear model where all training labels are the same.
+        Functions of float64 [m], or [m, C] class probabilities. No linear model where all training labels are the same.
 
     Raises:
         DataError: No training text has a label.
@@ -46,10 +49,11 @@ def text_baselines(texts: Texts, columns: Sequence[str], split: Split, task: Tas
     train, valid = (np.flatnonzero((split.part == part) & known) for part in (TRAIN, VALID))
     if not len(train):
         raise DataError("no training text has a label", got=task.label, expected="at least one")
-    scores = {("mean" if task.loss == "mse" else "majority"): _constant(labels[train], task, len(targets))}
+    constant = partial(_constant, labels[train], task, len(targets))
+    scorers: dict[str, Callable[[], Floats]] = {("mean" if task.loss == "mse" else "majority"): constant}
     if len(np.unique(labels[train])) > 1:
-        scores["tfidf_linear"] = _linear(texts, columns, task, labels, train, valid, targets.event)
-    return scores
+        scorers["tfidf_linear"] = partial(_linear, texts, columns, task, labels, train, valid, targets.event)
+    return scorers
 
 
 def _constant(labels: np.ndarray, task: Task, count: int) -> Floats:

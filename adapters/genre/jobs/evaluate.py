@@ -7,10 +7,10 @@ Owns: which baselines a task has, metrics on cold items, reliability plots. Igno
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from genre.data.splits import PARTS, Split, training_events
 from genre.data.texts.dataset import Texts
 from genre.engine.versions import Loaded, by_split, read_adapter
 from genre.errors import InputError
-from genre.evaluation.baselines import Blocks, feedback_baselines, ranking_baselines
+from genre.evaluation.baselines import SLOW, Blocks, feedback_baselines, ranking_baselines
 from genre.evaluation.labels import known_labels
 from genre.evaluation.metrics.bootstrap import MIN_USERS, RESAMPLES
 from genre.evaluation.metrics.by_name import metric
@@ -41,6 +41,9 @@ from genre.training.reporting import drawing
 
 Metrics = dict[str, dict[str, Any]]
 """By metric: value, interval, n, users; as manifests hold them."""
+
+Which = Literal["none", "fast", "all"]
+"""Which baselines: none, those that are not fitted for a while, or all."""
 
 COLD = 5
 """Items with fewer training events are cold."""
@@ -87,7 +90,7 @@ def evaluate(
         warn_few_users(model.tasks.values(), data, split, part, reporter)
         try:
             found = predict(model, builder, split, PARTS[part], max_events=one.reading.max_events)
-            results = task_results(found, model, builder, split)
+            results = with_baselines(task_results(found, model, builder, split), builder, split, "all", reporter)
             bins = reliability_of(found, model.tasks.values())
         finally:
             model.release()
@@ -130,20 +133,54 @@ def evaluate_predictions(
     found: Predicted, model: Recommender, builder: Builder, split: Any
 ) -> dict[str, tuple[Metrics, dict[str, Metrics]]]:
     """Every task's metrics of its predictions, and the baselines' on the same targets."""
-    return {name: result.metrics() for name, result in task_results(found, model, builder, split).items()}
+    results = with_baselines(task_results(found, model, builder, split), builder, split, "all", Reporter.silent())
+    return {name: result.metrics() for name, result in results.items()}
 
 
 def task_results(found: Predicted, model: Recommender, builder: Builder, split: Any) -> "dict[str, TaskResult]":
-    """Every task's predictions beside those of its baselines; tasks without targets are left out."""
+    """Every task's predictions, still without baselines; tasks without targets are left out."""
     results = {}
     for name, (targets, scores, top) in found.items():
         task = model.tasks[name]
         if len(targets):
             facts = list_facts(model, builder, split, task, targets)
-            scorers = baseline_scorers(task, builder.data, builder.layout.text, split, targets)
-            baselines = {known: run() for known, run in scorers.items()}
-            results[name] = TaskResult(task, targets, (scores, top), baselines, builder.data.item_count, facts)
+            results[name] = TaskResult(task, targets, (scores, top), builder.data.item_count, facts)
     return results
+
+
+def with_baselines(
+    results: "Mapping[str, TaskResult]", builder: Builder, split: Any, which: Which, reporter: Reporter
+) -> "dict[str, TaskResult]":
+    """Every task's result beside those of its baselines on the same targets.
+
+    Args:
+        results: From `task_results`.
+        builder: Of the model's rows.
+        split: The split.
+        which: Which baselines.
+        reporter: Receives a bar, and what a baseline leaves out.
+    """
+    notes: dict[str, list[str]] = {name: [] for name in results}
+    scorers = {
+        (name, baseline): run
+        for name, result in results.items()
+        if which != "none"
+        for baseline, run in baseline_scorers(
+            result.task, builder.data, builder.layout.text, split, result.targets, report=notes[name].append
+        ).items()
+        if which == "all" or baseline not in SLOW
+    }
+    scores: dict[str, dict[str, Scores]] = {name: {} for name in results}
+    if scorers:
+        with reporter.bar("baselines", len(scorers)) as bar:
+            for (name, baseline), run in scorers.items():
+                bar.label = f"baseline {baseline.replace('_', ' ')} of {name}"
+                scores[name][baseline] = run()
+                bar.advance(1)
+    for name, lines in notes.items():
+        for line in lines:
+            reporter.line(f"{name}: {line}")
+    return {name: replace(each, baselines=scores[name], notes=tuple(notes[name])) for name, each in results.items()}
 
 
 def warn_few_users(tasks: Iterable[Task], data: Dataset, split: Split, part: str, reporter: Reporter) -> None:
@@ -162,14 +199,15 @@ Scores = tuple[np.ndarray, np.ndarray | None]
 
 @dataclass(frozen=True)
 class TaskResult:
-    """An adapter's and the baselines' predictions of a task's targets."""
+    """An adapter's and the baselines' predictions of a task's targets; `notes` are what baselines left out."""
 
     task: Task
     targets: Targets
     adapter: Scores
-    baselines: dict[str, Scores]
     item_count: int
     facts: ListFacts | None
+    baselines: dict[str, Scores] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def metrics(self) -> tuple[Metrics, dict[str, Metrics]]:
         """The metrics on all targets, the adapter's and the baselines'."""
@@ -183,7 +221,7 @@ class TaskResult:
         task, targets = self.task.model_copy(update={"metrics": metrics}), self.targets.take(np.flatnonzero(mask))
         baselines = {name: _masked(scores, mask) for name, scores in self.baselines.items()}
         facts = None if self.facts is None else self.facts.take(mask)
-        return TaskResult(task, targets, _masked(self.adapter, mask), baselines, self.item_count, facts)
+        return TaskResult(task, targets, _masked(self.adapter, mask), self.item_count, facts, baselines)
 
     def _of(self, scores: Scores) -> Metrics:
         return task_metrics(self.task, self.targets, *scores, self.item_count, facts=self.facts)
@@ -226,7 +264,12 @@ def task_metrics(
 
 
 def baseline_scorers(
-    task: Task, data: Dataset, text: Sequence[str], split: Split, targets: Targets
+    task: Task,
+    data: Dataset,
+    text: Sequence[str],
+    split: Split,
+    targets: Targets,
+    report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Callable[[], Scores]]:
     """Functions, by name, that run a task's baselines on some targets.
 
@@ -236,13 +279,14 @@ def baseline_scorers(
         text: The text columns that the adapter reads.
         split: A split of the data.
         targets: The targets.
+        report: Called with what a baseline leaves out, once it runs.
     """
     if isinstance(data, Texts):
-        scores = text_baselines(data, text, split, task, targets)
-        return {name: partial(_without_lists, value) for name, value in scores.items()}
+        scorers = text_baselines(data, text, split, task, targets)
+        return {name: partial(_run_without_lists, run) for name, run in scorers.items()}
     log = need_log(data)
     if task.kind == "next_item":
-        blocks = ranking_baselines(log, split, targets)
+        blocks = ranking_baselines(log, split, targets, report)
         return {name: partial(_ranked, log, split, targets, make, task) for name, make in blocks.items()}
     if task.loss == "cross_entropy":
         return {}
@@ -252,6 +296,10 @@ def baseline_scorers(
 
 def _without_lists(scores: np.ndarray) -> Scores:
     return scores, None
+
+
+def _run_without_lists(run: Callable[[], np.ndarray]) -> Scores:
+    return run(), None
 
 
 def _ranked(log: Interactions, split: Split, targets: Targets, make: Blocks, task: Task) -> Scores:

@@ -6,8 +6,10 @@ Owns: the order of a run, the files in its folder. Ignores: how a model is train
     Registry("registry").publish(run, alias="production")
 """
 
+import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,17 @@ from genre.distributed import Processes
 from genre.errors import InterruptedJobError, RecipeError
 from genre.files import appearing_folder, write_json
 from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
-from genre.jobs.evaluate import Metrics, draw_bins, evaluate_predictions, plot_name, reliability_of, warn_few_users
+from genre.jobs.evaluate import (
+    Metrics,
+    TaskResult,
+    Which,
+    draw_bins,
+    plot_name,
+    reliability_of,
+    task_results,
+    warn_few_users,
+    with_baselines,
+)
 from genre.jobs.folders import check_same, claim_folder, describe_run, run_folder
 from genre.jobs.loading import check_data, open_base, open_data
 from genre.jobs.predictions import write_predictions
@@ -38,6 +50,9 @@ from genre.training.fsdp import check_launch
 from genre.training.prediction import predict
 from genre.training.reporting import draw_curve
 
+METRICS = "metrics.json"
+"""A run folder's figures: the metrics on the test part, the baselines', the validation after each epoch, the cost."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -48,7 +63,8 @@ class Run:
         files: The files of the adapter version; None for a full fine-tune.
         manifest: Its manifest draft.
         metrics: For each task the test metrics, with intervals.
-        baselines: For each task and baseline, the same.
+        baselines: For each task and baseline, the same; empty until they are computed.
+        notes: What baselines left out, in a line each.
         encoder: The encoder that was fitted and published with it: its reference, or None.
     """
 
@@ -58,6 +74,7 @@ class Run:
     metrics: dict[str, Metrics]
     baselines: dict[str, dict[str, Metrics]]
     encoder: str | None
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -80,6 +97,8 @@ def train(
     folder: Path | str | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
+    baselines: Which = "all",
+    on_evaluated: Callable[[Run], None] | None = None,
 ) -> Run:
     """Train a recipe's adapter, evaluate it once on the test part beside the baselines, and leave a run folder.
 
@@ -93,6 +112,9 @@ def train(
         folder: The run folder; by default `runs/<name>/<n>`.
         resume: Resume from the run folder's last checkpoint.
         reporter: Receives progress.
+        baselines: Which baselines are evaluated beside it: none, those that take no time to fit (fast), or all.
+        on_evaluated: Called in the first process with the run before its baselines are computed, which may take longer than
+            the run is worth waiting for: it can be published now.
 
     Raises:
         GenreError: See the error's message; a run that diverges or is interrupted keeps its last checkpoint.
@@ -113,7 +135,7 @@ def train(
             describe_run(root, assembly.recipe)
         warn_few_users(assembly.recipe.tasks, assembly.data, assembly.split, "test", reporter)
         fitted = fit(assembly, root, resume=resume, reporter=reporter)
-        return conclude(fitted, root, registry, reporter, processes)
+        return conclude(fitted, root, registry, reporter, processes, baselines=baselines, on_evaluated=on_evaluated)
     except KeyboardInterrupt:
         raise interrupted(root) from None
     finally:
@@ -146,24 +168,63 @@ def check_resumed(root: Path, recipe: Recipe) -> None:
     check_same(f"the checkpoint in {root}", held, wanted, todo="resume with that, or train anew without --resume")
 
 
-def conclude(fitted: Fitted, root: Path, registry: Registry | None, reporter: Reporter, processes: Processes) -> Run:
-    """Evaluate a fitted run once on the test part, and leave its results in the run folder; its model must be on the base."""
+def conclude(
+    fitted: Fitted,
+    root: Path,
+    registry: Registry | None,
+    reporter: Reporter,
+    processes: Processes,
+    *,
+    baselines: Which = "all",
+    on_evaluated: Callable[[Run], None] | None = None,
+) -> Run:
+    """Evaluate a fitted run once on the test part, and leave its results in the run folder; its model must be on the base.
+
+    The adapter's own figures come first, so that it can be published before the baselines are computed.
+    """
     assembly = fitted.assembly
     recipe = assembly.recipe
-    reporter.line("evaluating on the test part, beside the baselines")
     part, most = PARTS["test"], recipe.data.max_events
     model, builder, split = assembly.model, assembly.builder, assembly.split
-    found = predict(model, builder, split, part, max_events=most, processes=processes)
+    with reporter.phase("evaluating on the test part"):
+        found = predict(model, builder, split, part, max_events=most, processes=processes)
+        results = task_results(found, model, builder, split) if processes.is_main else {}
     run = None
     if processes.is_main:
         write_predictions(root, found, recipe.tasks, data=assembly.data.digest, split=recipe.data.split, part="test")
-        results = evaluate_predictions(found, model, builder, split)
         for name, bins in reliability_of(found, recipe.tasks).items():
             draw_bins(bins, root / plot_name(name), f"{name}, test")
-        run = finish(fitted, root, results, registry, reporter)
+        run = finish(fitted, root, {name: each.metrics() for name, each in results.items()}, registry, reporter)
+        reporter.line(f"test {describe_metrics(run.metrics)}")
+        if on_evaluated is not None:
+            on_evaluated(run)
+        run = add_baselines(run, assembly, results, baselines, reporter)
     done = processes.broadcast(run)
     assert done is not None
     return done
+
+
+def describe_metrics(metrics: Mapping[str, Metrics]) -> str:
+    """Some metrics in a line: `like.auc 0.8680  like.log_loss 0.5120`."""
+    return "  ".join(f"{task}.{name} {entry['value']:.4f}" for task, found in metrics.items() for name, entry in found.items())
+
+
+def add_baselines(run: Run, assembly: Assembly, results: Mapping[str, TaskResult], which: Which, reporter: Reporter) -> Run:
+    """Evaluate a run's baselines and add their figures to its `metrics.json`.
+
+    Raises:
+        InterruptedJobError: Ctrl-C; everything but the baselines is kept.
+    """
+    try:
+        beside = with_baselines(results, assembly.builder, assembly.split, which, reporter)
+        baselines = {name: result.metrics()[1] for name, result in beside.items()}
+    except KeyboardInterrupt:
+        todo = f"the run in {run.root} is whole; the same command with --resume adds the baselines"
+        raise InterruptedJobError("interrupted while baselines were evaluated", got="Ctrl-C", todo=todo) from None
+    report = json.loads((run.root / METRICS).read_text(encoding="utf-8")) | {"baselines": baselines}
+    write_json(run.root / METRICS, report)
+    notes = tuple(f"{name}: {note}" for name, result in beside.items() for note in result.notes)
+    return replace(run, baselines=baselines, notes=notes)
 
 
 def wire(
@@ -240,7 +301,7 @@ def finish(
     manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics, parents=parents, notes=notes)
     report: dict[str, Any] = {"metrics": metrics, "baselines": baselines, "validation": fitted.state.history}
     report |= {"cost": cost.model_dump(), "skipped": assembly.skipped, "cut_texts": assembly.builder.cut}
-    write_json(root / "metrics.json", report)
+    write_json(root / METRICS, report)
     draw_curve(root)
     for reason, number in assembly.skipped.items():
         reporter.line(f"skipped: {number} {reason}")

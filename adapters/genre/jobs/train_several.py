@@ -9,15 +9,16 @@ that the others share it: `genre train next_item.yaml like.yaml rating.yaml` tra
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from genre.data.interactions import Interactions
 from genre.distributed import Processes
 from genre.errors import GenreError, InputError, JobError
 from genre.jobs.encoders import find_encoder
-from genre.jobs.evaluate import warn_few_users
+from genre.jobs.evaluate import Which, warn_few_users
 from genre.jobs.folders import claim_folder, describe_run, run_folder
 from genre.jobs.loading import open_base, open_log
-from genre.jobs.train import Run, check_base, check_resumed, conclude, train
+from genre.jobs.train import Run, check_base, check_resumed, conclude, interrupted, train
 from genre.modules.base.base import Base
 from genre.modules.embedding import SoftTokens
 from genre.progress import Reporter
@@ -72,6 +73,8 @@ def train_together(
     reporter: Reporter | None = None,
     tokens: int | None = None,
     on_run: Callable[[Run], None] | None = None,
+    baselines: Which = "all",
+    on_evaluated: Callable[[Run], None] | None = None,
 ) -> list[Run]:
     """Train several recipes on one frozen base; each result is that of its recipe alone.
 
@@ -86,6 +89,8 @@ def train_together(
         reporter: Receives progress.
         tokens: Most tokens in one pass of the base (see `genre.training.simultaneous.TOKENS`).
         on_run: Called with each run as soon as it has ended, in the order in which they end.
+        baselines: Which baselines are evaluated, as in `train`.
+        on_evaluated: Called with each run before its baselines are computed, as in `train`.
 
     Returns:
         The runs, in the order of the recipes.
@@ -99,7 +104,7 @@ def train_together(
         raise InputError("several recipes train in one process", got=f"{Processes.current().count} processes", expected="one")
     base = base or open_base(recipes[0].base)
     check_base(recipes[0], base)
-    job = _Job(base, registry, resume, reporter or Reporter.silent(), tokens, on_run)
+    job = _Job(base, registry, resume, reporter or Reporter.silent(), tokens, on_run, baselines, on_evaluated)
     return job.run(recipes, log, None if folder is None else Path(folder))
 
 
@@ -113,6 +118,8 @@ class _Job:
     reporter: Reporter
     tokens: int | None
     on_run: Callable[[Run], None] | None
+    baselines: Which
+    on_evaluated: Callable[[Run], None] | None
     done: dict[str, Run] = field(default_factory=dict)
 
     def run(self, recipes: Sequence[Recipe], log: Interactions | None, folder: Path | None) -> list[Run]:
@@ -156,7 +163,15 @@ class _Job:
             each.begin()
         log, root, resume = member.log, member.root, self.resume and member.has_checkpoint()
         run = train(
-            member.recipe, log=log, base=self.base, registry=self.registry, folder=root, resume=resume, reporter=self.reporter
+            member.recipe,
+            log=log,
+            base=self.base,
+            registry=self.registry,
+            folder=root,
+            resume=resume,
+            reporter=self.reporter,
+            baselines=self.baselines,
+            on_evaluated=self.on_evaluated,
         )
         self._hand_over(run, member.recipe.name)
 
@@ -181,10 +196,16 @@ class _Job:
                 continue
             model.put(model.layers)
             try:
-                self._hand_over(conclude(fitted, trainee.folder, self.registry, self._named(name), Processes()), name)
+                self._hand_over(self._conclude(fitted, trainee.folder, self._named(name)), name)
+            except KeyboardInterrupt:
+                raise interrupted(trainee.folder) from None
             finally:
                 model.release()
         return failed
+
+    def _conclude(self, fitted: Fitted, root: Path, reporter: Reporter) -> Run:
+        options: dict[str, Any] = {"baselines": self.baselines, "on_evaluated": self.on_evaluated}
+        return conclude(fitted, root, self.registry, reporter, Processes(), **options)
 
     def _hand_over(self, run: Run, name: str) -> None:
         self.done[name] = run

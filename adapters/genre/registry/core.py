@@ -19,7 +19,7 @@ from typing import Any
 
 from genre.errors import ConflictError, NotFoundError, RegistryError
 from genre.files import cache_folder
-from genre.registry import lookup, maintenance
+from genre.registry import lookup, maintenance, records
 from genre.registry.cache import LocalCopies
 from genre.registry.integrity import prepare, read_draft
 from genre.registry.journal import Journal, Move
@@ -97,6 +97,25 @@ class Registry:
                     if journal.aliases().version(item) != sealed.version:
                         journal.append(item, sealed.version, "publish")
         return Version(name, sealed.version, sealed.digest, sealed)
+
+    def record_baselines(self, ref: str | Version, baselines: Mapping[str, Any], *, notes: Iterable[str] = ()) -> None:
+        """Write beside a version what its metrics compare with; its digest stays, and an earlier record is replaced.
+
+        Args:
+            ref: The version.
+            baselines: By task, baseline and metric the value, interval and n, as a run has them.
+            notes: What a baseline left out, in a line each.
+
+        Raises:
+            NotFoundError: There is no such version.
+            DiskError: The disk is full or not writable.
+        """
+        records.write_baselines(self.store, self.resolve(ref), baselines, notes)
+
+    def baselines(self, ref: str | Version) -> records.BaselineRecord | None:
+        """What a version was measured against; None if that is not recorded, IntegrityError if it is damaged."""
+        version = self.resolve(ref)
+        return records.read_baselines(self.store, version.name, version.version)
 
     def check_writable(self, name: str) -> None:
         """Raise InputError if a version could not be published, before the work that makes it; a remote store is not asked."""

@@ -19,6 +19,7 @@ from genre.registry.journal import Journal
 from genre.registry.lookup import look_up, open_version
 from genre.registry.manifest import Version
 from genre.registry.names import MANIFEST
+from genre.registry.records import read_baselines
 from genre.registry.store import Store
 
 GRACE_S = 3600.0
@@ -62,6 +63,7 @@ def verify(store: Store, name: str | None, fetch: Callable[[Version], Path]) -> 
             for version in versions:
                 found += _verify_version(store, each, version, fetch)
             found += _verify_journal(store, each, set(versions))
+            found += _verify_records(store, each, versions)
     return found
 
 
@@ -92,6 +94,16 @@ def _verify_journal(store: Store, name: str, versions: set[str]) -> list[Problem
     targets = journal.aliases().targets.items()
     gone = [(alias, target.version) for alias, target in targets if target.version not in versions]
     return [Problem(name, version, "", f"is missing but {alias} names it") for alias, version in gone]
+
+
+def _verify_records(store: Store, name: str, versions: list[str]) -> list[Problem]:
+    found = []
+    for version in versions:
+        try:
+            read_baselines(store, name, version)
+        except RegistryError as error:
+            found.append(Problem(name, version, "", str(error)))
+    return found
 
 
 def collect_garbage(store: Store, *, dry_run: bool = False) -> Garbage:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from genre.errors import RegistryError
 
 ALIASES = "aliases"
+RECORDS = "baselines"
 MANIFEST = "manifest.json"
 LATEST = "latest"
 PRODUCTION = "production"

@@ -23,8 +23,8 @@ from typing import Any
 import fsspec
 
 from genre.errors import JobError, NotFoundError, RegistryError
-from genre.registry.names import ALIASES, MANIFEST, is_name, is_version
-from genre.registry.store import is_entry
+from genre.registry.names import ALIASES, MANIFEST, RECORDS, is_name, is_version
+from genre.registry.store import is_entry, is_record
 
 
 class RemoteStore:
@@ -110,6 +110,10 @@ class RemoteStore:
     def create_entry(self, name: str, number: int, data: bytes) -> bool:
         return self._create(self._path(name, ALIASES, f"{number}.json"), data)
 
+    def put_record(self, name: str, version: str, data: bytes) -> None:
+        with self._errors():
+            self._fs.pipe_file(self._path(name, RECORDS, f"{version}.json"), data)
+
     def check_writable(self, name: str) -> None:
         """See `Store`: nothing is known before a write."""
 
@@ -117,6 +121,8 @@ class RemoteStore:
         with self._errors():
             self._fs.rm_file(self._path(name, version, MANIFEST))
         self.remove_unfinished(f"{name}/{version}")
+        with self._errors(), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name, RECORDS, f"{version}.json"))
 
     def unfinished(self) -> dict[str, int]:
         """See `Store`: files of versions without a manifest, where all files are older than an hour."""
@@ -140,7 +146,7 @@ class RemoteStore:
                 self._fs.rm_file(self._path(file))
 
     def strays(self) -> list[str]:
-        return sorted(path for path in self._find() if not _is_version_file(path) and not _is_journal_file(path))
+        return sorted(path for path in self._find() if not (_is_version_file(path) or _is_journal_file(path) or _is_record(path)))
 
     def writing(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -191,6 +197,11 @@ def _is_version_file(path: str) -> bool:
 def _is_journal_file(path: str) -> bool:
     parts = path.split("/")
     return len(parts) == 3 and is_name(parts[0]) and parts[1] == ALIASES and is_entry(parts[2])
+
+
+def _is_record(path: str) -> bool:
+    parts = path.split("/")
+    return len(parts) == 3 and is_name(parts[0]) and parts[1] == RECORDS and is_record(parts[2])
 
 
 def _time(info: dict[str, Any]) -> float:

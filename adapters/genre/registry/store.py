@@ -11,6 +11,7 @@ writer of the same number fails. POSIX only (flock; see docs/decisions/registry-
         .lock                                   # writers share it, gc has it alone
         like/a3f09c12be77/manifest.json, …      # a version
         like/aliases/1.json, 2.json, …          # the journal
+        like/baselines/a3f09c12be77.json        # what a version was measured against
         like/.tmp-8f2c…/                        # an unfinished publish: invisible
 """
 
@@ -27,7 +28,7 @@ from typing import Protocol
 
 from genre.errors import DiskError, NotFoundError, RegistryError
 from genre.files import check_writable, disk_errors
-from genre.registry.names import ALIASES, is_name, is_version
+from genre.registry.names import ALIASES, RECORDS, is_name, is_version
 
 TEMPORARY = ".tmp-"
 
@@ -72,6 +73,9 @@ class Store(Protocol):
 
     def create_entry(self, name: str, number: int, data: bytes) -> bool:
         """Write entry `number` unless it exists; False if it does. Of two writers exactly one gets True."""
+
+    def put_record(self, name: str, version: str, data: bytes) -> None:
+        """Write or replace the record beside a version; `read` with the folder `RECORDS` finds it."""
 
     def check_writable(self, name: str) -> None:
         """Refuse a store that takes no new version of a name, if that can be found out without writing there."""
@@ -194,6 +198,19 @@ class LocalStore:
             _sync(folder.parent)
             return True
 
+    def put_record(self, name: str, version: str, data: bytes) -> None:
+        folder = self.root / name / RECORDS
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            aside = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+            try:
+                aside.write_bytes(data)
+                _sync(aside)
+                os.replace(aside, self._record(name, version))
+            finally:
+                aside.unlink(missing_ok=True)
+            _sync(folder)
+
     def check_writable(self, name: str) -> None:
         check_writable(self.root / name / ALIASES, "the registry")
 
@@ -201,10 +218,12 @@ class LocalStore:
         with disk_errors(self.root):
             aside = self.root / name / f"{TEMPORARY}{uuid.uuid4().hex}"
             os.rename(self.root / name / version, aside)
+            self._record(name, version).unlink(missing_ok=True)
             shutil.rmtree(aside)
 
     def unfinished(self) -> dict[str, int]:
-        folders = [folder for name in self._name_folders() for folder in (self.root / name, self.root / name / ALIASES)]
+        places = ("", ALIASES, RECORDS)
+        folders = [self.root / name / place for name in self._name_folders() for place in places]
         paths = sorted((path for folder in folders for path in folder.glob(f"{TEMPORARY}*")), key=str)
         found = [path for path in paths if not path.is_symlink() and not _is_owned(path)]
         return {str(path.relative_to(self.root)): _bytes(path) for path in found}
@@ -220,13 +239,19 @@ class LocalStore:
         found = [entry.name for entry in _scan(self.root) if entry.name != ".lock" and not _is_folder(entry, is_name)]
         for name in self._name_folders():
             for entry in _scan(self.root / name):
-                known = _is_folder(entry, lambda text: is_version(text) or text == ALIASES)
+                known = _is_folder(entry, lambda text: is_version(text) or text in (ALIASES, RECORDS))
                 if not known and not entry.name.startswith(TEMPORARY):
                     found.append(f"{name}/{entry.name}")
             for entry in _scan(self.root / name / ALIASES):
                 if not is_entry(entry.name) and not entry.name.startswith(TEMPORARY):
                     found.append(f"{name}/{ALIASES}/{entry.name}")
+            for entry in _scan(self.root / name / RECORDS):
+                if not is_record(entry.name) and not entry.name.startswith(TEMPORARY):
+                    found.append(f"{name}/{RECORDS}/{entry.name}")
         return sorted(found)
+
+    def _record(self, name: str, version: str) -> Path:
+        return self.root / name / RECORDS / f"{version}.json"
 
     def writing(self) -> AbstractContextManager[None]:
         return self._lock(fcntl.LOCK_SH)
@@ -267,6 +292,11 @@ def is_entry(file: str) -> bool:
     """Return whether a file name is that of a journal entry: a number from 1 without leading zeros."""
     number = file.removesuffix(".json")
     return file.endswith(".json") and number.isascii() and number.isdecimal() and number[0] != "0" and len(number) < 10
+
+
+def is_record(file: str) -> bool:
+    """Return whether a file name is that of a version's record."""
+    return file.endswith(".json") and is_version(file.removesuffix(".json"))
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

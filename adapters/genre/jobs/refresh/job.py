@@ -193,6 +193,7 @@ def _decide(registry: Registry, old: Version, run: Run, verdicts: dict[str, Verd
     held_latest = registry.aliases(old.name).get(LATEST) == old.version
     named = [] if alias == CANDIDATE else [CANDIDATE]  # where `candidate` itself is the alias that has to be earned
     new = registry.publish(run, alias=named, latest=False)
+    registry.record_baselines(new, run.baselines)
     report["new"] = {"ref": new.ref, "digest": new.digest}
     published = f"published {new.ref}" + "".join(f" as {each}" for each in named)
     if alias is None:
