@@ -7,6 +7,8 @@ null for a value that is not usable.
     clean("click", pl.Series(["1", "false", "True", "often"]))  ->  [1, 0, 1, null]
 """
 
+from collections.abc import Mapping
+
 import polars as pl
 
 from genre.data.numbers import TRUTH, YES, keep_where, numbers, truth_values
@@ -36,15 +38,21 @@ def clean(name: str, series: pl.Series, time_unit: str = "s", *, stored: bool = 
     if name == "timestamp":
         return times_us(series, time_unit, stored=stored)
     if name == "rating":
-        rating = numbers(truth_values(series, TRUTH))
+        rating = _numbers_or(series, TRUTH)
         return keep_where(rating, (pl.col("x").is_finite()) & (pl.col("x").abs() <= RATING_LIMIT))
     if name == "click":
-        click = numbers(truth_values(series, TRUTH | YES))
+        click = _numbers_or(series, TRUTH | YES)
         return keep_where(click, (pl.col("x") == 0) | (pl.col("x") == 1)).cast(FEEDBACK["click"])
     if name == "behaviour":
         text = series.cast(pl.String).str.strip_chars()
         return keep_where(text, pl.col("x") != "")
     return series.cast(pl.Int8) if series.dtype == pl.Boolean else _plain(series)
+
+
+def _numbers_or(series: pl.Series, words: Mapping[str, str]) -> pl.Series:
+    """Return numbers, and those that words stand for; the words are looked for only where something is no number."""
+    found = numbers(series)
+    return found if found.null_count() == series.null_count() else numbers(truth_values(series, words))
 
 
 def ids(series: pl.Series) -> pl.Series:

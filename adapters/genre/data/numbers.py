@@ -65,8 +65,6 @@ def truth_values(series: pl.Series, words: Mapping[str, str]) -> pl.Series:
     if series.dtype not in (pl.String, pl.Categorical):
         return series
     text = series.cast(pl.String)
-    if not text.str.contains("[a-zA-Z]").any():
-        return text
     small = text.str.strip_chars().str.to_lowercase()
     return small.replace_strict(words, default=text, return_dtype=pl.String)
 
@@ -98,7 +96,7 @@ def _plain(text: pl.Series) -> pl.Series:
 
 def thousands_note(series: pl.Series) -> str:
     """Return a line if a column has commas that are read as thousands separators, though they could be decimal ones."""
-    if series.dtype != pl.String:
+    if series.dtype != pl.String or not series.str.contains(",", literal=True).any():
         return ""
     text = series.str.strip_chars()
     either = text.filter(text.str.contains(_COMMA_OR_GROUP).fill_null(False))

@@ -64,7 +64,8 @@ def order_events(
     `ranks` are numbers that order equal times, or None.
     """
     first = (times,) if ranks is None else (ranks, times)
-    order = np.lexsort((rows, *first, users))
+    last = () if (rows[1:] > rows[:-1]).all() else (rows,)  # sorting is stable: rows in their order need no key
+    order = np.lexsort((*last, *first[:-1], *_user_times(users, times)))
     tied = tied_events(users[order], *(key[order] for key in first))
     if tied.size:
         events = order[tied]
@@ -72,6 +73,16 @@ def order_events(
         inner = np.lexsort((rows[events], keys, *(key[events] for key in first), users[events]))
         order[tied] = events[inner]
     return order
+
+
+def _user_times(users: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return keys to sort by user, then time, the last first: one number of both where it fits into 63 bits."""
+    if not len(users):
+        return (users,)
+    low, span = int(times.min()), int(times.max()) - int(times.min()) + 1
+    if (int(users.max()) + 1) * span >= 2**63:
+        return times, users
+    return (users.astype(np.int64) * span + (times - low),)
 
 
 def tied_events(users: np.ndarray, *keys: np.ndarray) -> np.ndarray:

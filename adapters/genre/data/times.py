@@ -116,9 +116,16 @@ def check_time_step(series: pl.Series, time_unit: str) -> None:
         raise DataError(f"{bits}-bit floats cannot hold these times", got=got, expected=expected, todo=todo)
 
 
+def may_be_days(values: pl.Series) -> bool:
+    """Return whether any of a column's numbers could be a day, such as 20240301 or 20240301123000."""
+    return bool((values.is_between(19000101, 20991231) | values.is_between(19000101000000, 20991231235959)).any())
+
+
 def short_float_note(seconds: pl.Series) -> str:
     """Return a line if times look as if they had once been 32-bit floats: multiples of 128 s that are no whole hours."""
     step, times = 128, seconds.to_numpy()
+    if (times[:_SAMPLE] % step).any():  # the usual case, at once
+        return ""
     if seconds.n_unique() < _FEW_TIMES or times.min() < 2**30 or (times % step).any() or not (times % 3600).any():
         return ""
     return f"all times are multiples of {step} s, as a 32-bit float leaves them: the order within {step} s is lost"
@@ -149,7 +156,7 @@ def _days_us(series: pl.Series) -> pl.Series | None:
     if not series.dtype.is_integer() and series.dtype != pl.String:
         return None
     values = series.str.strip_chars().cast(pl.Float64, strict=False) if series.dtype == pl.String else series
-    if not (values.is_between(19000101, 20991231) | values.is_between(19000101000000, 20991231235959)).any():
+    if not may_be_days(values):
         return None
     text = series.cast(pl.String).str.strip_chars().str.replace(r"^(\d+)\.0*$", "$1")
     number, day = text.str.contains(r"^\d+$").fill_null(False), text.str.contains(_DAY).fill_null(False)

@@ -85,11 +85,12 @@ def read_csv(
     except pl.exceptions.NoDataError as error:
         raise DataError(f"{path.name} is empty", got="no header", expected="a header and rows") from error
     except (pl.exceptions.PolarsError, OSError):
-        table = _recover(path, separator, encoding, columns, skip, report, quote)
+        table, quoted = _recover(path, separator, encoding, columns, skip, report, quote), True
     else:
-        if quote != NO_QUOTE and (_swallowed(table, separator) or _misquoted(source, separator, quote)):
+        quoted = quote != NO_QUOTE and quote.encode() in _bytes(source)  # without a quote no cell has line ends
+        if quoted and (_swallowed(table, separator) or _misquoted(source, separator, quote)):
             table = _recover(path, separator, encoding, columns, skip, report, quote)
-    if report is not None:
+    if report is not None and quoted:
         report.note(_line_end_note(table))
     return _without_blanks(_with_plain_names(table), report)
 
@@ -189,9 +190,13 @@ def _swallowed(table: pl.DataFrame, separator: str) -> bool:
     return bool(table.select((ends & beside).any()).item())
 
 
+def _bytes(source: Path | io.BytesIO) -> bytes:
+    return source.read_bytes() if isinstance(source, Path) else source.getvalue()
+
+
 def _misquoted(source: Path | io.BytesIO, separator: str, quote: str) -> bool:
     """Return whether text may follow a closing quote: polars reads `"a "b" c"` as `a b c`."""
-    data = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+    data = _bytes(source)
     sign, mark = re.escape(separator.encode()), re.escape(quote.encode())
     ends = rb"\r\n" + sign + mark
     if re.search(mark + rb"(?<=[^" + ends + rb"]" + mark + rb")(?=[^" + ends + rb"])", data) is None:  # cheap, and mostly enough
