@@ -8,7 +8,8 @@ masked: among the cold items alone (`cold`), and in the whole catalogue (`full`)
 
 A scorer that knows nothing of cold items gives them one score. Mid-ranks would call that zero, so here a tie's gain is its
 expectation over random orders, for every method alike; `random` is that of a constant score. Rivals choose their settings on all
-validation targets. `text_neighbours` is no id-only baseline: it measures the similarity of texts by the base's untrained vectors.
+validation targets. `text_neighbours` is not an id-only baseline: it measures the similarity of texts by the base's untrained
+vectors.
 Intervals: users drawn again, the same draws for all methods. Each method's result is cached beside the JSON file.
 """
 

@@ -59,7 +59,7 @@ class Rounds:
         shown = (self.action >= 0) & (self.action < places)
         shown[shown] = self.candidates[np.flatnonzero(shown), self.action[shown]]
         if not shown.all():
-            raise ValueError(f"round {int(np.argmin(shown))} shows what is no candidate: got place {self.action[~shown][0]}")
+            raise ValueError(f"round {int(np.argmin(shown))} shows what is not a candidate: got place {self.action[~shown][0]}")
 
 
 def uniform(candidates: np.ndarray) -> np.ndarray:
@@ -100,7 +100,7 @@ def estimate(
         seed: Of the resamples.
 
     Raises:
-        ValueError: A policy is no distribution over the candidates, or `expected` has another shape.
+        ValueError: A policy is not a distribution over the candidates, or `expected` has another shape.
     """
     folded = {name: _fold(rounds, name, policy, expected, clip) for name, policy in policies.items()}
     draw, count = np.random.default_rng(seed), len(rounds.action)
@@ -174,7 +174,7 @@ def _fold(rounds: Rounds, name: str, policy: np.ndarray, expected: np.ndarray, c
         )
     outside = np.where(rounds.candidates, 0, policy)
     if not (np.allclose(policy.sum(1), 1) and (policy >= 0).all() and not outside.any()):
-        raise ValueError(f"policy {name!r} is no distribution over the candidates of every round")
+        raise ValueError(f"policy {name!r} is not a distribution over the candidates of every round")
     rows = np.arange(len(rounds.action))
     shown = policy[rows, rounds.action]
     rest = 1 - shown

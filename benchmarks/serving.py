@@ -296,7 +296,7 @@ def hostile(world: World, folder: Path, scale: float) -> Found:
                         tally["server_errors"] += 1
                         errors.append(f"call {number}: {status} {answer[:200].decode(errors='replace')}")
                     tally["answered"] += 1
-                except Lost:  # bytes that are no HTTP may be answered by a closed connection
+                except Lost:  # bytes that are not HTTP may be answered by a closed connection
                     tally["closed"] += 1
                 except (Refused, TimeoutError):
                     tally["gone"] += 1

@@ -31,7 +31,7 @@ def scored(log, cells):
 
 
 def nan_hidden(loop):
-    """The base's last norm gives a row that is no number, in the forward pass."""
+    """The base's last norm gives a row that is not a number, in the forward pass."""
 
     def spoil(module, given, output):
         output = output.clone()
@@ -48,7 +48,7 @@ def infinite_gradient(loop):
 
 
 def nan_weight(loop):
-    """The optimizer writes a weight that is no number."""
+    """The optimizer writes a weight that is not a number."""
 
     def spoil(optimizer, args, kwargs):
         with torch.no_grad():

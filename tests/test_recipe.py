@@ -238,15 +238,15 @@ def test_a_recipe_of_texts_splits_by_group_and_survives_its_dump():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"data": {"path": "x", "max_events": 5}}, "data.max_events says nothing about labelled texts"),
-        ({"sequence": {"item": "text"}}, "sequence.item says nothing about labelled texts"),
-        ({"encoder": {"use": "none"}}, "encoder.use says nothing about labelled texts"),
+        ({"data": {"path": "x", "max_events": 5}}, "data.max_events does not apply to labelled texts"),
+        ({"sequence": {"item": "text"}}, "sequence.item does not apply to labelled texts"),
+        ({"encoder": {"use": "none"}}, "encoder.use does not apply to labelled texts"),
         ({"data": {"path": "x", "split": {"kind": "temporal"}}}, "'temporal' does not go with these tasks: they need group"),
         (
             {"tasks": [*REVIEWS["tasks"], {"name": "n", "kind": "next_item"}]},
             "tasks of kind text cannot be mixed with other kinds",
         ),
-        ({"tasks": [{"name": "n", "kind": "next_item"}], "sequence": {"pool": "mean"}}, "sequence.pool says nothing about a log"),
+        ({"tasks": [{"name": "n", "kind": "next_item"}], "sequence": {"pool": "mean"}}, "sequence.pool does not apply to a log"),
         (
             {"tasks": [{"name": "n", "kind": "next_item"}], "data": {"path": "x", "split": {"kind": "group"}}},
             "'group' does not go with these tasks: they need temporal, last_n",

@@ -156,7 +156,7 @@ def atomic(path: Path) -> Iterator[Path]:
     except RuntimeError as error:  # torch.save reports a full disk as a RuntimeError of its stream writer
         if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
             raise
-        raise DiskError(f"{path} cannot be written", got="a disk that takes no more bytes", todo="free some space") from None
+        raise DiskError(f"{path} cannot be written", got="a full disk", todo="free some space") from None
     finally:
         aside.unlink(missing_ok=True)
 

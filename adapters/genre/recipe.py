@@ -311,7 +311,7 @@ def _refuse_foreign(recipe: Recipe) -> None:
         given = getattr(recipe, section)
         for key in keys:
             if getattr(given, key) != type(given).model_fields[key].default:
-                raise ValueError(f"{section}.{key} says nothing about {what}")
+                raise ValueError(f"{section}.{key} does not apply to {what}")
 
 
 def _override(data: dict[str, Any], override: str) -> None:

@@ -49,9 +49,9 @@ def refusal(error: ValidationError, subject: str, fields: Sequence[str], kind: t
     if first["type"] == "missing":
         return kind(f"{subject} has no {path}")
     if first["type"] == "json_invalid":
-        return kind(f"{subject} is no JSON", got=first["ctx"]["error"])
+        return kind(f"{subject} is not JSON", got=first["ctx"]["error"])
     if not path:
-        return kind(f"{subject} is no JSON object", got=_shown(first["input"]), expected="an object")
+        return kind(f"{subject} is not a JSON object", got=_shown(first["input"]), expected="an object")
     if first["type"] in ("too_long", "too_short"):
         context = first["ctx"]
         bound = f"at most {context['max_length']:,}" if first["type"] == "too_long" else f"at least {context['min_length']:,}"

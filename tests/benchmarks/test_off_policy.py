@@ -112,8 +112,8 @@ GOOD = {"action": [0, 1], "reward": [0.0, 1.0], "propensity": [0.5, 0.5], "candi
     ("changes", "message"),
     [
         ({"propensity": [0.5, 0.0]}, "the propensity of round 1 is none: got 0.0; expected above 0, at most 1"),
-        ({"action": [0, 2]}, "round 1 shows what is no candidate: got place 2"),
-        ({"candidates": [[True, True], [True, False]]}, "round 1 shows what is no candidate: got place 1"),
+        ({"action": [0, 2]}, "round 1 shows what is not a candidate: got place 2"),
+        ({"candidates": [[True, True], [True, False]]}, "round 1 shows what is not a candidate: got place 1"),
         ({"reward": [np.nan, 1.0]}, "the reward of round 0 is not a finite number"),
         ({"reward": [1.0]}, "the rounds' arrays differ in length: expected 2 of each"),
     ],
@@ -125,7 +125,7 @@ def test_bad_rounds_are_refused(changes, message):
 
 def test_what_is_no_policy_is_refused():
     rounds = Rounds(**{name: np.array(value) for name, value in GOOD.items()})
-    with pytest.raises(ValueError, match="policy 'half' is no distribution over the candidates"):
+    with pytest.raises(ValueError, match="policy 'half' is not a distribution over the candidates"):
         estimate(rounds, {"half": np.full((2, 2), 0.25)}, np.zeros((2, 2)))
     with pytest.raises(ValueError, match="has another shape"):
         estimate(rounds, {"short": np.full((1, 2), 0.5)}, np.zeros((2, 2)))

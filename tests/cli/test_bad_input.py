@@ -70,7 +70,7 @@ def contains(text, *parts):
 
 LOGS = {
     "a missing column": ("user_id,item_id\n1,a\n", "column 'timestamp' is missing: got user_id, item_id; expected user_id"),
-    "a rating that is no number": (HEADER + "1,a,1,five\n1,b,2,4\n", "rating 'five'; expected a number"),
+    "a rating that is not a number": (HEADER + "1,a,1,five\n1,b,2,4\n", "rating 'five'; expected a number"),
     "an empty log": (HEADER, "the log is empty: got 0 events; expected at least one event"),
     "an empty file": ("", "log.csv is empty: got no header; expected a header and rows"),
     "bytes": (b"\xff\xfe\x00abc\n", "columns 'user_id', 'item_id', 'timestamp' are missing"),
@@ -102,7 +102,7 @@ RECIPES = {
     "another data set": ("data.path", "nope", "no data set folder: got nope; expected a folder with interactions.parquet"),
     "another base": ("base.name", "nope", "no base is called 'nope': expected smollm2-135m"),
     "a base too shallow": ("base.depth", 9, "depth is out of range: got 9; expected 1 to 2 for base 'small'"),
-    "another feedback column": ("sequence.feedback", "stars", "sequence.feedback 'stars' is no column of the log: got rating"),
+    "another feedback column": ("sequence.feedback", "stars", "sequence.feedback 'stars' is not a column of the log: got rating"),
     "an instruction's column": ("sequence.instruction", "{aeg}", "the user column 'aeg'"),
     "another label": ("tasks.0.label", "stars > 3", "task 'like' needs the feedback column 'stars'"),
 }
@@ -187,7 +187,7 @@ COMMANDS = {
     "registry promote like production --floor auc=2": "misses the floor in like.auc: got",
     "registry import small --as new --base small --depth 0": "'--depth': expected greater than or equal to 1; see genre registry",
     "registry rollback like": "like@production has nothing to roll back to",
-    "data describe nope": "nope is no data set folder: got no such folder",
+    "data describe nope": "nope is not a data set folder: got no such folder",
     "data prepare nope": "unknown data set: got 'nope'; expected ml-100k or ml-100k-kg or womens-clothing or open-bandit",
     "base prepare nope": "unknown base: got 'nope'; expected smollm2-135m or minilm; choose one of those",
     "trian": "; did you mean 'train'?; see genre --help",
@@ -225,7 +225,7 @@ def test_a_base_that_moved_is_named(refused, place, capsys):
 GOOD = {"id": "good", "adapter": "like", "user_id": "u1", "candidates": ["i1", "i2"]}
 ROWS = [
     ("not json", None, "is not JSON"),
-    ([1], None, "a request is no JSON object: got [1]"),
+    ([1], None, "a request is not a JSON object: got [1]"),
     ({"id": "a"}, "a", "a request has no adapter"),
     ({**GOOD, "id": "b", "kk": 1}, "b", "a request has an unknown field: got kk"),
     ({**GOOD, "id": "c", "adapter": "nope"}, "c", "no adapter 'nope'"),
@@ -240,7 +240,7 @@ ROWS = [
     ({**GOOD, "id": "l", "k": "3"}, "l", "k cannot be used: got '3'; expected a whole number"),
     ({**GOOD, "id": "m", "task": "nope"}, "m", "unknown task: got nope; expected like"),
     ({**GOOD, "id": "n", "history": ["i1"]}, "n", "history[0] cannot be used: got 'i1'; expected an object"),
-    ({**GOOD, "id": "o", "history": [{"item_id": "i1", "rating": "five"}]}, "o", "rating in the history is no number"),
+    ({**GOOD, "id": "o", "history": [{"item_id": "i1", "rating": "five"}]}, "o", "rating in the history is not a number"),
     ({**GOOD, "id": "p", "history": [{"item_id": "i1", "impression_id": [1]}]}, "p", "impression_id cannot be used"),
     ({**GOOD, "id": "q", "user": [1]}, "q", "user cannot be used: got [1]"),
     ({**GOOD, "id": "r", "candidates": None, "k": 1, "deny": [{}]}, "r", "deny[0] cannot be used: got {}; expected a text"),

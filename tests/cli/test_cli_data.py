@@ -39,7 +39,7 @@ def test_import_and_describe(folder):
 
 
 def test_errors_pass_to_the_main_command(tmp_path):
-    with pytest.raises(DataError, match="is no data set folder"):
+    with pytest.raises(DataError, match="is not a data set folder"):
         runner.invoke(cli_data.app, ["describe", str(tmp_path)], catch_exceptions=False)
     command = ["import", "x.csv", "--map", "user_id", "--out", str(tmp_path / "o")]
     with pytest.raises(InputError) as caught:

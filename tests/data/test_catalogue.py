@@ -40,7 +40,7 @@ def test_texts_leave_out_what_is_empty():
     assert items.titles() == ["Toy Story", "8", "9"]
     with pytest.raises(DataError, match="the catalogue has no column 'name': got item_id, title, year"):
         items.texts(["name"])
-    with pytest.raises(DataError, match="column 'vector' is no text"):
+    with pytest.raises(DataError, match="column 'vector' is not text"):
         items.texts(["vector"])
 
 

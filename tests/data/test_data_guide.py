@@ -15,7 +15,7 @@ COMMANDS = re.findall(r"^\$ genre (data .*)$|`genre (data import [^`]+--out[^`]+
 
 
 def strange() -> bytes:
-    """400 events and three told twice, a line that is no event after every thirtieth; as a spreadsheet writes it."""
+    """400 events and three told twice, a line that is not an event after every thirtieth; as a spreadsheet writes it."""
     lines = ["Kunde;Artikel-Nr.;Sterne;Wann;Titel"]
     for n in range(400):
         when = f"2024-03-{1 + n // 60:02}T10:{n % 60:02}:00+01:00"

@@ -141,17 +141,17 @@ def test_movielens_latest(tmp_path):
         (
             "a.jsonl",
             '{"user_id": 1, "item_id": 2, "timestamp": 3}\n{"user_id"\n',
-            "1 of 2 rows are not usable: got a.jsonl, line 2 is no JSON: ",
+            "1 of 2 rows are not usable: got a.jsonl, line 2 is not JSON: ",
         ),
         ("a.jsonl", '{"user_id": 1}\n{"user_id"\n', "columns 'item_id', 'timestamp' are missing: got user_id; expected"),
-        ("a.jsonl", "[1]\n", "a.jsonl, line 1 is no object: got [1]; expected one JSON object per line"),
+        ("a.jsonl", "[1]\n", "a.jsonl, line 1 is not an object: got [1]; expected one JSON object per line"),
         ("a.jsonl", "\n", "a.jsonl is empty: got no line; expected one JSON object per line"),
         ("a.parquet", "PAR1", "a.parquet cannot be read: got "),
         ("a.csv.gz", "not gzip", "cannot be read: got Not a gzipped file"),
         (
             "a.inter",
             "user_id\titem_id:token\n1\t2\n",
-            "a.inter is no atomic file: got a column 'user_id'; expected name:type "
+            "a.inter is not an atomic file: got a column 'user_id'; expected name:type "
             "with a type of token, float, token_seq, float_seq; try --format csv",
         ),  # fmt: skip
         (
@@ -185,7 +185,7 @@ def test_missing_files_and_unknown_formats(tmp_path):
         import_log(tmp_path / "none.csv")
     with pytest.raises(InputError, match="unknown format: got 'xml'; expected csv, atomic, movielens, mind, amazon, lists"):
         import_log(tmp_path / "none.csv", format="xml")
-    with pytest.raises(DataError, match=r"is no MovieLens data: got no file of ratings; expected a folder with u.data or"):
+    with pytest.raises(DataError, match=r"is not MovieLens data: got no file of ratings; expected a folder with u.data or"):
         import_log(tmp_path)
     with pytest.raises(InputError, match="unknown time unit: got 'h'; expected s, ms, us, ns"):
         import_log(write(tmp_path / "a.csv", as_text(",")), time_unit="h")

@@ -57,11 +57,11 @@ def test_mind_lines_that_are_no_impression_are_counted_or_refused(mind):
     (mind / "behaviors.tsv").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"behaviors.tsv, line 4"):
         import_log(mind)
-    assert import_log(mind, max_bad=0.3).info.skipped["lines that are no impression"] == 1
+    assert import_log(mind, max_bad=0.3).info.skipped["lines that are not an impression"] == 1
     (mind / "behaviors.tsv").write_text("1\tU1\t11/11/2019 9:05:58 AM\t\tN1 N2\n", encoding="utf-8")
     with pytest.raises(DataError, match="no impression says what was clicked: got 'N1'"):
         import_log(mind)
-    with pytest.raises(DataError, match="is no MIND data"):
+    with pytest.raises(DataError, match="is not MIND data"):
         import_log(mind / "nowhere", format="mind")
 
 
@@ -103,7 +103,7 @@ def test_amazon_refuses_other_fields_and_counts_broken_lines(tmp_path):
     rows = [{**AMAZON["2018"][0][0], "unixReviewTime": 1388534400 + n} for n in range(30)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n", encoding="utf-8")
     log = import_log(file, format="amazon")
-    assert len(log) == 30 and log.info.skipped["lines that are no JSON object"] == 1
+    assert len(log) == 30 and log.info.skipped["lines that are not a JSON object"] == 1
 
 
 def dirty(bad: int) -> bytes:

@@ -153,7 +153,7 @@ def test_click_behaviour_and_extra_columns():
 def test_columns_that_no_event_can_hold_are_counted():
     frame = pl.DataFrame({"user_id": ["u"], "item_id": ["a"], "timestamp": [1], "tags": [["x", "y"]]})
     log = Interactions.from_frame(frame)
-    assert log.info.skipped == {"columns of the log that are no number or text": 1}
+    assert log.info.skipped == {"columns of the log that are not a number or text": 1}
     assert log.event_columns == []
 
 
@@ -197,7 +197,7 @@ def frame_of(**columns):
         ),
         (
             lambda: Interactions.from_frame([1, 2]),
-            "the log is no table: got list; expected a polars or a pandas frame",
+            "the log is not a table: got list; expected a polars or a pandas frame",
         ),
         (
             lambda: Interactions.from_frame(frame_of(), items=pl.DataFrame({"id": ["a"]})),
@@ -261,7 +261,7 @@ def test_feature_columns_of_any_kind(tmp_path):
         }
     )
     log = Interactions.from_frame(frame_of(item_id=[1, 2]), items)
-    assert log.info.skipped == {"columns of the items that are no number, text or list": 1}
+    assert log.info.skipped == {"columns of the items that are not a number, text or list": 1}
     assert log.catalogue.texts(["new", "day", "tags"]) == ["true; 2024-03-01; a, b", ""]
     assert log.catalogue.dense("new").tolist() == [[1], [0]]
     assert Interactions.read(log.write(tmp_path / "set")).digest == log.digest
@@ -356,9 +356,9 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, error):
 
 
 def test_damaged_and_missing_folders(tmp_path):
-    with pytest.raises(DataError, match="is no data set folder: got no such folder"):
+    with pytest.raises(DataError, match="is not a data set folder: got no such folder"):
         Interactions.read(tmp_path / "none")
-    with pytest.raises(DataError, match="is no data set folder: got no interactions.parquet"):
+    with pytest.raises(DataError, match="is not a data set folder: got no interactions.parquet"):
         Interactions.read(tmp_path)
     folder = make(SMALL).write(tmp_path / "set")
     (folder / "dataset.json").write_text("{")

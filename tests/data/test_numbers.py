@@ -66,7 +66,7 @@ def test_a_column_of_numbers_with_a_sign_of_nothing_is_numbers(tmp_path, nothing
     frame_of(["2.5"] * 9 + [nothing], "price").write_csv(tmp_path / "log.csv")
     log = import_log(tmp_path / "log.csv")
     assert log.frame["price"].to_list() == [2.5] * 9 + [None]
-    assert log.info.notes == (f"price: 1 of 10 cells are no numbers, such as '{nothing}': empty now",)
+    assert log.info.notes == (f"price: 1 of 10 cells are not numbers, such as '{nothing}': empty now",)
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ def test_the_price_of_an_item_too(tmp_path):
     pl.DataFrame({"item_id": ["i0", "i1", "i2"], "price": ["9", "—", "12"]}).write_csv(tmp_path / "items.csv")
     log = import_log(tmp_path / "log.csv", items=tmp_path / "items.csv")
     assert log.catalogue.column("price").to_list() == [9, None, 12]
-    assert log.info.notes == ("price: 1 of 3 cells are no numbers, such as '—': empty now",)
+    assert log.info.notes == ("price: 1 of 3 cells are not numbers, such as '—': empty now",)
 
 
 @pytest.mark.parametrize(
     ("cells", "notes"),
     [
-        (["38"] * 39 + ["XL"], ("size stays text: 1 of 40 cells are no numbers, such as 'XL'",)),
+        (["38"] * 39 + ["XL"], ("size stays text: 1 of 40 cells are not numbers, such as 'XL'",)),
         (["38"] * 20 + ["XL"] * 20, ()),
         (["01067", "10115"], ()),
         (["+49123", "+49124"], ()),

@@ -63,7 +63,7 @@ def test_a_header_that_is_named_again_is_no_row(tmp_path):
 def test_a_dirty_file_without_a_header(tmp_path):
     path = write(tmp_path / "log.csv", lines(",") + "1,i7,5,3,x\n2,i8,1700000000,4\n")
     log = import_log(path, columns=NAMES, max_bad=0.2)
-    assert log.info.skipped == {"lines that are no row (too many cells)": 1} and len(log) == 7 and log.rows.tolist()[-1] == 7
+    assert log.info.skipped == {"lines that are not a row (too many cells)": 1} and len(log) == 7 and log.rows.tolist()[-1] == 7
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_json_in_any_form(tmp_path, form, kind):
 def test_elements_that_are_no_objects_are_bad_rows(tmp_path):
     path = write(tmp_path / "log.json", json.dumps([DICTS[0], 7, *DICTS[1:], ["x"]]))
     log = import_log(path, max_bad=0.3)
-    assert log.info.skipped == {"elements that are no JSON object": 2} and log.rows.tolist() == [0, 2, 3, 4, 5, 6]
+    assert log.info.skipped == {"elements that are not a JSON object": 2} and log.rows.tolist() == [0, 2, 3, 4, 5, 6]
     assert "log.json, element 1 (the first is 0): 7; then 7" in log.info.examples[0]
     with pytest.raises(DataError, match="2 of 8 rows are not usable"):
         import_log(path)
@@ -154,10 +154,10 @@ def test_elements_that_are_no_objects_are_bad_rows(tmp_path):
     ("text", "message"),
     [
         ("[]", "log.json is empty: got an array without objects"),
-        ('[{"user_id": 1}, {"user', "log.json is no whole array: got .*; expected one array of JSON objects"),
-        ("[1, 2]", "log.json, line 1 is no object"),
-        ('{"user_id": 1', "log.json, line 1 is no JSON"),
-        ('"text"', "log.json, line 1 is no object"),
+        ('[{"user_id": 1}, {"user', "log.json is not a whole array: got .*; expected one array of JSON objects"),
+        ("[1, 2]", "log.json, line 1 is not an object"),
+        ('{"user_id": 1', "log.json, line 1 is not JSON"),
+        ('"text"', "log.json, line 1 is not an object"),
     ],
 )
 def test_json_that_is_no_table(tmp_path, text, message):
@@ -207,7 +207,7 @@ def test_one_pretty_session_and_broken_lines_beside_sessions(tmp_path):
     assert events_of(import_log(path, mapping=OTTO, time_unit="ms")) == EVENTS[:2]
     path = write(tmp_path / "log.jsonl", "{broken\n" + "\n".join(map(json.dumps, SESSIONS)))
     log = import_log(path, mapping=OTTO, time_unit="ms", max_bad=0.5)
-    assert events_of(log) == EVENTS and log.info.skipped["lines that are no JSON object"] == 1
+    assert events_of(log) == EVENTS and log.info.skipped["lines that are not a JSON object"] == 1
 
 
 def test_outer_columns_stay_beside_the_events_and_theirs_win(tmp_path):
@@ -228,7 +228,7 @@ def test_outer_columns_stay_beside_the_events_and_theirs_win(tmp_path):
 def test_a_row_per_event_with_a_list_of_objects_stays_one(tmp_path):
     rows = [{**row, "images": [{"url": "x"}, {"url": "y"}]} for row in DICTS]
     log = import_log(write_rows(tmp_path / "log.jsonl", rows))
-    assert len(log) == 6 and log.info.skipped == {"columns of the log that are no number or text": 1}
+    assert len(log) == 6 and log.info.skipped == {"columns of the log that are not a number or text": 1}
 
 
 def test_several_lists_of_objects(tmp_path):

@@ -142,7 +142,7 @@ def test_tables_that_cannot_be_used(frame, options, message):
     with pytest.raises(DataError) as caught:
         Texts.from_frame(pl.DataFrame(frame, schema=schema), **options)
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(DataError, match="the input is no table: got list"):
+    with pytest.raises(DataError, match="the input is not a table: got list"):
         Texts.from_frame([1])
 
 

@@ -277,7 +277,7 @@ BAD = [
     ({"adapter": "like", "user_id": "nobody", "k": 1}, "nobody"),
     ({"adapter": "like", "history": [{"rating": 5}], "k": 1}, "names no item"),
     ({"adapter": "like", "history": [{"item_id": "ghost", "rating": 5}], "k": 1}, "ghost"),
-    ({"adapter": "like", "history": [{"item_id": "i0", "rating": "good"}], "k": 1}, "no number"),
+    ({"adapter": "like", "history": [{"item_id": "i0", "rating": "good"}], "k": 1}, "is not a number"),
     ({"adapter": "like", "history": [{"item_id": "i0", "stars": 5}], "k": 1}, "history[0] has an unknown field: got stars"),
     ({"adapter": "like", "history": [{"item_id": "i0", "rating": 5, "Rating": 5}], "k": 1}, "unknown field: got Rating"),
     ({"adapter": "next_item", "history": [RATED, {"item_id": "i1"}], "k": 1}, "history[1] has no rating: got item_id; expected"),
@@ -285,7 +285,7 @@ BAD = [
     ({"adapter": "like", "history": [], "candidates": ["ghost"]}, "ghost"),
     ({"adapter": "like", "history": [], "candidates": [{}]}, "an item cannot be read"),
     ({"adapter": "encoder-planted", "history": [], "k": 1}, "behaviour encoder"),
-    (5, "a request is no JSON object: got 5"),
+    (5, "a request is not a JSON object: got 5"),
 ]
 
 
@@ -408,7 +408,7 @@ def test_the_least_recently_used_adapter_is_evicted_but_for_pinned_ones(base, tr
         assert "every lane is pinned" in refused.error
         engine.unload("rank2")
         engine.load("rating")
-        with pytest.raises(RequestError, match="nothing is loaded by that reference: got rank2"):
+        with pytest.raises(RequestError, match="no version is loaded under that reference: got rank2"):
             engine.unload("rank2")
 
 

@@ -71,7 +71,7 @@ def test_which_items_meet_a_condition(condition, met):
         ("in_stock > true", "column 'in_stock' does not fit.*expected == or !="),
         ("price == cheap", "column 'price' does not fit: it holds numbers: got 'cheap'"),
         ("price > nan", "column 'price' does not fit: it holds numbers"),
-        ("language > 2024-01-01", "it holds texts that are no times: got e.g. 'en'"),
+        ("language > 2024-01-01", "it holds texts that are not times: got e.g. 'en'"),
         ("released > soon", "column 'released' does not fit: it holds times: got 'soon'"),
         ("year within 3 days of 2024-01-01", "it holds numbers too small for times"),
         ("in_stock within 3 days of 2024-01-01", "column 'in_stock' does not fit"),

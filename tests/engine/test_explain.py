@@ -252,7 +252,7 @@ BAD = [
     (Request("like", history=[], k=1, task="other"), "i1", "gradient", RequestError, "unknown task: got other"),
     (Request("like", history=[{"item_id": "ghost"}], k=1), "i1", "leave_one_out", RequestError, "unknown item: got ghost"),
     (Request("like", history=[], k=1), 7, "leave_one_out", RequestError, r"candidates\[0\] cannot be used: got 7"),
-    (Request("like", history=[{"item_id": "i1", "rating": "good"}], k=1), "i1", "gradient", RequestError, "no number"),
+    (Request("like", history=[{"item_id": "i1", "rating": "good"}], k=1), "i1", "gradient", RequestError, "not a number"),
 ]
 
 
@@ -299,7 +299,7 @@ def test_a_reference_that_never_rests_is_said(base, trained, hot):
 
     with Restless(base, trained.registry, data=trained.log) as engine:
         engine.swap("moving", hot[0].ref)
-        with pytest.raises(JobError, match="moving was swapped while a score of it was explained"):
+        with pytest.raises(JobError, match="moving was swapped during its explanation"):
             explain(engine, Request("moving", user_id="u3", k=1), "i2")
         assert engine.turns == ATTEMPTS
 

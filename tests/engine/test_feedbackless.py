@@ -159,7 +159,7 @@ def test_a_column_that_is_not_there_is_named(log, tiny):
     wanted = recipe(tiny, NEXT)
     assert feedback_column(wanted, events) is None
     assert feedback_column(recipe(tiny, NEXT, sequence={"feedback": "dwell"}), events) == "dwell"
-    with pytest.raises(DataError, match="sequence.feedback 'rating' is no column of the log: got dwell; set .* or to none"):
+    with pytest.raises(DataError, match="sequence.feedback 'rating' is not a column of the log: got dwell; set .* or to none"):
         feedback_column(recipe(tiny, NEXT, sequence={"feedback": "rating"}), events)
 
 

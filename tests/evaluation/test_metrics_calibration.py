@@ -99,9 +99,9 @@ def test_bins_of_a_plot():
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
-        ([0, 2], [0.1, 0.2], "the label of row 1 is no class: got 2.0; expected 0 or 1"),
-        ([0, 1], [0.1, 1.2], r"the score of row 1 is no probability: got 1.2; expected a number in \[0, 1\]"),
-        ([0, 1], [-0.1, 0.2], "the score of row 0 is no probability"),
+        ([0, 2], [0.1, 0.2], "the label of row 1 is not a class: got 2.0; expected 0 or 1"),
+        ([0, 1], [0.1, 1.2], r"the score of row 1 is not a probability: got 1.2; expected a number in \[0, 1\]"),
+        ([0, 1], [-0.1, 0.2], "the score of row 0 is not a probability"),
         ([0, 1], [math.nan, 0.2], "the score of row 0 is not a finite number"),
         ([0, 1, 1], [0.1, 0.2], "the arrays of a metric differ in length"),
     ],

@@ -116,11 +116,11 @@ def test_nan_score_names_its_row(function):
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(DataError, match="the label of row 1 is no class: got 3.0; expected 0 or 1"):
+    with pytest.raises(DataError, match="the label of row 1 is not a class: got 3.0; expected 0 or 1"):
         auc([1, 3], [0.1, 0.2])
     with pytest.raises(DataError, match="the label of row 0 is not a finite number"):
         rmse([math.nan], [1])
-    with pytest.raises(DataError, match="the score of row 0 is no probability: got 1.5"):
+    with pytest.raises(DataError, match="the score of row 0 is not a probability: got 1.5"):
         log_loss([1], [1.5])
     with pytest.raises(DataError, match="got 2 labels, 1 scores"):
         mae([1, 2], [1])

@@ -291,7 +291,8 @@ def test_a_version_by_number_has_no_alias_to_take_over(registry, drift, base):
     old = registry.resolve("like")
     done = refresh(registry, old.ref, drift, base=base)
     assert (
-        done.report["decision"] == "candidate" and "is no alias to take over; the new version is not worse" in done.report["why"]
+        done.report["decision"] == "candidate"
+        and "is not an alias to take over; the new version is not worse" in done.report["why"]
     )
     assert aliases(registry) == {"candidate": done.version.version, "latest": old.version, "production": old.version}
 

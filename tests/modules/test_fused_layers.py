@@ -76,7 +76,7 @@ def test_a_norm_that_trains_gets_its_gradient():
 
 
 def test_parts_of_another_form_stay_as_they_are():
-    model = stock("gemma")  # its norm multiplies by 1 + w, its gate is no SiLU
+    model = stock("gemma")  # its norm multiplies by 1 + w, its gate is not a SiLU
     before = [type(module) for module in model.modules() if not isinstance(module, torch.nn.Linear)]
     fuse_layers(model)
     assert [type(module) for module in model.modules() if not isinstance(module, torch.nn.Linear)] == before

@@ -152,5 +152,5 @@ def test_a_merge_keeps_each_tasks_terms(text_bases, texts, tmp_path):
 
 def test_terms_are_of_texts():
     like = {"name": "like", "kind": "feedback", "label": "rating > 3"}
-    with pytest.raises(RecipeError, match="sequence.terms says nothing about a log"):
+    with pytest.raises(RecipeError, match="sequence.terms does not apply to a log"):
         Recipe.parse({"name": "like", "data": {"path": "x"}, "sequence": {"terms": 5}, "tasks": [like]})

@@ -86,8 +86,8 @@ def test_explain_is_the_librarys(asked, method):
 
 
 FAILS = [
-    (5, "a request is no JSON object: got 5; expected an object"),
-    (None, "a request is no JSON object"),
+    (5, "a request is not a JSON object: got 5; expected an object"),
+    (None, "a request is not a JSON object"),
     ({}, "a request has no adapter"),
     ({"adapter": "like@production", "stray": 1}, "unknown field: got stray"),
     ({"adapter": "nothing", "history": [], "k": 1}, "no such adapter is served here: got nothing; expected like@production"),
@@ -103,7 +103,7 @@ FAILS = [
     ({"adapter": "like", "user_id": "nobody", "k": 1}, "unknown user"),
     ({"adapter": "like", "history": [], "candidates": ["i999"]}, "unknown item: got i999"),
     ({"adapter": "like", "history": [], "candidates": [{"colour": "red"}]}, "an item has an unknown column: got colour"),
-    ({"adapter": "like", "history": [{"item_id": "i1", "rating": "x"}], "k": 1}, "rating in the history is no number"),
+    ({"adapter": "like", "history": [{"item_id": "i1", "rating": "x"}], "k": 1}, "rating in the history is not a number"),
     ({"adapter": "like", "task": "other", "history": [], "k": 1}, "unknown task"),
     ({"adapter": "like", "task": [[]], "history": [], "k": 1}, "task cannot be used: got [[]]"),
     ({"adapter": "like", "history": [], "candidates": ["i1"] * 70_000}, "the request asks for too much at once"),
@@ -143,7 +143,7 @@ def test_what_can_be_asked_without_a_data_set(trained):
 
 
 BODIES = [
-    (b"", 400, "bad_json", "the body is no JSON"),
+    (b"", 400, "bad_json", "the body is not JSON"),
     (b"not json", 400, "bad_json", "line 1 column"),
     (b'{"requests": [', 400, "bad_json", "EOF"),
     (b'{"requests": [{"adapter": NaN}]}', 400, "bad_json", "expected value"),
@@ -155,10 +155,10 @@ BODIES = [
     (b'{"requests": ' + b"[" * 50_000, 400, "bad_json", "recursion limit"),
     (b'{"a":' * 10_000, 400, "bad_json", "recursion limit"),
     (b'{"requests": ["\xff\xfe"]}', 400, "bad_json", "unicode"),
-    (b'{"requests": ["\\ud800"]}', 400, "bad_json", "the body is no JSON"),
+    (b'{"requests": ["\\ud800"]}', 400, "bad_json", "the body is not JSON"),
     (b'{"requests": ["' + b"x" * 9000 + b'"]}', 400, "too_long", "a text is too long: got 9000"),
-    (b"[]", 422, "bad_body", "the body is no JSON object: got []"),
-    (b"null", 422, "bad_body", "the body is no JSON object: got None"),
+    (b"[]", 422, "bad_body", "the body is not a JSON object: got []"),
+    (b"null", 422, "bad_body", "the body is not a JSON object: got None"),
     (b"{}", 422, "bad_body", "the body has no requests"),
     (b'{"requests": {}}', 422, "bad_body", "requests cannot be used: got {}; expected a list"),
     (b'{"requests": null}', 422, "bad_body", "requests cannot be used: got None; expected a list"),

@@ -45,11 +45,11 @@ def test_wrong_input_is_one_line(folders, tmp_path, capsys, monkeypatch):
     assert "--state cannot be used" in refuse(capsys, *here, "--state", tmp_path / "none" / "state.json")
     assert "--state cannot be used" in refuse(capsys, *here, "--state", tmp_path)
     (tmp_path / "state.json").write_text("{}[")
-    assert "remove it to begin anew" in refuse(capsys, *here, "--state", tmp_path / "state.json")
+    assert "remove it to start over" in refuse(capsys, *here, "--state", tmp_path / "state.json")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert "the address cannot be had" in refuse(capsys, *here, "--port", taken.getsockname()[1])
+        assert "the address cannot be used" in refuse(capsys, *here, "--port", taken.getsockname()[1])
     monkeypatch.setenv("GENRE_ADMIN_TOKEN", "short-token")
     said = refuse(capsys, *here)
     assert "at least 16 characters" in said and "short-token" not in said

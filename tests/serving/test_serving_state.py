@@ -162,7 +162,7 @@ def test_a_file_that_is_no_state_is_refused_in_one_line_and_left(tmp_path, text,
     with pytest.raises(InputError) as caught:
         StateFile(path)
     message = str(caught.value)
-    assert "--state cannot be used" in message and said in message and "remove it to begin anew" in message
+    assert "--state cannot be used" in message and said in message and "remove it to start over" in message
     assert "\n" not in message and path.read_text() == text
 
 

@@ -48,9 +48,9 @@ ZERO = {"ACCELERATE_USE_DEEPSPEED": "true"}
 REFUSED = {
     "deepspeed": (ZERO, {}, {}, InputError, "DeepSpeed is not supported: .* FSDP2 .*fsdp2.yaml"),
     "deepspeed alone": (ZERO | {"WORLD_SIZE": "1"}, {}, {}, InputError, "DeepSpeed is not supported"),
-    "fsdp1": (FSDP | {"FSDP_VERSION": "1"}, {}, {}, InputError, "only FSDP2 spreads a base: got fsdp_version 1"),
+    "fsdp1": (FSDP | {"FSDP_VERSION": "1"}, {}, {}, InputError, "only FSDP2 shards a base: got fsdp_version 1"),
     "full": (FSDP, {"kind": "full"}, {}, RecipeError, "a full fine-tune does not train under FSDP2"),
-    "int8": (FSDP, {}, {"quantization": "int8"}, RecipeError, "a quantized base is not spread by FSDP2: got base.quantiz"),
+    "int8": (FSDP, {}, {"quantization": "int8"}, RecipeError, "FSDP2 does not shard a quantized base: got base.quantiz"),
 }
 
 

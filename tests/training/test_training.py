@@ -353,7 +353,7 @@ def test_wandb_keeps_its_files_in_the_run_folder_offline(tiny, log, tmp_path, mo
 
 
 def test_a_metric_that_cannot_be_computed_decides_nothing(tiny, base, log, tmp_path):
-    """Validation labels are all alike, so there is no AUC: log loss decides, and nothing that is no number is written."""
+    """Validation labels are all alike, so there is no AUC: log loss decides, and nothing that is not a number is written."""
     from genre.data.splits import VALID, split
 
     wanted = recipe(tiny, LIKE, train={"epochs": 2})

@@ -58,7 +58,7 @@ LEFT = {
 
 
 class Interruption:
-    """The user's wish to stop.
+    """The user's request to stop.
 
     Attributes:
         requested: True once Ctrl-C was pressed.

@@ -162,7 +162,7 @@ def to_polars(table: Any, name: str) -> pl.DataFrame | None:
         except (ImportError, pl.exceptions.PolarsError, TypeError, ValueError) as error:
             todo = "pip install 'genre-adapters[pandas]', or give a polars frame"
             raise DataError(f"the {name} cannot be read from pandas", got=error, expected="plain columns", todo=todo) from error
-    raise DataError(f"the {name} is no table", got=type(table).__name__, expected="a polars or a pandas frame")
+    raise DataError(f"the {name} is not a table", got=type(table).__name__, expected="a polars or a pandas frame")
 
 
 def rename(tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], report: Report) -> dict[str, pl.DataFrame | None]:
@@ -248,7 +248,7 @@ def _keep_known(log: pl.DataFrame, report: Report, max_bad: float) -> pl.DataFra
         raise DataError("the log is empty", got="0 events", expected="at least one event")
     odd = [c for c in log.columns if c not in REQUIRED and log[c].dtype.is_nested() or log[c].dtype == pl.Object]
     odd += [c for c in log.columns if log[c].dtype.is_temporal() and c != "timestamp"]
-    report.add("columns of the log that are no number or text", len(odd), ", ".join(odd))
+    report.add("columns of the log that are not a number or text", len(odd), ", ".join(odd))
     return _with_rows(log.drop(odd))
 
 

@@ -122,7 +122,7 @@ class Catalogue:
         series = self.column(name)
         if isinstance(series.dtype, pl.List | pl.Array):
             if series.dtype.inner not in _TEXT_TYPES:
-                raise DataError(f"column '{name}' is no text", got=str(series.dtype), expected="text, number or category")
+                raise DataError(f"column '{name}' is not text", got=str(series.dtype), expected="text, number or category")
             series = pl.DataFrame(series).select(pl.col(name).cast(pl.List(pl.String)).list.join(", ")).to_series()
         series = series.cast(pl.String)
         stripped = series.str.strip_chars()
@@ -132,7 +132,7 @@ class Catalogue:
         """Return a column of numbers or of equally long lists of numbers as float32 [N, d]; an empty cell gives zeros.
 
         Raises:
-            DataError: If the column is missing, is no number, is ragged, or holds a value that is not finite.
+            DataError: If the column is missing, is not a number, is ragged, or holds a value that is not finite.
         """
         series = self.column(column)
         if isinstance(series.dtype, pl.Array):

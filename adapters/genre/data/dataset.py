@@ -57,7 +57,7 @@ class Dataset(Protocol):
 
     @property
     def own_columns(self) -> list[str]:
-        """The columns of `frame` that are no keys."""
+        """The columns of `frame` that are not keys."""
 
     @property
     def digest(self) -> str:

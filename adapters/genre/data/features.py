@@ -110,7 +110,7 @@ def _unique_rows(table: pl.DataFrame, key: str, what: str, report: Report) -> pl
         todo = f"name yours with --map {key}=THEIRS"
         raise DataError(f"column '{key}' is missing in the {what}", got=got, expected=expected, todo=todo)
     odd = [name for name in table.columns if not _can_hold(table[name].dtype)]
-    report.add(f"columns of the {what} that are no number, text or list", len(odd), ", ".join(odd))
+    report.add(f"columns of the {what} that are not a number, text or list", len(odd), ", ".join(odd))
     table = table.drop(odd).with_columns(ids(table[key]))
     report.add(f"{what} without an id", table[key].null_count())
     table = table.drop_nulls(key)

@@ -119,7 +119,7 @@ class Interactions(Dataset):
             order: What orders equal times: `hash`, `file` (the row) or a column of numbers. With one of the latter two the log
                 needs no timestamp. None takes `info.order`.
             missing: Columns with values that mean "not known", ("rating", "-1"): such cells are empty, and events without their
-                feedback are left out, and are no bad rows.
+                feedback are left out, and are not bad rows.
             report: Rows that reading the source has left out already.
 
         Raises:
@@ -163,7 +163,7 @@ class Interactions(Dataset):
         if not (path / "interactions.parquet").is_file():
             got = "no interactions.parquet" if path.is_dir() else "no such folder"
             todo = "make one with `genre data prepare` or `genre data import`"
-            raise DataError(f"{path} is no data set folder", got=got, expected="a folder with interactions.parquet", todo=todo)
+            raise DataError(f"{path} is not a data set folder", got=got, expected="a folder with interactions.parquet", todo=todo)
         events, items, users = (
             read_parquet(file) if (file := path / f"{name}.parquet").is_file() else None
             for name in ("interactions", "items", "users")

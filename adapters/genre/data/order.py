@@ -94,7 +94,7 @@ def tied_events(users: np.ndarray, *keys: np.ndarray) -> np.ndarray:
 
 
 def undecided_events(users: np.ndarray, impressions: np.ndarray | None, *keys: np.ndarray) -> np.ndarray:
-    """Return the mask of events, bool[n], that share user and keys with another one that is no sibling of theirs.
+    """Return the mask of events, bool[n], that share user and keys with another one that is not a sibling of theirs.
 
     Their place is decided by a hash alone. Siblings (events of one impression) need no order: none is in another's history.
 

@@ -31,7 +31,7 @@ def time_reading(series: pl.Series, time_unit: str) -> str:
     """Return the kind of a column of times as the source has it: numbers with their unit, or dates with their zone.
 
     Args:
-        series: The column as it came, of any type; cells that are no time count as dates.
+        series: The column as it came, of any type; cells that are not times count as dates.
         time_unit: Of numbers: s, ms, us or ns.
     """
     if isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone:

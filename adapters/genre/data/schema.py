@@ -129,12 +129,12 @@ class Report:
                 self.examples.append(f"{reason}: {example}{_others(rows, shown)}")
 
     def note(self, line: str) -> None:
-        """Keep a line about something odd; an empty one says nothing."""
+        """Keep a note about something odd; an empty text is ignored."""
         if line:
             self.notes.append(line)
 
     def lose(self, reason: str, lines: Sequence[int], example: str, expected: str) -> None:
-        """Count lines of the source that are no row."""
+        """Count lines of the source that are not a row."""
         self.add(reason, len(lines), example, lines)
         self.lost += len(lines)
         self.worst = self.worst or (example, expected)
@@ -149,7 +149,7 @@ class Report:
             max_bad: The share that may be bad.
 
         Raises:
-            DataError: More are, or all; or that is no share.
+            DataError: More are, or all; or that is not a share.
         """
         if not 0 <= max_bad <= 1:
             raise DataError("the share of rows that may be bad, --max-bad", got=max_bad, expected="0 to 1")
@@ -174,7 +174,7 @@ def event_columns(frame: pl.DataFrame) -> list[str]:
 
 
 def roles_of(frame: pl.DataFrame, items: pl.DataFrame, users: pl.DataFrame | None) -> dict[str, dict[str, str]]:
-    """Return the role of every column that is no key."""
+    """Return the role of every column that is not a key."""
     events = {name: _event_role(name) for name in event_columns(frame)}
     roles = {
         "interactions": events,

@@ -1,7 +1,7 @@
 """Times out of columns of any type, as microseconds since 1970.
 
 Owns: units of numeric timestamps, days as numbers, dates as texts, floats too short for their times. Ignores the treatment of a
-cell that is no time: it is null here (`genre.data.build`).
+cell that is not a time: it is null here (`genre.data.build`).
 
     times_us(pl.Series(["881250949.5", "2024-03-01T12:00:00Z", "soon"]))      ->  [881250949500000, 1709294400000000, null]
     times_us(pl.Series(["2014/4/1", "2014-12-06 02", "03/01/2024"]))          ->  [1396310400000000, 1417831200000000, null]
@@ -122,7 +122,7 @@ def may_be_days(values: pl.Series) -> bool:
 
 
 def short_float_note(seconds: pl.Series) -> str:
-    """Return a line if times look as if they had once been 32-bit floats: multiples of 128 s that are no whole hours."""
+    """Return a line if times look as if they had once been 32-bit floats: multiples of 128 s that are not whole hours."""
     step, times = 128, seconds.to_numpy()
     if (times[:_SAMPLE] % step).any():  # the usual case, at once
         return ""
@@ -147,7 +147,7 @@ def _float_us(values: pl.Series, time_unit: str) -> pl.Series:
 def _days_us(series: pl.Series) -> pl.Series | None:
     """Days as numbers, such as 20240301, or 20240301123000, to microseconds; None unless most of a column's numbers are days.
 
-    As seconds, all of them would lie in August 1970. A number that is no day is null then; other texts are read as dates.
+    As seconds, all of them would lie in August 1970. A number that is not a day is null then; other texts are read as dates.
     """
     if series.dtype.is_float() or series.dtype.is_decimal():
         series = keep_where(series.cast(pl.Float64), pl.col("x") == pl.col("x").floor())

@@ -53,7 +53,7 @@ class References:
         return self._leave(ref, old) if old is not None and old.digest != meaning.digest else None
 
     def remove(self, ref: str) -> str | None:
-        """Remove a reference and its pin; returns as `assign` does. KeyError if it means nothing."""
+        """Remove a reference and its pin; same return value as `assign`. KeyError if it is not set."""
         old = self.meanings.pop(ref)
         self.pins.discard(ref)
         return self._leave(ref, old)
@@ -93,7 +93,7 @@ class CpuTier:
             self._held.popitem(last=False)
 
     def take(self, digest: str) -> Ready | None:
-        """A version, which is not kept here any longer."""
+        """Remove and return a version."""
         return self._held.pop(digest, None)
 
     @property
@@ -135,7 +135,7 @@ class AdapterCache:
         self._references = References()
 
     def acquire(self, ref: str, *, wait: bool = True, pin: bool = False) -> Resident | None:
-        """The version that a reference means, in a slot, with one more user; `release` it.
+        """Bring the version of a reference into a slot, with one more user; pair with `release`.
 
         Args:
             ref: The reference.
@@ -170,7 +170,7 @@ class AdapterCache:
                 self._changed.wait_for(lambda: self._find(ref) is not None or self._can_make_room(0))
 
     def release(self, residents: Iterable[Resident]) -> None:
-        """Let go of versions that `acquire` gave, once each."""
+        """Release versions from `acquire`, once each."""
         with self._changed:
             for resident in residents:
                 resident.users -= 1
@@ -178,7 +178,7 @@ class AdapterCache:
             self._changed.notify_all()
 
     def swap(self, name: str, ref: str) -> str:
-        """Let `name` mean what `ref` means in the registry now; returns the digest. See `Engine.swap`."""
+        """Point `name` at the version that `ref` names in the registry now; return its digest. See `Engine.swap`."""
         while True:
             with self._loading:
                 staged = self._stage(ref, anew=True, spare=1)
@@ -191,7 +191,7 @@ class AdapterCache:
                 self._changed.wait_for(lambda: self._can_make_room(1))
 
     def unload(self, ref: str) -> None:
-        """Let a reference mean nothing again.
+        """Remove a reference.
 
         Raises:
             RequestError: It means nothing.
@@ -199,13 +199,13 @@ class AdapterCache:
         with self._changed:
             if ref not in self._references.meanings:
                 loaded = ", ".join(self._references.meanings) or "none"
-                raise RequestError("nothing is loaded by that reference", got=ref, expected=loaded)
+                raise RequestError("no version is loaded under that reference", got=ref, expected=loaded)
             self._unreferenced(self._references.remove(ref))
             self._drop_unused()
             self._changed.notify_all()
 
     def unpin(self, ref: str) -> None:
-        """Let what a reference means be evicted again."""
+        """Make the version of a reference evictable again."""
         with self._changed:
             self._references.pins.discard(ref)
             self._changed.notify_all()
@@ -228,7 +228,7 @@ class AdapterCache:
             }
 
     def clear(self) -> None:
-        """Forget everything; no request may be under way."""
+        """Drop all versions; no request may be in flight."""
         with self._loading, self._table:
             for resident in self._resident.values():
                 self.slots.erase(resident.slot)
@@ -338,7 +338,7 @@ class AdapterCache:
             self._park(victim)
 
     def _park(self, victim: Resident) -> None:
-        """Move a version from its slot, in which nobody finds it any more, to the CPU tier."""
+        """Move a version from its slot, where it can no longer be found, to the CPU tier."""
         packed = self.slots.copy(victim.slot) if self._cpu.capacity else None
         self.slots.erase(victim.slot)
         for head in victim.loaded.heads.values():

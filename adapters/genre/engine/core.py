@@ -92,7 +92,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Let calls under way end, refuse new ones, and take the adapter slots off the base."""
+        """Finish running calls, refuse new ones, and detach the adapter slots from the base."""
         with self._state:
             was_open, self._open = self._open, False
             self._state.wait_for(lambda: self._calls == 0)
@@ -122,7 +122,7 @@ class Engine:
         self.cache.unpin(ref)
 
     def swap(self, name: str, ref: str | None = None) -> str:
-        """Let `name` mean what `ref` (by default `name` itself) means in the registry now.
+        """Point `name` at the version that `ref` (by default `name` itself) names in the registry now.
 
         The new version is read, checked and staged aside; then one assignment makes it visible. Requests under way finish
         on the version they began with. If loading fails the old version goes on serving and the error is raised.
@@ -134,7 +134,7 @@ class Engine:
             return self.cache.swap(name, ref or name)
 
     def unload(self, ref: str) -> None:
-        """Let a reference mean nothing again, and free its slot once no request uses it."""
+        """Remove a reference, and free its slot once no request uses it."""
         with self._call():
             self.cache.unload(ref)
 
@@ -148,7 +148,7 @@ class Engine:
 
     @property
     def evictions(self) -> int:
-        """Versions that have left their slot, for whatever reason, since the engine began."""
+        """Versions that have left their slot since the engine started, for whatever reason."""
         return self.cache.evictions
 
     def score(self, requests: Iterable[Request | Mapping[str, Any]], refs: Sequence[str] | None = None) -> list[Response]:
@@ -257,7 +257,7 @@ class Engine:
         done: list[Response | None],
         inline: dict[int, Inline],
     ) -> list[_Waiting]:
-        """Plan as many requests as find a slot and are worth a turn; the caller runs and releases `jobs` (mutated).
+        """Plan as many requests as slots and budget allow in one turn; the caller runs and releases `jobs` (mutated).
 
         Returns:
             Those that are left.
@@ -290,7 +290,7 @@ class Engine:
 
 
 def _read(row: Request | Mapping[str, Any]) -> Request | Response:
-    """The request of a row, or the error response of what is none."""
+    """Parse a row as a request, or return its error response."""
     try:
         return row if isinstance(row, Request) else Request.from_json(row)
     except RequestError as error:

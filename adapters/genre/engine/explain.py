@@ -147,7 +147,7 @@ def explain(
         if found is not None:
             return found
     got = f"{ATTEMPTS} attempts"
-    raise JobError(f"{request.adapter} was swapped while a score of it was explained", got=got, todo="ask again")
+    raise JobError(f"{request.adapter} was swapped during its explanation", got=got, todo="ask again")
 
 
 def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out", ref: str | None = None) -> Question:

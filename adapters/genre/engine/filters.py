@@ -54,7 +54,7 @@ class Condition:
         """Read a condition.
 
         Raises:
-            RequestError: It is no text, too long, or of no known form.
+            RequestError: It is not text, too long, or of no known form.
         """
         if not isinstance(text, str) or len(text) > LONGEST:
             raise RequestError("a condition cannot be read", got=repr(text)[:80], expected=FORM)
@@ -96,7 +96,7 @@ class Condition:
             texts = series.cast(pl.String)
             seconds = {text: _instant(text) for text in texts.drop_nulls().unique(maintain_order=True).to_list() if text.strip()}
             if strange := [text for text, second in seconds.items() if second is None]:
-                raise self._foreign("texts that are no times", f"e.g. {strange[0][:40]!r}", "== or != for texts, or ISO times")
+                raise self._foreign("texts that are not times", f"e.g. {strange[0][:40]!r}", "== or != for texts, or ISO times")
             return np.array([np.nan if (second := seconds.get(text)) is None else second for text in texts.to_list()], float)
         if series.dtype.is_numeric():
             values = series.cast(pl.Float64).fill_null(np.nan).to_numpy()

@@ -253,15 +253,17 @@ def _feedback(layout: Layout, history: Sequence[dict[str, Any]]) -> np.ndarray:
     raw = [event.get(column) for event in history]
     if all(isinstance(value, str) for value in layout.feedback.values):
         if stray := [value for value in raw if not isinstance(value, str | None)]:
-            raise RequestError(f"{column} in the history is no text", got=repr(stray[0])[:80])
+            raise RequestError(f"{column} in the history is not text", got=repr(stray[0])[:80])
         return layout.feedback.encode(np.array(raw, dtype=object))
     try:
         numbers = np.array([np.nan if value is None else float(value) for value in raw], dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise RequestError(f"{column} in the history is no number", got=repr(raw)[:80]) from None
+        raise RequestError(f"{column} in the history is not a number", got=repr(raw)[:80]) from None
     present = numbers[[value is not None for value in raw]]
     if len(infinite := present[~np.isfinite(present)]):
-        raise RequestError(f"{column} in the history is no number", got=float(infinite[0]), expected="a finite number, or null")
+        raise RequestError(
+            f"{column} in the history is not a number", got=float(infinite[0]), expected="a finite number, or null"
+        )
     return layout.feedback.encode(numbers)
 
 

@@ -132,7 +132,7 @@ class _Question:
             half = re.search(r"encode character ('.*?')", str(error))
             if half is None:
                 raise RequestError("a request cannot be read", got=str(error)[:80], expected="JSON") from None
-            raise RequestError("a text is no Unicode", got=half[1], expected="no half of a surrogate pair") from None
+            raise RequestError("a text is not Unicode", got=half[1], expected="no half of a surrogate pair") from None
         return question
 
 
@@ -260,7 +260,7 @@ class Response:
 
 
 def refused(row: object, error: object) -> Response:
-    """The error response to something that may be anything; it has the id and the reference where those can be read."""
+    """The error response to a row of any form, with its id and reference where those can be read."""
     found = row if isinstance(row, Mapping) else {name: getattr(row, name, None) for name in ("id", "adapter")}
     number, adapter = found.get("id"), found.get("adapter")
     return Response(None if number is None else str(number), adapter if isinstance(adapter, str) else "", error=str(error))

@@ -109,7 +109,7 @@ def score(
 def directions(
     head: CatalogueHead, inline: Inline, rows: Sequence[Row], batch: Batch, hidden: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """(B, D) what each row looks for among the items' unit vectors, from its history's last state; arguments as in `score`."""
+    """(B, D) query of each row against the items' unit vectors, from its history's last state; arguments as in `score`."""
     ends, catalogue = [np.array([row.prefix_length - 1]) for row in rows], [np.array([-1])] * len(rows)
     reads = _reads(rows, ends, catalogue).to(hidden.device)
     assert inline.soft is not None

@@ -249,7 +249,7 @@ def read_heads(folder: Path, tasks: Mapping[str, Task], base: Base) -> dict[str,
                 f"the head of task {name!r} was not written by this release of GENRE",
                 got=", ".join(f"{key} {got.get(key, 'absent')}" for key in other),
                 expected=", ".join(f"{key} {expected.get(key, 'absent')}" for key in other),
-                todo="let the alias name another version, or train it again",
+                todo="point the alias at another version, or train it again",
             )
         head.load_state_dict(own)
         heads[name] = head.to(base.device).eval().requires_grad_(False)

@@ -47,7 +47,7 @@ def check_metrics(task: Task, data: Dataset) -> None:
 
 
 def known_labels(labels: np.ndarray) -> np.ndarray:
-    """(n,) bool: events that have a label; float labels miss as NaN, whole ones as -1."""
+    """(n,) bool: events that have a label; a missing one is NaN among floats, -1 among integers."""
     return ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
 
 
@@ -92,7 +92,7 @@ def check_labels(task: Task, labels: np.ndarray, data: Dataset, usable: np.ndarr
 
 
 def thin_negatives(tasks: Iterable[Task], labels: Mapping[str, np.ndarray], draw: np.random.Generator) -> dict[str, np.ndarray]:
-    """Labels of every task, those of negatives that `keep_negatives` leaves out taken away; label 1 always stays.
+    """Labels of every task without the negatives that `keep_negatives` leaves out; label 1 always stays.
 
     Args:
         tasks: The tasks; those without `keep_negatives` keep all of their labels.

@@ -148,7 +148,7 @@ def _masked(
 
 
 def _masked_equals(scores: npt.NDArray[np.float32], own: npt.NDArray[np.int32], masked: Integers) -> Integers:
-    """Masked items equal a target only if its own score is -inf; they are no candidates then either."""
+    """Masked items equal a target only if its own score is -inf; they are not candidates then either."""
     return np.where(scores[np.arange(len(scores)), own] == -np.inf, masked, 0)
 
 

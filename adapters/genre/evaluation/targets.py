@@ -37,7 +37,7 @@ class Targets:
         user: int32[n], user codes.
         item: int32[n], item codes.
         label: float64[n] without NaN; None for next-item tasks.
-        dropped: Events of the part that have no label and so are no targets.
+        dropped: Events of the part that have no label and so are not targets.
         impression: int64[n], which of them were shown together; None if the log has no impressions.
     """
 

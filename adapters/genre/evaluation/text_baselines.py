@@ -102,7 +102,7 @@ def _fit(features: Any, labels: np.ndarray, strength: float, task: Task) -> Any:
 
 
 def _scores(model: Any, features: Any, task: Task) -> Floats:
-    """Values, probabilities of label 1, or of every class, those that no training text has among them."""
+    """Values, probabilities of label 1, or of every class, including classes without a training text."""
     if task.loss == "mse":
         return np.asarray(model.predict(features), dtype=np.float64)
     probabilities = np.asarray(model.predict_proba(features), dtype=np.float64)

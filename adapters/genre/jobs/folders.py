@@ -79,7 +79,7 @@ def working_folder(folder: Path, marker: str) -> Iterator[None]:
 
 
 def hold(path: Path, busy: InputError) -> FileLock:
-    """Lock a file of its own, which may be empty; `release` it, or use it in a `with`.
+    """Take a lock file; `release` the lock, or use it in a `with`.
 
     Raises:
         InputError: `busy`, if another process holds it.

@@ -165,7 +165,7 @@ def check_resumed(root: Path, recipe: Recipe) -> None:
     held, wanted = (each.model_dump(mode="json", exclude=FREE) for each in (Recipe.read(file), recipe))
     for values in (held, wanted):
         values["tasks"] = {task["name"]: task for task in values["tasks"]}
-    check_same(f"the checkpoint in {root}", held, wanted, todo="resume with that, or train anew without --resume")
+    check_same(f"the checkpoint in {root}", held, wanted, todo="resume with that, or start over without --resume")
 
 
 def conclude(

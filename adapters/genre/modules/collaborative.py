@@ -60,7 +60,7 @@ def collaborative_vectors(
 
 
 def pure_svd(log: Interactions, train_mask: np.ndarray, *, dimensions: int, seed: int = 0) -> np.ndarray:
-    """Item factors whose products tell which items the same users had, whatever lies between.
+    """PureSVD item factors, whose products estimate which items the same users had, in any order.
 
     With X ≈ U S Vᵀ the binary user × item matrix of the training events, V S (S² + λ)^-½, λ the median of S²: x F Fᵀ is what the
     linear autoencoder of this rank makes of a user's items x. Sources: Cremonesi, Koren & Turrin (2010), PureSVD; Steck (2020)

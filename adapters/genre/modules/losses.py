@@ -88,7 +88,7 @@ POWER = 0.75
 
 
 class Negatives:
-    """Items drawn with replacement by smoothed popularity, q_i ∝ (n_i + 1)^0.75, to stand for a whole catalogue in one step.
+    """Items drawn with replacement by smoothed popularity, q_i ∝ (n_i + 1)^0.75, in place of the whole catalogue for one step.
 
         codes, log_count = negatives.draw(device)     # shared by every target of the batch
         loss = sampled_cross_entropy(own, others - log_count, codes == targets[:, None])
@@ -115,7 +115,7 @@ class Negatives:
             self.log_expected = torch.from_numpy(np.log(share * size))
 
     def draw(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Different items and the log of what each counts for too much: (m,) int64 and (m,) float32, m at most M.
+        """Draw distinct items and their logQ corrections: (m,) int64 and (m,) float32, m at most M.
 
         Uses torch's own random numbers on the CPU, so that a resumed run draws what an uninterrupted one does.
         """

@@ -37,7 +37,7 @@ class Recommender(nn.Module):
         soft: The behaviour encoder and its item table; None where everything is text.
         dropout: Of the soft tokens' vectors in training.
         negatives: For each next-item task that trains on a sampled softmax, what it draws from.
-        cold: (N,) bool, items without training events, which are no negatives of next-item tasks; None if all items are.
+        cold: (N,) bool, items without training events, which are not negatives of next-item tasks; None if all items are.
         name_events: Names events of the data in a message.
         checkpoint_activations: In training, keep only the inputs of the base's layers and run these again in the backward pass.
         layers: The low-rank layers by the name of the linear they hold (empty for head-only and full).

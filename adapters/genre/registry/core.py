@@ -192,7 +192,7 @@ class Registry:
         instead_of: str | None = None,
         checks: Iterable[str] = (),
     ) -> Move:
-        """Let an alias name a version, after checking it.
+        """Point an alias at a version, after checking it.
 
         Moves of other aliases in the meantime do not matter; a move of this alias does, since the decision was made on
         its holder.
@@ -231,7 +231,7 @@ class Registry:
             return journal.append(alias, version.version, "promote", expected=before, checks=tuple(checks))
 
     def rollback(self, name: str, alias: str = PRODUCTION) -> Move:
-        """Let an alias name again what it named before its present version; a second time, what came before that.
+        """Move an alias back to its previous version; a second call goes one version further back.
 
         Raises:
             NotFoundError: There is nothing to go back to.

@@ -66,7 +66,7 @@ def look_up(store: Store, reference: str) -> Version | None:
 
 
 def check_encoder(store: Store, draft: Manifest) -> None:
-    """Refuse a draft whose encoder is not in the store, or is no encoder, with a ManifestError."""
+    """Refuse a draft whose encoder is not in the store, or is not an encoder, with a ManifestError."""
     if draft.encoder is None:
         return
     try:

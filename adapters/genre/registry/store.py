@@ -93,10 +93,10 @@ class Store(Protocol):
         """Anything else that lies where only versions and journals belong, as paths under the root."""
 
     def writing(self) -> AbstractContextManager[None]:
-        """Hold this while something is added; many may."""
+        """A shared lock, held while something is added."""
 
     def cleaning(self) -> AbstractContextManager[None]:
-        """Hold this while something is removed; nobody writes meanwhile (no effect on remote stores)."""
+        """An exclusive lock, held while something is removed (no effect on remote stores)."""
 
 
 class LocalStore:

@@ -60,7 +60,7 @@ class AdminAccess:
         self._wrong.pop(client, None)
 
     def wait_s(self, client: str) -> float:
-        """Seconds that a client still has to wait; 0 if it need not."""
+        """Seconds until a client may try again; 0 if it may now."""
         return max(0.0, self._wrong.get(client, (0, 0.0))[1] - self.clock())
 
     def count_wrong(self, client: str) -> None:

@@ -30,7 +30,7 @@ from genre.serving.problems import Problem, shorten
 from genre.serving.settings import Settings
 
 LONGEST_GATHER = 10
-NO_NUMBER = "the version gave a score that is no number"
+NO_NUMBER = "the version gave a score that is not a number"
 INTERNAL = "the row could not be scored: an internal error; the log has the reason under the call's request id"
 
 
@@ -64,7 +64,7 @@ class Router(Protocol):
     """Routes a request again when its turn comes."""
 
     def reroute(self, routed: Routed) -> Routed | None:
-        """The request with the deployment that is to answer it now; None if there is none any more."""
+        """Route the request again; None if no deployment can answer it any more."""
 
     def record(self, routed: Routed, *, failed: bool) -> None:
         """Count a row that a candidate was tried with; `failed` where production answered and the candidate did not."""
@@ -84,7 +84,7 @@ class Call:
         self.done: asyncio.Future[None] = loop.create_future()
 
     def answer(self, index: int, answer: Answer) -> None:
-        """Take one row's answer; the last one wakes whoever waits."""
+        """Store one row's answer; the last one wakes the waiting call."""
         self.answers[index] = answer
         self.missing -= 1
         if self.missing == 0 and not self.loop.is_closed():
@@ -124,7 +124,7 @@ class Batcher:
         self._worker.start()
 
     def stop(self) -> None:
-        """Score what waits, then end the worker."""
+        """Score the waiting rows, then end the worker."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -203,7 +203,7 @@ class Batcher:
         return not self._pauses and bool(self._queue or self._stopping)
 
     def _gather(self) -> None:
-        """Let rows wait a moment for others, as long as these keep coming."""
+        """Wait briefly for more rows, as long as they keep arriving."""
         moment = self.settings.gather_ms / 1000
         while 0 < len(self._queue) < self.settings.batch_rows and not self._stopping and not self._pauses:
             first, last = self._queue[0].call.begun, self._queue[-1].call.begun

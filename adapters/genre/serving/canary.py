@@ -57,7 +57,7 @@ class Canary:
         return {name: getattr(self, name) for name in fields}
 
     def restart(self, version: str | None) -> None:
-        """Wait for another candidate, with nothing counted."""
+        """Reset the counts and wait for another candidate."""
         with self.lock:
             self.state = "waiting"
             self.version = version

@@ -128,11 +128,11 @@ class Deployments:
         self._held = threading.Lock()
 
     def all(self) -> list[Deployment]:
-        """Everything that is served, hidden candidates too."""
+        """All deployments, hidden candidates included."""
         return list(self._deployed.values())
 
     def public(self) -> list[Deployment]:
-        """Everything that requests may name."""
+        """The deployments that requests may name."""
         return [deployment for deployment in self._deployed.values() if deployment.public]
 
     def get(self, ref: str) -> Deployment | None:
@@ -185,7 +185,7 @@ class Deployments:
             yield
 
     def drop(self, ref: str) -> None:
-        """Serve a reference no longer and free its slot, once nothing that is being scored or explained needs it.
+        """Stop serving a reference, and free its slot once no row or explanation in flight needs it.
 
         Raises:
             NotFoundError: It is not served.
@@ -193,14 +193,14 @@ class Deployments:
         with self._operations:
             if ref not in self._deployed:
                 known = ", ".join(self._deployed) or None
-                raise NotFoundError("nothing is served by that reference", got=ref[:80], expected=known)
+                raise NotFoundError("no adapter is served under that reference", got=ref[:80], expected=known)
             self._deployed = {key: deployment for key, deployment in self._deployed.items() if key != ref}
             self._failed.pop(ref, None)
             with self._held, self.paused():
                 self._unload(ref)
 
     def follow(self, name: str | None = None) -> None:
-        """Swap to what aliases name now, of one adapter or of all; what cannot be loaded leaves the old version serving."""
+        """Swap to the versions that aliases name now, of one adapter or of all; one that cannot be loaded changes nothing."""
         with self._operations:
             names = [one.name for one in self.all() if one.alias and name in (None, one.name)]
             for adapter in dict.fromkeys(names):
@@ -250,7 +250,7 @@ class Deployments:
         return move
 
     def rollback(self, name: str, alias: str) -> Move:
-        """Let an alias name again what it named before, and follow it.
+        """Roll an alias back, and follow it.
 
         Raises:
             GenreError: There is nothing to go back to, or it is damaged.
@@ -291,7 +291,7 @@ class Deployments:
 
 
 def default_refs(registry: Registry) -> list[str]:
-    """Every adapter of a registry: under `production`, or `latest` where that is not set. Encoders are no adapters.
+    """Every adapter of a registry: under `production`, or `latest` where that is not set. Encoders are not adapters.
 
     Raises:
         InputError: There is none.

@@ -129,7 +129,7 @@ class AliasHistory:
         self._reading = threading.Lock()
 
     def of(self, name: str) -> Journal:
-        """A name's journal now; where it cannot be read, as it was at the last look.
+        """A name's journal; if it cannot be read, its last known state.
 
         Raises:
             GenreError: It cannot be read, and never was.
@@ -145,7 +145,7 @@ class AliasHistory:
             return self._journals[name]
 
     def keep_only(self, names: set[str]) -> None:
-        """Forget all names but these."""
+        """Drop all names but these."""
         with self._reading:
             self._journals = {name: journal for name, journal in self._journals.items() if name in names}
 

@@ -58,7 +58,7 @@ class Metrics:
         self.batch_seconds.observe(seconds)
 
     def engine(self, used: int, lanes: int, evictions: int) -> None:
-        """Show the engine's slots that hold a version, all its slots, and the versions that have left theirs since it began."""
+        """Record the engine's occupied slots, all its slots, and its evictions."""
         self.lanes.labels("used").set(used)
         self.lanes.labels("total").set(lanes)
         with self._lock:
@@ -94,7 +94,7 @@ class Metrics:
                 self._answered.pop(labels, None)
 
     def text(self) -> bytes:
-        """The page that Prometheus reads."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 

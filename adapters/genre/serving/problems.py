@@ -43,7 +43,7 @@ def shorten(message: str) -> str:
 
 
 def problem_of(error: GenreError, hide: str = "") -> Problem:
-    """The problem that tells an operator about one of the library's errors.
+    """The problem for an operator that one of the library's errors stands for.
 
     Args:
         error: The error.

@@ -63,7 +63,7 @@ class Service:
         self._follower = threading.Thread(target=self._follow, name="genre-following", daemon=True)
 
     def start(self, refs: list[str], *, found: bool = False) -> None:
-        """Load what is to be served and begin to score and to follow.
+        """Load the references, then start scoring and following aliases.
 
         Args:
             refs: References.
@@ -81,7 +81,7 @@ class Service:
             self._follower.start()
 
     def stop(self) -> None:
-        """Answer what waits, then end every thread."""
+        """Answer the waiting rows, then end every thread."""
         self._end.set()
         if self._follower.is_alive():
             self._follower.join()

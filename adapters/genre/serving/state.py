@@ -84,7 +84,7 @@ class StateFile:
             self.state = state
 
     def close(self) -> None:
-        """Let another service have the file."""
+        """Release the file for another service."""
         self._lock.release()
 
     def _write(self, state: SavedState) -> None:
@@ -114,7 +114,7 @@ def _read(path: Path) -> SavedState:
         raise _unusable(path, "a file", error.strerror) from None
     except ValidationError as error:
         wrong = refusal(error, "the file", ("schema", "loaded", "unloaded", "canary"), InputError)
-        raise _unusable(f"{path}: {wrong}", "what a service wrote", "remove it to begin anew") from None
+        raise _unusable(f"{path}: {wrong}", "what a service wrote", "remove it to start over") from None
 
 
 def _unusable(got: object, expected: str, todo: str | None = None) -> InputError:
@@ -136,7 +136,7 @@ class OperatorState:
         self._saving = threading.Lock()
 
     def restore(self, refs: Sequence[str], shares: Mapping[str, float], *, found: bool = False) -> None:
-        """Serve what the command line names, as operators have changed it.
+        """Serve the command line's references with the operators' changes applied.
 
         Args:
             refs: What is to be served.
@@ -178,7 +178,7 @@ class OperatorState:
         return True
 
     def unload(self, ref: str) -> None:
-        """Serve a reference no longer, or forget one that could not be served again.
+        """Stop serving a reference, or drop one that could not be restored.
 
         Raises:
             NotFoundError: It is neither.
@@ -193,7 +193,7 @@ class OperatorState:
         self._pending.pop(name, None)
 
     def save(self) -> bool:
-        """Keep what is served now; return whether it will be there after a restart."""
+        """Save the references served now; return whether they will survive a restart."""
         if self.file is None:
             return False
         with self._saving:
@@ -219,6 +219,6 @@ class OperatorState:
         return SavedState(loaded=loaded, unloaded=tuple(sorted(self._named - public)), canary=saved)
 
     def close(self) -> None:
-        """Let the file go."""
+        """Release the state file."""
         if self.file is not None:
             self.file.close()

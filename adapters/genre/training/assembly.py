@@ -281,7 +281,7 @@ def feedback_column(recipe: Recipe, log: Interactions) -> str | None:
         return None
     if column not in log.event_columns:
         got, todo = ", ".join(log.event_columns) or "none", f"set sequence.feedback to one of them, or to {NO_FEEDBACK}"
-        raise DataError(f"sequence.feedback {column!r} is no column of the log", got=got, todo=todo)
+        raise DataError(f"sequence.feedback {column!r} is not a column of the log", got=got, todo=todo)
     return column
 
 

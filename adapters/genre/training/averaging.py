@@ -38,7 +38,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Add the weights after a step, the first of which is 1, to the average."""
+        """Add the weights after a step to the average; steps count from 1."""
         if self.values:
             weights = [self.parameters[name].to(value.dtype) for name, value in self.values.items()]
             decay = min(self.decay, (1 + step) / (10 + step))

@@ -37,12 +37,12 @@ def check_launch(recipe: Recipe) -> None:
     if process_count() < 2 or not _requested():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise InputError("only FSDP2 spreads a base", got="fsdp_version 1", expected="fsdp_version: 2")
+        raise InputError("only FSDP2 shards a base", got="fsdp_version 1", expected="fsdp_version: 2")
     if recipe.adapter.kind == "full":
         raise RecipeError("a full fine-tune does not train under FSDP2", got="adapter.kind full", todo="use plain data parallel")
     if recipe.base.quantization != "none":
         got, todo = f"base.quantization {recipe.base.quantization}", "use plain data parallel: a quantized base is small"
-        raise RecipeError("a quantized base is not spread by FSDP2", got=got, expected="none", todo=todo)
+        raise RecipeError("FSDP2 does not shard a quantized base", got=got, expected="none", todo=todo)
 
 
 def shard_base(model: Recommender, trained: Iterable[nn.Parameter], processes: Processes) -> str | None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 
 class Interrupts:
-    """Ctrl-C that waits for the end of a step: the first one of a block is noted, the second one raises at once.
+    """A deferred Ctrl-C: the first one in a block is noted, the second one raises at once.
 
     Only the main thread of a process gets signals; in any other thread nothing is noted.
 
@@ -36,7 +36,7 @@ class Interrupts:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """The block."""
+        """A block in which the first Ctrl-C is only noted."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -41,7 +41,7 @@ _ENTITIES = {"&amp;": "&", "&quot;": '"', "&#39;": "'", "&lt;": "<", "&gt;": ">"
 
 
 def read_reviews(path: str | Path, report: Report) -> pl.DataFrame:
-    """Read reviews as a log; lines that are no JSON object are counted, and the others keep their row numbers in `PLACE`.
+    """Read reviews as a log; lines that are not a JSON object are counted, and the others keep their row numbers in `PLACE`.
 
     Of 2023, an item is its `parent_asin` (all variants of a product), or its `asin` where there is none.
 
@@ -61,7 +61,7 @@ def read_reviews(path: str | Path, report: Report) -> pl.DataFrame:
 
 
 def read_metadata(path: str | Path, report: Report) -> pl.DataFrame:
-    """Read products as items; lines that are no JSON object, and products without an id, are counted.
+    """Read products as items; lines that are not a JSON object, and products without an id, are counted.
 
     Raises:
         DataError: If the file is missing, empty, or has the fields of neither year.
@@ -98,7 +98,7 @@ def _read_fields(path: Path, names: Mapping[str, str], report: Report) -> pl.Dat
     """Read some fields as texts, nested ones as JSON."""
     try:
         table = pl.scan_ndjson(path, schema=dict.fromkeys(names, pl.String)).collect()
-    except (pl.exceptions.PolarsError, OSError):  # a line is no object
+    except (pl.exceptions.PolarsError, OSError):  # a line is not an object
         rows, numbers = read_objects(path, "utf-8", report)
         cells = {name: [_cell(row.get(name)) for row in rows] for name in names}
         table = pl.DataFrame(cells, schema=dict.fromkeys(names, pl.String)).with_columns(pl.Series(PLACE, numbers))

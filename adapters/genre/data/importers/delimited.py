@@ -1,6 +1,6 @@
 """CSV and its kin, as other people write it.
 
-Owns: the separator, the header, lines that are no row, quotes that are never closed. Ignores the meaning of columns.
+Owns: the separator, the header, lines that are not a row, quotes that are never closed. Ignores the meaning of columns.
 
     "userId";"sku";"when"            columns userId, sku, when
     7;"12"" ruler";2024-03-01   ->   7, 12" ruler, 2024-03-01
@@ -50,12 +50,12 @@ def read_csv(
         separator: Between cells; None finds it.
         encoding: Of the text.
         columns: The names of the columns, for a file without a header.
-        report: Where lines that are no row are counted and named; without it the first one is an error. If any line is left
+        report: Where lines that are not a row are counted and named; without it the first one is an error. If any line is left
             out, the table has a column `PLACE`: the numbers of the others among the rows of the file, from 0.
         quote: Around cells; `none` if quotes are part of the texts.
 
     Raises:
-        DataError: If the file cannot be read, is empty, or has a line that is no row and there is no report.
+        DataError: If the file cannot be read, is empty, or has a line that is not a row and there is no report.
     """
     if len(quote) != 1 and quote != NO_QUOTE:
         raise InputError("unknown --quote", got=repr(quote), expected="one character, or none")
@@ -225,13 +225,13 @@ def _line_end_note(table: pl.DataFrame) -> str:
 def _recover(
     path: Path, separator: str, encoding: str, columns: list[str] | None, skip: int, report: Report | None, quote: str
 ) -> pl.DataFrame:
-    """Read line by line; lines that are no row are counted, or the first one is an error."""
+    """Read line by line; lines that are not a row are counted, or the first one is an error."""
     lines = read_text(path, encoding).removesuffix("\n").split("\n")
     at = skip
     if columns is None:
         cells, taken = _parse_row(lines, at, separator)
         if isinstance(cells, str):
-            raise DataError(f"{path.name}, line {at + 1} is no header", got=cells, expected="the columns' names")
+            raise DataError(f"{path.name}, line {at + 1} is not a header", got=cells, expected="the columns' names")
         columns = [name if name not in cells[:place] else f"{name}_duplicated_{place}" for place, name in enumerate(cells)]
         at += taken
     expected = f"{len(columns)} cells, as in the header"
@@ -260,7 +260,7 @@ def _recover(
     for reason, numbers in bad.items():
         assert report is not None
         kind = reason.removeprefix("a ").partition(":")[0]
-        report.lose(f"lines that are no row ({kind})", numbers, f"{path.name}, line {numbers[0]} has {reason}", expected)
+        report.lose(f"lines that are not a row ({kind})", numbers, f"{path.name}, line {numbers[0]} has {reason}", expected)
     table = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
     return table.with_columns(pl.Series(PLACE, kept, dtype=pl.Int64)) if bad else table
 

@@ -199,7 +199,7 @@ def _find_atomic(log: Path) -> Path:
         return log
     found = sorted(log.glob("*.inter"))
     if len(found) != 1:
-        raise DataError(f"{log} is no folder of atomic files", got=f"{len(found)} .inter files", expected="one")
+        raise DataError(f"{log} is not a folder of atomic files", got=f"{len(found)} .inter files", expected="one")
     return found[0]
 
 
@@ -221,7 +221,7 @@ def _side_reader(options: Mapping[str, Any], side: Side) -> Callable[[Path, Repo
 
 
 def _read_side(path: Path, read: Callable[[Path, Report], pl.DataFrame], what: str, report: Report) -> pl.DataFrame:
-    """Read a table of items or users; rows that it leaves out are counted under its name, and are no bad rows of the log."""
+    """Read a table of items or users; rows that it leaves out are counted under its name, and are not bad rows of the log."""
     own = Report()
     table = read(path, own).drop(PLACE, strict=False)
     for reason, count in own.counts.items():

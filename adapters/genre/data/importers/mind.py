@@ -46,7 +46,7 @@ def read_mind(path: str | Path, report: Report, *, max_bad: float) -> Tables:
     Args:
         path: The folder or the file.
         report: Counts what is left out.
-        max_bad: The share of lines that are no impression above which the log is refused.
+        max_bad: The share of lines that are not an impression above which the log is refused.
 
     Returns:
         The log, the news that stand beside it (None where there are none), no users.
@@ -73,7 +73,7 @@ def _find(path: Path) -> list[Path]:
     if not found:
         got = "no behaviors.tsv" if path.is_dir() else "no such folder"
         expected = "a folder with behaviors.tsv and news.tsv, or a folder of such folders"
-        raise DataError(f"{path} is no MIND data", got=got, expected=expected, todo="give the unpacked folder")
+        raise DataError(f"{path} is not MIND data", got=got, expected=expected, todo="give the unpacked folder")
     return found
 
 
@@ -90,7 +90,7 @@ def _read_behaviors(path: Path, prefix: str, report: Report, max_bad: float) -> 
         line, wrong = bad["line"][0], bad["time"][0]
         fits = bool(bad.select(whole).to_series()[0])
         example = f"{path.name}, line {line}: " + (f"time or user {wrong!r}" if fits else "other than 5 cells")
-        report.add("lines that are no impression", bad.height, example, bad["line"].to_list())
+        report.add("lines that are not an impression", bad.height, example, bad["line"].to_list())
         expected = "impression, user, time (11/15/2019 8:55:22 AM), history, items shown"
         Report().check(bad.height, table.height, (example, expected), max_bad)
         table = table.join(bad.select("line"), on="line", how="anti", maintain_order="left")

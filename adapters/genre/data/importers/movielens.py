@@ -52,7 +52,7 @@ def read_movielens(path: str | Path) -> Tables:
     if not found:
         expected = f"a folder with {' or '.join(_LOGS)}"
         todo = "give the unpacked folder"
-        raise DataError(f"{path} is no MovieLens data", got="no file of ratings", expected=expected, todo=todo)
+        raise DataError(f"{path} is not MovieLens data", got="no file of ratings", expected=expected, todo=todo)
     if found[0].name == "u.data":
         return _read_100k(found[0])
     return _read_dat(found[0]) if found[0].name == "ratings.dat" else _read_csv(found[0])

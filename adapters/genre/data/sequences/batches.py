@@ -83,7 +83,7 @@ class Batch:
         mask: (B, 1, T, T) bool, or None for plain causal attention and for attention by blocks.
         history_items: (B, E) int64 item codes of the events, -1 where a row has fewer.
         history_feedback: (B, E) int64 their feedback codes, 0 there.
-        lengths: (B,) int64 tokens of each row that are no padding.
+        lengths: (B,) int64 tokens of each row that are not padding.
         used: Their sum.
         reads: What each task reads.
         read_tokens: (n,) int64, the tokens of the flattened batch that any task reads, each once; None where a task reads means

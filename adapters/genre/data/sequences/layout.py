@@ -13,7 +13,7 @@ A feedback task reads I (or C), a next-item task reads F (or the last w). Events
 branches too: their items see the history and themselves only, while their feedback slots see everything before them.
 
 Without a feedback slot an event is its item alone, I I after the words. Then a next-item task reads the I before; items of one
-impression are no branches, since what comes after them is read from the last one, which has to see all of them.
+impression are not branches, since what comes after them is read from the last one, which has to see all of them.
 """
 
 from collections.abc import Mapping

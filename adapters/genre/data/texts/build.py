@@ -71,7 +71,7 @@ def build_texts(
 
 def _drop_odd(table: pl.DataFrame, report: Report) -> pl.DataFrame:
     odd = [c for c in table.columns if table[c].dtype.is_nested() or table[c].dtype == pl.Object or table[c].dtype.is_temporal()]
-    report.add("columns of the texts that are no number or text", len(odd), ", ".join(odd))
+    report.add("columns of the texts that are not a number or text", len(odd), ", ".join(odd))
     return table.drop(odd)
 
 
@@ -126,7 +126,7 @@ def _label(series: pl.Series, max_words: float) -> tuple[pl.Series, np.ndarray]:
 
     Args:
         series: The column.
-        max_words: A column of texts is one of numbers if at most this share of its cells is no number.
+        max_words: A column of texts is one of numbers if at most this share of its cells is not a number.
     """
     if series.dtype == pl.Boolean:
         return series.cast(pl.Int8), np.zeros(len(series), dtype=bool)

@@ -76,7 +76,7 @@ class Texts(Dataset):
 
         A row without any text, with an empty id, or with a word in a label column of numbers is counted in `info.skipped` and
         left out, its first case named in `info.examples`; so is a text whose id came before and, in a table without
-        `text_id`, a row that equals an earlier one. An empty label is no label, and its row is kept.
+        `text_id`, a row that equals an earlier one. An empty label is not a label, and its row is kept.
 
         Args:
             frame: Text and label columns; `text_id` (the place in the table where there is none) and `group_id` (the

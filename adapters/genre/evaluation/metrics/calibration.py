@@ -39,7 +39,7 @@ def ece(labels: Vector, scores: Vector, *, weights: Vector | None = None) -> flo
     NaN for an empty input. Of n events with perfect scores it is not 0 but what chance leaves, about Σ_b √(n_b p (1 - p)) / n.
 
     Raises:
-        DataError: A label is neither 0 nor 1, a score is no probability, or the lengths differ.
+        DataError: A label is neither 0 nor 1, a score is not a probability, or the lengths differ.
     """
     truth, given = binary_labels(labels), probabilities(scores)
     count = same_length(labels=truth, scores=given)

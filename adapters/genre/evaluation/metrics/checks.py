@@ -73,13 +73,13 @@ def probabilities(scores: Vector) -> Floats:
     """Return [n] or [n, C] scores as float64, refusing what is outside [0, 1].
 
     Raises:
-        DataError: A score is no probability; the message names its row.
+        DataError: A score is not a probability; the message names its row.
     """
     array = finite(scores, "score")
     bad = (array < 0) | (array > 1)
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
-        raise DataError(f"the score of row {row} is no probability", got=array[bad].flat[0], expected="a number in [0, 1]")
+        raise DataError(f"the score of row {row} is not a probability", got=array[bad].flat[0], expected="a number in [0, 1]")
     return array
 
 
@@ -93,7 +93,7 @@ def binary_labels(labels: Vector) -> Floats:
 
 
 def class_labels(labels: Vector, count: int) -> Floats:
-    """Return labels as float64, refusing what is no whole number from 0 to `count` - 1.
+    """Return labels as float64, refusing what is not a whole number from 0 to `count` - 1.
 
     Raises:
         DataError: The message names the row.
@@ -103,7 +103,7 @@ def class_labels(labels: Vector, count: int) -> Floats:
     if bad.any():
         row = int(np.argmax(bad))
         expected = "0 or 1" if count == 2 else f"a class code from 0 to {count - 1}"
-        raise DataError(f"the label of row {row} is no class", got=truth[row], expected=expected)
+        raise DataError(f"the label of row {row} is not a class", got=truth[row], expected=expected)
     return truth
 
 

@@ -47,7 +47,7 @@ def log_loss(labels: Vector, scores: Vector, *, weights: Vector | None = None) -
     clipped to [1e-7, 1 - 1e-7]. There are no ties. NaN for an empty input.
 
     Raises:
-        DataError: A label is no class, a score is no probability, or the lengths differ.
+        DataError: A label is not a class, a score is not a probability, or the lengths differ.
     """
     return _value(log_loss_statistics(labels, scores), mean, weights)
 
@@ -99,7 +99,7 @@ def accuracy(labels: Vector, scores: Vector, *, weights: Vector | None = None) -
     NaN for an empty input.
 
     Raises:
-        DataError: A label is no class, a score is no probability (no finite number in [n, C]), or the lengths differ.
+        DataError: A label is not a class, a score is not a probability (no finite number in [n, C]), or the lengths differ.
     """
     return _value(accuracy_statistics(labels, scores), mean, weights)
 
@@ -135,7 +135,7 @@ def f1(labels: Vector, scores: Vector, *, weights: Vector | None = None) -> floa
     No ties. NaN for an empty input, and where label 1 is neither given nor predicted.
 
     Raises:
-        DataError: A label is neither 0 nor 1, a score is no probability, or the lengths differ.
+        DataError: A label is neither 0 nor 1, a score is not a probability, or the lengths differ.
     """
     return _value(positive_statistics(labels, scores), positive_f1, weights)
 

@@ -198,7 +198,7 @@ def _decide(registry: Registry, old: Version, run: Run, verdicts: dict[str, Verd
     published = f"published {new.ref}" + "".join(f" as {each}" for each in named)
     if alias is None:
         return _done(
-            report, new, run, "candidate", f"{published}; {old.ref} is no alias to take over; the new version is {outcome}"
+            report, new, run, "candidate", f"{published}; {old.ref} is not an alias to take over; the new version is {outcome}"
         )
     if outcome != "not worse":
         shown = outcome if outcome == "worse" else "not proven to be no worse (the test is too small to tell)"

@@ -199,7 +199,7 @@ class Results:
         self.earlier = self.rows
 
     def _close(self) -> None:
-        """Close the unfinished file and give up its lock, whose file goes first: nobody else can hold it yet."""
+        """Close the unfinished file and release its lock, whose file is removed first, while no other process can hold it."""
         if self._file is not None:
             self._file.close()
         if self._lock is not None:

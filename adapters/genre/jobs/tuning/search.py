@@ -185,7 +185,7 @@ class _Job:
         self.trainer.clear(folder)
 
     def _repeat(self, trial: Any, twin: Mapping[str, Any]) -> None:
-        """Give a point that was drawn before the result that it had: training is a function of the recipe."""
+        """Reuse the result of a point that was drawn before: training is a function of the recipe."""
         self.study.should_prune(trial, {int(epoch): value for epoch, value in twin["by_epoch"].items()})
         reason = {"reason": twin["reason"]} if "reason" in twin else {}
         self.study.end(trial, twin["state"], twin["value"], same_as=twin["trial"], **reason)

@@ -279,7 +279,7 @@ def _plain(text: str) -> Any:
 
 
 def _range(key: str, where: str, kind: Kind, low: Any, high: Any, step: Any = None, log: Any = False) -> Parameter:
-    """A range; Optuna would accept LOW equal to HIGH, and would only warn about a range that is no whole number of steps."""
+    """A range; Optuna would accept LOW equal to HIGH, and would only warn about a range that is not a whole number of steps."""
     distributions = need_optuna().distributions
     if not kind.number:
         raise RecipeError(where, got="a range", expected="choices A,B,C: the key is not a number")

@@ -170,7 +170,7 @@ def open_study(file: Path, about: Mapping[str, Any], space: Space, search: Searc
         maximize: Higher values are better.
 
     Raises:
-        InputError: Optuna is not installed, the file is no journal, or it is another study.
+        InputError: Optuna is not installed, the file is not a journal, or it is another study.
     """
     optuna = need_optuna()
     from optuna import pruners

@@ -58,7 +58,7 @@ class Block:
         return torch.cat([states[:, :, : self.first], states[:, :, self.again : self.stop]], dim=2)
 
     def near(self, positions: Tensor, window: int) -> Tensor:
-        """The mask without what lies further back than a sliding window reaches; positions (B, T)."""
+        """The mask restricted to a sliding window; positions (B, T)."""
         keys = torch.cat([positions[:, : self.first], positions[:, self.again : self.stop]], dim=1)
         near = positions[:, self.start : self.stop, None] - keys[:, None] < window
         mask = self.mask if self.mask is not None else torch.ones_like(near).tril_()[:, None]
@@ -215,12 +215,12 @@ def attend(
 
 
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The scores that a mask adds, which is True where a query may look."""
+    """The additive form of a mask that is True where a query may look."""
     return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
 def _window_mask(query: Tensor, tokens: int, window: int | None) -> Tensor | None:
-    """The scores that a sliding window adds in rows of so many tokens; None if it reaches all the way."""
+    """The additive mask of a sliding window over rows of so many tokens; None if the window covers them."""
     if window is None or tokens <= window:
         return None
     step = torch.arange(tokens, device=query.device)

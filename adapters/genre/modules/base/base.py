@@ -199,7 +199,7 @@ class Base:
             embeds: (B, T, D) token embeddings and soft tokens, right-padded.
             positions: (B, T) int64, or None for 0, 1, 2, …
             mask: (B, 1, T, T) bool, True where a query may look at a key; None for plain attention.
-            lengths: (B,) int64 tokens of each row that are no padding, which an encoder must know; in plain causal attention
+            lengths: (B,) int64 tokens of each row that are not padding, which an encoder must know; in plain causal attention
                 nothing looks ahead, so right padding needs no mask.
             blocks: The same as a mask, where `takes_blocks` holds, within `block_attention`.
             checkpoint: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
@@ -336,7 +336,7 @@ class Base:
         """
         if not self.in_parts:
             raise BaseModelError(
-                "the base's layers cannot be run apart", got=self.model.config.model_type, expected=", ".join(IN_PARTS)
+                "the base's layers cannot be run separately", got=self.model.config.model_type, expected=", ".join(IN_PARTS)
             )
         body: Any = self.body
         rotary = body.rotary_emb(hidden, position_ids=blocks.positions)

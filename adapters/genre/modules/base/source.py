@@ -113,7 +113,7 @@ def _model_config(folder: Path) -> Any:
 
 
 def is_encoder(config: Any) -> bool:
-    """Return whether a configuration is of an encoder: a masked language model that is no decoder and has none."""
+    """Return whether a configuration is of an encoder: a masked language model that is not a decoder and has none."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -152,7 +152,7 @@ def _snapshot(name: str) -> Path:
                 return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client's own tree of network errors is wide
         raise BaseModelError(
-            f"base {name!r} is no folder and the hub does not give it",
+            f"base {name!r} is not a folder, and the hub does not provide it",
             got=first_line(error),
             todo="name a local folder instead",
         ) from None

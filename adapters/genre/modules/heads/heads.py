@@ -233,7 +233,7 @@ class CatalogueHead(Head):
         self.key.weight[-1] = ridge(to_unit(vectors), log_share - (log_share * there).sum() / there.sum(), there)
 
     def ask(self, hidden: Tensor, view: View) -> Tensor:
-        """(n, D) → (n, d) or (n, d + k): what each target looks for."""
+        """(n, D) → (n, d) or (n, d + k): the query of each target."""
         query = self.query(self.dropout(hidden.float()))
         if self.memory is not None:
             recalled = self.dropout(self.recall(view))

@@ -89,7 +89,7 @@ class Routing:
             self.routes[rank] = Route(chosen, tuple(indices), frozenset(indices))
 
     def clear(self) -> None:
-        """Every row is the bare base again."""
+        """Route every row to the bare base."""
         self.routes = {}
 
 

@@ -66,7 +66,7 @@ class Bucket:
                 self.size += group.size(rank)
 
     def grow(self, memory: Tensor | None, slots: int, dtype: torch.dtype) -> Tensor:
-        """More slots with what lies in the present ones; every view is replaced."""
+        """Add slots, keeping the contents of the present ones; every view is replaced."""
         larger = torch.zeros(slots, self.size, device=self.device, dtype=dtype)
         if memory is not None:
             larger[: len(memory)] = memory
@@ -79,7 +79,7 @@ class Bucket:
         return larger
 
     def drop(self) -> None:
-        """Let go of the memory."""
+        """Free the memory."""
         for group in self.starts:
             group.stacks.pop(self.rank, None)
         for layer in self.layers:
@@ -133,7 +133,7 @@ class AdapterSlots:
         self._lock = threading.Lock()
 
     def detach(self) -> None:
-        """Put the bare linears back and let go of all slots."""
+        """Put the bare linears back and free all slots."""
         for name, layer in self.layers.items():
             self.model.set_submodule(name, layer.base)
         for slot in list(self._taken):
@@ -170,7 +170,7 @@ class AdapterSlots:
 
     @torch.no_grad()
     def put(self, packed: SlotWeights | None) -> Slot | None:
-        """Copy an adapter into a free slot; it takes no part in any batch until rows are routed there."""
+        """Copy an adapter into a free slot; it affects no batch until rows are routed there."""
         if packed is None:
             return None
         rank = packed.rank
@@ -224,7 +224,7 @@ class AdapterSlots:
         self.routing.set(slots)
 
     def clear(self) -> None:
-        """After a forward pass: route nothing and hold no activations."""
+        """Clear routes and held activations after a forward pass."""
         self.routing.clear()
         for group in self.groups:
             group.forget()

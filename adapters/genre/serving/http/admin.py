@@ -23,7 +23,7 @@ from genre.serving.service import Service
 
 
 async def act(service: Service, http: Http, name: str) -> Reply:
-    """Carry out an operator's act, outside of the event loop.
+    """Run an admin action outside of the event loop.
 
     Raises:
         Problem: The token is wrong, or the act cannot be carried out.
@@ -50,13 +50,13 @@ def load(service: Service, body: LoadBody) -> dict[str, Any]:
 
 
 def unload(service: Service, body: LoadBody) -> dict[str, Any]:
-    """Serve a reference no longer."""
+    """Stop serving a reference."""
     service.state.unload(body.ref)
     return {"remembered": service.state.save()}
 
 
 def promote(service: Service, body: PromoteBody) -> dict[str, Any]:
-    """Let an alias name a version, if it loads here and is good enough."""
+    """Point an alias at a version, if it loads here and is good enough."""
     alias = check_name(body.alias, "alias")
     move = service.deployments.promote(body.ref, alias, floor=body.floor, not_worse=body.not_worse)
     service.canaries.sync()
@@ -64,7 +64,7 @@ def promote(service: Service, body: PromoteBody) -> dict[str, Any]:
 
 
 def rollback(service: Service, body: RollbackBody) -> dict[str, Any]:
-    """Let an alias name what it named before."""
+    """Roll an alias back to its previous version."""
     move = service.deployments.rollback(check_name(body.name), check_name(body.alias, "alias"))
     service.canaries.sync()
     return {"move": {**vars(move), "checks": list(move.checks)}}

@@ -116,17 +116,17 @@ def _health(app: FastAPI, service: Service) -> None:
 
     @app.get("/livez", response_model=schema.Health, responses=responses)
     async def livez() -> Reply:
-        """200 while the process is able to score; 503 where it should be restarted."""
+        """200 while the process can score; 503 if it should be restarted."""
         return health([] if service.batcher.alive else ["nobody scores"])
 
     @app.get("/readyz", response_model=schema.Health, responses=responses)
     async def readyz() -> Reply:
-        """200 while traffic may come; 503 with the reasons where it may not."""
+        """200 while the service takes traffic; 503 with the reasons otherwise."""
         return health(service.not_ready())
 
     @app.get("/metrics", response_class=Reply, responses={200: {"content": {"text/plain": {}}}, **troubles(421)})
     def metrics() -> Reply:
-        """For Prometheus."""
+        """Metrics for Prometheus."""
         return Reply(service.metrics_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The bytes of calls and answers.
+"""Bodies of requests and responses, as bytes.
 
 Owns: JSON that cannot harm (depth, numbers, long texts), the outer shape of a call. Ignores: the rows, which fail alone.
 
@@ -35,7 +35,7 @@ def parse(data: bytes) -> Any:
     try:
         value = from_json(data, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:
-        raise Problem(400, "bad_json", RequestError("the body is no JSON", got=str(error))) from None
+        raise Problem(400, "bad_json", RequestError("the body is not JSON", got=str(error))) from None
     if len(data) > LONGEST_TEXT or _SUSPECT.search(data):  # nothing in other bodies can be too large
         _check(value)
     return value
@@ -62,7 +62,7 @@ def read_body(data: bytes, model: type[_Body]) -> _Body:
     """Read the body of a call.
 
     Raises:
-        Problem: 400, it is no JSON; 422, it has another shape.
+        Problem: 400, it is not JSON; 422, it has another shape.
     """
     try:
         return model.model_validate(parse(data))
@@ -75,7 +75,7 @@ def read_rows(data: bytes, model: type[ScoreBody | ExplainBody], most: int) -> l
     """Read the rows of a call, whatever they are.
 
     Raises:
-        Problem: 400, it is no JSON; 422, it has no list of 1 to `most` requests.
+        Problem: 400, it is not JSON; 422, it has no list of 1 to `most` requests.
     """
     rows: list[Any] = read_body(data, model).requests
     if len(rows) > most:
@@ -84,7 +84,7 @@ def read_rows(data: bytes, model: type[ScoreBody | ExplainBody], most: int) -> l
 
 
 async def body_of(http: Http) -> bytes:
-    """The body of a call that is declared as JSON, which a form of another site cannot do.
+    """Read the body of a call declared as JSON, which a cross-site form cannot send.
 
     Raises:
         Problem: 415, it is declared as something else.

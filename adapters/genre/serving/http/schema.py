@@ -178,7 +178,7 @@ class Trouble(_Model):
 
 
 class Done(BaseModel):
-    """The outcome of an operator's act: the references served now; the move, the digest or the canary; if a restart keeps it."""
+    """The outcome of an admin call: the references served now; the move, the digest or the canary; whether a restart keeps it."""
 
     serving: dict[str, str]
     move: dict[str, JsonValue] | None = None
@@ -194,7 +194,7 @@ class LoadBody(_Body):
 
 
 class PromoteBody(_Body):
-    """A version, the alias that is to name it, and what it must reach."""
+    """A version, the alias to point at it, and the bounds that it must meet."""
 
     ref: str = Field(examples=["like@candidate"])
     alias: str = "production"
@@ -203,7 +203,7 @@ class PromoteBody(_Body):
 
 
 class RollbackBody(_Body):
-    """An alias that is to name again what it named before."""
+    """An alias to move back to its previous version."""
 
     name: str = Field(examples=["like"])
     alias: str = "production"

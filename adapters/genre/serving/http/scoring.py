@@ -58,7 +58,7 @@ def _request(row: Any, *, recommend: bool) -> Request:
 
 
 def _refuse(service: Service, row: Any, error: str) -> Response:
-    """The error response to something that may be anything, no longer than helps."""
+    """The error response to a row of any form, with a shortened message."""
     service.metrics.row_failed("", "request")
     found = refused(row, shorten(error))
     return replace(found, id=None if found.id is None else shorten(found.id), adapter=shorten(found.adapter))
@@ -158,7 +158,7 @@ async def _explain(service: Service, http: Http, row: Any, left: float) -> Row:
         found = parts.read([answer.response for answer in answers])
         if found is not None:
             return {"id": request.id, **found.to_json()}
-    raise JobError(f"{request.adapter} was swapped while a score of it was explained", todo="ask again")
+    raise JobError(f"{request.adapter} was swapped during its explanation", todo="ask again")
 
 
 async def _aside(service: Service, deployment: Deployment, work: Callable[[], Any], left: float) -> Any:

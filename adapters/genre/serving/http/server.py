@@ -35,7 +35,7 @@ class Server(uvicorn.Server):
         self.service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Go on accepting for `drain_s` seconds, then close the sockets and let everything finish.
+        """Keep accepting for `drain_s` seconds, then close the sockets and let everything finish.
 
         Connections that were accepted last have a moment to send their request, before uvicorn closes those without one.
         """
@@ -58,10 +58,10 @@ class Server(uvicorn.Server):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket on an address, not yet listening, so that a taken port is known before anything is loaded.
+    """Bind a socket without listening yet, so that a taken port fails before anything is loaded.
 
     Raises:
-        InputError: The address cannot be had.
+        InputError: The address cannot be used.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -74,7 +74,7 @@ def bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError("the address cannot be had", got=f"{host}:{port}", expected="a free port", todo=reason) from None
+        raise InputError("the address cannot be used", got=f"{host}:{port}", expected="a free port", todo=reason) from None
     listener.set_inheritable(False)
     return listener
 
