@@ -252,7 +252,7 @@ def test_a_line_that_python_did_not_print_is_a_bad_row(tmp_path, text):
     path = tmp_path / "steam_reviews.json.gz"
     path.write_bytes(gzip.compress("\n".join([*lines[:5], text, *lines[5:]]).encode()))
     log = import_log(path)
-    assert len(log) == 40 and log.info.skipped == {"lines that are no JSON object": 1}
+    assert len(log) == 40 and log.info.skipped == {"lines that are not a JSON object": 1}
     assert log.frame["row"].max() == 40 and 5 not in log.frame["row"]
 
 

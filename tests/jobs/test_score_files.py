@@ -85,7 +85,7 @@ def test_a_file_of_bad_requests_alone_is_a_file_of_errors(place, score):
     assert json.loads((place / "out.jsonl").read_text())["id"] == "1"
     (place / "none.jsonl").write_text('["like"]\n5\n', encoding="utf-8")
     code, _, shown = score(source="none.jsonl", output="none.out")
-    assert code == 2 and "no row of the input is a request: got none.jsonl: line 1: a request is no JSON object" in shown
+    assert code == 2 and "no row of the input is a request: got none.jsonl: line 1: a request is not a JSON object" in shown
 
 
 def test_late_requests_of_unknown_adapters_fail_alone(place, score, monkeypatch):

@@ -50,7 +50,7 @@ def clean(name: str, series: pl.Series, time_unit: str = "s", *, stored: bool = 
 
 
 def _numbers_or(series: pl.Series, words: Mapping[str, str]) -> pl.Series:
-    """Return numbers, and those that words stand for; the words are looked for only where something is no number."""
+    """Return numbers, and those that words stand for; the words are looked for only where something is not a number."""
     found = numbers(series)
     return found if found.null_count() == series.null_count() else numbers(truth_values(series, words))
 

@@ -25,7 +25,7 @@ YES = {"yes": "1", "no": "0", "y": "1", "n": "0", "t": "1", "f": "0"}
 """Further ones where a column can be nothing but a boolean; elsewhere they may be texts for a prompt."""
 
 _FEW = 0.05
-"""A column of texts with at most this share of cells that are no numbers is worth a note."""
+"""A column of texts with at most this share of cells that are not numbers is worth a note."""
 
 _SAMPLE = 64
 
@@ -47,7 +47,7 @@ _WHOLE = r"^[+-]?\d+$"
 
 
 def numbers(series: pl.Series) -> pl.Series:
-    """Return float64; what is no number, or may be two, gives null.
+    """Return float64; what is not a number, or may be two, gives null.
 
     A comma before three digits separates thousands, unless the column has decimal commas elsewhere ("3,5"), where it is one.
     """
@@ -159,11 +159,11 @@ def _number_column(series: pl.Series, report: Report) -> pl.Series:
     if len(odd) >= len(filled) / 2 or not _mean_nothing(odd):
         if len(odd) <= _FEW * len(filled):
             report.note(
-                f"{series.name} stays text: {len(odd):,} of {len(filled):,} cells are no numbers, such as '{odd[0][:40]}'"
+                f"{series.name} stays text: {len(odd):,} of {len(filled):,} cells are not numbers, such as '{odd[0][:40]}'"
             )
         return series
     if len(odd):
-        report.note(f"{series.name}: {len(odd):,} of {len(filled):,} cells are no numbers, such as '{odd[0]}': empty now")
+        report.note(f"{series.name}: {len(odd):,} of {len(filled):,} cells are not numbers, such as '{odd[0]}': empty now")
     report.note(thousands_note(series))
     kept = pl.DataFrame({"x": plain}).select(pl.when(good).then(pl.col("x"))).to_series().rename(series.name)
     if not kept.drop_nulls().str.contains(_WHOLE).all():

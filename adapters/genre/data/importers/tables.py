@@ -95,7 +95,7 @@ def read_atomic(path: Path) -> pl.DataFrame:
     one text, its tokens apart by spaces.
 
     Raises:
-        DataError: If the file is missing, is no UTF-8, or a header has no type.
+        DataError: If the file is missing, is not UTF-8, or a header has no type.
     """
     try:
         table = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
@@ -104,7 +104,7 @@ def read_atomic(path: Path) -> pl.DataFrame:
     untyped = [name for name in table.columns if name.rpartition(":")[2] not in _KINDS or ":" not in name]
     if untyped:
         got, expected = f"a column '{untyped[0]}'", f"name:type with a type of {', '.join(_KINDS)}"
-        raise DataError(f"{path.name} is no atomic file", got=got, expected=expected, todo="try --format csv")
+        raise DataError(f"{path.name} is not an atomic file", got=got, expected=expected, todo="try --format csv")
     return table.select(_column(table[name], name) for name in table.columns)
 
 
@@ -150,15 +150,15 @@ def _array(path: Path, text: str, report: Report | None) -> pl.DataFrame:
     try:
         elements = json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path.name} is no whole array", got=error, expected="one array of JSON objects") from error
+        raise DataError(f"{path.name} is not a whole array", got=error, expected="one array of JSON objects") from error
     places = [place for place, element in enumerate(elements) if isinstance(element, dict)]
     other = sorted({*range(len(elements))} - {*places})
     if other:
         first = f"{path.name}, element {other[0]} (the first is 0): {json.dumps(elements[other[0]])[:60]}"
         expected = "JSON objects, each a row"
         if report is None or not places:
-            raise DataError("an element of the array is no object", got=first, expected=expected)
-        report.lose("elements that are no JSON object", other, first, expected)
+            raise DataError("an element of the array is not an object", got=first, expected=expected)
+        report.lose("elements that are not a JSON object", other, first, expected)
     rows = _frame(path, [elements[place] for place in places])
     return rows.with_columns(pl.Series(PLACE, places, dtype=pl.Int64)) if other else rows
 
@@ -192,7 +192,7 @@ def _frame(path: Path, rows: list[dict[str, Any]] | dict[str, list[Any]]) -> pl.
     try:
         return pl.DataFrame(rows, strict=False, infer_schema_length=None)
     except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
-        raise DataError(f"{path.name} is no table", got=first_line(error), expected="the same fields in every line") from error
+        raise DataError(f"{path.name} is not a table", got=first_line(error), expected="the same fields in every line") from error
 
 
 def read_objects(path: Path, encoding: str, report: Report | None) -> tuple[list[dict[str, Any]], list[int]]:
@@ -218,7 +218,7 @@ def read_objects(path: Path, encoding: str, report: Report | None) -> tuple[list
     if bad and report is not None:
         first = bad[0][1]
         lines = [line_number for line_number, _ in bad]
-        report.lose("lines that are no JSON object", lines, f"{first.what}: {first.got}", f"{first.expected}")
+        report.lose("lines that are not a JSON object", lines, f"{first.what}: {first.got}", f"{first.expected}")
     return rows, numbers
 
 
@@ -227,9 +227,9 @@ def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
         row = _literal(line) if line.lstrip().startswith(_LITERAL) else json.loads(line)
     except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
         got, expected = first_line(error), "one object per line"
-        raise DataError(f"{path.name}, line {number} is no JSON", got=got, expected=expected) from error
+        raise DataError(f"{path.name}, line {number} is not JSON", got=got, expected=expected) from error
     if not isinstance(row, dict):
-        raise DataError(f"{path.name}, line {number} is no object", got=line[:60], expected="one JSON object per line")
+        raise DataError(f"{path.name}, line {number} is not an object", got=line[:60], expected="one JSON object per line")
     return row
 
 
