@@ -47,7 +47,7 @@ FORMS = {
     "float seconds": ("s", 1, lambda us: us / 1_000_000),
     "float milliseconds": ("ms", 1, lambda us: us / 1_000),
     "iso": ("s", 1_000_000, lambda us: f"{at(us):%Y-%m-%d} {clock(us, 0)}"),
-    "iso, 1 digit": ("s", 20_000, lambda us: f"{at(us):%Y-%m-%d}T{clock(us, 1)}Z"),
+    "iso, 1 digit": ("s", 100_000, lambda us: f"{at(us):%Y-%m-%d}T{clock(us, 1)}Z"),
     "iso, 3 digits": ("ms", 1_000, lambda us: f"{at(us):%Y-%m-%d}T{clock(us, 3)}"),
     "iso, 6 digits": ("s", 1, lambda us: f"{at(us):%Y-%m-%d} {clock(us, 6)} UTC"),
     "iso, 9 digits": ("s", 1, lambda us: f"{at(us):%Y-%m-%d}T{clock(us, 6)}000Z"),
