@@ -30,6 +30,7 @@ import torch
 import genre
 from genre.data.splits import PARTS
 from genre.engine.versions import read_adapter
+from genre.evaluation.protocol import protocol_line
 from genre.files import write_text
 from genre.jobs.encoders import find_encoder
 from genre.jobs.loading import load_base, open_log, restore
@@ -304,13 +305,15 @@ def main() -> None:
     folders = {key: [each.folder(runs) for each in several] for key, several in chosen.items()}
     if "lora_8" in options.ways and len(options.tasks) > 1 and len(options.seeds) == 1:
         merged(options.tasks, folders, runs)
+    log, recipes = open_log("data/ml-100k"), [recipe_of(Run(task, "lora_8", 1e-3, 0), options) for task in options.tasks]
+    lines = [protocol_line(recipe, log, recipe.tasks[0]) for recipe in recipes]
     result = {
         "depth": options.depth,
         "epochs": options.epochs,
         "limit": options.limit,
         "seeds": options.seeds,
         "learning_rates": {way: len(plan[options.tasks[0], way]) for way in options.ways},
-        "protocol": "temporal 80/10/10, prequential; next_item: full catalogue, seen items masked; chosen on validation",
+        "protocol": f"{max(lines, key=len)}; chosen on validation",  # that of a ranking, if one is among them, adds its rules
         "tasks": {
             task: summary(task, {way: found for (owner, way), found in folders.items() if owner == task})
             for task in options.tasks

@@ -22,11 +22,11 @@ import genre
 from genre.data.splits import TEST, TRAIN, VALID, Split, split
 from genre.evaluation.baselines import feedback_baselines
 from genre.evaluation.metrics import ece, log_loss, metric, paired_bootstrap
+from genre.evaluation.protocol import protocol_line
 from genre.evaluation.targets import Targets, evaluate_feedback
 from genre.jobs.loading import open_log
 from genre.progress import Reporter
 from off_policy import CLIP, Rounds, estimate, greedy, softmax, uniform
-from rivals.common import protocol
 from suite import keep_figures
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ads.yaml"
@@ -182,7 +182,7 @@ def measure(recipe: genre.Recipe, log: genre.Interactions, base: genre.Base, fol
     return {
         "tasks": {
             task.name: {
-                "protocol": f"{protocol(recipe.data.split)}; a user is one impression",
+                "protocol": f"{protocol_line(recipe, log, task)}; a user is one impression",
                 "n": len(found),
                 "users": len(np.unique(found.user)),
                 "clicks": int(label[events].sum()),

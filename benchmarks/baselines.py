@@ -30,6 +30,7 @@ import genre
 from genre.data.splits import PARTS, Split, split
 from genre.evaluation.baselines import feedback_baselines, ranking_baselines
 from genre.evaluation.metrics.by_name import metric
+from genre.evaluation.protocol import protocol_line
 from genre.evaluation.ranking import rank_in_blocks
 from genre.evaluation.targets import Targets, targets
 from genre.jobs.loading import open_log
@@ -38,7 +39,6 @@ from genre.training import fit
 from genre.training.assembly import assemble
 from genre.training.prediction import predict
 from rivals.attentive import self_attentive
-from rivals.common import protocol
 from rivals.factors import als, bpr
 from rivals.fused import fused
 from rivals.linear import recent_ease, recent_svd
@@ -193,7 +193,7 @@ def main() -> None:
                 scores.of(name, seed)
                 print(f"{task}: {name}, seed {seed}: done", flush=True)
         result["tasks"][task] = {
-            "protocol": f"{protocol(scores.recipe.data.split)}; hash order of ties; mid-ranks",
+            "protocol": protocol_line(scores.recipe, log, scores.task),
             "n": len(scores.targets),
             "users": len(np.unique(scores.targets.user)),
             "methods": figures(scores, names, options.seeds),

@@ -209,7 +209,7 @@ def main() -> None:
         "part": options.part,
         "recipe": recipe.model_dump(mode="json"),
         "protocol": f"{protocol(recipe.data.split)}; all earlier events are history; seen items masked; "
-        "equal seconds in hash order; the expected gain of ties",
+        f"{cold.log.tie_rule}; the expected gain of ties",
         "items": {"cold": int(cold.cold.sum()), "held_out": int((cold.events == 0).sum()), "all": len(cold.cold)},
         "settings": {method: cold.of(method)["settings"] for method in methods},
         "results": figures(cold, methods),

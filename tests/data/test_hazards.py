@@ -163,7 +163,7 @@ def test_feedback_that_is_constant(column, value, line):
     frame = ordinary().drop("rating").with_columns(pl.lit(value).alias(column))
     (constant,) = found(frame).values()
     assert constant.kind == "constant_feedback" and constant.found == line
-    assert constant.todo.endswith(f"(--map constant={column})")
+    assert constant.todo.endswith("or train with `sequence.feedback: none`")
     assert found(frame.with_columns(bought=pl.lit(0))).keys() == {"constant_feedback"}
     assert not found(ordinary().drop("rating"))
 

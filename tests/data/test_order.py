@@ -13,7 +13,7 @@ from genre.data.importers.log import import_log
 from genre.data.interactions import Interactions
 from genre.data.splits import SplitConfig, split
 from genre.errors import DataError
-from genre.jobs.publish import protocol
+from genre.evaluation.protocol import protocol_line
 from genre.modules.base.base import Base
 from genre.training.assembly import assemble
 
@@ -144,4 +144,4 @@ def test_a_protocol_has_the_order(tiny, order, line):
     log = planted_log(users=24, items=24, events=12)
     log = Interactions.from_frame(log.frame, log.catalogue.frame, log.users, order=order)
     made = assemble(recipe(str(tiny), NEXT), log, Base.load(str(tiny)))
-    assert line in protocol(made, made.recipe.tasks[0])
+    assert line in protocol_line(made.recipe, log, made.recipe.tasks[0])

@@ -120,7 +120,7 @@ def test_every_kind_is_trained_evaluated_and_reported_by_the_same_code(tiny, log
     wanted = recipe(tiny, LIKE, NEXT, name=kind.replace("_", "-"), adapter={"kind": kind}, train={"learning_rate": 2e-3})
     run = genre.train(wanted, log=log, base=base, registry=registry, folder=tmp_path / "run")
     report = json.loads((run.root / "metrics.json").read_text())
-    assert set(report) == {"metrics", "baselines", "validation", "cost", "skipped", "cut_texts"}
+    assert set(report) == {"metrics", "baselines", "untied", "validation", "cost", "skipped", "cut_texts"}
     assert set(report["metrics"]) == set(report["baselines"]) == {"like", "next_item"} and len(report["validation"]) == 2
     body = sum(value.numel() for value in base.model.parameters())
     trained = report["cost"]["lora_params"]

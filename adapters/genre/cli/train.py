@@ -151,6 +151,7 @@ class _Publisher:
             "run": str(run.root),
             "metrics": run.metrics,
             "baselines": run.baselines,
+            "untied": run.manifest.notes.get("untied", {}),
             "cost": run.manifest.cost.model_dump(),
         }
         if (published := self._published.get(name)) is not None:
@@ -189,6 +190,9 @@ def evaluate(
     found = run_evaluation(store, ref, opened, loaded, part=part, seen=chosen, reporter=Reporter.for_terminal())
     show_metrics(found["tasks"])
     show_metrics({f"{name}, {task['cold']['items']}": task["cold"] for name, task in found["tasks"].items() if "cold" in task})
+    show_metrics(
+        {f"{name}, {task['untied']['targets']}": task["untied"] for name, task in found["tasks"].items() if "untied" in task}
+    )
     for name, line in found["protocol"].items():
         print(f"protocol of {name}: {line}")
     write_result(json_file, found)

@@ -225,9 +225,9 @@ def _burst(log: Log, users: np.ndarray) -> str:
 
 def _constant(log: Log) -> list[Hazard]:
     why = "nothing can be learnt from it, it costs a token per event, and AUC has no value"
-    todo = "find the events with other values, or import without {name} (--map constant={name})"
+    todo = "find the events with other values, or train with `sequence.feedback: none`"
     return [
-        Hazard("constant_feedback", 1.0, found, why, todo.format(name=name))
+        Hazard("constant_feedback", 1.0, found, why, todo)
         for name in FEEDBACK
         if name in log.frame.columns and (found := _one_value(log.frame[name], "events"))
     ]

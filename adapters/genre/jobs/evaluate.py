@@ -1,6 +1,7 @@
 """Evaluation of a published version, or of a trained model, on a part of a split: every task's metrics beside its baselines'.
 
-Owns: which baselines a task has, metrics on cold items, reliability plots. Ignores: how a metric is computed, training.
+Owns: which baselines a task has, metrics on cold items and without ties, reliability plots. Ignores: how a metric is computed,
+training.
 
     evaluate(Registry("registry"), "like@production", log)["tasks"]["like"]["adapter"]["auc"]["value"]      # 0.7918
 """
@@ -27,6 +28,7 @@ from genre.evaluation.metrics.bootstrap import MIN_USERS, RESAMPLES
 from genre.evaluation.metrics.by_name import metric
 from genre.evaluation.metrics.calibration import reliability
 from genre.evaluation.metrics.lists import ListFacts
+from genre.evaluation.protocol import ties_of
 from genre.evaluation.ranking import Seen, rank_in_blocks
 from genre.evaluation.targets import Targets, evaluate_feedback, evaluate_ranking
 from genre.evaluation.text_baselines import text_baselines
@@ -73,7 +75,9 @@ def evaluate(
     Returns:
         `{"ref", "digest", "protocol", "tasks": {task: {"adapter": {metric: …}, "baselines": {name: {metric: …}}}}}`.
         A log's task with targets on cold items has `"cold": {"items", "adapter", "baselines"}` as well, on those alone;
-        a task with loss log_loss has the bins of its reliability plot, `"reliability": [{n, score, share, interval}]`.
+        where order matters it has `"ties": {"rule", "tied", "targets", "line"}`, and with some but not all targets tied
+        `"untied": {"targets", "adapter", "baselines"}` on the others. A task with loss log_loss has the bins of its reliability
+        plot, `"reliability": [{n, score, share, interval}]`.
 
     Raises:
         ManifestError: The version does not fit the base.
@@ -94,10 +98,11 @@ def evaluate(
             bins = reliability_of(found, model.tasks.values())
         finally:
             model.release()
-        tasks |= {name: _with_cold(result, builder, split) for name, result in results.items()}
+        tasks |= {name: _with_parts(result, builder, split) for name, result in results.items()}
         for name, own in bins.items():
             tasks[name]["reliability"] = own
-    about = {"ref": ref, "digest": loaded.digest, "part": part, "protocol": loaded.manifest.protocol}
+    lines = {name: _with_ties(line, tasks.get(name, {})) for name, line in loaded.manifest.protocol.items()}
+    about = {"ref": ref, "digest": loaded.digest, "part": part, "protocol": lines}
     return about | {"quantization": base.quantization, "tasks": tasks}
 
 
@@ -126,13 +131,6 @@ def evaluate_model(
 ) -> dict[str, tuple[Metrics, dict[str, Metrics]]]:
     """Every task's metrics on one part of a split, and the baselines' on the same targets."""
     found = predict(model, builder, split, part, max_events=max_events)
-    return evaluate_predictions(found, model, builder, split)
-
-
-def evaluate_predictions(
-    found: Predicted, model: Recommender, builder: Builder, split: Any
-) -> dict[str, tuple[Metrics, dict[str, Metrics]]]:
-    """Every task's metrics of its predictions, and the baselines' on the same targets."""
     results = with_baselines(task_results(found, model, builder, split), builder, split, "all", Reporter.silent())
     return {name: result.metrics() for name, result in results.items()}
 
@@ -209,9 +207,13 @@ class TaskResult:
     baselines: dict[str, Scores] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def own_metrics(self) -> Metrics:
+        """The adapter's metrics on all targets."""
+        return self._of(self.adapter)
+
     def metrics(self) -> tuple[Metrics, dict[str, Metrics]]:
         """The metrics on all targets, the adapter's and the baselines'."""
-        return self._of(self.adapter), {name: self._of(scores) for name, scores in self.baselines.items()}
+        return self.own_metrics(), {name: self._of(scores) for name, scores in self.baselines.items()}
 
     def take(self, mask: np.ndarray) -> "TaskResult | None":
         """The result on some targets, (n,) bool, without metrics over all lists (coverage, Gini); None if nothing is left."""
@@ -231,17 +233,43 @@ def _masked(scores: Scores, mask: np.ndarray) -> Scores:
     return scores[0][mask], None if scores[1] is None else scores[1][mask]
 
 
-def _with_cold(result: TaskResult, builder: Builder, split: Any) -> dict[str, Any]:
-    """A task's metrics on all targets, and beside them on those of items with fewer than `COLD` training events."""
+def _with_parts(result: TaskResult, builder: Builder, split: Split) -> dict[str, Any]:
+    """A task's entry in the result of `evaluate`: all targets, then those on cold items and those that are no tie."""
     own, others = result.metrics()
     entry: dict[str, Any] = {"adapter": own, "baselines": others}
-    if builder.data.catalogue is not None:
-        mask = training_events(need_log(builder.data), split.part)[result.targets.item] < COLD
-        if mask.any():
-            cold = result.take(mask)
-            own, others = cold.metrics() if cold is not None else ({}, {name: {} for name in others})
-            entry["cold"] = {"items": f"items with fewer than {COLD} training events", "adapter": own, "baselines": others}
+    if builder.data.catalogue is None:
+        return entry
+    log = need_log(builder.data)
+    mask = training_events(log, split.part)[result.targets.item] < COLD
+    if mask.any():
+        entry["cold"] = {"items": f"items with fewer than {COLD} training events"} | _entry_of(result, mask)
+    if (ties := ties_of(log, split, result.targets)) is not None:
+        entry["ties"] = {"rule": ties.rule, "tied": ties.tied, "targets": ties.targets, "line": ties.words}
+        if ties.tied and ties.others.any():
+            entry["untied"] = {"targets": ties.name} | _entry_of(result, ties.others)
     return entry
+
+
+def _entry_of(result: TaskResult, mask: np.ndarray) -> dict[str, Any]:
+    """The metrics on some targets, (n,) bool."""
+    some = result.take(mask)
+    own, others = some.metrics() if some is not None else ({}, {name: {} for name in result.baselines})
+    return {"adapter": own, "baselines": others}
+
+
+def _with_ties(line: str, entry: Mapping[str, Any]) -> str:
+    """A protocol's line with the number of ties among the targets, where there are any."""
+    return "; ".join(part for part in (line, entry.get("ties", {}).get("line")) if part)
+
+
+def untied_metrics(results: "Mapping[str, TaskResult]", builder: Builder, split: Split) -> dict[str, Metrics]:
+    """An adapter's metrics on the targets that are no tie, of each task where some but not all are ties."""
+    found = {}
+    for name, result in results.items():
+        ties = None if builder.data.catalogue is None else ties_of(need_log(builder.data), split, result.targets)
+        if ties is not None and ties.tied and (some := result.take(ties.others)) is not None:
+            found[name] = some.own_metrics()
+    return found
 
 
 def task_metrics(

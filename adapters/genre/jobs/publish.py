@@ -19,12 +19,11 @@ from safetensors.torch import save_file
 
 from genre._version import __version__
 from genre.data.catalogue import Catalogue
-from genre.data.interactions import need_log
 from genre.engine.versions import CATALOGUE, HEADS
+from genre.evaluation.protocol import protocol_line
 from genre.modules.heads.heads import Head
 from genre.modules.lora.layer import peft_config, to_peft
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest
-from genre.tasks import Task
 from genre.training.assembly import Assembly
 
 
@@ -110,7 +109,7 @@ def adapter_manifest(
         kind="adapter",
         name=assembly.recipe.name,
         tasks=[task.model_dump(mode="json") for task in assembly.recipe.tasks],
-        protocol={task.name: protocol(assembly, task) for task in assembly.recipe.tasks},
+        protocol={task.name: protocol_line(assembly.recipe, assembly.data, task) for task in assembly.recipe.tasks},
         encoder=encoder,
         cost=cost,
         metrics=metrics,
@@ -122,20 +121,6 @@ def adapter_manifest(
 def encoder_manifest(assembly: Assembly, name: str, *, cost: Cost) -> Manifest:
     """The manifest draft of a fitted encoder."""
     return _manifest(assembly, kind="encoder", name=name, cost=cost)
-
-
-def protocol(assembly: Assembly, task: Task) -> str:
-    """The evaluation protocol in a line: split, history, ranking, ties, windows; for labelled texts, the token limit."""
-    config = {key: value for key, value in assembly.recipe.data.split.model_dump().items() if value not in (None, 0)}
-    kind = config.pop("kind")
-    if kind == "group":
-        shares = f"valid {config.get('valid', 0)}, test {config.get('test')} of the groups, seed {config.get('seed', 0)}"
-        return f"{kind} ({shares}): no group on two sides; texts of at most {assembly.recipe.sequence.max_tokens} tokens"
-    how = "transductive history" if assembly.split.transductive else "prequential: all earlier events are history"
-    window = f"windows of {assembly.recipe.data.max_events} events"
-    ranking = f"; full catalogue, seen items {task.seen}, mid-rank for equal scores" if task.kind == "next_item" else ""
-    settings = ", ".join(f"{key} {value}" for key, value in config.items())
-    return f"{kind} ({settings}); {how}; {need_log(assembly.data).tie_rule}; {window}{ranking}"
 
 
 def _manifest(assembly: Assembly, **fields: Any) -> Manifest:

@@ -29,6 +29,7 @@ from genre.jobs.evaluate import (
     plot_name,
     reliability_of,
     task_results,
+    untied_metrics,
     warn_few_users,
     with_baselines,
 )
@@ -194,7 +195,7 @@ def conclude(
         write_predictions(root, found, recipe.tasks, data=assembly.data.digest, split=recipe.data.split, part="test")
         for name, bins in reliability_of(found, recipe.tasks).items():
             draw_bins(bins, root / plot_name(name), f"{name}, test")
-        run = finish(fitted, root, {name: each.metrics() for name, each in results.items()}, registry, reporter)
+        run = finish(fitted, root, results, registry, reporter)
         reporter.line(f"test {describe_metrics(run.metrics)}")
         if on_evaluated is not None:
             on_evaluated(run)
@@ -261,7 +262,7 @@ def wire(
 def finish(
     fitted: Fitted,
     root: Path,
-    results: dict[str, tuple[Metrics, dict[str, Metrics]]],
+    results: dict[str, TaskResult],
     registry: Registry | None,
     reporter: Reporter,
     *,
@@ -273,15 +274,17 @@ def finish(
     Args:
         fitted: The run, its best weights in its model.
         root: The run folder.
-        results: For each task its test metrics and its baselines'.
+        results: For each task its predictions of the test targets, and its baselines' so far.
         registry: Gets a newly fitted encoder.
         reporter: Receives progress.
         parents: Digests of the versions that it was trained from.
         notes: More for the manifest.
     """
     assembly = fitted.assembly
-    metrics = {name: own for name, (own, _) in results.items()}
-    baselines = {name: others for name, (_, others) in results.items()}
+    found = {name: result.metrics() for name, result in results.items()}
+    metrics = {name: own for name, (own, _) in found.items()}
+    baselines = {name: others for name, (_, others) in found.items()}
+    untied = untied_metrics(results, assembly.builder, assembly.split)
     cost = Cost(
         seconds=round(fitted.state.seconds, 3),
         tokens=fitted.state.tokens,
@@ -298,8 +301,9 @@ def finish(
         shutil.rmtree(folder, ignore_errors=True)
         with appearing_folder(folder) as aside:
             write_adapter(aside, assembly)
+    notes = (notes or {}) | ({"untied": untied} if untied else {})
     manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics, parents=parents, notes=notes)
-    report: dict[str, Any] = {"metrics": metrics, "baselines": baselines, "validation": fitted.state.history}
+    report: dict[str, Any] = {"metrics": metrics, "baselines": baselines, "untied": untied, "validation": fitted.state.history}
     report |= {"cost": cost.model_dump(), "skipped": assembly.skipped, "cut_texts": assembly.builder.cut}
     write_json(root / METRICS, report)
     draw_curve(root)

@@ -24,7 +24,7 @@ from genre.errors import ConflictError, DataError, InterruptedJobError, JobError
 from genre.evaluation.targets import targets
 from genre.files import write_json
 from genre.jobs.encoders import check_leak
-from genre.jobs.evaluate import evaluate_predictions
+from genre.jobs.evaluate import task_results, with_baselines
 from genre.jobs.folders import claim_folder, describe_run
 from genre.jobs.loading import build_model, load_base, lora_layers
 from genre.jobs.refresh.gate import Verdict, compare, overall, unknown_shares
@@ -170,12 +170,13 @@ def _train(
             raise JobError(error.what, got=error.got, todo="the registry is unchanged; start the refresh again") from None
         reporter.line("testing the new version beside the old one")
         new = _test(assembly.model, assembly.builder, made, recipe)
-        results = evaluate_predictions(new, assembly.model, assembly.builder, made.split)
+        own = task_results(new, assembly.model, assembly.builder, made.split)
+        results = with_baselines(own, assembly.builder, made.split, "all", reporter)
         verdicts = compare(loaded.tasks, old, new, options.tolerance)
         report["tasks"] = {name: asdict(verdict) for name, verdict in verdicts.items()}
-        report["metrics"] = {name: own for name, (own, _) in results.items()}
         notes = {"refresh": {"data": report["data"], "tasks": json.loads(json.dumps(report["tasks"]))}}
         run = finish(fitted, root, results, None, reporter, parents=(loaded.digest,), notes=notes)
+        report["metrics"] = run.metrics
         report["run"] = str(root)
         return run, verdicts
     finally:
