@@ -44,7 +44,7 @@ def test_the_right_events_in_the_right_order(tmp_path, name, variant):
     kind = LOGS[name]()
     path = write_log(kind, tmp_path, variant)
     if variant == "extra" and not kind.header:
-        with pytest.raises(DataError, match=r"is no \w+ log: got \d cells in the first line; expected \d: \w+, "):
+        with pytest.raises(DataError, match=r"is not a log of \w+: got \d cells in the first line; expected \d: \w+, "):
             import_log(path, format=kind.format)
         return
     log = import_log(path, format=kind.format)
@@ -86,7 +86,7 @@ def test_another_file_is_refused_with_its_columns(tmp_path, name):
         frame.write_csv(path, separator=kind.separator)
     else:
         frame.write_ndjson(path)
-    with pytest.raises(DataError, match="is no|differ in length|several columns") as caught:
+    with pytest.raises(DataError, match="is not a|differ in length|several columns") as caught:
         import_log(path, format=kind.format)
     assert "\n" not in str(caught.value)
 
@@ -240,9 +240,11 @@ def test_train_valid_and_test_of_amazon_are_one_log(tmp_path):
 def test_files_that_tell_the_same_twice_are_not_one_log(tmp_path):
     for name in ("yambda-listens", "yambda-multi"):
         write_log(LOGS[name](), tmp_path)
-    with pytest.raises(DataError, match=r"holds no yambda log: got listens.parquet, multi_event.parquet; expected one file"):
+    with pytest.raises(
+        DataError, match=r"holds several logs of yambda: got listens.parquet, multi_event.parquet; expected one file"
+    ):
         import_log(tmp_path, format="yambda")
-    with pytest.raises(DataError, match="holds no lastfm log: got no such file"):
+    with pytest.raises(DataError, match="holds no log of lastfm: got no such file"):
         import_log(tmp_path, format="lastfm")
 
 
@@ -254,6 +256,29 @@ def test_a_line_that_python_did_not_print_is_a_bad_row(tmp_path, text):
     log = import_log(path)
     assert len(log) == 40 and log.info.skipped == {"lines that are not a JSON object": 1}
     assert log.frame["row"].max() == 40 and 5 not in log.frame["row"]
+
+
+def test_lines_of_dicts_are_read_some_at_a_time(tmp_path):
+    """Fields that only some of them have, and cells of two types, are those of one table."""
+    lines = [{"username": f"u{n % 50}", "product_id": n, "date": "2017-12-01", "text": "long"} for n in range(20_010)]
+    lines[-1] |= {"hours": 0.5, "product_id": "x"}
+    path = tmp_path / "steam_reviews.json"
+    path.write_text("\n".join(map(repr, lines)), encoding="utf-8")
+    log = import_log(path).frame.sort("row")
+    assert log.height == 20_010 and log["hours"].drop_nulls().to_list() == [0.5]
+    assert log["item_id"].to_list() == [str(line["product_id"]) for line in lines]
+
+
+@pytest.mark.parametrize("ending", [".json", ".json.gz"])
+def test_a_broken_line_of_json_is_a_bad_row(tmp_path, ending):
+    kind = LOGS["yelp"]()
+    lines = write_log(kind, tmp_path).read_text(encoding="utf-8").splitlines()
+    lines[BAD] = lines[BAD][:50]
+    data = ("\ufeff" + "\r\n".join(lines)).encode()
+    path = tmp_path / f"yelp_academic_dataset_review{ending}"
+    path.write_bytes(gzip.compress(data) if ending.endswith(".gz") else data)
+    log = import_log(path)
+    assert found(log, "rating") == kind.wanted(but=BAD) and log.info.skipped == {"lines that are not a JSON object": 1}
 
 
 def test_every_command_of_the_guide_runs(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from typing import Any
 import polars as pl
 
 from genre.data.importers.delimited import read_lines
-from genre.data.importers.tables import read_objects
+from genre.data.importers.objects import read_objects
 from genre.data.schema import PLACE, Report
 from genre.errors import DataError
 
@@ -99,9 +99,9 @@ def _read_fields(path: Path, names: Mapping[str, str], report: Report) -> pl.Dat
     try:
         table = pl.scan_ndjson(path, schema=dict.fromkeys(names, pl.String)).collect()
     except (pl.exceptions.PolarsError, OSError):  # a line is not an object
-        rows, numbers = read_objects(path, "utf-8", report)
-        cells = {name: [_cell(row.get(name)) for row in rows] for name in names}
-        table = pl.DataFrame(cells, schema=dict.fromkeys(names, pl.String)).with_columns(pl.Series(PLACE, numbers))
+        numbered = [(place, [_cell(row.get(name)) for name in names]) for place, row in read_objects(path, "utf-8", report)]
+        cells = pl.DataFrame([row for _, row in numbered], schema=dict.fromkeys(names, pl.String), orient="row")
+        table = cells.with_columns(pl.Series(PLACE, [place for place, _ in numbered]))
     return table.rename(dict(names))
 
 

@@ -70,7 +70,7 @@ def read_csv(
     separator = separator or (named[1] if named else _find_separator(first, quote))
     if columns is not None:
         columns = _check_names(columns, _split(first, separator, quote), path)
-    plain = encoding.lower() in _UTF8 and path.suffix.lower() != ".gz" and "\n" in head
+    plain = is_utf8(encoding) and path.suffix.lower() != ".gz" and "\n" in head
     try:
         source: Path | io.BytesIO = path if plain else io.BytesIO(read_text(path, encoding).encode())
         table = pl.read_csv(
@@ -95,6 +95,11 @@ def read_csv(
     return _without_blanks(_with_plain_names(table), report)
 
 
+def is_utf8(encoding: str) -> bool:
+    """Return whether an encoding is UTF-8 by one of its names."""
+    return encoding.lower() in _UTF8
+
+
 def read_text(path: Path, encoding: str = "utf-8") -> str:
     """Return a text file's content, without a byte order mark; a gzip file is unpacked; lines end as they may.
 
@@ -103,7 +108,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-        text = data.decode("utf-8-sig" if encoding.lower() in _UTF8 else encoding)
+        text = data.decode("utf-8-sig" if is_utf8(encoding) else encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         got, expected = f"byte {data[error.start]:#x} in line {line}", f"text in {encoding}"
@@ -122,7 +127,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> pl.DataFrame:
     Raises:
         DataError: If it cannot be read in this encoding.
     """
-    plain = encoding.lower() in _UTF8 and path.suffix.lower() != ".gz"
+    plain = is_utf8(encoding) and path.suffix.lower() != ".gz"
     source: Path | io.BytesIO = path if plain else io.BytesIO(read_text(path, encoding).encode())
     options: dict[str, Any] = {"separator": "\x1f", "quote_char": None, "has_header": False, "schema": {"text": pl.String}}
     try:
@@ -144,7 +149,7 @@ def _likely_encoding(data: bytes) -> str:
 
 def read_head(path: Path, encoding: str) -> str:
     """The file's beginning, as far as its separator needs it; a cut character at the end does not matter."""
-    if encoding.lower() not in _UTF8:
+    if not is_utf8(encoding):
         return read_text(path, encoding)[:_HEAD]
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:

@@ -131,7 +131,9 @@ def read_log(
     if not files or (len(files) > 1 and not format.parts):
         got = ", ".join(file.name for file in files) or "no such file in the folder"
         expected = f"one file named {' or '.join(pattern for log in format.logs for pattern in log.names)}"
-        raise DataError(f"{path} holds no {name} log", got=got, expected=expected, todo="name the file")
+        raise DataError(
+            f"{path} holds {'several logs' if files else 'no log'} of {name}", got=got, expected=expected, todo="name the file"
+        )
     parts = [_read_file(file, name, format, mapping, report, options) for file in files]
     first = 0
     for file, (part, _) in zip(files, parts, strict=True):
@@ -167,14 +169,15 @@ def _read_file(
         _check_width(path, name, kind, own["separator"], options["encoding"])
         table = read_csv(path, columns=list(kind.columns), report=report, **own)
     else:
-        table = read_table(path, report=report, **own)
+        unread = set(kind.dropped) - set(mapping.values())
+        table = read_table(path, report=report, dropped=unread, **own)
         kind = kind if _fits(table, kind) else next((log for log in format.logs if _fits(table, log)), kind)
     before = [column for column in table.columns if column != PLACE]
     table = unnest(table, {**kind.mapping, **mapping}, needed_columns(options["order"] or kind.order), report)
     table = apply(table, kind, mapping, report)
     table = table.with_columns(pl.lit(value).alias(c) for c, value in kind.constants.items() if c not in mapping)
     if any(ours not in table.columns and mapping.get(ours) not in table.columns for ours in REQUIRED if ours in kind.mapping):
-        what, todo = f"{path.name} is no {name} log", "name its columns with --map, or leave --format out"
+        what, todo = f"{path.name} is not a log of {name}", "name its columns with --map, or leave --format out"
         raise DataError(what, got=", ".join(before)[:200], expected=f"columns {', '.join(kind.mapping.values())}", todo=todo)
     return table, kind
 
@@ -186,7 +189,7 @@ def _check_width(path: Path, name: str, kind: Log, separator: str | None, encodi
     if first and found != len(columns):
         todo = "name its columns with --format csv --columns"
         got, expected = f"{found} cells in the first line", f"{len(columns)}: {', '.join(columns)}"
-        raise DataError(f"{path.name} is no {name} log", got=got, expected=expected, todo=todo)
+        raise DataError(f"{path.name} is not a log of {name}", got=got, expected=expected, todo=todo)
 
 
 def _first_line(path: Path, encoding: str) -> str:
