@@ -194,7 +194,7 @@ def test_the_table_of_figures(capsys):
 
 def shop(path, feedback):
     """A data set with some feedback columns, and items without a title."""
-    size = len(next(iter(feedback.values())))
+    size = len(next(iter(feedback.values()), range(4)))
     events = {"user_id": [f"u{i % 4}" for i in range(size)], "item_id": [f"i{i % 5}" for i in range(size)]}
     Interactions.from_frame(pl.DataFrame(events | {"timestamp": range(size)} | feedback), name="shop").write(path)
 
@@ -225,6 +225,7 @@ def test_a_new_recipe_cuts_likes_near_to_halves(case, tmp_path, monkeypatch, cap
     [
         ("like", {"rating": [3.0, 3.0]}, "column 'rating' does not distinguish likes: got one value in every event"),
         ("rating", {"behaviour": ["view", "cart"]}, "the log has no feedback column of numbers: got behaviour"),
+        ("like", {}, "the log has no feedback column: got none; import it with --map rating=THEIRS, or take the task next_item"),
     ],
 )
 def test_a_log_that_a_new_recipe_cannot_use(task, feedback, message, tmp_path, monkeypatch, capsys):
@@ -232,6 +233,29 @@ def test_a_log_that_a_new_recipe_cannot_use(task, feedback, message, tmp_path, m
     shop("shop", feedback)
     assert cli.main(["recipe", "new", task, "--data", "shop"]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / f"{task}.yaml").exists()
+
+
+WITHOUT_FEEDBACK = {
+    "none there": ("next_item", [], {}, "none"),
+    "a column of another kind": ("next_item", [], {"dwell": [1.5, 2.5]}, "none"),
+    "that column by its name": ("next_item", ["--feedback", "dwell"], {"dwell": [1.5, 2.5]}, "dwell"),
+    "the usual one": ("next_item", [], {"dwell": [1.5, 2.5], "click": [0, 1]}, "click"),
+    "left out": ("next_item", ["--feedback", "none"], {"rating": [1.0, 5.0]}, "none"),
+    "left out, and asked for": ("like", ["--feedback", "none"], {"rating": [1.0, 5.0]}, "none"),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_FEEDBACK)
+def test_a_new_recipe_needs_no_feedback(case, tmp_path, monkeypatch, capsys):
+    task, options, feedback, column = WITHOUT_FEEDBACK[case]
+    monkeypatch.chdir(tmp_path)
+    shop("shop", feedback)
+    run(capsys, "recipe", "new", task, "--data", "shop", *options)
+    written = Recipe.read(f"{task}.yaml")
+    usual = "Items and feedback of one user, in order:"
+    assert written.sequence.feedback == column
+    assert written.sequence.instruction == ("Items of one user, in order:" if column == "none" else usual)
+    assert written.tasks[0].label == ("rating > 1" if task == "like" else None)
 
 
 @pytest.mark.parametrize("task", ["like", "rating", "next_item"])

@@ -14,9 +14,11 @@ from genre.engine import Engine, Request
 from genre.engine.explain import explain
 from genre.engine.versions import read_adapter, read_encoder
 from genre.errors import DataError, ManifestError, RecipeError
+from genre.jobs.encoders import find_encoder
 from genre.jobs.evaluate import evaluate
 from genre.jobs.loading import restore
 from genre.jobs.refresh.job import refresh
+from genre.progress import Reporter
 from genre.training.assembly import assemble, feedback_column
 from genre.training.prediction import outputs
 
@@ -92,6 +94,32 @@ def test_the_last_event_scores_as_in_evaluation(bare, base):
         assert answer.error is None and np.abs(np.array([one.score for one in answer.results]) - scores).max() < 1e-4
 
 
+def test_impressions_score_as_in_evaluation(bare, base):
+    """The last of a user's items that were shown together is asked before all of them, in evaluation and in a request."""
+    registry, events, _ = bare
+    frame = events.frame.drop("row").with_columns(impression_id=(pl.col("timestamp") // 3000).cast(pl.String))
+    shown = Interactions.from_frame(frame, items=events.catalogue.frame, users=events.users, name="shown")
+    shown = shown.select(np.arange(len(shown)) - shown.user_offsets[shown.user_codes] < 8)
+    model, builder, chosen = restore(read_adapter(registry, "next_item", base), shown, base)
+    found = {}
+    for _, rows, scores in outputs(model, builder, chosen, 2, max_events=16, batch_tokens=2048):
+        found |= dict(zip(rows.tolist(), scores, strict=True))
+    model.release()
+    requests, wanted = [], []
+    for user, end in zip(shown.user_ids, shown.user_offsets[1:].tolist(), strict=True):
+        history = shown.history(user)
+        if end - 1 in found:
+            before = [event for event in history if event["impression_id"] != history[-1]["impression_id"]]
+            person = shown.users.row(shown.user_code(user), named=True)
+            requests.append(Request("next_item", history=before, user=person, candidates=list(shown.catalogue.item_ids)))
+            wanted.append(found[end - 1])
+    assert len(wanted) > 20 and any(len(request.history) == 6 for request in requests)
+    with Engine(base, registry) as engine:
+        answers = engine.score(requests)
+    for answer, scores in zip(answers, wanted, strict=True):
+        assert answer.error is None and np.abs(np.array([one.score for one in answer.results]) - scores).max() < 1e-4
+
+
 def test_events_need_no_feedback_and_may_carry_that_of_others(bare, base):
     registry, events, _ = bare
     history = [{"item_id": "i1"}, {"item": {"title": "war 99"}}, {"item_id": "i4", "timestamp": 5}]
@@ -144,6 +172,18 @@ def test_feedback_can_be_ignored_on_any_encoder(trained, log, base, tiny):
     for name in (field.name for field in dataclasses.fields(row)):
         mine, theirs = getattr(row, name), getattr(again, name)
         assert np.array_equal(mine, theirs) if isinstance(mine, np.ndarray) else mine == theirs, name
+
+
+def test_auto_fits_an_encoder_with_ratings_where_the_published_one_has_none(log, base, tiny, tmp_path):
+    registry = genre.Registry(tmp_path / "registry")
+    first = recipe(tiny, NEXT, sequence=BARE, train={"epochs": 1})
+    genre.train(first, log=log, base=base, registry=registry, folder=tmp_path / "run")
+    lines: list[str] = []
+    reporter = Reporter.silent()
+    reporter.line = lines.append
+    assert find_encoder(first, log, base, registry, reporter) is not None
+    assert find_encoder(recipe(tiny, LIKE), log, base, registry, reporter) is None
+    assert "fitting a new encoder: sequence.feedback" in lines[-1] and "got rating; expected none" in lines[-1]
 
 
 def test_a_rating_needs_an_encoder_with_ratings(bare, log, base, tiny):

@@ -39,11 +39,11 @@ def small_log(impressions: bool) -> Interactions:
 class Probe:
     """One model and encoder, many logs: states and next-item logits by event of the first user."""
 
-    def __init__(self, base, item: str, log: Interactions) -> None:
+    def __init__(self, base, item: str, log: Interactions, *, tasks=(LIKE, NEXT), feedback: str = "rating") -> None:
         wanted = recipe(
-            base.folder, LIKE, NEXT,
-            sequence={"item": item, "instruction": "Go:"}, data={"split": {"kind": "user_ratio", "valid": 0.0, "test": 0.2}},
-            encoder={"collaborative": 0},
+            base.folder, *tasks,
+            sequence={"item": item, "instruction": "Go:", "feedback": feedback},
+            data={"split": {"kind": "user_ratio", "valid": 0.0, "test": 0.2}}, encoder={"collaborative": 0},
         )  # fmt: skip
         self.assembly = assemble(wanted, log, base)
         stir(self.assembly)
@@ -106,7 +106,31 @@ def test_a_later_user_changes_nothing(plain):
     assert not any(found.values())
 
 
+@pytest.mark.parametrize("item", SLOTS)
+def test_without_feedback_slots_an_item_is_seen_by_its_own_and_by_later_reads(base, item):
+    probe = Probe(base, item, small_log(impressions=False), feedback="none")
+    try:
+        assert not any(probe.changed(rating={event: 9.0 for event in range(EVENTS)}).values())
+        for event in (1, 5, EVENTS - 1):
+            found = probe.changed(item_id={event: "i11" if probe.log.frame["item_id"][event] != "i11" else "i10"})
+            assert found["like state"] == found["like output"] == set(range(event, EVENTS))
+            assert found["next_item state"] == found["next_item output"] == set(range(event + 1, EVENTS))
+    finally:
+        probe.model.release()
+
+
 SIBLINGS = (3, 4, 5)
+
+
+@pytest.mark.parametrize("item", SLOTS)
+def test_without_feedback_slots_what_comes_next_sees_whole_impressions_before_it(base, item):
+    probe = Probe(base, item, small_log(impressions=True), tasks=(NEXT,), feedback="none")
+    try:
+        for event in SIBLINGS:
+            found = probe.changed(item_id={event: "i11" if probe.log.frame["item_id"][event] != "i11" else "i10"})
+            assert found["next_item state"] == found["next_item output"] == set(range(6, EVENTS))
+    finally:
+        probe.model.release()
 
 
 def test_siblings_never_see_each_others_feedback(shown):

@@ -88,6 +88,42 @@ def test_the_client_answers_as_the_engine_does(world: World, server: tuple[str, 
     assert max(map(len, server[1].prompts)) < 200, "a long history lost its oldest events"
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"histroy": []}, "a request has an unknown field: got 'histroy'; expected id, adapter, task, history, candidates, user"),
+        ({"where": ["a == 1"]}, "a request has an unknown field: got 'where'"),
+        ({"history": [{"item_id": "i0", "stars": 5}]}, "an event has an unknown field: got 'stars'; expected item_id, item, "),
+        (
+            {"history": [{"item_id": "i0"}]},
+            "an event has no rating: got {'item_id': 'i0'}; expected rating, null where it is not",
+        ),
+        ({"candidates": [{"colour": "red"}]}, "an item has an unknown field: got 'colour'; expected item_id, title"),
+    ],
+)
+def test_the_client_reads_every_field_or_refuses_it(world: World, server: tuple[str, Served], row: Any, message: str) -> None:
+    with Client(server[0], world.out) as client:
+        answer = client.answer({"id": "1", "task": "like", "history": [], "candidates": ["i1"], **row})
+    assert answer["id"] == "1" and answer["error"].startswith(message)
+
+
+def test_a_client_of_an_adapter_without_feedback_answers_as_the_engine_does(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("items-only")
+    sections = TEXT | {"sequence": TEXT["sequence"] | {"feedback": "none"}}
+    wanted = first_layer(recipe(world.tiny, LIKE | WORDS, name="items-only", data={"max_events": 6}, **sections))
+    version = publish_stirred(world.registry, wanted, world.log, world.base, folder / "run")
+    out = world.registry.export(version, folder / "out", to="vllm", base=world.tiny)
+    assert '"history": [{"item_id": "ID"}]' in (out / "README.md").read_text()
+    history = [{"item_id": event["item_id"]} for event in world.log.history("u3")]
+    request = genre.Request("items-only", history=history, candidates=["i1", {"title": "new"}], user={"age": 3})
+    with genre.Engine(genre.Base.load(str(world.tiny), depth=1), world.registry, lanes=2) as engine:
+        ours = [scored.score for scored in engine.score([request])[0].results]
+    with lora_server(out) as (url, _), Client(url, out) as client:
+        assert client.score(history, request.candidates, user={"age": 3}) == pytest.approx(ours, abs=1e-5)
+
+
 def test_client_py_runs_alone_and_fails_row_by_row(world: World, server: tuple[str, Served]) -> None:
     good = {"id": "a", "task": "like", "history": [{"item_id": "i0", "rating": 5}], "candidates": ["i1", {"title": "x"}]}
     rows = [good, {"id": "b"}, good | {"id": "c", "candidates": ["none"]}, good | {"id": "e", "history": [{"item_id": "i0"}]}]

@@ -22,6 +22,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_ROW = ("id", "adapter", "task", "history", "candidates", "user")
+_EVENT = ("item_id", "item", "impression_id", "timestamp", "rating", "click", "behaviour")
 AT_ONCE = 256
 """Prompts of one call to the server."""
 
@@ -105,6 +107,7 @@ class Client:
     def answer(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Answer one request; one that cannot be answered gives its error."""
         try:
+            _check_names(row, _ROW, "a request")
             candidates = row.get("candidates")
             if not isinstance(row.get("history"), list) or not isinstance(candidates, list):
                 raise ClientError("a request needs a history and candidates, both lists")
@@ -138,6 +141,7 @@ class Client:
                     "events of one impression do not see each other, which one prompt cannot express: got impression_id; "
                     "expected events without it; ask genre's own engine"
                 )
+            _check_names(event, _EVENT if column is None else (*_EVENT, column), "an event")
             if "item_id" not in event and "item" not in event:
                 raise ClientError(f"an event names no item: got {dict(event)!r:.80}; expected item_id, or item with its columns")
             ids += self._item(event["item_id"] if "item_id" in event else event["item"])
@@ -157,6 +161,7 @@ class Client:
                 raise ClientError(f"unknown item: got {item!r}; expected one of items.jsonl, or an object with its columns")
             text = self.texts[item]
         elif isinstance(item, Mapping) and item:
+            _check_names(item, ("item_id", "title", *layout["text"]), "an item")
             parts = (item.get(column) for column in layout["text"])
             text = "; ".join(part for part in (_as_text(value) for value in parts) if part)
         else:
@@ -219,6 +224,13 @@ class Client:
             return json.loads(text)
         except ValueError:
             raise ClientError(f"the server's answer to {path} is not JSON: got {text[:80]!r}; is this a vLLM server?") from None
+
+
+def _check_names(given: Mapping[str, Any], known: Iterable[str], what: str) -> None:
+    """Refuse a field that nobody reads."""
+    known = list(dict.fromkeys(known))
+    if stray := [name for name in given if name not in known]:
+        raise ClientError(f"{what} has an unknown field: got {stray[0]!r:.80}; expected {', '.join(known)}")
 
 
 def _as_text(value: Any) -> str:
