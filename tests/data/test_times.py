@@ -1,6 +1,8 @@
 """Times of a log: to the microsecond, in every form that files have them."""
 
 import json
+import re
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from genre.data.interactions import Interactions
 from genre.data.schema import DatasetInfo
 from genre.data.splits import SplitConfig, split
 from genre.data.times import times_us
-from genre.errors import DataError
+from genre.errors import DataError, InputError
 
 START = 1_709_287_200  # 2024-03-01T10:00:00Z
 PAIRS = 60
@@ -287,3 +289,64 @@ def test_one_column_may_have_them_all_and_the_odd_cells_are_the_bad_rows():
     for cells in (texts + bad, bad * 400 + texts):
         found = times_us(pl.Series(cells))
         assert found.drop_nulls().to_list() == wanted and found.null_count() == len(cells) - len(texts)
+
+
+FORMS_OF_DAYS = {
+    "%d/%m/%Y": ["03/01/2024", "4/1/2024", " 25/12/2024 "],
+    "%m/%d/%Y": ["01/03/2024", "1/4/2024", "12/25/2024"],
+    "%d.%m.%y": ["03.01.24", "04.01.24", "25.12.24"],
+    "%d%m%Y": [3012024, 4012024, 25122024],
+    "%d/%m/%Y %H:%M:%S%z": ["03/01/2024 02:00:00+02:00", "04/01/2024 00:00:00+0000", "24/12/2024 23:00:00-0100"],
+}
+
+
+@pytest.mark.parametrize("form", FORMS_OF_DAYS)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "inter"])
+def test_a_form_that_is_named_decides_what_the_day_is(tmp_path, form, kind):
+    cells = [f"{cell:08}" if isinstance(cell, int) else cell for cell in FORMS_OF_DAYS[form]] * 10
+    frame = pl.DataFrame({"user_id": "u", "item_id": [f"i{n}" for n in range(31)], "timestamp": [*cells, "2024-03-01"]})
+    path = tmp_path / f"log.{kind}"
+    {
+        "csv": frame.write_csv,
+        "jsonl": frame.write_ndjson,
+        "parquet": frame.write_parquet,
+        "inter": partial(frame.rename(lambda name: f"{name}:token").write_csv, separator="\t"),
+    }[kind](path)
+    log = import_log(path, time_format=form)
+    assert sorted(set(log.timestamps.tolist())) == [1_704_240_000, 1_704_326_400, 1_735_084_800]
+    assert log.info.skipped == {"bad timestamp": 1} and "row 30 " in log.info.examples[0]
+    assert log.info.times.startswith(f"dates as {form}, ")
+    with pytest.raises(DataError, match=f"'2024-03-01'; expected a time as {re.escape(form)}; repair"):
+        import_log(path, time_format=form, max_bad=0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time_format": "dd/mm/yyyy"}, "--time-format is not usable: got 'dd/mm/yyyy'; expected a form such as %d/%m/%Y"),
+        ({"time_format": "%H:%M"}, "--time-format is not usable: got '%H:%M'; expected a day and perhaps a time, such as"),
+        ({"time_format": "%d/%m/%Y %H"}, "--time-format is not usable: got '%d/%m/%Y %H'; expected a day"),
+        ({"time_format": "%d/%m/%Q"}, "--time-format is not usable: got '%d/%m/%Q'; expected a day"),
+        ({"time_format": "%Y", "time_unit": "ms"}, "--time-format is for texts: got --time-unit ms too"),
+        ({"time_format": "%Y", "format": "lists"}, "--time-format is not usable: got --format lists"),
+    ],
+)
+def test_forms_that_are_refused(tmp_path, options, message):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,i,03/01/2024\n")
+    with pytest.raises(InputError, match=message):
+        import_log(tmp_path / "log.csv", **options)
+
+
+@pytest.mark.parametrize("cell", ["03/01/2024", "3.1.24", "25-12-2024 10:00"])
+def test_an_ambiguous_day_names_the_option(tmp_path, cell):
+    (tmp_path / "log.csv").write_text(f"user_id,item_id,timestamp\nu,i,{cell}\n")
+    with pytest.raises(DataError, match=f"timestamp '{cell}', where the day or the month may come first: --time-format %d/%m/%Y"):
+        import_log(tmp_path / "log.csv")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_milliseconds_name_the_option_in_every_format(tmp_path, kind):
+    frame = pl.DataFrame({"user_id": "u", "item_id": "i", "timestamp": [START * 1000]})
+    {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](tmp_path / f"log.{kind}")
+    with pytest.raises(DataError, match="which looks like milliseconds: --time-unit ms"):
+        import_log(tmp_path / f"log.{kind}")

@@ -69,6 +69,9 @@ def import_(
     name: Annotated[str | None, typer.Option(help="The data set's name.")] = None,
     licence: Annotated[str, typer.Option(help="Its licence or terms of use.")] = "",
     time_unit: Annotated[str | None, typer.Option(help="The unit of numeric timestamps: s (the default), ms, us or ns.")] = None,
+    time_format: Annotated[
+        str | None, typer.Option(help="The form of all times, where a day could be a month: %d/%m/%Y.")
+    ] = None,
     max_bad: Annotated[float, typer.Option(help="The share of bad rows above which the log is refused.")] = 0.05,
     order: Annotated[str | None, typer.Option(help="What orders equal times: a column, file, or hash (the default).")] = None,
     missing: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE: a value that means not known, rating=-1.")] = None,
@@ -99,6 +102,7 @@ def import_(
         "graph": graph,
         "item_columns": item_column,
         "time_unit": time_unit,
+        "time_format": time_format,
         "quote": quote,
         "order": order,
         "missing": _parse_missing(missing or []),
@@ -109,6 +113,7 @@ def import_(
             "--order": order,
             "--missing": missing,
             "--time-unit": time_unit,
+            "--time-format": time_format,
             "--format": format not in (None, "csv"),
         }
         if given := next((option for option, value in foreign.items() if value), None):

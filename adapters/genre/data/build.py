@@ -6,6 +6,7 @@ Owns: renaming by a mapping, the rules for bad rows, counts of skipped rows. Ign
     # DataError: 60 of 1,000 rows are not usable: got row 17 (the first is 0): rating 'good'; expected a number …
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from genre.data.numbers import MISSING, equals, sentinel_note, thousands_note, t
 from genre.data.order import FILE, HASH, order_events, tied_events
 from genre.data.reading import alike_notes, time_reading
 from genre.data.schema import ALIASES, FEEDBACK, REQUIRED, SUBSECOND, Report, event_columns
-from genre.data.times import check_time_step, short_float_note
+from genre.data.times import check_time_step, is_form, short_float_note
 from genre.errors import DataError, InputError
 
 _HARDLY = 0.05  # of a log's ids in the table of items or users
@@ -290,7 +291,7 @@ def check_events(
             three = "; ".join([example, *(f"row {log['row'][place]}: {_cell(log, name, place)}" for place in others)])
             report.add(f"bad {name}", here.size, three, log["row"].to_numpy()[here].tolist(), shown=_SHOWN)
             if here.size > most:  # the commonest reason speaks for all
-                worst, most = (example, EXPECTED.get(name, "a number: equal times are ordered by it")), here.size
+                worst, most = (example, _expected(name, time_unit)), here.size
             bad[here] = True
     report.check(int(bad.sum()), log.height, worst, max_bad)
     events = cleaned if worst is None else cleaned.filter(~pl.Series(bad))
@@ -330,11 +331,21 @@ def times_of(events: pl.DataFrame) -> np.ndarray:
 
 
 def _name_row(log: pl.DataFrame, name: str, place: int, time_unit: str) -> str:
-    value = log[name][place]
     text = f"row {log['row'][place]} (the first is 0): {name} {_cell(log, name, place)}"
-    if name == "timestamp" and time_unit == "s" and isinstance(value, int | float) and value > 1e11:
+    if name != "timestamp" or is_form(time_unit):
+        return text
+    value = log[name].cast(pl.String, strict=False)[place] or ""
+    if time_unit == "s" and re.fullmatch(r"\d{12,}(\.\d*)?", value.strip()):
         text += ", which looks like milliseconds: --time-unit ms"
+    elif re.match(r"\s*\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}", value):
+        text += ", where the day or the month may come first: --time-format %d/%m/%Y or one like it"
     return text
+
+
+def _expected(name: str, time_unit: str) -> str:
+    if name == "timestamp" and is_form(time_unit):
+        return f"a time as {time_unit}"
+    return EXPECTED.get(name, "a number: equal times are ordered by it")
 
 
 def _cell(log: pl.DataFrame, name: str, place: int) -> str:

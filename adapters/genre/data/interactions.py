@@ -111,7 +111,7 @@ class Interactions(Dataset):
             mapping: Our column to theirs, for all three frames.
             name: The data set's name.
             info: The rest of dataset.json; wins over `name`.
-            time_unit: Of numeric timestamps: s, ms, us or ns.
+            time_unit: Of numeric timestamps: s, ms, us or ns; or the form of strftime that all times have, such as `%d/%m/%Y`.
             max_bad: The share of bad rows above which the log is refused.
             item_columns: Columns of the log that describe items; None looks for usual names.
             guess_numbers: Take columns of texts that are all numbers for numbers, as tables from text files need.

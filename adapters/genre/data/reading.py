@@ -12,7 +12,7 @@ from unicodedata import is_normalized
 import numpy as np
 import polars as pl
 
-from genre.data.times import UNITS, may_be_days
+from genre.data.times import UNITS, is_form, may_be_days
 
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _ZONE = r"(?i)(?:Z|UTC|GMT)(?: \d{4})?$|(?::\d{2}(?:[.,]\d+)?|[ap]m|utc|gmt)\s*[+-]\d{2}(?::?\d{2})?(?:$|\s)"
@@ -32,12 +32,14 @@ def time_reading(series: pl.Series, time_unit: str) -> str:
 
     Args:
         series: The column as it came, of any type; cells that are not times count as dates.
-        time_unit: Of numbers: s, ms, us or ns.
+        time_unit: Of numbers: s, ms, us or ns; or the form of texts.
     """
     if isinstance(series.dtype, pl.Datetime) and series.dtype.time_zone:
         return f"dates in {series.dtype.time_zone}, turned into UTC"
     if series.dtype.is_temporal():
         return "dates without a zone, taken for UTC"
+    if is_form(time_unit):
+        return f"dates as {time_unit}, {'turned into' if '%z' in time_unit else 'taken for'} UTC"
     whole = series.cast(pl.Int64, strict=False)
     if not whole.null_count() and not may_be_days(whole):  # most often, and found cheaply
         return f"{_NAMES[time_unit]} since 1970, in UTC"

@@ -10,6 +10,8 @@ cell that is not a time: it is null here (`genre.data.build`).
 Day and month in numbers are read only after a year: 03/01/2024 is March or January. Names of months and days are English.
 """
 
+from datetime import UTC, datetime
+
 import numpy as np
 import polars as pl
 
@@ -72,10 +74,17 @@ def times_us(series: pl.Series, time_unit: str = "s", *, stored: bool = False) -
 
     A column of days as numbers (20240301) is one of dates, unless a data set folder has `stored` it: those are seconds.
 
+    Args:
+        series: Times of any type.
+        time_unit: Of numbers: s, ms, us or ns; or the form that all texts have, of strftime (`%d/%m/%Y`).
+        stored: True for the column of a data set folder.
+
     Raises:
-        InputError: If `time_unit` is none of s, ms, us, ns.
+        InputError: If `time_unit` is none of s, ms, us, ns, and no form of a day.
     """
-    if time_unit not in UNITS:
+    if is_form(time_unit) and not series.dtype.is_temporal():
+        return keep_where(_of_form(series, time_unit), pl.col("x").is_between(0, _LAST_US))
+    if time_unit not in UNITS and not is_form(time_unit):
         raise InputError("unknown time unit", got=repr(time_unit), expected=", ".join(UNITS))
     days = None if stored else _days_us(series)
     if days is not None:
@@ -96,6 +105,25 @@ def times_us(series: pl.Series, time_unit: str = "s", *, stored: bool = False) -
     else:
         return pl.Series(series.name, [None] * len(series), dtype=pl.Int64)
     return keep_where(found, pl.col("x").is_between(0, _LAST_US))
+
+
+def is_form(time_unit: str) -> bool:
+    """Return whether a time unit is the form of texts instead, such as `%d/%m/%Y`."""
+    return "%" in time_unit
+
+
+def _of_form(series: pl.Series, form: str) -> pl.Series:
+    """Texts of one form to microseconds; a form that does not read what it writes is refused."""
+    day = pl.Series([datetime(2024, 1, 31, 12, tzinfo=UTC)])
+    try:
+        works = _by_format(day.dt.strftime(form), form).null_count() == 0
+        found = _by_format(series.cast(pl.String, strict=False).str.strip_chars(), form)
+    except pl.exceptions.PolarsError:
+        works = False
+    if not works:
+        expected = "a day and perhaps a time, such as '%d/%m/%Y %H:%M:%S'"
+        raise InputError("--time-format is not usable", got=repr(form), expected=expected)
+    return found
 
 
 def check_time_step(series: pl.Series, time_unit: str) -> None:

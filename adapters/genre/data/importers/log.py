@@ -29,6 +29,7 @@ from genre.data.importers.tables import check_header, read_atomic, read_table
 from genre.data.interactions import DatasetInfo, Interactions
 from genre.data.order import FILE
 from genre.data.schema import MAX_BAD, PLACE, Report
+from genre.data.times import is_form
 from genre.errors import DataError, InputError
 
 FORMATS = ("csv", "atomic", "movielens", "mind", "amazon", "lists", *(name for name in PUBLIC if name != "amazon"))
@@ -57,6 +58,7 @@ def import_log(
     graph: str | Path | None = None,
     order: str | None = None,
     missing: Sequence[tuple[str, str]] = (),
+    time_format: str | None = None,
 ) -> Interactions:
     """Read a log, and its items and users, in one of `FORMATS`.
 
@@ -80,6 +82,7 @@ def import_log(
         order: What orders equal times: a column of the log, `file`, or `hash`, the default. With one of the former two the log
             needs no times. The lists of `lists` follow the file.
         missing: Columns with values that mean "not known": see `Interactions.from_frame`.
+        time_format: The form of strftime that all times have, such as `%d/%m/%Y`, where a day could be a month.
 
     Raises:
         InputError: If the format is unknown.
@@ -94,6 +97,8 @@ def import_log(
     if format == "lists" and order not in (None, FILE):
         raise InputError("a file of lists has no other order", got=f"--order {order}", expected="--order file, or no --order")
     order = FILE if format == "lists" else order
+    if time_format is not None:
+        time_unit = _checked_form(time_format, time_unit, format)
     report, mapping = Report(), dict(mapping or {})
     options: dict[str, Any] = {"separator": separator, "encoding": encoding, "quote": quote or '"'}
     public = None if _is_json_of_amazon(format, log) else PUBLIC.get(format)
@@ -128,6 +133,16 @@ def import_log(
         missing=kind.missing_of(table, missing),
         report=report,
     )
+
+
+def _checked_form(time_format: str, time_unit: str | None, format: str) -> str:
+    if not is_form(time_format):
+        raise InputError("--time-format is not usable", got=repr(time_format), expected="a form such as %d/%m/%Y %H:%M:%S")
+    if time_unit is not None:
+        raise InputError("--time-format is for texts", got=f"--time-unit {time_unit} too", expected="one of them")
+    if format in (*_OWN_TIMES, "lists"):
+        raise InputError("--time-format is not usable", got=f"--format {format}", expected="a format whose times may differ")
+    return time_format
 
 
 def _is_json_of_amazon(format: str, log: Path) -> bool:
