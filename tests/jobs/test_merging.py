@@ -339,7 +339,8 @@ def test_adapters_of_other_encoders_and_layouts_are_refused(base, tiny, trained,
         merge_versions(registry, ["like", "strange"], MergeOptions("no"), trained.log, base=base)
     assert str(error.value) == (
         f'{strange.ref} cannot be merged with {like.ref}: encoder differs: got "{mine.manifest.encoder}"; '
-        f'expected "{like.manifest.encoder}"; merge adapters that were trained on the same base, encoder and layout'
+        f'expected "{like.manifest.encoder}"; '
+        f"train strange again with --set encoder.use={registry.find(like.manifest.encoder).ref}, and merge that"
     )
     wanted = recipe(tiny, RATING, name="windowed", data={"max_events": 12})
     publish_stirred(registry, wanted, trained.log, base, tmp_path / "windowed", encoder="encoder-planted")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.options import RecipeArgument, SetOption
+from genre.cli.options import RegistryOption, SetOption
 from genre.errors import InputError, RecipeError
 from genre.files import disk_errors
 
@@ -66,11 +66,30 @@ def new(
 
 
 @app.command()
-def check(recipe: RecipeArgument, overrides: SetOption = None) -> None:
-    """Check a recipe against its schema, its data and its base, and show one row as the model sees it."""
+def check(
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipe files; several may share an encoder.")],
+    overrides: SetOption = None,
+    registry: RegistryOption = "registry",
+) -> None:
+    """Check recipes against schema, data and base; show one row as the model sees it, and where the encoder comes from."""
     from genre.recipe import Recipe
 
-    wanted = Recipe.read(recipe, overrides or [])
+    wanted = [Recipe.read(recipe, overrides or []) for recipe in recipes]
+    for file, recipe in zip(recipes, wanted, strict=True):
+        _check_one(file, recipe, registry)
+    by_data: dict[str, list[tuple[str, Recipe]]] = {}
+    for file, recipe in zip(recipes, wanted, strict=True):
+        if recipe.reads == "log":
+            by_data.setdefault(recipe.data.path, []).append((str(file), recipe))
+    for path, some in by_data.items():
+        if len(some) > 1:
+            from genre.jobs.encoders import foresee_sharing
+            from genre.jobs.loading import open_log
+
+            print("\n".join(foresee_sharing(some, open_log(path))))
+
+
+def _check_one(recipe: Path, wanted: "Recipe", registry: str) -> None:
     from genre.data.interactions import need_log
     from genre.data.texts.dataset import Texts
     from genre.jobs.loading import check_data, open_data
@@ -85,6 +104,10 @@ def check(recipe: RecipeArgument, overrides: SetOption = None) -> None:
         lines = _check_texts(recipe, wanted, found, base)
     else:
         lines = _check_log(recipe, wanted, need_log(found), base)
+        from genre.jobs.encoders import foresee_encoder
+        from genre.registry import Registry
+
+        lines.append(foresee_encoder(wanted, need_log(found), Registry(registry)))
     print("\n".join(lines))
     if base is None:
         how = "" if "/" in wanted.base.name else f" (genre base prepare {wanted.base.name} downloads it)"

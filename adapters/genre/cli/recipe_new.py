@@ -28,8 +28,10 @@ _FEEDBACK_TASKS: dict[str, dict[str, Any]] = {
     "next_item": {"kind": "next_item", "seen": "masked"},
 }
 _ITEMS_ONLY = {"instruction": "Items of one user, in order:"}
-_SPLITS = {"next_item": {"kind": "last_n", "n": 1}}
+_LAST = {"kind": "last_n", "n": 1}
 _TEMPORAL = {"kind": "temporal", "valid": 0.1, "test": 0.1}
+_LEAST = 0.5
+"""Share of a recipe's training events that must be left when the other kind's evaluated events are held out."""
 _METRICS = {
     "log_loss": ["auc", "f1", "log_loss"],
     "cross_entropy": ["accuracy", "macro_f1"],
@@ -99,7 +101,7 @@ def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
     ranks = task == "next_item"
     return {
         "name": wanted.name or task,
-        "data": {"path": wanted.data, "split": _SPLITS.get(task, _TEMPORAL)},
+        "data": {"path": wanted.data, **_splits(task, log)},
         "base": {"name": wanted.base or "smollm2-135m", "depth": 4},
         "sequence": {"item": "token", "text": texts, "feedback": column} | (_ITEMS_ONLY if column == NO_FEEDBACK else {}),
         "encoder": {"use": "auto", "text": bool(texts), **({"factors": 64} if ranks else {})},
@@ -107,6 +109,20 @@ def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
         "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
         "train": {"epochs": 3, "learning_rate": 0.001, "batch_tokens": 2048, **({"average": 0.995} if ranks else {})},
     }
+
+
+def _splits(task: str, log: "Interactions") -> dict[str, Any]:
+    """The split of a task, and the other kind's as `hold_out`, so that recipes of one log can share an encoder."""
+    from genre.data.splits import TRAIN, SplitConfig
+    from genre.errors import DataError
+
+    own, other = (_LAST, _TEMPORAL) if task == "next_item" else (_TEMPORAL, _LAST)
+    try:
+        parts = [log.split(SplitConfig.model_validate(each)).part == TRAIN for each in (own, other)]
+    except DataError:  # too few events for one of them; recipe check says so if it is this task's
+        return {"split": own}
+    enough = (parts[0] & parts[1]).sum() >= _LEAST * parts[0].sum()
+    return {"split": own, "hold_out": [other]} if enough else {"split": own}
 
 
 def _feedback(wanted: Wanted, log: "Interactions", columns: Sequence[str], task: str) -> str:

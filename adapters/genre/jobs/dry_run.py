@@ -203,7 +203,8 @@ class _Rehearsal:
             if recipe.encoder.use == "auto" and encoder_name(log) == name:
                 try:
                     check_leak(encoder_manifest(assembly, name, cost=NoCost()), recipe, log)
-                except ManifestError:
+                except ManifestError as error:
+                    self.reporter.line(f"{recipe.name} cannot share the encoder of {assembly.recipe.name}: {error}")
                     continue
                 return encoder, f"that of {assembly.recipe.name}"
         found = find_encoder(recipe, log, base, self.registry, self.reporter)

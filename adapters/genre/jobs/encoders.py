@@ -1,21 +1,26 @@
 """The behaviour encoder of a run: found in the registry, checked for leakage, published.
 
-Owns: an encoder's name in a registry, whether a recipe may use it. Ignores: how an encoder is fitted.
+Owns: an encoder's name in a registry, whether recipes may share it and the command that lets them. Ignores: how it is fitted.
 """
 
+import json
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions, need_log
-from genre.data.splits import SplitConfig, split
+from genre.data.splits import TRAIN, SplitConfig, split
 from genre.engine.versions import read_encoder
 from genre.errors import ManifestError, NotFoundError, RecipeError
 from genre.files import appearing_folder
-from genre.jobs.publish import encoder_manifest, write_encoder
+from genre.jobs.publish import encoder_manifest, used_splits, write_encoder
 from genre.modules.base.base import Base
 from genre.progress import Reporter
-from genre.recipe import Recipe
+from genre.recipe import NO_FEEDBACK, Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost, Manifest
 from genre.training.assembly import Assembly, check_feedback, feedback_column, needs_encoder
@@ -47,7 +52,7 @@ def find_encoder(
     except (NotFoundError, ManifestError) as error:
         if recipe.encoder.use != "auto":
             raise
-        reporter.line(f"fitting a new encoder: {error}")
+        reporter.line(_why_fitted(error, ref))
         return None
     reporter.line(f"using the encoder {version.ref}")
     return shared
@@ -65,6 +70,87 @@ def publish_encoder(assembly: Assembly, root: Path, registry: Registry | None, c
     return published.digest, published.ref
 
 
+def _why_fitted(error: Exception, ref: str) -> str:
+    if isinstance(error, NotFoundError):
+        return f"fitting an encoder, which later recipes of this data set share: the registry has no {ref} yet"
+    return f"fitting a new encoder: {error}"
+
+
+def foresee_encoder(recipe: Recipe, log: Interactions, registry: Registry) -> str:
+    """Where a recipe's encoder would come from, in a line: fitted, or found in a registry, and how it could be shared."""
+    if not needs_encoder(recipe):
+        return "encoder: the recipe needs none"
+    if recipe.encoder.use == "fit":
+        return "encoder: a new one is fitted, since encoder.use is fit"
+    ref = encoder_name(log) if recipe.encoder.use == "auto" else recipe.encoder.use
+    try:
+        version = registry.resolve(ref)
+        own, theirs = (recipe.base.name, recipe.base.depth), (version.manifest.base.name, version.manifest.base.depth)
+        if own != theirs and not Path(recipe.base.name).is_dir():
+            raise ManifestError("it was fitted on another base", got=_base(*own), expected=_base(*theirs))
+        check_leak(version.manifest, recipe, log)
+    except (NotFoundError, ManifestError) as error:
+        if recipe.encoder.use != "auto":
+            raise
+        return f"encoder: {_why_fitted(error, ref)}"
+    return f"encoder: shares {version.ref}"
+
+
+def foresee_sharing(recipes: Sequence[tuple[str, Recipe]], log: Interactions) -> list[str]:
+    """Which of some recipes of one log can share an encoder if they are trained in this order, a line for each after the first.
+
+    Args:
+        recipes: Files and recipes; those that need no encoder, or name one, are left out.
+        log: Their log.
+    """
+    lines: list[str] = []
+    fitted: list[tuple[str, Recipe]] = []
+    for file, recipe in recipes:
+        if not needs_encoder(recipe) or recipe.encoder.use not in ("auto", "fit"):
+            continue
+        if recipe.encoder.use == "auto" and fitted:
+            first, other = fitted[-1]
+            reason = _unshared(other, recipe, log)
+            if reason is None:
+                lines.append(f"encoder: {file} shares the one that {first} fits: genre train {first} {file}")
+                continue
+            lines.append(f"encoder: {file} cannot share the one that {first} fits: {reason.replace('FIRST', first)}")
+        fitted.append((file, recipe))
+    return lines
+
+
+def _unshared(first: Recipe, second: Recipe, log: Interactions) -> str | None:
+    """Why a recipe cannot use the encoder that another one fits; None if it can."""
+    columns = [feedback_column(recipe, log) for recipe in (first, second)]
+    if columns[1] is not None and columns[0] != columns[1]:
+        return f"it reads feedback {columns[1]}, and that one {columns[0] or NO_FEEDBACK}"
+    if (first.base.name, first.base.depth) != (second.base.name, second.base.depth):
+        return f"its base is {_base(second.base.name, second.base.depth)}, not {_base(first.base.name, first.base.depth)}"
+    leaked = count_leak(used_splits(first), second.data.split, log)
+    if not leaked:
+        return None
+    option = hold_out_option([*first.data.hold_out, second.data.split])
+    return f"{leaked:,} events train that one which this recipe is evaluated on; genre train FIRST {option} leaves them out"
+
+
+def _base(name: str, depth: int | None) -> str:
+    return f"{name} with {'all' if depth is None else f'{depth}'} layers"
+
+
+def hold_out_option(splits: Iterable[SplitConfig]) -> str:
+    """The option that takes the evaluated events of some splits out of training."""
+    shown = {json.dumps(each.model_dump(mode="json", exclude_none=True, exclude_defaults=True)) for each in splits}
+    return f"--set 'data.hold_out=[{', '.join(sorted(shown))}]'"
+
+
+def count_leak(used: Mapping[str, Any], evaluated: SplitConfig, log: Interactions) -> int:
+    """Count the events that train under some splits, as manifests hold them, and are evaluated under another one."""
+    trained = np.ones(len(log), dtype=bool)
+    for config in (used["split"], *(used.get("hold_out") or ())):
+        trained &= split(log, SplitConfig.model_validate(config)).part == TRAIN
+    return int((trained & split(log, evaluated).held_out).sum())
+
+
 def check_leak(encoder: Manifest, recipe: Recipe, log: Interactions) -> None:
     """Refuse an encoder that was fitted on events that this recipe validates or tests on.
 
@@ -72,17 +158,17 @@ def check_leak(encoder: Manifest, recipe: Recipe, log: Interactions) -> None:
         ManifestError: It was, or it may have been.
     """
     data = encoder.data
-    held_out = split(log, recipe.data.split).held_out
     if data is not None and data.digest == log.digest and data.split is not None:
-        theirs = split(log, SplitConfig.model_validate(data.split["split"])).part == 0
-        for held in data.split.get("hold_out") or []:  # type: ignore[union-attr]
-            theirs &= split(log, SplitConfig.model_validate(held)).part == 0
-        overlap = int((theirs & held_out).sum())
+        overlap = count_leak(data.split, recipe.data.split, log)
         if overlap:
-            todo = "fit it with data.hold_out naming this recipe's split, or use encoder.use: fit"
+            option = hold_out_option([recipe.data.split])
+            todo = (
+                f"train the encoder's recipe with --set encoder.use=fit {option} to share it, or this one with encoder.use: fit"
+            )
             what = "the encoder was fitted on events that this recipe is evaluated on"
             raise ManifestError(what, got=f"{overlap} events", expected="none", todo=todo)
         return
+    held_out = split(log, recipe.data.split).held_out
     first = int(log.timestamps[held_out].min()) if held_out.any() else None
     if data is None or data.time_span is None or (first is not None and data.time_span[1] > first):
         what = "the encoder was fitted on another log that overlaps in time with this recipe's evaluation"

@@ -23,6 +23,7 @@ from genre.engine.versions import CATALOGUE, HEADS
 from genre.evaluation.protocol import protocol_line
 from genre.modules.heads.heads import Head
 from genre.modules.lora.layer import peft_config, to_peft
+from genre.recipe import Recipe
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest
 from genre.training.assembly import Assembly
 
@@ -123,12 +124,14 @@ def encoder_manifest(assembly: Assembly, name: str, *, cost: Cost) -> Manifest:
     return _manifest(assembly, kind="encoder", name=name, cost=cost)
 
 
+def used_splits(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's splits as manifests hold them: `split`, and those in `hold_out`."""
+    own, *held = (each.model_dump(mode="json", exclude_none=True) for each in (recipe.data.split, *recipe.data.hold_out))
+    return {"split": own, "hold_out": held}
+
+
 def _manifest(assembly: Assembly, **fields: Any) -> Manifest:
-    base, split, data = assembly.base, assembly.recipe.data, assembly.data
-    used: dict[str, Any] = {
-        "split": split.split.model_dump(mode="json", exclude_none=True),
-        "hold_out": [held.model_dump(mode="json", exclude_none=True) for held in split.hold_out],
-    }
+    base, data, used = assembly.base, assembly.data, used_splits(assembly.recipe)
     rows, span = int(np.count_nonzero(assembly.train_mask)), data.time_span(assembly.train_mask)
     name = Path(base.name).name if Path(base.name).expanduser().is_dir() else base.name  # no path of this machine
     described = {

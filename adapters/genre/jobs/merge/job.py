@@ -22,8 +22,11 @@ from safetensors.torch import save_file
 
 from genre._version import __version__
 from genre.data.dataset import Dataset
+from genre.data.interactions import Interactions
+from genre.data.splits import SplitConfig
 from genre.engine.versions import Loaded, Low, read_adapter
 from genre.errors import InputError, ManifestError
+from genre.jobs.encoders import count_leak, hold_out_option
 from genre.jobs.evaluate import Metrics
 from genre.jobs.loading import load_base, lora_layers
 from genre.jobs.merge.gate import MERGED, Evaluator, MergeOptions, check_gate
@@ -33,6 +36,7 @@ from genre.modules.base.base import Base
 from genre.modules.lora.layer import peft_config, to_peft
 from genre.progress import Reporter
 from genre.registry import Cost, DataInfo, Manifest, Registry, Version
+from genre.registry.lookup import look_up
 from genre.registry.manifest import canonical
 from genre.registry.names import check_name
 
@@ -74,7 +78,7 @@ def merge_versions(
     fixed = None if options.weights == "search" else options.weights or (1 / max(len(refs), 1),) * len(refs)
     _check_options(options, fixed or (1.0,) * len(refs))
     versions = [registry.resolve(ref) for ref in refs]
-    check_mergeable(versions)
+    check_mergeable(versions, registry, data)
     registry.check_writable(options.name)
     base = base if isinstance(base, Base) else load_base(versions[0].manifest, base)
     encoders: dict[str, Any] = {}
@@ -112,8 +116,13 @@ def merge_versions(
     return Merged(version, report)
 
 
-def check_mergeable(versions: Sequence[Version]) -> None:
+def check_mergeable(versions: Sequence[Version], registry: Registry | None = None, data: Dataset | None = None) -> None:
     """Check that versions can be merged: one base, depth, tokenizer, encoder and layout, and every task from one parent.
+
+    Args:
+        versions: The parents.
+        registry: Holds their encoders; with it the message names the command that gives them one.
+        data: What they were trained on.
 
     Raises:
         ManifestError: They cannot; the message names the field and both values.
@@ -128,6 +137,8 @@ def check_mergeable(versions: Sequence[Version]) -> None:
                 what = f"{version.ref} cannot be merged with {first.ref}: {field} differs"
                 shown = [json.dumps(value, ensure_ascii=False) for value in (got, wanted)]
                 todo = "merge adapters that were trained on the same base, encoder and layout"
+                if field == "encoder" and registry is not None:
+                    todo = _one_encoder(version, first, registry, data)
                 raise ManifestError(what, got=shown[0], expected=shown[1], todo=todo)
         for task in version.manifest.tasks:
             owner = owners.setdefault(str(task["name"]), version)
@@ -135,6 +146,25 @@ def check_mergeable(versions: Sequence[Version]) -> None:
                 what, todo = f"two parents have a task {task['name']!r}", "train one of them under another task name"
                 got = f"{owner.ref} and {version.ref}"
                 raise ManifestError(what, got=got, expected="each task from one parent", todo=todo)
+
+
+def _one_encoder(version: Version, first: Version, registry: Registry, data: Dataset | None) -> str:
+    """The command after which two versions have one encoder."""
+    todo = "train one of them again with --set encoder.use=REF, the other's encoder"
+    for kept, again in ((first, version), (version, first)):
+        used, own = kept.manifest.data, again.manifest.data
+        encoder = kept.manifest.encoder and look_up(registry.store, kept.manifest.encoder)
+        if not encoder or used is None or own is None or not isinstance(data, Interactions) or not own.split:
+            continue
+        fitted = encoder.manifest.data
+        if fitted is None or not fitted.split or {fitted.digest, own.digest} != {data.digest}:
+            continue
+        evaluated = SplitConfig.model_validate(own.split["split"])
+        if not count_leak(fitted.split, evaluated, data):
+            return f"train {again.name} again with --set encoder.use={encoder.ref}, and merge that"
+        option = hold_out_option([evaluated])
+        todo = f"train {kept.name} again with --set encoder.use=fit {option}, then {again.name}, which shares its encoder then"
+    return todo
 
 
 def _conditions(other: Manifest, first: Manifest) -> Iterator[tuple[str, Any, Any]]:
