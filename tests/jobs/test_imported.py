@@ -1,13 +1,15 @@
 """Imported adapters in the engine, jobs and the service: without tasks they are left out; our own exports come back whole."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 
-import genre
 from builders import LIKE, publish_stirred, recipe
 from genre.cli import main
 from genre.engine import Engine, Request
@@ -172,7 +174,7 @@ def test_a_text_adapter_of_a_cut_base_comes_back_into_another_registry(trained, 
     wanted = Recipe.parse(recipe(trained.base, LIKE, **TEXT).model_dump() | {"base": {"name": str(trained.base), "depth": 1}})
     version = publish_stirred(home, wanted, log, base, tmp_path / "files")
     out = home.export(version, tmp_path / "out", base=trained.base)
-    assert (out / "base").is_dir()
+    check_stock_peft_loads_it_in_its_folder(out)
     here = ["--as", "like", "--base", str(trained.base), "--registry", away.url]
     assert main(["registry", "import", str(out), *here, "--depth", "2"]) == 2, "it is for one layer"
     assert main(["registry", "import", str(out), *here]) == 0
@@ -185,12 +187,60 @@ def test_a_text_adapter_of_a_cut_base_comes_back_into_another_registry(trained, 
     assert answers[0].results == answers[1].results and answers[0].error is None
 
 
+def check_stock_peft_loads_it_in_its_folder(folder):
+    """`AutoPeftModel…(".")` and the card's own snippet, in a process that has no network."""
+    card = (folder / "README.md").read_text()
+    snippet = card.partition("```python\n")[2].partition("```")[0].replace("<this folder>", str(folder))
+    code = f"""
+import socket, torch, warnings
+warnings.simplefilter("ignore")
+def refuse(*_, **__): raise SystemExit("it asks the network")
+socket.getaddrinfo = refuse
+from peft import AutoPeftModelForCausalLM
+auto = AutoPeftModelForCausalLM.from_pretrained(".")
+{snippet}
+tokens = torch.tensor([[1, 5, 9]])
+assert model.config.num_hidden_layers == 1 and torch.equal(auto(tokens).logits, model(tokens).logits)
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'AutoPeftModelForCausalLM.from_pretrained(".")' in card
+
+
+def test_an_export_takes_its_encoder_along_into_another_registry(exported, trained, base, tmp_path):
+    home = Registry(exported / "registry")
+    card = (exported / "like/README.md").read_text()
+    assert "behaviour encoder in `encoder/`" in card and "--as like --base <the folder of tiny>" in card
+    for form in ("like", "like.tar"):
+        away = Registry(tmp_path / f"away-{form}")
+        here = ["--as", "like", "--base", str(trained.base), "--registry", away.url]
+        assert main(["registry", "import", str(exported / form), *here]) == 0
+        assert away.resolve("like").digest == home.resolve("like@production").digest
+        assert away.resolve("encoder-planted").digest == home.resolve("like@production").manifest.encoder
+        assert not away.verify()
+    row = {"adapter": "like", "user_id": "u1", "candidates": ["i1", "i2", "i3"]}
+    answers = []
+    for registry in (home, away):
+        with Engine(base, registry, data=trained.log) as engine:
+            answers += engine.score([row])
+    assert answers[0].results == answers[1].results and answers[0].error is None
+    shutil.copytree(exported / "like", tmp_path / "other")
+    (tmp_path / "other/encoder/encoder.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"encoder/ is not the encoder of like: got encoder.json has changed"):
+        Registry(tmp_path / "third").import_peft(tmp_path / "other", "like", base=info_of(trained), base_folder=trained.base)
+
+
+def info_of(trained):
+    return BaseInfo(name="tiny", fingerprint=Base.load(str(trained.base)).fingerprint)
+
+
 def test_an_export_that_has_changed_or_lacks_its_encoder_is_refused(exported, trained, tmp_path):
-    info = BaseInfo(name="tiny", fingerprint=genre.Base.load(str(trained.base)).fingerprint)
-    options = {"base": info, "base_folder": trained.base}
-    with pytest.raises(ManifestError, match="like needs an encoder that this registry does not have"):
-        Registry(tmp_path / "away").import_peft(exported / "like", "like", **options)
+    options = {"base": info_of(trained), "base_folder": trained.base}
     shutil.copytree(exported / "like", tmp_path / "changed")
+    shutil.rmtree(tmp_path / "changed/encoder")
+    with pytest.raises(ManifestError, match="like needs an encoder that this registry does not have"):
+        Registry(tmp_path / "away").import_peft(tmp_path / "changed", "like", **options)
     (tmp_path / "changed/recipe.yaml").write_text("name: other\n")
     with pytest.raises(IntegrityError, match=r"but recipe.yaml has changed.*remove manifest.json to import the low-rank"):
         Registry(exported / "registry").import_peft(tmp_path / "changed", "like", **options)

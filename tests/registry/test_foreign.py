@@ -223,6 +223,36 @@ def test_what_peft_merged_comes_in_as_strong_as_peft_runs_it(
     check_means_the_same(registry, version, llama, tuned, tmp_path)
 
 
+def test_a_merge_of_imported_adapters_is_the_weighted_sum_of_their_updates(
+    registry: Registry, llama: Path, tmp_path: Path
+) -> None:
+    """Ranks, scales and targets differ; the updates are those that PEFT adds to the weights."""
+    from genre.engine.versions import read_low
+    from genre.jobs.merge.methods import merge
+    from genre.modules.base.base import Base
+
+    base = Base.load(str(llama))
+    options: list[dict[str, Any]] = [
+        {"target_modules": ["q_proj", "up_proj"], "use_rslora": True},
+        {"target_modules": "all-linear", "rank_pattern": {"q_proj": 2}, "alpha_pattern": {".*layers.1.*": 9}},
+    ]
+    weights, lows, deltas = [0.7, -0.3], [], []
+    for number, each in enumerate(options):
+        tuned = tune(load(llama), tmp_path / str(number), **each)
+        lows.append(read_low(registry.fetch(take(registry, tmp_path / str(number), llama)), base))
+        layers = {name: module for name, module in tuned.get_base_model().named_modules() if hasattr(module, "get_delta_weight")}
+        deltas.append({name: module.get_delta_weight("default").detach() for name, module in layers.items()})
+    merged = merge(lows, weights, method="svd", rank=16)
+    assert merged.keys() == deltas[1].keys() > deltas[0].keys()
+    for name, (a, b, scale) in merged.items():
+        wanted = sum(weight * delta[name] for weight, delta in zip(weights, deltas, strict=True) if name in delta)
+        assert (scale * b @ a - wanted).abs().max() < CLOSE
+    for strength, method in ((1, "svd"), (2, "linear")):  # as the table of methods says
+        halves = merge([lows[0], lows[0]], [0.5, 0.5], method=method)
+        for name, (a, b, scale) in halves.items():
+            assert (scale * b @ a - strength * deltas[0][name]).abs().max() < CLOSE
+
+
 @pytest.mark.parametrize(
     ("targets", "flag"),
     [(["c_attn", "c_fc"], True), (["c_proj"], False), (["c_attn", "c_proj", "c_fc"], True)],
@@ -354,6 +384,18 @@ def test_a_pickled_adapter_is_refused_with_the_way_to_save_it(registry: Registry
     tuned.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     with pytest.raises(IntegrityError, match=r"got adapter_model.bin.*save_pretrained\(other\) writes it so"):
         take(registry, tmp_path / "pickled", llama)
+
+
+def test_tensors_of_a_raw_state_dict_are_refused_with_the_way_to_save_them(
+    registry: Registry, llama: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    tuned = tune(load(llama), tmp_path / "theirs", target_modules=["q_proj"])
+    raw = {name: value.contiguous() for name, value in tuned.state_dict().items() if "lora_" in name}
+    save_file(raw, tmp_path / "theirs/adapter_model.safetensors")
+    with pytest.raises(IntegrityError, match=r"lora_A.default.weight.*has the adapter's name in it.*save_pretrained"):
+        take(registry, tmp_path / "theirs", llama)
 
 
 def test_a_module_that_could_be_several_of_the_base_is_refused(tmp_path: Path) -> None:

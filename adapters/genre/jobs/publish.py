@@ -21,6 +21,7 @@ from genre._version import __version__
 from genre.data.catalogue import Catalogue
 from genre.engine.versions import CATALOGUE, HEADS
 from genre.evaluation.protocol import protocol_line
+from genre.modules.base.base import Base
 from genre.modules.heads.heads import Head
 from genre.modules.lora.layer import peft_config, to_peft
 from genre.recipe import Recipe
@@ -35,7 +36,7 @@ def write_adapter(folder: Path, assembly: Assembly) -> None:
     if model.layers:
         config = peft_config(
             model.layers,
-            base=Path(base.name).name,
+            base=base_name(base),
             rank=adapter.rank,
             alpha=adapter.alpha,
             dropout=adapter.dropout,
@@ -133,9 +134,8 @@ def used_splits(recipe: Recipe) -> dict[str, Any]:
 def _manifest(assembly: Assembly, **fields: Any) -> Manifest:
     base, data, used = assembly.base, assembly.data, used_splits(assembly.recipe)
     rows, span = int(np.count_nonzero(assembly.train_mask)), data.time_span(assembly.train_mask)
-    name = Path(base.name).name if Path(base.name).expanduser().is_dir() else base.name  # no path of this machine
     described = {
-        "base": BaseInfo(name=name, fingerprint=base.fingerprint, depth=base.depth, quantization=base.quantization),
+        "base": BaseInfo(name=base_name(base), fingerprint=base.fingerprint, depth=base.depth, quantization=base.quantization),
         "tokenizer": base.tokenizer_digest,
         "sequence": assembly.builder.layout.describe(),
         "catalogue": None if data.catalogue is None else data.catalogue.digest,
@@ -143,6 +143,11 @@ def _manifest(assembly: Assembly, **fields: Any) -> Manifest:
         "code_version": __version__,
     }
     return Manifest.model_validate(described | fields)
+
+
+def base_name(base: Base) -> str:
+    """The name of a base without a path of this machine: a folder's own name, or that of a package or on the hub."""
+    return Path(base.name).name if Path(base.name).expanduser().is_dir() else base.name
 
 
 def _write_json(path: Path, value: Any) -> None:

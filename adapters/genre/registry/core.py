@@ -284,8 +284,11 @@ class Registry:
         """
         from genre.registry.export import export  # rarely needed, and slower to import than the rest
 
-        version = self.resolve(ref)
-        return export(version, self.fetch(version), Path(out), None if base is None else Path(base), to=to, tar=tar)
+        version, encoder = self.resolve(ref), None
+        if to == "peft" and version.manifest.encoder is not None:
+            encoder = self.fetch(self.find(version.manifest.encoder))
+        folder = None if base is None else Path(base)
+        return export(version, self.fetch(version), Path(out), folder, to=to, tar=tar, encoder=encoder)
 
     def import_peft(
         self,
@@ -300,7 +303,8 @@ class Registry:
         """Publish a PEFT LoRA adapter from elsewhere, after checking every shape against its base.
 
         Only `adapter_config.json` and `adapter_model.safetensors` are taken; the config is written anew from the fields
-        that LoRA needs, and what else lay there is listed in `notes.not_imported`.
+        that LoRA needs, and what else lay there is listed in `notes.not_imported`. A folder of our own export comes back
+        with all of its files, and with its encoder where this registry does not have it.
 
         Args:
             source: A folder, a tar or a zip.
@@ -316,7 +320,10 @@ class Registry:
         """
         from genre.registry.export.foreign import prepare_import
 
-        with prepare_import(Path(source), check_name(name), base, Path(base_folder), fields) as (folder, draft):
+        with prepare_import(Path(source), check_name(name), base, Path(base_folder), fields) as (folder, draft, encoder):
+            if encoder is not None and lookup.look_up(self.store, encoder[1].digest) is None:
+                known = encoder[1].name in self.names()
+                self.publish(encoder[0], read_draft(encoder[0]), alias=() if known else LATEST)
             return self.publish(folder, draft, alias=alias)
 
 

@@ -31,7 +31,7 @@ from genre.jobs.evaluate import Metrics
 from genre.jobs.loading import load_base, lora_layers
 from genre.jobs.merge.gate import MERGED, Evaluator, MergeOptions, check_gate
 from genre.jobs.merge.methods import check_arguments
-from genre.jobs.publish import write_catalogue, write_heads
+from genre.jobs.publish import base_name, write_catalogue, write_heads
 from genre.modules.base.base import Base
 from genre.modules.lora.layer import peft_config, to_peft
 from genre.progress import Reporter
@@ -192,7 +192,7 @@ def _write_files(folder: Path, parents: Sequence[Loaded], low: Low, data: Datase
         layers = lora_layers(base, low)
         rank = next(iter(layers.values())).rank
         conv1d = any(type(layer.base).__name__ == "Conv1D" for layer in layers.values())
-        config = peft_config(layers, base=Path(base.name).name, rank=rank, alpha=rank, conv1d=conv1d, encoder=base.bidirectional)
+        config = peft_config(layers, base=base_name(base), rank=rank, alpha=rank, conv1d=conv1d, encoder=base.bidirectional)
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_file(to_peft(layers), folder / "adapter_model.safetensors", metadata={"format": "pt"})
     write_heads(folder, _heads(parents))

@@ -9,14 +9,29 @@ from genre.registry.export.peft import export_peft
 from genre.registry.export.vllm import export_vllm
 from genre.registry.manifest import Version
 
-_FORMS = {"peft": export_peft, "merged": export_merged, "vllm": export_vllm}
+_FORMS = {"merged": export_merged, "vllm": export_vllm}
 
 
-def export(version: Version, source: Path, out: Path, base: Path | None, *, to: str = "peft", tar: bool = False) -> Path:
-    """Write a version, whose checked files are in `source`, in one of the forms; see `Registry.export`."""
-    if to not in _FORMS:
+def export(
+    version: Version,
+    source: Path,
+    out: Path,
+    base: Path | None,
+    *,
+    to: str = "peft",
+    tar: bool = False,
+    encoder: Path | None = None,
+) -> Path:
+    """Write a version, whose checked files are in `source`, in one of the forms; see `Registry.export`.
+
+    `encoder` has the files of its encoder, for the form that takes them along.
+    """
+    if to == "peft":
+        export_peft(version, source, out, base, encoder)
+    elif to in _FORMS:
+        _FORMS[to](version, source, out, base)
+    else:
         raise RegistryError("cannot export to that", got=repr(to)[:80], expected="peft, merged or vllm")
-    _FORMS[to](version, source, out, base)
     if tar:
         pack(out, out.with_name(out.name + ".tar"))
     return out

@@ -36,7 +36,7 @@ def is_archive(path: Path) -> bool:
     return start.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b")) or start[257:262] == b"ustar"
 
 
-def extract(archive: Path, wanted: Iterable[str], folder: Path, *, marker: str) -> list[str]:
+def extract(archive: Path, wanted: Iterable[str], folder: Path, *, marker: str, inside: str = ".") -> list[str]:
     """Write the wanted files of an archive, at its top or in its one top folder, into an existing folder.
 
     Args:
@@ -44,6 +44,7 @@ def extract(archive: Path, wanted: Iterable[str], folder: Path, *, marker: str) 
         wanted: Names of files.
         folder: Where they go.
         marker: A file of the folder that is meant: without it at the top, the one folder there that has it is taken.
+        inside: A folder in that one whose files are wanted.
 
     Returns:
         The members that were not wanted, for the record.
@@ -55,7 +56,7 @@ def extract(archive: Path, wanted: Iterable[str], folder: Path, *, marker: str) 
     names = set(wanted)
     with _broken(archive), disk_errors(folder), _opened(archive) as rows:
         members = _check_members(rows)
-        top = _marked(members, _top(members), marker)
+        top = str(PurePosixPath(_marked(members, _top(members), marker)) / inside)
         chosen = {path.name: path for path in members if path.name in names and str(path.parent) == top}
         check_sizes({check_file_name(name): members[path].size for name, path in chosen.items()})
         for name, path in chosen.items():

@@ -22,7 +22,7 @@ from genre.errors import IntegrityError, ManifestError, NotFoundError
 from genre.modules.base.fingerprint import fingerprint
 from genre.registry.card import is_rendered, stored_part
 from genre.registry.export.archive import extract, is_archive
-from genre.registry.export.peft import paths_in_base
+from genre.registry.export.peft import CUT_BASE, ENCODER_FOLDER, name_base, paths_in_base
 from genre.registry.integrity import CARD, check_file_name, copy_plain, find_damage
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
 from genre.registry.manifest import BaseInfo, Manifest, check_fit, open_sealed
@@ -39,14 +39,20 @@ _SEALED = {"schema", "kind", "name", "version", "digest", "files", "checksum"}
 @contextmanager
 def prepare_import(
     source: Path, name: str, base: BaseInfo, base_folder: Path, fields: Mapping[str, Any]
-) -> Iterator[tuple[Path, Manifest]]:
-    """Yield a temporary folder and the draft of a version, made of an adapter from elsewhere; see `Registry.import_peft`."""
+) -> Iterator[tuple[Path, Manifest, tuple[Path, Manifest] | None]]:
+    """Yield what an adapter from elsewhere comes in as; see `Registry.import_peft`.
+
+    Yields:
+        A temporary folder, the draft of its version, and the folder and manifest of the encoder that came along, if any.
+    """
     with _opened(source) as (folder, others), tempfile.TemporaryDirectory(prefix="genre-import-") as temporary:
         target = Path(temporary)
         if (sealed := _read_sealed(folder)) is not None:
-            yield target, _take_back(folder, target, sealed, name, base, base_folder, fields)
+            draft = _take_back(folder, target, sealed, name, base, base_folder, fields)
+            with tempfile.TemporaryDirectory(prefix="genre-import-") as aside:
+                yield target, draft, _take_encoder(folder / ENCODER_FOLDER, Path(aside), sealed)
         else:
-            yield target, _take(folder, target, name, base, base_folder, fields, others)
+            yield target, _take(folder, target, name, base, base_folder, fields, others), None
 
 
 def is_own_export(source: Path) -> bool:
@@ -104,6 +110,11 @@ def _take_back(
     card = target / CARD
     if card.is_file():  # an export tells more in it
         card.write_bytes(stored_part(card.read_bytes().decode("utf-8", "replace")).encode())
+    named = CUT_BASE  # in the config of an export with the cut base
+    for original in (Path(sealed.base.name).name, sealed.base.name):
+        if CONFIG in {file for file, _ in find_damage(target, sealed)} and (target / CONFIG).is_file():
+            name_base(target / CONFIG, named, original)
+            named = original
     if damage := find_damage(target, sealed):
         what = f"{MANIFEST} is of {sealed.name}:{sealed.version}, but {'; '.join(' '.join(row) for row in damage[:3])}"
         raise IntegrityError(what, todo=f"export it again, or remove {MANIFEST} to import the low-rank update alone")
@@ -111,6 +122,24 @@ def _take_back(
         card.unlink()  # publishing writes it under the new name
     empty = {"version": "", "digest": "", "created": "", "checksum": "", "files": {}}
     return Manifest.parse(sealed.raw() | empty | {"name": name} | dict(fields))
+
+
+def _take_encoder(folder: Path, target: Path, adapter: Manifest) -> tuple[Path, Manifest] | None:
+    """Copy the encoder of our own export; None if it has none.
+
+    Raises:
+        IntegrityError: It is another one, or a file has changed.
+    """
+    if adapter.encoder is None or (sealed := _read_sealed(folder)) is None:
+        return None
+    for file in (*sealed.files, MANIFEST):
+        if (folder / file).exists():
+            copy_plain(folder / file, target / check_file_name(file))
+    if sealed.digest != adapter.encoder or (damage := find_damage(target, sealed)):
+        got = sealed.digest if sealed.digest != adapter.encoder else "; ".join(" ".join(row) for row in damage[:3])
+        expected = f"encoder {adapter.encoder}, as it was"
+        raise IntegrityError(f"{folder.name}/ is not the encoder of {adapter.name}", got=got, expected=expected)
+    return target, sealed
 
 
 def _read_sealed(folder: Path) -> Manifest | None:
@@ -232,7 +261,15 @@ def _opened(source: Path) -> Iterator[tuple[Path, list[str]]]:
         others = extract(source, (CONFIG, ADAPTER, MANIFEST), Path(temporary), marker=CONFIG)
         if (sealed := _read_sealed(Path(temporary))) is not None:
             extract(source, set(sealed.files) - {CONFIG, ADAPTER}, Path(temporary), marker=CONFIG)
+            _extract_encoder(source, Path(temporary) / ENCODER_FOLDER)
         yield Path(temporary), [name[:80] for name in others]
+
+
+def _extract_encoder(source: Path, folder: Path) -> None:
+    folder.mkdir()
+    extract(source, (MANIFEST,), folder, marker=CONFIG, inside=ENCODER_FOLDER)
+    if (sealed := _read_sealed(folder)) is not None:
+        extract(source, sealed.files, folder, marker=CONFIG, inside=ENCODER_FOLDER)
 
 
 def _adapter_folder(folder: Path) -> Path:

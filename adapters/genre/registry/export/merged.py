@@ -21,7 +21,7 @@ import numpy.typing as npt
 from genre.errors import RegistryError
 from genre.files import appearing_folder
 from genre.registry.card import render_card
-from genre.registry.export.peft import check_base, paths_in_base
+from genre.registry.export.peft import auto_class, check_base, paths_in_base
 from genre.registry.integrity import CARD, list_files
 from genre.registry.manifest import Manifest, Version
 from genre.registry.weights.base import count_layers, read_weights, truncate_base
@@ -51,7 +51,7 @@ def export_merged(version: Version, source: Path, out: Path, base: Path | None) 
         for name in list_files(source):
             if name not in (ADAPTER, CONFIG, CARD):
                 shutil.copyfile(source / name, folder / name)
-        (folder / CARD).write_text(render_card(manifest, full=True) + _usage(manifest), encoding="utf-8")
+        (folder / CARD).write_text(render_card(manifest, full=True) + _usage(manifest, auto_class(adapter)), encoding="utf-8")
 
 
 def add_update(model: Path, adapter: Adapter, adapter_file: Path) -> None:
@@ -82,9 +82,8 @@ def _encode(values: npt.NDArray[np.float32], tensor: Tensor) -> bytes:
     return values.astype({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[tensor.dtype]).tobytes()
 
 
-def _usage(manifest: Manifest) -> str:
+def _usage(manifest: Manifest, kind: str) -> str:
     heads = ", ".join(f"{task['name']} ({task.get('head')})" for task in manifest.tasks)
-    kind = "AutoModel" if manifest.reads == "texts" else "AutoModelForCausalLM"
     return f"""
 ## Use
 

@@ -240,6 +240,8 @@ def _odd_tensor(name: str) -> IntegrityError:
         ".bias": "biases belong to the shared base",
     }
     reason = next((text for part, text in reasons.items() if part in name), "it is neither an A nor a B")
+    if re.search(r"\.lora_[AB]\.\w+\.weight", name):
+        reason = "it has the adapter's name in it, as a state_dict has: save it with PEFT's save_pretrained"
     expected = f"{PREFIX}….lora_A.weight or lora_B: {reason}"
     return IntegrityError("the adapter holds a tensor that is not plain LoRA", got=name[:200], expected=expected)
 
