@@ -113,10 +113,10 @@ def is_form(time_unit: str) -> bool:
 
 
 def _of_form(series: pl.Series, form: str) -> pl.Series:
-    """Texts of one form to microseconds; a form that does not read what it writes is refused."""
-    day = pl.Series([datetime(2024, 1, 31, 12, tzinfo=UTC)])
+    """Texts of one form to microseconds; a form that does not read the day that it writes is refused."""
+    day = pl.Series([datetime(2024, 1, 31, tzinfo=UTC)])
     try:
-        works = _by_format(day.dt.strftime(form), form).null_count() == 0
+        works = _by_format(day.dt.strftime(form), form).equals(day.dt.epoch("us"))
         found = _by_format(series.cast(pl.String, strict=False).str.strip_chars(), form)
     except pl.exceptions.PolarsError:
         works = False
