@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import worlds
 from genre.cli import main
 from genre.data.importers.log import import_log
 from genre.data.interactions import Interactions
@@ -234,3 +235,14 @@ def test_a_data_set_without_a_record_of_its_import_is_understood_too():
     stored = Interactions.from_frame(log.frame, stored=True)
     assert "times: whole days" in lines(understood(stored)) and stored.info.times == ""
     assert "times: seconds since 1970, in UTC; whole days" in lines(understood(log))
+
+
+def test_a_reader_of_its_own_tells_the_times_of_the_source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    worlds.mind()
+    worlds.amazon()
+    news = understood(import_log("MINDsmall", format="mind"))
+    assert news["time"]["read_as"] == UTC and news["time"]["step"] == "second"
+    reviews = understood(import_log("All_Beauty.jsonl.gz", format="amazon"))
+    assert reviews["time"]["read_as"] == "milliseconds since 1970, in UTC"
+    assert reviews["keys"] == {"user_id": "user_id", "item_id": "parent_asin", "timestamp": "timestamp"}

@@ -297,7 +297,7 @@ def check_events(
     events = cleaned if worst is None else cleaned.filter(~pl.Series(bad))
     report.note(thousands_note(log["rating"]) if "rating" in log.columns else "")
     if not stored:
-        report.times = time_reading(log["timestamp"].filter(~pl.Series(bad)), time_unit)
+        report.times = report.times or time_reading(log["timestamp"].filter(~pl.Series(bad)), time_unit)
         for name in event_columns(events):
             report.note(sentinel_note(events[name]))
     report.note(short_float_note(events["timestamp"]))

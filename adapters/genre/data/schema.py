@@ -95,7 +95,8 @@ class DatasetInfo(BaseModel):
         counts = self.skipped | {reason: self.skipped.get(reason, 0) + count for reason, count in report.counts.items()}
         update = {"roles": roles, "skipped": counts, "examples": (*self.examples, *report.examples)}
         notes = dict.fromkeys((*self.notes, *report.notes))
-        return self.model_copy(update={**update, "notes": tuple(notes), "times": report.times or self.times})
+        update |= {"notes": tuple(notes), "times": report.times or self.times, "mapping": report.mapping | self.mapping}
+        return self.model_copy(update=update)
 
 
 _NAMED = 10
@@ -110,6 +111,7 @@ class Report:
         examples: The first case of each reason, with the rows of the next ones.
         notes: Lines about what was kept but looks odd.
         times: The reading of the times, in words; empty where it is known already.
+        mapping: Our column to theirs, where a reader renames by itself.
         lost: Rows that reading left out; they count as bad rows.
         worst: The first of these, and what was expected.
     """
@@ -118,6 +120,7 @@ class Report:
     examples: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     times: str = ""
+    mapping: dict[str, str] = field(default_factory=dict)
     lost: int = 0
     worst: tuple[str, str] | None = None
 

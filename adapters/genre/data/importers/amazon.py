@@ -24,6 +24,7 @@ import polars as pl
 
 from genre.data.importers.delimited import read_lines
 from genre.data.importers.objects import read_objects
+from genre.data.reading import time_reading
 from genre.data.schema import PLACE, Report
 from genre.errors import DataError
 
@@ -51,7 +52,9 @@ def read_reviews(path: str | Path, report: Report) -> pl.DataFrame:
     path = Path(path)
     year = _year(path, {"2018": {"reviewerID", "unixReviewTime"}, "2023": {"user_id", "timestamp"}}, "reviews")
     table = _read_fields(path, _REVIEWS[year] | {_VERIFIED[year]: "verified"}, report)
+    report.mapping = {ours: theirs for theirs, ours in reversed(_REVIEWS[year].items())}
     if year == "2023":
+        report.times = time_reading(table["timestamp"], "ms")
         item = pl.coalesce("item_id", "variant")
         ms = pl.col("timestamp").cast(pl.Int64, strict=False)
         seconds = (ms // 1000).cast(pl.String) + "." + (ms % 1000).cast(pl.String).str.zfill(3)

@@ -27,6 +27,7 @@ import polars as pl
 
 from genre.data.importers.delimited import read_lines
 from genre.data.importers.movielens import Tables
+from genre.data.reading import time_reading
 from genre.data.schema import Report
 from genre.errors import DataError
 
@@ -83,6 +84,7 @@ def _read_behaviors(path: Path, prefix: str, report: Report, max_bad: float) -> 
     cells = pl.col("text").str.splitn("\t", len(_BEHAVIORS) + 1).struct.rename_fields([*_BEHAVIORS, "more"])
     table = lines.select("line", cells.alias("cells")).unnest("cells")
     time = pl.col("time").str.to_datetime(_TIME, strict=False, time_unit="us").dt.epoch("s")
+    report.times = time_reading(table["time"], "s")
     table = table.with_columns(time.alias("timestamp"))
     whole = pl.col("shown").is_not_null() & pl.col("more").is_null()
     bad = table.filter(~(whole & pl.col("timestamp").is_not_null() & (pl.col("user_id") != "")).fill_null(False))
