@@ -225,8 +225,8 @@ def test_clicks_and_buys_in_one_folder_are_one_log(tmp_path):
         write_log(LOGS[name](), tmp_path)
     (tmp_path / "dataset-README.txt").write_text("nothing", encoding="utf-8")
     log = import_log(tmp_path)
-    assert log.frame["behaviour"].value_counts(sort=True).rows() == [("click", EVENTS), ("buy", EVENTS)] or len(log) == 2 * EVENTS
-    assert log.info.notes == ("rows 0 to 39 are those of yoochoose-buys.dat", "rows 40 to 79 are those of yoochoose-clicks.dat")
+    assert sorted(log.frame["behaviour"].value_counts().rows()) == [("buy", EVENTS), ("click", EVENTS)]
+    assert log.info.notes == ("rows 0 to 39 are those of yoochoose-clicks.dat", "rows 40 to 79 are those of yoochoose-buys.dat")
 
 
 def test_train_valid_and_test_of_amazon_are_one_log(tmp_path):
@@ -234,16 +234,34 @@ def test_train_valid_and_test_of_amazon_are_one_log(tmp_path):
     for part, rows in {"train": kind.events[:30], "valid": kind.events[30:35], "test": kind.events[35:]}.items():
         write_log(replace(kind, events=rows, file=f"Baby_Products.{part}.csv"), tmp_path, "gz")
     log = import_log(tmp_path, format="amazon")
-    assert found(log, "rating") == kind.wanted() and len(log.info.notes) == 3
+    assert found(log, "rating") == kind.wanted()
+    assert [note.split()[-1] for note in log.info.notes] == [
+        f"Baby_Products.{part}.csv.gz" for part in ("train", "valid", "test")
+    ]
+
+
+def test_a_flat_copy_of_otto_is_in_seconds(tmp_path):
+    """The copy that most notebooks of its competition use: a row per event, whole seconds, kinds as numbers."""
+    frame = pl.DataFrame({"session": [0, 0, 1], "aid": [5, 6, 5], "ts": [1659304800, 1659304801, 1659304802], "type": [0, 1, 2]})
+    frame.write_parquet(tmp_path / "train.parquet")
+    log = import_log(tmp_path / "train.parquet", format="otto")
+    assert log.timestamps.tolist() == frame["ts"].to_list() and log.frame["behaviour"].to_list() == ["0", "1", "2"]
+    frame.with_columns(pl.col("ts") * 1000).write_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="looks like milliseconds: --time-unit ms"):
+        import_log(tmp_path / "train.parquet", format="otto")
 
 
 def test_files_that_tell_the_same_twice_are_not_one_log(tmp_path):
     for name in ("yambda-listens", "yambda-multi"):
         write_log(LOGS[name](), tmp_path)
-    with pytest.raises(
-        DataError, match=r"holds several logs of yambda: got listens.parquet, multi_event.parquet; expected one file"
-    ):
+    with pytest.raises(DataError, match=r"holds several logs of yambda: got multi_event.parquet, listens.parquet; expected one"):
         import_log(tmp_path, format="yambda")
+    for name in ("lastfm", "hm"):
+        write_log(LOGS[name](), tmp_path)
+    with pytest.raises(DataError, match="holds several logs: got hm, lastfm; expected files of one format"):
+        import_log(tmp_path)
+    assert len(import_log(tmp_path, format="hm")) == EVENTS
+    (tmp_path / LOGS["lastfm"]().file).unlink()
     with pytest.raises(DataError, match="holds no log of lastfm: got no such file"):
         import_log(tmp_path, format="lastfm")
 

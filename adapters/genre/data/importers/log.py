@@ -203,8 +203,12 @@ def _guess_format(log: Path, *, mapped: bool) -> str:
         return "atomic"
     if log.name == BEHAVIORS or (log.is_dir() and any([*log.glob(BEHAVIORS), *log.glob(f"*/{BEHAVIORS}")])):
         return "mind"
-    if not mapped and (name := next((name for name, format in PUBLIC.items() if is_sure(log, format)), None)):
-        return name
+    sure = [] if mapped else [name for name, format in PUBLIC.items() if is_sure(log, format)]
+    if len(sure) > 1:
+        todo = "name the file, or its --format"
+        raise DataError(f"{log} holds several logs", got=", ".join(sure), expected="files of one format", todo=todo)
+    if sure:
+        return sure[0]
     movielens = log.name in ("u.data", "ratings.dat") or (log.name == "ratings.csv" and log.with_name("movies.csv").is_file())
     return "movielens" if log.is_dir() or movielens else "csv"
 

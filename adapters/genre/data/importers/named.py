@@ -103,13 +103,13 @@ class Format:
 def is_sure(path: Path, format: Format) -> bool:
     """Return whether the name of a file, or of one in a folder, says that it is of this format."""
     files = path.glob("*") if path.is_dir() else [path]
-    return any(fnmatch(_plain_name(file), pattern) for file in files for pattern in format.sure)
+    return any(_first_match(file, format.sure) < len(format.sure) for file in files)
 
 
 def read_log(
     path: Path, name: str, format: Format, mapping: Mapping[str, str], report: Report, *, options: Mapping[str, Any]
 ) -> tuple[pl.DataFrame, Log]:
-    """Read a file of a public log, or all such files of a folder one after the other, with our names for its columns.
+    """Read a file of a public log, or all such files of a folder in the order of their patterns, with our names for its columns.
 
     Args:
         path: The file or the folder.
@@ -127,10 +127,12 @@ def read_log(
     """
     if not path.is_dir():
         return _read_file(path, name, format, mapping, report, options)
-    files = sorted(file for file in path.glob("*") if file.is_file() and _by_name(file, format))
+    patterns = [pattern for log in format.logs for pattern in log.names]
+    found = [(_first_match(file, patterns), file.name, file) for file in path.glob("*") if file.is_file()]
+    files = [file for place, _, file in sorted(found) if place < len(patterns)]
     if not files or (len(files) > 1 and not format.parts):
         got = ", ".join(file.name for file in files) or "no such file in the folder"
-        expected = f"one file named {' or '.join(pattern for log in format.logs for pattern in log.names)}"
+        expected = f"one file named {' or '.join(patterns)}"
         raise DataError(
             f"{path} holds {'several logs' if files else 'no log'} of {name}", got=got, expected=expected, todo="name the file"
         )
@@ -197,8 +199,12 @@ def _first_line(path: Path, encoding: str) -> str:
 
 
 def _by_name(path: Path, format: Format) -> Log | None:
-    name = _plain_name(path)
-    return next((log for log in format.logs if any(fnmatch(name, pattern) for pattern in log.names)), None)
+    return next((log for log in format.logs if _first_match(path, log.names) < len(log.names)), None)
+
+
+def _first_match(path: Path, patterns: Sequence[str]) -> int:
+    """Return the place of the first pattern that a name has, their number if it has none."""
+    return next((place for place, pattern in enumerate(patterns) if fnmatch(_plain_name(path), pattern)), len(patterns))
 
 
 def _plain_name(path: Path) -> str:

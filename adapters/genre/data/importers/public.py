@@ -66,7 +66,7 @@ _AMAZON = Format(
     parts=True,
     logs=(
         Log(
-            names=("*.csv",),
+            names=("*.train.csv", "*.valid.csv", "*.test.csv", "*.csv"),
             mapping={"user_id": "user_id", "item_id": "parent_asin", "rating": "rating", "timestamp": "timestamp"},
             dropped=("history",),
             time_unit="ms",
@@ -193,16 +193,18 @@ _HM = Format(
     users=Side(mapping={"user_id": "customer_id"}),
 )
 
+_OTTO_KEYS = {"user_id": "session", "item_id": "aid", "behaviour": "type", "timestamp": "ts"}
 _OTTO = Format(
     sure=("otto-recsys-train.jsonl", "otto-recsys-test.jsonl"),
     parts=True,
     logs=(
         Log(
-            names=("otto-recsys-*.jsonl", "train*.jsonl", "test*.jsonl"),
+            names=("otto-recsys-train.jsonl", "train*.jsonl", "otto-recsys-test.jsonl", "test*.jsonl"),
             marks=("session", "events"),
-            mapping={"user_id": "session", "item_id": "aid", "behaviour": "type", "timestamp": "ts"},
+            mapping=_OTTO_KEYS,
             time_unit="ms",
         ),
+        Log(marks=("session", "aid"), mapping=_OTTO_KEYS),  # a row per event, as Parquet copies have it, in seconds
     ),
 )
 
