@@ -64,6 +64,13 @@ def text_recipe(base: Path | str, *tasks: dict[str, Any], **sections: Any) -> Re
     return Recipe.parse(raw)
 
 
+def write_recipe(base: Path, *tasks: dict[str, Any], **sections: Any) -> str:
+    """Write `NAME.yaml`, one epoch on the data set `shop`, into the current folder; return its name."""
+    found = recipe(base, *tasks, **{"data": {"path": "shop"}, "train": {"epochs": 1}, **sections})
+    Path(f"{found.name}.yaml").write_text(found.dump())
+    return f"{found.name}.yaml"
+
+
 def weights(assembly: Any) -> dict[str, Any]:
     """A copy of everything that trains, by name."""
     return {name: value.detach().clone() for name, value in assembly.model.trainable().items()}

@@ -9,7 +9,7 @@ import sys
 import polars as pl
 import pytest
 
-from builders import LIKE, NEXT, recipe
+from builders import LIKE, NEXT, write_recipe
 from genre import cli
 from genre.cli.output import show_metrics
 from genre.data.interactions import Interactions
@@ -22,12 +22,6 @@ def place(tmp_path, monkeypatch, log):
     monkeypatch.chdir(tmp_path)
     log.write("shop")
     return tmp_path
-
-
-def write_recipe(place, tiny, *tasks, **sections):
-    sections = {"data": {"path": "shop"}, "train": {"epochs": 1}, **sections}
-    (place / "recipe.yaml").write_text(recipe(tiny, *tasks, **sections).dump())
-    return "recipe.yaml"
 
 
 def run(capsys, *arguments):
@@ -69,7 +63,7 @@ def test_every_screen_of_help_fits_eighty_columns(command, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("which", "known"), [("none", []), ("fast", ["popularity"]), ("all", ["popularity", "ease"])])
 def test_baselines_that_are_wanted(which, known, place, tiny, capsys):
-    file = write_recipe(place, tiny, NEXT, encoder={"learned": 8, "collaborative": 0})
+    file = write_recipe(tiny, NEXT, encoder={"learned": 8, "collaborative": 0})
     shown = run(capsys, "train", file, "--baselines", which, "--json", "run.json", "--out", "out")
     assert list(json.loads((place / "run.json").read_text())["baselines"]["next_item"]) == known
     assert list(json.loads((place / "out" / "metrics.json").read_text())["baselines"]["next_item"]) == known
@@ -82,7 +76,7 @@ def test_a_version_is_published_before_its_baselines_are_computed(place, tiny, c
     """A Ctrl-C among the baselines loses them alone; --resume adds them to the same version."""
     import genre.evaluation.baselines as baselines
 
-    file, real = write_recipe(place, tiny, LIKE), baselines.item_mean
+    file, real = write_recipe(tiny, LIKE), baselines.item_mean
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(baselines, "item_mean", lambda *given: os.kill(os.getpid(), signal.SIGINT) or real(*given))
     assert cli.main(["train", file, "--alias", "production"]) == 1
@@ -98,7 +92,7 @@ def test_a_version_is_published_before_its_baselines_are_computed(place, tiny, c
 
 
 def test_train_evaluate_recommend(place, tiny, capsys):
-    file = write_recipe(place, tiny, LIKE)
+    file = write_recipe(tiny, LIKE)
     shown = run(capsys, "train", file, "--json", "out/run.json", "--alias", "production")
     result = json.loads((place / "out" / "run.json").read_text())
     assert f"published {result['ref']} as production and latest; run folder runs/like/1" in shown
@@ -119,14 +113,14 @@ def test_train_evaluate_recommend(place, tiny, capsys):
 
 
 def test_a_finished_run_resumes_to_the_same_figures(place, tiny, capsys):
-    file = write_recipe(place, tiny, LIKE)
+    file = write_recipe(tiny, LIKE)
     first = run(capsys, "train", file, "--out", "one")
     second = run(capsys, "train", file, "--out", "one", "--resume", "--registry", "other")
     assert first.splitlines()[:7] == second.splitlines()[:7]
 
 
 def test_a_run_goes_on_with_its_own_recipe_only(place, tiny, capsys):
-    file = write_recipe(place, tiny, LIKE)
+    file = write_recipe(tiny, LIKE)
     run(capsys, "train", file, "--out", "one")
     held = (place / "one" / "recipe.yaml").read_text()
     for override, said in (
@@ -141,13 +135,13 @@ def test_a_run_goes_on_with_its_own_recipe_only(place, tiny, capsys):
 
 
 def test_a_full_fine_tune_is_compared_and_not_published(place, tiny, capsys):
-    file = write_recipe(place, tiny, LIKE, adapter={"kind": "full"})
+    file = write_recipe(tiny, LIKE, adapter={"kind": "full"})
     assert "a full fine-tune is for comparison and is not published; run folder runs/like/1" in run(capsys, "train", file)
     assert "like" not in [line.split()[1] for line in run(capsys, "registry", "list").splitlines() if line.startswith("│")]
 
 
 def test_a_joint_adapter_asks_for_a_task(place, tiny, capsys):
-    file = write_recipe(place, tiny, NEXT, LIKE, name="joint")
+    file = write_recipe(tiny, NEXT, LIKE, name="joint")
     shown = run(capsys, "train", file)
     assert "task like" in shown and "task next_item" in shown and "ndcg@10" in shown
     arguments = ["joint", "--data", "shop", "--base", str(tiny), "--user", "u1"]
@@ -161,7 +155,7 @@ def test_a_user_who_has_seen_everything(place, tiny, capsys):
     Interactions.from_frame(pl.DataFrame(seen), name="little").write("little")
     split = {"kind": "temporal", "valid": 0.0, "test": 0.2}
     sections = {"data": {"path": "little", "split": split, "min_events": 1}, "sequence": {"instruction": "", "text": []}}
-    file = write_recipe(place, tiny, LIKE, **sections, encoder={"text": False, "collaborative": 0})
+    file = write_recipe(tiny, LIKE, **sections, encoder={"text": False, "collaborative": 0})
     run(capsys, "train", file)
     shown = run(capsys, "recommend", "like", "--data", "little", "--base", tiny, "--user", "a")
     assert "there is nothing left to recommend: each of 2 items is in the history, and exclude_seen: false keeps those" in shown

@@ -54,3 +54,11 @@ def draft(name: str = "like", *, auc: float = 0.75, **changes: Any) -> Manifest:
         "protocol": {"like": "prequential"},
     }
     return Manifest(**(fields | changes))
+
+
+def load_stock(folder: Path, kind: str = "AutoModelForCausalLM", **options: Any) -> Any:
+    """A folder as transformers itself loads it, by default in float32."""
+    import torch
+    import transformers
+
+    return getattr(transformers, kind).from_pretrained(folder, **{"dtype": torch.float32} | options).eval()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from registry_fakes import load_stock
 
 from fakes import make_base, make_encoder_base
 from genre.errors import IntegrityError, ManifestError
@@ -70,12 +71,6 @@ def _save(model: Any, folder: Path, tokenizer: Path) -> Path:
     return folder
 
 
-def load(folder: Path, kind: str = "AutoModelForCausalLM") -> Any:
-    import transformers
-
-    return getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32).eval()
-
-
 def tune(model: Any, out: Path, name: str = "default", **options: Any) -> Any:
     """Save an adapter with random weights in B as somebody else would; the tuned model."""
     from peft import LoraConfig, get_peft_model
@@ -119,19 +114,19 @@ def ours(registry: Registry, version: Version, folder: Path) -> Any:
 def merged(registry: Registry, version: Version, folder: Path, out: Path, kind: str = "AutoModelForCausalLM") -> Any:
     """The same states from the base that the adapter was merged into."""
     with torch.no_grad():
-        return load(registry.export(version, out, to="merged", base=folder), kind).base_model(TOKENS)[0]
+        return load_stock(registry.export(version, out, to="merged", base=folder), kind).base_model(TOKENS)[0]
 
 
 def exported(registry: Registry, version: Version, folder: Path, out: Path, kind: str = "AutoModelForCausalLM") -> Any:
     """The same states from stock PEFT with the exported folder."""
     from peft import PeftModel
 
-    return theirs(PeftModel.from_pretrained(load(folder, kind), registry.export(version, out, base=folder)).eval())
+    return theirs(PeftModel.from_pretrained(load_stock(folder, kind), registry.export(version, out, base=folder)).eval())
 
 
 def check_means_the_same(registry: Registry, version: Version, folder: Path, tuned: Any, out: Path) -> None:
     wanted = theirs(tuned)
-    bare = load(folder).base_model(TOKENS)[0]
+    bare = load_stock(folder).base_model(TOKENS)[0]
     assert (wanted - bare).abs().max() > 1e-2, "the adapter does something"
     assert (ours(registry, version, folder) - wanted).abs().max() < CLOSE
     assert (merged(registry, version, folder, out / "merged") - wanted).abs().max() < CLOSE
@@ -154,7 +149,7 @@ def check_means_the_same(registry: Registry, version: Version, folder: Path, tun
 def test_an_adapter_without_a_task_type_means_what_it_meant(
     registry: Registry, llama: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    tuned = tune(load(llama), tmp_path / "theirs", **options)
+    tuned = tune(load_stock(llama), tmp_path / "theirs", **options)
     assert json.loads((tmp_path / "theirs/adapter_config.json").read_text())["auto_mapping"]["base_model_class"]
     version = take(registry, tmp_path / "theirs", llama)
     config = json.loads((registry.fetch(version) / "adapter_config.json").read_text())
@@ -164,7 +159,7 @@ def test_an_adapter_without_a_task_type_means_what_it_meant(
 
 
 def test_a_config_that_names_code_is_not_published_as_it_is(registry: Registry, llama: Path, tmp_path: Path) -> None:
-    tune(load(llama), tmp_path / "theirs", target_modules=["q_proj"])
+    tune(load_stock(llama), tmp_path / "theirs", target_modules=["q_proj"])
     draft = take(registry, tmp_path / "theirs", llama).manifest
     (tmp_path / "theirs/README.md").unlink()
     with pytest.raises(IntegrityError, match="code to import; genre registry import writes the config anew"):
@@ -177,8 +172,10 @@ def test_of_two_patterns_that_match_the_first_in_the_file_counts_and_both_are_na
     from peft import PeftModel
 
     patterns = {"q_proj": 3, r".*proj": 9}
-    live = tune(load(llama), tmp_path / "theirs", target_modules=["q_proj", "v_proj"], alpha_pattern=patterns, use_rslora=True)
-    saved = PeftModel.from_pretrained(load(llama), tmp_path / "theirs").eval()
+    live = tune(
+        load_stock(llama), tmp_path / "theirs", target_modules=["q_proj", "v_proj"], alpha_pattern=patterns, use_rslora=True
+    )
+    saved = PeftModel.from_pretrained(load_stock(llama), tmp_path / "theirs").eval()
     assert (theirs(live) - theirs(saved)).abs().max() > 1e-3, "PEFT sorts the keys when it saves, and then takes another"
     version = take(registry, tmp_path / "theirs", llama)
     check_means_the_same(registry, version, llama, saved, tmp_path)
@@ -194,9 +191,9 @@ def test_the_tensors_say_the_rank_where_patterns_disagree(registry: Registry, ll
     from peft import PeftModel
 
     options = {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 2, r".*proj": 5}}
-    live = tune(load(llama), tmp_path / "theirs", **options)
+    live = tune(load_stock(llama), tmp_path / "theirs", **options)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        PeftModel.from_pretrained(load(llama), tmp_path / "theirs")
+        PeftModel.from_pretrained(load_stock(llama), tmp_path / "theirs")
     version = take(registry, tmp_path / "theirs", llama)
     check_means_the_same(registry, version, llama, live, tmp_path)
     (remark,) = version.manifest.notes["remarks"]
@@ -213,7 +210,7 @@ def test_what_peft_merged_comes_in_as_strong_as_peft_runs_it(
     registry: Registry, llama: Path, tmp_path: Path, use_rslora: bool
 ) -> None:
     """Weight 1 of an rsLoRA adapter gives sqrt(rank) times its update in PEFT 0.21, and that is what it saves."""
-    tuned = tune(load(llama), tmp_path / "one", target_modules=["q_proj", "up_proj"], use_rslora=use_rslora)
+    tuned = tune(load_stock(llama), tmp_path / "one", target_modules=["q_proj", "up_proj"], use_rslora=use_rslora)
     alone = theirs(tuned)
     tuned.add_weighted_adapter(["default"], [1.0], "mixed", combination_type="linear")
     tuned.set_adapter("mixed")
@@ -261,7 +258,7 @@ def test_a_merge_of_imported_adapters_is_the_weighted_sum_of_their_updates(
 def test_a_base_that_keeps_its_matrices_the_other_way_round(
     registry: Registry, gpt2: Path, tmp_path: Path, targets: list[str], flag: bool
 ) -> None:
-    tuned = tune(load(gpt2), tmp_path / "theirs", target_modules=targets, fan_in_fan_out=flag)
+    tuned = tune(load_stock(gpt2), tmp_path / "theirs", target_modules=targets, fan_in_fan_out=flag)
     file = tmp_path / "theirs/adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"fan_in_fan_out": flag}))
     version = take(registry, tmp_path / "theirs", gpt2)
@@ -274,7 +271,7 @@ def test_a_base_that_keeps_its_matrices_the_other_way_round(
 def test_an_encoders_adapter_is_of_the_body_whatever_class_it_was_trained_on(
     registry: Registry, encoders: dict[str, Path], tmp_path: Path, trained: str, folder: str
 ) -> None:
-    tuned = tune(load(encoders["masked"], trained), tmp_path / "theirs", target_modules="all-linear")
+    tuned = tune(load_stock(encoders["masked"], trained), tmp_path / "theirs", target_modules="all-linear")
     base = encoders[folder]
     version = take(registry, tmp_path / "theirs", base)
     config = json.loads((registry.fetch(version) / "adapter_config.json").read_text())
@@ -284,7 +281,7 @@ def test_an_encoders_adapter_is_of_the_body_whatever_class_it_was_trained_on(
     module = "pooler.dense" if trained == "AutoModel" else "cls.predictions.transform.dense"
     assert line.startswith(f"LoRA of {module} is left out")
     wanted = theirs(tuned)
-    assert (wanted - load(base, "AutoModel")(TOKENS)[0]).abs().max() > 1e-2
+    assert (wanted - load_stock(base, "AutoModel")(TOKENS)[0]).abs().max() > 1e-2
     assert (ours(registry, version, base) - wanted).abs().max() < CLOSE
     assert (merged(registry, version, base, tmp_path / "merged", "AutoModel") - wanted).abs().max() < CLOSE
     assert (exported(registry, version, base, tmp_path / "peft", "AutoModel") - wanted).abs().max() < CLOSE
@@ -292,20 +289,20 @@ def test_an_encoders_adapter_is_of_the_body_whatever_class_it_was_trained_on(
 
 def test_an_adapter_of_the_body_goes_onto_a_causal_base_and_back(registry: Registry, llama: Path, tmp_path: Path) -> None:
     body = _save_body(llama, tmp_path / "body")
-    of_body = tune(load(llama, "AutoModel"), tmp_path / "theirs", target_modules=["q_proj"])
+    of_body = tune(load_stock(llama, "AutoModel"), tmp_path / "theirs", target_modules=["q_proj"])
     assert (ours(registry, take(registry, tmp_path / "theirs", llama), llama) - theirs(of_body)).abs().max() < CLOSE
-    of_head = tune(load(llama), tmp_path / "head", target_modules=["q_proj"])
+    of_head = tune(load_stock(llama), tmp_path / "head", target_modules=["q_proj"])
     assert (ours(registry, take(registry, tmp_path / "head", body), body) - theirs(of_head)).abs().max() < CLOSE
 
 
 def _save_body(folder: Path, out: Path) -> Path:
     shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
-    load(folder, "AutoModel").save_pretrained(out)
+    load_stock(folder, "AutoModel").save_pretrained(out)
     return out
 
 
 def test_an_adapter_under_another_name_is_found_in_its_folder(registry: Registry, llama: Path, tmp_path: Path) -> None:
-    tuned = tune(load(llama), tmp_path / "theirs", "mine", target_modules=["q_proj"])
+    tuned = tune(load_stock(llama), tmp_path / "theirs", "mine", target_modules=["q_proj"])
     assert not (tmp_path / "theirs/adapter_config.json").exists()
     version = take(registry, tmp_path / "theirs", llama)
     assert (ours(registry, version, llama) - theirs(tuned)).abs().max() < CLOSE
@@ -328,15 +325,15 @@ def test_an_adapter_under_another_name_is_found_in_its_folder(registry: Registry
 def test_lora_of_the_head_comes_in_and_says_who_can_use_it(registry: Registry, llama: Path, untied: Path, tmp_path: Path) -> None:
     from genre.errors import RegistryError
 
-    tuned = tune(load(untied), tmp_path / "theirs", target_modules=["q_proj", "lm_head"])
+    tuned = tune(load_stock(untied), tmp_path / "theirs", target_modules=["q_proj", "lm_head"])
     version = take(registry, tmp_path / "theirs", untied)
     equal, head = version.manifest.notes["remarks"]
     assert equal == "lm_head lies beside the update and equals the base's: it is left out"
     assert "LoRA of lm_head, outside the layers" in head and "--to merged" in head
     out = registry.export(version, tmp_path / "out", to="merged", base=untied)
     with torch.no_grad():
-        assert (load(out)(TOKENS).logits - tuned(TOKENS).logits).abs().max() < CLOSE
-    tune(load(llama), tmp_path / "tied", target_modules=["q_proj", "lm_head"])
+        assert (load_stock(out)(TOKENS).logits - tuned(TOKENS).logits).abs().max() < CLOSE
+    tune(load_stock(llama), tmp_path / "tied", target_modules=["q_proj", "lm_head"])
     version = take(registry, tmp_path / "tied", llama)
     with pytest.raises(RegistryError, match="LoRA of lm_head cannot be merged: got tied weights"):
         registry.export(version, tmp_path / "no", to="merged", base=llama)
@@ -362,25 +359,25 @@ def resized(model: Any) -> Any:
 def test_what_a_slot_cannot_hold_is_refused_with_what_helps(
     registry: Registry, untied: Path, tmp_path: Path, options: dict[str, Any], reason: str
 ) -> None:
-    tune(load(untied), tmp_path / "theirs", **({"target_modules": ["q_proj"]} | options))
+    tune(load_stock(untied), tmp_path / "theirs", **({"target_modules": ["q_proj"]} | options))
     with pytest.raises(IntegrityError, match=reason):
         take(registry, tmp_path / "theirs", untied)
 
 
 def test_a_changed_head_beside_the_update_is_refused(registry: Registry, untied: Path, tmp_path: Path) -> None:
-    model = load(untied)
+    model = load_stock(untied)
     with torch.no_grad():
         model.lm_head.weight.add_(1)
     tune(model, tmp_path / "theirs", target_modules=["q_proj", "lm_head"])
     with pytest.raises(IntegrityError, match="carries its own lm_head.*got other values.*merge_and_unload"):
         take(registry, tmp_path / "theirs", untied)
-    tune(resized(load(untied)), tmp_path / "larger", target_modules=["q_proj"])
+    tune(resized(load_stock(untied)), tmp_path / "larger", target_modules=["q_proj"])
     with pytest.raises(IntegrityError, match=r"carries its own (lm_head|model.embed_tokens).*got another shape"):
         take(registry, tmp_path / "larger", untied)
 
 
 def test_a_pickled_adapter_is_refused_with_the_way_to_save_it(registry: Registry, llama: Path, tmp_path: Path) -> None:
-    tuned = tune(load(llama), tmp_path / "theirs", target_modules=["q_proj"])
+    tuned = tune(load_stock(llama), tmp_path / "theirs", target_modules=["q_proj"])
     tuned.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     with pytest.raises(IntegrityError, match=r"got adapter_model.bin.*save_pretrained\(other\) writes it so"):
         take(registry, tmp_path / "pickled", llama)

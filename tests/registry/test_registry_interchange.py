@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_fakes import draft, lora_config, write_adapter
+from registry_fakes import draft, load_stock, lora_config, write_adapter
 
 from genre.errors import BaseModelError, IntegrityError, ManifestError, RegistryError
 from genre.modules.base.fingerprint import fingerprint
@@ -35,17 +35,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def load(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
 def foreign(base: Path, out: Path, **options: Any) -> Any:
     """A PEFT adapter as somebody else would save it, with random weights in B."""
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(load(base), LoraConfig(task_type="CAUSAL_LM", **({"r": 4, "target_modules": "all-linear"} | options)))
+    model = get_peft_model(
+        load_stock(base), LoraConfig(task_type="CAUSAL_LM", **({"r": 4, "target_modules": "all-linear"} | options))
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -87,9 +83,9 @@ def test_a_foreign_adapter_comes_in_and_goes_out_unchanged(
     theirs = foreign(llama, tmp_path / "theirs", **options)
     version = registry.import_peft(tmp_path / "theirs", "taken", base=info(llama), base_folder=llama, tasks=["like"])
     out = registry.export(version, tmp_path / "out", tar=True)
-    ours = PeftModel.from_pretrained(load(llama), out).eval()
+    ours = PeftModel.from_pretrained(load_stock(llama), out).eval()
     assert torch.equal(logits(ours), logits(theirs))
-    assert (logits(load(llama)) - logits(theirs)).abs().max() > 1e-2
+    assert (logits(load_stock(llama)) - logits(theirs)).abs().max() > 1e-2
     assert version.manifest.notes["not_imported"] == ["README.md"]
     card = (out / "README.md").read_text()
     assert version.digest in card and "PeftModel.from_pretrained" in card
@@ -121,12 +117,12 @@ def test_depth_exports_the_cut_base(registry: Registry, llama: Path, tmp_path: P
     with pytest.raises(RegistryError, match=r"for the first 2 layers of tiny.*--base"):
         registry.export(version, tmp_path / "out")
     out = registry.export(version, tmp_path / "out", base=llama)
-    cut = load(out / "base")
+    cut = load_stock(out / "base")
     assert cut.config.num_hidden_layers == 2 and len(cut.model.layers) == 2
-    by_hand = load(llama)
+    by_hand = load_stock(llama)
     by_hand.model.layers = by_hand.model.layers[:2]
     assert torch.equal(logits(cut), logits(by_hand))
-    merged = PeftModel.from_pretrained(load(out / "base"), out).eval()
+    merged = PeftModel.from_pretrained(load_stock(out / "base"), out).eval()
     assert torch.equal(logits(merged), logits(PeftModel.from_pretrained(by_hand, tmp_path / "theirs").eval()))
     with pytest.raises(ManifestError, match=r"model.layers.1.* lies beyond the depth: got layer 1; expected below 1"):
         registry.import_peft(tmp_path / "theirs", "taken", base=info(llama, 1), base_folder=llama)
@@ -139,15 +135,15 @@ def test_a_gpt2_base_is_cut_and_its_adapter_taken(registry: Registry, tmp_path: 
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=32, n_embd=16, n_layer=3, n_head=2, n_positions=64)
     GPT2LMHeadModel(config).eval().save_pretrained(tmp_path / "gpt2")
-    cut = load(truncate_base(tmp_path / "gpt2", 2, tmp_path / "cut"))
-    by_hand = load(tmp_path / "gpt2")
+    cut = load_stock(truncate_base(tmp_path / "gpt2", 2, tmp_path / "cut"))
+    by_hand = load_stock(tmp_path / "gpt2")
     by_hand.transformer.h = by_hand.transformer.h[:2]
     assert torch.equal(logits(cut), logits(by_hand))
     theirs = foreign(tmp_path / "cut", tmp_path / "theirs", target_modules=["c_attn", "c_fc"], fan_in_fan_out=True)
     base = info(tmp_path / "gpt2", 2)
     version = registry.import_peft(tmp_path / "theirs", "taken", base=base, base_folder=tmp_path / "gpt2")
     out = registry.export(version, tmp_path / "out", base=tmp_path / "gpt2")
-    assert torch.equal(logits(PeftModel.from_pretrained(load(out / "base"), out).eval()), logits(theirs))
+    assert torch.equal(logits(PeftModel.from_pretrained(load_stock(out / "base"), out).eval()), logits(theirs))
 
 
 def test_another_base_is_refused(registry: Registry, llama: Path, tmp_path: Path) -> None:
@@ -168,13 +164,13 @@ def test_export_equals_a_merge_by_hand(registry: Registry, llama: Path, tmp_path
     foreign(llama, tmp_path / "theirs", r=4, lora_alpha=6)
     version = registry.import_peft(tmp_path / "theirs", "taken", base=info(llama), base_folder=llama)
     out = registry.export(version, tmp_path / "out")
-    merged, weights = load(llama), load_file(out / "adapter_model.safetensors")
+    merged, weights = load_stock(llama), load_file(out / "adapter_model.safetensors")
     with torch.no_grad():
         for name in [name for name in weights if "lora_A" in name]:
             module = merged.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight"))
             module.weight += 6 / 4 * weights[name.replace("lora_A", "lora_B")] @ weights[name]
         hidden = merged.model(TOKENS).last_hidden_state
-        stock = PeftModel.from_pretrained(load(llama), out).eval().base_model.model.model(TOKENS).last_hidden_state
+        stock = PeftModel.from_pretrained(load_stock(llama), out).eval().base_model.model.model(TOKENS).last_hidden_state
     assert (hidden - stock).abs().max() <= 1e-4
 
 

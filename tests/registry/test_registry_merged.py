@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from registry_fakes import load_stock
 
 from genre.errors import IntegrityError, ManifestError, RegistryError
 from genre.modules.base.fingerprint import fingerprint
@@ -30,18 +31,14 @@ def make_base(kind: str, folder: Path, dtype: Any) -> Path:
     return folder
 
 
-def load(folder: Path, dtype: Any = torch.float32, **more: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **more).eval()
-
-
 def taken(registry: Registry, base: Path, folder: Path, depth: int | None, **options: Any) -> Any:
     """A version with random weights in B, and what stock PEFT computes with it on the cut base, in float64."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(task_type="CAUSAL_LM", **({"r": 4, "lora_alpha": 6} | options))
-    model = get_peft_model(load(base, torch.float64, **({} if depth is None else {"num_hidden_layers": depth})), config)
+    model = get_peft_model(
+        load_stock(base, dtype=torch.float64, **({} if depth is None else {"num_hidden_layers": depth})), config
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -72,10 +69,10 @@ def test_the_merged_base_computes_what_base_and_adapter_do(
     base = make_base(kind, tmp_path / "base", torch.float32)
     version, wanted = taken(registry, base, tmp_path / "theirs", depth, **options)
     out = registry.export(version, tmp_path / "out", to="merged", base=base)
-    model = load(out)
+    model = load_stock(out)
     with torch.no_grad():
         assert torch.allclose(model(TOKENS).logits.double(), wanted, atol=1e-5)
-        plain = load(base, **({} if depth is None else {"num_hidden_layers": depth}))(TOKENS).logits.double()
+        plain = load_stock(base, **({} if depth is None else {"num_hidden_layers": depth}))(TOKENS).logits.double()
     assert (plain - wanted).abs().max() > 1e-2  # the adapter does something
     assert model.config.num_hidden_layers == (depth or 3)
     assert not (out / "adapter_model.safetensors").exists() and "Use" in (out / "README.md").read_text(encoding="utf-8")
@@ -107,7 +104,7 @@ def test_only_the_full_precision_base_is_merged_into(registry: Registry, tmp_pat
     base = make_base("llama", tmp_path / "base", torch.float32)
     version, _ = taken(registry, base, tmp_path / "theirs", None, target_modules="all-linear")
     rounded = tmp_path / "rounded"
-    load(base).to(torch.bfloat16).save_pretrained(rounded)
+    load_stock(base).to(torch.bfloat16).save_pretrained(rounded)
     with pytest.raises(ManifestError, match=r"base\.fingerprint differs"):
         registry.export(version, tmp_path / "out", to="merged", base=rounded)
     with pytest.raises(RegistryError, match="needs its base"):

@@ -6,25 +6,9 @@ import os
 import pytest
 
 import genre
-from builders import LIKE, NEXT, RATING, recipe
+from builders import LIKE, NEXT, RATING, recipe, write_recipe
 from genre import cli
 from genre.jobs.dry_run import dry_run, timed
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, log, tiny):
-    monkeypatch.chdir(tmp_path)
-    log.write("shop")
-    for task in (NEXT, LIKE, RATING):
-        write(tmp_path, tiny, task)
-    return tmp_path
-
-
-def write(place, tiny, *tasks, name=None, **sections):
-    found = recipe(tiny, *tasks, **{"data": {"path": "shop"}, "train": {"epochs": 1}, **sections})
-    found = found.model_copy(update={"name": name or found.name})
-    (place / f"{found.name}.yaml").write_text(found.dump())
-    return f"{found.name}.yaml"
 
 
 def said(capsys, *words, code=0):
@@ -46,7 +30,7 @@ def trained_numbers(run):
 
 @pytest.mark.parametrize("adapter", [{}, {"kind": "rslora", "rank": 4}, {"kind": "head_only"}, {"kind": "full"}])
 def test_it_leaves_nothing_and_counts_what_the_run_counts(place, tiny, capsys, adapter):
-    file = write(place, tiny, LIKE, adapter=adapter, train={"epochs": 1, "tracker": "tensorboard"})
+    file = write_recipe(tiny, LIKE, adapter=adapter, train={"epochs": 1, "tracker": "tensorboard"})
     before = files(place)
     shown = said(capsys, "train", file, "--dry-run").out
     assert files(place) == before
@@ -70,7 +54,7 @@ def said_json(capsys, place, file):
 
 
 def test_the_estimate_is_made_of_what_was_measured(place, tiny, capsys):
-    shown = said(capsys, "train", write(place, tiny, LIKE, train={"epochs": 3}), "--dry-run", "--json", "dry.json").out
+    shown = said(capsys, "train", write_recipe(tiny, LIKE, train={"epochs": 3}), "--dry-run", "--json", "dry.json").out
     found = json.loads((place / "dry.json").read_text())
     own, (cost,) = found["recipes"]["like"], found["costs"]
     pace = cost["step"]["seconds"] / cost["step"]["padded_tokens"]
@@ -107,7 +91,7 @@ def test_an_evaluation_batch_takes_what_its_tokens_and_its_catalogue_take(tiny, 
 def test_averaged_weights_are_one_copy_more(place, tiny, capsys):
     found = {}
     for average in (0.0, 0.9):
-        said(capsys, "train", write(place, tiny, LIKE, train={"average": average}), "--dry-run", "--json", "dry.json")
+        said(capsys, "train", write_recipe(tiny, LIKE, train={"average": average}), "--dry-run", "--json", "dry.json")
         (cost,) = json.loads((place / "dry.json").read_text())["costs"]
         found[average] = cost["memory_bytes"]
     assert found[0.9]["kept"] == 2 * found[0.9]["trained"] == 2 * found[0.0]["kept"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import genre
-from builders import LIKE, NEXT, RATING, recipe
+from builders import LIKE, RATING, recipe, write_recipe
 from genre import cli
 from genre.errors import InputError, InterruptedJobError, RecipeError
 from genre.jobs.train_several import train_together
@@ -15,23 +15,6 @@ from genre.progress import Reporter
 from genre.training import Loop
 
 ONCE = {"epochs": 1}
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, log, tiny):
-    """A data set, and a recipe each for next_item, like and rating."""
-    monkeypatch.chdir(tmp_path)
-    log.write("shop")
-    for task in (NEXT, LIKE, RATING):
-        write(tiny, task)
-    return tmp_path
-
-
-def write(tiny, *tasks, name=None, **sections):
-    found = recipe(tiny, *tasks, **{"data": {"path": "shop"}, "train": ONCE, **sections})
-    found = found.model_copy(update={"name": name or found.name})
-    Path(f"{found.name}.yaml").write_text(found.dump())
-    return f"{found.name}.yaml"
 
 
 def ends(process_of, capsys, *words):
@@ -75,7 +58,7 @@ def test_each_is_what_it_is_when_the_recipes_are_trained_one_after_the_other(pla
 
 def test_text_recipes_need_no_encoder_and_train_at_once(place, capsys, tiny):
     text = {"sequence": {"item": "text"}, "encoder": {"use": "none"}}
-    files = [write(tiny, LIKE, name="words", **text), write(tiny, RATING, name="stars", **text)]
+    files = [write_recipe(tiny, LIKE, name="words", **text), write_recipe(tiny, RATING, name="stars", **text)]
     said = ends(0, capsys, "train", *files, "--tokens-at-once", "100000")
     assert "alone and first" not in said.err and "published words" in said.out and "published stars" in said.out
 
@@ -164,9 +147,9 @@ def refused(place, capsys, *words):
 
 
 def test_recipes_that_do_not_go_together_are_refused_in_a_line(place, capsys, tiny):
-    deep = write(tiny, LIKE, name="deep")
+    deep = write_recipe(tiny, LIKE, name="deep")
     (place / deep).write_text((place / deep).read_text().replace("depth: null", "depth: 1"))
-    full = write(tiny, LIKE, name="full", adapter={"kind": "full"})
+    full = write_recipe(tiny, LIKE, name="full", adapter={"kind": "full"})
     cases = {
         ("like.yaml", "like.yaml"): "two recipes have the same name: got like, like",
         (
@@ -190,7 +173,7 @@ def test_recipes_that_do_not_go_together_are_refused_in_a_line(place, capsys, ti
 
 def test_an_unusable_recipe_of_a_group_is_refused_before_anything_is_written(place, capsys, tiny):
     ends(0, capsys, "train", "next_item.yaml")
-    bad = write(tiny, LIKE | {"label": "stars > 3"}, name="bad")
+    bad = write_recipe(tiny, LIKE | {"label": "stars > 3"}, name="bad")
     assert "task 'like' needs the feedback column 'stars'" in refused(place, capsys, "train", "like.yaml", bad)
 
 
