@@ -235,7 +235,7 @@ def test_a_merge_of_imported_adapters_is_the_weighted_sum_of_their_updates(
     ]
     weights, lows, deltas = [0.7, -0.3], [], []
     for number, each in enumerate(options):
-        tuned = tune(load(llama), tmp_path / str(number), **each)
+        tuned = tune(load_stock(llama), tmp_path / str(number), **each)
         lows.append(read_low(registry.fetch(take(registry, tmp_path / str(number), llama)), base))
         layers = {name: module for name, module in tuned.get_base_model().named_modules() if hasattr(module, "get_delta_weight")}
         deltas.append({name: module.get_delta_weight("default").detach() for name, module in layers.items()})
@@ -388,7 +388,7 @@ def test_tensors_of_a_raw_state_dict_are_refused_with_the_way_to_save_them(
 ) -> None:
     from safetensors.torch import save_file
 
-    tuned = tune(load(llama), tmp_path / "theirs", target_modules=["q_proj"])
+    tuned = tune(load_stock(llama), tmp_path / "theirs", target_modules=["q_proj"])
     raw = {name: value.contiguous() for name, value in tuned.state_dict().items() if "lora_" in name}
     save_file(raw, tmp_path / "theirs/adapter_model.safetensors")
     with pytest.raises(IntegrityError, match=r"lora_A.default.weight.*has the adapter's name in it.*save_pretrained"):
