@@ -21,9 +21,15 @@ def make_base(folder: Path, *, layers: int = 2, width: int = 32, seed: int = 0, 
     words = {"<s>": 0, "</s>": 1, "<pad>": 2} | {letter: i + 3 for i, letter in enumerate(alphabet)}
     tokenizer = _byte_tokenizer(words)
     config = LlamaConfig(
-        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=vocabulary, tie_word_embeddings=True, max_position_embeddings=4096,
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        max_position_embeddings=4096,
+    )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     return _write_random(LlamaForCausalLM, config, wrapped, folder, seed)
 
@@ -40,9 +46,13 @@ def make_encoder_base(folder: Path, *, layers: int = 2, width: int = 32, seed: i
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", words["[CLS]"]), ("[SEP]", words["[SEP]"])]
     )
     config = BertConfig(
-        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
-        vocab_size=len(words), max_position_embeddings=positions,
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        vocab_size=len(words),
+        max_position_embeddings=positions,
+    )
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, cls_token="[CLS]", sep_token="[SEP]", pad_token="[PAD]", model_max_length=positions
     )
@@ -90,15 +100,21 @@ def planted_texts(*, groups: int = 80, per_group: int = 4, seed: int = 0, noise:
         said = f"{filler} {'XX' if good else 'oo'} {('@@', '##', '++')[stars]}"
         rows.append(
             (
-                f"t{number}", f"g{number // per_group}", f"title {number % 7}", said,
-                int(good != (draw.random() < noise)), None if draw.random() < 0.1 else (1, 3, 5)[stars],
+                f"t{number}",
+                f"g{number // per_group}",
+                f"title {number % 7}",
+                said,
+                int(good != (draw.random() < noise)),
+                None if draw.random() < 0.1 else (1, 3, 5)[stars],
             )
-        )  # fmt: skip
+        )
     schema = ["text_id", "group_id", "title", "review", "recommended", "rating"]
     return Texts.from_frame(
-        pl.DataFrame(rows, schema=schema, orient="row"), texts=["title", "review"], labels=["recommended", "rating"],
+        pl.DataFrame(rows, schema=schema, orient="row"),
+        texts=["title", "review"],
+        labels=["recommended", "rating"],
         name="planted-texts",
-    )  # fmt: skip
+    )
 
 
 def planted_log(*, users: int = 60, items: int = 30, events: int = 24, seed: int = 0, noise: float = 0.1) -> Interactions:
@@ -123,9 +139,17 @@ def planted_log(*, users: int = 60, items: int = 30, events: int = 24, seed: int
 
 
 def browsing_log(
-    *, users: int = 200, items: int = 48, kinds: int = 4, views: int = 16, offers: int = 4, seed: int = 0, noise: float = 0.1,
-    focus: float = 0.9, passed: str = "view",
-) -> Interactions:  # fmt: skip
+    *,
+    users: int = 200,
+    items: int = 48,
+    kinds: int = 4,
+    views: int = 16,
+    offers: int = 4,
+    seed: int = 0,
+    noise: float = 0.1,
+    focus: float = 0.9,
+    passed: str = "view",
+) -> Interactions:
     """Browsing in, purchases out: a preference that shows only in views and pays in purchases.
 
     Every user has one of `kinds` hidden kinds, and so has every item (no title tells it). First come `views` events with items of

@@ -72,10 +72,15 @@ def test_there_is_a_recipe_for_each_of_the_three_tasks():
 @pytest.mark.parametrize(
     ("path", "near"),
     [
-        ("nmae", "name"), ("adapter.rnak", "rank"), ("tasks.0.metric", "metrics"), ("data.split.tset", "test"),
-        ("train.learning_rte", "learning_rate"), ("sequence.insturction", "instruction"), ("encoder.user", "use"),
+        ("nmae", "name"),
+        ("adapter.rnak", "rank"),
+        ("tasks.0.metric", "metrics"),
+        ("data.split.tset", "test"),
+        ("train.learning_rte", "learning_rate"),
+        ("sequence.insturction", "instruction"),
+        ("encoder.user", "use"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_key_names_the_nearest_one(path, near):
     raw = changed("data.split", {"kind": "temporal"})
     *parents, last = path.split(".")
@@ -125,7 +130,7 @@ WRONG = [
     ("tasks.0.loss", "mse", "recipe: tasks.0: head 'binary' takes loss log_loss, not 'mse'"),
     ("tasks.0.label", None, "recipe: tasks.0: a feedback task needs a label, for example: label: rating > 3"),
     ("tasks.0.label", "> 3", "a label cannot be read: got '> 3'"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("path", "value", "message"), WRONG, ids=[f"{path}-{value}"[:40] for path, value, _ in WRONG])

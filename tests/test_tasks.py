@@ -101,16 +101,29 @@ def test_every_check_says_what_is_wrong(fields, message):
 
 
 WRONG_LABELS = [
-    ("stars > 3", {}, "task 'like' needs the feedback column 'stars': got behaviour, click, rating; change the task's label, or "
-     "import the log with --map stars=THEIR_COLUMN"),
-    ("rating == 'good'", {}, "label \"rating == 'good'\" compares 'rating' with a value of another type: got numbers; expected "
-     "values like 'good'"),
-    ("behaviour > 3", {}, "label 'behaviour > 3' compares 'behaviour' with a value of another type: got text; expected values "
-     "like 3.0"),
+    (
+        "stars > 3",
+        {},
+        "task 'like' needs the feedback column 'stars': got behaviour, click, rating; change the task's label, or "
+        "import the log with --map stars=THEIR_COLUMN",
+    ),
+    (
+        "rating == 'good'",
+        {},
+        "label \"rating == 'good'\" compares 'rating' with a value of another type: got numbers; expected values like 'good'",
+    ),
+    (
+        "behaviour > 3",
+        {},
+        "label 'behaviour > 3' compares 'behaviour' with a value of another type: got text; expected values like 3.0",
+    ),
     ("behaviour", {}, "label 'behaviour' is text: got behaviour; expected a comparison, like behaviour == 'purchase'"),
-    ("rating", {}, "task 'like' with loss log_loss needs labels 0 and 1: got rating from 1 to 5; compare it, for example: label: "
-     "rating > 3"),
-]  # fmt: skip
+    (
+        "rating",
+        {},
+        "task 'like' with loss log_loss needs labels 0 and 1: got rating from 1 to 5; compare it, for example: label: rating > 3",
+    ),
+]
 
 
 @pytest.mark.parametrize(("label", "fields", "message"), WRONG_LABELS, ids=[case[0] for case in WRONG_LABELS])

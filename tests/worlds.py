@@ -60,11 +60,17 @@ def womens_clothing() -> None:
     """Women's Clothing reviews: one Parquet table, as the package holds it."""
     texts = planted_texts().frame
     table = texts.select(
-        pl.col("group_id").str.strip_prefix("g").cast(pl.Int64).alias("Clothing ID"), pl.lit(40).alias("Age"),
-        pl.col("title").alias("Title"), pl.col("review").alias("Review Text"), pl.col("rating").fill_null(3).alias("Rating"),
-        pl.col("recommended").alias("Recommended IND"), pl.lit(0).alias("Positive Feedback Count"),
-        pl.lit("General").alias("Division Name"), pl.lit("Tops").alias("Department Name"), pl.lit("Knits").alias("Class Name"),
-    )  # fmt: skip
+        pl.col("group_id").str.strip_prefix("g").cast(pl.Int64).alias("Clothing ID"),
+        pl.lit(40).alias("Age"),
+        pl.col("title").alias("Title"),
+        pl.col("review").alias("Review Text"),
+        pl.col("rating").fill_null(3).alias("Rating"),
+        pl.col("recommended").alias("Recommended IND"),
+        pl.lit(0).alias("Positive Feedback Count"),
+        pl.lit("General").alias("Division Name"),
+        pl.lit("Tops").alias("Department Name"),
+        pl.lit("Knits").alias("Class Name"),
+    )
     folder = Path("womens-clothing")
     folder.mkdir(exist_ok=True)
     table.write_parquet(folder / "reviews.parquet.brotli")
@@ -111,21 +117,39 @@ def amazon(users: int = 40, items: int = 24, seed: int = 0) -> None:
     for user in range(users):
         for step, item in enumerate(draw.choice(items, size=10, replace=False).tolist()):
             agrees = (kind[item] == user % 2) != (draw.random() < 0.1)
-            reviews.append({
-                "rating": 5.0 if agrees else 2.0, "title": "Said so", "text": "As described.", "images": [],
-                "asin": f"B{item:09}", "parent_asin": f"B{item:09}", "user_id": f"AE{user:026}",
-                "timestamp": 1000 * (FIRST + 86_400 * user + 3600 * step) + 7, "helpful_vote": 0,
-                "verified_purchase": step % 3 > 0,
-            })  # fmt: skip
+            reviews.append(
+                {
+                    "rating": 5.0 if agrees else 2.0,
+                    "title": "Said so",
+                    "text": "As described.",
+                    "images": [],
+                    "asin": f"B{item:09}",
+                    "parent_asin": f"B{item:09}",
+                    "user_id": f"AE{user:026}",
+                    "timestamp": 1000 * (FIRST + 86_400 * user + 3600 * step) + 7,
+                    "helpful_vote": 0,
+                    "verified_purchase": step % 3 > 0,
+                }
+            )
     metadata = [
         {
-            "main_category": "All Beauty", "title": f"{('Rose &amp; co', 'Mint')[kind[n]]} soap {n}", "average_rating": 4.8,
-            "rating_number": 10, "features": [], "description": ["A piece of soap."], "price": "None" if n % 5 == 0 else 9.99,
-            "images": [], "videos": [], "store": "Acme", "categories": ["Beauty", "Soap"], "details": {"Package": "1 x 1"},
-            "parent_asin": f"B{n:09}", "bought_together": None,
+            "main_category": "All Beauty",
+            "title": f"{('Rose &amp; co', 'Mint')[kind[n]]} soap {n}",
+            "average_rating": 4.8,
+            "rating_number": 10,
+            "features": [],
+            "description": ["A piece of soap."],
+            "price": "None" if n % 5 == 0 else 9.99,
+            "images": [],
+            "videos": [],
+            "store": "Acme",
+            "categories": ["Beauty", "Soap"],
+            "details": {"Package": "1 x 1"},
+            "parent_asin": f"B{n:09}",
+            "bought_together": None,
         }
         for n in range(items)
-    ]  # fmt: skip
+    ]
     for name, rows in (("All_Beauty", reviews), ("meta_All_Beauty", metadata)):
         with gzip.open(f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
@@ -202,10 +226,15 @@ def network(users: int = 30, posts: int = 24, seed: int = 0) -> None:
     lines = ["follower,followed", *(f"{names[a]},{names[b]}" for a, b in follows)]
     (folder / "follows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     items = [
-        {"item": f"p{n}", "kind": ("post", "comment")[n % 3 == 0], "author": names[author[n]], "text": f"Some words {n}",
-         "parent": f"p{n - 1}" if n % 3 == 0 and n else None}
+        {
+            "item": f"p{n}",
+            "kind": ("post", "comment")[n % 3 == 0],
+            "author": names[author[n]],
+            "text": f"Some words {n}",
+            "parent": f"p{n - 1}" if n % 3 == 0 and n else None,
+        }
         for n in range(posts)
-    ] + [{"item": name, "kind": "account", "author": name, "text": f"I am {name}", "parent": None} for name in names]  # fmt: skip
+    ] + [{"item": name, "kind": "account", "author": name, "text": f"I am {name}", "parent": None} for name in names]
     (folder / "posts.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
     lines = ["user,item,action,at,engaged"]
     for user in range(users):

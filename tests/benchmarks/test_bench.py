@@ -76,11 +76,14 @@ def test_the_command_prices_an_adapter(file, tmp_path, capfd):
 
 def test_what_is_wrong_is_told_before_anything_is_trained(file, tmp_path, capfd):
     for more, said in (
-        (["--way", "half"], "no such variant: got half"), (["--profile", "slow"], "no such profile"),
-        (["--out", str(file)], "--out is a file"), (["--set", "train.epochs=0"], "epochs"),
-        (["--set", "data.path=nowhere"], "nowhere"), (["--set", "base.name=nowhere"], "no base is called 'nowhere'"),
+        (["--way", "half"], "no such variant: got half"),
+        (["--profile", "slow"], "no such profile"),
+        (["--out", str(file)], "--out is a file"),
+        (["--set", "train.epochs=0"], "epochs"),
+        (["--set", "data.path=nowhere"], "nowhere"),
+        (["--set", "base.name=nowhere"], "no base is called 'nowhere'"),
         (["--set", "data.split.valid=0"], "valid"),
-    ):  # fmt: skip
+    ):
         assert main(["bench", str(file), "--registry", str(tmp_path / "r"), *more]) == 2
         assert said in capfd.readouterr().err
     assert not (tmp_path / "r").exists()
@@ -186,10 +189,14 @@ def test_a_folder_of_another_recipe_is_refused(wanted, tiny, tmp_path, processes
 @pytest.mark.parametrize(
     ("metric", "interval", "users", "said"),
     [
-        ("auc", (-0.007, 0.001), 100, True), ("auc", (-0.009, 0.001), 100, False), ("auc", (-0.007, 0.001), 19, False),
-        ("rmse", (-0.5, 0.007), 100, True), ("rmse", (-0.5, 0.009), 100, False), ("auc", None, 100, False),
+        ("auc", (-0.007, 0.001), 100, True),
+        ("auc", (-0.009, 0.001), 100, False),
+        ("auc", (-0.007, 0.001), 19, False),
+        ("rmse", (-0.5, 0.007), 100, True),
+        ("rmse", (-0.5, 0.009), 100, False),
+        ("auc", None, 100, False),
     ],
-)  # fmt: skip
+)
 def test_near_is_at_most_one_percent_worse(metric, interval, users, said):
     found = Compared(0.8, 0.8, 0.0, interval, 0.5, 1000, users, metric, "lora_8", "full", "cannot be told")
     assert near(found) is said

@@ -38,7 +38,7 @@ def out(tmp_path):
                 "counts": {"failed": 0},
                 "environment": {"processor": "Name, AVX2"},
             }
-        )  # fmt: skip
+        )
     )
     note = {
         "command": "python benchmarks/peers.py",

@@ -43,9 +43,15 @@ def test_by_hand():
     assert found["always"]["ips"]["value"] == (2 * 1 + 0 * 1) / 2 and found["always"]["snips"]["value"] == 2 / 2
     assert found["always"]["dr"]["value"] == ((0.25 + 2 * 0.75) + (0.25 + 0)) / 2
     assert found["always"]["weights"] == {
-        "effective_rounds": 1.0, "rounds_with_weight": 1, "rewards_with_weight": 1, "few_rewards": True, "clip": 100.0,
-        "clipped": 0, "largest": 2.0, "mean": 1.0,
-    }  # fmt: skip
+        "effective_rounds": 1.0,
+        "rounds_with_weight": 1,
+        "rewards_with_weight": 1,
+        "few_rewards": True,
+        "clip": 100.0,
+        "clipped": 0,
+        "largest": 2.0,
+        "mean": 1.0,
+    }
     assert found["logging"]["on_policy"]["value"] == 1 and found["always"]["minus_logging"]["ips"]["value"] == 0
     clipped = estimate(rounds, {"always": always}, np.full((2, 2), 0.25), clip=1.5, resamples=0)["always"]
     assert clipped["ips"]["value"] == 1.5 / 2 and clipped["weights"]["clipped"] == 1

@@ -125,8 +125,9 @@ def test_a_run_goes_on_with_its_own_recipe_only(place, tiny, capsys):
     held = (place / "one" / "recipe.yaml").read_text()
     for override, said in (
         ("adapter.kind=rslora", 'the checkpoint in one is of another run: adapter.kind differs: got "rslora"; expected "lora"'),
-        ("data.split.test=0.5", "data.split.test differs: got 0.5"), ("train.seed=7", "train.seed differs: got 7; expected 0"),
-    ):  # fmt: skip
+        ("data.split.test=0.5", "data.split.test differs: got 0.5"),
+        ("train.seed=7", "train.seed differs: got 7; expected 0"),
+    ):
         assert cli.main(["train", str(file), "--out", "one", "--resume", "--set", override]) == 2
         assert said in capsys.readouterr().err and (place / "one" / "recipe.yaml").read_text() == held
     run(capsys, "train", file, "--out", "one", "--resume", "--set", "train.epochs=2")

@@ -50,11 +50,21 @@ def lines(row: Callable[[int], dict[str, Any]], count: int = ITEMS) -> str:
 def amazon() -> Table:
     def row(n: int) -> dict[str, Any]:
         return {
-            "main_category": "All Beauty", "title": f"Howard &amp; Co. LC000{n}", "average_rating": 4.8, "rating_number": 10,
-            "features": [], "description": ["A", "piece."], "price": "None" if n else 12.5, "images": [], "videos": [],
-            "store": "Howard Products", "categories": ["Beauty", "Soap"], "details": {"Package": "1 x 1"},
-            "parent_asin": f"B00YQ6X8E{n}", "bought_together": None,
-        }  # fmt: skip
+            "main_category": "All Beauty",
+            "title": f"Howard &amp; Co. LC000{n}",
+            "average_rating": 4.8,
+            "rating_number": 10,
+            "features": [],
+            "description": ["A", "piece."],
+            "price": "None" if n else 12.5,
+            "images": [],
+            "videos": [],
+            "store": "Howard Products",
+            "categories": ["Beauty", "Soap"],
+            "details": {"Package": "1 x 1"},
+            "parent_asin": f"B00YQ6X8E{n}",
+            "bought_together": None,
+        }
 
     wanted = {"item_id": "B00YQ6X8E0", "title": "Howard & Co. LC0000", "brand": "Howard Products", "price": 12.5}
     wanted |= {"categories": "Beauty, Soap", "description": "A piece."}

@@ -92,14 +92,24 @@ def amazon() -> Kind:
     events = [
         (
             {
-                "rating": float(1 + n % 5), "title": 'A "must", truly', "text": "Scent, not overpowering.<br />Yes", "images": [],
-                "asin": f"B07{i:07}", "parent_asin": f"B00YQ6X8E{i}", "user_id": f"AGKHLEW2SOWHNMFQIJGBECAF7IN{u}",
-                "timestamp": t // 1000, "helpful_vote": 0, "verified_purchase": n % 3 > 0,
+                "rating": float(1 + n % 5),
+                "title": 'A "must", truly',
+                "text": "Scent, not overpowering.<br />Yes",
+                "images": [],
+                "asin": f"B07{i:07}",
+                "parent_asin": f"B00YQ6X8E{i}",
+                "user_id": f"AGKHLEW2SOWHNMFQIJGBECAF7IN{u}",
+                "timestamp": t // 1000,
+                "helpful_vote": 0,
+                "verified_purchase": n % 3 > 0,
             },
-            f"AGKHLEW2SOWHNMFQIJGBECAF7IN{u}", f"B00YQ6X8E{i}", t, 1 + n % 5,
+            f"AGKHLEW2SOWHNMFQIJGBECAF7IN{u}",
+            f"B00YQ6X8E{i}",
+            t,
+            1 + n % 5,
         )
         for n, u, i, t in steps(400_000)
-    ]  # fmt: skip
+    ]
     return Kind("amazon", "All_Beauty.jsonl", "json", events, optional="helpful_vote", time="timestamp", feedback="rating")
 
 
@@ -118,15 +128,23 @@ def yelp() -> Kind:
     events = [
         (
             {
-                "review_id": f"KU_O5udG6zpxOg-VcAEod{n}", "user_id": f"-h_-eMZ6K5RLWhZyISBhw{u}",
-                "business_id": f"_QfwVwDr-v0ZS3_CbbE5X{i}", "stars": float(1 + n % 5), "useful": n, "funny": 0, "cool": 0,
-                "text": "If you decide to eat here,\nbe aware: \"2 hours\". It\u0027s slow",
+                "review_id": f"KU_O5udG6zpxOg-VcAEod{n}",
+                "user_id": f"-h_-eMZ6K5RLWhZyISBhw{u}",
+                "business_id": f"_QfwVwDr-v0ZS3_CbbE5X{i}",
+                "stars": float(1 + n % 5),
+                "useful": n,
+                "funny": 0,
+                "cool": 0,
+                "text": 'If you decide to eat here,\nbe aware: "2 hours". It\u0027s slow',
                 "date": f"{utc(t):%Y-%m-%d %H:%M:%S}",
             },
-            f"-h_-eMZ6K5RLWhZyISBhw{u}", f"_QfwVwDr-v0ZS3_CbbE5X{i}", t, 1 + n % 5,
+            f"-h_-eMZ6K5RLWhZyISBhw{u}",
+            f"_QfwVwDr-v0ZS3_CbbE5X{i}",
+            t,
+            1 + n % 5,
         )
         for n, u, i, t in steps(7_000_000)
-    ]  # fmt: skip
+    ]
     options = {"optional": "cool", "time": "date", "feedback": "rating"}
     return Kind("yelp", "yelp_academic_dataset_review.json", "json", events, **options)
 
@@ -233,10 +251,13 @@ def otto() -> Kind:
     events = [
         (
             {"aid": 1517085 + i, "ts": t // 1000, "type": ("clicks", "carts", "orders")[n % 3]},
-            str(12899779 + u), str(1517085 + i), t, ("clicks", "carts", "orders")[n % 3],
+            str(12899779 + u),
+            str(1517085 + i),
+            t,
+            ("clicks", "carts", "orders")[n % 3],
         )
         for n, u, i, t in steps(400_000)
-    ]  # fmt: skip
+    ]
     options = {"optional": "", "time": "ts", "feedback": "behaviour", "nest": session}
     return Kind("otto", "otto-recsys-train.jsonl", "json", events, **options)
 

@@ -48,8 +48,9 @@ def test_labels_are_floats_or_codes():
     assert log().labels_of(like).tolist() == [0.0, 1.0, 1.0]
     assert log().labels_of(following).tolist() == [-1, 0, 0]
     assert {name: slot for name, (slot, _) in log().supervise([like, following]).items()} == {
-        "like": "item", "following": "feedback",
-    }  # fmt: skip
+        "like": "item",
+        "following": "feedback",
+    }
     kind = Task(name="kind", kind="text", label="kind", loss="cross_entropy").with_classes(texts().labels)
     assert texts().labels_of(kind).tolist() == [0, -1, 1]
 

@@ -137,7 +137,7 @@ def test_movielens_latest(tmp_path):
             "x",
             "a.xlsx is of an unknown kind: got .xlsx; expected .csv, .tsv, .parquet, .jsonl, .json (or these "
             "with .gz); rename or convert the file",
-        ),  # fmt: skip
+        ),
         (
             "a.jsonl",
             '{"user_id": 1, "item_id": 2, "timestamp": 3}\n{"user_id"\n',
@@ -153,7 +153,7 @@ def test_movielens_latest(tmp_path):
             "user_id\titem_id:token\n1\t2\n",
             "a.inter is not an atomic file: got a column 'user_id'; expected name:type "
             "with a type of token, float, token_seq, float_seq; try --format csv",
-        ),  # fmt: skip
+        ),
         (
             "u.data",
             "1\t2\t3\n",

@@ -67,18 +67,35 @@ def test_mind_lines_that_are_no_impression_are_counted_or_refused(mind):
 
 AMAZON = {
     "2018": (
-        [{"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1388534400, "verified": True, "reviewText": "x"},
-         {"reviewerID": "A2", "asin": "B1", "overall": 2.0, "unixReviewTime": 1388534500, "verified": False}],
+        [
+            {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1388534400, "verified": True, "reviewText": "x"},
+            {"reviewerID": "A2", "asin": "B1", "overall": 2.0, "unixReviewTime": 1388534500, "verified": False},
+        ],
         [{"asin": "B1", "title": "Socks &amp; more", "brand": "Acme", "category": ["Clothing", "Men"], "price": "$1,009.99"}],
     ),
     "2023": (
-        [{"user_id": "A1", "parent_asin": "B1", "asin": "B7", "rating": 5.0, "timestamp": 1388534400728,
-          "verified_purchase": True},
-         {"user_id": "A2", "asin": "B1", "rating": 2.0, "timestamp": 1388534500000, "verified_purchase": False}],
-        [{"parent_asin": "B1", "title": "Socks &amp; more", "store": "Acme", "categories": ["Clothing", "Men"],
-          "price": 1009.99}],
+        [
+            {
+                "user_id": "A1",
+                "parent_asin": "B1",
+                "asin": "B7",
+                "rating": 5.0,
+                "timestamp": 1388534400728,
+                "verified_purchase": True,
+            },
+            {"user_id": "A2", "asin": "B1", "rating": 2.0, "timestamp": 1388534500000, "verified_purchase": False},
+        ],
+        [
+            {
+                "parent_asin": "B1",
+                "title": "Socks &amp; more",
+                "store": "Acme",
+                "categories": ["Clothing", "Men"],
+                "price": 1009.99,
+            }
+        ],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("year", AMAZON)
@@ -88,8 +105,9 @@ def test_amazon_reviews_and_products(tmp_path, year):
             file.write("".join(json.dumps(row) + "\n" for row in rows))
     log = import_log(tmp_path / "reviews.jsonl.gz", format="amazon", items=tmp_path / "meta.jsonl.gz")
     assert log.frame.select("user_id", "item_id", "timestamp", "rating", "verified").rows() == [
-        ("A1", "B1", 1388534400, 5.0, 1), ("A2", "B1", 1388534500, 2.0, 0),
-    ]  # fmt: skip
+        ("A1", "B1", 1388534400, 5.0, 1),
+        ("A2", "B1", 1388534500, 2.0, 0),
+    ]
     item = log.catalogue.frame.row(0, named=True)
     assert (item["title"], item["brand"], item["price"]) == ("Socks & more", "Acme", 1009.99)
     assert item["categories"] == "Clothing, Men"

@@ -317,8 +317,12 @@ def test_write_and_read_are_equal(tmp_path):
     again = Interactions.read(folder)
     assert again.digest == log.digest and again.frame.equals(log.frame) and again.info == log.info
     assert sorted(path.name for path in folder.iterdir()) == [
-        "dataset.json", "interactions.parquet", "items.parquet", "kg.parquet", "users.parquet",
-    ]  # fmt: skip
+        "dataset.json",
+        "interactions.parquet",
+        "items.parquet",
+        "kg.parquet",
+        "users.parquet",
+    ]
     log.write(folder)
     assert not (folder / "kg.parquet").exists(), "an earlier data set is replaced whole"
     assert [path.name for path in folder.parent.iterdir()] == ["set"]

@@ -134,12 +134,15 @@ def test_a_wheel_without_the_member_or_with_an_evil_path(wheel, tmp_path, monkey
     ("stderr", "error", "message"),
     [
         ("/usr/bin/python: No module named pip", DownloadError, "pip is missing: .*python -m ensurepip"),
-        ("ERROR: Could not find a version\nERROR: No matching distribution found for recbole==1.2.1", DownloadError,
-         "pip cannot download recbole==1.2.1: got ERROR: No matching distribution found .*check the network"),
+        (
+            "ERROR: Could not find a version\nERROR: No matching distribution found for recbole==1.2.1",
+            DownloadError,
+            "pip cannot download recbole==1.2.1: got ERROR: No matching distribution found .*check the network",
+        ),
         ("ERROR: [Errno 28] No space left on device", DiskError, "cannot download recbole==1.2.1: got no space left"),
         ("", DownloadError, "got exit code 1"),
     ],
-)  # fmt: skip
+)
 def test_what_pip_says_becomes_one_line(tmp_path, monkeypatch, stderr, error, message):
     monkeypatch.setenv("GENRE_CACHE", str(tmp_path / "cache"))
     commands = []
@@ -287,8 +290,10 @@ def test_the_graph_finds_its_items_by_a_map_of_ids(tmp_path, monkeypatch):
     folder = sources.prepare_data("ml-100k-kg")
     log = Interactions.read(folder)
     assert pl.read_parquet(folder / "kg.parquet").rows() == [
-        ("10", "film.genre", "m.9"), ("10", "film.genre", "m.8"), ("11", "film.genre", "m.8"),
-    ]  # fmt: skip
+        ("10", "film.genre", "m.9"),
+        ("10", "film.genre", "m.8"),
+        ("11", "film.genre", "m.8"),
+    ]
     assert log.info.skipped == {
         "items without a readable year": 1,
         "items that are not in the graph": 3,
@@ -370,10 +375,15 @@ def test_ads_keep_what_off_policy_evaluation_needs(tmp_path, monkeypatch):
     assert log.event_columns == ["click", "policy", "campaign", "position", "propensity"]
     assert log.history("bts-men-1") == [
         {
-            "item_id": "men-1", "timestamp": 1574553610, "click": 1, "policy": "bts", "campaign": "men", "position": 2,
+            "item_id": "men-1",
+            "timestamp": 1574553610,
+            "click": 1,
+            "policy": "bts",
+            "campaign": "men",
+            "position": 2,
             "propensity": 0.2,
         }
-    ]  # fmt: skip
+    ]
     assert log.catalogue.item_ids == ["all-0", "all-1", "all-2", "men-0", "men-1", "women-0"]
     assert log.catalogue.frame["item_feature_1"].to_list() == ["all A", "all B", "all A", "men A", "men B", "women A"]
     dense = log.catalogue.dense("features")
@@ -381,8 +391,9 @@ def test_ads_keep_what_off_policy_evaluation_needs(tmp_path, monkeypatch):
     assert log.users is not None
     assert log.users.columns == ["user_id", *(f"user_feature_{i}" for i in range(4)), "position", "past_clicks"]
     assert log.users.filter(pl.col("user_id").is_in(["bts-men-1", "bts-men-2"])).select("position", "past_clicks").rows() == [
-        (2, 1), (3, 0),  # of the men's two items the third impression's user has clicked none
-    ]  # fmt: skip
+        (2, 1),
+        (3, 0),  # of the men's two items the third impression's user has clicked none
+    ]
     assert log.users["user_feature_0"].value_counts().sort("user_feature_0").rows() == [("A", 12), ("B", 6)]
     affinity = pl.read_parquet(folder / "affinity.parquet")
     assert affinity.filter(pl.col("user_id") == "random-all-2").rows() == [("random-all-2", "all-2", 1.0)]

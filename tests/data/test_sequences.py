@@ -68,9 +68,13 @@ def test_free_text_is_refused():
 def test_the_picture_in_the_modules_head():
     made = layout()
     row = made.build(
-        made.prefix(), np.array([7, 8]), np.array([1, 2]), candidates=np.array([3, 4]), events=np.array([10, 11]),
+        made.prefix(),
+        np.array([7, 8]),
+        np.array([1, 2]),
+        candidates=np.array([3, 4]),
+        events=np.array([10, 11]),
         candidate_events=np.array([20, 21]),
-    )  # fmt: skip
+    )
     assert row.tokens.tolist() == [1, *ids("ab"), 0, 0, 0, 0, 0, 0]
     assert row.items.tolist() == [-1, -1, -1, 7, -1, 8, -1, 3, 4]
     assert row.feedback.tolist() == [-1, -1, -1, -1, 1, -1, 2, -1, -1]
@@ -194,9 +198,15 @@ def test_a_layout_comes_back_from_its_description(feedback):
             return {"input_ids": ids(text)}
 
     made = Layout.make(
-        Tokenizer(), item="both", text=("title", "genre"), feedback=feedback, instruction="Age {age}", max_item_tokens=9,
-        max_events=7, soft_feedback=True,
-    )  # fmt: skip
+        Tokenizer(),
+        item="both",
+        text=("title", "genre"),
+        feedback=feedback,
+        instruction="Age {age}",
+        max_item_tokens=9,
+        max_events=7,
+        soft_feedback=True,
+    )
     again = Layout.restore(Tokenizer(), json.loads(json.dumps(made.describe())))
     assert again.describe() == made.describe() and again.feedback == feedback and again.start == (1,)
     assert (again.prefix({"age": 3}) == made.prefix({"age": 3})).all()
@@ -210,9 +220,16 @@ def test_collate_pads_and_reads_what_is_labelled():
     rows = [
         made.build(made.prefix(), np.array([7]), np.array([1]), events=np.array([2])),
         made.build(made.prefix(), np.array([5, 6]), np.array([1, 2]), events=np.array([0, 1]), targets=np.array([False, True])),
-        made.build(made.prefix(), np.array([4]), np.array([1]), targets=np.array([False]), candidates=np.array([8, 9]),
-                   events=np.array([3]), candidate_events=np.array([4, 5])),
-    ]  # fmt: skip
+        made.build(
+            made.prefix(),
+            np.array([4]),
+            np.array([1]),
+            targets=np.array([False]),
+            candidates=np.array([8, 9]),
+            events=np.array([3]),
+            candidate_events=np.array([4, 5]),
+        ),
+    ]
     likes = np.array([1.0, 0.0, 1.0, 1.0, np.nan, 0.0])
     codes = np.array([5, 6, 7, 4, 8, -1])
     batch = collate(rows, {"like": ("item", likes), "next": ("feedback", codes)})
@@ -245,9 +262,11 @@ def test_the_mask_says_who_sees_whom():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    lengths=st.lists(st.integers(1, 60), min_size=0, max_size=80), budget=st.integers(16, 200), pool=st.integers(1, 40),
+    lengths=st.lists(st.integers(1, 60), min_size=0, max_size=80),
+    budget=st.integers(16, 200),
+    pool=st.integers(1, 40),
     shuffled=st.booleans(),
-)  # fmt: skip
+)
 def test_batches_hold_every_row_once_within_the_budget(lengths, budget, pool, shuffled):
     sizes = np.array(lengths, dtype=np.int64)
     order = np.random.default_rng(0).permutation(len(sizes)) if shuffled else None

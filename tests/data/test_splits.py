@@ -36,8 +36,12 @@ def test_last_n_by_hand():
     assert parts(log, kind="last_n", n=2) == {"a": "ttvvTT", "b": "ttt", "c": "tt"}
     counts = split(log, SplitConfig(kind="last_n", n=2)).counts
     assert counts == {
-        "train": 7, "valid": 2, "test": 2, "unused": 0, "users that only train (fewer than 2n + 1 events)": 2,
-    }  # fmt: skip
+        "train": 7,
+        "valid": 2,
+        "test": 2,
+        "unused": 0,
+        "users that only train (fewer than 2n + 1 events)": 2,
+    }
 
 
 def test_temporal_by_hand():

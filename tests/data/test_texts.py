@@ -130,13 +130,16 @@ def test_a_label_of_words_stays_words():
         ({"t": ["a"]}, {"texts": ["u"]}, "the texts have no text column 'u': got t; expected a column 'u'; name one of"),
         ({"t": ["a"]}, {"labels": ["y"]}, "the texts have no label column 'y': got t; expected a column 'y'"),
         ({"t": ["a"]}, {"texts": ["t"], "labels": ["t"]}, "column 't' is named as a text and as a label: expected one of them"),
-        ({"t": ["a"], "My Y": [1]}, {"labels": ["My Y"]},
-         "a label's name cannot stand in a recipe: got 'My Y'; expected letters, digits, _; rename it, such as with "
-         "--map my_y='My Y'"),
+        (
+            {"t": ["a"], "My Y": [1]},
+            {"labels": ["My Y"]},
+            "a label's name cannot stand in a recipe: got 'My Y'; expected letters, digits, _; rename it, such as with "
+            "--map my_y='My Y'",
+        ),
         ({"t": ["a"], "y": [float("nan")]}, {"labels": ["y"]}, "1 of 1 rows are not usable: got row 0 (the first is 0): y nan;"),
         ({"t": ["a"]}, {"mapping": {"group_id": "g"}}, "no column 'g' to take group_id from: got t; expected a column 'g'"),
     ],
-)  # fmt: skip
+)
 def test_tables_that_cannot_be_used(frame, options, message):
     schema = {"t": pl.String} if frame == {"t": []} else None
     with pytest.raises(DataError) as caught:

@@ -19,9 +19,12 @@ def log_of(*counts: int) -> Interactions:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    counts=st.lists(st.integers(1, 25), min_size=1, max_size=5), most=st.integers(2, 9), least=st.integers(1, 4),
-    shift=st.floats(0, 0.999), holes=st.integers(0, 10),
-)  # fmt: skip
+    counts=st.lists(st.integers(1, 25), min_size=1, max_size=5),
+    most=st.integers(2, 9),
+    least=st.integers(1, 4),
+    shift=st.floats(0, 0.999),
+    holes=st.integers(0, 10),
+)
 def test_every_training_event_is_supervised_once_for_any_shift(counts, most, least, shift, holes):
     log = log_of(*counts)
     usable = np.random.default_rng(holes).random(len(log)) >= holes / 20

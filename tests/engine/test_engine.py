@@ -36,9 +36,12 @@ def alone(registry, log, base, request):
 
     def last(code):
         row = builder.layout.build(
-            builder.prefix(user), np.array([*items, code]), np.array([*feedback, 0]), texts=builder.texts,
+            builder.prefix(user),
+            np.array([*items, code]),
+            np.array([*feedback, 0]),
+            texts=builder.texts,
             events=np.array([-1] * len(items) + [0]),
-        )  # fmt: skip
+        )
         slot = ("feedback", np.array([code])) if task.kind == "next_item" else ("item", np.array([0.0]))
         batch = collate([row], {task.name: slot})
         return model.heads[task.name].score(model.output(task.name, model.hidden(batch), batch))[0]
@@ -132,8 +135,10 @@ def test_the_last_event_scores_as_in_evaluation(base, trained, varied, task):
     """Where all of a user's history fits half a window, serving and evaluation are one arithmetic."""
     log = genre.Interactions.from_frame(
         trained.log.frame.group_by("user_id", maintain_order=True).head(8).drop("row"),
-        items=trained.log.catalogue.frame, users=trained.log.users, name="short",
-    )  # fmt: skip
+        items=trained.log.catalogue.frame,
+        users=trained.log.users,
+        name="short",
+    )
     loaded = read_adapter(trained.registry, task, base)
     assert loaded.layout.max_events >= 2 * 8  # windows of evaluation overlap by half
     model, builder, chosen = restore(loaded, log, base)

@@ -107,11 +107,14 @@ def test_requests_are_answered_with_what_is_in_stock(engine):
     stock = {item for item, there in zip(catalogue.item_ids, catalogue.column("in_stock"), strict=True) if there}
     ask = {"adapter": "filtered", "history": [{"item_id": "i3", "rating": 5}]}
     rows = [
-        ask | {"k": 40}, ask | {"k": 40, "where": ["in_stock == true"]}, ask | {"k": 3, "where": ["in_stock == 1"]},
+        ask | {"k": 40},
+        ask | {"k": 40, "where": ["in_stock == true"]},
+        ask | {"k": 3, "where": ["in_stock == 1"]},
         ask | {"candidates": ["i0", "i1", "i2"], "where": ["in_stock == true"]},
         ask | {"candidates": [{"title": "war 99", "in_stock": True}, {"title": "war 98"}], "where": ["in_stock == true"]},
-        ask | {"k": 5, "where": ["in_stock == true", "title == nothing"]}, ask | {"k": 2, "where": ["in_stock == false"]},
-    ]  # fmt: skip
+        ask | {"k": 5, "where": ["in_stock == true", "title == nothing"]},
+        ask | {"k": 2, "where": ["in_stock == false"]},
+    ]
     every, some, wrong, given, inline, none, out = engine.score([Request.from_json(row) for row in rows])
     kept = [(item.item_id, pytest.approx(item.score)) for item in every.results if item.item_id in stock]
     assert [(item.item_id, item.score) for item in some.results] == kept and 0 < len(kept) < len(every.results)

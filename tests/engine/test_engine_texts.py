@@ -25,10 +25,13 @@ def world(tmp_path_factory):
     texts, registry = planted_texts(groups=40), genre.Registry(folder / "registry")
     for name, tasks in (("joint", [GOOD, STARS]), ("good", [GOOD])):
         raw = {
-            "name": name, "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.2}},
-            "base": {"name": str(folder / "bert")}, "sequence": {"text": ["title", "review"], "max_tokens": 64}, "tasks": tasks,
+            "name": name,
+            "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.2}},
+            "base": {"name": str(folder / "bert")},
+            "sequence": {"text": ["title", "review"], "max_tokens": 64},
+            "tasks": tasks,
             "train": {"epochs": 1, "batch_tokens": 1024, "learning_rate": 5e-3, "dropout": 0.0, "tracker": "none"},
-        }  # fmt: skip
+        }
         registry.publish(genre.train(Recipe.parse(raw), log=texts, registry=registry, folder=folder / name))
     return folder / "bert", texts, registry
 

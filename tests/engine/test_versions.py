@@ -60,9 +60,14 @@ def test_a_manifest_says_what_a_version_is_and_cost(trained, base, log):
 def test_a_version_is_small_and_holds_no_item_table(trained):
     names = {file.name for file in trained.registry.fetch(trained.registry.resolve("like")).iterdir()}
     assert names == {
-        "adapter_config.json", "adapter_model.safetensors", "heads.json", "heads.safetensors", "manifest.json", "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "heads.json",
+        "heads.safetensors",
+        "manifest.json",
+        "README.md",
         "recipe.yaml",
-    }  # fmt: skip
+    }
 
 
 def test_saved_and_loaded_weights_are_bit_equal(trained, base):

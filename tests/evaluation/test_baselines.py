@@ -171,8 +171,9 @@ def test_ease_finds_the_planted_taste_and_beats_popularity():
     log = planted()
     parts = split(log, SplitConfig(kind="last_n"))
     found = targets(log, parts, 2)
-    ranks = {name: rank_in_blocks(log, parts, found, blocks()).ranks
-             for name, blocks in ranking_baselines(log, parts, found).items()}  # fmt: skip
+    ranks = {
+        name: rank_in_blocks(log, parts, found, blocks()).ranks for name, blocks in ranking_baselines(log, parts, found).items()
+    }
     assert ranks["ease"].mean() < 1.2 < ranks["popularity"].mean()
 
 

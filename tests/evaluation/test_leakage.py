@@ -41,10 +41,12 @@ class Probe:
 
     def __init__(self, base, item: str, log: Interactions, *, tasks=(LIKE, NEXT), feedback: str = "rating") -> None:
         wanted = recipe(
-            base.folder, *tasks,
+            base.folder,
+            *tasks,
             sequence={"item": item, "instruction": "Go:", "feedback": feedback},
-            data={"split": {"kind": "user_ratio", "valid": 0.0, "test": 0.2}}, encoder={"collaborative": 0},
-        )  # fmt: skip
+            data={"split": {"kind": "user_ratio", "valid": 0.0, "test": 0.2}},
+            encoder={"collaborative": 0},
+        )
         self.assembly = assemble(wanted, log, base)
         stir(self.assembly)
         self.model = self.assembly.model.eval()

@@ -151,8 +151,12 @@ def test_a_runs_predictions_keep_what_was_shown_together(tmp_path, shown):
     found = Targets(np.arange(3), np.zeros(3, np.int32), np.zeros(3, np.int32), np.array([0.0, 1.0, 1.0]), impression=shown)
     task = Task(name="news", kind="feedback", label="click")
     write_predictions(
-        tmp_path, {"news": (found, np.array([0.1, 0.2, 0.3]), None)}, [task], data="d",
-        split=SplitConfig(kind="temporal"), part="test",
-    )  # fmt: skip
+        tmp_path,
+        {"news": (found, np.array([0.1, 0.2, 0.3]), None)},
+        [task],
+        data="d",
+        split=SplitConfig(kind="temporal"),
+        part="test",
+    )
     _, again, _ = read_predictions(tmp_path)[0]["news"]
     assert (again.impression is None) if shown is None else again.impression.tolist() == shown.tolist()

@@ -277,11 +277,13 @@ def test_versions_of_labelled_texts_are_compared_with_their_runs_and_baselines(t
     texts, base = planted_texts(), tmp_path / "bert"
     make_encoder_base(base)
     raw = {
-        "name": "good", "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.3}},
-        "base": {"name": str(base)}, "sequence": {"text": ["title", "review"], "max_tokens": 64},
+        "name": "good",
+        "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.3}},
+        "base": {"name": str(base)},
+        "sequence": {"text": ["title", "review"], "max_tokens": 64},
         "tasks": [{"name": "good", "kind": "text", "label": "recommended"}],
         "train": {"epochs": 1, "batch_tokens": 4096, "tracker": "none"},
-    }  # fmt: skip
+    }
     registry = genre.Registry(tmp_path / "registry")
     run = genre.train(genre.Recipe.parse(raw), log=texts, registry=registry, folder=tmp_path / "run")
     registry.publish(run, alias="candidate")

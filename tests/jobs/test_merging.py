@@ -330,8 +330,10 @@ def test_adapters_of_other_encoders_and_layouts_are_refused(base, tiny, trained,
         log=genre.Interactions.from_frame(
             trained.log.frame.drop("row"), items=trained.log.catalogue.frame, users=trained.log.users, name="second"
         ),
-        base=base, registry=registry, folder=tmp_path / "other",
-    )  # fmt: skip
+        base=base,
+        registry=registry,
+        folder=tmp_path / "other",
+    )
     wanted = recipe(tiny, RATING, name="strange")
     strange = publish_stirred(registry, wanted, trained.log, base, tmp_path / "strange", encoder="encoder-second")
     like, mine = (registry.resolve(name) for name in ("like", "strange"))

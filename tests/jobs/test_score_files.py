@@ -96,9 +96,16 @@ def test_late_requests_of_unknown_adapters_fail_alone(place, score, monkeypatch)
 
 
 def test_seen_items_for_rows_that_do_not_say(place, score, trained):
-    rows = [request(n, adapter="next_item", candidates=None, k=30, user_id="u1", **more) for n, more in enumerate((
-        {}, {"exclude_seen": True}, {"exclude_seen": False},
-    ))]  # fmt: skip
+    rows = [
+        request(n, adapter="next_item", candidates=None, k=30, user_id="u1", **more)
+        for n, more in enumerate(
+            (
+                {},
+                {"exclude_seen": True},
+                {"exclude_seen": False},
+            )
+        )
+    ]
     (place / "seen.jsonl").write_text("\n".join(rows), encoding="utf-8")
     counts = {}
     for seen in ([], ["--seen", "kept"], ["--seen", "masked"]):
@@ -293,10 +300,12 @@ REFUSED = {
     "more rows": ("out.jsonl.part", '{"id": "x"}\n' * 151, ("--resume",), "of another input: got 150 rows; expected at least"),
     "other things": ("out.jsonl.part", "a,b\n", ("--resume",), "is not a result file: got out.jsonl.part, line 1; expected rows"),
     "a version that is gone": (
-        "out.jsonl.part", json.dumps({"id": "0", "adapter": "like", "digest": "0" * 64}) + "\n", ("--resume",),
+        "out.jsonl.part",
+        json.dumps({"id": "0", "adapter": "like", "digest": "0" * 64}) + "\n",
+        ("--resume",),
         "the unfinished output was written with like:000000000000: got no version like:000000000000",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

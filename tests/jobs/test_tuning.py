@@ -111,7 +111,7 @@ def test_ranges_and_choices(wanted, text, described, points):
         ("tasks.0.label=rating > 3,rating > 2", "tasks.0.label cannot be searched"),
         ("tasks.0.metrics=[[auc], [gauc]]", "tasks.0.metrics cannot be searched"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_searched_is_refused(wanted, text, message):
     with pytest.raises(RecipeError, match=message) as error:
         read_space(wanted, [text])
@@ -134,9 +134,11 @@ def test_a_space_file_and_what_is_said_beside_it(wanted, tmp_path):
     )
     space = read_space(wanted, ["adapter.rank=8,16"], file)
     assert space.describe() == {
-        "train.learning_rate": "log:0.0001:0.003", "adapter.rank": "[8, 16]", "train.dropout": "0.0:0.4:0.2",
+        "train.learning_rate": "log:0.0001:0.003",
+        "adapter.rank": "[8, 16]",
+        "train.dropout": "0.0:0.4:0.2",
         "train.epochs": "1:3",
-    }  # fmt: skip
+    }
     for text, message in (
         ("train.epochs: 2:30", "got 150; expected .* in quotes.*; YAML reads 2:30 without quotes as 150"),
         ("train.epochs: {low: 1, high: 2, stride: 1}", "search of train.epochs: got stride; expected low, high"),
@@ -306,17 +308,30 @@ def test_a_published_encoder_is_shared_by_all_trials_and_nothing_is_published(tr
     versions = {name: registry.versions(name) for name in names}
     lines = []
     found = tune(
-        of, read_space(of, [RATES]), Search(), tmp_path, trials=2, log=trained.log, base=base, registry=registry,
+        of,
+        read_space(of, [RATES]),
+        Search(),
+        tmp_path,
+        trials=2,
+        log=trained.log,
+        base=base,
+        registry=registry,
         reporter=Reporter(lines.append),
-    )  # fmt: skip
+    )
     assert found["best"] and sum(line.startswith("using the encoder encoder-planted") for line in lines) == 1
     assert {name: registry.versions(name) for name in registry.names()} == versions
     assert read_encoder(registry, registry.resolve("encoder-planted").digest, base)
     with pytest.raises(RecipeError, match="encoder.learned changes nothing here: .*; add --set encoder.use=fit"):
         tune(
-            of, read_space(of, ["encoder.learned=4,8"]), Search(), tmp_path / "2", trials=1, log=trained.log, base=base,
+            of,
+            read_space(of, ["encoder.learned=4,8"]),
+            Search(),
+            tmp_path / "2",
+            trials=1,
+            log=trained.log,
+            base=base,
             registry=registry,
-        )  # fmt: skip
+        )
 
 
 def test_trials_of_another_depth_load_their_base(search, base):
@@ -532,12 +547,13 @@ def test_labelled_texts_are_searched_too(tmp_path_factory, tmp_path):
     from fakes import make_base, planted_texts
 
     raw = {
-        "name": "good", "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.2}},
+        "name": "good",
+        "data": {"path": "planted", "split": {"kind": "group", "valid": 0.15, "test": 0.2}},
         "base": {"name": str(make_base(tmp_path_factory.mktemp("texts") / "llama"))},
         "sequence": {"text": ["title", "review"], "max_tokens": 64},
         "tasks": [{"name": "good", "kind": "text", "label": "recommended"}],
         "train": {"epochs": 1, "batch_tokens": 4096, "tracker": "none"},
-    }  # fmt: skip
+    }
     of, texts = genre.Recipe.parse(raw), planted_texts()
     found = tune(of, read_space(of, [RATES]), Search(sampler="grid"), tmp_path / "study", trials=None, log=texts)
     assert found["objective"] == "good.auc" and found["counts"]["complete"] == 2

@@ -67,9 +67,12 @@ def test_an_item_vector_is_the_gated_sum_of_its_features(encoder, base):
 
     def features(row):
         return {
-            "text": plain(text)[row], "learned": encoder.learned.weight[row], "collaborative": encoder.collaborative[row],
-            "factors": encoder.factors[row], "dense_image": plain(image)[row],
-        }  # fmt: skip
+            "text": plain(text)[row],
+            "learned": encoder.learned.weight[row],
+            "collaborative": encoder.collaborative[row],
+            "factors": encoder.factors[row],
+            "dense_image": plain(image)[row],
+        }
 
     got = encoder.item_vectors(table)
     for row in range(4):

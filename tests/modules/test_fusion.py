@@ -40,10 +40,13 @@ def test_a_planted_vector_column_helps(tiny, tmp_path, planted):
     reached = {}
     for name, dense in (("with", ["image"]), ("without", [])):
         wanted = recipe(
-            tiny, NEXT, data={"split": {"kind": "last_n", "n": 2}}, sequence={"instruction": ""},
+            tiny,
+            NEXT,
+            data={"split": {"kind": "last_n", "n": 2}},
+            sequence={"instruction": ""},
             encoder={"learned": 4, "collaborative": 0, "dense": dense, "dropout": 0.5},
             train={"epochs": 4, "batch_tokens": 1024, "learning_rate": 1e-2, "early_stop": None},
-        )  # fmt: skip
+        )
         assembly = assemble(wanted, log_of_kinds(planted), Base.load(str(tiny)))
         assert dict(assembly.shared.encoder.spec.dense) == ({"image": 8} if dense else {})
         fit(assembly, tmp_path / name)

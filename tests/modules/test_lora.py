@@ -162,8 +162,9 @@ def test_targets_and_layers_choose_linears(base):
     every = find_linears(base.model, "all-linear")
     assert {name.rsplit(".", 1)[-1] for name in every} == set(LINEARS) and "lm_head" not in every
     assert find_linears(base.model, ("q_proj", "v_proj"), (-1,)) == [
-        "model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.v_proj",
-    ]  # fmt: skip
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.self_attn.v_proj",
+    ]
     assert find_linears(base.model, "all-linear", (0,)) == every[:7]
 
 

@@ -31,8 +31,10 @@ def tensor(values):
 
 
 CASES = [
-    (cross_entropy, LOGITS, CLASSES, each_cross_entropy), (mse, VALUES, TRUTH, each_mse), (log_loss, VALUES, YES, each_log_loss),
-]  # fmt: skip
+    (cross_entropy, LOGITS, CLASSES, each_cross_entropy),
+    (mse, VALUES, TRUTH, each_mse),
+    (log_loss, VALUES, YES, each_log_loss),
+]
 
 
 @pytest.mark.parametrize(("loss", "given", "labels", "formula"), CASES, ids=["cross_entropy", "mse", "log_loss"])

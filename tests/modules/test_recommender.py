@@ -43,10 +43,13 @@ def scores(assembly, task, row, places, items):
     view = None
     if model.soft is not None:
         view = View(
-            head.tables(model.soft.items()), batch.history_items, batch.history_feedback, torch.zeros(count, dtype=torch.long),
+            head.tables(model.soft.items()),
+            batch.history_items,
+            batch.history_feedback,
+            torch.zeros(count, dtype=torch.long),
             torch.full((count,), int(row.history_lengths[-1]) if not len(row.candidates) else len(row.item_codes)),
             torch.as_tensor(np.asarray(items), dtype=torch.long),
-        )  # fmt: skip
+        )
     return head.score(head(hidden[0, torch.as_tensor(np.asarray(places), dtype=torch.long)], view))
 
 
@@ -62,9 +65,13 @@ def full(assembly, events, candidate, groups=None):
 def branched(assembly, events, candidates, groups=None):
     builder = assembly.builder
     return builder.layout.build(
-        builder.prefix(3), builder.data.item_codes[events], builder.feedback[events], texts=builder.texts, groups=groups,
+        builder.prefix(3),
+        builder.data.item_codes[events],
+        builder.feedback[events],
+        texts=builder.texts,
+        groups=groups,
         candidates=candidates,
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()

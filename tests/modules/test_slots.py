@@ -138,5 +138,9 @@ def test_ranks_share_buckets(rank, size):
 def test_linears_that_read_the_same_input_share_the_first_product():
     names = [f"m.0.attn.{part}_proj" for part in "qkvo"] + [f"m.0.mlp.{part}_proj" for part in ("gate", "up", "down")]
     assert [[name.rsplit(".", 1)[-1] for name in group] for group in group_by_input([*names, "m.1.attn.q_proj"])] == [
-        ["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"], ["q_proj"],
-    ]  # fmt: skip
+        ["q_proj", "k_proj", "v_proj"],
+        ["o_proj"],
+        ["gate_proj", "up_proj"],
+        ["down_proj"],
+        ["q_proj"],
+    ]

@@ -27,9 +27,15 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
     folder = tmp_path_factory.mktemp("llama")
     LlamaForCausalLM(config).eval().save_pretrained(folder)
     return folder
@@ -281,11 +287,13 @@ def test_a_hostile_zip_and_a_bomb_are_refused(registry: Registry, llama: Path, t
     (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b\x08\0\0")
     (tmp_path / "no.tar").write_bytes(b"hello")
     reasons = {
-        "slip.zip": "would leave its folder", "link.zip": "not a plain file",
+        "slip.zip": "would leave its folder",
+        "link.zip": "not a plain file",
         "bomb.zip": "adapter_config.json is too large",
-        "pax.tar": "a broken archive: got .*header of 17179869184", "cut.tar.gz": "a broken archive",
+        "pax.tar": "a broken archive: got .*header of 17179869184",
+        "cut.tar.gz": "a broken archive",
         "no.tar": "is not an archive",
-    }  # fmt: skip
+    }
     for name, reason in reasons.items():
         with pytest.raises(IntegrityError, match=reason):
             registry.import_peft(tmp_path / name, "taken", base=info(llama), base_folder=llama)

@@ -22,11 +22,17 @@ def make_base(kind: str, folder: Path, dtype: Any) -> Path:
     torch.manual_seed(0)
     configs = {
         "llama": LlamaConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True,
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
         ),
         "gpt2": GPT2Config(vocab_size=32, n_embd=16, n_layer=3, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=1),
-    }  # fmt: skip
+    }
     AutoModelForCausalLM.from_config(configs[kind]).to(dtype).save_pretrained(folder)
     return folder
 

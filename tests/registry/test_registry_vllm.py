@@ -58,12 +58,18 @@ def test_the_folder_holds_base_adapter_line_and_client(world: World) -> None:
     files = {str(path.relative_to(world.out)) for path in world.out.rglob("*") if path.is_file()}
     assert {"README.md", "client.py", "prompt.json", "items.jsonl", "manifest.json", "base/model.safetensors"} <= files
     assert {name for name in files if name.startswith("adapter/")} == {
-        "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
-    }  # fmt: skip
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
     assert json.loads((world.out / "base/config.json").read_text())["num_hidden_layers"] == 1
     card = (world.out / "README.md").read_text()
-    for part in ("$ vllm serve ./base ", "--lora-modules texts=./adapter", "--max-lora-rank 8", "--enable-prefix-caching",
-                 "--logprobs-mode processed_logprobs"):  # fmt: skip
+    for part in (
+        "$ vllm serve ./base ",
+        "--lora-modules texts=./adapter",
+        "--max-lora-rank 8",
+        "--enable-prefix-caching",
+        "--logprobs-mode processed_logprobs",
+    ):
         assert part in card
     assert str(world.tiny) not in card and (world.folder / "out.tar").exists()
 
@@ -73,8 +79,11 @@ def test_the_client_answers_as_the_engine_does(world: World, server: tuple[str, 
     items: list[Any] = [*world.log.catalogue.item_ids[:4], {"title": "war and love"}, {"title": None}]
     events: list[Any] = [*world.log.history("u3"), {"item": {"title": "new"}, "rating": 3.4}, {"item_id": "i1", "rating": None}]
     asked = [
-        (events, items, {"age": 23}), ([], items[:1], {}), (events[:1], items[1:], {"age": None}), (events[-2:], [], {}),
-    ]  # fmt: skip
+        (events, items, {"age": 23}),
+        ([], items[:1], {}),
+        (events[:1], items[1:], {"age": None}),
+        (events[-2:], [], {}),
+    ]
     requests = [genre.Request("texts", task=task, history=h, candidates=c, user=u) for h, c, u in asked]
     with genre.Engine(genre.Base.load(str(world.tiny), depth=1), world.registry, lanes=2) as engine:
         answers = engine.score(requests)

@@ -104,10 +104,11 @@ def test_a_taste_that_does_not_help_is_left_out(tiny, tmp_path):
 @pytest.mark.parametrize(
     "sections",
     [
-        {"encoder": {"taste": 0}}, {"encoder": {"fuse": False}},
+        {"encoder": {"taste": 0}},
+        {"encoder": {"fuse": False}},
         {"data": {"split": {"kind": "user_ratio", "valid": 0.0, "test": 0.2}}},
     ],
-)  # fmt: skip
+)
 def test_where_there_is_none(tiny, tmp_path, sections):
     made = run(tiny, **sections)
     fit(made, tmp_path / "run")

@@ -143,12 +143,16 @@ def test_labelled_texts(tiny, tmp_path, monkeypatch):
     from fakes import planted_texts
 
     monkeypatch.chdir(tmp_path)
-    wanted = genre.Recipe.parse({
-        "name": "words", "data": {"path": "x", "split": {"kind": "group", "valid": 0.1, "test": 0.1}},
-        "base": {"name": str(tiny)}, "sequence": {"text": ["title", "review"], "max_tokens": 64},
-        "tasks": [{"name": "recommended", "kind": "text", "label": "recommended"}],
-        "train": {"epochs": 1, "batch_tokens": 512, "tracker": "none"},
-    })  # fmt: skip
+    wanted = genre.Recipe.parse(
+        {
+            "name": "words",
+            "data": {"path": "x", "split": {"kind": "group", "valid": 0.1, "test": 0.1}},
+            "base": {"name": str(tiny)},
+            "sequence": {"text": ["title", "review"], "max_tokens": 64},
+            "tasks": [{"name": "recommended", "kind": "text", "label": "recommended"}],
+            "train": {"epochs": 1, "batch_tokens": 512, "tracker": "none"},
+        }
+    )
     found = dry_run([wanted], log=planted_texts())
     assert found.recipes[0].events == 320 and found.recipes[0].parameters.lora > 0 and list(tmp_path.iterdir()) == []
 

@@ -74,9 +74,13 @@ def test_a_score_is_that_of_the_history_before_the_target(assembly):
             if len(history) > 9:
                 continue  # where windows cut depends on the other targets
         row = builder.layout.build(
-            builder.prefix(user), log.item_codes[history], builder.feedback[history], candidates=log.item_codes[[event]],
-            candidate_events=np.array([0]), candidate_times=np.array([(history < event).sum()]),
-        )  # fmt: skip
+            builder.prefix(user),
+            log.item_codes[history],
+            builder.feedback[history],
+            candidates=log.item_codes[[event]],
+            candidate_events=np.array([0]),
+            candidate_times=np.array([(history < event).sum()]),
+        )
         batch = collate([row], {"like": ("item", np.array([0.0]))})
         alone = model.heads["like"].score(model.output("like", model.hidden(batch), batch)).item()
         assert alone == pytest.approx(scores[place], abs=1e-4)

@@ -32,10 +32,12 @@ def rare_log(*, events: int = 3000, items: int = 6, share: float = 0.04, seed: i
     click = (draw.random(events) < np.where(side == 1, 1.5, 0.5) * share).astype(int)
     frame = pl.DataFrame(
         {
-            "user_id": [f"u{i}" for i in range(events)], "item_id": [f"i{i}" for i in draw.integers(0, items, events)],
-            "click": click, "timestamp": 1000 + np.arange(events),
+            "user_id": [f"u{i}" for i in range(events)],
+            "item_id": [f"i{i}" for i in draw.integers(0, items, events)],
+            "click": click,
+            "timestamp": 1000 + np.arange(events),
         }
-    )  # fmt: skip
+    )
     people = pl.DataFrame({"user_id": [f"u{i}" for i in range(events)], "side": [("L", "R")[s] for s in side]})
     catalogue = pl.DataFrame({"item_id": [f"i{i}" for i in range(items)], "title": [f"thing {i}" for i in range(items)]})
     return Interactions.from_frame(frame, items=catalogue, users=people, name="rare")
@@ -87,9 +89,13 @@ def test_a_tenth_of_the_negatives_leaves_probabilities_calibrated(base, tiny, tm
     """The mean prediction is near the log's share of clicks, not that of what was trained on; the side of a person is learnt."""
     log = rare_log()
     wanted = recipe(
-        tiny, {**CLICK, "keep_negatives": 0.1}, data=ALONE, sequence=TEXT, encoder={"use": "none"},
+        tiny,
+        {**CLICK, "keep_negatives": 0.1},
+        data=ALONE,
+        sequence=TEXT,
+        encoder={"use": "none"},
         train={"epochs": 6, "learning_rate": 1e-2},
-    )  # fmt: skip
+    )
     run = genre.train(wanted, log=log, base=base, folder=tmp_path)
     found = pl.read_parquet(tmp_path / "predictions.parquet")
     assert found["score"].mean() == pytest.approx(0.04, abs=0.02)

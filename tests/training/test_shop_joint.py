@@ -13,9 +13,17 @@ from genre.recipe import Recipe
 from standins import ROOT
 
 SETTINGS = [
-    "base.depth=2", "data.split.valid=0.4", "train.epochs=8", "train.early_stop=8", "train.batch_tokens=512",
-    "train.learning_rate=5e-3", "train.dropout=0.1", "train.tracker=none", "encoder.collaborative=0", "encoder.taste=0",
-]  # fmt: skip
+    "base.depth=2",
+    "data.split.valid=0.4",
+    "train.epochs=8",
+    "train.early_stop=8",
+    "train.batch_tokens=512",
+    "train.learning_rate=5e-3",
+    "train.dropout=0.1",
+    "train.tracker=none",
+    "encoder.collaborative=0",
+    "encoder.taste=0",
+]
 """A small base learns faster; much validates, so that a difference shows; what goes together is told by no closed form."""
 
 

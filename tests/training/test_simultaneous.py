@@ -75,8 +75,11 @@ def compare(group, fitted, solo, close=CLOSE):
     for member, one, (state, wanted) in zip(group, fitted, solo, strict=True):
         assert far(weights(member.assembly), wanted) < close
         assert (one.state.step, one.state.epoch, one.state.tokens, one.state.targets) == (
-            state.step, state.epoch, state.tokens, state.targets,
-        )  # fmt: skip
+            state.step,
+            state.epoch,
+            state.tokens,
+            state.targets,
+        )
         for mine, theirs in zip(one.state.history, state.history, strict=True):
             assert mine == pytest.approx(theirs, abs=1e-3)
 
@@ -284,9 +287,14 @@ def test_a_sliding_window_is_kept(tmp_path, log):
 
     folder = make_base(tmp_path / "mistral")
     config = MistralConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=260,
         sliding_window=3,
-    )  # fmt: skip
+    )
     with quiet():
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)

@@ -178,8 +178,14 @@ def test_what_does_not_go_together_is_refused(text_bases, texts, tmp_path):
     wanted = text_recipe(text_bases / "bert", GOOD)
     with pytest.raises(RecipeError, match="task 'good' of kind text reads labelled texts: got a log; expected labelled texts"):
         genre.train(wanted, log=log, folder=tmp_path / "a")
-    like = Recipe.parse({"name": "like", "data": {"path": "x"}, "base": {"name": str(text_bases / "bert")},
-                         "tasks": [{"name": "like", "kind": "feedback", "label": "rating > 3"}]})  # fmt: skip
+    like = Recipe.parse(
+        {
+            "name": "like",
+            "data": {"path": "x"},
+            "base": {"name": str(text_bases / "bert")},
+            "tasks": [{"name": "like", "kind": "feedback", "label": "rating > 3"}],
+        }
+    )
     with pytest.raises(RecipeError, match="task 'like' of kind feedback reads a log: got labelled texts; expected a log"):
         genre.train(like, log=texts, folder=tmp_path / "b")
     with pytest.raises(

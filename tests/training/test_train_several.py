@@ -34,16 +34,23 @@ def test_the_encoder_is_fitted_first_and_the_others_train_at_once(place, capsys)
     assert said.err.count("using the encoder encoder-planted") == 2 and "like: epoch 1: validation like.auc" in said.err
     assert "tokens were padding" in said.err
     assert [line.split(":")[0] for line in said.out.splitlines() if line.startswith("published")] == [
-        "published next_item", "published like", "published rating",
-    ]  # fmt: skip
+        "published next_item",
+        "published like",
+        "published rating",
+    ]
     runs = json.loads((place / "out.json").read_text())["runs"]
     assert list(runs) == ["next_item", "like", "rating"] and runs["like"]["run"] == "runs/like/1"
     registry = genre.Registry("registry")
     digests = {registry.resolve(name).manifest.encoder for name in runs}
     assert digests == {registry.resolve("encoder-planted").digest} and runs["like"]["metrics"]["like"]["auc"]["n"] > 50
     assert {path.name for path in (place / "runs" / "like" / "1").iterdir()} >= {
-        "recipe.yaml", "environment.json", "log.jsonl", "metrics.json", "checkpoints", "version",
-    }  # fmt: skip
+        "recipe.yaml",
+        "environment.json",
+        "log.jsonl",
+        "metrics.json",
+        "checkpoints",
+        "version",
+    }
 
 
 def test_each_is_what_it_is_when_the_recipes_are_trained_one_after_the_other(place, capsys):
