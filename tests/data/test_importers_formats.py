@@ -113,6 +113,28 @@ def test_amazon_reviews_and_products(tmp_path, year):
     assert item["categories"] == "Clothing, Men"
 
 
+def test_amazon_products_of_2014_are_lines_of_python(tmp_path):
+    """The metadata beside the reviews that most sequential benchmarks use; some products lack a field."""
+    reviews = [{**AMAZON["2018"][0][0], "asin": f"B{n}", "helpful": [3, 4], "reviewTime": "01 30, 2014"} for n in range(3)]
+    for row in reviews:
+        del row["verified"]
+    (tmp_path / "reviews_Beauty_5.json").write_text("".join(json.dumps(row) + "\n" for row in reviews), encoding="utf-8")
+    products = [
+        {"asin": "B0", "description": 'Lace, "white"', "title": "Kiwi's &quot;Lace&quot;", "price": 5.35, "imUrl": "http://x"}
+        | {"related": {"also_viewed": ["B1"]}, "salesRank": {"Beauty": 5}, "brand": "Kiwi"}
+        | {"categories": [["Beauty", "Hair Care"], ["Beauty", "Tools"]]},
+        {"asin": "B1", "salesRank": {}, "categories": [["Beauty"]], "title": "O'Hara"},
+        {"asin": "B2", "categories": [[]]},
+    ]
+    with gzip.open(tmp_path / "meta_Beauty.json.gz", "wt", encoding="utf-8") as file:
+        file.write("".join(repr(row) + "\n" for row in products))
+    log = import_log(tmp_path / "reviews_Beauty_5.json", format="amazon", items=tmp_path / "meta_Beauty.json.gz")
+    rows = log.catalogue.frame.select("item_id", "title", "brand", "categories", "price").rows()
+    assert rows[0] == ("B0", 'Kiwi\'s "Lace"', "Kiwi", "Beauty, Hair Care, Tools", 5.35)
+    assert rows[1:] == [("B1", "O'Hara", None, "Beauty", None), ("B2", None, None, None, None)]
+    assert len(log) == 3 and log.frame["verified"].null_count() == 3
+
+
 def test_amazon_refuses_other_fields_and_counts_broken_lines(tmp_path):
     file = tmp_path / "r.jsonl"
     file.write_text('{"who": 1}\n', encoding="utf-8")

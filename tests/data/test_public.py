@@ -72,6 +72,7 @@ def test_an_unmistakable_name_needs_no_format(tmp_path, name):
         return
     log = import_log(path)
     assert log.info.format == kind.format and found(log, kind.feedback) == kind.wanted()
+    assert "item_id" in log.info.mapping  # theirs, for the report
 
 
 @pytest.mark.parametrize("name", [name for name in LOGS if not name.startswith("amazon")])
@@ -191,7 +192,7 @@ def test_zero_stars_on_goodreads_are_none(tmp_path):
 def test_seconds_that_look_like_days_are_seconds(tmp_path):
     """20,230,405 s after an unknown day is no April of 2023."""
     log = import_log(write_log(LOGS["yambda-likes"](), tmp_path), format="yambda")
-    assert log.timestamps.max() < 21_000_000
+    assert log.timestamps.max() < 21_000_000 and "does not tell" in log.info.times
 
 
 def test_a_mapping_of_ones_own_wins(tmp_path):

@@ -1,13 +1,15 @@
-"""Amazon's reviews and products (McAuley's lab), as handed out in 2018 and in 2023.
+"""Amazon's reviews and products (McAuley's lab), as handed out in 2014, 2018 and 2023.
 
-Owns: the fields of reviews and of products under both names, JSON lines plain or gzip. Ignores a review's own text, and figures
+Owns: the fields of reviews and of products under their names, JSON lines plain or gzip. Ignores a review's own text, and figures
 computed over all reviews (average rating, rank, bought together), which were not known at the time of an event.
 
-    2018   {"reviewerID": "A1", "asin": "B0", "overall": 5.0, "unixReviewTime": 1388534400, "verified": true, …}
+    2014, 2018
+           {"reviewerID": "A1", "asin": "B0", "overall": 5.0, "unixReviewTime": 1388534400, "verified": true, …}
     2023   {"user_id": "AE", "parent_asin": "B0", "asin": "B1", "rating": 5.0, "timestamp": 1588687728923, …}
 
     ->     user_id, item_id, rating, timestamp (seconds, fractions kept), verified (0 or 1)
 
+    2014   {'asin': 'B0', 'title': 'Socks', 'brand': 'Acme', 'categories': [['Clothing', 'Men'], …], 'price': 9.99, …}
     2018   {"asin": "B0", "title": "Socks", "brand": "Acme", "category": ["Clothing", "Men"], "price": "$9.99", …}
     2023   {"parent_asin": "B0", "title": "Socks", "store": "Acme", "categories": […], "main_category": "…", "price": 9.99, …}
 
@@ -17,12 +19,12 @@ computed over all reviews (average rating, rank, bought together), which were no
 import contextlib
 import json
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from genre.data.importers.delimited import read_lines
 from genre.data.importers.objects import read_objects
 from genre.data.reading import time_reading
 from genre.data.schema import PLACE, Report
@@ -34,6 +36,7 @@ _REVIEWS = {
 }
 _VERIFIED = {"2018": "verified", "2023": "verified_purchase"}
 _PRODUCTS = {
+    "2014": {"asin": "item_id", "title": "title", "brand": "brand", "categories": "categories"},
     "2018": {"asin": "item_id", "title": "title", "brand": "brand", "category": "categories", "main_cat": "main_category"},
     "2023": {"parent_asin": "item_id", "title": "title", "store": "brand", "categories": "categories"}
     | {"main_category": "main_category"},
@@ -67,10 +70,10 @@ def read_metadata(path: str | Path, report: Report) -> pl.DataFrame:
     """Read products as items; lines that are not a JSON object, and products without an id, are counted.
 
     Raises:
-        DataError: If the file is missing, empty, or has the fields of neither year.
+        DataError: If the file is missing, empty, or has the fields of no year.
     """
     path = Path(path)
-    year = _year(path, {"2023": {"parent_asin"}, "2018": {"asin"}}, "products")
+    year = _year(path, {"2023": {"parent_asin"}, "2014": {"asin", "categories"}, "2018": {"asin"}}, "products")
     table = _read_fields(path, _PRODUCTS[year] | {"description": "description", "price": "price"}, report).drop(
         PLACE, strict=False
     )
@@ -86,12 +89,12 @@ def _year(path: Path, marks: Mapping[str, set[str]], what: str) -> str:
     if not path.is_file():
         raise DataError(f"{path} cannot be read", got="a folder" if path.is_dir() else "no such file", expected="a file")
     fields: set[str] = set()
-    for line in read_lines(path).head(1000)["text"]:
-        with contextlib.suppress(ValueError, TypeError):
-            fields |= json.loads(line).keys() if line.startswith("{") else set()
-        for year, wanted in marks.items():
-            if wanted <= fields:
-                return year
+    with contextlib.suppress(DataError):  # no line is an object
+        for _, row in islice(read_objects(path, "utf-8", Report()), 1000):
+            fields |= row.keys()
+            for year, wanted in marks.items():
+                if wanted <= fields:
+                    return year
     expected = " or ".join(f"{', '.join(sorted(wanted))} ({year})" for year, wanted in sorted(marks.items()))
     got = ", ".join(sorted(fields)[:12]) or "no JSON object"
     raise DataError(f"{path.name} holds no Amazon {what}", got=got, expected=expected)
@@ -139,4 +142,4 @@ def _joined(text: str, between: str) -> str:
             value = [*head, *value]
         elif head is not None:
             flat.append(head)
-    return between.join(str(part) for part in flat)
+    return between.join(dict.fromkeys(map(str, flat)))

@@ -118,13 +118,12 @@ def import_log(
         ends = {ours: theirs for ours, theirs in mapping.items() if ours in ("source", "target")}
         mapping = {ours: theirs for ours, theirs in mapping.items() if ours not in ends}
         item_table = _with_graph(item_table, rename({"log": edges}, ends, report)["log"], mapping, report)
-    names = {**user_side.mapping, **item_side.mapping, **kind.mapping, **mapping}
     return Interactions.from_frame(
         _with_places(table),
         item_table,
         user_table,
         mapping,
-        info=source_info(log, name, licence, format, names),
+        info=source_info(log, name, licence, format, mapping),
         time_unit="s" if public is None and format in _OWN_TIMES else time_unit or kind.time_unit,
         max_bad=max_bad,
         item_columns=kind.items_of(table, item_columns),

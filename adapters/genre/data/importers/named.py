@@ -146,11 +146,12 @@ def read_log(
 
 
 def apply(table: pl.DataFrame, side: Side, mapping: Mapping[str, str], report: Report) -> pl.DataFrame:
-    """Return a table with our names; columns that the user's own mapping takes its values from stay for it."""
+    """Return a table with our names, and report them; columns that the user's own mapping takes its values from stay for it."""
     if side.prepare is not None:
         table = side.prepare(table, report)
     given = {ours: theirs for ours, theirs in mapping.items() if theirs in table.columns}
     named = {ours: theirs for ours, theirs in side.mapping.items() if ours not in given and theirs in table.columns}
+    report.mapping = named | report.mapping
     gone = (set(named.values()) | set(side.dropped)) - set(named) - set(given.values())
     table = table.with_columns(pl.col(theirs).alias(ours) for ours, theirs in named.items())
     return table.drop([column for column in table.columns if column in gone])

@@ -44,7 +44,7 @@ def _seconds(table: pl.DataFrame, report: Report) -> pl.DataFrame:
     """Whole numbers are seconds from a day that nobody tells, never days such as 20240301."""
     if "timestamp" not in table.columns or not table["timestamp"].dtype.is_integer():
         return table
-    report.note("times count from a day that Yambda does not tell: as dates they lie in 1970")
+    report.times = "seconds from a day that Yambda does not tell, as if that were 1970-01-01"
     return table.with_columns(pl.from_epoch(pl.col("timestamp").cast(pl.Int64), time_unit="s"))
 
 
