@@ -13,6 +13,7 @@ from genre.data.importers.log import import_log
 from genre.data.interactions import Interactions
 from genre.data.reading import alike_notes, time_reading, time_step, unit_hint
 from genre.data.understood import lines, understood
+from genre.errors import DataError
 
 SECONDS = "seconds since 1970, in UTC"
 ZONED, UTC = "dates with a zone, turned into UTC", "dates without a zone, taken for UTC"
@@ -246,3 +247,26 @@ def test_a_reader_of_its_own_tells_the_times_of_the_source(tmp_path, monkeypatch
     reviews = understood(import_log("All_Beauty.jsonl.gz", format="amazon"))
     assert reviews["time"]["read_as"] == "milliseconds since 1970, in UTC"
     assert reviews["keys"] == {"user_id": "user_id", "item_id": "parent_asin", "timestamp": "timestamp"}
+
+
+EVENTS = [{"user_id": "u", "item_id": f"i{n}", "timestamp": 10**9 + n} for n in range(20)]
+
+
+def test_three_broken_lines_are_shown_with_the_reason_of_each(tmp_path):
+    lines = [json.dumps(event) for event in EVENTS]
+    lines[2:2] = ['{"user_id": "u"', "7", '"text"', "[1]"]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    log = import_log(tmp_path / "log.jsonl", max_bad=0.5)
+    (shown,) = (line for line in log.info.examples if line.startswith("lines that are not a JSON object"))
+    assert [f"line {n}" in shown for n in (3, 4, 5)] == [True] * 3 and shown.endswith("; then 6")
+    assert len(log) == 20 and log.info.skipped == {"lines that are not a JSON object": 4}
+    with pytest.raises(DataError, match="4 of 24 rows are not usable: got log.jsonl, line 3") as refused:
+        import_log(tmp_path / "log.jsonl")
+    assert "line 4" not in str(refused.value)
+
+
+def test_three_elements_that_are_no_rows_are_shown(tmp_path):
+    (tmp_path / "log.json").write_text(json.dumps([*EVENTS, 7, "x", None, [1]]), encoding="utf-8")
+    log = import_log(tmp_path / "log.json", max_bad=0.5)
+    (shown,) = log.info.examples
+    assert shown.endswith('log.json, element 20 (the first is 0): 7; element 21: "x"; element 22: null; then 23')

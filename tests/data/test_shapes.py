@@ -145,7 +145,7 @@ def test_elements_that_are_no_objects_are_bad_rows(tmp_path):
     path = write(tmp_path / "log.json", json.dumps([DICTS[0], 7, *DICTS[1:], ["x"]]))
     log = import_log(path, max_bad=0.3)
     assert log.info.skipped == {"elements that are not a JSON object": 2} and log.rows.tolist() == [0, 2, 3, 4, 5, 6]
-    assert "log.json, element 1 (the first is 0): 7; then 7" in log.info.examples[0]
+    assert 'log.json, element 1 (the first is 0): 7; element 7: ["x"]' in log.info.examples[0]
     with pytest.raises(DataError, match="2 of 8 rows are not usable"):
         import_log(path)
 

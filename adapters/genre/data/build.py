@@ -19,13 +19,11 @@ from genre.data.fields import EXPECTED, clean, ids, order_numbers, plain_ids
 from genre.data.numbers import MISSING, equals, sentinel_note, thousands_note, to_numbers
 from genre.data.order import FILE, HASH, order_events, tied_events
 from genre.data.reading import alike_notes, time_reading
-from genre.data.schema import ALIASES, FEEDBACK, REQUIRED, SUBSECOND, Report, event_columns
+from genre.data.schema import ALIASES, FEEDBACK, REQUIRED, SHOWN, SUBSECOND, Report, event_columns
 from genre.data.times import check_time_step, is_form, short_float_note
 from genre.errors import DataError, InputError
 
 _HARDLY = 0.05  # of a log's ids in the table of items or users
-_SHOWN = 3
-"""Bad rows of one reason whose values are shown."""
 
 
 class Built(NamedTuple):
@@ -286,10 +284,10 @@ def check_events(
     for name in (name for name in names if name in EXPECTED or name == order):
         here = np.flatnonzero(cleaned[name].is_null().to_numpy() & ~bad)
         if here.size:
-            first, *others = here[:_SHOWN].tolist()
+            first, *others = here[:SHOWN].tolist()
             example = _name_row(log, name, first, time_unit)
             three = "; ".join([example, *(f"row {log['row'][place]}: {_cell(log, name, place)}" for place in others)])
-            report.add(f"bad {name}", here.size, three, log["row"].to_numpy()[here].tolist(), shown=_SHOWN)
+            report.add(f"bad {name}", here.size, three, log["row"].to_numpy()[here].tolist(), shown=SHOWN)
             if here.size > most:  # the commonest reason speaks for all
                 worst, most = (example, _expected(name, time_unit)), here.size
             bad[here] = True

@@ -101,6 +101,9 @@ class DatasetInfo(BaseModel):
 
 _NAMED = 10
 
+SHOWN = 3
+"""Bad rows of one reason that are shown, not only counted."""
+
 
 @dataclass
 class Report:
@@ -136,11 +139,11 @@ class Report:
         if line:
             self.notes.append(line)
 
-    def lose(self, reason: str, lines: Sequence[int], example: str, expected: str) -> None:
-        """Count lines of the source that are not a row."""
-        self.add(reason, len(lines), example, lines)
+    def lose(self, reason: str, lines: Sequence[int], examples: Sequence[str], expected: str) -> None:
+        """Count lines of the source that are not a row; `examples` are the first of them."""
+        self.add(reason, len(lines), "; ".join(examples), lines, shown=len(examples))
         self.lost += len(lines)
-        self.worst = self.worst or (example, expected)
+        self.worst = self.worst or (examples[0], expected)
 
     def check(self, bad: int, rows: int, worst: tuple[str, str] | None, max_bad: float) -> None:
         """Refuse a source with too many bad rows, those counted that reading left out.

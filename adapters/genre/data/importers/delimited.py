@@ -265,7 +265,7 @@ def _recover(
     for reason, numbers in bad.items():
         assert report is not None
         kind = reason.removeprefix("a ").partition(":")[0]
-        report.lose(f"lines that are not a row ({kind})", numbers, f"{path.name}, line {numbers[0]} has {reason}", expected)
+        report.lose(f"lines that are not a row ({kind})", numbers, [f"{path.name}, line {numbers[0]} has {reason}"], expected)
     table = pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row")
     return table.with_columns(pl.Series(PLACE, kept, dtype=pl.Int64)) if bad else table
 

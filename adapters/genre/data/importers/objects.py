@@ -22,7 +22,7 @@ from typing import Any
 import polars as pl
 
 from genre.data.importers.delimited import is_utf8, read_head, read_text
-from genre.data.schema import PLACE, Report
+from genre.data.schema import PLACE, SHOWN, Report
 from genre.errors import DataError, first_line
 
 _LITERAL = ("{'", "{u'", '{u"')
@@ -81,8 +81,8 @@ def read_objects(path: Path, encoding: str, report: Report | None) -> Iterator[t
     if place < len(bad):
         raise bad[0][1] if bad else DataError(f"{path.name} is empty", got="no line", expected="one JSON object per line")
     if bad and report is not None:
-        first, lines = bad[0][1], [number for number, _ in bad]
-        report.lose("lines that are not a JSON object", lines, f"{first.what}: {first.got}", f"{first.expected}")
+        examples = [f"{error.what}: {error.got}" for _, error in bad[:SHOWN]]
+        report.lose("lines that are not a JSON object", [number for number, _ in bad], examples, f"{bad[0][1].expected}")
 
 
 def _lines(path: Path, encoding: str) -> Iterator[str]:
@@ -153,11 +153,13 @@ def _array(path: Path, text: str, report: Report | None) -> pl.DataFrame:
     places = [place for place, element in enumerate(elements) if isinstance(element, dict)]
     other = sorted({*range(len(elements))} - {*places})
     if other:
-        first = f"{path.name}, element {other[0]} (the first is 0): {json.dumps(elements[other[0]])[:60]}"
+        first, *more = [json.dumps(elements[place])[:60] for place in other[:SHOWN]]
+        first = f"{path.name}, element {other[0]} (the first is 0): {first}"
+        examples = [first, *(f"element {place}: {each}" for place, each in zip(other[1:], more, strict=False))]
         expected = "JSON objects, each a row"
         if report is None or not places:
             raise DataError("an element of the array is not an object", got=first, expected=expected)
-        report.lose("elements that are not a JSON object", other, first, expected)
+        report.lose("elements that are not a JSON object", other, examples, expected)
     rows = _frame(path, [elements[place] for place in places])
     return rows.with_columns(pl.Series(PLACE, places, dtype=pl.Int64)) if other else rows
 
