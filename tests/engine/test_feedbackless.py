@@ -14,7 +14,7 @@ from genre.engine import Engine, Request
 from genre.engine.explain import explain
 from genre.engine.versions import read_adapter, read_encoder
 from genre.errors import DataError, ManifestError, RecipeError
-from genre.jobs.encoders import find_encoder
+from genre.jobs.encoders import find_encoder, foresee_encoder
 from genre.jobs.evaluate import evaluate
 from genre.jobs.loading import restore
 from genre.jobs.refresh.job import refresh
@@ -151,6 +151,10 @@ def test_it_is_exported_and_refreshed(bare, base, tiny, tmp_path):
     assert done.report["decision"] in ("promoted", "kept") and done.report["tasks"]["next_item"]
     loaded = read_adapter(registry, run.manifest.name, base)
     assert loaded.layout.feedback is None
+    order = events.frame.drop("row", "timestamp").with_columns(step=pl.col("item_id").cum_count().over("user_id"))
+    ordered = Interactions.from_frame(order, items=events.catalogue.frame, users=events.users, name="plain", order="step")
+    with pytest.raises(DataError, match="a refresh tells new events from old ones by their times: .*expected a log with times"):
+        refresh(registry, "next_item@production", ordered, base=base, folder=tmp_path / "again")
 
 
 # --- feedback that is there, and left out ---------------------------------------------------------------------------
@@ -184,6 +188,8 @@ def test_auto_fits_an_encoder_with_ratings_where_the_published_one_has_none(log,
     assert find_encoder(first, log, base, registry, reporter) is not None
     assert find_encoder(recipe(tiny, LIKE), log, base, registry, reporter) is None
     assert "fitting a new encoder: sequence.feedback" in lines[-1] and "got rating; expected none" in lines[-1]
+    assert foresee_encoder(recipe(tiny, LIKE), log, registry) == f"encoder: {lines[-1]}"
+    assert foresee_encoder(first, log, registry).startswith("encoder: shares encoder-planted:")
 
 
 def test_a_rating_needs_an_encoder_with_ratings(bare, log, base, tiny):

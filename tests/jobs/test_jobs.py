@@ -194,6 +194,26 @@ def test_an_encoder_of_another_log_is_taken_only_if_it_ends_before(trained, tiny
                 check_leak(encoder(trained), recipe(tiny, LIKE, data=LAST), other)
 
 
+def untimed(log, name="planted"):
+    """The log without times, in its own order."""
+    frame = log.frame.drop("timestamp", "row").with_columns(step=pl.col("user_id").cum_count().over("user_id"))
+    return genre.Interactions.from_frame(frame, items=log.catalogue.frame, users=log.users, name=name, order="step")
+
+
+def test_an_encoder_of_another_log_is_not_taken_where_there_are_no_times(trained, tiny, log):
+    """All events of such a log stand at second 0, which is not later than anything."""
+    bare = untimed(log)
+    manifest = trained.registry.resolve("encoder-planted").manifest
+    assert bare.time_span(bare.column("rating") > 0) is None
+    for encoder in (manifest, manifest.model_copy(update={"data": manifest.data.model_copy(update={"time_span": (0, 0)})})):
+        with pytest.raises(ManifestError, match="fitted on another log, and this one has no times .* use encoder.use: fit"):
+            check_leak(encoder, recipe(tiny, NEXT, data={"split": {"kind": "last_n", "n": 1}}), bare)
+    same = manifest.model_copy(update={"data": manifest.data.model_copy(update={"digest": bare.digest, "time_span": None})})
+    last = {"split": {"kind": "last_n", "n": 1}}
+    held = same.model_copy(update={"data": same.data.model_copy(update={"split": {"split": last["split"]}})})
+    check_leak(held, recipe(tiny, NEXT, data=last), bare)
+
+
 def test_auto_fits_a_new_encoder_where_the_published_one_would_leak(tiny, base, log, tmp_path, said):
     registry = genre.Registry(tmp_path / "registry")
     first = genre.train(recipe(tiny, NEXT, train=QUICK), log=log, base=base, registry=registry, folder=tmp_path / "1")

@@ -114,7 +114,7 @@ class Dataset(Protocol):
         """Return the owner and the item (of texts, the text itself) of some rows, int32 each."""
 
     def time_span(self, mask: np.ndarray) -> tuple[int, int] | None:
-        """Return the first and last second among the rows of a mask, (n,) bool; None for texts."""
+        """Return the first and last second among the rows of a mask, (n,) bool; None where there are no times."""
 
     def describe(self) -> dict[str, Any]:
         """Return the data in figures, ready for JSON."""

@@ -259,8 +259,10 @@ class Interactions(Dataset):
         """Return the user codes and the item codes of some events."""
         return self.user_codes[rows], self.item_codes[rows]
 
-    def time_span(self, mask: np.ndarray) -> tuple[int, int]:
-        """Return the first and the last second among the events of a mask."""
+    def time_span(self, mask: np.ndarray) -> tuple[int, int] | None:
+        """Return the first and the last second among the events of a mask; None for a log without times."""
+        if not self.info.timed:
+            return None
         times = self.timestamps[mask]
         return int(times.min()), int(times.max())
 

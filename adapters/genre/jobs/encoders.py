@@ -48,7 +48,7 @@ def find_encoder(
         version = registry.resolve(ref)
         shared = read_encoder(registry, version.digest, base)
         check_leak(version.manifest, recipe, need_log(data))
-        check_feedback(feedback_column(recipe, need_log(data)), shared)
+        check_feedback(feedback_column(recipe, need_log(data)), shared.feedback_column)
     except (NotFoundError, ManifestError) as error:
         if recipe.encoder.use != "auto":
             raise
@@ -89,6 +89,8 @@ def foresee_encoder(recipe: Recipe, log: Interactions, registry: Registry) -> st
         if own != theirs and not Path(recipe.base.name).is_dir():
             raise ManifestError("it was fitted on another base", got=_base(*own), expected=_base(*theirs))
         check_leak(version.manifest, recipe, log)
+        fitted: Any = version.manifest.sequence.get("feedback")
+        check_feedback(feedback_column(recipe, log), fitted)
     except (NotFoundError, ManifestError) as error:
         if recipe.encoder.use != "auto":
             raise
@@ -168,6 +170,9 @@ def check_leak(encoder: Manifest, recipe: Recipe, log: Interactions) -> None:
             what = "the encoder was fitted on events that this recipe is evaluated on"
             raise ManifestError(what, got=f"{overlap} events", expected="none", todo=todo)
         return
+    if not log.info.timed:
+        what = "the encoder was fitted on another log, and this one has no times to tell if the two overlap"
+        raise ManifestError(what, got=log.tie_rule, expected="the same log", todo="use encoder.use: fit")
     held_out = split(log, recipe.data.split).held_out
     first = int(log.timestamps[held_out].min()) if held_out.any() else None
     if data is None or data.time_span is None or (first is not None and data.time_span[1] > first):

@@ -133,7 +133,7 @@ def assemble(
     column = feedback_column(recipe, log)
     if needs_encoder(recipe):
         shared = shared or make_encoder(recipe, log, base, train_mask, fit_vocabulary(column, log, train_mask))
-        check_feedback(column, shared)
+        check_feedback(column, shared.feedback_column)
     fitted = shared.vocabulary if shared else fit_vocabulary(column, log, train_mask)
     vocabulary = None if column is None else fitted
     sequence = recipe.sequence
@@ -300,12 +300,15 @@ def fit_vocabulary(column: str | None, log: Interactions, train_mask: np.ndarray
     return None if column is None else FeedbackVocabulary.fit(column, log.column(column)[train_mask])
 
 
-def check_feedback(column: str | None, shared: SharedEncoder) -> None:
+def check_feedback(column: str | None, fitted: str | None) -> None:
     """Check that an encoder has vectors of a column's values; any encoder serves events without feedback slots.
 
+    Args:
+        column: The column that fills the feedback slots.
+        fitted: The one that the encoder was fitted on; None for an encoder without feedback.
+
     Raises:
-        ManifestError: It was fitted on another column, or on none.
+        ManifestError: The two differ.
     """
-    theirs = None if shared.vocabulary is None else shared.vocabulary.column
-    if column is not None and theirs != column:
-        raise ManifestError("sequence.feedback", got=column, expected=f"{theirs or NO_FEEDBACK}, which the encoder was fitted on")
+    if column is not None and fitted != column:
+        raise ManifestError("sequence.feedback", got=column, expected=f"{fitted or NO_FEEDBACK}, which the encoder was fitted on")

@@ -42,6 +42,11 @@ class SharedEncoder:
     digest: str | None
     catalogue: Catalogue | None = None
 
+    @property
+    def feedback_column(self) -> str | None:
+        """The column of the feedback values; None if it was fitted without feedback."""
+        return None if self.vocabulary is None else self.vocabulary.column
+
 
 def make_encoder(
     recipe: Recipe, log: Interactions, base: Base, train_mask: np.ndarray, vocabulary: FeedbackVocabulary | None

@@ -83,6 +83,9 @@ def refresh(
     """
     options, reporter = options or RefreshOptions(), reporter or Reporter.silent()
     options.check()
+    if not log.info.timed:
+        what, todo = "a refresh tells new events from old ones by their times", "train again with genre train"
+        raise DataError(what, got=log.tie_rule, expected="a log with times", todo=todo)
     version = registry.resolve(ref)
     recipe = read_recipe(registry, version, options)
     report: dict[str, Any] = {"ref": ref, "alias": parse_ref(ref).alias, "old": {"ref": version.ref, "digest": version.digest}}
