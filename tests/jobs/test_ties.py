@@ -17,6 +17,7 @@ from genre.evaluation.targets import targets
 from genre.jobs.evaluate import evaluate
 from genre.jobs.train import train
 from genre.modules.base.base import Base
+from genre.progress import Reporter
 from genre.registry import Registry
 
 LAST = {"kind": "last_n", "n": 1}
@@ -38,7 +39,11 @@ def published(pages, tiny, tmp_path_factory):
     place = tmp_path_factory.mktemp("ties")
     registry, base = Registry(place / "registry"), Base.load(str(tiny))
     wanted = recipe(str(tiny), NEXT, LIKE, data={"split": LAST}, train={"epochs": 1})
-    run = train(wanted, log=pages, base=base, registry=registry, folder=place / "run")
+    told: list[str] = []
+    run = train(wanted, log=pages, base=base, registry=registry, folder=place / "run", reporter=Reporter(told.append))
+    (line,) = (line for line in told if line.startswith("test, targets that are no tie: "))
+    value = run.manifest.notes["untied"]["next_item"]["ndcg@10"]["value"]
+    assert f"next_item.ndcg@10 {value:.4f}" in line
     return registry, registry.publish(run), run, place
 
 

@@ -197,6 +197,9 @@ def conclude(
             draw_bins(bins, root / plot_name(name), f"{name}, test")
         run = finish(fitted, root, results, registry, reporter)
         reporter.line(f"test {describe_metrics(run.metrics)}")
+        untied: Any = run.manifest.notes.get("untied")
+        if untied:
+            reporter.line(f"test, targets that are no tie: {describe_metrics(untied)}")
         if on_evaluated is not None:
             on_evaluated(run)
         run = add_baselines(run, assembly, results, baselines, reporter)
