@@ -181,18 +181,14 @@ def event_columns(frame: pl.DataFrame) -> list[str]:
 
 def roles_of(frame: pl.DataFrame, items: pl.DataFrame, users: pl.DataFrame | None) -> dict[str, dict[str, str]]:
     """Return the role of every column that is not a key."""
-    events = {name: _event_role(name) for name in event_columns(frame)}
+    named = {"impression_id": "impression"} | dict.fromkeys(FEEDBACK, "feedback")
     roles = {
-        "interactions": events,
+        "interactions": {name: named.get(name, "event") for name in event_columns(frame)},
         "items": {c: _feature_role(items[c].dtype) for c in items.columns if c != "item_id"},
     }
     if users is not None:
         roles["users"] = {c: _feature_role(users[c].dtype) for c in users.columns if c != "user_id"}
     return roles
-
-
-def _event_role(name: str) -> str:
-    return "feedback" if name in FEEDBACK else "impression" if name == "impression_id" else "event"
 
 
 def _feature_role(dtype: pl.DataType) -> str:

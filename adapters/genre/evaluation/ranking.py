@@ -122,7 +122,9 @@ class Ranker:
         self, events: Integers, own: npt.NDArray[np.int32], given: npt.NDArray[np.float32]
     ) -> tuple[npt.NDArray[np.float32], Floats]:
         scores, masked = _masked(self.log, self.histories, events, own, given)
-        return scores, mid_ranks(scores, own) - _masked_equals(scores, own, masked) / 2
+        # masked items equal a target whose own score is -inf, and are not candidates then either
+        equals = np.where(scores[np.arange(len(scores)), own] == -np.inf, masked, 0)
+        return scores, mid_ranks(scores, own) - equals / 2
 
 
 def tie_order(log: Interactions) -> Integers:
@@ -145,11 +147,6 @@ def _masked(
     hidden[pair_rows[other], items[other]] = True
     scores[hidden] = -np.inf
     return scores, np.count_nonzero(hidden, axis=1)
-
-
-def _masked_equals(scores: npt.NDArray[np.float32], own: npt.NDArray[np.int32], masked: Integers) -> Integers:
-    """Masked items equal a target only if its own score is -inf; they are not candidates then either."""
-    return np.where(scores[np.arange(len(scores)), own] == -np.inf, masked, 0)
 
 
 def _check_block(rows: Integers, scores: npt.NDArray[Any], size: int) -> None:

@@ -127,7 +127,7 @@ class Plan:
         paths: dict[str, Any] = {"registry": registry, "data": data, "base": base}
         return cls(
             source=str(Path(source).absolute()),
-            **{name: path and _absolute(path) for name, path in paths.items()},
+            **{name: str(Path(path).absolute()) if path and Path(path).exists() else path for name, path in paths.items()},
             lanes=lanes,
             workers=number,
             threads=_threads(cores, number),
@@ -230,7 +230,3 @@ def _threads(cores: int, workers: int) -> int:
     """Each worker's share of the cores, within what the environment allows."""
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(cores // workers, int(allowed) if allowed.isdigit() else cores))
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).absolute()) if Path(path).exists() else path

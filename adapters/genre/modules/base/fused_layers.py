@@ -96,9 +96,5 @@ def fuse_layers(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
             model.set_submodule(name, RmsNorm(module))
-        elif _children(module) == PARTS and type(module.act_fn).__name__ in SILU:
+        elif dict(module.named_children()).keys() == PARTS and type(module.act_fn).__name__ in SILU:
             model.set_submodule(name, GatedMlp(module))
-
-
-def _children(module: nn.Module) -> set[str]:
-    return {name for name, _ in module.named_children()}
