@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import polars as pl
 import pytest
@@ -313,3 +314,67 @@ def test_lists_with_items_of_their_own_and_what_is_refused(tmp_path):
         import_log(write(path, ""), format="lists")
     with pytest.raises(DataError, match="none.txt cannot be read: got no such file"):
         import_log(tmp_path / "none.txt", format="lists")
+
+
+@pytest.mark.parametrize("index", [{}, {"index": [0, 1, 2, 3, 4, 5]}])
+def test_json_as_pandas_splits_it(tmp_path, index):
+    text = json.dumps({"columns": NAMES, **index, "data": [list(row) for row in ROWS]})
+    assert import_log(write(tmp_path / "log.json", text)).digest == DIGEST
+
+
+def test_lists_of_lists_of_events(tmp_path):
+    visits = [
+        {"visit": 1, "events": [{"item_id": "b", "timestamp": 6}, {"item_id": "a", "timestamp": 5}]},
+        {"visit": 2, "events": [{"item_id": "c", "timestamp": 7}]},
+        {"visit": 3, "events": []},
+    ]
+    log = import_log(write_rows(tmp_path / "log.jsonl", [{"user_id": "u", "visits": visits}]))
+    assert events_of(log) == [("u", "a", 5), ("u", "b", 6), ("u", "c", 7)] and log.frame["visit"].to_list() == [1, 1, 2]
+    assert log.info.skipped == {"rows without events": 1}
+
+
+@pytest.mark.parametrize(
+    ("items", "times"),
+    [
+        ('"[8, 7, 8]"', '"[5, 6, 7]"'),
+        ("\"['8', '7', '8']\"", '"[5, 6, 7]"'),
+        ('"[""8"", ""7"", ""8""]"', '"[5, 6, 7]"'),
+        ("[8 7 8]", "[5 6 7]"),
+        ('"[8, 7, 8]"', "\"['1970-01-01 00:00:05', '1970-01-01 00:00:06', '1970-01-01 00:00:07']\""),
+    ],
+)
+def test_lists_as_texts_of_a_csv(tmp_path, items, times):
+    path = write(tmp_path / "log.csv", f"user_id,item_id,timestamp\nu,{items},{times}\nv,[9],[9]\n")
+    assert events_of(import_log(path)) == [("u", "8", 5), ("u", "7", 6), ("u", "8", 7), ("v", "9", 9)]
+
+
+def test_events_as_a_text_of_a_csv(tmp_path):
+    cells = [json.dumps(row["events"]).replace('"', '""') for row in SESSIONS]
+    rows = [f'{row["session"]},"{cell}"' for row, cell in zip(SESSIONS, cells, strict=True)]
+    log = import_log(write(tmp_path / "log.csv", "\n".join(["session,events", *rows])), mapping=OTTO, time_unit="ms")
+    assert events_of(log) == EVENTS
+
+
+def test_texts_in_brackets_stay_texts(tmp_path):
+    rows = "u,[a,5,[x]\nu,b],6,[y]\n"
+    log = import_log(write(tmp_path / "log.csv", "user_id,item_id,timestamp,note\n" + rows))
+    assert events_of(log) == [("u", "[a", 5), ("u", "b]", 6)] and log.frame["note"].to_list() == ["[x]", "[y]"]
+
+
+def test_lists_of_a_json_object_by_user(tmp_path):
+    path = write(tmp_path / "log.json", json.dumps({"u": ["c", "a", "c"], "v": [7], "w": []}))
+    log = import_log(path, format="lists")
+    assert log.frame.select("user_id", "item_id").rows() == [("u", "c"), ("u", "a"), ("u", "c"), ("v", "7")]
+    for text, got in (('{"u": 7}', "'u': 7"), ("[[1, 2]]", "'all of it': null"), ("{}", "no user"), ('{"u": [[1, 2]]}', "'u'")):
+        with pytest.raises(DataError, match=f"log.json has no lists of items: got {re.escape(got)}"):
+            import_log(write(path, text), format="lists")
+    with pytest.raises(DataError, match="log.json cannot be read: got .*; expected one JSON object of users"):
+        import_log(write(path, '{"u": [1'), format="lists")
+
+
+def test_lists_with_a_header_or_with_numbers_after_a_colon(tmp_path):
+    log = import_log(write(tmp_path / "log.txt", "user_id items\nu c a\n"), format="lists")
+    assert log.user_ids == ["u"] and "the first line is a header and left out: 'user_id items'" in log.info.notes
+    log = import_log(write(tmp_path / "log.txt", "u 1:5 2:4.5\nv 3:1\n"), format="lists")
+    assert log.catalogue.item_ids == ["1:5", "2:4.5", "3:1"]
+    assert any(note.startswith("items have a number after a colon") for note in log.info.notes)

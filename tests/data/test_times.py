@@ -14,6 +14,7 @@ from genre.data.interactions import Interactions
 from genre.data.schema import DatasetInfo
 from genre.data.splits import SplitConfig, split
 from genre.data.times import times_us
+from genre.data.understood import understood
 from genre.errors import DataError, InputError
 
 START = 1_709_287_200  # 2024-03-01T10:00:00Z
@@ -350,3 +351,15 @@ def test_milliseconds_name_the_option_in_every_format(tmp_path, kind):
     {"csv": frame.write_csv, "jsonl": frame.write_ndjson, "parquet": frame.write_parquet}[kind](tmp_path / f"log.{kind}")
     with pytest.raises(DataError, match="which looks like milliseconds: --time-unit ms"):
         import_log(tmp_path / f"log.{kind}")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind"),
+    [([2014, 2015, 1999], "years"), ([201405, 199912], "months"), ([41640.5, 45000], "days of a spreadsheet")],
+)
+def test_numbers_that_are_coarser_times_are_doubted(numbers, kind):
+    frame = pl.DataFrame({"user_id": "u", "item_id": [f"i{n}" for n in range(len(numbers))], "timestamp": numbers})
+    doubt = understood(Interactions.from_frame(frame))["time"]["doubt"]
+    assert doubt == f"the numbers look like {kind}, and are read as seconds: write dates, such as 2024-03-01"
+    small = frame.with_columns(timestamp=pl.Series(range(len(numbers))))
+    assert understood(Interactions.from_frame(small))["time"]["doubt"] == ""

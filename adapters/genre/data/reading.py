@@ -23,6 +23,8 @@ _STEPS = {"day": 86_400_000_000, "hour": 3_600_000_000, "minute": 60_000_000, "s
 _EARLY = 315_532_800  # 1980: a log of that age is one in another unit
 _PLAUSIBLE = (631_152_000, 4_102_444_800)  # 1990 and 2100
 
+_SHEET_DAYS = (32_874, 55_153)  # 1990 and 2051, counted from 1899-12-30
+
 _INVISIBLE = r"[\s\p{Cc}\p{Cf}]+"
 _EXAMPLES = 3
 
@@ -69,6 +71,8 @@ def unit_hint(seconds: np.ndarray, reading: str) -> str:
     """Return a doubt about the unit of numeric times, seconds (n,), where another one gives years that a log may be of."""
     if "since 1970" not in reading or not len(seconds) or seconds.max() >= _EARLY:
         return ""
+    if kind := _coarse(seconds):
+        return f"the numbers look like {kind}, and are read as {reading.partition(' ')[0]}: write dates, such as 2024-03-01"
     unit = next(unit for unit, name in _NAMES.items() if reading.startswith(name))
     last = int(seconds.max()) * UNITS[unit]
     for other in list(UNITS)[: list(UNITS).index(unit)]:
@@ -76,6 +80,16 @@ def unit_hint(seconds: np.ndarray, reading: str) -> str:
             year = datetime.fromtimestamp(last // UNITS[other], UTC).year
             return f"all before 1980: as {_NAMES[other]} they would end in {year}, --time-unit {other}"
     return ""
+
+
+def _coarse(numbers: np.ndarray) -> str:
+    """Return another meaning that all numbers may have, which as seconds lie in the first days of 1970."""
+    low, high = int(numbers.min()), int(numbers.max())
+    if low >= 1900 and high < 2100:
+        return "years"
+    if low >= 190_001 and high < 210_000 and np.isin(numbers % 100, range(1, 13)).all():
+        return "months"
+    return "days of a spreadsheet" if low >= _SHEET_DAYS[0] and high < _SHEET_DAYS[1] else ""
 
 
 def alike_notes(events: pl.Series, others: pl.Series) -> list[str]:

@@ -9,7 +9,10 @@ meaning of columns.
     {"user": 1, "items": [7, 8], "times": [5, 6]}                        ->  likewise: user, items, times
 """
 
+import ast
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
@@ -25,7 +28,8 @@ def unnest(table: pl.DataFrame, mapping: Mapping[str, str], needed: Sequence[str
 
     A list of objects is one of events if a needed column is missing without it: the objects' keys become columns beside the
     others, an outer one of the same name gets `OUTER` before it. If the items are lists, lists that are as long in every row go
-    with them. Rows keep their order, events that of their list. A table of another kind stays as it is.
+    with them. Lists may be texts, `[1, 2]` in a CSV. Rows keep their order, events that of their list. A table of another kind
+    stays as it is.
 
     Args:
         table: A log.
@@ -37,13 +41,16 @@ def unnest(table: pl.DataFrame, mapping: Mapping[str, str], needed: Sequence[str
         DataError: Several lists may be the events, or lists that belong together differ in length.
     """
     table = _with_fields(table, mapping)
-    theirs = [mapping.get(name, name) for name in needed]
-    missing = [name for name in theirs if name not in table.columns]
-    lists = {name: dtype.inner.fields for name, dtype in table.schema.items() if _is_list(dtype, pl.Struct)}  # type: ignore[attr-defined]
-    if missing and lists:
-        return _explode_objects(table, _list_of_events(lists, [*missing, *mapping.values()]), report)
-    items = mapping.get("item_id", "item_id")
-    if items in table.columns and isinstance(table[items].dtype, pl.List | pl.Array):
+    theirs, items = [mapping.get(name, name) for name in needed], mapping.get("item_id", "item_id")
+    while missing := [name for name in theirs if name not in table.columns]:
+        table = _with_lists(table, table.columns)
+        lists = {name: dtype.inner.fields for name, dtype in table.schema.items() if _is_list(dtype, pl.Struct)}  # type: ignore[attr-defined]
+        if not lists:
+            return table
+        table = _explode_objects(table, _list_of_events(lists, [*missing, *mapping.values()]), report)
+    if isinstance(_with_lists(table, [items])[items].dtype, pl.List):
+        table = _with_lists(table, table.columns)
+    if isinstance(table[items].dtype, pl.List | pl.Array):
         return _explode_lists(table, items, theirs, report)
     return table
 
@@ -69,6 +76,34 @@ def _with_fields(table: pl.DataFrame, mapping: Mapping[str, str]) -> pl.DataFram
         if not path:
             table = table.with_columns(found.alias(theirs))
     return table
+
+
+def _with_lists(table: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """Turn columns of texts into lists where each cell is one, as JSON or Python writes it, or numpy does (`[1 2]`)."""
+    return table.with_columns(_listed(table[name]) for name in names if table.schema[name] == pl.String)
+
+
+def _listed(series: pl.Series) -> pl.Series:
+    filled = series.drop_nulls()
+    if filled.is_empty() or not filled[0].lstrip().startswith("[") or not filled.str.contains(r"(?s)^\s*\[.*\]\s*$").all():
+        return series
+    try:
+        return series.str.json_decode(infer_schema_length=None)
+    except pl.exceptions.PolarsError:
+        pass
+    try:
+        return pl.Series(series.name, [None if text is None else _of_python(text) for text in series], strict=False)
+    except (pl.exceptions.PolarsError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return series
+
+
+def _of_python(text: str) -> list[Any]:
+    if re.fullmatch(r"\s*\[[^,'\"\[\]{}]*\]\s*", text):  # numpy, or one element
+        return text.strip().strip("[]").split()
+    found = ast.literal_eval(text.strip())
+    if not isinstance(found, list):
+        raise ValueError(text)
+    return found
 
 
 def _list_of_events(lists: Mapping[str, Sequence[pl.Field]], wanted: Sequence[str]) -> str:

@@ -190,7 +190,14 @@ def _is_object(line: str) -> bool:
 
 
 def _columns_of(whole: dict[str, Any]) -> dict[str, list[Any]] | None:
-    """Return columns, if an object holds them: `{"user_id": {"0": 7, "1": 8}, …}`, or lists of one length without objects."""
+    """Return columns, if an object holds them: `{"user_id": {"0": 7, "1": 8}, …}`, or lists of one length without objects.
+
+    Pandas' other form is `{"columns": ["user_id", …], "index": [0, 1], "data": [[7, …], [8, …]]}`.
+    """
+    if {"columns", "data"} <= whole.keys() <= {"columns", "index", "data"}:
+        names, rows = whole["columns"], whole["data"]
+        fits = isinstance(rows, list) and all(isinstance(row, list) and len(row) == len(names) for row in rows)
+        return {str(name): [row[place] for row in rows] for place, name in enumerate(names)} if fits else None
     columns = [[*each.values()] if isinstance(each, dict) else each for each in whole.values()]
     indices = {tuple(each) for each in whole.values() if isinstance(each, dict)}
     if not columns or len(indices) > 1 or not all(isinstance(each, list) for each in columns):
