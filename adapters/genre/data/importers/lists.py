@@ -12,6 +12,7 @@ Owns: the user, the items, their order, which is the file's. Ignores items' colu
 
 import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -71,7 +72,7 @@ def _by_user(path: Path, encoding: str) -> pl.DataFrame | None:
     except ValueError as error:
         got, expected = first_line(error), "one JSON object of users, each with a list of items"
         raise DataError(f"{path.name} cannot be read", got=got, expected=expected) from error
-    lists = found if isinstance(found, dict) else {"all of it": None}
+    lists: dict[str, Any] = found if isinstance(found, dict) else {"all of it": None}
     odd = next((user for user, items in lists.items() if not _is_of_ids(items)), None)
     if odd is not None or not lists:
         got = "no user" if odd is None else f"{odd!r}: {json.dumps(lists[odd])[:60]}"
