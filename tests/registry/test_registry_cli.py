@@ -1,5 +1,6 @@
 """The commands, on a small registry."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,15 +29,20 @@ def call(registry: Registry, *arguments: str) -> Result:
 def test_list_show_diff_history(registry: Registry, two: tuple[Version, Version]) -> None:
     first, second = two
     listed = call(registry, "list").output
+    assert "like.auc 0.7500" in listed and first.manifest.created[:10] in listed and "KiB" in listed
     assert f"latest → {second.version}, production → {first.version}" in listed
     assert "like.auc 0.7500" in call(registry, "list", "like").output
+    registry.record_baselines("like", {"like": {"item_mean": {"auc": {"value": 0.71, "interval": None, "n": 100}}}})
     shown = call(registry, "show", "like").output
     for text in (
         second.digest,
-        "0.7400 [0.7300, 0.7500], n = 100",
+        "0.7400 [0.730, 0.750]",
         f"{first.ref} (adapter)",
-        "peak_memory_bytes",
-        "prequential",
+        "peak memory",
+        "protocol of like: prequential",
+        "item mean",
+        "0.7100",
+        "1970-01-01 to 1970-01-01",
     ):
         assert text in shown
     assert "metrics.like.auc.value" in call(registry, "diff", first.ref, second.ref).output
@@ -70,3 +76,40 @@ def test_export_needs_the_base_where_depth_is_set(registry: Registry, two: tuple
     registry.publish(write_adapter(tmp_path / "3", seed=3), draft("deep", base=draft().base.model_copy(update={"depth": None})))
     call(registry, "export", "deep", "--out", str(tmp_path / "out"), "--tar")
     assert (tmp_path / "out" / "adapter_config.json").exists() and (tmp_path / "out.tar").exists()
+
+
+def test_list_and_show_as_json(registry: Registry, two: tuple[Version, Version], tmp_path: Path) -> None:
+    first, second = two
+    file = tmp_path / "out" / "list.json"
+    call(registry, "list", "--json", str(file))
+    rows = json.loads(file.read_text())
+    assert [row["version"] for row in rows] == [first.version, second.version] and rows[0]["aliases"] == ["production"]
+    assert rows[1]["metrics"]["like"]["auc"]["value"] == 0.74 and rows[1]["bytes"] > 0 and rows[1]["damaged"] is False
+    assert "no baselines are recorded" in call(registry, "show", "like").output
+    registry.record_baselines("like", {"like": {"additive": {"auc": {"value": 0.7, "interval": [0.6, 0.8], "n": 9}}}})
+    call(registry, "show", "like", "--json", str(file))
+    shown = json.loads(file.read_text())
+    assert shown["manifest"]["digest"] == second.digest and shown["aliases"] == ["latest"]
+    assert shown["baselines"]["baselines"]["like"]["additive"]["auc"]["interval"] == [0.6, 0.8]
+
+
+def test_a_damaged_version_hides_no_other_one(registry: Registry, two: tuple[Version, Version]) -> None:
+    first, second = two
+    (Path(registry.url) / "like" / first.version / "manifest.json").write_text("{}")
+    assert "damaged" in call(registry, "list").output
+    listed = call(registry, "list", "like").output
+    assert "damaged" in listed and "like.auc 0.7400" in listed
+
+
+def test_an_exported_card_has_the_baselines(registry: Registry, tmp_path: Path) -> None:
+    base = draft().base.model_copy(update={"depth": None})
+    version = registry.publish(write_adapter(tmp_path / "3"), draft("deep", base=base))
+    stored = (registry.fetch("deep") / "README.md").read_text()
+    assert "Baselines" not in stored and "- `like`: feedback, head binary" in stored
+    registry.record_baselines(
+        "deep", {"like": {"item_mean": {"auc": {"value": 0.71, "interval": [0.7, 0.72], "n": 100}}}}, notes=["x"]
+    )
+    registry.export("deep", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| like | auc | item mean | 0.7100 [0.7000, 0.7200], n = 100 |" in card and card.endswith("\nx\n")
+    assert registry.resolve("deep").digest == version.digest

@@ -404,3 +404,23 @@ def test_what_was_found_and_does_not_load_is_left_out_and_what_was_named_is_not(
         for given, found in ((refs, False), (["like@production"], True)):
             with pytest.raises(genre.errors.ManifestError, match="base.fingerprint"):
                 Service(engine, Settings.make(), stream=io.StringIO()).start(given, found=found)
+
+
+def test_what_a_version_was_measured_against_is_shown_once_it_is_recorded(engine, registry, monkeypatch):
+    monkeypatch.setattr("genre.serving.lookup.ASK_AGAIN_S", 0.0)
+    figures = {"like": {"additive": {"auc": {"value": 0.7, "interval": [0.6, 0.8], "n": 9}}}}
+    log = io.StringIO()
+    with serving(engine, ["like@production"], follow_s=0, stream=log) as (_, client):
+
+        def shown():
+            (one,) = client.get("/v1/adapters").json()["adapters"]
+            assert one["data"] == "planted" and one["protocol"]["like"].startswith("temporal")
+            return one["baselines"]
+
+        assert shown() == {}
+        registry.record_baselines("like@production", {})
+        (file,) = (registry.store.root / "like" / "baselines").glob("*.json")
+        file.write_text("{")
+        assert shown() == {} and '"event": "baselines unreadable"' in log.getvalue()
+        registry.record_baselines("like@production", figures)
+        assert shown() == figures and shown() == figures

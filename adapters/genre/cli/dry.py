@@ -6,7 +6,7 @@ Owns: the form. Ignores: how it is computed and measured.
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from genre.cli.output import console
+from genre.cli.output import console, format_size
 
 if TYPE_CHECKING:
     from genre.jobs.dry_run import Cost, DryRun, Expected
@@ -63,9 +63,9 @@ def _plan_lines(each: "Expected") -> list[tuple[str, str]]:
     parts = {"LoRA": own.lora, "heads": own.heads, "encoder": own.encoder, "base": own.full}
     kinds = ", ".join(f"{label} {count:,}" for label, count in parts.items() if count)
     share = f"{own.trained:,} ({own.trained / own.base:.2%} of the base's {own.base:,})"
-    version = "" if each.version_bytes is None else f", a version of {_size(each.version_bytes)}"
+    version = "" if each.version_bytes is None else f", a version of {format_size(each.version_bytes)}"
     copies = 5 if each.recipe.train.average else 4  # weights, the best ones, their average and two moments, in single precision
-    checkpoint = _size(4 * copies * own.trained)
+    checkpoint = format_size(4 * copies * own.trained)
     size = f"{epoch.rows:,} rows, {epoch.tokens:,} tokens ({epoch.padded_tokens:,} with padding), {epoch.steps:,} steps"
     return [
         ("data", f"{each.data}: {each.events:,} events or texts, of which {each.training_events:,} train"),
@@ -81,19 +81,12 @@ def _cost_lines(cost: "Cost", unit: str) -> list[tuple[str, str]]:
     held = {"base": memory.base, "trained": memory.trained, "copies": memory.kept, "optimizer": memory.optimizer}
     training, evaluation = _clock(cost.training_seconds), _clock(cost.evaluation_seconds)
     return [
-        ("tensors", ", ".join(f"{name} {_size(count)}" for name, count in held.items()) + "; computed"),
-        ("peak", f"{_size(memory.peak)} of tensors; an evaluation batch takes {_size(memory.evaluation)}; predicted"),
-        ("memory", f"a {unit} added {_size(memory.step)} to the peak, which is {_size(memory.process)}; measured"),
+        ("tensors", ", ".join(f"{name} {format_size(count)}" for name, count in held.items()) + "; computed"),
+        ("peak", f"{format_size(memory.peak)} of tensors; an evaluation batch takes {format_size(memory.evaluation)}; predicted"),
+        ("memory", f"a {unit} added {format_size(memory.step)} to the peak, which is {format_size(memory.process)}; measured"),
         (unit, f"{cost.step_seconds:.3g} s for {cost.step_tokens:,} tokens; measured"),
         ("time", f"{training} of training, {evaluation} of evaluation at the measured pace; without metrics and early stop"),
     ]
-
-
-def _size(count: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 2**10:,.0f} KiB"
 
 
 def _clock(seconds: float) -> str:

@@ -57,7 +57,7 @@ def show_table(
             table.add_column(baseline.replace("_", " "), justify="right")
         for metric, entry in found["adapter"].items():
             others = (other(metrics.get(metric)) for metrics in found["baselines"].values())
-            table.add_row(metric, f"{entry['n']:,}", own(entry), *others)
+            table.add_row(metric, "" if entry["n"] is None else f"{entry['n']:,}", own(entry), *others)
         console().print(table)
 
 
@@ -69,6 +69,14 @@ def make_table(title: str, columns: Mapping[str, Any]) -> "Table":
     for name, justify in columns.items():
         table.add_column(name, justify=justify, no_wrap=True)
     return table
+
+
+def format_size(count: int) -> str:
+    """A number of bytes as people read it."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 2**10:,.0f} KiB"
 
 
 def format_value(entry: dict[str, Any] | None) -> str:

@@ -5,17 +5,20 @@ Owns: arguments and printing. Ignores: everything else; the library is imported 
     genre registry promote like:a3f09c12be77 production --floor auc=0.7 --not-worse
 """
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.options import RefArgument, RegistryOption, parse_number
-from genre.cli.output import console
+from genre.cli.options import JsonOption, RefArgument, RegistryOption, parse_number
+from genre.cli.output import check_file, console, format_size, show_metrics, write_result
 from genre.errors import JobError, RegistryError
 
 if TYPE_CHECKING:
-    from genre.registry import Manifest, Move, Registry
+    from genre.registry import Listed, Manifest, Move, Registry, Version
+    from genre.registry.records import BaselineRecord
 
 app = typer.Typer(no_args_is_help=True, help="Versions, aliases, integrity, exchange with PEFT.")
 
@@ -26,51 +29,124 @@ DEFAULT = "registry/"
 def list_(
     name: Annotated[str | None, typer.Argument(help="Only this name, one row per version.")] = None,
     registry: RegistryOption = DEFAULT,
+    json_file: JsonOption = None,
 ) -> None:
-    """List names with their versions and aliases."""
+    """List names with their versions, aliases, metric, date and size."""
+    check_file(json_file, "--json")
     opened = _open(registry)
-    rows = opened.list()
-    if name is None and not rows:
+    if name is not None:
+        opened.versions(name)
+    rows = [row for row in opened.list() if name in (None, row.name)]
+    if not rows:
         typer.echo(f"the registry at {registry} is empty; genre train publishes into it")
     elif name is None:
-        summary: dict[str, tuple[int, list[str]]] = {}
-        for row in rows:
-            count, aliases = summary.get(row.name, (0, []))
-            summary[row.name] = (count + 1, aliases + [f"{alias} → {row.version}" for alias in row.aliases])
-        _table(["name", "versions", "aliases"], [(key, count, ", ".join(sorted(a))) for key, (count, a) in summary.items()])
+        _names(opened, rows)
     else:
-        _versions(opened, name, rows)
+        manifests = [(row, _manifest(opened, row)) for row in rows]
+        fields = [(row.version, ", ".join(row.aliases), *_facts(m)) for row, m in manifests]
+        _table(["version", "aliases", "kind", "created", "size", "metrics"], fields)
+    if json_file is not None:
+        write_result(json_file, [_as_json(row, _manifest(opened, row)) for row in rows])
 
 
-def _versions(opened: "Registry", name: str, rows: list[Any]) -> None:
-    opened.versions(name)
-    mine = [(row, opened.resolve(f"{row.name}:{row.version}").manifest) for row in rows if row.name == name]
-    fields = [(row.version, ", ".join(row.aliases), m.kind, m.created, _metrics(m)) for row, m in mine]
-    _table(["version", "aliases", "kind", "created", "metrics"], fields)
+def _names(opened: "Registry", rows: "list[Listed]") -> None:
+    """A row per name: the metric, date and size are those of production, or else of the latest version."""
+    table = []
+    for key, own in itertools.groupby(rows, lambda row: row.name):
+        versions = list(own)
+        moved = sorted(f"{alias} → {row.version}" for row in versions for alias in row.aliases)
+        by_alias = {alias: row for row in versions for alias in row.aliases}
+        shown = by_alias.get("production") or by_alias.get("latest") or versions[-1]
+        kind, created, size, metrics = _facts(_manifest(opened, shown))
+        table.append((key, kind, len(versions), ", ".join(moved), metrics, created, size))
+    _table(["name", "kind", "versions", "aliases", "metric", "created", "size"], table)
+
+
+def _manifest(opened: "Registry", row: "Listed") -> "Manifest | None":
+    """The manifest of a version; None where it is damaged, which must not hide the other versions."""
+    try:
+        return opened.open_version(row.name, row.version).manifest
+    except RegistryError:
+        return None
+
+
+def _facts(manifest: "Manifest | None") -> tuple[str, str, str, str]:
+    if manifest is None:
+        return "damaged", "", "", "see genre registry verify"
+    return manifest.kind, manifest.created.partition("T")[0], format_size(manifest.cost.bytes), _metrics(manifest)
+
+
+def _as_json(row: "Listed", manifest: "Manifest | None") -> dict[str, Any]:
+    about: dict[str, Any] = {"name": row.name, "version": row.version, "ref": f"{row.name}:{row.version}"}
+    about |= {"aliases": list(row.aliases), "damaged": manifest is None}
+    if manifest is None:
+        return about
+    raw = manifest.raw()
+    size = {"bytes": manifest.cost.bytes}
+    return about | {key: raw[key] for key in ("kind", "digest", "created", "data", "metrics")} | size
 
 
 @app.command()
-def show(ref: RefArgument, registry: RegistryOption = DEFAULT) -> None:
-    """Show a version's tasks, data, metrics with intervals, cost and lineage."""
-    from genre.registry.card import format_metric
-
+def show(ref: RefArgument, registry: RegistryOption = DEFAULT, json_file: JsonOption = None) -> None:
+    """Show a version's tasks, data, metrics beside the baselines, protocol, cost and lineage."""
+    check_file(json_file, "--json")
     opened = _open(registry)
     version = opened.resolve(ref)
-    manifest = version.manifest
+    record = opened.baselines(version)
     named = [alias for alias, held in opened.aliases(version.name).items() if held == version.version]
-    rows: list[tuple[object, ...]] = [("aliases", ", ".join(named) or "none")]
-    rows += [(field, getattr(manifest, field)) for field in ("kind", "digest", "created", "code_version")]
-    for section, values in (("base", manifest.base), ("data", manifest.data), ("cost", manifest.cost)):
-        rows += [(f"{section} {field}", value) for field, value in values or () if value is not None]
-    rows += [(field, value) for field in ("tokenizer", "encoder", "catalogue") if (value := getattr(manifest, field))]
-    rows += [(f"sequence {key}", value) for key, value in manifest.sequence.items()]
-    rows += [("task", ", ".join(f"{key}={value}" for key, value in task.items())) for task in manifest.tasks]
-    rows += [(f"{t} {m}", format_metric(v)) for t, values in manifest.metrics.items() for m, v in values.items()]
-    rows += [(f"protocol {task}", words) for task, words in manifest.protocol.items()]
+    _table([version.ref, ""], [("aliases", ", ".join(named) or "none"), *_described(opened, version)])
+    _show_figures(version.manifest, record)
+    if json_file is not None:
+        baselines = None if record is None else record.model_dump(mode="json")
+        write_result(json_file, {"aliases": named, "manifest": version.manifest.raw(), "baselines": baselines})
+
+
+def _described(opened: "Registry", version: "Version") -> Iterator[tuple[str, object]]:
+    """What a manifest holds, in rows that people read."""
+    from genre.registry.card import describe_data, describe_task
+    from genre.registry.lookup import flatten
+
+    manifest, base, cost = version.manifest, version.manifest.base, version.manifest.cost
+    yield from ((field, getattr(manifest, field)) for field in ("kind", "digest", "created"))
+    yield from ((f"task {task['name']}", describe_task(task)) for task in manifest.tasks)
+    layers = "all layers" if base.depth is None else f"the first {base.depth} layers"
+    yield ("base", f"{base.name}, {layers}, quantization {base.quantization}")
+    if manifest.data is not None:
+        yield from ((field if field == "data set" else f"data {field}", value) for field, value in describe_data(manifest.data))
     for depth, text, found in opened.lineage(version)[1:]:
-        rows.append(("  " * (depth - 1) + "from", f"{found.ref} ({found.manifest.kind})" if found else f"{text} (not here)"))
-    rows += [(f"note {key}", value) for key, value in manifest.notes.items()]
-    _table([version.ref, ""], rows)
+        yield ("  " * (depth - 1) + "from", f"{found.ref} ({found.manifest.kind})" if found else f"{text} (not here)")
+    yield ("trained", f"{cost.seconds:,.0f} s, {cost.tokens:,} tokens, peak memory {format_size(cost.peak_memory_bytes)}")
+    yield ("size", f"{format_size(cost.bytes)}: {cost.lora_params:,} LoRA parameters, {cost.head_params:,} of heads")
+    yield from ((f"sequence {key}", _plain(value)) for key, value in flatten(manifest.sequence).items() if value is not None)
+    yield from ((f"note {key}", _plain(value)) for key, value in flatten(manifest.notes).items() if value is not None)
+    yield from (("fingerprint of " + field, value) for field in ("tokenizer", "catalogue") if (value := getattr(manifest, field)))
+    yield ("code version", manifest.code_version)
+
+
+def _plain(value: object) -> object:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _show_figures(manifest: "Manifest", record: "BaselineRecord | None") -> None:
+    """The metrics of each task beside its baselines, then the protocols."""
+    known = {} if record is None else record.baselines
+    tasks = {
+        task: {
+            "adapter": {name: value.model_dump() for name, value in metrics.items()},
+            "baselines": {
+                baseline: {name: value.model_dump() for name, value in figures.items()}
+                for baseline, figures in known.get(task, {}).items()
+            },
+        }
+        for task, metrics in manifest.metrics.items()
+    }
+    show_metrics(tasks)
+    if tasks and not known:
+        typer.echo("no baselines are recorded; genre evaluate computes them")
+    for note in () if record is None else record.notes:
+        typer.echo(f"note: {note}")
+    for task, words in manifest.protocol.items():
+        typer.echo(f"protocol of {task}: {words}")
 
 
 @app.command()

@@ -139,7 +139,7 @@ def _manifest(assembly: Assembly, **fields: Any) -> Manifest:
         "tokenizer": base.tokenizer_digest,
         "sequence": assembly.builder.layout.describe(),
         "catalogue": None if data.catalogue is None else data.catalogue.digest,
-        "data": DataInfo(digest=data.digest, rows=rows, time_span=span, split=used),
+        "data": DataInfo(name=data.info.name, digest=data.digest, rows=rows, time_span=span, split=used),
         "code_version": __version__,
     }
     return Manifest.model_validate(described | fields)

@@ -5,10 +5,12 @@ it leaves out what the digest leaves out (version, time, cost); an exported card
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-from genre.registry.manifest import Manifest, MetricValue
+from genre.registry.manifest import DataInfo, Manifest, MetricValue
+from genre.registry.records import BaselineRecord
 
 _ADDED = "<!-- added by the export -->"
 _LICENCE = (
@@ -75,33 +77,87 @@ def _cost(manifest: Manifest) -> list[tuple[str, str]]:
     return [(field.replace("_", " "), f"{value:,}") for field, value in manifest.cost]
 
 
-def _task(task: dict[str, Any]) -> str:
-    details = ", ".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in task.items() if key != "name")
-    return f"- `{task['name']}`" + (f" ({details})" if details else "")
+def describe_task(task: Mapping[str, Any]) -> str:
+    """A task in words: what is predicted, then its other fields that are set."""
+    ranks = task.get("kind") == "next_item"
+    told = {"name", "kind", "label", *([] if ranks else ["seen"]), *(["weight"] if task.get("weight") == 1 else [])}
+    shown = {key: value for key, value in task.items() if value not in (None, [], "") and key not in told}
+    what = "the next item" if ranks else str(task.get("label") or task.get("kind") or "")
+    details = [f"{key.replace('_', ' ')} {_words(value)}" for key, value in shown.items()]
+    return ", ".join([what, *details] if what else details)
+
+
+def describe_data(data: DataInfo) -> list[tuple[str, str]]:
+    """What is known of a version's data, as rows: its name, digest, size, time and splits."""
+    rows = [("data set", data.name)] if data.name else []
+    rows += [("digest", data.digest), ("training events", f"{data.rows:,}")]
+    if data.time_span:
+        first, last = (_day(second) for second in data.time_span)
+        rows.append(("time", f"{first} to {last}"))
+    used: Any = data.split or {}
+    own = used.get("split") if isinstance(used.get("split"), dict) else used
+    if own:
+        rows.append(("split", _split(own)))
+    if held := used.get("hold_out"):
+        rows.append(("also held out", "; ".join(_split(each) for each in held)))
+    return rows
+
+
+def baseline_section(record: BaselineRecord) -> str:
+    """What a version was measured against, as a section of its card."""
+    lines = ["", "## Baselines", "", "On the same targets, by the same protocol.", ""]
+    lines += ["| task | metric | baseline | value |", "|---|---|---|---|"]
+    for task, baselines in record.baselines.items():
+        for name, metrics in baselines.items():
+            shown = name.replace("_", " ")
+            lines += [f"| {task} | {metric} | {shown} | {format_metric(value)} |" for metric, value in metrics.items()]
+    return "\n".join([*lines, *(f"\n{note}" for note in record.notes)]) + "\n"
+
+
+def _split(config: Mapping[str, Any]) -> str:
+    settings = ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in config.items() if key != "kind" and value not in (None, 0)
+    )
+    return f"{config.get('kind', 'unknown')}" + (f" ({settings})" if settings else "")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_words, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _day(second: int) -> str:
+    try:
+        return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%d")
+    except (OverflowError, OSError, ValueError):  # a log whose times are ranks, or later than the calendar
+        return str(second)
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    details = describe_task(task)
+    return f"- `{task['name']}`" + (f": {details}" if details else "")
 
 
 def _data(manifest: Manifest) -> Iterator[str]:
-    data = manifest.data
-    if data is None:
+    if manifest.data is None:
         yield from ("not recorded", "")
         return
-    rows = [("digest", data.digest), ("events", f"{data.rows:,}")]
-    if data.time_span:
-        rows.append(("time span", f"{data.time_span[0]} to {data.time_span[1]} (seconds)"))
-    if data.split:
-        rows.append(("split", f"`{json.dumps(data.split, sort_keys=True)}`"))
-    yield from _table(rows)
+    yield from _table(describe_data(manifest.data))
 
 
 def _metrics(manifest: Manifest) -> Iterator[str]:
     if not manifest.metrics:
         yield from ("not evaluated", "")
         return
-    yield from ("| task | metric | value | protocol |", "|---|---|---|---|")
+    yield from ("| task | metric | value |", "|---|---|---|")
     for task, values in manifest.metrics.items():
         for metric, value in values.items():
-            yield f"| {task} | {metric} | {format_metric(value)} | {manifest.protocol.get(task, 'not recorded')} |"
+            yield f"| {task} | {metric} | {format_metric(value)} |"
     yield ""
+    for task in manifest.metrics:
+        yield f"Protocol of `{task}`: {manifest.protocol.get(task, 'not recorded')}."
+        yield ""
 
 
 def _table(rows: list[tuple[str, str]]) -> Iterator[str]:

@@ -288,7 +288,8 @@ class Registry:
         if to == "peft" and version.manifest.encoder is not None:
             encoder = self.fetch(self.find(version.manifest.encoder))
         folder = None if base is None else Path(base)
-        return export(version, self.fetch(version), Path(out), folder, to=to, tar=tar, encoder=encoder)
+        more: dict[str, Any] = {"encoder": encoder, "baselines": self.baselines(version)}
+        return export(version, self.fetch(version), Path(out), folder, to=to, tar=tar, **more)
 
     def import_peft(
         self,

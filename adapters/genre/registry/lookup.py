@@ -94,7 +94,7 @@ def ancestors(store: Store, root: Version) -> list[tuple[int, str, Version | Non
 
 def differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
     """The fields in which two manifests differ, by dotted name; None where a side has no such field."""
-    left, right = _flatten(a.raw()), _flatten(b.raw())
+    left, right = flatten(a.raw()), flatten(b.raw())
     keys = sorted(left.keys() | right.keys())
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
 
@@ -108,12 +108,13 @@ def _target(store: Store, name: str, alias: str) -> str:
     raise NotFoundError(f"no alias {name}@{alias}", got=f"the registry at {store.url}", expected=expected)
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, by dotted name."""
     if not isinstance(value, dict) or (not value and prefix):
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, inner in value.items():
-        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else key)
+        flat |= flatten(inner, f"{prefix}.{key}" if prefix else key)
     return flat
 
 

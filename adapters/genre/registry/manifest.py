@@ -48,8 +48,9 @@ class BaseInfo(_Frozen):
 
 
 class DataInfo(_Frozen):
-    """The data a version was trained and evaluated on; `time_span` is the first and last second."""
+    """The data a version was trained and evaluated on; `name` is the data set's, `time_span` the first and last second."""
 
+    name: str | None = None
     digest: str
     rows: int = Field(ge=0)
     time_span: tuple[int, int] | None = None

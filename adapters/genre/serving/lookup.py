@@ -1,4 +1,4 @@
-"""Answers for people: titles, items by a part of their title, users, a user's events, where aliases have been.
+"""Answers for people: titles, items by a part of their title, users, a user's events, where aliases have been, baselines.
 
 Owns: small answers from the catalogue, the mounted data set and the registry's journals. Ignores: models, rows.
 
@@ -8,6 +8,7 @@ Owns: small answers from the catalogue, the mounted data set and the registry's 
 
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,12 +18,13 @@ from genre.data.catalogue import Catalogue, Titles
 from genre.data.interactions import Interactions
 from genre.engine import Engine
 from genre.errors import DataError, GenreError, NotFoundError
-from genre.registry import Move, Registry
+from genre.registry import Move, Registry, Version
 from genre.serving.deployments import Deployments
 from genre.serving.logs import Log
 
 KEPT_TITLES = 8
 KEPT_MOVES = 50
+ASK_AGAIN_S = 30.0
 
 
 class Lookup:
@@ -155,3 +157,36 @@ class AliasHistory:
             return known
         aliases = known.aliases | {move.alias: move.version for move in moves}
         return Journal(moves[-1].n, dict(sorted(aliases.items())), (*known.latest, *moves)[-KEPT_MOVES:])
+
+
+class Baselines:
+    """What the versions that one service shows were measured against; a record may be written after its version is served."""
+
+    def __init__(self, registry: Registry, log: Log) -> None:
+        self.registry = registry
+        self.log = log
+        self._found: dict[str, dict[str, Any]] = {}
+        self._asked: dict[str, float] = {}
+        self._reading = threading.Lock()
+
+    def of(self, version: Version) -> dict[str, Any]:
+        """By task, baseline and metric; empty where nothing is recorded (yet: it is asked again every half minute)."""
+        with self._reading:
+            found, now = self._found.get(version.digest), time.monotonic()
+            if found is None and now - self._asked.get(version.digest, -ASK_AGAIN_S) >= ASK_AGAIN_S:
+                self._asked[version.digest] = now
+                try:
+                    record = self.registry.baselines(version)
+                except GenreError as error:
+                    self.log.write("baselines unreadable", level="error", adapter=version.name, error=str(error))
+                else:
+                    found = None if record is None else record.model_dump(mode="json")["baselines"]
+            if found is not None:
+                self._found[version.digest] = found
+            return found or {}
+
+    def keep_only(self, digests: set[str]) -> None:
+        """Drop all versions but these."""
+        with self._reading:
+            self._found = {digest: found for digest, found in self._found.items() if digest in digests}
+            self._asked = {digest: asked for digest, asked in self._asked.items() if digest in digests}

@@ -21,7 +21,7 @@ from genre.serving.batching import Batcher, Routed
 from genre.serving.canary import Canaries
 from genre.serving.deployments import Deployments
 from genre.serving.logs import Log
-from genre.serving.lookup import AliasHistory, Lookup, count_events
+from genre.serving.lookup import AliasHistory, Baselines, Lookup, count_events
 from genre.serving.metrics import Metrics
 from genre.serving.problems import Problem
 from genre.serving.settings import Settings
@@ -55,6 +55,7 @@ class Service:
         self.state = OperatorState(state, self.deployments, self.canaries, self.log)
         self.lookup = Lookup(engine, self.deployments)
         self.alias_history = AliasHistory(engine.registry, self.log)
+        self.baselines = Baselines(engine.registry, self.log)
         self.access = AdminAccess(settings.token, settings.token_guesses)
         self.draining = False
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="genre-explaining")
@@ -106,6 +107,7 @@ class Service:
         deployments = self.deployments.all()
         self.metrics.forget({deployment.version.version for deployment in deployments})
         self.alias_history.keep_only({deployment.name for deployment in deployments})
+        self.baselines.keep_only({deployment.version.digest for deployment in deployments})
 
     def explain_aside(self, work: Callable[[], Any]) -> "Future[Any]":
         """Run a part of an explanation beside the thread that scores. Called on the event loop.

@@ -244,4 +244,4 @@ def _data(manifests: Sequence[Manifest], data: Dataset) -> DataInfo:
         held += [config for config in found if config not in held]
     span = (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
     split = {"split": (known[0].split or {}).get("split"), "hold_out": held}
-    return DataInfo(digest=data.digest, rows=max(each.rows for each in known), time_span=span, split=split)
+    return DataInfo(name=data.info.name, digest=data.digest, rows=max(each.rows for each in known), time_span=span, split=split)

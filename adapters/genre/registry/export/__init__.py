@@ -3,11 +3,15 @@
 from pathlib import Path
 
 from genre.errors import RegistryError
+from genre.files import write_text
+from genre.registry.card import baseline_section
 from genre.registry.export.archive import pack
 from genre.registry.export.merged import export_merged
 from genre.registry.export.peft import export_peft
 from genre.registry.export.vllm import export_vllm
+from genre.registry.integrity import CARD
 from genre.registry.manifest import Version
+from genre.registry.records import BaselineRecord
 
 _FORMS = {"merged": export_merged, "vllm": export_vllm}
 
@@ -21,10 +25,11 @@ def export(
     to: str = "peft",
     tar: bool = False,
     encoder: Path | None = None,
+    baselines: BaselineRecord | None = None,
 ) -> Path:
     """Write a version, whose checked files are in `source`, in one of the forms; see `Registry.export`.
 
-    `encoder` has the files of its encoder, for the form that takes them along.
+    `encoder` has the files of its encoder, for the form that takes them along; `baselines` go to the card.
     """
     if to == "peft":
         export_peft(version, source, out, base, encoder)
@@ -32,6 +37,8 @@ def export(
         _FORMS[to](version, source, out, base)
     else:
         raise RegistryError("cannot export to that", got=repr(to)[:80], expected="peft, merged or vllm")
+    if baselines is not None and (out / CARD).is_file():
+        write_text(out / CARD, (out / CARD).read_text(encoding="utf-8") + baseline_section(baselines))
     if tar:
         pack(out, out.with_name(out.name + ".tar"))
     return out

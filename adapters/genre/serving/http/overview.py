@@ -46,6 +46,9 @@ def _adapter(service: Service, deployment: Deployment, counts: Counter[tuple[str
         "aliases": journal.aliases,
         "tasks": [{key: task.get(key) for key in ("name", "kind", "label", "head")} for task in manifest.tasks],
         "feedback": {"column": manifest.sequence.get("feedback"), "values": manifest.sequence.get("values")},
+        "data": None if manifest.data is None else manifest.data.name,
+        "protocol": manifest.protocol,
+        "baselines": service.baselines.of(deployment.version),
         "metrics": {
             task: {name: value.model_dump(mode="json") for name, value in values.items()}
             for task, values in manifest.metrics.items()

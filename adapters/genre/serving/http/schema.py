@@ -132,7 +132,10 @@ class Adapter(_Model):
     aliases: dict[str, str]
     tasks: list[dict[str, JsonValue]]
     feedback: dict[str, JsonValue]
+    data: str | None
+    protocol: dict[str, str]
     metrics: dict[str, dict[str, MetricValue]]
+    baselines: dict[str, dict[str, dict[str, MetricValue]]]
     history: list[dict[str, JsonValue]]
     versions: list[dict[str, JsonValue]]
     canary: Canary | None

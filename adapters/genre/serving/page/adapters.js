@@ -81,17 +81,21 @@ function metrics(adapter, named, overview) {
     const row = (metric) => {
       const same = overview.adapters.map((other) => other.metrics[task]?.[metric]).filter(Boolean);
       const { value, interval, n } = found[metric];
+      const against = Object.entries(adapter.baselines[task] ?? {}).filter(([, figures]) => figures[metric])
+        .map(([name, figures]) => `${name.replaceAll("_", " ")} ${figure(figures[metric].value)}`).join(", ");
       return h("tr", {}, h("th", { scope: "row" }, metric, LOWER.has(metric) && h("small", {}, "lower is better")),
         h("td", { class: "number" }, figure(value)),
         h("td", {}, h("span", { class: "drawn" }, whisker(found[metric], axisOf(same)),
-          h("span", { class: "muted number" }, interval ? `${figure(interval[0])} – ${figure(interval[1])}` : "no interval"))),
+          h("span", { class: "muted number" }, interval ? `${figure(interval[0])} – ${figure(interval[1])}` : "no interval")),
+          against && h("small", { class: "muted" }, `beside ${against}`)),
         h("td", { class: "muted number" }, n === null ? "" : `n ${count(n)}`));
     };
     const table = (some, caption) => h("table", { class: "metrics" }, caption && h("caption", {}, caption),
       h("thead", { class: "hidden" }, h("tr", {}, ["Metric", "Value", "95 % interval", "Number"].map((text) => h("th", { scope: "col" }, text)))),
       h("tbody", {}, some.map(row)));
     const caption = [named && adapter.ref, parts.length > 1 && task].filter(Boolean).join(" · ");
-    return [table(names.slice(0, METRICS), caption),
+    const measured = [adapter.data && `Measured on ${adapter.data}`, adapter.protocol[task]].filter(Boolean).join(": ");
+    return [table(names.slice(0, METRICS), caption), measured && h("p", { class: "muted" }, h("small", {}, `${measured}.`)),
       names.length > METRICS && h("details", {}, h("summary", {}, `${plural(names.length - METRICS, "more metric")}`), table(names.slice(METRICS), ""))];
   });
 }
