@@ -187,6 +187,10 @@ def test_zero_stars_on_goodreads_are_none(tmp_path):
     log = import_log(write_log(kind, tmp_path))
     assert log.info.skipped == {"events without feedback": 5} and log.frame["rating"].min() == 1
     assert len(import_log(write_log(kind, tmp_path), missing=[("rating", "-1")])) == EVENTS  # the user's own word wins
+    for n in range(0, EVENTS, 4):
+        kind.events[n][0]["is_read"] = False
+    read = import_log(write_log(kind, tmp_path), format="goodreads", mapping={"rating": "is_read"})
+    assert len(read) == EVENTS and read.frame["rating"].sum() == EVENTS - 10  # 0 of another column is a value
 
 
 def test_seconds_that_look_like_days_are_seconds(tmp_path):

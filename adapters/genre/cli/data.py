@@ -58,7 +58,7 @@ def describe(
 
 @app.command("import")
 def import_(
-    log: Annotated[Path, typer.Argument(help="A file, or a folder of MovieLens, MIND or atomic files.")],
+    log: Annotated[Path, typer.Argument(help="A file, or a folder of MovieLens, MIND, atomic files or a public log.")],
     out: Annotated[Path | None, typer.Option(help="The data set folder to make.")] = None,
     format: Annotated[str | None, typer.Option(help=_FORMATS)] = None,
     items: Annotated[Path | None, typer.Option(help="A table of items.")] = None,

@@ -63,7 +63,7 @@ def import_log(
     """Read a log, and its items and users, in one of `FORMATS`.
 
     Args:
-        log: A file; for atomic, movielens and mind also the folder it is in.
+        log: A file; for atomic, movielens, mind and public logs also the folder it is in.
         format: None takes atomic for .inter, the format whose file name is unmistakable, csv otherwise and with `columns`. With a
             mapping no public log is inferred.
         items: A table of items; atomic, movielens and mind find theirs beside the log.
@@ -129,7 +129,7 @@ def import_log(
         item_columns=kind.items_of(table, item_columns),
         guess_numbers=True,
         order=order or kind.order,
-        missing=kind.missing_of(table, missing),
+        missing=kind.missing_of(table, missing, mapping),
         report=report,
     )
 

@@ -75,9 +75,11 @@ class Log(Side):
             return given
         return [name for name in self.item_columns if name in table.columns]
 
-    def missing_of(self, table: pl.DataFrame, given: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return the user's values that mean "not known", and the format's of columns that the user does not name."""
-        named = {column for column, _ in given}
+    def missing_of(
+        self, table: pl.DataFrame, given: Sequence[tuple[str, str]], mapping: Mapping[str, str]
+    ) -> list[tuple[str, str]]:
+        """Return the user's values that mean "not known", and the format's of columns that the user neither names nor maps."""
+        named = {column for column, _ in given} | mapping.keys()
         return [*given, *(pair for pair in self.missing if pair[0] not in named and pair[0] in table.columns)]
 
 
