@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all.
+"""Files and folders that appear whole or not at all.
 
 Owns: writing a folder aside and renaming it into place, turning a full or read-only disk into one line, refusing a path that
 cannot be written before the work that fills it, and the user's cache folder. Ignores: what the files mean.
