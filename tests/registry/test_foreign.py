@@ -6,21 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from foreign_fakes import CLOSE, TOKENS, exported, merged, ours, save, take, theirs, tune
 from registry_fakes import load_stock
 
-from fakes import make_base, make_encoder_base
-from genre.errors import IntegrityError, ManifestError
-from genre.modules.base.fingerprint import fingerprint
-from genre.registry import BaseInfo, Registry, Version
+from fakes import make_base
+from genre.errors import IntegrityError
+from genre.registry import Registry, Version
 
 torch = pytest.importorskip("torch")
 # PEFT 0.21 asks transformers 5.23 for a property by its former name.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*is_gradient_checkpointing.*:FutureWarning", "ignore::UserWarning:peft", "ignore::RuntimeWarning:peft"
 )
-
-CLOSE = 1e-5
-TOKENS = torch.tensor([[1, 5, 9, 2, 31, 7]])
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,7 @@ def gpt2(llama: Path) -> Path:
 
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=260, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1)
-    return _save(GPT2LMHeadModel(config), llama.parent / "gpt2", llama)
+    return save(GPT2LMHeadModel(config), llama.parent / "gpt2", llama)
 
 
 @pytest.fixture(scope="module")
@@ -43,85 +40,7 @@ def untied(llama: Path) -> Path:
 
     torch.manual_seed(0)
     config = LlamaConfig.from_pretrained(llama, tie_word_embeddings=False)
-    return _save(LlamaForCausalLM(config), llama.parent / "untied", llama)
-
-
-@pytest.fixture(scope="module")
-def encoders(llama: Path) -> dict[str, Path]:
-    """One BERT, saved as the body alone and with its masked-language-model head."""
-    from transformers import BertForMaskedLM, BertModel
-
-    body = make_encoder_base(llama.parent / "bert")
-    torch.manual_seed(0)
-    model = BertForMaskedLM(BertModel.from_pretrained(body).config)
-    masked = _save(model, llama.parent / "bert-masked", body)
-    model.bert.save_pretrained(body)
-    return {"body": body, "masked": masked}
-
-
-def _save(model: Any, folder: Path, tokenizer: Path) -> Path:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.1)
-    model.eval().save_pretrained(folder)
-    for file in tokenizer.glob("*token*"):
-        if file.parent != folder:
-            shutil.copyfile(file, folder / file.name)
-    return folder
-
-
-def tune(model: Any, out: Path, name: str = "default", **options: Any) -> Any:
-    """Save an adapter with random weights in B as somebody else would; the tuned model."""
-    from peft import LoraConfig, get_peft_model
-
-    tuned = get_peft_model(model, LoraConfig(**({"r": 4, "lora_alpha": 6} | options)), adapter_name=name)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for key, parameter in tuned.named_parameters():
-            if "lora_B" in key:
-                parameter.normal_(0, 0.2)
-    tuned.save_pretrained(out)
-    return tuned.eval()
-
-
-def take(registry: Registry, source: Path, base: Path, **fields: Any) -> Version:
-    info = BaseInfo(name="tiny", fingerprint=fingerprint(base), depth=2)
-    return registry.import_peft(source, "taken", base=info, base_folder=base, **fields)
-
-
-def theirs(tuned: Any) -> Any:
-    """The states of the last layer in a tuned model."""
-    with torch.no_grad():
-        return tuned.get_base_model().base_model(TOKENS)[0]
-
-
-def ours(registry: Registry, version: Version, folder: Path) -> Any:
-    """The same states from an adapter slot."""
-    from genre.engine.versions import read_low
-    from genre.modules.base.base import Base
-    from genre.modules.lora.layer import find_linears
-    from genre.modules.lora.slots import AdapterSlots
-
-    base = Base.load(str(folder))
-    slots = AdapterSlots(base.model, find_linears(base.model, "all-linear"), slots=2, dtype=torch.float32)
-    slots.route([slots.write(read_low(registry.fetch(version), base))])
-    lengths = torch.tensor([TOKENS.shape[1]])
-    with torch.no_grad():
-        return base.hidden(base.embedding(TOKENS), lengths=lengths)
-
-
-def merged(registry: Registry, version: Version, folder: Path, out: Path, kind: str = "AutoModelForCausalLM") -> Any:
-    """The same states from the base that the adapter was merged into."""
-    with torch.no_grad():
-        return load_stock(registry.export(version, out, to="merged", base=folder), kind).base_model(TOKENS)[0]
-
-
-def exported(registry: Registry, version: Version, folder: Path, out: Path, kind: str = "AutoModelForCausalLM") -> Any:
-    """The same states from stock PEFT with the exported folder."""
-    from peft import PeftModel
-
-    return theirs(PeftModel.from_pretrained(load_stock(folder, kind), registry.export(version, out, base=folder)).eval())
+    return save(LlamaForCausalLM(config), llama.parent / "untied", llama)
 
 
 def check_means_the_same(registry: Registry, version: Version, folder: Path, tuned: Any, out: Path) -> None:
@@ -266,41 +185,6 @@ def test_a_base_that_keeps_its_matrices_the_other_way_round(
     check_means_the_same(registry, version, gpt2, tuned, tmp_path)
 
 
-@pytest.mark.parametrize("trained", ["AutoModel", "BertForMaskedLM"])
-@pytest.mark.parametrize("folder", ["body", "masked"])
-def test_an_encoders_adapter_is_of_the_body_whatever_class_it_was_trained_on(
-    registry: Registry, encoders: dict[str, Path], tmp_path: Path, trained: str, folder: str
-) -> None:
-    tuned = tune(load_stock(encoders["masked"], trained), tmp_path / "theirs", target_modules="all-linear")
-    base = encoders[folder]
-    version = take(registry, tmp_path / "theirs", base)
-    config = json.loads((registry.fetch(version) / "adapter_config.json").read_text())
-    assert config["task_type"] == "FEATURE_EXTRACTION"
-    assert "encoder.layer.0.attention.self.query" in config["target_modules"]
-    (line,) = version.manifest.notes["remarks"]
-    module = "pooler.dense" if trained == "AutoModel" else "cls.predictions.transform.dense"
-    assert line.startswith(f"LoRA of {module} is left out")
-    wanted = theirs(tuned)
-    assert (wanted - load_stock(base, "AutoModel")(TOKENS)[0]).abs().max() > 1e-2
-    assert (ours(registry, version, base) - wanted).abs().max() < CLOSE
-    assert (merged(registry, version, base, tmp_path / "merged", "AutoModel") - wanted).abs().max() < CLOSE
-    assert (exported(registry, version, base, tmp_path / "peft", "AutoModel") - wanted).abs().max() < CLOSE
-
-
-def test_an_adapter_of_the_body_goes_onto_a_causal_base_and_back(registry: Registry, llama: Path, tmp_path: Path) -> None:
-    body = _save_body(llama, tmp_path / "body")
-    of_body = tune(load_stock(llama, "AutoModel"), tmp_path / "theirs", target_modules=["q_proj"])
-    assert (ours(registry, take(registry, tmp_path / "theirs", llama), llama) - theirs(of_body)).abs().max() < CLOSE
-    of_head = tune(load_stock(llama), tmp_path / "head", target_modules=["q_proj"])
-    assert (ours(registry, take(registry, tmp_path / "head", body), body) - theirs(of_head)).abs().max() < CLOSE
-
-
-def _save_body(folder: Path, out: Path) -> Path:
-    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
-    load_stock(folder, "AutoModel").save_pretrained(out)
-    return out
-
-
 def test_an_adapter_under_another_name_is_found_in_its_folder(registry: Registry, llama: Path, tmp_path: Path) -> None:
     tuned = tune(load_stock(llama), tmp_path / "theirs", "mine", target_modules=["q_proj"])
     assert not (tmp_path / "theirs/adapter_config.json").exists()
@@ -393,31 +277,3 @@ def test_tensors_of_a_raw_state_dict_are_refused_with_the_way_to_save_them(
     save_file(raw, tmp_path / "theirs/adapter_model.safetensors")
     with pytest.raises(IntegrityError, match=r"lora_A.default.weight.*has the adapter's name in it.*save_pretrained"):
         take(registry, tmp_path / "theirs", llama)
-
-
-def test_a_module_that_could_be_several_of_the_base_is_refused(tmp_path: Path) -> None:
-    from genre.registry.weights.modules import Linears
-    from genre.registry.weights.tensors import Tensor
-
-    names = ("model.layers.0.q_proj", "model.language_model.layers.0.q_proj", "vision.layers.0.q_proj", "model.layers.0.k_proj")
-    linears = Linears({f"{name}.weight": (tmp_path, Tensor(name, "F32", (2, 2), 0, 16)) for name in names})
-    assert linears.find("model.layers.0.q_proj") == "model.layers.0.q_proj"
-    assert linears.find("transformer.layers.0.k_proj") == "model.layers.0.k_proj"
-    with pytest.raises(ManifestError, match="could be of several linears of the base: got model.layers.0.q_proj, model.lang"):
-        linears.find("layers.0.q_proj")
-    with pytest.raises(ManifestError, match=r"audio.layers.0.q_proj has no linear in the base"):
-        linears.find("audio.layers.0.q_proj")
-
-
-def test_the_prefixes_are_those_of_transformers_classes() -> None:
-    import transformers
-    from transformers.models.auto import modeling_auto
-
-    from genre.registry.weights.modules import PREFIXES
-
-    found = set()
-    for mapping in (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES):
-        for name in mapping.values():
-            kind = getattr(transformers, name if isinstance(name, str) else name[0])
-            found.add(kind.base_model_prefix)
-    assert found <= PREFIXES

@@ -286,7 +286,8 @@ class Registry:
 
         version, encoder = self.resolve(ref), None
         if to == "peft" and version.manifest.encoder is not None:
-            encoder = self.fetch(self.find(version.manifest.encoder))
+            found = lookup.look_up(self.store, version.manifest.encoder)
+            encoder = None if found is None else self.fetch(found)
         folder = None if base is None else Path(base)
         more: dict[str, Any] = {"encoder": encoder, "baselines": self.baselines(version)}
         return export(version, self.fetch(version), Path(out), folder, to=to, tar=tar, **more)
