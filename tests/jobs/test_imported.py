@@ -53,7 +53,13 @@ def test_an_imported_adapter_says_what_it_is_and_has_the_bases_depth(shop, train
     out = capsys.readouterr().out
     assert "it has no tasks, so nothing scores with it" in out and "published a-guest:" in out
     manifest = Registry(shop / "registry").resolve("a-guest").manifest
-    assert manifest.base.depth == 2 and not manifest.answers
+    assert (manifest.base.name, manifest.base.depth) == ("tiny", 2) and not manifest.answers
+
+
+def test_of_all_layers_it_is_exported_without_its_base(shop, tmp_path, capsys):
+    store = ["--registry", str(shop / "registry")]
+    assert main(["registry", "export", "a-guest", "--out", str(tmp_path / "out"), *store]) == 0
+    assert not (tmp_path / "out/base").exists() and "soft tokens" not in (tmp_path / "out/README.md").read_text()
 
 
 def test_a_row_that_names_it_fails_alone(shop, trained, base):

@@ -243,7 +243,8 @@ def import_(
         raise RegistryError("no such base", got=base, expected="a base's folder, or the name of a prepared one")
     if depth is None and not is_own_export(source):
         depth = read_depth(folder)
-    info = BaseInfo(name=base, fingerprint=fingerprint(folder), depth=depth)
+    known = folder.resolve().name if Path(base).is_dir() else base  # no path of this machine
+    info = BaseInfo(name=known, fingerprint=fingerprint(folder), depth=depth)
     version = _open(registry).import_peft(source, name, base=info, base_folder=folder)
     remarks = version.manifest.notes.get("remarks")
     for remark in remarks if isinstance(remarks, list) else []:

@@ -27,7 +27,7 @@ from genre.registry.integrity import CARD, check_file_name, copy_plain, find_dam
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
 from genre.registry.manifest import BaseInfo, Manifest, check_fit, open_sealed
 from genre.registry.names import MANIFEST
-from genre.registry.weights.base import layer_of, read_weights
+from genre.registry.weights.base import count_layers, layer_of, read_weights
 from genre.registry.weights.lora import ADAPTER, CONFIG, PREFIX, Adapter, LoraModule, matching, read_adapter
 from genre.registry.weights.modules import Linears, after_states
 from genre.registry.weights.tensors import read_array, write_weights
@@ -86,7 +86,8 @@ def _take(
     write_weights(target / ADAPTER, weights)
     config = _clean_config(kept, names, base.name, encoder) | {"fan_in_fan_out": any(map(linears.swapped, paths.values()))}
     (target / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    notes = {"imported": True, **({"not_imported": others[:100]} if others else {})}
+    notes: dict[str, Any] = {"imported": True, "base_layers": count_layers(linears.weights)}
+    notes |= {"not_imported": others[:100]} if others else {}
     notes |= {**({"remarks": remarks[:100]} if remarks else {}), **fields.get("notes", {})}
     draft = {"name": name, "kind": "adapter", "base": base.model_dump()} | dict(fields) | {"notes": notes}
     return Manifest.parse(draft)

@@ -31,13 +31,13 @@ CUT_BASE = f"./{BASE}"
 def export_peft(version: Version, source: Path, out: Path, base: Path | None, encoder: Path | None = None) -> None:
     """Write a version, whose files are in `source`, as a folder that stock PEFT loads.
 
-    The base's folder is needed where the version's depth is set: if that is not all of the base's layers, the first ones go
-    along. So do the files of the version's encoder, in `encoder`. For the errors see `Registry.export`.
+    The base's folder is needed where the version's depth is set and not known to be all of the base: the first layers go along
+    then. So do the files of the version's encoder, in `encoder`. For the errors see `Registry.export`.
     """
     manifest = version.manifest
     if not (source / ADAPTER).exists():
         raise RegistryError(f"{version.ref} has no LoRA to export", got=f"kind {manifest.kind}, no {ADAPTER}")
-    if manifest.base.depth is not None and base is None:
+    if base is None and manifest.base.depth not in (None, manifest.notes.get("base_layers")):
         raise RegistryError(
             f"{version.ref} is for the first {manifest.base.depth} layers of {manifest.base.name}",
             expected="the base's folder, so that the cut base goes along (on more layers it loads and is wrong)",
