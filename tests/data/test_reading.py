@@ -89,7 +89,8 @@ def test_a_doubt_about_the_unit(seconds, reading, hint):
 
 
 def notes(ids, others=()):
-    return alike_notes(pl.Series("user_id", ids, dtype=pl.String), pl.Series(others, dtype=pl.String))
+    events = pl.Series("user_id", ids, dtype=pl.String)
+    return alike_notes(events, events.unique(), pl.Series(others, dtype=pl.String))
 
 
 @pytest.mark.parametrize(

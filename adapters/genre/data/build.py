@@ -209,7 +209,7 @@ def _note_strange_ids(events: pl.Series, side: pl.DataFrame | None, used: pl.Ser
     theirs = events[:0] if side is None or events.name not in side.columns else ids(side[events.name]).drop_nulls().unique()
     met = int(used.is_in(theirs.implode()).sum())
     strangers = len(theirs) > 0 and met <= _HARDLY * len(used)
-    for line in alike_notes(events, events[:0] if strangers else theirs):
+    for line in alike_notes(events, used, events[:0] if strangers else theirs):
         report.note(line)
     if not strangers:
         return

@@ -3,7 +3,7 @@
 Owns: the line about a column of times, notes on ids that look alike. Ignores the reading itself (`genre.data.times`).
 
     time_reading(pl.Series(["2024-03-01T10:00:00+01:00"]), "s")   ->  "dates with a zone, turned into UTC"
-    alike_notes(pl.Series("user_id", ["ABC", "abc", "7"]), none)  ->  ["user_id: 2 ids differ by case alone, such as 'ABC' …"]
+    alike_notes(events, used, none)  ->  ["user_id: 2 ids differ by case alone, such as 'ABC' …"]
 """
 
 from datetime import UTC, datetime
@@ -92,29 +92,33 @@ def _coarse(numbers: np.ndarray) -> str:
     return "days of a spreadsheet" if low >= _SHEET_DAYS[0] and high < _SHEET_DAYS[1] else ""
 
 
-def alike_notes(events: pl.Series, others: pl.Series) -> list[str]:
+def alike_notes(events: pl.Series, used: pl.Series, others: pl.Series) -> list[str]:
     """Return a line for each way in which ids look alike: case, signs that do not show, leading zeros.
 
     Args:
         events: The id of each event, under the column's name.
+        used: The same, each once.
         others: Ids, each once, that may have no event.
     """
-    used = events.value_counts(name="n").rename({events.name: "id"})
-    unused = pl.DataFrame({"id": others.filter(~others.is_in(used["id"].implode()))}).with_columns(n=pl.lit(0, used["n"].dtype))
-    counts = pl.concat([used, unused])
+    every = pl.DataFrame({"id": pl.concat([used.alias("id"), others.filter(~others.is_in(used.implode())).alias("id")])})
     x = pl.col("id")
     plain = {
         "by case alone": x.str.to_lowercase(),
         "by blanks and signs that do not show alone": x.str.normalize("NFKC").str.replace_all(_INVISIBLE, ""),
         "by leading zeros alone": x.str.replace(r"^(\p{L}*)0+(\d)", "$1$2"),
     }
-    found = [(reason, _pairs(counts.with_columns(key.alias("key")))) for reason, key in plain.items()]
+    found = [(reason, _pairs(every.with_columns(key.alias("key")), events)) for reason, key in plain.items()]
     return [_alike_line(events.name, reason, pairs) for reason, pairs in found if pairs.height]
 
 
-def _pairs(counts: pl.DataFrame) -> pl.DataFrame:
-    """Ids with a key that others have too: a row per key, ids and their counts as lists, the most events first."""
-    shared = counts.filter(counts["key"].is_duplicated()).sort("n", "id", descending=[True, False])
+def _pairs(keys: pl.DataFrame, events: pl.Series) -> pl.DataFrame:
+    """Ids with a key that others have too: a row per key, ids and their counts of events as lists, the most events first."""
+    some = keys.filter(keys["key"].is_duplicated())
+    if some.is_empty():  # the usual case, without a count over all events
+        return some
+    counts = events.filter(events.is_in(some["id"].implode())).alias("id").value_counts(name="n")
+    shared = some.join(counts, on="id", how="left").with_columns(pl.col("n").fill_null(0))
+    shared = shared.sort("n", "id", descending=[True, False])
     grouped = shared.group_by("key").agg("id", "n")
     return grouped.sort(pl.col("n").list.sum(), "key", descending=[True, False])
 
