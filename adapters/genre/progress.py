@@ -164,14 +164,15 @@ class Reporter:
         self.write(text)
 
     @contextmanager
-    def phase(self, label: str) -> Iterator[None]:
-        """A block whose length is not known: its name at once, then the time that it has taken."""
+    def phase(self, label: str, *, at_once: bool = True) -> Iterator[None]:
+        """A block whose length is not known: its name, at once or if it takes long, then the time that it has taken."""
         begun = time.perf_counter()
         if self.silenced:
             yield
             return
         if not self.live:
-            self.write(label)
+            if at_once:
+                self.write(label)
             with _ticking(lambda: self.write(f"{label}  {_clock(time.perf_counter() - begun)}"), EVERY_S):
                 yield
             return

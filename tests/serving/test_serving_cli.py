@@ -83,7 +83,8 @@ def test_a_process_serves_its_registry_and_comes_back_after_a_kill_with_the_same
             assert done.json()["remembered"] is True
         served = httpx.get(process.url + "/v1/adapters").json()["adapters"]
         assert process.end(signal.SIGKILL) == -signal.SIGKILL
-    with Process(log, *arguments) as process:
+    often = "import genre.progress; genre.progress.EVERY_S = 0.001"
+    with Process(log, *arguments, before=often) as process:
         process.ready()
         again = httpx.get(process.url + "/v1/adapters").json()["adapters"]
         assert [one["ref"] for one in again] == ["like@production", "next_item@production", "rating"]
@@ -92,6 +93,8 @@ def test_a_process_serves_its_registry_and_comes_back_after_a_kill_with_the_same
         ]
         (after,) = httpx.post(process.url + "/v1/score", json={"requests": [row]}).json()["responses"]
         assert after == before
+        started = [line for line in process.log.read_text().splitlines() if '"event": "starting"' in line]
+        assert started and '"message": "loading the base' in "".join(started)
         assert process.end(signal.SIGTERM) == 0
     with Process(log, *arguments) as process:
         assert process.ready().end(signal.SIGINT) == 0

@@ -6,13 +6,17 @@ Owns: arguments, the line printed at the start. Ignores: everything else; the li
 """
 
 import os
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genre.cli.options import BaseOption, LanesOption, QuantizationOption, RegistryOption, check_choice, check_lanes, parse_number
 from genre.errors import InputError
+
+if TYPE_CHECKING:
+    from genre.progress import Reporter
 
 
 def serve(
@@ -105,10 +109,23 @@ def _open(
     from genre.jobs.loading import load_base, open_log
     from genre.serving import Service
 
-    log = None if data is None else open_log(data)
-    loaded = load_base(first.manifest, base, quantization=quantization)
+    progress = _progress()
+    with progress.phase("reading the data", at_once=False):
+        log = None if data is None else open_log(data)
+    with progress.phase(f"loading the base {first.manifest.base.name}", at_once=False):
+        loaded = load_base(first.manifest, base, quantization=quantization)
     service = Service(Engine(loaded, store, lanes=lanes, data=log, batch_tokens=settings.batch_tokens), settings, state=kept)
     for ref, why in others.items():
         service.log.write("not served", level="warning", ref=ref, why=why)
-    service.start(refs, found=not adapters)
+    with progress.phase(f"loading {', '.join(refs)}", at_once=False):
+        service.start(refs, found=not adapters)
     return service
+
+
+def _progress() -> "Reporter":
+    """Progress of the start: a status on a terminal, otherwise lines of the service's log, which may be read by programs."""
+    from genre.progress import Reporter
+    from genre.serving.logs import Log
+
+    log = Log()
+    return Reporter(lambda text: log.write("starting", message=text), live=sys.stderr.isatty())

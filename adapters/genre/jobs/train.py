@@ -16,9 +16,11 @@ from typing import Any
 import torch
 
 from genre.data.dataset import Dataset
+from genre.data.interactions import need_log
 from genre.data.splits import PARTS
 from genre.distributed import Processes
 from genre.errors import InterruptedJobError, RecipeError
+from genre.evaluation.ease import fit_seconds
 from genre.files import appearing_folder, write_json
 from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
 from genre.jobs.evaluate import (
@@ -45,11 +47,12 @@ from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost, Manifest
 from genre.training import Fitted, fit
-from genre.training.assembly import Assembly, assemble_any
+from genre.training.assembly import Assembly, assemble_any, needs_encoder
 from genre.training.checkpoints import fitted_encoder
 from genre.training.fsdp import check_launch
 from genre.training.prediction import predict
 from genre.training.reporting import draw_curve
+from genre.training.time_left import TimeLeft
 
 METRICS = "metrics.json"
 """A run folder's figures: the metrics on the test part, the baselines', the validation after each epoch, the cost."""
@@ -135,7 +138,8 @@ def train(
         if processes.is_main:
             describe_run(root, assembly.recipe)
         warn_few_users(assembly.recipe.tasks, assembly.data, assembly.split, "test", reporter)
-        fitted = fit(assembly, root, resume=resume, reporter=reporter)
+        time_left = TimeLeft(assembly, test=True, baselines=baseline_seconds(assembly, baselines))
+        fitted = fit(assembly, root, resume=resume, reporter=reporter, time_left=time_left)
         return conclude(fitted, root, registry, reporter, processes, baselines=baselines, on_evaluated=on_evaluated)
     except KeyboardInterrupt:
         raise interrupted(root) from None
@@ -208,6 +212,12 @@ def conclude(
     return done
 
 
+def baseline_seconds(assembly: Assembly, which: Which) -> float:
+    """About the seconds that a run's baselines take: those of EASE, beside which the others do not count."""
+    ranks = any(task.kind == "next_item" for task in assembly.recipe.tasks)
+    return fit_seconds(need_log(assembly.data), assembly.split) if which == "all" and ranks else 0.0
+
+
 def describe_metrics(metrics: Mapping[str, Metrics]) -> str:
     """Some metrics in a line: `like.auc 0.8680  like.log_loss 0.5120`."""
     return "  ".join(f"{task}.{name} {entry['value']:.4f}" for task, found in metrics.items() for name, entry in found.items())
@@ -259,7 +269,10 @@ def wire(
             find_base(recipe.base.name)
     base = base or open_base(recipe.base, device=processes.device)
     check_base(recipe, base)
-    return assemble_any(recipe, data, base, None if own_encoder else find_encoder(recipe, data, base, registry, reporter))
+    shared = None if own_encoder else find_encoder(recipe, data, base, registry, reporter)
+    fits = shared is None and needs_encoder(recipe)
+    with reporter.phase("preparing the encoder: vectors of the items" if fits else "preparing the model", at_once=fits):
+        return assemble_any(recipe, data, base, shared)
 
 
 def finish(

@@ -180,7 +180,8 @@ class _Job:
         trainees: list[Trainee] = []
         for each in group:
             soft = _soft(each, trainees)
-            assembly = assemble(each.recipe, each.log, self.base, each.shared, soft=soft, bare=True)
+            with self.reporter.phase(f"{each.recipe.name}: preparing the model", at_once=False):
+                assembly = assemble(each.recipe, each.log, self.base, each.shared, soft=soft, bare=True)
             stream = RandomStream(self.base.device)
             trainees.append(Trainee(assembly, each.root, stream, self.resume and each.has_checkpoint()))
         for each, trainee in zip(group, trainees, strict=True):

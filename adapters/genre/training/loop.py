@@ -31,6 +31,7 @@ from genre.training.micro_batches import broadcast_weights, count_targets, most_
 from genre.training.optimization import Optimization, learning_rate
 from genre.training.reporting import append_log, check_tracker, start_tracker, trim_log
 from genre.training.runtime import Interrupts, peak_memory_bytes
+from genre.training.time_left import TimeLeft
 from genre.training.validation import deciding_metric, validation_metrics
 
 
@@ -76,6 +77,7 @@ def fit(
     reporter: Reporter | None = None,
     stop_at: int | None = None,
     on_validation: Callable[[TrainingState], None] | None = None,
+    time_left: TimeLeft | None = None,
 ) -> Fitted:
     """Train an assembled run and leave the best validated weights in its model.
 
@@ -86,13 +88,16 @@ def fit(
         reporter: Where progress goes; silent if None.
         stop_at: Stop as if interrupted after so many steps (for tests of resuming).
         on_validation: Called with the state after every epoch, once its checkpoint is written; what it raises ends the run.
+        time_left: Estimates of what follows the training, so that the time left is that of the whole job.
 
     Raises:
         DivergedError: A loss, a gradient or a weight is not finite; the last good checkpoint stays.
         InterruptedJobError: Interrupted; the message names the command that resumes.
         InputError: There is nothing to resume.
     """
-    loop = Loop(assembly, folder, reporter or Reporter.silent(), stop_at=stop_at, on_validation=on_validation)
+    loop = Loop(
+        assembly, folder, reporter or Reporter.silent(), stop_at=stop_at, on_validation=on_validation, time_left=time_left
+    )
     try:
         if resume:
             loop.restore()
@@ -130,6 +135,7 @@ class Loop:
         stop_at: int | None = None,
         on_validation: Callable[[TrainingState], None] | None = None,
         exclusive: Callable[[], AbstractContextManager[None]] = nullcontext,
+        time_left: TimeLeft | None = None,
     ) -> None:
         from accelerate import Accelerator
 
@@ -138,6 +144,7 @@ class Loop:
         self.stop_at = stop_at
         self.on_validation = on_validation
         self.exclusive = exclusive
+        self.time_left = time_left or TimeLeft(assembly)
         self.recipe = assembly.recipe
         self.train = assembly.recipe.train
         self.model = assembly.model
@@ -209,7 +216,8 @@ class Loop:
         """The steps of one epoch, from the present one."""
         batches = self.plan(self.state.epoch)
         self.set_training()
-        with self.reporter.bar(f"epoch {self.state.epoch + 1}/{self.train.epochs}", len(batches)) as self.bar:
+        label, later = f"epoch {self.state.epoch + 1}/{self.train.epochs}", self.time_left.later(self.state.epoch, len(batches))
+        with self.reporter.bar(label, len(batches), later=later) as self.bar:
             self.bar.advance(self.state.batch)
             for index in range(self.state.batch, len(batches)):
                 yield batches[index], (self.state.epoch + index / len(batches)) / self.train.epochs
@@ -299,9 +307,11 @@ class Loop:
     def validate(self) -> None:
         """Evaluate the validation part; keep the weights, or their average, if they are the best so far."""
         check_finite(self.parameters, self.state.step)
+        begun = time.perf_counter()
         with self.average.applied():
-            with self.exclusive():
+            with self.exclusive(), self.reporter.phase(f"epoch {self.state.epoch + 1}: validating", at_once=False):
                 measured = validation_metrics(self.assembly, self.processes)
+            self.time_left.validation_s = time.perf_counter() - begun
             if self.is_best(measured):
                 self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
 
@@ -329,7 +339,7 @@ class Loop:
         copy_into(self.parameters, self.best)
         check_finite(self.parameters, self.state.step)
         check_trained(self.parameters, self.start)
-        with self.exclusive():
+        with self.exclusive(), self.reporter.phase("fitting the co-occurrence terms", at_once=False):
             for message in add_cooccurrence(self.assembly, self.processes):
                 self.reporter.line(message)
 

@@ -29,6 +29,7 @@ from genre.training.assembly import Assembly
 from genre.training.loop import Fitted, Loop, StepResult
 from genre.training.packing import check_packing, packed_hidden, packing, read_count
 from genre.training.runtime import Interrupts, RandomStream, peak_memory_bytes
+from genre.training.time_left import TimeLeft
 
 TOKENS = {"cpu": 2048, "cuda": 32768}
 """Default tokens of one pass of the base, padding included: enough to use it fully, and no more, since what is kept for the
@@ -122,7 +123,8 @@ class GroupRun:
         self.name = member.assembly.recipe.name
         self.stream = member.stream
         reporter = Reporter(lambda text: group.reporter.write(f"{self.name}: {text}"))
-        self.loop = Loop(member.assembly, member.folder, reporter, exclusive=lambda: group.exclusive(self))
+        left = TimeLeft(member.assembly, test=True)
+        self.loop = Loop(member.assembly, member.folder, reporter, exclusive=lambda: group.exclusive(self), time_left=left)
         self.resume = member.resume
         self.error: GenreError | None = None
         self.steps: Iterator[tuple[list[Row], float]] | None = self.loop.steps()
