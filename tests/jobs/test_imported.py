@@ -15,9 +15,10 @@ from genre.cli import main
 from genre.engine import Engine, Request
 from genre.engine.versions import read_adapter
 from genre.errors import IntegrityError, ManifestError
+from genre.jobs.publish import adapter_manifest, write_adapter
 from genre.modules.base.base import Base
 from genre.recipe import Recipe
-from genre.registry import BaseInfo, Registry
+from genre.registry import BaseInfo, Cost, Registry
 
 TEXT = {"sequence": {"item": "text"}, "encoder": {"use": "none"}}
 
@@ -144,6 +145,35 @@ def test_a_depth_that_is_not_said_means_all_layers(shop, trained, base):
     registry.import_peft(shop / "theirs", "odd", base=info, base_folder=trained.base, tasks=["like"], **fields)
     with pytest.raises(ManifestError, match="odd: task 'like' cannot be read: got kind"):
         read_adapter(registry, "odd", base)
+
+
+def test_an_engine_refuses_lora_of_the_head_with_what_helps(shop, trained, base, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(trained.base, dtype=torch.float32)
+        tuned = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False))
+        tuned.save_pretrained(tmp_path / "theirs")
+    registry = Registry(shop / "registry")
+    like = registry.resolve("like@production").manifest
+    fields = {name: getattr(like, name) for name in ("sequence", "tokenizer", "encoder")}
+    verbal = LIKE | {"head": "verbalizer", "words": ["N", "Y"]}
+    info = BaseInfo(name="tiny", fingerprint=base.fingerprint, depth=2)
+    registry.import_peft(tmp_path / "theirs", "head", base=info, base_folder=trained.base, tasks=[verbal], **fields)
+    with Engine(base, registry, data=trained.log) as engine:
+        (answer,) = engine.score([Request("head", user_id="u1", candidates=["i1"])])
+    assert "adapts what an engine cannot: got lm_head" in answer.error and "--to merged" in answer.error
+
+
+def test_the_config_names_a_base_from_the_hub_as_the_manifest_does(build, base, tmp_path):
+    base.name = "owner/model"
+    assembly = build(LIKE, **TEXT)
+    write_adapter(tmp_path / "files", assembly)
+    config = json.loads((tmp_path / "files/adapter_config.json").read_text())
+    manifest = adapter_manifest(assembly, encoder=None, cost=Cost(), metrics={})
+    assert config["base_model_name_or_path"] == manifest.base.name == "owner/model"
 
 
 # --- our own exports ---------------------------------------------------------------------------------------------------------
