@@ -129,6 +129,15 @@ def test_several_recipes_share_the_encoder_that_the_first_one_would_fit(place, c
     assert memory["trained"] == 4 * sum(pair) and memory["base"] == 4 * found["recipes"]["like"]["parameters"]["base"]
 
 
+def test_an_encoder_without_feedback_is_none_for_ratings(place, tiny, capsys):
+    write_recipe(tiny, NEXT, sequence={"feedback": "none"})
+    shown = said(capsys, "train", "next_item.yaml", "like.yaml", "--dry-run")
+    assert "like cannot share the encoder of next_item: sequence.feedback: got rating; expected none, which" in shown.err
+    write_recipe(tiny, NEXT)
+    write_recipe(tiny, LIKE, sequence={"feedback": "none"})
+    assert "that of next_item" in said(capsys, "train", "next_item.yaml", "like.yaml", "--dry-run").out
+
+
 def test_it_uses_the_registrys_encoder_and_leaves_the_base_bare(trained, tiny, log, base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for tasks in ([LIKE], [LIKE, RATING]):

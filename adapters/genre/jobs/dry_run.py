@@ -31,7 +31,7 @@ from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost as NoCost
 from genre.training import Loop
-from genre.training.assembly import Assembly, assemble, needs_encoder
+from genre.training.assembly import Assembly, assemble, check_feedback, feedback_column, needs_encoder
 from genre.training.costs import Evaluation, Memory, Parameters, count_parameters, evaluation_cost, memory, padded, timed
 from genre.training.parts import SharedEncoder
 from genre.training.reporting import check_tracker
@@ -203,6 +203,7 @@ class _Rehearsal:
             if recipe.encoder.use == "auto" and encoder_name(log) == name:
                 try:
                     check_leak(encoder_manifest(assembly, name, cost=NoCost()), recipe, log)
+                    check_feedback(feedback_column(recipe, log), encoder.feedback_column)
                 except ManifestError as error:
                     self.reporter.line(f"{recipe.name} cannot share the encoder of {assembly.recipe.name}: {error}")
                     continue
