@@ -2,8 +2,8 @@
 # flwr 1.42.0, 2026-11-30
 # Guess: averaging the LoRA tensors of clients that hold the same update gives that update.
 # Seen: FedAvg averages every array for itself, and B A = (B R)(R^-1 A) for any R: factors of one update are many. Two clients with equal
-# updates of opposite signs in both factors average to no update at all; ones that differ by a rotation keep part of it. No warning
-# is possible, since a strategy sees arrays without names of pairs. (Clients of unequal rank fail in numpy.)
+# updates of opposite signs in both factors average to no update at all; ones that differ by a rotation keep part of it. A
+# strategy does not know which arrays are factors of one another. (Clients of unequal rank fail in numpy.)
 # Matters: recipes for federated LoRA send the adapter's state dict as it is. It works while all clients start from one B = 0 and make few
 # steps; afterwards the mean of products, factored again by SVD, or one frozen factor is needed.
 #

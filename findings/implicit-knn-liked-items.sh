@@ -2,7 +2,7 @@
 # implicit 0.7.3 (noticed for 0.4 in benfred/implicit#345), 2026-11-30
 # Guess: recommend(filter_already_liked_items=True), the default, never returns an item of the user's row; too few others give a shorter
 # list. Seen: the item-item models (cosine, TF-IDF, BM25) fill the list with the user's own items, at score 0.0. Their matrix
-# factorization siblings mark such entries with -inf or the least float; here nothing tells them from an unrelated item. Asked for a
+# factorization siblings give such entries the least float there is; here nothing tells them from an unrelated item. Asked for a
 # batch of users, places are left over as item -1.
 # Matters: a shop shows what was just bought, and offline figures count train items as recommendations. Drop score 0 and id -1.
 #
