@@ -101,7 +101,7 @@ def test_an_unknown_key_that_is_near_nothing_lists_what_there_is():
     text = refused(changed("encoder.xyzzy", 1))
     assert text == (
         "recipe: unknown key 'encoder.xyzzy': got xyzzy; "
-        "expected collaborative, dense, dropout, factors, fuse, learned, min_events, taste, text, use"
+        "expected collaborative, dense, dropout, factors, fuse, learned, min_events, neighbours, taste, text, use, whiten"
     )
 
 

@@ -117,6 +117,9 @@ class EncoderConfig(_Config):
         fuse: Heads read the user's earlier events through item vectors, beside the base's state.
         taste: Dimensions of the co-occurrence term (PureSVD) that next-item heads get after training, its interpolation weight
             chosen on validation (0: none; needs `fuse` and a validation part).
+        neighbours: Strongest neighbours of each item that next-item heads add up over a fading history: full-rank co-occurrence
+            (EASE), fitted after training, and with `whiten` neighbours by text; weights chosen on validation (0: none).
+        whiten: Whiten the text's embedding over the catalogue, against vectors that are all alike.
         dropout: Probability that an item's learned, collaborative and factor vectors are masked in training (so that new items
             work).
         min_events: Items with fewer training events get no vector bound to their id, like new items. 0 gives one to every item,
@@ -133,6 +136,8 @@ class EncoderConfig(_Config):
     min_events: int = Field(default=0, ge=0)
     fuse: bool = True
     taste: int = Field(default=64, ge=0, le=1024)
+    neighbours: int = Field(default=0, ge=0, le=4096)
+    whiten: bool = False
 
 
 class AdapterConfig(_Config):

@@ -150,7 +150,7 @@ def test_popularity_counts_training_events():
 def test_ease_is_the_closed_form(users):
     log = planted(users=users)
     parts = split(log, SplitConfig(kind="last_n"))
-    model = ease(log, parts, lambdas=(3.0,))
+    model = ease(log, parts, lambdas=(3.0,), fades=(1.0,))
     x = np.zeros((users, 12))
     train = parts.part == 0
     x[log.user_codes[train], log.item_codes[train]] = 1
@@ -201,6 +201,6 @@ def test_ease_keeps_the_most_popular_items_of_a_large_catalogue(monkeypatch):
     model = ease(log, parts)
     assert model.items.tolist() == [0, 2] and model.left_out == 1
     lines = []
-    list(ranking_baselines(log, parts, targets(log, parts, 2), lines.append)["ease"]())
+    list(ranking_baselines(log, parts, targets(log, parts, 2), report=lines.append)["ease"]())
     assert lines == ["ease knows the 2 items with the most training events, to bound its memory; the other 1 score 0"]
     assert next(model.blocks(targets(log, parts, 2)))[1][:, 1].tolist() == [0]

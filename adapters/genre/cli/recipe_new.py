@@ -37,6 +37,8 @@ _METRICS = {
     "cross_entropy": ["accuracy", "macro_f1"],
     "mse": ["rmse", "mae"],
 }
+FEW_EVENTS = 20
+"""Users with fewer events, in the median, make a sparse log."""
 MOST_CLASSES = 20
 """A label with more distinct numbers is a regression target."""
 
@@ -104,11 +106,20 @@ def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
         "data": {"path": wanted.data, **_splits(task, log)},
         "base": {"name": wanted.base or "smollm2-135m", "depth": 4},
         "sequence": {"item": "token", "text": texts, "feedback": column} | (_ITEMS_ONLY if column == NO_FEEDBACK else {}),
-        "encoder": {"use": "auto", "text": bool(texts), **({"factors": 64} if ranks else {})},
+        "encoder": {"use": "auto", "text": bool(texts), **(_ranking(log, bool(texts)) if ranks else {})},
         "tasks": [{"name": task, **about}],
         "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
         "train": {"epochs": 3, "learning_rate": 0.001, "batch_tokens": 2048, **({"average": 0.995} if ranks else {})},
     }
+
+
+def _ranking(log: "Interactions", has_texts: bool) -> dict[str, Any]:
+    """What an encoder and a next-item head know of co-occurrence: neighbours where users have few events, else factors."""
+    import numpy as np
+
+    if np.median(np.diff(log.user_offsets)) >= FEW_EVENTS:
+        return {"factors": 64}
+    return {"whiten": has_texts, "taste": 0, "neighbours": 100}
 
 
 def _splits(task: str, log: "Interactions") -> dict[str, Any]:

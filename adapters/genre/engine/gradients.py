@@ -19,7 +19,7 @@ from genre.data.sequences.layout import Sequence as Row
 from genre.engine.core import Engine
 from genre.engine.planning import Job
 from genre.engine.requests import Request, Response
-from genre.engine.scoring import directions, logits_of, score
+from genre.engine.scoring import directions, logits_of, neighbours_of, score
 from genre.errors import RequestError
 from genre.modules.embedding import embed
 from genre.modules.heads.heads import CatalogueHead
@@ -68,7 +68,10 @@ def _pass(engine: Engine, job: Job, row: Row) -> tuple[np.ndarray, np.ndarray]:
 
 def _score(job: Job, row: Row, batch: Batch, hidden: Tensor, weights: Tensor) -> Tensor:
     if isinstance(job.head, CatalogueHead):
-        return logits_of(job.inline, job.codes, directions(job.head, job.inline, [row], batch, hidden, weights)[0])
+        found = logits_of(job.inline, job.codes, directions(job.head, job.inline, [row], batch, hidden, weights)[0])
+        if job.head.neighbours is None:
+            return found
+        return found + neighbours_of(job.head, job.inline, batch, 0, len(row.item_codes), job.codes, weights)
     return score(job.head, job.inline, [row], batch, hidden, weights=weights)
 
 

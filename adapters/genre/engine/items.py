@@ -17,6 +17,7 @@ from genre.data.catalogue import Catalogue
 from genre.engine.filters import Condition
 from genre.errors import GenreError, RequestError, first_line
 from genre.modules.base.base import Base
+from genre.modules.heads.neighbours import ItemIndex
 from genre.training.parts import SharedEncoder
 
 CONDITIONS = 16
@@ -32,6 +33,7 @@ class ItemSpace:
         texts: (N,) text of each item, for text slots.
         vectors: (N, D) item vectors of the encoder; None without one.
         scales: (N,) what brings each of them to a mean square of one.
+        index: The items as heads' item neighbours look them up; None without an encoder.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class ItemSpace:
         self._met: dict[str, np.ndarray] = {}
         self.vectors: Tensor | None = None
         self.scales: Tensor | None = None
+        self.index: ItemIndex | None = None
         if shared is not None:
             with forward:  # texts are embedded by the bare base: no other batch may route rows meanwhile
-                self.vectors = vectors_of(shared, catalogue, base)
+                self.vectors, self.index = look_up(shared, catalogue, base)
             self.scales = scales_of(self.vectors)
 
     def met(self, condition: str) -> np.ndarray:
@@ -79,6 +82,7 @@ class Inline:
         self._number: dict[str, int] = {}
         self._texts: list[str] = []
         self._vectors: Tensor | None = None
+        self._index = space.index
 
     def code(self, item: str | Mapping[str, Any]) -> int:
         """The code of an item id or of an item given by its columns.
@@ -158,13 +162,21 @@ class Inline:
         found[inline] = self._vectors[codes[inline] - size]
         return found
 
+    @property
+    def index(self) -> ItemIndex:
+        """The catalogue's items and those that `catch_up` has embedded, as heads' item neighbours look them up."""
+        assert self._index is not None
+        return self._index
+
     def catch_up(self) -> None:
         """Embed the rows that came since the last time. Takes the forward lock."""
         if len(self._texts) < len(self.rows):
-            texts, vectors = self._extra(self.rows[len(self._texts) :])
+            texts, found = self._extra(self.rows[len(self._texts) :])
             self._texts += texts
-            if vectors is not None:
+            if found is not None:
+                vectors, index = found
                 self._vectors = vectors if self._vectors is None else torch.cat([self._vectors, vectors])
+                self._index = self.index.with_text(index.text)
 
     def _check(self, columns: dict[str, Any]) -> None:
         """Refuse an item that cannot become a row, so that it fails with its own request and not with the whole call."""
@@ -173,8 +185,8 @@ class Inline:
         if not texts or (shared is not None and shared.encoder.spec.dense):
             self._extra([columns])
 
-    def _extra(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], Tensor | None]:
-        """Texts and vectors of items that are given by their columns."""
+    def _extra(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], tuple[Tensor, ItemIndex] | None]:
+        """Texts, vectors and index of items that are given by their columns."""
         space = self.space
         try:
             schema = {name: kind for name, kind in space.catalogue.frame.schema.items() if name != "item_id"}
@@ -183,11 +195,11 @@ class Inline:
                 pl.Series("item_id", [f"\x00inline-{i}" for i in range(len(values))])
             )
             extra = Catalogue(frame.select("item_id", *schema))
-            vectors = None
+            found = None
             if space.shared is not None:
                 with space.forward:
-                    vectors = vectors_of(space.shared, extra, space.base)
-            return extra.texts(list(space.text)), vectors
+                    found = look_up(space.shared, extra, space.base)
+            return extra.texts(list(space.text)), found
         except (TypeError, ValueError, OverflowError, RuntimeError, pl.exceptions.PolarsError, GenreError) as error:
             raise RequestError("an inline item cannot be used", got=first_line(error, 160)) from None
 
@@ -209,10 +221,11 @@ class Texts(Sequence[str]):
 
 
 @torch.no_grad()
-def vectors_of(shared: SharedEncoder, catalogue: Catalogue, base: Base) -> Tensor:
-    """(N, D) float32 item vectors of a catalogue."""
+def look_up(shared: SharedEncoder, catalogue: Catalogue, base: Base) -> tuple[Tensor, ItemIndex]:
+    """(N, D) float32 item vectors of a catalogue, and its index."""
     encoder = shared.encoder.eval()
-    return encoder.item_vectors(encoder.table(catalogue, base).to(base.device))
+    table = encoder.table(catalogue, base).to(base.device)
+    return encoder.item_vectors(table), encoder.index(table)
 
 
 def scales_of(vectors: Tensor) -> Tensor:

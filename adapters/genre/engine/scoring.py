@@ -20,7 +20,7 @@ from genre.engine.items import Inline, scales_of
 from genre.engine.planning import Job
 from genre.engine.texts import TextJob
 from genre.modules.heads.heads import CatalogueHead, Head
-from genre.modules.reading import read, view_of
+from genre.modules.reading import neighbour_scores, read, view_of
 
 MAX_LOGITS = 2**24
 
@@ -65,7 +65,14 @@ def score_readers(readers: Sequence[Reader], batch: Batch, hidden: Tensor) -> No
         scores: Sequence[np.ndarray]
         if isinstance(job.head, CatalogueHead):
             found = directions(job.head, job.inline, rows, part, states)
-            scores = catalogue_logits(job.inline, [reader.job.codes for reader in own], found)
+            codes = [reader.job.codes for reader in own]
+            scores = catalogue_logits(job.inline, codes, found)
+            if job.head.neighbours is not None:
+                more = (
+                    neighbours_of(job.head, job.inline, part, row, len(one.item_codes), wanted)
+                    for row, (one, wanted) in enumerate(zip(rows, codes, strict=True))
+                )
+                scores = [logits + added.cpu().numpy() for logits, added in zip(scores, more, strict=True)]
         else:
             flat = score(job.head, job.inline, rows, part, states, classes=isinstance(job, TextJob)).cpu().numpy()
             scores = np.split(flat, np.cumsum([len(positions) for positions, _ in map(_positions, rows)])[:-1])
@@ -140,6 +147,18 @@ def logits_of(inline: Inline, codes: np.ndarray, direction: Tensor) -> Tensor:
     """(n,) float32 logits of some codes for one (D,) direction."""
     vectors = inline.items(torch.from_numpy(codes.astype(np.int64)).to(direction.device))
     return vectors.float() @ direction * scales_of(vectors)
+
+
+def neighbours_of(
+    head: CatalogueHead, inline: Inline, batch: Batch, row: int, length: int, codes: np.ndarray, weights: Tensor | None = None
+) -> Tensor:
+    """(n,) float32: what the head's item neighbours add to the logits of some codes, from a row's history of so many events."""
+    number = torch.tensor([row], device=batch.tokens.device)
+    reads = Reads(number, number, torch.full_like(number, length), torch.full_like(number, length), number, None)
+    wanted = torch.from_numpy(codes.astype(np.int64)).to(number.device)
+    found = neighbour_scores(head, batch, reads, inline, codes=wanted, weights=weights)
+    assert isinstance(found, Tensor)
+    return found[0]
 
 
 def _positions(row: Row) -> tuple[np.ndarray, np.ndarray]:

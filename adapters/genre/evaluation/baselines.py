@@ -1,7 +1,7 @@
 """Baselines without training.
 
-Owns: item mean, running user share, additive and bias-only for feedback tasks; popularity and EASE (`ease`) for next-item
-tasks; which baselines are slow. Ignores metrics.
+Owns: item mean, running user share, additive and bias-only for feedback tasks; popularity and the
+item-to-item models (`ease`, `item_models`) for next-item tasks; which baselines are slow. Ignores metrics.
 
 A baseline knows what an adapter knows: training events, and the target's history (`Histories`), so it moves along with
 the user through the test period, and never sees the label of the target, of a later event or of a sibling.
@@ -13,6 +13,7 @@ the user through the test period, and never sees the label of the target, of a l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ from genre.data.splits import TRAIN, Split
 from genre.errors import DataError
 from genre.evaluation.ease import EaseScorer, ease
 from genre.evaluation.history import Histories
+from genre.evaluation.item_models import EaseText, FadedModel, item_neighbours, text_neighbours, transitions
 from genre.evaluation.labels import smoothing
 from genre.evaluation.metrics.checks import Floats, Integers
 from genre.evaluation.ranking import Block, Seen, block_rows, block_size
@@ -35,7 +37,7 @@ The best such constant is the variance within items (or users) over the variance
 within, and shares that differ by a standard deviation of about .2 have .04 between: 6. A rating of five stars has about
 1 within and .25 between: 4. Five is between the two; from 2 to 10, no figure on ML-100K moves by .01. Shares of a rare label
 are smoothed more (`genre.evaluation.labels.smoothing`)."""
-SLOW = frozenset({"ease", "tfidf_linear"})
+SLOW = frozenset({"ease", "ease_text", "tfidf_linear"})
 """Baselines that are fitted for a while, of log and texts; the others are counts and means."""
 BIAS_ROUNDS = 10
 _EDGE = 1e-6
@@ -112,14 +114,54 @@ def bias_only(log: Interactions, histories: Histories, label: Floats, known: npt
 
 
 def ranking_baselines(
-    log: Interactions, split: Split, targets: Targets, report: Callable[[str], None] = lambda line: None
+    log: Interactions,
+    split: Split,
+    targets: Targets,
+    *,
+    seen: Seen = "masked",
+    texts: Callable[[], Floats] | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Blocks]:
     """Return, by name, a function that yields the blocks of a next-item baseline for `rank_in_blocks`.
 
-    `popularity` scores an item by its number of training events. `ease` is fitted when its blocks are first asked for, and
-    reports then if the catalogue is larger than it can hold.
+    `popularity` scores an item by its number of training events; for the others see `genre.evaluation.item_models` and
+    `genre.evaluation.ease`. Each is fitted, and its settings are chosen on validation, when its blocks are first asked for.
+
+    Args:
+        log: The log.
+        split: A split of this log.
+        targets: What is ranked.
+        seen: How the settings' validation targets are ranked.
+        texts: Gives (N, r) text vectors of length one; without them there are no neighbours by text.
+        report: Called if the catalogue is larger than EASE can hold.
     """
-    return {"popularity": lambda: popularity_blocks(log, split, targets), "ease": _ease_blocks(log, split, targets, report)}
+
+    @cache
+    def of_ease() -> EaseScorer:
+        model = ease(log, split, seen=seen)
+        if model.left_out:
+            known = f"the {len(model.items):,} items with the most training events"
+            report(f"ease knows {known}, to bound its memory; the other {model.left_out:,} score 0")
+        return model
+
+    @cache
+    def of_text() -> FadedModel:
+        assert texts is not None
+        return text_neighbours(log, split, texts(), seen=seen)
+
+    models: dict[str, Callable[[], EaseScorer | FadedModel | EaseText]] = {
+        "transitions": cache(lambda: transitions(log, split)),
+        "item_neighbours": cache(lambda: item_neighbours(log, split, seen=seen)),
+        "ease": of_ease,
+    }
+    if texts is not None:
+        models |= {"text_neighbours": of_text, "ease_text": cache(lambda: EaseText(of_ease(), of_text(), seen=seen))}
+    named: dict[str, Blocks] = {"popularity": lambda: popularity_blocks(log, split, targets)}
+    return named | {name: partial(_blocks, model, targets) for name, model in models.items()}
+
+
+def _blocks(model: Callable[[], EaseScorer | FadedModel | EaseText], targets: Targets) -> Iterator[Block]:
+    return model().blocks(targets)
 
 
 def popularity_blocks(log: Interactions, split: Split, targets: Targets) -> Iterator[Block]:
@@ -147,20 +189,6 @@ def popularity_ranks(log: Interactions, split: Split, targets: Targets, *, seen:
             better[rows] -= np.bincount(row[passed > own[rows][row]], minlength=size)
             equal[rows] -= np.bincount(row[passed == own[rows][row]], minlength=size)
     return counts, 1 + better + equal / 2
-
-
-def _ease_blocks(log: Interactions, split: Split, targets: Targets, report: Callable[[str], None]) -> Blocks:
-    fitted: list[EaseScorer] = []
-
-    def blocks() -> Iterator[Block]:
-        if not fitted:
-            fitted.append(ease(log, split))
-            if left_out := fitted[0].left_out:
-                known = f"the {len(fitted[0].items):,} items with the most training events"
-                report(f"ease knows {known}, to bound its memory; the other {left_out:,} score 0")
-        return fitted[0].blocks(targets)
-
-    return blocks
 
 
 def _item_sums(log: Interactions, label: Floats, known: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:

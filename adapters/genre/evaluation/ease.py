@@ -1,23 +1,24 @@
 """EASE: a linear item-to-item model in closed form.
 
-Owns: the fit, the choice of its ridge on the validation part, and scores from histories. Ignores metrics' names.
+Owns: the fit, the choice of its ridge and its fading on the validation part, and scores from histories. Ignores metrics' names.
 
 Steck 2019 (Embarrassingly Shallow Autoencoders for Sparse Data, eq. 8): with X the binary user × item matrix of the
-training events and P = (XᵀX + λI)⁻¹, B_ij = -P_ij / P_jj off the diagonal and 0 on it; a history's scores are xB.
+training events and P = (XᵀX + λI)⁻¹, B_ij = -P_ij / P_jj off the diagonal and 0 on it; a history's scores are xB, with
+x_i = γ^(events since the latest event of i).
 
 One decomposition serves every λ. With XᵀX = V diag(s) Vᵀ, from the smaller of XᵀX and XXᵀ, and S = V diag(s / (s + λ)) Vᵀ,
 λP = I - S, so that B_ij = S_ij / (1 - S_jj).
 
     model = ease(log, split)
-    model.ridge                       # 50.0, chosen on the validation part of ML-100K's last_n split
+    model.ridge, model.fade           # chosen on the validation part
     rank_in_blocks(log, split, found, model.blocks(found))
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,16 +31,17 @@ from genre.data.splits import TRAIN, VALID, Split
 from genre.evaluation.history import Histories
 from genre.evaluation.metrics.checks import Floats, Integers
 from genre.evaluation.metrics.ranking import ndcg
-from genre.evaluation.ranking import Block, block_rows, block_size, rank_in_blocks
+from genre.evaluation.ranking import Block, Seen, block_rows, block_size, rank_in_blocks
 from genre.evaluation.targets import Targets, targets
 
 LAMBDAS = (20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0)
 DEFAULT_LAMBDA = 500.0
+FADES = (1.0, 0.95, 0.9, 0.8, 0.6)
 MAX_ITEMS = 10_000
 """A matrix of this size takes 0.8 GB, and a fit holds about four. Rarer items of a larger catalogue score 0, and are counted."""
 _SAMPLE = 256
 MAX_VALID = 2_000
-"""The ridge is chosen on at most so many validation targets, evenly spread."""
+"""Settings are chosen on at most so many validation targets, evenly spread."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class EaseScorer:
         vectors: float64[A, r], V: eigenvectors of XᵀX whose eigenvalue is not 0.
         values: float64[r], s: their eigenvalues.
         ridge: λ.
-        chosen_on: Validation targets that λ was chosen on; 0 if there was nothing to choose.
+        fade: γ, the weight of an event relative to the next one.
+        chosen_on: Validation targets that λ and γ were chosen on; 0 if there was nothing to choose.
         left_out: Items with training events that the model does not know since there are more than `MAX_ITEMS`.
     """
 
@@ -63,6 +66,7 @@ class EaseScorer:
     vectors: Floats
     values: Floats
     ridge: float
+    fade: float
     chosen_on: int
     left_out: int
 
@@ -82,10 +86,8 @@ class EaseScorer:
         histories = Histories(self.log, self.split)
         scored = self._through_vectors if len(found) < len(self.items) else self._through_weights
         for rows in block_rows(len(found), block_size(self.log.catalogue.size)):
-            pair_rows, events = histories.pairs(found.event[rows])
-            shape = (rows.stop - rows.start, self.log.catalogue.size)
-            history = _binary(pair_rows, self.log.item_codes[events], shape)
-            scores = np.zeros(shape, dtype=np.float32)
+            history = histories.item_weights(found.event[rows], self.fade)
+            scores = np.zeros(history.shape, dtype=np.float32)
             scores[:, self.items] = scored(history[:, self.items])
             yield rows, scores
 
@@ -107,29 +109,39 @@ class EaseScorer:
         return (smoothed - own) / self._rest
 
 
-def ease(log: Interactions, split: Split, lambdas: Sequence[float] = LAMBDAS) -> EaseScorer:
-    """Fit EASE on the training events, with the ridge that has the best validation NDCG@10 (seen items masked).
+def ease(
+    log: Interactions, split: Split, lambdas: Sequence[float] = LAMBDAS, fades: Sequence[float] = FADES, *, seen: Seen = "masked"
+) -> EaseScorer:
+    """Fit EASE on the training events, with the ridge and then the fading that have the best validation NDCG@10.
 
-    The test part is not looked at. Of equal ridges the smaller wins; without validation events, or with one ridge,
-    nothing is chosen: 500, or the one given.
+    The test part is not looked at. Of equal ridges the smaller wins, of equal fadings the slower. Without validation events
+    nothing is chosen: 500 (or the only ridge), and no fading (or the only one).
     """
     train = np.asarray(split.part) == TRAIN
     users, codes = log.user_codes[train], log.item_codes[train]
     counts = np.bincount(codes, minlength=log.catalogue.size)
-    seen = np.flatnonzero(counts)
-    items = np.sort(seen[np.argsort(-counts[seen], kind="stable")][:MAX_ITEMS])
+    trained = np.flatnonzero(counts)
+    items = np.sort(trained[np.argsort(-counts[trained], kind="stable")][:MAX_ITEMS])
     vectors, values = _decompose(_binary(users, codes, (len(log.user_ids), log.catalogue.size))[:, items])
-    found = targets(log, split, VALID)
-    found = found.take(np.linspace(0, len(found) - 1, min(len(found), MAX_VALID)).astype(np.int64))
-    choice = len(found) > 0 and len(lambdas) > 1
-    chosen_on = len(found) if choice else 0
-
-    def fit(ridge: float) -> EaseScorer:
-        return EaseScorer(log, split, items, vectors, values, ridge, chosen_on, len(seen) - len(items))
-
+    found = validation_targets(log, split)
+    choice = len(found) > 0 and len(lambdas) * len(fades) > 1
+    start = EaseScorer(
+        log,
+        split,
+        items,
+        vectors,
+        values,
+        ridge=lambdas[0] if len(lambdas) == 1 else DEFAULT_LAMBDA,
+        fade=fades[0],
+        chosen_on=len(found) if choice else 0,
+        left_out=len(trained) - len(items),
+    )
     if not choice:
-        return fit(lambdas[0] if len(lambdas) == 1 else DEFAULT_LAMBDA)
-    return fit(max(sorted(lambdas), key=lambda ridge: _quality(fit(ridge), found)))
+        return start
+    models = (replace(start, ridge=ridge) for ridge in sorted(lambdas))
+    best = max(models, key=lambda model: validation_ndcg(log, split, found, model.blocks(found), seen))
+    models = (replace(best, fade=fade) for fade in sorted(fades, reverse=True))
+    return max(models, key=lambda model: validation_ndcg(log, split, found, model.blocks(found), seen))
 
 
 def fit_seconds(log: Interactions, split: Split) -> float:
@@ -144,8 +156,15 @@ def fit_seconds(log: Interactions, split: Split) -> float:
     return (time.perf_counter() - begun) * (size / _SAMPLE) ** 3
 
 
-def _quality(model: EaseScorer, found: Targets) -> float:
-    return ndcg(rank_in_blocks(model.log, model.split, found, model.blocks(found)).ranks, 10)
+def validation_targets(log: Interactions, split: Split) -> Targets:
+    """Return the validation targets that settings of baselines are chosen on: all, or `MAX_VALID` evenly spread."""
+    found = targets(log, split, VALID)
+    return found.take(np.linspace(0, len(found) - 1, min(len(found), MAX_VALID)).astype(np.int64))
+
+
+def validation_ndcg(log: Interactions, split: Split, found: Targets, blocks: Iterable[Block], seen: Seen = "masked") -> float:
+    """Return NDCG@10 of some scores of validation targets."""
+    return ndcg(rank_in_blocks(log, split, found, blocks, seen=seen).ranks, 10)
 
 
 def _decompose(matrix: Any) -> tuple[Floats, Floats]:

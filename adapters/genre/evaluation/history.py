@@ -12,7 +12,10 @@ split it is the user's training events. Neither holds the event itself nor a sib
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import scipy.sparse as sp
 
 from genre.data.interactions import Interactions
 from genre.data.splits import TRAIN, Split
@@ -29,6 +32,8 @@ class Histories:
 
     def __init__(self, log: Interactions, split: Split) -> None:
         self.user = log.user_codes.astype(np.int64)
+        self.item = log.item_codes
+        self.item_count = log.catalogue.size
         self.transductive = split.transductive
         self.train = np.asarray(split.part) == TRAIN
         self.group = _siblings(log)
@@ -45,6 +50,16 @@ class Histories:
         events = self.events[positions]
         kept = self.group[events] != self.group[targets][rows]
         return rows[kept], events[kept]
+
+    def item_weights(self, targets: Integers, fade: float = 1.0) -> Any:
+        """Return the items of each target's history, a float32 CSR matrix [m, N] of fade^(events since the item's latest)."""
+        rows, events = self.pairs(targets)
+        columns = self.item[events].astype(np.int64)
+        cells, reverse = np.unique((rows * self.item_count + columns)[::-1], return_index=True)  # an item's latest event
+        ages = np.bincount(rows, minlength=len(targets)).cumsum()[rows] - 1 - np.arange(len(rows))
+        weights = (fade ** ages[::-1][reverse]).astype(np.float32)
+        shape = len(targets), self.item_count
+        return sp.csr_matrix((weights, (cells // self.item_count, cells % self.item_count)), shape=shape)
 
     def sums(self, values: Floats, targets: Integers) -> tuple[Floats, Floats]:
         """Return, over each target's history, the sum of the known values and their number.

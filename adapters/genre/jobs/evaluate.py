@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions, need_log
@@ -34,6 +36,8 @@ from genre.evaluation.targets import Targets, evaluate_feedback, evaluate_rankin
 from genre.evaluation.text_baselines import text_baselines
 from genre.jobs.loading import load_base, restore
 from genre.modules.base.base import Base
+from genre.modules.embedding import SoftTokens
+from genre.modules.encoder import whitening_of
 from genre.modules.recommender import Recommender
 from genre.progress import Reporter
 from genre.registry import Registry
@@ -142,8 +146,18 @@ def task_results(found: Predicted, model: Recommender, builder: Builder, split: 
         task = model.tasks[name]
         if len(targets):
             facts = list_facts(model, builder, split, task, targets)
-            results[name] = TaskResult(task, targets, (scores, top), builder.data.item_count, facts)
+            texts = None if model.soft is None or not model.soft.encoder.spec.text else partial(item_texts, model.soft)
+            results[name] = TaskResult(task, targets, (scores, top), builder.data.item_count, facts, texts)
     return results
+
+
+@torch.no_grad()
+def item_texts(soft: SoftTokens) -> np.ndarray:
+    """(N, D) whitened text vectors of length one, from an encoder's text features."""
+    text = soft.table.features["text"]
+    if not soft.encoder.spec.whiten:
+        text = text @ whitening_of(text)
+    return F.normalize(text, dim=-1).cpu().numpy()
 
 
 def with_baselines(
@@ -164,7 +178,13 @@ def with_baselines(
         for name, result in results.items()
         if which != "none"
         for baseline, run in baseline_scorers(
-            result.task, builder.data, builder.layout.text, split, result.targets, report=notes[name].append
+            result.task,
+            builder.data,
+            builder.layout.text,
+            split,
+            result.targets,
+            item_texts=result.texts,
+            report=notes[name].append,
         ).items()
         if which == "all" or baseline not in SLOW
     }
@@ -197,13 +217,17 @@ Scores = tuple[np.ndarray, np.ndarray | None]
 
 @dataclass(frozen=True)
 class TaskResult:
-    """An adapter's and the baselines' predictions of a task's targets; `notes` are what baselines left out."""
+    """An adapter's and the baselines' predictions of a task's targets.
+
+    `texts` gives the items' text vectors to baselines; `notes` are what baselines left out.
+    """
 
     task: Task
     targets: Targets
     adapter: Scores
     item_count: int
     facts: ListFacts | None
+    texts: Callable[[], np.ndarray] | None = None
     baselines: dict[str, Scores] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -223,7 +247,7 @@ class TaskResult:
         task, targets = self.task.model_copy(update={"metrics": metrics}), self.targets.take(np.flatnonzero(mask))
         baselines = {name: _masked(scores, mask) for name, scores in self.baselines.items()}
         facts = None if self.facts is None else self.facts.take(mask)
-        return TaskResult(task, targets, _masked(self.adapter, mask), self.item_count, facts, baselines)
+        return TaskResult(task, targets, _masked(self.adapter, mask), self.item_count, facts, baselines=baselines)
 
     def _of(self, scores: Scores) -> Metrics:
         return task_metrics(self.task, self.targets, *scores, self.item_count, facts=self.facts)
@@ -297,6 +321,8 @@ def baseline_scorers(
     text: Sequence[str],
     split: Split,
     targets: Targets,
+    *,
+    item_texts: Callable[[], np.ndarray] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Callable[[], Scores]]:
     """Functions, by name, that run a task's baselines on some targets.
@@ -307,6 +333,7 @@ def baseline_scorers(
         text: The text columns that the adapter reads.
         split: A split of the data.
         targets: The targets.
+        item_texts: Gives (N, r) text vectors of length one, for next-item tasks; without them no baseline reads text.
         report: Called with what a baseline leaves out, once it runs.
     """
     if isinstance(data, Texts):
@@ -314,7 +341,7 @@ def baseline_scorers(
         return {name: partial(_run_without_lists, run) for name, run in scorers.items()}
     log = need_log(data)
     if task.kind == "next_item":
-        blocks = ranking_baselines(log, split, targets, report)
+        blocks = ranking_baselines(log, split, targets, seen=task.seen, texts=item_texts, report=report)
         return {name: partial(_ranked, log, split, targets, make, task) for name, make in blocks.items()}
     if task.loss == "cross_entropy":
         return {}

@@ -8,6 +8,7 @@ Ignores: low-rank layers, heads.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from genre.data.sequences.batches import Batch
 from genre.modules.base.base import Base
 from genre.modules.encoder import BehaviourEncoder, ItemTable
+from genre.modules.heads.neighbours import ItemIndex
 
 
 class SoftVectors(Protocol):
@@ -28,6 +30,11 @@ class SoftVectors(Protocol):
 
     def feedback(self, codes: Tensor) -> Tensor:
         """(n, D) vectors of some feedback values."""
+        ...
+
+    @property
+    def index(self) -> ItemIndex:
+        """The items as a head's item neighbours look them up."""
         ...
 
 
@@ -59,6 +66,11 @@ class SoftTokens:
     def feedback(self, codes: Tensor) -> Tensor:
         """(n, D) feedback vectors."""
         return self.encoder.feedback_vectors(codes)
+
+    @cached_property
+    def index(self) -> ItemIndex:
+        """The items as a head's item neighbours look them up."""
+        return self.encoder.index(self.table)
 
     @torch.no_grad()
     def every(self, *, cold: bool = False) -> Tensor:

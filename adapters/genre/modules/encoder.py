@@ -24,7 +24,10 @@ from genre.data.catalogue import Catalogue
 from genre.errors import DataError, ManifestError
 from genre.files import cache_folder
 from genre.modules.base.base import Base
+from genre.modules.heads.neighbours import ItemIndex
 
+MAX_WHITENED = 50_000
+"""Texts of about this many items, evenly spread, decide the whitening."""
 COMPUTED = ("collaborative", "factors")
 """Features that are computed from the training events, see `genre.modules.collaborative`."""
 
@@ -41,6 +44,7 @@ class EncoderSpec:
         feedback: Number of feedback codes, 0 for none.
         dropout: Probability that an item's id-bound vectors are hidden in training.
         factors: Dimensions of the item factors, 0 for none.
+        whiten: Project the text whitened: its dimensions uncorrelated and of variance one over the catalogue.
     """
 
     width: int
@@ -51,6 +55,7 @@ class EncoderSpec:
     feedback: int
     dropout: float = 0.1
     factors: int = 0
+    whiten: bool = False
 
     @property
     def sources(self) -> dict[str, int]:
@@ -118,6 +123,9 @@ class BehaviourEncoder(nn.Module):
             elif name != "learned":
                 self.register_buffer(f"{name}_mean", torch.zeros(size))
                 self.register_buffer(f"{name}_std", torch.ones(size))
+        if spec.whiten and spec.text:
+            nn.init.orthogonal_(self.project["text"].weight)  # type: ignore[arg-type]
+            self.register_buffer("text_whitening", torch.eye(spec.width))
 
     def table(self, catalogue: Catalogue, base: Base, *, fit: bool = False) -> ItemTable:
         """Compute the features of a catalogue's items.
@@ -125,14 +133,15 @@ class BehaviourEncoder(nn.Module):
         Args:
             catalogue: Any catalogue with the columns that the encoder projects.
             base: The base that the encoder belongs to; embeds the text.
-            fit: Take the mean and deviation of each feature from this catalogue (once, before training).
+            fit: Take the mean and deviation of each feature, and the whitening, from this catalogue (once, before training).
 
         Raises:
             DataError: A projected column is missing.
         """
         raw: dict[str, Tensor] = {}
+        texts = catalogue.texts(list(self.spec.text)) if self.spec.text else []
         if self.spec.text:
-            raw["text"] = text_vectors(catalogue.texts(list(self.spec.text)), base)
+            raw["text"] = text_vectors(texts, base)
         for name, size in self.spec.dense:
             raw[f"dense_{name}"] = torch.from_numpy(np.nan_to_num(catalogue.dense(name)))
             if raw[f"dense_{name}"].shape[1] != size:
@@ -144,8 +153,18 @@ class BehaviourEncoder(nn.Module):
                 mean.copy_(value.mean(0))
                 std.copy_(value.std(0, correction=0) + 1e-6)
             features[name] = (value.to(mean.device) - mean) / std
+        if "text" in features and self.spec.whiten:
+            there = torch.tensor([bool(text.strip()) for text in texts], device=features["text"].device)
+            whitening = self.get_buffer("text_whitening")
+            if fit:
+                whitening.copy_(whitening_of(features["text"][there]))
+            features["text"] = features["text"] @ whitening * there[:, None]
         rows = torch.tensor([self.row_of.get(item, -1) for item in catalogue.item_ids], dtype=torch.long)
         return ItemTable(features, rows.to(self.scale.device))
+
+    def index(self, table: ItemTable) -> ItemIndex:
+        """The items of a table as a head's item neighbours look them up."""
+        return ItemIndex.of(table.rows, len(self.item_ids), table.features["text"] if self.spec.whiten else None)
 
     def item_vectors(self, table: ItemTable, codes: Tensor | None = None) -> Tensor:
         """(n, D) float32 vectors of some items (all if None)."""
@@ -194,6 +213,20 @@ class BehaviourEncoder(nn.Module):
                 raise ManifestError(f"encoder tensor {name}", got=theirs.get(name), expected=own.get(name))
         encoder.load_state_dict(dict(payload))
         return encoder.eval().requires_grad_(False)
+
+
+def whitening_of(features: Tensor) -> Tensor:
+    """The ZCA whitening matrix V (Λ + ρ λ̄)^-½ Vᵀ, (d, d), of (n, d) features with mean zero; identity for n < 2.
+
+    Λ and V are of their covariance, λ̄ is the mean eigenvalue, ρ = (d / n)²: a covariance of few items has directions of almost
+    no variance, and whitening alone would make items that are alike orthogonal.
+    """
+    if len(features) < 2:
+        return torch.eye(features.shape[1], device=features.device)
+    sample = features[:: max(1, len(features) // MAX_WHITENED)].double().cpu()
+    values, vectors = torch.linalg.eigh(sample.t() @ sample / len(sample))
+    ridge = values.mean() * (sample.shape[1] / len(sample)) ** 2 + 1e-12
+    return ((vectors / (values.clamp_min(0) + ridge).sqrt()) @ vectors.t()).to(features)
 
 
 def text_vectors(texts: list[str], base: Base) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 from genre.data.sequences.batches import Batch, Reads
 from genre.modules.embedding import SoftVectors
 from genre.modules.heads.gaussian_process import View
-from genre.modules.heads.heads import Head
+from genre.modules.heads.heads import CatalogueHead, Head
+from genre.modules.heads.neighbours import histories_of
 
 
 def read(
@@ -50,7 +51,29 @@ def read(
         history = batch.history_items, batch.history_feedback
         view = View(tables, *history, reads.rows, reads.history_lengths, reads.items, reads.time_index, weights)
     found: Tensor = head(state, view)
-    return found
+    return found if tables is None else found + neighbour_scores(head, batch, reads, soft, weights=weights)
+
+
+def neighbour_scores(
+    head: Head,
+    batch: Batch,
+    reads: Reads,
+    soft: SoftVectors,
+    *,
+    codes: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor | float:
+    """The scores of a head's item neighbours at some reads: (n, N), or (n, m) for some codes (m,).
+
+    Zero for a head without them, and in training. Other arguments as in `read`.
+    """
+    if head.training or not isinstance(head, CatalogueHead) or head.neighbours is None:
+        return 0.0
+    items = batch.history_items
+    each = torch.ones_like(items, dtype=torch.float32) if weights is None else weights
+    history = histories_of(items, each, reads.rows, reads.history_lengths)
+    added: Tensor = head.neighbours(soft.index, *history, codes)
+    return added
 
 
 def view_of(

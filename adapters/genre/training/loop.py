@@ -28,6 +28,7 @@ from genre.training.cooccurrence import add_cooccurrence
 from genre.training.epochs import Labels, plan_epoch
 from genre.training.fsdp import shard_base
 from genre.training.micro_batches import broadcast_weights, count_targets, most_micro_batches, seed_process, shares, split_rows
+from genre.training.neighbours import add_neighbours
 from genre.training.optimization import Optimization, learning_rate
 from genre.training.reporting import append_log, check_tracker, start_tracker, trim_log
 from genre.training.runtime import Interrupts, peak_memory_bytes
@@ -340,7 +341,7 @@ class Loop:
         check_finite(self.parameters, self.state.step)
         check_trained(self.parameters, self.start)
         with self.exclusive(), self.reporter.phase("fitting the co-occurrence terms", at_once=False):
-            for message in add_cooccurrence(self.assembly, self.processes):
+            for message in (*add_cooccurrence(self.assembly, self.processes), *add_neighbours(self.assembly, self.processes)):
                 self.reporter.line(message)
 
     def log(self, values: dict[str, float]) -> None:

@@ -70,6 +70,7 @@ def make_encoder(
         dense=dense,
         feedback=vocabulary.size if vocabulary else 0,
         dropout=config.dropout,
+        whiten=config.whiten and bool(text),
         **sizes,
     )
     if not spec.sources:

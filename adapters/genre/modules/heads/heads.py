@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from genre.errors import RecipeError
 from genre.modules.heads.gaussian_process import GaussianProcess, View, ridge, to_unit
+from genre.modules.heads.neighbours import ItemNeighbours
 from genre.modules.heads.spec import HeadSpec
 from genre.modules.heads.tfidf import TfidfNgrams
 
@@ -137,6 +138,8 @@ class CatalogueHead(Head):
     Attributes:
         taste: F (k, D), where the spec has a co-occurrence term; named as in the files.
         blend: β.
+        neighbours: A term of item neighbours, which whoever reads a batch adds (`genre.modules.reading`), as it looks items up
+            by their ids.
     """
 
     taste: Tensor | None
@@ -158,6 +161,18 @@ class CatalogueHead(Head):
                 self.memory.weight.copy_(0.1 * self.key.weight[:size].repeat(len(self.decays), 1))
         self.register_buffer("taste", torch.zeros(spec.cooccurrence, width) if spec.cooccurrence else None)
         self.register_buffer("blend", torch.zeros(()) if spec.cooccurrence else None)
+        self.neighbours = ItemNeighbours(*spec.neighbours) if spec.neighbours else None
+
+    def with_neighbours(self, neighbours: ItemNeighbours | None) -> "CatalogueHead":
+        """The same head, sharing its weights, with other item neighbours."""
+        shape = None if neighbours is None else tuple(neighbours.items.shape)
+        with torch.device("meta"):
+            made = CatalogueHead(self.spec.model_copy(update={"neighbours": None}), dropout=self.dropout.p)
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith("neighbours.")}
+        made.load_state_dict(state, assign=True)
+        made.spec = self.spec.model_copy(update={"neighbours": shape})
+        made.neighbours = neighbours
+        return made.train(self.training)
 
     def with_cooccurrence(self, factors: Tensor | None, weight: float = 0.0) -> "CatalogueHead":
         """The same head, sharing its weights, with F (k, D) and β in the co-occurrence term's place; without it if None."""

@@ -33,6 +33,7 @@ class HeadSpec(BaseModel):
         size: Dimensions of a catalogue head's queries and keys.
         ngrams: TF-IDF n-grams that a head over texts counts; None if it counts none.
         cooccurrence: Rank of a catalogue head's co-occurrence term; 0 for no such term.
+        neighbours: Items, and neighbours of each, of a catalogue head's item neighbours; None without them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +48,7 @@ class HeadSpec(BaseModel):
     size: Count = 128
     ngrams: Count | None = None
     cooccurrence: Count = 0
+    neighbours: tuple[Count, Count] | None = None
 
     @classmethod
     def of(
@@ -104,7 +106,7 @@ class HeadSpec(BaseModel):
             ManifestError: They differ; the message names the field and both values.
         """
         stored = self.from_tensors(task, shapes, self.width)
-        for name in ("classes", "feedback_codes", "fuse", "size", "ngrams", "cooccurrence"):
+        for name in ("classes", "feedback_codes", "fuse", "size", "ngrams", "cooccurrence", "neighbours"):
             if (got := getattr(self, name)) != (expected := getattr(stored, name)):
                 raise ManifestError(f"heads.json: {task.name}.{name}", got=got, expected=f"{expected}, as in heads.safetensors")
 
@@ -124,4 +126,5 @@ class HeadSpec(BaseModel):
             size=rows("query.weight", 128),
             ngrams=rows("terms.keys") if "terms.keys" in shapes else None,
             cooccurrence=rows("taste"),
+            neighbours=shapes.get("neighbours.items"),
         )

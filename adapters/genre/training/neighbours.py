@@ -1,0 +1,131 @@
+"""The item neighbours of next-item heads, fitted after training: full-rank co-occurrence and whitened text.
+
+Owns: B from EASE, the choice of its fading and of both weights. Ignores: the loop, the terms' arithmetic.
+
+B knows the training events, so in training the term would leave the base little to learn; it comes after. EASE's ridge and each
+term's fading are chosen for the term alone, then the weights of both are chosen among `BLENDS`, none among them, by the task's
+first ranking metric.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from genre.data.splits import TRAIN, UNUSED, VALID
+from genre.distributed import Processes
+from genre.evaluation.ease import ease
+from genre.evaluation.item_models import text_neighbours
+from genre.evaluation.metrics.by_name import Metric, metric
+from genre.evaluation.ranking import Ranker
+from genre.modules.heads.heads import CatalogueHead
+from genre.modules.heads.neighbours import ItemIndex, ItemNeighbours, histories_of
+from genre.tasks import Task
+from genre.training.assembly import Assembly
+from genre.training.prediction import pieces, states
+
+BLENDS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Logits per standard deviation of a term over the catalogue."""
+MOST_SCORES = 2**29
+"""Of validation targets times items; where there are more, the weights are chosen on a sample of the targets."""
+
+
+def add_neighbours(assembly: Assembly, processes: Processes) -> Iterator[str]:
+    """Give every next-item head of a trained model its item neighbours (mutates the model); yields a report of each."""
+    model, count = assembly.model, assembly.recipe.encoder.neighbours
+    heads = {name: head for name, head in model.heads.items() if isinstance(head, CatalogueHead)}
+    if model.soft is None or not count or not heads:
+        return
+    made = fit_neighbours(assembly, model.soft.index, count)
+    for value in made.buffers():
+        value.copy_(processes.broadcast(value))
+    made = made.to(assembly.base.device)
+    for name, (blend, values) in _weights(assembly, made, heads, processes).items():
+        chosen = _deciding(model.tasks[name])
+        if not any(blend):
+            model.heads[name] = heads[name].with_neighbours(None)
+            continue
+        own = ItemNeighbours(*made.items.shape).to(made.items.device)
+        own.load_state_dict(made.state_dict() | {"blend": made.blend.new_tensor(blend)})
+        model.heads[name] = heads[name].with_neighbours(own)
+        weights = f"co-occurrence {blend[0]:.3g}, text {blend[1]:.3g}"
+        yield f"{name}: item neighbours ({weights}): validation {name}.{chosen.name} {values[0]:.4f} to {values[1]:.4f}"
+
+
+def fit_neighbours(assembly: Assembly, index: ItemIndex, count: int) -> ItemNeighbours:
+    """Fit the `count` strongest neighbours of every item that the encoder knows, and how both terms fade; weights stay zero."""
+    log, split = assembly.log, assembly.split
+    part = np.where((split.part == TRAIN) & ~assembly.train_mask, UNUSED, split.part)
+    split = replace(split, part=part)
+    model = ease(log, split)
+    known = len(index.codes)
+    weights, order = model.weights, np.full(log.catalogue.size, -1)
+    order[model.items] = np.arange(len(model.items))
+    rows = index.rows.cpu().numpy()[model.items]  # the encoder's row of each item that EASE knows
+    made = ItemNeighbours(known, min(count, max(len(model.items) - 1, 1)))
+    for own, row in zip(weights, rows.tolist(), strict=True):
+        if row < 0:
+            continue
+        usable = np.where(rows >= 0, own, 0.0)
+        best = np.argsort(-np.abs(usable), kind="stable")[: made.items.shape[1]]
+        made.items[row, : len(best)] = torch.from_numpy(np.maximum(rows[best], 0).astype(np.int32))
+        made.values[row, : len(best)] = torch.from_numpy(usable[best].astype(np.float16))
+    made.fade[0] = model.fade
+    if index.text is not None:
+        made.fade[1] = text_neighbours(log, split, index.text[: log.catalogue.size].cpu().numpy()).fade
+    return made
+
+
+def _deciding(task: Task) -> Metric:
+    """The first of a task's metrics that is of ranks alone."""
+    return next((found for each in task.metrics if (found := metric(each)).kind == "ranking"), metric("ndcg@10"))
+
+
+@torch.no_grad()
+def _weights(
+    assembly: Assembly, made: ItemNeighbours, heads: dict[str, CatalogueHead], processes: Processes
+) -> dict[str, tuple[tuple[float, float], tuple[float, float]]]:
+    """For each head the weights that validation likes best, and the metric without and with them."""
+    model, log, recipe = assembly.model, assembly.log, assembly.recipe
+    assert model.soft is not None
+    training, index = model.training, model.soft.index
+    model.eval()
+    tables = model.catalogue_tables()
+    text = BLENDS if index.text is not None else BLENDS[:1]
+    grid = list(itertools.product(BLENDS, text))
+    found: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in grid] for name in heads}
+    rankers = {name: Ranker(log, assembly.split, seen=model.tasks[name].seen) for name in heads}
+    stride = max(1, round(np.count_nonzero(assembly.split.part == VALID) * log.catalogue.size / MOST_SCORES))
+    most, tokens = recipe.data.max_events, 4 * recipe.train.batch_tokens
+    number = 0
+    for batch, hidden in states(
+        model, assembly.builder, assembly.split, VALID, max_events=most, batch_tokens=tokens, processes=processes
+    ):
+        for name in heads.keys() & batch.reads.keys():
+            for piece in pieces(batch.reads[name], log.catalogue.size):
+                number += 1
+                if (number - 1) % stride:
+                    continue
+                plain = model.output(name, hidden, batch, reads=piece, tables=tables[name]).float()
+                items = batch.history_items
+                ones = torch.ones_like(items, dtype=torch.float32)
+                history = histories_of(items, ones, piece.rows, piece.history_lengths)
+                together, by_text = made.together(index, *history), made.text(index, *history)
+                events = piece.events.numpy()
+                for cell, (first, second) in enumerate(grid):
+                    scores = (plain + first * together + second * by_text).cpu().numpy()
+                    found[name][cell].append(rankers[name].ranks(events, log.item_codes[events], scores))
+    model.train(training)
+    gathered = processes.all_gather(found)
+    best = {}
+    for name in heads:
+        decides = _deciding(model.tasks[name])
+        ranks = [[part for own in gathered for part in own[name][cell]] for cell in range(len(grid))]
+        values = [decides.function(np.concatenate(some)) if some else np.nan for some in ranks]
+        cell = 0
+        for other, value in enumerate(values):
+            cell = other if decides.better(value, values[cell]) else cell
+        best[name] = grid[cell], (float(values[0]), float(values[cell]))
+    return best
