@@ -20,6 +20,7 @@ from genre.data.dataset import DataKind
 from genre.data.splits import SplitConfig
 from genre.errors import RecipeError
 from genre.tasks import Task
+from genre.validation import expected
 
 
 class _Config(BaseModel):
@@ -351,7 +352,8 @@ def _index(node: list[Any], key: str, path: str) -> int:
 
 
 def _explain(error: ValidationError, where: str) -> RecipeError:
-    first = error.errors()[0]
+    found = error.errors()
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])  # it explains a key that is missing
     path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "tuple[")))
     if first["type"] == "extra_forbidden":
         parent = [part for part in first["loc"][:-1] if isinstance(part, str)]
@@ -360,15 +362,17 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
         todo = f"did you mean {near!r}?" if near else None
         return RecipeError(f"{where}: unknown key {path!r}", got=str(first["loc"][-1]), expected=", ".join(known), todo=todo)
     got = first.get("input")
-    more = f" ({len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
     shown = None if isinstance(got, Mapping | BaseModel) else repr(got)[:80]
     what = f"{where}: {path}" if path else where
-    if first["type"] == "value_error":  # a sentence of a validator of ours
-        found = RecipeError(f"{what}: {first['msg'].removeprefix('Value error, ')}{more}", got=shown)
+    if first["type"] == "missing":
+        refused = RecipeError(f"{where}: the key {path!r} is missing{more}")
+    elif first["type"] == "value_error":  # a sentence of a validator of ours
+        refused = RecipeError(f"{what}: {expected(first)}{more}", got=shown)
     else:
-        found = RecipeError(what, got=shown, expected=first["msg"].removeprefix("Input should be ") + more)
-    found.path = path
-    return found
+        refused = RecipeError(what, got=shown, expected=expected(first) + more)
+    refused.path = path
+    return refused
 
 
 def _known_keys(path: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ Owns: the translation of a `ValidationError`. Ignores: models.
     history[3].item_id cannot be used: got 7; expected a text or an object
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -19,6 +19,9 @@ _Error = TypeVar("_Error", bound=InputError)
 _KINDS = {
     "string": "a text",
     "int": "a whole number",
+    "int_from_float": "a whole number",
+    "finite_number": "a finite number",
+    "tuple": "a list",
     "float": "a number",
     "bool": "true or false",
     "list": "a list",
@@ -30,6 +33,9 @@ _KINDS = {
 }
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _BOUNDS = {"greater_than_equal": "at least {ge:g}", "greater_than": "more than {gt:g}", "less_than_equal": "at most {le:g}"}
+_BOUNDS["less_than"] = "less than {lt:g}"
+_LENGTHS = {"too_short": "a list of at least {min_length:,}", "too_long": "a list of at most {max_length:,}"}
+_LENGTHS |= {"string_too_short": "at least {min_length:,} characters", "string_too_long": "at most {max_length:,} characters"}
 
 
 def refusal(error: ValidationError, subject: str, fields: Sequence[str], kind: type[_Error]) -> _Error:
@@ -56,9 +62,8 @@ def refusal(error: ValidationError, subject: str, fields: Sequence[str], kind: t
         context = first["ctx"]
         bound = f"at most {context['max_length']:,}" if first["type"] == "too_long" else f"at least {context['min_length']:,}"
         return kind(f"{path} has a wrong length", got=f"{context['actual_length']:,}", expected=bound)
-    ways = [_expected(one) for one in found if _path(one, fields) == path]
-    expected = " or ".join(dict.fromkeys(ways))
-    return kind(f"{path} cannot be used", got=_shown(first["input"]), expected=expected)
+    ways = [expected(one) for one in found if _path(one, fields) == path]
+    return kind(f"{path} cannot be used", got=_shown(first["input"]), expected=" or ".join(dict.fromkeys(ways)))
 
 
 def _path(error: ErrorDetails, fields: Sequence[str]) -> str:
@@ -78,15 +83,22 @@ def _is_branch(part: str) -> bool:
     return part in ("str", "int", "float", "[key]") or part.startswith("dict[")
 
 
-def _expected(error: ErrorDetails) -> str:
+def expected(error: Mapping[str, Any]) -> str:
+    """What a field takes, in the library's words, from one of pydantic's errors."""
     kind, context = error["type"], error.get("ctx", {})
     if kind in _BOUNDS:
         return _BOUNDS[kind].format(**context)
+    if kind in _LENGTHS:
+        return _LENGTHS[kind].format(**context)
     if kind == "literal_error":
         return str(context["expected"])
+    if kind == "missing":
+        return "a value: it has none"
     if kind == "value_error":
-        return error["msg"].removeprefix("Value error, ")
-    return _KINDS.get(kind.removesuffix("_type").removesuffix("_parsing"), error["msg"].removeprefix("Input should be "))
+        return str(error["msg"]).removeprefix("Value error, ")
+    if kind in _UNKNOWN:
+        return "no field of this name"
+    return _KINDS.get(kind.removesuffix("_type").removesuffix("_parsing"), str(error["msg"]).removeprefix("Input should be "))
 
 
 def _shown(value: Any) -> str:

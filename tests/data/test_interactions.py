@@ -211,7 +211,7 @@ def frame_of(**columns):
         ),
         (
             lambda: Interactions.from_frame(frame_of()).history("w"),
-            "unknown user: got 'w'; expected one of 2 users, such as u, v; give a known user_id, or a history",
+            "unknown user: got 'w'; expected one of the 2 users of the log; give a known user_id, or a history",
         ),
         (
             lambda: Interactions.from_frame(frame_of()).column("rating"),

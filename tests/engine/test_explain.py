@@ -388,14 +388,14 @@ def test_titles_that_look_like_markup_are_printed_as_they_are(shop, capsys, log)
 
 WRONG = [
     (["like", "--user", "nobody", "--item", "i3"], 2, "unknown user: got 'nobody'"),
-    (["like", "--user", "u4", "--item", "ghost"], 2, "unknown item: got 'ghost'"),
+    (["like", "--user", "u4", "--item", "ghost"], 2, "no item has this title: got 'ghost'"),
     (["ghost", "--user", "u4", "--item", "i3"], 2, "ghost"),
     (["like", "--user", "u4", "--item", "i3", "-k", "0"], 2, "-k is too small: got 0"),
     (["like", "--user", "u4", "--item", "i3", "--method", "lime"], 2, "no such method: got lime"),
     (["like", "--user", "u4", "--item", "i3", "--task", "rating"], 2, "unknown task: got rating; expected like"),
     (["like", "--user", "u4", "--item", "i3", "--data", "nowhere"], 2, "no data set folder"),
     (["like", "--user", "u4", "--item", "i3", "--json", "shop"], 2, "--json is a folder"),
-    (["encoder-planted", "--user", "u4", "--item", "i3"], 2, "behaviour encoder"),
+    (["encoder-planted", "--user", "u4", "--item", "i3"], 2, "no tasks to score"),
     (["like", "--user", "u4"], 2, "--item"),
 ]
 

@@ -100,7 +100,7 @@ def test_ranges_and_choices(wanted, text, described, points):
         ("train.dropout=0:0.5:0.3", "expected a range that is a whole number of steps"),
         ("train.dropout=0:0.5:0.9", "got step 0.9; expected above 0 and at most 0.5"),
         ("train.dropout=0:2", "search of train.dropout: got 2.0; expected less than 1"),
-        ("adapter.rank=0,4", "search of adapter.rank: got 0; expected greater than or equal to 1"),
+        ("adapter.rank=0,4", "search of adapter.rank: got 0; expected at least 1"),
         ("adapter.rank=1.5,2", "got 1.5; expected integers"),
         ("adapter.rank=4", "at least two values; fix one with --set adapter.rank=VALUE"),
         ("adapter.rank=4,4", "names a value twice"),

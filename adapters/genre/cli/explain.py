@@ -21,7 +21,7 @@ def explain(
     ref: RefArgument,
     data: DataOption,
     user: Annotated[str, typer.Option("--user", metavar="ID", help="A user of the data set.")],
-    item: Annotated[str, typer.Option("--item", metavar="ID", help="The item whose score is explained.")],
+    item: Annotated[str, typer.Option("--item", metavar="TITLE", help="The item whose score is explained: its id or title.")],
     k: Annotated[int, typer.Option("-k", help="The number of events to show, those with the largest share first.")] = 5,
     method: Annotated[
         str, typer.Option(help="leave_one_out: a row per event; gradient: one pass, to first order.")
@@ -35,6 +35,7 @@ def explain(
     if k < 1:
         raise InputError("-k is too small", got=k, expected="1 or more")
     check_file(json_file, "--json")
+    from genre.data.catalogue import Titles
     from genre.engine import Request
     from genre.engine.explain import check_method, explain
     from genre.jobs.loading import open_log
@@ -43,7 +44,7 @@ def explain(
     check_method(method)
     log = open_log(data)
     log.user_code(user)
-    log.catalogue.code(item)
+    item = Titles(log.catalogue).find(item)
     engine = open_engine(registry, [ref], log, base=base)
     found = explain(engine, Request(ref, user_id=user, k=1, task=task), item, method=method)
     show(found, user, k)

@@ -33,6 +33,7 @@ SeenOption = Annotated[
     str | None,
     typer.Option("--seen", help="masked or kept: items of the history among what is ranked; by default as the task says."),
 ]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a row failed; all rows are written all the same.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result to this file as JSON.")]
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genre.errors import InputError
+from genre.errors import InputError, JobError
 from genre.files import check_writable, write_json
 
 if TYPE_CHECKING:
@@ -130,8 +130,14 @@ def write_result(path: Path | None, value: Any) -> None:
     write_json(path, value)
 
 
-def show_written(results: "Results") -> None:
-    """Print the number of rows written; to standard error if the rows are on standard output."""
+def show_written(results: "Results", *, strict: bool = False) -> None:
+    """Print the number of rows written; to standard error if the rows are on standard output.
+
+    Raises:
+        JobError: Rows failed, and that is not to pass (`strict`).
+    """
     where = sys.stderr if results.path is None else sys.stdout
     earlier = f" ({results.earlier} from before)" if results.earlier else ""
     print(f"{results.rows} rows in {results}{earlier}, {results.errors} of them errors", file=where)
+    if strict and results.errors:
+        raise JobError(f"{results.errors} of {results.rows} rows failed", todo="their lines in the output say why")

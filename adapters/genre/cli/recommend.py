@@ -17,6 +17,7 @@ from genre.cli.options import (
     RefArgument,
     RegistryOption,
     SeenOption,
+    StrictOption,
     TaskOption,
     excludes_seen,
 )
@@ -57,6 +58,7 @@ def recommend(
     ] = None,
     diversity: Annotated[float, typer.Option(min=0, max=1, help="From 0, the best items, to 1, the most diverse ones.")] = 0.0,
     seen: SeenOption = None,
+    strict: StrictOption = False,
     registry: RegistryOption = "registry",
     base: BaseOption = None,
     json_file: JsonOption = None,
@@ -70,6 +72,8 @@ def recommend(
         raise InputError("--all-users needs a file", got="no --output", expected="--output F", todo="name a JSON lines file")
     if not all_users and (output is not None or resume):
         raise InputError("--output and --resume go with --all-users", got="one user", todo="give --json FILE instead")
+    if strict and not all_users:
+        raise InputError("--strict goes with --all-users", got="one user", expected="--all-users --output F")
     if all_users and json_file is not None:
         raise InputError("--json goes with one user", got="--all-users", expected="--output F")
     if k < 1:
@@ -83,7 +87,7 @@ def recommend(
 
     asked = Request(ref, history=[], k=k, task=task, where=where, diversity=diversity, exclude_seen=exclude_seen)
     if output is not None:
-        _all(asked, data, output, registry, base, resume=resume)
+        _all(asked, data, output, registry, base, resume=resume, strict=strict)
         return
     log = open_log(data)
     _check_where(asked, log)
@@ -130,7 +134,7 @@ def _best(feedback: "FeedbackVocabulary | None") -> dict[str, Any]:
     return {feedback.column: None if isinstance(feedback.values[0], str) else max(feedback.values)}
 
 
-def _all(asked: "Request", data: str, output: str, registry: str, base: str | None, *, resume: bool) -> None:
+def _all(asked: "Request", data: str, output: str, registry: str, base: str | None, *, resume: bool, strict: bool) -> None:
     from dataclasses import replace
 
     from genre.jobs.loading import open_log
@@ -154,4 +158,4 @@ def _all(asked: "Request", data: str, output: str, registry: str, base: str | No
             scorer = Scorer(open_engine(registry, [asked.adapter], log, base=base), exact)
             blocks = batched(rest, CHUNK_ROWS)
             write_all(results, map(scorer.answer, blocks), Reporter.for_terminal(), total=len(log.user_ids))
-    show_written(results)
+    show_written(results, strict=strict)

@@ -183,7 +183,12 @@ def promote(
     opened = _open(registry)
     version = opened.resolve(ref)
     floors = dict(parse_number("--floor", text, "METRIC=NUMBER, such as auc=0.7") for text in floor or ())
-    _show_move(version.name, opened.promote(version, alias, floor=floors, not_worse=not_worse))
+    before = opened.aliases(version.name).get(alias)
+    moved = opened.promote(version, alias, floor=floors, not_worse=not_worse)
+    if before == version.version:
+        typer.echo(f"{version.name}@{alias} names {version.version} already; nothing was moved")
+    else:
+        _show_move(version.name, moved)
 
 
 @app.command()

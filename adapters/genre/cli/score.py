@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from genre.cli.options import BaseOption, LanesOption, RegistryOption, SeenOption, check_choice, check_lanes, excludes_seen
+from genre.cli.options import (
+    BaseOption,
+    LanesOption,
+    RegistryOption,
+    SeenOption,
+    StrictOption,
+    check_choice,
+    check_lanes,
+    excludes_seen,
+)
 from genre.cli.output import show_written
 from genre.errors import InputError
 
@@ -32,6 +41,7 @@ def score(
     lanes: LanesOption = 16,
     base: BaseOption = None,
     seen: SeenOption = None,
+    strict: StrictOption = False,
 ) -> None:
     """Score a file of requests; a bad row gives an error row, nothing is dropped."""
     check_choice("engine", engine, ("local", "ray"))
@@ -80,4 +90,4 @@ def score(
                 opened = engine_for(registry, refs, open_users(data), base=base, lanes=lanes)
                 scorer = Scorer(opened, exact, exclude_seen=exclude_seen)
                 write_all(results, map(scorer.answer_lines, chunks(rest)), Reporter.for_terminal())
-    show_written(results)
+    show_written(results, strict=strict)

@@ -175,6 +175,11 @@ def rename(tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], r
         if not any(table is not None and theirs in table.columns for table in tables.values()):
             found = ", ".join(tables["log"].columns) if tables["log"] is not None else "nothing"
             what, todo = f"no column '{theirs}' to take {ours} from", f"map one of those: {ours}=THEIRS"
+            if any(table is not None and ours in table.columns for table in tables.values()) and theirs in ALIASES:
+                what, todo = (
+                    f"--map {ours}={theirs} is the wrong way round",
+                    f"give --map {theirs}={ours}, our name first",
+                )
             raise DataError(what, got=found, expected=f"a column '{theirs}'", todo=todo)
     for name, table in tables.items():
         wanted = {ours: theirs for ours, theirs in mapping.items() if table is not None and theirs in table.columns}

@@ -8,6 +8,7 @@ A row of MovieLens-100K's catalogue:
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -166,14 +167,33 @@ class Catalogue:
         return hash_frame(self.frame)
 
 
+_ARTICLE = re.compile(r"^(.+), (the|a|an|der|die|das|le|la|les|l'|il|lo|el|los|las)( \(.*\))?$")
+"""A title that was turned round for sorting, as film catalogues do: "matrix, the (1999)"."""
+_YEAR = re.compile(r" \(\d{4}\)$")
+
+
+def _turn(title: str) -> str:
+    """A title in lower case with its article in front: "matrix, the (1999)" as "the matrix (1999)"."""
+    found = _ARTICLE.match(title)
+    if found is None:
+        return title
+    name, article, rest = found.groups()
+    return f"{article}{'' if article.endswith(chr(39)) else ' '}{name}{rest or ''}"
+
+
 class Titles:
     """A search index over the titles of one catalogue."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
         self.titles = catalogue.titles()
+        self.turned = pl.Series([_turn(title.lower()) for title in self.titles], dtype=pl.String)
         self.folded = pl.Series(
-            [f"{title.lower()}\n{item.lower()}" for title, item in zip(self.titles, catalogue.item_ids, strict=True)]
+            [
+                f"{title.lower()}\n{turned}\n{item.lower()}"
+                for title, turned, item in zip(self.titles, self.turned, catalogue.item_ids, strict=True)
+            ],
+            dtype=pl.String,
         )
 
     def of(self, item_id: str) -> str:
@@ -181,7 +201,9 @@ class Titles:
         return self.titles[self.catalogue.code(item_id)] if item_id in self.catalogue else item_id
 
     def find(self, text: str) -> str:
-        """Return the id of the one item that a text names: by id, by title (case aside), or by a part that one title alone has.
+        """Return the id of the one item that a text names: by id, by title, or by a part that one title alone has.
+
+        Case does not count, "The Matrix" finds "Matrix, The (1999)", and a title without its year the one that has it.
 
         Raises:
             InputError: It names no item, or several.
@@ -190,6 +212,8 @@ class Titles:
         if text in self.catalogue:
             return text
         same = [code for code, title in enumerate(self.titles) if title.lower() == wanted] if wanted else []
+        plain = _turn(wanted)
+        same = same or [code for code, title in enumerate(self.turned) if plain and plain in (title, _YEAR.sub("", title))]
         found = [{"item_id": self.catalogue.item_ids[code], "title": self.titles[code]} for code in same]
         found = found or (self.search(wanted, SHOWN + 1) if wanted else [])
         if len(found) == 1:
@@ -206,7 +230,7 @@ class Titles:
         """Find items whose title or id contains a text, case aside: first those that begin with it, each in catalogue order."""
         wanted = text.lower().strip()
         found = self.folded.str.contains(wanted, literal=True).to_numpy()
-        first = self.folded.str.starts_with(wanted).to_numpy()
+        first = self.folded.str.starts_with(wanted).to_numpy() | self.turned.str.starts_with(wanted).to_numpy()
         codes = [*np.flatnonzero(first)[:limit], *np.flatnonzero(found & ~first)[:limit]][:limit]
         return [{"item_id": self.catalogue.item_ids[code], "title": self.titles[code]} for code in codes]
 

@@ -282,7 +282,7 @@ class Interactions(Dataset):
             DataError: If the log has no event of this user.
         """
         if user_id not in self._codes:
-            expected = f"one of {len(self.user_ids):,} users, such as {', '.join(self.user_ids[:3])}"
+            expected = f"one of the {len(self.user_ids):,} users of the log"  # no id: it may be somebody's name
             raise DataError("unknown user", got=repr(user_id), expected=expected, todo="give a known user_id, or a history")
         return self._codes[user_id]
 

@@ -32,6 +32,7 @@ from genre.registry import Registry, Version
 from genre.registry.manifest import Manifest, check_fit
 from genre.tasks import Task
 from genre.training.parts import SharedEncoder
+from genre.validation import expected
 
 Low = dict[str, tuple[Tensor, Tensor, float]]
 CATALOGUE, HEADS = "catalogue.jsonl", "heads.json"
@@ -176,7 +177,7 @@ def _read_task(row: Mapping[str, Any], name: str) -> Task:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or str(row["name"])
-        raise ManifestError(f"{name}: task {row['name']!r} cannot be read", got=field, expected=first["msg"][:200]) from None
+        raise ManifestError(f"{name}: task {row['name']!r} cannot be read", got=field, expected=expected(first)[:200]) from None
 
 
 def by_split(loaded: Loaded) -> list[Loaded]:

@@ -195,7 +195,7 @@ class Registry:
         """Point an alias at a version, after checking it.
 
         Moves of other aliases in the meantime do not matter; a move of this alias does, since the decision was made on
-        its holder.
+        its holder. An alias that names the version already stays as it is: the move that brought it there is returned.
 
         Args:
             ref: The version.
@@ -226,6 +226,8 @@ class Registry:
         if not_worse and holder is not None:
             checks += check_not_worse(version.manifest, self.open_version(version.name, holder).manifest)
         self.fetch(version)
+        if holder == version.version:
+            return journal.move(before.targets[alias].n)
         with self.store.writing():
             lookup.require_version(self.store, version.name, version.version)
             return journal.append(alias, version.version, "promote", expected=before, checks=tuple(checks))

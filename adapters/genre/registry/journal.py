@@ -78,6 +78,10 @@ class Journal:
         moves = [self._read(number)[0] for number in numbers[after:]]
         return [move for move in moves if alias is None or move.alias == alias]
 
+    def move(self, number: int) -> Move:
+        """Return the move of a number."""
+        return self._read(number)[0]
+
     def append(
         self, alias: str, version: str, action: Action, *, expected: Aliases | None = None, checks: tuple[str, ...] = ()
     ) -> Move:
@@ -148,7 +152,13 @@ class Journal:
         return found
 
     def _read(self, number: int) -> tuple[Move, Aliases]:
-        return _decode(self.store.read(self.name, ALIASES, f"{number}.json", MAX_ENTRY_BYTES), self.name, number)
+        data = self.store.read(self.name, ALIASES, f"{number}.json", MAX_ENTRY_BYTES)
+        try:
+            return _decode(data, self.name, number)
+        except IntegrityError as error:
+            file = f"{self.store.url.rstrip('/')}/{self.name}/{ALIASES}/{number}.json"
+            todo = f"restore {file} from a copy; if it is the newest of its folder, removing it takes back that one move"
+            raise IntegrityError(error.what, got=error.got, expected=error.expected, todo=todo) from None
 
 
 def _apply(before: Aliases, move: Move) -> dict[str, Target]:

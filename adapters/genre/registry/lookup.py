@@ -42,7 +42,8 @@ def versions_of(store: Store, name: str) -> list[str]:
         return found
     names = store.names()
     got = f"the registry at {store.url}" + ("" if names else ", which is empty")
-    raise NotFoundError(f"no adapter {name!r}", got=got, expected=_some(names) or None)
+    todo = None if names else "genre train publishes into it"
+    raise NotFoundError(f"no adapter {name!r}", got=got, expected=_some(names) or None, todo=todo)
 
 
 def find(store: Store, digest: str) -> Version:

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from genre.errors import IntegrityError, ManifestError, RegistryError
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
 from genre.registry.names import MANIFEST, check_name, is_digest, is_name, is_version
+from genre.validation import expected
 
 if TYPE_CHECKING:
     from genre.data.dataset import DataKind  # polars takes a while to import
@@ -161,7 +162,7 @@ class Manifest(_Frozen):
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "(all)"
             got = None if isinstance(first["input"], dict | list) else repr(first["input"])[:80]
-            raise ManifestError(f"{what}: field {field}", got=got, expected=first["msg"][:300]) from None
+            raise ManifestError(f"{what}: field {field}", got=got, expected=expected(first)[:300]) from None
 
     def raw(self) -> dict[str, Any]:
         """The manifest as JSON values, with the published field names."""

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genre.errors import ManifestError
 from genre.tasks import Task
+from genre.validation import expected
 
 POOLED = {"log_loss": "binary", "cross_entropy": "categorical", "mse": "scalar"}
 """The kind of head that a pooled task gets, by its loss."""
@@ -92,11 +93,11 @@ class HeadSpec(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, (task.name, *first["loc"])))
-            raise ManifestError(f"heads.json: {field}", got=first["input"], expected=first["msg"]) from None
+            raise ManifestError(f"heads.json: {field}", got=first["input"], expected=expected(first)) from None
         wanted = cls.of(task, width)
         for name in ("kind", "width", "loss", "words"):
-            if (got := getattr(spec, name)) != (expected := getattr(wanted, name)):
-                raise ManifestError(f"heads.json: {task.name}.{name}", got=got, expected=expected)
+            if (got := getattr(spec, name)) != (ours := getattr(wanted, name)):
+                raise ManifestError(f"heads.json: {task.name}.{name}", got=got, expected=ours)
         return spec
 
     def check_sizes(self, task: Task, shapes: Mapping[str, tuple[int, ...]]) -> None:

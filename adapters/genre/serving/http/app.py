@@ -25,6 +25,7 @@ from genre.serving.http.overview import overview
 from genre.serving.http.scoring import explain_call, score_call
 from genre.serving.problems import Problem
 from genre.serving.service import Service
+from genre.validation import expected
 
 DESCRIPTION = "Scores of many adapters on one base. Rows fail alone; a call fails as a whole only where it cannot be read."
 ROWS = (400, 408, 413, 415, 421, 422, 429, 500, 503, 504)
@@ -167,5 +168,5 @@ def _errors(app: FastAPI) -> None:
     async def by_parameters(http: Http, error: RequestValidationError) -> Reply:
         first = error.errors()[0]
         what = f"{'.'.join(map(str, first['loc'][1:]))} cannot be used"
-        found = RequestError(what, expected=first["msg"].removeprefix("Input should be "))
+        found = RequestError(what, expected=expected(first))
         return answer(http, Problem(422, "bad_parameter", found))
