@@ -139,6 +139,30 @@ def test_in_the_midst_of_a_command(command, place, trained, capfd, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+MOMENTS = {
+    "the base is read": opens("config.json"),
+    "the run folder appears": renames("recipe.yaml"),
+    "the first checkpoint is written": renames("last.pt"),
+    "a line of the log is written": opens("log.jsonl"),
+    "the predictions appear": renames("predictions.parquet"),
+    "the version is copied": opens(".tmp-"),
+    "the alias moves": links("aliases"),
+}
+
+
+@pytest.mark.parametrize("moment_of", MOMENTS)
+def test_training_is_stopped_and_goes_on_from_any_moment(moment_of, place, capfd):
+    """Exit code 1 and one line; the registry is whole; what the line says, or starting over, ends in a version."""
+    moment.append(MOMENTS[moment_of])
+    assert cli.main(["train", "like.yaml", "--out", "run"]) == 1
+    line = [line for line in capfd.readouterr().err.splitlines() if line.startswith("genre: ")]
+    assert not moment and len(line) == 1 and "interrupted" in line[0]
+    assert Registry("registry").verify() == []
+    resumable = (place / "run" / "checkpoints" / "last.pt").is_file()
+    assert cli.main(["train", "like.yaml", "--out", "run", *(["--resume"] if resumable else [])]) == 0
+    assert "published like:" in capfd.readouterr().out and Registry("registry").verify() == []
+
+
 def test_going_on_after_an_interrupted_evaluation_of_a_trained_run(place, capfd):
     moment.append(renames("version"))
     assert cli.main(["train", "like.yaml"]) == 1

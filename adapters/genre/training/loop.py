@@ -174,7 +174,7 @@ class Loop:
         self.saved: int | None = None
         self.gradients = GradientMonitor(assembly, self.row_norms)
         self.bar: Bar | None = None
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(self.reporter.line)
         self.stop_requested = False
 
     def run(self) -> None:

@@ -13,7 +13,7 @@ Owns: these three. Ignores: what is trained.
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -27,12 +27,16 @@ class Interrupts:
 
     Only the main thread of a process gets signals; in any other thread nothing is noted.
 
+    Args:
+        report: Called with a line for the user at the first one.
+
     Attributes:
         requested: True once the user wants to stop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[str], None] = lambda line: None) -> None:
         self.requested = False
+        self.report = report
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -50,6 +54,8 @@ class Interrupts:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        with suppress(RuntimeError):  # the signal came while a line was being written
+            self.report("stopping after this step; Ctrl-C again stops at once")
 
 
 class RandomStream:

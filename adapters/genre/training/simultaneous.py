@@ -195,7 +195,7 @@ class Group:
         self.runs = [GroupRun(slot, member, self) for slot, member in enumerate(members)]
         self.routing = PackedSpans(drawing=lambda slot: self.runs[slot].stream.drawing())
         self.layers = self._shared_layers()
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(reporter.line)
         self._attachment = ExitStack()
         self.rounds = 0
         self.passes = 0
