@@ -14,7 +14,8 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 "${PYTHON:-python3}" -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet numpy==2.4.6 pandas==3.1.1 scikit-learn==1.9.1 scipy==1.17.1 torch==2.13.0 pyyaml seaborn matplotlib tqdm
+"$work/venv/bin/pip" install --quiet numpy==2.4.6 pandas==3.1.1 scikit-learn==1.9.1 scipy==1.17.1 torch==2.13.0 pyyaml seaborn matplotlib tqdm \
+  mypy_extensions
 "$work/venv/bin/pip" install --quiet --no-deps obp==0.4.1
 "$work/venv/bin/python" -W ignore - <<'PY'
 import numpy
