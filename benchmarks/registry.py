@@ -87,10 +87,10 @@ def kills(root: Path, scale: float) -> Counts:
 def moves(root: Path, scale: float) -> Counts:
     """1,000 alias moves from 8 processes; each is conditional on the state read before, and a loser retries."""
     total, registry = int(1000 * scale) // 8 * 8, Registry(root / "registry")
-    versions = [registry.publish(write_adapter(root / "a", seed), draft(), alias=()).version for seed in range(8)]
+    versions = [registry.publish(write_adapter(root / "a", seed), draft(), alias=()).version for seed in range(16)]
     start = time.perf_counter()
     with multiprocessing.get_context("fork").Pool(8) as pool:
-        jobs = [(registry.url, versions[worker], total // 8, worker) for worker in range(8)]
+        jobs = [(registry.url, versions[worker::8], total // 8) for worker in range(8)]
         results = pool.starmap(_move, jobs)
     won = [n for numbers, _ in results for n in numbers]
     history = registry.history("like")
@@ -252,11 +252,12 @@ def _publish(registry: Registry, folder: Path, done: Path) -> None:
     aside.rename(done)
 
 
-def _move(url: str, version: str, count: int, worker: int) -> tuple[list[int], int]:
+def _move(url: str, versions: list[str], count: int) -> tuple[list[int], int]:
+    """Move an alias between two versions of one's own: an alias that names a version already is not moved."""
     registry, won, lost = Registry(url), [], 0
     while len(won) < count:
         try:
-            won.append(registry.promote(f"like:{version}", "production").n)
+            won.append(registry.promote(f"like:{versions[len(won) % 2]}", "production").n)
         except ConflictError:
             lost += 1
     return won, lost
