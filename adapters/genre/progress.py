@@ -14,10 +14,39 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from enum import Enum
 from typing import Any, TextIO
 
 EVERY_S = 10.0
 """Seconds between two plain lines."""
+
+
+class Verbosity(Enum):
+    """How much reporters for a terminal report: nothing; progress; every phase and line with the time of day, without bars."""
+
+    QUIET = "quiet"
+    NORMAL = "normal"
+    VERBOSE = "verbose"
+
+
+_verbosity = ContextVar("verbosity", default=Verbosity.NORMAL)
+
+
+def verbosity() -> Verbosity:
+    """How much is reported now."""
+    return _verbosity.get()
+
+
+@contextmanager
+def reporting(level: Verbosity) -> Iterator[None]:
+    """A block in which reporters for a terminal are made with this verbosity."""
+    token = _verbosity.set(level)
+    try:
+        yield
+    finally:
+        _verbosity.reset(token)
+
 
 Later = Callable[[float], Mapping[str, float]]
 """From the seconds of a step of the present phase to the seconds of each phase after it, by name."""
@@ -140,8 +169,11 @@ def _ticking(call: Callable[[], None], every_s: float) -> Iterator[None]:
 class Reporter:
     """A sink for the lines and bars of a job."""
 
-    def __init__(self, write: Callable[[str], None], *, live: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, write: Callable[[str], None], *, live: bool = False, stream: TextIO | None = None, every_phase: bool = False
+    ) -> None:
         self.silenced = False
+        self.every_phase = every_phase
         self.write = write
         self.live = live
         self.stream = stream
@@ -155,7 +187,16 @@ class Reporter:
 
     @classmethod
     def for_terminal(cls, stream: TextIO | None = None) -> "Reporter":
-        """Bars on standard error (or another stream) if it is a terminal, a plain line every ten seconds otherwise."""
+        """Bars on standard error (or another stream) if it is a terminal, a plain line every ten seconds otherwise.
+
+        See `reporting` for less and for more.
+        """
+        if verbosity() is Verbosity.QUIET:
+            return cls.silent()
+        if verbosity() is Verbosity.VERBOSE:
+            return cls(
+                lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", file=stream or sys.stderr, flush=True), every_phase=True
+            )
         live = (stream or sys.stderr).isatty()
         return cls(lambda text: print(text, file=stream or sys.stderr, flush=True), live=live, stream=stream)
 
@@ -171,7 +212,7 @@ class Reporter:
             yield
             return
         if not self.live:
-            if at_once:
+            if at_once or self.every_phase:
                 self.write(label)
             with _ticking(lambda: self.write(f"{label}  {_clock(time.perf_counter() - begun)}"), EVERY_S):
                 yield

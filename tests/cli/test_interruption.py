@@ -18,7 +18,7 @@ import typer
 
 from builders import LIKE, recipe
 from genre import cli
-from genre.cli.interruption import LEFT
+from genre.cli.shell.interruption import LEFT
 from genre.registry import Registry
 
 moment: list[Callable[[str, tuple[Any, ...]], bool]] = []

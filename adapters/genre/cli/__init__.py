@@ -5,7 +5,7 @@ Commands are imported by `main`, so that Ctrl-C during the imports ends in a lin
 
 from typing import TYPE_CHECKING, Any
 
-from genre.cli.interruption import Interruption, report_interruption
+from genre.cli.shell.interruption import Interruption, report_interruption
 
 if TYPE_CHECKING:
     from genre.cli.root import app as app

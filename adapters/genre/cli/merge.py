@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from genre.cli.options import AliasOption, BaseOption, DataOption, JsonOption, RegistryOption
+from genre.cli.options import AliasOption, BaseOption, DataOption, JsonOption, RegistryOption, ref_argument
 from genre.cli.output import check_file, console, format_value, make_table, write_result
 from genre.errors import InputError
 
 
 def merge(
-    refs: Annotated[list[str], typer.Argument(metavar="REF REF …", help="The parents: name, name@alias or name:version.")],
+    refs: Annotated[list[str], ref_argument("The parents: name, name@alias or name:version.", "REF REF …")],
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="The merged adapter's name in the registry.")],
     data: DataOption,
     method: Annotated[str, typer.Option(help="linear, ties, dare_ties or svd.")] = "svd",

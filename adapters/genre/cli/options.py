@@ -1,30 +1,49 @@
 """Options and arguments that several commands share.
 
-Owns: their spelling and help, the check of an option with a few values. Ignores: what commands do with them.
+Owns: their spelling and help, the environment variables that are their defaults, the check of an option with a few values.
+Ignores: what commands do with them.
 
     def evaluate(ref: RefArgument, data: DataOption, registry: RegistryOption = "registry") -> None: ...
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
+from genre.cli.shell.completion import REGISTRY_VARIABLE, complete_data, complete_names, complete_refs, complete_tasks
 from genre.errors import InputError
 
-RefArgument = Annotated[str, typer.Argument(metavar="REF", help="name, name@alias or name:version.")]
+DATA_VARIABLE = "GENRE_DATA"
+
+
+def data_option(help: str) -> Any:
+    """The option `--data`, with the words of one command."""
+    return typer.Option("--data", metavar="DIR", help=help, envvar=DATA_VARIABLE, autocompletion=complete_data)
+
+
+def ref_argument(help: str, metavar: str = "REF") -> Any:
+    """An argument that is a reference, with the words of one command."""
+    return typer.Argument(metavar=metavar, help=help, autocompletion=complete_refs)
+
+
+RefArgument = Annotated[str, ref_argument("name, name@alias or name:version.")]
+NameArgument = Annotated[str, typer.Argument(help="The adapter's name, or name@alias.", autocompletion=complete_refs)]
+OnlyNameArgument = Annotated[str | None, typer.Argument(help="Only this name.", autocompletion=complete_names)]
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=1; repeatable.")
 ]
-DataOption = Annotated[str, typer.Option("--data", metavar="DIR", help="A data set folder, or the name of a packaged data set.")]
-RegistryOption = Annotated[str, typer.Option("--registry", metavar="DIR", help="A registry: a folder or any fsspec URL.")]
+DataOption = Annotated[str, data_option("A data set folder, or the name of a packaged data set.")]
+RegistryOption = Annotated[
+    str, typer.Option("--registry", metavar="DIR", help="A registry: a folder or any fsspec URL.", envvar=REGISTRY_VARIABLE)
+]
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="The version's base: a folder or a hub id; by default found by its name.")
 ]
 AliasOption = Annotated[str, typer.Option("--alias", help="The new version's alias, beside `latest`.")]
 PartOption = Annotated[str, typer.Option("--part", help="valid or test.")]
-TaskOption = Annotated[str | None, typer.Option("--task", help="The task of a joint adapter.")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="The task of a joint adapter.", autocompletion=complete_tasks)]
 LanesOption = Annotated[int, typer.Option("--lanes", help="Adapters in memory at once.")]
 QuantizationOption = Annotated[
     str | None, typer.Option("--quantization", help="none, int8 or nf4; by default the one that the version was trained on.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from genre.errors import InputError, JobError
 from genre.files import check_writable, write_json
+from genre.progress import Verbosity, verbosity
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +36,9 @@ def console(*, stderr: bool = False) -> "Console":
 def step_reporter(title: str) -> Iterator[Callable[[str], None]]:
     """Yield a function that reports each step of a long job on standard error."""
     err = console(stderr=True)
+    if verbosity() is Verbosity.QUIET:
+        yield lambda step: None
+        return
     if not err.is_terminal:
         yield lambda step: err.print(f"{title}: {step}", highlight=False, markup=False)
         return

@@ -10,16 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from genre.cli.options import BaseOption, JsonOption, RegistryOption
+from genre.cli.options import BaseOption, JsonOption, RegistryOption, data_option, ref_argument
 from genre.cli.output import check_file, write_result
 from genre.errors import InputError
 
 
 def refresh(
-    ref: Annotated[
-        str, typer.Argument(metavar="REF", help="name@alias or name, which the new version may take over; or name:version.")
-    ],
-    data: Annotated[str, typer.Option("--data", metavar="DIR", help="A data set folder with the old events and the new ones.")],
+    ref: Annotated[str, ref_argument("name@alias or name, which the new version may take over; or name:version.")],
+    data: Annotated[str, data_option("A data set folder with the old events and the new ones.")],
     replay: Annotated[float, typer.Option(help="Share of old events among the training events.")] = 0.2,
     test: Annotated[float, typer.Option(help="Share of the new events, the latest, for the test of both versions.")] = 0.3,
     valid: Annotated[float, typer.Option(help="Share of the new events, just before those, for choosing the best epoch.")] = 0.1,

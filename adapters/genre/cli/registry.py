@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.options import JsonOption, RefArgument, RegistryOption, parse_number
+from genre.cli.options import JsonOption, NameArgument, OnlyNameArgument, RefArgument, RegistryOption, parse_number
 from genre.cli.output import check_file, console, format_size, show_metrics, write_result
+from genre.cli.shell.completion import complete_names
 from genre.errors import JobError, RegistryError
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ DEFAULT = "registry/"
 
 @app.command("list")
 def list_(
-    name: Annotated[str | None, typer.Argument(help="Only this name, one row per version.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="Only this name, one row per version.", autocompletion=complete_names)
+    ] = None,
     registry: RegistryOption = DEFAULT,
     json_file: JsonOption = None,
 ) -> None:
@@ -156,9 +159,7 @@ def diff(a: RefArgument, b: RefArgument, registry: RegistryOption = DEFAULT) -> 
 
 
 @app.command()
-def verify(
-    name: Annotated[str | None, typer.Argument(help="Only this name.")] = None, registry: RegistryOption = DEFAULT
-) -> None:
+def verify(name: OnlyNameArgument = None, registry: RegistryOption = DEFAULT) -> None:
     """Re-hash everything and list what is damaged."""
     opened = _open(registry)
     problems = opened.verify(name)
@@ -192,18 +193,14 @@ def promote(
 
 
 @app.command()
-def rollback(
-    name: Annotated[str, typer.Argument(help="The adapter's name, or name@alias.")], registry: RegistryOption = DEFAULT
-) -> None:
+def rollback(name: NameArgument, registry: RegistryOption = DEFAULT) -> None:
     """Point an alias (by default production) at its previous version."""
     name, _, alias = name.partition("@")
     _show_move(name, _open(registry).rollback(name, alias or "production"))
 
 
 @app.command()
-def history(
-    name: Annotated[str, typer.Argument(help="The adapter's name, or name@alias.")], registry: RegistryOption = DEFAULT
-) -> None:
+def history(name: NameArgument, registry: RegistryOption = DEFAULT) -> None:
     """List all alias moves, oldest first."""
     name, _, alias = name.partition("@")
     moves = _open(registry).history(name, alias or None)

@@ -11,7 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from genre._version import __version__
-from genre.cli import base, bench, data, explain, merge, recipe, recommend, refresh, registry, score, serve, train, tune
+from genre.cli import base, bench, data, explain, merge, recommend, refresh, registry, score, serve, train, tune
+from genre.cli.recipe import check as recipe
+from genre.cli.shell.completion import whole_words
+from genre.cli.shell.verbosity import add_verbosity
 from genre.distributed import process_count, process_rank
 from genre.errors import GenreError, InputError
 
@@ -19,7 +22,6 @@ app = typer.Typer(
     name="genre",
     help="One frozen base LLM, one small adapter per recommendation task.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data", help="Prepare, import and describe data sets.")
@@ -51,6 +53,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )
 for each in COMMANDS:
     app.command()(each)
+add_verbosity(app)
 
 
 _INTERRUPTED = 130
@@ -64,7 +67,8 @@ def run(arguments: list[str] | None = None) -> int:
         KeyboardInterrupt: Ctrl-C.
     """
     try:
-        code = app(arguments, prog_name="genre", standalone_mode=False)
+        with whole_words():
+            code = app(arguments, prog_name="genre", standalone_mode=False)
     except GenreError as error:
         return _fail(str(error), error.exit_code)
     except typer.Abort:  # Ctrl-C or the end of the input while a question is asked

@@ -17,6 +17,7 @@ from genre.cli.options import (
     StrictOption,
     check_choice,
     check_lanes,
+    data_option,
     excludes_seen,
 )
 from genre.cli.output import show_written
@@ -30,7 +31,7 @@ def score(
     output: Annotated[str, typer.Option(metavar="FILE", help="JSON lines of results, in order; - is standard output.")],
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DIR", help="A data set folder or name; requests with texts or histories need none."),
+        data_option("A data set folder or name; requests with texts or histories need none."),
     ] = None,
     registry: RegistryOption = "registry",
     engine: Annotated[str, typer.Option(help="local: an engine in this process; ray: one per worker.")] = "local",

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.options import BaseOption, LanesOption, QuantizationOption, RegistryOption, check_choice, check_lanes, parse_number
+from genre.cli.options import (
+    BaseOption,
+    LanesOption,
+    QuantizationOption,
+    RegistryOption,
+    check_choice,
+    check_lanes,
+    data_option,
+    parse_number,
+)
+from genre.cli.shell.completion import complete_refs
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,12 +30,15 @@ if TYPE_CHECKING:
 
 
 def serve(
-    data: Annotated[
-        str | None, typer.Option("--data", metavar="DIR", help="A data set for user_id and titles: a folder, or a packaged name.")
-    ] = None,
+    data: Annotated[str | None, data_option("A data set for user_id and titles: a folder, or a packaged name.")] = None,
     adapters: Annotated[
         list[str] | None,
-        typer.Option("--adapters", metavar="REF", help="name, name@alias or name:version; repeatable; by default all there are."),
+        typer.Option(
+            "--adapters",
+            metavar="REF",
+            help="name, name@alias or name:version; repeatable; by default all there are.",
+            autocompletion=complete_refs,
+        ),
     ] = None,
     registry: RegistryOption = "registry",
     host: Annotated[str, typer.Option(help="The address to listen on; only this machine reaches the default.")] = "127.0.0.1",
@@ -124,8 +137,10 @@ def _open(
 
 def _progress() -> "Reporter":
     """Progress of the start: a status on a terminal, otherwise lines of the service's log, which may be read by programs."""
-    from genre.progress import Reporter
+    from genre.progress import Reporter, Verbosity, verbosity
     from genre.serving.logs import Log
 
+    if verbosity() is Verbosity.QUIET:
+        return Reporter.silent()
     log = Log()
     return Reporter(lambda text: log.write("starting", message=text), live=sys.stderr.isatty())

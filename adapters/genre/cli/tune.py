@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.options import JsonOption, PartOption, RecipeArgument, RegistryOption, SetOption, check_choice
+from genre.cli.options import (
+    JsonOption,
+    PartOption,
+    RecipeArgument,
+    RegistryOption,
+    SetOption,
+    check_choice,
+    data_option,
+    ref_argument,
+)
 from genre.cli.output import check_file, console, make_table, show_table, write_result
 from genre.errors import InputError
 
@@ -87,11 +96,9 @@ def crossval(
 
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="A version (name, name@alias, name:version), or a run folder.")],
-    second: Annotated[str | None, typer.Argument(metavar="B", help="Another; or give --baseline.")] = None,
-    data: Annotated[
-        str | None, typer.Option("--data", metavar="DIR", help="The data set; two run folders with predictions need none.")
-    ] = None,
+    first: Annotated[str, ref_argument("A version (name, name@alias, name:version), or a run folder.", "A")],
+    second: Annotated[str | None, ref_argument("Another; or give --baseline.", "B")] = None,
+    data: Annotated[str | None, data_option("The data set; two run folders with predictions need none.")] = None,
     baseline: Annotated[str | None, typer.Option(help="A baseline instead of B: additive, popularity, ease …")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task of both.")] = None,
     metrics: Annotated[list[str] | None, typer.Option("--metric", help="Only this metric; repeatable.")] = None,

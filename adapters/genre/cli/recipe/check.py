@@ -1,6 +1,6 @@
 """`genre recipe new|check`: write a starting recipe, check one against its data and base.
 
-Owns: the two commands. Ignores: training; the keys of a starting recipe (`recipe_new`); the picture of a row (`recipe_row`).
+Owns: the two commands. Ignores: training; the keys of a starting recipe (`new`); the picture of a row (`row`).
 """
 
 from functools import partial
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.options import RegistryOption, SetOption
+from genre.cli.options import RegistryOption, SetOption, data_option
 from genre.errors import InputError, RecipeError
 from genre.files import disk_errors
 
@@ -29,7 +29,7 @@ TASKS = ("like", "rating", "next_item", "text")
 
 @app.command()
 def new(
-    data: Annotated[str, typer.Option("--data", metavar="DIR", help="A data set folder.")],
+    data: Annotated[str, data_option("A data set folder.")],
     task: Annotated[
         str | None, typer.Argument(metavar="[TASK]", help="like, rating or next_item; text for labelled texts.")
     ] = None,
@@ -43,7 +43,7 @@ def new(
     base: Annotated[str | None, typer.Option(help="A base's name, folder or hub id.")] = None,
 ) -> None:
     """Write a working recipe for a data set; on a terminal, asks for what the options leave open."""
-    from genre.cli.recipe_new import Wanted, for_events, for_texts, write
+    from genre.cli.recipe.new import Wanted, for_events, for_texts, write
 
     if task is not None and task not in TASKS:
         raise InputError("unknown kind of task", got=task, expected=", ".join(TASKS))
@@ -124,7 +124,7 @@ def _check_base(recipe: "Recipe", base: "BaseDescription") -> None:
 
 
 def _check_log(path: Path, recipe: "Recipe", log: "Interactions", base: "BaseDescription | None") -> list[str]:
-    from genre.cli.recipe_row import picture_of_events
+    from genre.cli.recipe.row import picture_of_events
     from genre.training.assembly import training_split
 
     _check_columns(recipe, log)
@@ -140,7 +140,7 @@ def _check_log(path: Path, recipe: "Recipe", log: "Interactions", base: "BaseDes
 
 
 def _check_texts(path: Path, recipe: "Recipe", texts: "Texts", base: "BaseDescription | None") -> list[str]:
-    from genre.cli.recipe_row import picture_of_text
+    from genre.cli.recipe.row import picture_of_text
     from genre.data.sequences.text_rows import TextLayout, TextRows
     from genre.evaluation.labels import check_labels
     from genre.training.assembly import training_split
