@@ -28,7 +28,13 @@ from genre.progress import Reporter
 from report import curve, intervals, render
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-USER = "196"
+USER = "71"
+"""Of 20 to 60 events, with scores of `like` and `rating` near those of most users, and spread."""
+
+EXPLANATION = (
+    "next_item gives the probability that a film is the next one that this user rates; like (the probability of more than three "
+    "stars) and rating say what they would think of it. People also watch what they then do not like, so the order differs."
+)
 TASKS = {"next_item": "ndcg@10", "like": "auc", "rating": "rmse"}
 OVERRIDES = {
     "next_item": ["train.epochs=2", "train.dropout=0.2", "data.max_events=60"],
@@ -145,10 +151,16 @@ def recommend(engine: Engine, log: genre.Interactions) -> dict[str, Any]:
     history = log.history(USER)
     liked = [titles[event["item_id"]] for event in history if event["rating"] == 5][-10:]
     rows = [
-        {"title": titles[one.item_id], "next_item": one.score, "like": two.score, "rating": three.score}
+        {
+            "title": titles[one.item_id],
+            "next_item": one.score,
+            "probability": one.probability,
+            "like": two.score,
+            "rating": three.score,
+        }
         for one, two, three in zip(scored(best), scored(like), scored(rating), strict=True)
     ]
-    return {"user": USER, "events": len(history), "liked": liked, "recommended": rows}
+    return {"user": USER, "events": len(history), "liked": liked, "recommended": rows, "explanation": EXPLANATION}
 
 
 def make_report(
@@ -232,8 +244,9 @@ def print_summary(report: dict[str, Any], out: Path) -> None:
     for column in ("film", "next_item", "like", "rating"):
         table.add_column(column)
     for row in shown["recommended"]:
-        table.add_row(row["title"], f"{row['next_item']:.2f}", f"{row['like']:.2f}", f"{row['rating']:.2f}")
+        table.add_row(row["title"], f"{row['probability']:.1%}", f"{row['like']:.0%}", f"{row['rating']:.2f}")
     console.print(table)
+    console.print(shown["explanation"])
     console.print(
         f"{report['engine']['resident']} adapters on one base; largest difference of the mixed batch from one-adapter runs "
         f"{report['engine']['max_abs_difference']:.1e}; {report['seconds']:.0f} s in all"

@@ -80,8 +80,9 @@ def test_every_stop_of_the_tab_key_is_seen_and_named(page):
 def test_a_phone_scrolls_one_way_only(browser, shown, scheme):
     phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "color_scheme": scheme}
     with opened(browser, shown, **phone) as page:
-        page.wait_for_selector(".choice")
+        page.wait_for_selector(".sample")
         choose(page, VILLAIN)
+        page.locator("#chosen").tap()
         page.get_by_label("Items from each").select_option("50")
         until(page, "[...document.querySelectorAll('.items')].every((list) => list.children.length > 20)")
         page.locator(".item").first.tap()

@@ -63,7 +63,11 @@ class Job:
         """The response, once every row is scored; equal scores stay in the order of the codes."""
         scores = np.concatenate([np.empty(0, dtype=np.float32), *(part for part in self.scores if part is not None)])
         order = np.arange(len(scores)) if self.request.k is None else self._choose(scores, self.request.k)
-        results = tuple(Scored(self.inline.item_id(int(self.codes[i])), float(scores[i])) for i in order)
+        shares = _softmax(scores) if self.task.kind == "next_item" else None
+        results = tuple(
+            Scored(self.inline.item_id(int(self.codes[i])), float(scores[i]), None if shares is None else float(shares[i]))
+            for i in order
+        )
         return Response(self.request.id, self.request.adapter, self.resident.digest, results, note=self.note)
 
     def _choose(self, scores: np.ndarray, k: int) -> np.ndarray:
@@ -200,6 +204,12 @@ def _candidates(request: Request, inline: Inline, history_items: Sequence[int], 
     for condition in request.where or ():
         keep(inline.met(condition, codes), f"no item meets {condition}")
     return codes, note
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """(C,) float64 shares that sum to one; (0,) for no logits."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(initial=-np.inf))
+    return powers / powers.sum()
 
 
 def _excludes_seen(request: Request, task: Task) -> bool:

@@ -9,7 +9,7 @@ The OpenAPI document is generated from the same fields. Ignores: models, the reg
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Annotated, Any, Literal, Self
 
@@ -213,10 +213,17 @@ class ExplainRequest(_Question):
 
 @dataclass(frozen=True)
 class Scored:
-    """One item and its score: a probability, a value, or a logit over the catalogue."""
+    """One item and its score.
+
+    Attributes:
+        score: A probability, a value, or a logit over the catalogue.
+        probability: Of next-item tasks: the softmax of the logits over all items that the request could be answered with, so
+            that it depends on what is left out. None for other tasks.
+    """
 
     item_id: str
     score: float
+    probability: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

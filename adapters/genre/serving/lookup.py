@@ -1,4 +1,4 @@
-"""Answers for people: titles, items by a part of their title, users, a user's events, where aliases have been, baselines.
+"""Answers for people: titles and facts of items, items by a part of their title, users, their events, alias moves, baselines.
 
 Owns: small answers from the catalogue, the mounted data set and the registry's journals. Ignores: models, rows.
 
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from genre.data.catalogue import Catalogue, Titles
 from genre.data.interactions import Interactions
 from genre.engine import Engine
@@ -23,6 +25,19 @@ from genre.serving.deployments import Deployments
 from genre.serving.logs import Log
 
 KEPT_TITLES = 8
+LATEST = 3
+"""Titles of a sample user's latest events."""
+
+FACTS = (
+    ("year", "release_year", "publication_year"),
+    ("genres", "genre", "categories", "category", "product_type_name"),
+    ("artist", "author", "authors", "brand"),
+)
+"""Columns of items that results show, one of each group."""
+
+PARTS, LENGTH = 4, 80
+"""Parts of a list and characters of a text that are shown of a cell."""
+
 KEPT_MOVES = 50
 ASK_AGAIN_S = 30.0
 
@@ -34,6 +49,7 @@ class Lookup:
         self.engine = engine
         self.deployments = deployments
         self.titles: Callable[[Catalogue], Titles] = lru_cache(KEPT_TITLES)(Titles)
+        self.facts: Callable[[Catalogue], Facts] = lru_cache(KEPT_TITLES)(Facts)
 
     def items(self, text: str, limit: int) -> list[dict[str, str]]:
         """Items whose title or id contains a text: of the data set, or of what is served, in turn."""
@@ -58,6 +74,29 @@ class Lookup:
             first += [user for user in log.user_ids if text in user and user not in known][: limit - len(first)]
         return [{"user_id": user, "events": count_events(log, user)} for user in first]
 
+    def sample_users(self, limit: int) -> list[dict[str, Any]]:
+        """Users to begin with, from short to long histories, with the titles of their latest events.
+
+        The middle one of each of `limit` equal parts of the users, ordered by their number of events: the same ones every time.
+
+        Raises:
+            NotFoundError: No data set is mounted.
+        """
+        log = self._log()
+        counts = np.diff(log.user_offsets)
+        order = np.argsort(counts, kind="stable")
+        parts = min(limit, len(order))
+        codes = order[(2 * np.arange(parts) + 1) * len(order) // (2 * parts)]
+        titles = self.titles(log.catalogue)
+        latest = [
+            log.item_codes[max(log.user_offsets[code], end - LATEST) : end][::-1]
+            for code, end in zip(codes, log.user_offsets[codes + 1], strict=True)
+        ]
+        return [
+            {"user_id": log.user_ids[code], "events": int(counts[code]), "latest": [titles.titles[item] for item in items]}
+            for code, items in zip(codes, latest, strict=True)
+        ]
+
     def history(self, user_id: str, limit: int) -> dict[str, Any]:
         """A user's columns and latest events, oldest first, with titles.
 
@@ -80,6 +119,29 @@ class Lookup:
         if self.engine.data is None:
             raise NotFoundError("no data set is mounted", todo="start the service with --data DIR")
         return self.engine.data
+
+
+class Facts:
+    """What a list of results shows of an item beside its title: when it is from, what kind it is, who made it."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+        found = (next((name for name in names if name in catalogue.frame.columns), None) for names in FACTS)
+        self.frame = catalogue.frame.select(name for name in found if name is not None)
+
+    def of(self, item_id: str) -> dict[str, Any]:
+        """Return the filled cells of an item's columns of `FACTS`, by column; nothing for an item that the catalogue lacks."""
+        if item_id not in self.catalogue or not self.frame.columns:
+            return {}
+        cells = to_plain(self.frame.row(self.catalogue.code(item_id), named=True))
+        return {name: _shortened(cell) for name, cell in cells.items() if cell not in (None, "", [])}
+
+
+def _shortened(cell: Any) -> Any:
+    """A cell that is short enough for a list: the first parts of a list, the beginning of a text."""
+    if isinstance(cell, list):
+        return [_shortened(part) for part in cell[:PARTS]]
+    return cell[: LENGTH - 1] + "…" if isinstance(cell, str) and len(cell) > LENGTH else cell
 
 
 def count_events(log: Interactions, user_id: str) -> int:

@@ -73,7 +73,7 @@ def _calls(app: FastAPI, service: Service) -> None:
 
     @rows("/v1/recommend", schema.Answers, schema.ScoreBody, RECOMMEND_EXAMPLES)
     async def recommend(http: Http) -> Reply:
-        """The best k items, ten unless given, with titles."""
+        """The best k items, ten unless given, with titles, year and genres, and the probabilities of next-item tasks."""
         return await score_call(service, http, recommend=True)
 
     @rows("/v1/explain", schema.Explanations, schema.ExplainBody, EXPLAIN_EXAMPLES)
@@ -94,9 +94,10 @@ def _lookups(app: FastAPI, service: Service) -> None:
         return reply({"items": service.lookup.items(q, limit)})
 
     @app.get("/v1/users", response_model=schema.Users, responses=troubles(*READS))
-    def users(q: Text = "", limit: Limit = 20) -> Reply:
-        """Users of the mounted data set whose id contains a text."""
-        return reply({"users": service.lookup.users(q, limit)})
+    def users(q: Text = "", limit: Limit = 20, sample: bool = False) -> Reply:
+        """Users of the mounted data set whose id contains a text; with `sample` some of short to long histories."""
+        found = service.lookup.sample_users(limit) if sample else service.lookup.users(q, limit)
+        return reply({"users": found})
 
     @app.get("/v1/history", response_model=schema.History, responses=troubles(*READS))
     def history(user_id: Text, limit: Limit = 100) -> Reply:

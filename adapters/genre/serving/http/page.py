@@ -30,14 +30,15 @@ class File:
 
 
 def read_files(folder: Path = FOLDER) -> dict[str, File]:
-    """The folder's files by their paths under `/`; `index.html` is `/`."""
+    """The folder's files by their paths under `/`; `index.html` is `/`, any other `NAME.html` is `/NAME`."""
     found = {}
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.is_file() and path.suffix in TYPES:
             body = path.read_bytes()
             name = "/" + path.relative_to(folder).as_posix()
             tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
-            found["/" if name == "/index.html" else name] = File(body, TYPES[path.suffix], tag)
+            shown = "/" if name == "/index.html" else name.removesuffix(".html")
+            found[shown] = File(body, TYPES[path.suffix], tag)
     return found
 
 

@@ -32,11 +32,17 @@ class ExplainBody(_Body):
 
 
 class Item(BaseModel):
-    """An item; a score is a probability, a value, or a logit over the catalogue."""
+    """An item; a score is a probability, a value, or a logit over the catalogue.
+
+    `/v1/recommend` adds a title, what else is known (year, genres, …) and, for next-item tasks, the probability: the softmax over
+    all items that could be answered.
+    """
 
     item_id: str
     score: float | None = None
+    probability: float | None = None
     title: str | None = None
+    about: dict[str, JsonValue] | None = None
 
 
 class Answer(BaseModel):
@@ -87,10 +93,11 @@ class Found(_Model):
 
 
 class User(_Model):
-    """A user and how many events they have."""
+    """A user and how many events they have; of a sample also the titles of the latest ones."""
 
     user_id: str
     events: int
+    latest: list[str] | None = None
 
 
 class Users(_Model):

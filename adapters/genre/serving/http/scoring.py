@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import Request as Http
 from fastapi import Response as Reply
 
-from genre.engine import Request, Response
+from genre.engine import Request, Response, Scored
 from genre.engine.explain import ATTEMPTS, ask, explain
 from genre.engine.requests import ExplainRequest, refused
 from genre.errors import GenreError, JobError, RequestError
@@ -29,7 +29,7 @@ Row = dict[str, Any]
 
 
 async def score_call(service: Service, http: Http, *, recommend: bool = False) -> Reply:
-    """Answer `/v1/score`, or `/v1/recommend`, where k is ten unless given and results carry titles.
+    """Answer `/v1/score`, or `/v1/recommend`, where k is ten unless given and results can be shown to people.
 
     Raises:
         Problem: The call as a whole cannot be answered.
@@ -102,10 +102,18 @@ def timed_out(timeout_s: float) -> Problem:
 
 
 def _titled(service: Service, answer: Answer) -> Row:
+    """The row of an answer, its items with titles, with what else the catalogue says of them, and with probabilities."""
     row = answer.response.to_json()
-    if answer.deployment is not None and row.get("results") and "item_id" in row["results"][0]:
-        titles = service.lookup.titles(answer.deployment.catalogue)
-        row["results"] = [{**item, "title": titles.of(item["item_id"])} for item in row["results"]]
+    items = [item for item in answer.response.results if isinstance(item, Scored)]
+    if answer.deployment is not None and answer.response.error is None and items:
+        catalogue = answer.deployment.catalogue
+        titles, facts = service.lookup.titles(catalogue), service.lookup.facts(catalogue)
+        row["results"] = [
+            {"item_id": item.item_id, "score": item.score}
+            | ({} if item.probability is None else {"probability": item.probability})
+            | {"title": titles.of(item.item_id), "about": facts.of(item.item_id)}
+            for item in items
+        ]
     return row
 
 

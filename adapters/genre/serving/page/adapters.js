@@ -67,7 +67,7 @@ function card(name, own, overview) {
       h("header", {}, h("h2", {}, name), h("p", { class: "muted" }, own[0].tasks.map(({ kind, label }) => (kind === "next_item" ? "what comes next" : label)).join(", "))),
       h("div", { class: "parts" },
         h("section", {}, h("h3", {}, "Metrics, with 95 % intervals"), own.map((adapter) => metrics(adapter, own.length > 1, overview)),
-          h("h3", {}, "Rows answered, by version"), traffic),
+          h("h3", {}, "Answers, by version"), traffic),
         h("section", {}, h("h3", {}, "Aliases"), aliases(first), operator.unlocked() && controls(first),
           h("h3", {}, "History"), moves(first.history)))),
   };
@@ -117,7 +117,7 @@ function trafficOf(own) {
           h("tr", {}, h("th", { scope: "row" }, h("code", {}, version)), h("td", { class: "number" }, count(number))))))
       : h("p", { class: "muted" }, "None yet."),
     canary && h("p", { class: canary.state === "halted" ? "error" : "muted" },
-      `Canary ${canary.state}: ${(100 * canary.share).toFixed(0)} % of the traffic, ${plural(canary.rows, "row")}, ${plural(canary.failures, "failure")}.`,
+      `Canary ${canary.state}: ${(100 * canary.share).toFixed(0)} % of the traffic, ${plural(canary.rows, "answer")}, ${plural(canary.failures, "failure")}.`,
       canary.reason && ` ${canary.reason}`),
   ];
 }

@@ -19,6 +19,19 @@ export function share(value) {
   return `${value < 0 ? "−" : "+"}${percent >= 9.95 ? percent.toFixed(0) : percent.toFixed(1)} %`;
 }
 
+/** A probability in percent, with three figures at most. */
+export function percent(value) {
+  const hundredths = value * 100;
+  if (!Number.isFinite(value)) return "–";
+  if (hundredths > 0 && hundredths < 0.01) return "< 0.01 %";
+  return `${hundredths.toFixed(hundredths >= 9.95 ? 1 : 2)} %`;
+}
+
+/** What a catalogue says of an item beside its title, in one line: “1995 · Comedy, Drama”. A year that the title has is left out. */
+export const facts = (about, title) =>
+  Object.values(about ?? {}).map((value) => (Array.isArray(value) ? value.join(", ") : String(value)))
+    .filter((value) => !(/^\d{4}$/.test(value) && title.includes(value))).join(" · ");
+
 /** A feedback value: whole numbers without a point. */
 export const feedback = (value) => (typeof value === "number" ? String(Math.round(value * 1000) / 1000) : String(value));
 
@@ -31,9 +44,9 @@ export function time(stamp) {
   return new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" }).format(when);
 }
 
-/** What a task's scores are, and how long their bars: [name, low, high]; a ranking's logits have no ends of their own. */
+/** What a task's scores are, and how long their bars: [name, low, high]; a bar without an end of its own ends at the largest score. */
 export function scale(task, values) {
-  if (task.kind === "next_item") return ["logit", null, null];
+  if (task.kind === "next_item") return ["probability", 0, null];
   if (task.head === "binary" || (task.label && /[<>=!]/.test(task.label))) return ["probability", 0, 1];
   const numbers = (values ?? []).filter((value) => typeof value === "number");
   if (numbers.length) return [task.label ?? "value", Math.min(...numbers), Math.max(...numbers)];

@@ -1,4 +1,4 @@
-// The last minute in the header: rows per second as a line, latency, queue, lanes; and whether the server is there at all.
+// The last minute in the header: answers per second as a line, their time, what waits, adapters in memory; and whether the server is there.
 
 import { call } from "./api.js";
 import { byId, h, put, svg } from "./dom.js";
@@ -48,12 +48,12 @@ function draw(stats) {
   const { p50, p99 } = stats.latency_ms;
   const full = stats.queue_rows > stats.queue_limit / 2;
   put(byId("live"),
-    h("span", { class: "figure", title: "Rows that were answered, per second" },
-      h("i", { class: full ? "dot warn" : "dot" }), spark(stats.per_second), h("b", {}, stats.rows_per_s.toFixed(1)), " rows/s"),
-    p50 !== null && h("span", { class: "figure", title: "Time to an answer: the median, and what 99 of 100 stay below" },
-      h("b", {}, duration(p50)), " p50", h("span", { class: "wide" }, h("b", {}, duration(p99)), " p99")),
-    h("span", { class: "figure wide", title: "Rows that wait" }, h("b", {}, count(stats.queue_rows)), " waiting"),
-    h("span", { class: "figure wide", title: "Adapters that are in memory" }, h("b", {}, `${stats.lanes.used}/${stats.lanes.total}`), " lanes"));
+    h("span", { class: "figure", title: "Answers per second: one for each list that an adapter gives" },
+      h("i", { class: full ? "dot warn" : "dot" }), spark(stats.per_second), h("b", {}, stats.rows_per_s.toFixed(1)), " answers/s"),
+    p50 !== null && h("span", { class: "figure", title: "Time to an answer: half are faster than the first figure, 99 of 100 faster than the second" },
+      h("b", {}, duration(p50)), " typical", h("span", { class: "wide" }, "99 % within ", h("b", {}, duration(p99)))),
+    h("span", { class: "figure wide", title: "Questions that wait for their turn" }, h("b", {}, count(stats.queue_rows)), " waiting"),
+    h("span", { class: "figure wide", title: "Adapters in memory, and how many fit" }, h("b", {}, `${stats.lanes.used} of ${stats.lanes.total}`), " adapters in memory"));
 }
 
 /** Rows of each of the last sixty seconds. */

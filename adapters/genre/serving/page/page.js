@@ -1,14 +1,14 @@
-// The page as a whole: views by the address, the theme, the footer, what is asked first.
+// The page as a whole: views by the address, the footer, what is asked first.
 
-import { byId, h, put, svg } from "./dom.js";
+import { byId, h, put } from "./dom.js";
 import { count } from "./format.js";
 import * as adapters from "./adapters.js";
 import * as live from "./live.js";
 import * as recommend from "./recommend.js";
 import { onServed, refresh } from "./served.js";
+import { themeButton } from "./themes.js";
 
 const VIEWS = ["recommend", "adapters"];
-const THEMES = { auto: "system", light: "light", dark: "dark" };
 
 function view() {
   const [wanted, ...rest] = location.hash.slice(1).split("/");
@@ -31,35 +31,11 @@ function decoded(text) {
   }
 }
 
-function theme() {
-  const button = byId("theme");
-  const names = Object.keys(THEMES);
-  const show = () => {
-    const half = svg("svg", { viewBox: "0 0 16 16", width: 14, height: 14, "aria-hidden": "true" },
-      svg("circle", { cx: 8, cy: 8, r: 6.5, fill: "none", stroke: "currentColor", "stroke-width": 1.5 }),
-      svg("path", { d: "M8 1.5a6.5 6.5 0 0 1 0 13z", fill: "currentColor" }));
-    put(button, half, h("span", { class: "hidden" }, "Theme: "), THEMES[document.documentElement.dataset.theme ?? "auto"]);
-  };
-  button.addEventListener("click", () => {
-    const now = document.documentElement.dataset.theme ?? "auto";
-    const next = names[(names.indexOf(now) + 1) % names.length];
-    if (next === "auto") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = next;
-    try {
-      localStorage.setItem("theme", next);
-    } catch {
-      // Then the choice lasts as long as the page.
-    }
-    show();
-  });
-  show();
-}
-
 function foot({ base, data }) {
   put(byId("foot"),
     h("span", {}, `${base.name}, ${base.depth} layers${base.quantization === "none" ? "" : `, ${base.quantization}`}`),
     data && h("span", {}, `${data.name}: ${count(data.users)} users, ${count(data.items)} items, ${count(data.events)} events`),
-    h("a", { href: "openapi.json" }, "OpenAPI"));
+    h("a", { href: "docs" }, "The API"), h("a", { href: "openapi.json" }, "OpenAPI"));
 }
 
 async function begin() {
@@ -73,7 +49,7 @@ async function begin() {
   }
 }
 
-theme();
+themeButton();
 recommend.start();
 adapters.start();
 onServed(foot);

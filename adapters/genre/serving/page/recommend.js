@@ -1,17 +1,19 @@
 // The first view: whose history, which adapters, and what they recommend side by side.
 
-import { aborted, gone, one } from "./api.js";
+import { aborted, call, gone, one } from "./api.js";
 import { byId, h, newId, put, say, settle } from "./dom.js";
-import { figure, plural, scale } from "./format.js";
+import { facts, figure, percent, plural, scale } from "./format.js";
 import { person } from "./person.js";
 import { onServed, readBy, served, tasksOf } from "./served.js";
 import { why } from "./why.js";
 
 const CHOSEN = 3;
 const COUNTS = [5, 10, 20, 50];
+const SAMPLES = 6;
 const SLOW_MS = 4000;
+const WIDE = "(min-width: 60rem)";
 
-const state = { fields: null, chosen: new Set(), k: 10 };
+const state = { fields: null, chosen: new Set(), k: 10, samples: null };
 const columns = new Map();
 let who = null;
 
@@ -34,14 +36,16 @@ export function start() {
     COUNTS.map((number) => h("option", { value: number, selected: number === state.k }, String(number))));
   put(byId("ask"),
     h("fieldset", {}, h("legend", {}, "History"), who.root),
-    h("fieldset", {}, h("legend", {}, "Adapters"), choices,
-      h("p", { class: "between" }, h("label", { for: many.id }, "Items from each"), many)));
+    h("fieldset", {}, h("legend", { class: "hidden" }, "Adapters"),
+      h("details", { class: "fold", open: matchMedia(WIDE).matches }, h("summary", { id: "chosen" }, "Adapters"), choices,
+        h("p", { class: "between" }, h("label", { for: many.id }, "Items from each"), many))));
   byId("ask").addEventListener("submit", (event) => event.preventDefault());
   let known = "";
   onServed((overview) => {
     const tasks = tasksOf(overview);
     const now = tasks.map(({ key }) => key).join();
     who.offer(overview);
+    if (overview.data && !state.samples) sample();
     if (now !== known) {
       offer(choices, tasks, again);
       known = now;
@@ -49,6 +53,30 @@ export function start() {
     }
     for (const column of columns.values()) column.compare(overview);
   });
+}
+
+/** Ask for some users to begin with; without an answer the search field is the way to one. */
+async function sample() {
+  state.samples = [];
+  try {
+    state.samples = (await call(`/v1/users?sample=true&limit=${SAMPLES}`)).users;
+    if (!columns.size) ask();
+  } catch {
+    state.samples = null;
+  }
+}
+
+/** The first screen, before anybody is chosen. */
+function welcome() {
+  const card = ({ user_id, events, latest }) =>
+    h("li", {}, h("button", { type: "button", class: "sample", onclick: () => who.user(user_id) },
+      h("b", {}, `User ${user_id}`), h("span", { class: "muted" }, plural(events, "event")),
+      h("span", { class: "latest" }, `Latest: ${latest.join("; ")}`)));
+  return [
+    h("p", { class: "empty" }, "Choose a user to see what the adapters recommend."),
+    state.samples?.length && h("section", { class: "samples", "aria-labelledby": "samples-title" },
+      h("h2", { id: "samples-title" }, "Or begin with one of these"), h("ul", {}, state.samples.map(card))),
+  ];
 }
 
 /** Show a user whom the address names. */
@@ -74,14 +102,16 @@ const nameOf = (adapter, task) => (adapter.tasks.length > 1 ? `${adapter.ref} ·
 
 function told(adapter, task) {
   const [unit] = scale(task, adapter.feedback.values);
-  return task.kind === "next_item" ? "what comes next" : unit === "probability" ? `probability of ${task.label}` : (task.label ?? "");
+  return task.kind === "next_item" ? "chance to be next" : unit === "probability" ? `probability of ${task.label}` : (task.label ?? "");
 }
 
 /** Ask every chosen adapter, each in its own column. */
 function ask() {
   const overview = served();
   if (!overview) return;
+  byId("intro").hidden = Boolean(state.fields && (state.fields.user_id || state.fields.history.length));
   const wanted = tasksOf(overview).filter(({ key }) => state.chosen.has(key));
+  byId("chosen").textContent = `Adapters: ${wanted.length} of ${tasksOf(overview).length} chosen`;
   for (const [key, column] of columns) {
     if (!state.fields || !wanted.some((one) => one.key === key)) {
       column.stop();
@@ -89,8 +119,8 @@ function ask() {
     }
   }
   if (!state.fields || !wanted.length) {
-    const text = !tasksOf(overview).length ? "No adapter that reads a history is served." : wanted.length ? "Choose a user to see what the adapters recommend." : "Choose an adapter.";
-    put(byId("answers"), h("p", { class: "empty" }, text));
+    const text = tasksOf(overview).length ? "Choose an adapter." : "No adapter that reads a history is served.";
+    put(byId("answers"), wanted.length ? welcome() : h("p", { class: "empty" }, text));
     return;
   }
   for (const { key, adapter, task } of wanted) {
@@ -159,16 +189,17 @@ function makeColumn(adapter, task) {
   }
   const items = ({ results, note: why }, fields) => {
     if (!results.length) return h("p", { class: "muted" }, `Nothing is left to recommend: ${why}.`);
-    const scores = results.map((item) => item.score);
+    const scores = results.map(valueOf);
     const from = low ?? Math.min(...scores);
     const to = high ?? Math.max(...scores);
     const list = h("ol", { class: "items", "aria-label": `Recommended by ${nameOf(adapter, task)}` },
-      results.map((item, number) => entry(item, number, (item.score - from) / (to - from || 1), fields)));
+      results.map((item, number) => entry(item, number, (valueOf(item) - from) / (to - from || 1), fields)));
     list.addEventListener("keydown", walk);
     return list;
   };
   const entry = (item, number, part, fields) => {
     const panel = h("div", { id: newId("why"), hidden: true });
+    const known = facts(item.about, item.title);
     const bar = h("span", { class: "meter", "aria-hidden": "true" }, h("span"));
     bar.firstChild.style.inlineSize = `${100 * Math.min(1, Math.max(0.02, part))}%`;
     const toggle = () => {
@@ -176,7 +207,7 @@ function makeColumn(adapter, task) {
       button.setAttribute("aria-expanded", String(open));
       panel.hidden = !open;
       if (open && !panel.hasChildNodes()) {
-        const reasons = why(fields, adapter.ref, task.name, item.item_id);
+        const reasons = why(fields, adapter.ref, task.name, item.item_id, (found) => compared(found, task, unit));
         panels.push(reasons);
         panel.append(reasons.root);
       }
@@ -186,8 +217,9 @@ function makeColumn(adapter, task) {
       onclick: toggle, onfocus: () => mark(item.item_id), onblur: () => mark(null),
       onpointerenter: () => mark(item.item_id), onpointerleave: () => mark(null),
     },
-    h("span", { class: "rank" }, String(number + 1)), h("span", { class: "title" }, item.title),
-    h("span", { class: "score" }, h("span", { class: "hidden" }, `${unit} `), figure(item.score), bar));
+    h("span", { class: "rank" }, String(number + 1)),
+    h("span", { class: "name" }, h("span", { class: "title" }, item.title), known && h("small", { class: "known" }, known)),
+    h("span", { class: "score" }, h("span", { class: "hidden" }, `${unit} `), unit === "probability" ? percent(valueOf(item)) : figure(item.score), bar));
     return h("li", {}, button, panel);
   };
   return {
@@ -203,6 +235,16 @@ function makeColumn(adapter, task) {
       tell(`${adapter.ref} is version ${now.version} now. `, h("button", { type: "button", class: "link", onclick: load }, "Ask again"));
     },
   };
+}
+
+/** What is shown of a score: a ranking's logits say nothing by themselves, their probabilities do. */
+const valueOf = ({ score, probability }) => probability ?? score;
+
+/** A score with and without the history; of a ranking, whose logits say nothing by themselves, the factor between their exponentials. */
+function compared({ score, without_history: without }, task, unit) {
+  if (task.kind === "next_item") return `The history as a whole multiplies its weight in the ranking by ${figure(Math.exp(score - without))}.`;
+  if (unit === "probability") return `Probability ${percent(score)}, without any history ${percent(without)}.`;
+  return `Score ${figure(score)}, without any history ${figure(without)}.`;
 }
 
 const skeleton = (rows) =>

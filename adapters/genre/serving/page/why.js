@@ -2,14 +2,18 @@
 
 import { aborted, one } from "./api.js";
 import { h, put, say } from "./dom.js";
-import { feedback, figure, plural, share } from "./format.js";
+import { feedback, plural, share } from "./format.js";
 
 const SHOWN = 5;
 const KEPT = 200;
 const known = new Map();
 
-/** A panel that explains one item's score; it begins with the fast estimate and offers the exact method. */
-export function why(fields, ref, task, item) {
+/**
+ * A panel that explains one item's score; it begins with the fast estimate and offers the exact method.
+ *
+ * @param {(found: object) => string} compared The score with and without the history, in words.
+ */
+export function why(fields, ref, task, item, compared) {
   const root = h("div", { class: "why" });
   let asking = null;
 
@@ -27,7 +31,7 @@ export function why(fields, ref, task, item) {
       if (asking !== mine) return;
       if (known.size >= KEPT) known.delete(known.keys().next().value);
       known.set(key, found);
-      put(root, ...reasons(found, load));
+      put(root, ...reasons(found, load, compared(found)));
       say(sentence(found));
     } catch (error) {
       if (aborted(error) || asking !== mine) return;
@@ -46,7 +50,7 @@ export function sentence({ events, column }) {
   return best.length ? `Because of ${best.map(named).join(" and ")}.` : "No event speaks for it.";
 }
 
-function reasons(found, load) {
+function reasons(found, load, compared) {
   const most = Math.max(...found.events.map((event) => Math.abs(event.share)), Number.MIN_VALUE);
   const largest = found.events.slice(0, SHOWN).sort((one, other) => other.share - one.share);
   const rest = found.events.length - SHOWN;
@@ -58,7 +62,7 @@ function reasons(found, load) {
       h("tbody", {}, largest.map((event) => line(event, most)))),
     rest > 0 && h("p", { class: "muted" }, `and ${plural(rest, "event")} with smaller shares`),
     found.older > 0 && h("p", { class: "muted" }, `${plural(found.older, "older event")} not read`),
-    h("p", { class: "muted" }, `Score ${figure(found.score)}, without any history ${figure(found.without_history)}. `,
+    h("p", { class: "muted" }, `${compared} `,
       exact
         ? "Each event was left out in turn."
         : ["A fast estimate. ", h("button", { type: "button", class: "link", onclick: () => load("leave_one_out") }, "Leave each event out")]),
