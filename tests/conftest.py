@@ -22,6 +22,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENRE_CACHE", str(folder))
+        for variable in ("GENRE_REGISTRY", "GENRE_DATA"):  # defaults of a developer's own shell
+            patch.delenv(variable, raising=False)
         yield folder
 
 

@@ -86,6 +86,7 @@ CASES: dict[str, tuple[list[str], Callable[[str, tuple[Any, ...]], bool]]] = {
     "registry export": (["next_item", "--out", "new", "--base", "{base}"], renames("/new")),
     "registry import": (["peft", "--as", "new", "--base", "{base}"], renames("registry/new")),
     "registry gc": ([], opens("manifest.json")),
+    "registry delete": (["like"], opens("manifest.json")),
     "train": (["like.yaml"], renames("version")),
     "evaluate": (["like", *EVAL], opens("adapter_model")),
     "recommend": (["like", *EVAL, "--user", "u1"], opens("adapter_model")),

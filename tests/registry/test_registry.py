@@ -244,6 +244,40 @@ def test_an_encoder_must_be_there_and_is_kept(registry: Registry, adapter: Adapt
     assert [row[1] for row in registry.lineage(user)] == [user.ref, encoder.digest]
 
 
+def test_delete_is_refused_while_anything_names_the_version(registry: Registry, adapter: Adapter, tmp_path: Path) -> None:
+    encoder = registry.publish(write_encoder(tmp_path / "e"), draft("enc", kind="encoder", tasks=[], metrics={}), alias=())
+    parent = registry.publish(adapter(), draft(encoder=encoder.digest), alias="production")
+    child = registry.publish(adapter(1), draft(parents=[parent.ref]), alias="production")
+    other = registry.publish(adapter(2), draft("other", parents=[parent.digest]))
+    for version, message in (
+        (encoder, rf"{encoder.ref} is in use .*got the encoder of {parent.ref}; .*delete {parent.ref} first"),
+        (parent, rf"got a parent of {child.ref}, a parent of {other.ref}; expected a version that nothing names"),
+        (child, rf"got the alias like@latest, .*like@production; .*genre registry promote like:{parent.version} latest"),
+        (other, r"got the alias other@latest; .*it is the only version of other"),
+    ):
+        with pytest.raises(RegistryError, match=message):
+            registry.delete(version.ref)
+        assert registry.resolve(version.ref) == version
+    with pytest.raises(RegistryError, match=f"{child.ref} is in use"):
+        registry.delete("like")
+    with pytest.raises(NotFoundError, match="no version like:000000000000"):
+        registry.delete("like:000000000000")
+
+
+def test_delete_removes_a_version_and_its_record(registry: Registry, adapter: Adapter) -> None:
+    first = registry.publish(adapter(), draft(), alias="production")
+    second = registry.publish(adapter(1), draft(), alias="production")
+    registry.record_baselines(first, {"like": {"item_mean": {"auc": {"value": 0.7, "interval": None, "n": 9}}}})
+    (registry.fetch(first) / "heads.safetensors").write_bytes(b"damaged")
+    deleted = registry.delete(first.ref)
+    assert deleted.ref == first.ref and deleted.freed_bytes > 0 and deleted.formerly == ("latest", "production")
+    assert registry.versions("like") == [second.version] and registry.verify() == []
+    with pytest.raises(NotFoundError, match=f"no version {first.ref}"):
+        registry.rollback("like")
+    again = registry.publish(adapter(), draft(), alias=())
+    assert again == first and registry.baselines(again) is None
+
+
 def test_gc_keeps_history_and_parents_and_removes_the_unfinished(registry: Registry, adapter: Adapter) -> None:
     grandparent = registry.publish(adapter(), draft(), alias=())
     parent = registry.publish(adapter(1), draft(parents=[grandparent.digest]), alias=())

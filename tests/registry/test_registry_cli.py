@@ -70,6 +70,17 @@ def test_verify_and_gc(registry: Registry, two: tuple[Version, Version], tmp_pat
         call(registry, "verify")
 
 
+def test_delete(registry: Registry, two: tuple[Version, Version]) -> None:
+    first, second = two
+    with pytest.raises(RegistryError, match=f"got the alias like@production, a parent of {second.ref}"):
+        call(registry, "delete", first.ref)
+    call(registry, "promote", first.ref, "latest")
+    shown = call(registry, "delete", second.ref).output
+    assert f"deleted {second.ref}, " in shown
+    assert "like@latest named it once and can no longer be rolled back to it" in shown
+    assert second.version not in call(registry, "list").output
+
+
 def test_export_needs_the_base_where_depth_is_set(registry: Registry, two: tuple[Version, Version], tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="--base"):
         call(registry, "export", "like", "--out", str(tmp_path / "out"))

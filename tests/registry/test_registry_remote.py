@@ -175,6 +175,16 @@ def test_gc_leaves_alone_what_is_young(remote: Callable[..., Registry], tmp_path
     assert registry.versions("like") == [kept.version] and registry.verify() == []
 
 
+def test_delete(remote: Callable[..., Registry], tmp_path: Path) -> None:
+    registry = remote()
+    kept = registry.publish(write_adapter(tmp_path / "a"), draft())
+    lost = registry.publish(write_adapter(tmp_path / "b", seed=1), draft(), alias=())
+    with pytest.raises(RegistryError, match="got the alias like@latest"):
+        registry.delete(kept)
+    assert registry.delete(lost).freed_bytes > 0
+    assert registry.versions("like") == [kept.version] and registry.verify() == []
+
+
 def test_an_unknown_file_system_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="no file system for this registry.*nope://x"):
         Registry("nope://x", cache=tmp_path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.options import JsonOption, NameArgument, OnlyNameArgument, RefArgument, RegistryOption, parse_number
+from genre.cli.options import JsonOption, NameArgument, OnlyNameArgument, RefArgument, RegistryOption, parse_number, ref_argument
 from genre.cli.output import check_file, console, format_size, show_metrics, write_result
 from genre.cli.shell.completion import complete_names
 from genre.errors import JobError, RegistryError
@@ -267,6 +267,18 @@ def gc(
         typer.echo(item)
     count = f"{len(found.versions)} versions and {len(found.unfinished)} unfinished publishes"
     typer.echo(f"{'would free' if dry_run else 'freed'} {found.freed_bytes:,} bytes: {count}")
+
+
+@app.command()
+def delete(
+    ref: Annotated[str, ref_argument("The version, as name:version.")],
+    registry: RegistryOption = DEFAULT,
+) -> None:
+    """Delete a version for good; refused while an alias names it, or a version has it as its encoder or parent."""
+    deleted = _open(registry).delete(ref)
+    typer.echo(f"deleted {deleted.ref}, {format_size(deleted.freed_bytes)}")
+    for alias in deleted.formerly:
+        typer.echo(f"{deleted.ref.partition(':')[0]}@{alias} named it once and can no longer be rolled back to it")
 
 
 def _open(url: str) -> "Registry":

@@ -24,7 +24,7 @@ from genre.registry.cache import LocalCopies
 from genre.registry.integrity import prepare, read_draft
 from genre.registry.journal import Journal, Move
 from genre.registry.manifest import BaseInfo, Manifest, Publishable, Version
-from genre.registry.names import LATEST, PRODUCTION, check_name, check_version
+from genre.registry.names import LATEST, PRODUCTION, check_name, check_version, parse_ref
 from genre.registry.quality import check_floor, check_not_worse
 from genre.registry.store import LocalStore, Store
 
@@ -89,6 +89,7 @@ class Registry:
         with self.store.stage(name) as staged:
             sealed = prepare(folder, staged, draft)
             with self.store.writing():
+                lookup.check_encoder(self.store, draft)  # it may have been deleted meanwhile
                 if not self.store.commit(staged, name, sealed.version):
                     self.fetch(f"{name}:{sealed.version}")  # the same content is there: is it still whole?
                     sealed = self.open_version(name, sealed.version).manifest
@@ -266,6 +267,21 @@ class Registry:
     def gc(self, dry_run: bool = False) -> maintenance.Garbage:
         """Remove unfinished publishes and versions that nothing names; see `genre.registry.maintenance`."""
         return maintenance.collect_garbage(self.store, dry_run=dry_run)
+
+    def delete(self, ref: str | Version) -> maintenance.Deleted:
+        """Delete a version for good, if no alias names it and no version has it as its encoder or parent.
+
+        Args:
+            ref: The version; a damaged one too, if it is named exactly (`name:version`).
+
+        Raises:
+            NotFoundError: There is no such version.
+            RegistryError: Something names it; the message says what.
+            IntegrityError: Another manifest or a journal is damaged, so it is not known what it names.
+        """
+        version = parse_ref(ref).version if isinstance(ref, str) else ref.version
+        name = parse_ref(ref).name if isinstance(ref, str) else ref.name
+        return maintenance.delete(self.store, name, version or self.resolve(ref).version)
 
     def export(
         self, ref: str | Version, out: str | Path, *, to: str = "peft", base: str | Path | None = None, tar: bool = False

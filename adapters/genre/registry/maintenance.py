@@ -1,8 +1,8 @@
-"""Verifying and cleaning a whole store.
+"""Verifying and cleaning a whole store, and deleting one version.
 
-Owns: the order of the checks and the names of the findings; what is garbage. Kept is every version that an alias names or ever
-named, and everything those name as encoder or parent, and so on. The rest goes, with unfinished publishes that no living writer
-owns. Ignores: repairing.
+Owns: the order of the checks and the names of the findings; what is garbage; what keeps a version from being deleted. Kept is
+every version that an alias names or ever named, and everything those name as encoder or parent, and so on. The rest goes, with
+unfinished publishes that no living writer owns. Ignores: repairing.
 
     like:a3f09c12be77/heads.safetensors has changed: got sha256 5d4f…; expected 77ab…
     like/aliases/3.json is missing
@@ -16,7 +16,7 @@ from pathlib import Path
 from genre.errors import IntegrityError, RegistryError
 from genre.registry.integrity import check_stored, find_damage
 from genre.registry.journal import Journal
-from genre.registry.lookup import look_up, open_version
+from genre.registry.lookup import look_up, open_version, require_version
 from genre.registry.manifest import Version
 from genre.registry.names import MANIFEST
 from genre.registry.records import read_baselines
@@ -49,6 +49,21 @@ class Garbage:
     unfinished: tuple[str, ...]
     freed_bytes: int
     dry_run: bool
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """A deleted version.
+
+    Attributes:
+        ref: It, as `name:version`.
+        freed_bytes: The size of its files.
+        formerly: Aliases that named it once, and cannot be rolled back to it any more.
+    """
+
+    ref: str
+    freed_bytes: int
+    formerly: tuple[str, ...]
 
 
 def verify(store: Store, name: str | None, fetch: Callable[[Version], Path]) -> list[Problem]:
@@ -126,6 +141,56 @@ def collect_garbage(store: Store, *, dry_run: bool = False) -> Garbage:
             for path in unfinished:
                 store.remove_unfinished(path)
     return Garbage(tuple(version.ref for version in doomed), tuple(unfinished), freed, dry_run)
+
+
+def delete(store: Store, name: str, version: str) -> Deleted:
+    """Delete a version that nothing names: no alias, and no version as its encoder or parent; it may be damaged itself.
+
+    Raises:
+        NotFoundError: There is no such version.
+        RegistryError: Something names it; the message says what.
+        IntegrityError: Another manifest or a journal is damaged, so it is not known what it names.
+    """
+    ref = f"{name}:{version}"
+    with store.cleaning():
+        require_version(store, name, version)
+        journal = Journal(store, name)
+        aliases = [alias for alias, target in journal.aliases().targets.items() if target.version == version]
+        users = _users(store, name, version)
+        if aliases or users:
+            raise _named(store, name, version, sorted(aliases), users)
+        formerly = sorted({move.alias for move in journal.history() if move.version == version})
+        freed = sum(store.files(name, version).values())
+        store.remove(name, version)
+    return Deleted(ref, freed, tuple(formerly))
+
+
+def _users(store: Store, name: str, version: str) -> list[str]:
+    """The versions that need this one or came from it, as `the encoder of like:0123456789ab`."""
+    found = []
+    for each, versions in store.listing().items():
+        for other in versions:
+            if (each, other) == (name, version):
+                continue
+            manifest = open_version(store, each, other).manifest
+            if manifest.encoder is not None and manifest.encoder[:12] == version:
+                found.append(f"the encoder of {each}:{other}")
+            if any(parent == f"{name}:{version}" or parent[:12] == version for parent in manifest.parents):
+                found.append(f"a parent of {each}:{other}")
+    return found
+
+
+def _named(store: Store, name: str, version: str, aliases: list[str], users: list[str]) -> RegistryError:
+    got = [*(f"the alias {name}@{alias}" for alias in aliases), *users]
+    others = [other for other in store.versions(name) if other != version]
+    todo = f"delete {users[0].rpartition(' ')[2]} first" if users else ""
+    if aliases and others:
+        todo = f"move the alias first: genre registry promote {name}:{others[-1]} {aliases[0]}"
+    elif aliases:
+        todo = f"it is the only version of {name}: publish another one, to which the alias can move"
+    more = f" and {len(got) - 5} more" if len(got) > 5 else ""
+    what = f"{name}:{version} is in use and was not deleted"
+    return RegistryError(what, got=", ".join(got[:5]) + more, expected="a version that nothing names", todo=todo)
 
 
 def _reachable(store: Store, everything: list[Version]) -> set[str]:

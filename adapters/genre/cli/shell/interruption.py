@@ -40,6 +40,7 @@ LEFT = {
     "registry history": _NOTHING,
     "registry export": _FOLDER,
     "registry import": _VERSION,
+    "registry delete": "the version is gone or whole: genre registry list shows it; the same command deletes it",
     "registry gc": "what was removed was unused, the rest is whole; the same command removes it",
     "train": _RUN,
     "evaluate": "the registry is unchanged; the same command starts over",
