@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,9 +144,10 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         DiskError: The disk is full or not writable.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield aside
+        sync(aside)
         os.replace(aside, path)
     except OSError as error:
         raise DiskError(
@@ -159,6 +161,15 @@ def atomic(path: Path) -> Iterator[Path]:
         raise DiskError(f"{path} cannot be written", got="a full disk", todo="free some space") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content to the disk, so that a name that it is given next never means an empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

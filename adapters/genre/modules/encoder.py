@@ -11,23 +11,32 @@ collaborative vectors and factors are bound to item ids and are hidden at random
 """
 
 import hashlib
+import json
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genre.data.catalogue import Catalogue
 from genre.errors import DataError, ManifestError
-from genre.files import cache_folder
+from genre.files import atomic, cache_folder
 from genre.modules.base.base import Base
 from genre.modules.heads.neighbours import ItemIndex
 
 MAX_WHITENED = 50_000
 """Texts of about this many items, evenly spread, decide the whitening."""
+MAX_TEXT_TOKENS = 128
+"""Tokens of an item's text that the base embeds."""
+FEWEST_KEPT = 64
+"""Texts that are embedded anew each time, rather than read from the cache."""
 COMPUTED = ("collaborative", "factors")
 """Features that are computed from the training events, see `genre.modules.collaborative`."""
 
@@ -127,13 +136,36 @@ class BehaviourEncoder(nn.Module):
             nn.init.orthogonal_(self.project["text"].weight)  # type: ignore[arg-type]
             self.register_buffer("text_whitening", torch.eye(spec.width))
 
-    def table(self, catalogue: Catalogue, base: Base, *, fit: bool = False) -> ItemTable:
+    def dense_features(self, catalogue: Catalogue) -> dict[str, Tensor]:
+        """The dense columns that the encoder projects, each (N, d).
+
+        Raises:
+            DataError: One is missing or has another width.
+        """
+        found = {}
+        for name, size in self.spec.dense:
+            value = found[f"dense_{name}"] = torch.from_numpy(np.nan_to_num(catalogue.dense(name)))
+            if value.shape[1] != size:
+                raise DataError(f"dense column {name!r} has another width", got=value.shape[1], expected=size)
+        return found
+
+    def table(
+        self,
+        catalogue: Catalogue,
+        base: Base,
+        *,
+        fit: bool = False,
+        forward: AbstractContextManager[Any] | None = None,
+        keep: bool = True,
+    ) -> ItemTable:
         """Compute the features of a catalogue's items.
 
         Args:
             catalogue: Any catalogue with the columns that the encoder projects.
             base: The base that the encoder belongs to; embeds the text.
             fit: Take the mean and deviation of each feature, and the whitening, from this catalogue (once, before training).
+            forward: Entered for each of the base's passes, such as a lock.
+            keep: Keep the text vectors in the user's cache.
 
         Raises:
             DataError: A projected column is missing.
@@ -141,11 +173,8 @@ class BehaviourEncoder(nn.Module):
         raw: dict[str, Tensor] = {}
         texts = catalogue.texts(list(self.spec.text)) if self.spec.text else []
         if self.spec.text:
-            raw["text"] = text_vectors(texts, base)
-        for name, size in self.spec.dense:
-            raw[f"dense_{name}"] = torch.from_numpy(np.nan_to_num(catalogue.dense(name)))
-            if raw[f"dense_{name}"].shape[1] != size:
-                raise DataError(f"dense column {name!r} has another width", got=raw[f"dense_{name}"].shape[1], expected=size)
+            raw["text"] = text_vectors(texts, base, forward=forward, keep=keep)
+        raw |= self.dense_features(catalogue)
         features = {}
         for name, value in raw.items():
             mean, std = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_std")
@@ -229,23 +258,46 @@ def whitening_of(features: Tensor) -> Tensor:
     return ((vectors / (values.clamp_min(0) + ridge).sqrt()) @ vectors.t()).to(features)
 
 
-def text_vectors(texts: list[str], base: Base) -> Tensor:
+def text_vectors(
+    texts: list[str], base: Base, *, forward: AbstractContextManager[Any] | None = None, keep: bool = True
+) -> Tensor:
     """The base's own embedding of each text, (N, D) float32; computed once, kept in the user's cache by content.
 
     The mean hidden state of the loaded layers, in evaluation, from the bare base.
-    """
-    from safetensors.torch import load_file, save_file
 
-    key = hashlib.sha256(
-        "\x1e".join([base.fingerprint, str(base.depth), base.quantization, str(base.dtype), *texts]).encode()
-    ).hexdigest()
-    file: Path = cache_folder() / "texts" / f"{key}.safetensors"
-    if file.exists():
-        return load_file(file)["vectors"]
-    vectors = base.text_vectors([base.tokenizer(t, add_special_tokens=False)["input_ids"][:128] if t else [] for t in texts])
-    if len(texts) > 64:
+    Args:
+        texts: N texts, of which the first 128 tokens count.
+        base: The base.
+        forward: Entered for each of its passes, such as a lock.
+        keep: Keep them in the cache, and look there first.
+    """
+    known = [base.fingerprint, base.tokenizer_digest, base.depth, base.quantization, str(base.dtype), texts]
+    file: Path = cache_folder() / "texts" / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()}.safetensors"
+    kept = keep and len(texts) > FEWEST_KEPT
+    if kept and file.exists():
+        if (found := _read_vectors(file, (len(texts), base.hidden_size))) is not None:
+            return found
+        logging.getLogger(__name__).warning("%s is damaged: text vectors are computed again", file)
+    ids = [base.tokenizer(t, add_special_tokens=False)["input_ids"][:MAX_TEXT_TOKENS] if t else [] for t in texts]
+    vectors = base.text_vectors(ids, forward=forward)
+    if kept:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(f".{np.random.default_rng().integers(1 << 62)}")
-        save_file({"vectors": vectors}, aside)
-        aside.rename(file)
+        with atomic(file) as aside:
+            save_file({"vectors": vectors, "sha256": _sha256(vectors)}, aside)
     return vectors
+
+
+def _read_vectors(file: Path, shape: tuple[int, int]) -> Tensor | None:
+    """The vectors that were kept; None if they are not what was written."""
+    try:
+        found = load_file(file)
+        vectors, digest = found["vectors"], found["sha256"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    whole = vectors.dtype == torch.float32 and tuple(vectors.shape) == shape and torch.equal(digest, _sha256(vectors))
+    return vectors if whole else None
+
+
+def _sha256(vectors: Tensor) -> Tensor:
+    """(32,) uint8."""
+    return torch.tensor(list(hashlib.sha256(vectors.contiguous().numpy().data).digest()), dtype=torch.uint8)

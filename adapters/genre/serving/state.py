@@ -11,7 +11,6 @@ at a time has it: a lock beside it says so, and goes with its process. A referen
 logged and does not keep the service from starting.
 """
 
-import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genre.errors import GenreError, InputError
-from genre.files import atomic
+from genre.files import write_text
 from genre.registry.names import PRODUCTION
 from genre.serving.canary import Canaries
 from genre.serving.deployments import Deployments
@@ -88,10 +87,7 @@ class StateFile:
         self._lock.release()
 
     def _write(self, state: SavedState) -> None:
-        with atomic(self.path) as aside, aside.open("w", encoding="utf-8") as file:
-            file.write(state.model_dump_json(by_alias=True, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_text(self.path, state.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
 def _locked(path: Path) -> FileLock:

@@ -365,12 +365,15 @@ class Base:
         return nn.functional.linear(hidden, weight.to(hidden.device)).float()
 
     @torch.no_grad()
-    def text_vectors(self, token_ids: list[list[int]], *, batch_tokens: int = 4096) -> Tensor:
+    def text_vectors(
+        self, token_ids: list[list[int]], *, batch_tokens: int = 4096, forward: AbstractContextManager[Any] | None = None
+    ) -> Tensor:
         """Mean hidden state over each text, computed once per catalogue.
 
         Args:
             token_ids: N texts as token ids; an empty one gives zeros.
             batch_tokens: Padded tokens of one forward pass.
+            forward: Entered anew for each pass, such as a lock.
 
         Returns:
             (N, D) float32 on the CPU.
@@ -381,7 +384,8 @@ class Base:
         for chosen in plan_batches(lengths[words].numpy(), batch_tokens):
             rows = words[chosen]
             ids = padded([np.array(token_ids[row]) for row in rows.tolist()], 0).to(self.device)
-            hidden = self.hidden(self.embedding(ids), lengths=lengths[rows]).float().cpu()
+            with forward or nullcontext():
+                hidden = self.hidden(self.embedding(ids), lengths=lengths[rows]).float().cpu()
             keep = (torch.arange(ids.shape[1]) < lengths[rows, None]).float()
             vectors[rows] = (hidden * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
         return vectors

@@ -7,14 +7,14 @@ Owns: the hash and its memo in the user's cache. Ignores: finding a base, config
 
 import hashlib
 import json
-import os
+import logging
 import struct
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from genre.errors import BaseModelError
-from genre.files import cache_folder
+from genre.files import cache_folder, write_text
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
 _DTYPES |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
@@ -32,9 +32,12 @@ def fingerprint(folder: Path) -> str:
     if not files:
         raise BaseModelError(f"base folder {folder} has no safetensors", todo="convert the weights to safetensors first")
     stamp = json.dumps([(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
-    memo = cache_folder() / "fingerprints" / hashlib.sha256(stamp.encode()).hexdigest()
+    memo = cache_folder() / "fingerprints" / f"{hashlib.sha256(stamp.encode()).hexdigest()}.txt"
     if memo.exists():
-        return memo.read_text()
+        found, _, check = memo.read_bytes().decode("ascii", "replace").strip().partition(" ")
+        if check == _check(stamp, found):
+            return found
+        logging.getLogger(__name__).warning("%s is damaged: the base's fingerprint is computed again", memo)
     weights = {name: (file, *entry) for file in files for name, entry in _read_header(file).items()}
     total = hashlib.sha256()
     for name, (file, dtype, shape, begin, end) in sorted(weights.items()):
@@ -43,11 +46,15 @@ def fingerprint(folder: Path) -> str:
             source.seek(begin)
             for size in [2**24] * ((end - begin) // 2**24) + [(end - begin) % 2**24]:
                 total.update(source.read(size))
+    found = total.hexdigest()
     memo.parent.mkdir(parents=True, exist_ok=True)
-    aside = memo.with_suffix(f".{os.getpid()}")
-    aside.write_text(total.hexdigest())
-    aside.rename(memo)
-    return total.hexdigest()
+    write_text(memo, f"{found} {_check(stamp, found)}\n")
+    return found
+
+
+def _check(stamp: str, found: str) -> str:
+    """The check of a memo: it belongs to these files, and has not changed."""
+    return hashlib.sha256(f"{stamp} {found}".encode()).hexdigest()
 
 
 def _read_header(file: Path) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
