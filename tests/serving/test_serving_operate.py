@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from serving_fakes import ADMIN, TOKEN, add_version, copy_of, open_engine, serving, wait_until
@@ -65,7 +67,8 @@ def test_a_wrong_token_is_refused_and_no_token_is_ever_logged(engine):
             {"Authorization": b"Bearer \xff\xfe"},
         ):
             for name in ACTS:
-                answer = client.post(f"/v1/admin/{name}", content=b"{", headers=headers)
+                declared = {"Content-Type": "application/json", **headers}
+                answer = client.post(f"/v1/admin/{name}", content=b"{", headers=declared)
                 assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
         assert act(client, "load", ref="rating").status_code == 200
@@ -75,21 +78,39 @@ def test_a_wrong_token_is_refused_and_no_token_is_ever_logged(engine):
         assert client.get("/v1/adapters").json()["admin"] is True
 
 
-def test_who_guesses_tokens_waits_longer_and_longer(engine):
+def test_who_guesses_tokens_waits_longer_and_longer_and_whoever_knows_it_never(engine):
     with serving(engine, ["like@production"], token=TOKEN, token_guesses=2) as (service, client):
         now = service.access.clock = Clock()
         wrong = {"Authorization": "Bearer another token"}
-        assert [client.post("/v1/admin/load", headers=wrong).status_code for _ in range(4)] == [401, 401, 401, 429]
-        refused = client.post("/v1/admin/load", json={"ref": "rating"}, headers=ADMIN)  # not even looked at
-        assert (refused.status_code, refused.json()["code"], refused.headers["Retry-After"]) == (429, "too_many_guesses", "1")
+
+        def guess():
+            return client.post("/v1/admin/load", json={}, headers=wrong)
+
+        assert [guess().status_code for _ in range(4)] == [401, 401, 401, 429]
+        assert (guess().json()["code"], guess().headers["Retry-After"]) == ("too_many_guesses", "1")
         assert digest_of(client)  # nobody else waits
         for seconds in (1, 2, 4, 8, 16, 32, 60, 60):
-            assert client.post("/v1/admin/load", headers=wrong).headers.get("Retry-After") == str(seconds)
+            assert guess().headers.get("Retry-After") == str(seconds)
             now.seconds += seconds
-            assert client.post("/v1/admin/load", headers=wrong).status_code == 401
-        now.seconds += 60
+            assert guess().status_code == 401
+        assert guess().status_code == 429
+        assert act(client, "load", ref="rating").status_code == 200  # within the wait, which it ends
+        assert [guess().status_code for _ in range(4)] == [401, 401, 401, 429]
+
+
+def test_a_call_without_a_token_or_not_as_json_is_no_guess(engine):
+    """What the browser of somebody who reads another site can be made to send."""
+    with serving(engine, ["like@production"], token=TOKEN, token_guesses=0) as (service, client):
+        form = {"Content-Type": "text/plain"}
+        for headers in ({}, {"Authorization": ""}, {"Authorization": "Bearer"}, {"Authorization": "Basic dXNlcjpwYXNz"}):
+            assert client.post("/v1/admin/load", json={"ref": "rating"}, headers=headers).status_code == 401
+            assert client.post("/v1/admin/load", content=b"{}", headers={**form, **headers}).status_code == 415
+        wrong = {"Authorization": "Bearer another token", **form}
+        assert [client.post("/v1/admin/load", content=b"{}", headers=wrong).status_code for _ in range(3)] == [415] * 3
+        assert service.access.wait_s("127.0.0.1") == 0
+        assert client.post("/v1/admin/load", json={}, headers={**wrong, "Content-Type": "application/json"}).status_code == 401
+        assert service.access.wait_s("127.0.0.1") > 0
         assert act(client, "load", ref="rating").status_code == 200
-        assert [client.post("/v1/admin/load", headers=wrong).status_code for _ in range(4)] == [401, 401, 401, 429]
 
 
 class Clock:
@@ -282,18 +303,20 @@ def test_answers_under_swaps_are_each_of_the_version_they_name(trained, registry
 
 
 def test_default_references_are_production_or_latest_and_only_those_that_fit(trained, registry, foreign, base, tmp_path):
-    from genre.serving.deployments import default_refs, fitting
+    from genre.serving.deployments import served_by_default
 
     add_version(registry, trained, base, tmp_path / "new", RATING, seed=4, name="fresh")
     here = {"fresh", "like", "next_item", "rating"}  # other tests of the session publish too
-    refs = [ref for ref in default_refs(registry) if ref.partition("@")[0] in here]
-    assert refs == ["fresh@latest", "like@production", "next_item@production", "rating@production"]
+    for name in set(registry.names()) - {*here, "encoder-planted"}:
+        shutil.rmtree(Path(registry.url) / name)
+    refs, others = served_by_default(registry)
+    assert refs == ["fresh@latest", "like@production", "next_item@production", "rating@production"] and not others
     registry.promote(foreign, "production")
-    kept, other = fitting(registry, refs, registry.resolve("rating@production"))
+    kept, others = served_by_default(registry)
     assert kept == ["fresh@latest", "next_item@production", "rating@production"]
-    assert list(other) == ["like@production"] and "base.fingerprint" in other["like@production"]
+    assert list(others) == ["like@production"] and "base.fingerprint" in others["like@production"]
     with pytest.raises(genre.errors.InputError, match="there is no adapter to serve"):
-        default_refs(genre.Registry(tmp_path / "empty"))
+        served_by_default(genre.Registry(tmp_path / "empty"))
 
 
 def test_a_journal_that_has_not_grown_is_not_read_again(engine, registry, second, monkeypatch):

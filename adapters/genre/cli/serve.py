@@ -55,6 +55,7 @@ def serve(
     batch_rows: Annotated[int, typer.Option(help="Most rows in a micro-batch.")] = 64,
     batch_tokens: Annotated[int, typer.Option(help="Most tokens in a micro-batch, and in a forward pass.")] = 8192,
     queue_rows: Annotated[int, typer.Option(help="Most rows in the queue; more get 429.")] = 2048,
+    call_tokens: Annotated[int, typer.Option(help="Most estimated tokens in a call; more get 413.")] = 2**20,
     timeout: Annotated[float, typer.Option(help="Seconds until a call gets 504.")] = 30.0,
     body_bytes: Annotated[int, typer.Option(help="Most bytes in a body; more get 413.")] = 4 * 2**20,
     drain: Annotated[float, typer.Option(help="Seconds in which a stopping service still accepts calls, not ready.")] = 1.0,
@@ -73,6 +74,7 @@ def serve(
     from genre.serving.settings import TOKEN_VARIABLE, Settings
 
     limits = {"batch_rows": batch_rows, "batch_tokens": batch_tokens, "queue_rows": queue_rows, "body_bytes": body_bytes}
+    limits["call_tokens"] = call_tokens
     times = {"timeout_s": timeout, "drain_s": drain, "follow_s": follow}
     access = {"host": host, "port": port, "hosts": tuple(name.lower() for name in allow_host or ())}
     shares = dict(parse_number("--canary", text, "NAME=SHARE, such as like=0.1") for text in canary or ())
@@ -103,7 +105,7 @@ def _open(
 ) -> Any:
     """Start a service; what is most likely to fail is checked first."""
     from genre.registry import Registry
-    from genre.serving.deployments import default_refs, fitting, with_tasks
+    from genre.serving.deployments import served_by_default
     from genre.serving.state import StateFile
 
     if "://" not in registry and not Path(registry).is_dir():
@@ -112,11 +114,8 @@ def _open(
     refs = list(dict.fromkeys(adapters))
     others: dict[str, str] = {}
     if not adapters:
-        refs, others = with_tasks(store, default_refs(store))
+        refs, others = served_by_default(store)
     first = store.resolve(refs[0])
-    if not adapters:
-        refs, unfit = fitting(store, refs, first)
-        others |= unfit
     kept = None if state is None else StateFile(state)
     from genre.engine import Engine
     from genre.jobs.loading import load_base, open_log

@@ -19,7 +19,7 @@ from genre.data.interactions import Interactions
 from genre.data.sequences.layout import Layout
 from genre.data.sequences.text_rows import TextLayout
 from genre.engine.items import ItemSpace
-from genre.engine.versions import Loaded, read_adapter
+from genre.engine.versions import Loaded, read_adapter, readable
 from genre.errors import InputError
 from genre.modules.base.base import Base
 from genre.modules.lora.layer import layer_of
@@ -101,6 +101,10 @@ class AdapterSource:
             ManifestError, IntegrityError: It cannot be loaded here.
             InputError: It adapts what the base does not have.
         """
+        with readable(version.ref):
+            return self._read(version)
+
+    def _read(self, version: Version) -> Ready:
         loaded = read_adapter(self.registry, version, self.base, encoders=self._encoders, recheck=False)
         unknown = sorted(set(loaded.low) - set(self.slots.layers))
         if unknown:

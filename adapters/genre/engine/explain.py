@@ -19,6 +19,7 @@ import numpy as np
 from genre.data.catalogue import Catalogue
 from genre.engine import Engine, Request, Response
 from genre.engine.gradients import event_gradients
+from genre.engine.requests import NOT_FINITE
 from genre.errors import InputError, JobError, RequestError
 
 METHODS = ("leave_one_out", "gradient")
@@ -108,6 +109,8 @@ class Question:
             return None
         scores = np.array([response.results[0].score for response in responses], dtype=np.float64)
         effects = scores[0] - scores[2:] if gradients is None else gradients.astype(np.float64)
+        if not np.isfinite(effects).all():
+            raise RequestError(NOT_FINITE)
         total = float(np.abs(effects).sum())
         shares = effects / total if total > 0 else np.zeros_like(effects)
         events = [
@@ -140,7 +143,7 @@ def explain(
         gradients = None
         if method == "gradient":
             response, gradients = event_gradients(engine, question.requests[0], ref)
-            if response.digest != question.answer.digest:
+            if response.error is None and response.digest != question.answer.digest:
                 continue
         refs = None if ref is None else [ref] * len(question.requests)
         found = question.read(engine.score(question.requests, refs), gradients)

@@ -50,8 +50,7 @@ class ItemSpace:
         self.scales: Tensor | None = None
         self.index: ItemIndex | None = None
         if shared is not None:
-            with forward:  # texts are embedded by the bare base: no other batch may route rows meanwhile
-                self.vectors, self.index = look_up(shared, catalogue, base)
+            self.vectors, self.index = look_up(shared, catalogue, base, forward)
             self.scales = scales_of(self.vectors)
 
     def met(self, condition: str) -> np.ndarray:
@@ -72,6 +71,9 @@ class ItemSpace:
 class Inline:
     """The items of one call that only have columns; their codes follow the catalogue's, and their tables grow with them.
 
+    Items are named (`code`), become rows of a catalogue for one request at a time (`take_in`, or `forget` if that fails), and
+    are embedded for many requests together (`catch_up`).
+
     Attributes:
         rows: The columns of each.
     """
@@ -81,6 +83,7 @@ class Inline:
         self.rows: list[dict[str, Any]] = []
         self._number: dict[str, int] = {}
         self._texts: list[str] = []
+        self._frames: list[pl.DataFrame] = []  # taken in, not embedded yet
         self._vectors: Tensor | None = None
         self._index = space.index
 
@@ -102,9 +105,11 @@ class Inline:
         known = set(self.space.catalogue.frame.columns)
         if stray := sorted(set(columns) - known):
             raise RequestError("an item has an unknown column", got=stray[0], expected=", ".join(sorted(known)))
+        dense = () if self.space.shared is None else self.space.shared.encoder.spec.dense
+        if lacking := [name for name, _ in dense if columns.get(name) is None]:
+            raise RequestError("an inline item cannot be used", got=f"no {lacking[0]}", expected="every dense column")
         key = json.dumps(columns, sort_keys=True, default=str)
         if key not in self._number:
-            self._check(columns)
             self._number[key] = len(self.rows)
             self.rows.append(columns)
         return self.space.catalogue.size + self._number[key]
@@ -128,6 +133,7 @@ class Inline:
         found = np.zeros(len(codes), dtype=bool)
         found[~inline] = known[codes[~inline]]
         if inline.any():
+            self.take_in()
             rows = [self.rows[code - size] for code in codes[inline].tolist()]
             schema = self.space.catalogue.frame.schema
             found[inline] = Condition.read(condition).met(
@@ -138,7 +144,7 @@ class Inline:
     @property
     def texts(self) -> "Texts":
         """The text of every code."""
-        self.catch_up()
+        self.take_in()
         return Texts(self.space.texts, self._texts)
 
     @property
@@ -168,40 +174,49 @@ class Inline:
         assert self._index is not None
         return self._index
 
-    def catch_up(self) -> None:
-        """Embed the rows that came since the last time. Takes the forward lock."""
-        if len(self._texts) < len(self.rows):
-            texts, found = self._extra(self.rows[len(self._texts) :])
-            self._texts += texts
-            if found is not None:
-                vectors, index = found
-                self._vectors = vectors if self._vectors is None else torch.cat([self._vectors, vectors])
-                self._index = self.index.with_text(index.text)
+    def take_in(self) -> None:
+        """Make rows of a catalogue of the items that were named since the last time.
 
-    def _check(self, columns: dict[str, Any]) -> None:
-        """Refuse an item that cannot become a row, so that it fails with its own request and not with the whole call."""
-        schema, shared = self.space.catalogue.frame.schema, self.space.shared
-        texts = all(isinstance(value, str) and schema[name] == pl.String for name, value in columns.items())
-        if not texts or (shared is not None and shared.encoder.spec.dense):
-            self._extra([columns])
-
-    def _extra(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], tuple[Tensor, ItemIndex] | None]:
-        """Texts, vectors and index of items that are given by their columns."""
+        Raises:
+            RequestError: One cannot become such a row; `forget` them all then.
+        """
+        first = len(self._texts)
+        if first == len(self.rows):
+            return
         space = self.space
         try:
             schema = {name: kind for name, kind in space.catalogue.frame.schema.items() if name != "item_id"}
-            values = [{name: row.get(name) for name in schema} for row in rows]
-            frame = pl.DataFrame(values, schema=schema).with_columns(
-                pl.Series("item_id", [f"\x00inline-{i}" for i in range(len(values))])
-            )
+            values = [{name: row.get(name) for name in schema} for row in self.rows[first:]]
+            numbers = [f"\x00inline-{number}" for number in range(first, len(self.rows))]
+            frame = pl.DataFrame(values, schema=schema).with_columns(pl.Series("item_id", numbers))
             extra = Catalogue(frame.select("item_id", *schema))
-            found = None
             if space.shared is not None:
-                with space.forward:
-                    found = look_up(space.shared, extra, space.base)
-            return extra.texts(list(space.text)), found
+                space.shared.encoder.dense_features(extra)
+            texts = extra.texts(list(space.text))
         except (TypeError, ValueError, OverflowError, RuntimeError, pl.exceptions.PolarsError, GenreError) as error:
             raise RequestError("an inline item cannot be used", got=first_line(error, 160)) from None
+        self._texts += texts
+        if space.shared is not None:
+            self._frames.append(extra.frame)
+
+    def forget(self, count: int) -> None:
+        """Drop the items after the first `count`: those of a request that is refused, none of them embedded yet."""
+        if len(self.rows) > count:
+            self._number = {key: number for key, number in self._number.items() if number < count}
+            surplus = len(self._texts) - count
+            while surplus > 0:
+                surplus -= self._frames.pop().height if self._frames else surplus
+            del self.rows[count:], self._texts[count:]
+
+    def catch_up(self) -> None:
+        """Embed the items that were taken in since the last time, all together; takes the forward lock, pass by pass."""
+        if self._frames:
+            frames, self._frames = self._frames, []
+            space = self.space
+            assert space.shared is not None
+            vectors, index = look_up(space.shared, Catalogue(pl.concat(frames)), space.base, space.forward, keep=False)
+            self._vectors = vectors if self._vectors is None else torch.cat([self._vectors, vectors])
+            self._index = self.index.with_text(index.text)
 
 
 class Texts(Sequence[str]):
@@ -221,10 +236,20 @@ class Texts(Sequence[str]):
 
 
 @torch.no_grad()
-def look_up(shared: SharedEncoder, catalogue: Catalogue, base: Base) -> tuple[Tensor, ItemIndex]:
-    """(N, D) float32 item vectors of a catalogue, and its index."""
+def look_up(
+    shared: SharedEncoder, catalogue: Catalogue, base: Base, forward: Lock, *, keep: bool = True
+) -> tuple[Tensor, ItemIndex]:
+    """(N, D) float32 item vectors of a catalogue, and its index.
+
+    Args:
+        shared: The encoder.
+        catalogue: N items.
+        base: Embeds their texts, bare.
+        forward: Held during each of its passes, in which no other batch may route rows; others have their turn in between.
+        keep: Keep the texts' vectors in the user's cache.
+    """
     encoder = shared.encoder.eval()
-    table = encoder.table(catalogue, base).to(base.device)
+    table = encoder.table(catalogue, base, forward=forward, keep=keep).to(base.device)
     return encoder.item_vectors(table), encoder.index(table)
 
 

@@ -23,7 +23,7 @@ from genre.data.sequences.layout import Layout
 from genre.data.sequences.layout import Sequence as Row
 from genre.engine.adapter_source import Resident
 from genre.engine.items import Inline
-from genre.engine.requests import EVENT_FIELDS, Request, Response, Scored
+from genre.engine.requests import EVENT_FIELDS, NOT_FINITE, Request, Response, Scored, refused
 from genre.engine.reranking import POOL, diversify
 from genre.engine.versions import Loaded
 from genre.errors import RequestError
@@ -62,6 +62,8 @@ class Job:
     def respond(self) -> Response:
         """The response, once every row is scored; equal scores stay in the order of the codes."""
         scores = np.concatenate([np.empty(0, dtype=np.float32), *(part for part in self.scores if part is not None)])
+        if not np.isfinite(scores).all():
+            return refused(self.request, NOT_FINITE)
         order = np.arange(len(scores)) if self.request.k is None else self._choose(scores, self.request.k)
         shares = _softmax(scores) if self.task.kind == "next_item" else None
         results = tuple(
@@ -93,6 +95,7 @@ def plan(number: int, request: Request, resident: Resident, inline: Inline, data
     Raises:
         GenreError: The request cannot be answered.
     """
+    known = len(inline.rows)
     try:
         loaded = resident.loaded
         task = task_of(loaded, request)
@@ -106,9 +109,13 @@ def plan(number: int, request: Request, resident: Resident, inline: Inline, data
         layout = loaded.layout
         kept = layout.max_events - 1
         rows = _rows(task, inline, layout, history[-kept:], history_items[-kept:], user, codes, row_tokens)
+        inline.take_in()
         return Job(number, request, resident, task, inline, codes, rows, [None] * len(rows), note)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:  # odd values of a type that no check foresaw
-        raise RequestError("the request cannot be used", got=f"{type(error).__name__}: {error}"[:160]) from error
+    except BaseException as error:
+        inline.forget(known)
+        if isinstance(error, TypeError | ValueError | OverflowError | RecursionError):  # odd values that no check foresaw
+            raise RequestError("the request cannot be used", got=f"{type(error).__name__}: {error}"[:160]) from error
+        raise
 
 
 def task_of(loaded: Loaded, request: Request) -> Task:

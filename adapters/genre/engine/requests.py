@@ -40,6 +40,8 @@ MAX_CANDIDATES = 100_000
 MAX_HISTORY = 100_000
 MAX_TEXTS = 10_000
 MAX_CONDITIONS = 32
+NOT_FINITE = "the version gave a score that is not a number"
+"""The error of a row with a score that is not finite: JSON has no such number, and nobody can rank by it."""
 
 _NOT_OF_TEXTS = ("history", "candidates", "user_id", "user", "allow", "deny", "where", "diversity")
 _CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)

@@ -19,7 +19,7 @@ import numpy as np
 from genre.engine.adapter_source import Resident
 from genre.engine.items import Inline
 from genre.engine.planning import Job, best, task_of
-from genre.engine.requests import Request, Response, ScoredText
+from genre.engine.requests import NOT_FINITE, Request, Response, ScoredText, refused
 from genre.errors import RequestError
 
 
@@ -36,6 +36,8 @@ class TextJob(Job):
     def respond(self) -> Response:
         """The response, once every row is scored; equal scores stay in the order of the request."""
         found = np.concatenate([part for part in self.scores if part is not None]) if self.rows else np.empty(0)
+        if not np.isfinite(found).all():
+            return refused(self.request, NOT_FINITE)
         classes = self.task.classes if found.ndim == 2 else None
         scores = found if classes is None else _expected(found, classes)
         order = np.arange(len(scores)) if self.request.k is None else best(scores, self.request.k)

@@ -9,13 +9,16 @@ are stored, who asks for them.
 
 import dataclasses
 import json
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor
 
@@ -93,6 +96,23 @@ def read_catalogue(folder: Path) -> Catalogue:
         raise IntegrityError(f"{CATALOGUE} cannot be read", got=first_line(error)) from None
 
 
+UNFORESEEN = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, RecursionError)
+"""Errors of Python and torch over content that has another form than was published; OSError passes, it is the disk's."""
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turn any error over the content of a version into a ManifestError: nobody has checked what its publisher wrote."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (*UNFORESEEN, SafetensorError, pl.exceptions.PolarsError) as error:
+        got = f"{type(error).__name__}: {first_line(error)}"
+        todo = "it was damaged before it was published, or by another release; train it again"
+        raise ManifestError(f"{what} cannot be read", got=got, expected="what genre train publishes", todo=todo) from error
+
+
 def read_adapter(
     registry: Registry,
     ref: str | Version,
@@ -115,6 +135,19 @@ def read_adapter(
         IntegrityError: The version is damaged.
     """
     version = registry.resolve(ref)
+    with readable(version.ref):
+        return _read_version(registry, ref, version, base, encoders, recheck=recheck)
+
+
+def _read_version(
+    registry: Registry,
+    ref: str | Version,
+    version: Version,
+    base: Base,
+    encoders: MutableMapping[str, SharedEncoder] | None,
+    *,
+    recheck: bool,
+) -> Loaded:
     name = ref if isinstance(ref, str) else ref.ref
     folder = registry.fetch(version, recheck=recheck)
     manifest = version.manifest
@@ -204,6 +237,11 @@ def read_encoder(registry: Registry, digest: str, base: Base) -> SharedEncoder:
         ManifestError: It was fitted on another base.
     """
     version = registry.find(digest)
+    with readable(version.ref):
+        return _read_encoder(registry, version, base)
+
+
+def _read_encoder(registry: Registry, version: Version, base: Base) -> SharedEncoder:
     check_fit(version.manifest, base_fingerprint=base.fingerprint, depth=base.depth, tokenizer=base.tokenizer_digest)
     folder = registry.fetch(version)
     described = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
@@ -212,7 +250,7 @@ def read_encoder(registry: Registry, digest: str, base: Base) -> SharedEncoder:
     encoder = BehaviourEncoder.restore(described["spec"], bound, load_file(folder / "encoder.safetensors"))
     fitted = described["feedback"]
     vocabulary = None if fitted is None else FeedbackVocabulary(fitted["column"], tuple(fitted["values"]))
-    return SharedEncoder(encoder.to(base.device), vocabulary, digest, catalogue)
+    return SharedEncoder(encoder.to(base.device), vocabulary, version.digest, catalogue)
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:

@@ -1,10 +1,14 @@
 """The sizes that the registry accepts, checked before anything is allocated.
 
-Owns: the limits, and parsing JSON under them. Ignores: what the JSON means.
+Owns: the limits, opening plain files and parsing JSON under them. Ignores: what the JSON means.
 """
 
+import errno
 import json
-from typing import Any
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from genre.errors import IntegrityError
 
@@ -23,6 +27,25 @@ MAX_TENSORS = 100_000
 MAX_TENSOR_NAME = 512
 MAX_DIMENSIONS = 4
 MAX_RANK = 1024
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file that is neither a link nor a pipe nor a device, none of which is waited for.
+
+    Raises:
+        IntegrityError: It is one of these.
+        OSError: It cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise IntegrityError(f"{path.name} is not a plain file", expected="no link, no pipe, no device") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IntegrityError(f"{path.name} is not a plain file", expected="no link, no folder, no pipe, no device")
+    return open(descriptor, "rb")
 
 
 def parse_json(data: bytes, what: str, *, limit: int = MAX_JSON_BYTES) -> Any:

@@ -28,6 +28,7 @@ from typing import Protocol
 
 from genre.errors import DiskError, NotFoundError, RegistryError
 from genre.files import check_writable, disk_errors
+from genre.registry.limits import open_plain
 from genre.registry.names import ALIASES, RECORDS, is_name, is_version
 
 TEMPORARY = ".tmp-"
@@ -126,7 +127,7 @@ class LocalStore:
     def read(self, name: str, version: str, file: str, limit: int) -> bytes:
         path = self.root / name / version / file
         try:
-            with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as source:
+            with open_plain(path) as source:
                 return source.read(limit + 1)
         except (FileNotFoundError, NotADirectoryError):
             raise NotFoundError(f"{path.name} is missing", got=str(path.parent)) from None

@@ -2,8 +2,10 @@
 
 Owns: comparing tokens, how many wrong ones are free, how long a client then waits. Ignores: HTTP, what operators do.
 
-After `free` wrong tokens each further one doubles the time that its client has to wait, from one second up to a minute; until
-then its calls are refused before the token is looked at, so that waiting cannot be skipped. A right token resets the count.
+After `free` wrong tokens each further one doubles the time that its client has to wait, from one second up to a minute; a wrong
+one that comes earlier answers 429 and is not counted. A call without a token is no guess, since anybody's browser can be made to
+send one. The right token is never kept waiting, and resets the count: it is too long to be found by guessing, and clients behind
+a proxy have one address.
 """
 
 import hashlib
@@ -47,20 +49,23 @@ class AdminAccess:
         Raises:
             Problem: 401, no token or a wrong one; 429, too many wrong ones.
         """
-        if (seconds := self.wait_s(client)) > 0:
+        kind, _, token = authorization.partition(" ")
+        token = token.strip() if kind.lower() == "bearer" else ""
+        expected = "" if self.token is None else self.token.get_secret_value()
+        got, wanted = (hashlib.sha256(each).digest() for each in (token.encode("latin-1"), expected.encode()))
+        if hmac.compare_digest(got, wanted) and self.token is not None:
+            self._wrong.pop(client, None)
+            return
+        if token and (seconds := self.wait_s(client)) > 0:
             error = RequestError("too many wrong admin tokens", todo=f"try again in {math.ceil(seconds)} s")
             raise Problem(429, "too_many_guesses", error, {"Retry-After": str(math.ceil(seconds))})
-        kind, _, token = authorization.partition(" ")
-        expected = "" if self.token is None else self.token.get_secret_value()
-        got, wanted = (hashlib.sha256(each).digest() for each in (token.strip().encode("latin-1"), expected.encode()))
-        if not (hmac.compare_digest(got, wanted) and self.token is not None and kind.lower() == "bearer"):
+        if token:
             self.count_wrong(client)
-            error = RequestError("this needs the admin token", expected="the header Authorization: Bearer TOKEN")
-            raise Problem(401, "unauthorized", error, {"WWW-Authenticate": "Bearer"})
-        self._wrong.pop(client, None)
+        error = RequestError("this needs the admin token", expected="the header Authorization: Bearer TOKEN")
+        raise Problem(401, "unauthorized", error, {"WWW-Authenticate": "Bearer"})
 
     def wait_s(self, client: str) -> float:
-        """Seconds until a client may try again; 0 if it may now."""
+        """Seconds until a client may guess again; 0 if it may now."""
         return max(0.0, self._wrong.get(client, (0, 0.0))[1] - self.clock())
 
     def count_wrong(self, client: str) -> None:

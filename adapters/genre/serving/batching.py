@@ -1,4 +1,4 @@
-"""Rows of many calls in one batch: a bounded queue and the one thread that scores.
+"""Rows of many calls in one batch: bounded queues and the threads that score.
 
 Owns: who waits, what goes together, time-outs, whose fault a failure is. Ignores: HTTP, bodies, aliases.
 
@@ -7,30 +7,31 @@ Owns: who waits, what goes together, time-outs, whose fault a failure is. Ignore
 
 A free worker waits until no row has come for a few milliseconds, and for ten times as long at most, so that clients that were
 answered together and ask again stay together; rows that came while it was busy have waited already. A batch ends at its rows or
-its tokens. Rows are scored in the order in which they came. A batch that breaks is scored again row by row, so that only the
-row that breaks it fails.
+its tokens. Callers take turns, and so do the calls of one caller (`genre.serving.turns`). A row of more tokens than a batch goes
+alone, in a thread of its own: the engine runs one forward pass at a time, so that its passes and those of batches alternate. A
+batch that breaks is scored again row by row, so that only the row that breaks it fails.
 """
 
 import asyncio
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from genre.engine import Engine, Request, Response
+from genre.engine.requests import NOT_FINITE
 from genre.errors import RequestError
 from genre.serving.deployments import Deployment
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
 from genre.serving.problems import Problem, shorten
 from genre.serving.settings import Settings
+from genre.serving.turns import Turns
 
 LONGEST_GATHER = 10
-NO_NUMBER = "the version gave a score that is not a number"
 INTERNAL = "the row could not be scored: an internal error; the log has the reason under the call's request id"
 
 
@@ -43,12 +44,14 @@ class Routed:
         deployment: The one that answers it.
         tokens: An upper bound of its rows' tokens.
         fallback: The one that answers if that fails: production, for a request that goes to a candidate.
+        results: An upper bound of the results in its answer.
     """
 
     request: Request
     deployment: Deployment
     tokens: int
     fallback: Deployment | None = None
+    results: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,24 @@ class _Row:
     routed: Routed
 
 
+class _Worker:
+    """A thread that scores, and the rows that wait for it.
+
+    Attributes:
+        rows: Those that wait, by caller and call.
+        scoring: The number of the batch that it scores now; 0 for none.
+    """
+
+    def __init__(self, name: str, quantum: int, work: Callable[["_Worker"], None], *, gathers: bool) -> None:
+        self.gathers = gathers
+        self.rows: Turns[_Row] = Turns(quantum)
+        self.newest = 0.0
+        self.scoring = 0
+        self.thread = threading.Thread(target=work, args=(self,), name=name, daemon=True)
+
+
 class Batcher:
-    """The queue and its worker."""
+    """The queues and their workers: one for batches, one for rows that are larger than a batch."""
 
     def __init__(self, engine: Engine, settings: Settings, log: Log, metrics: Metrics, router: Router) -> None:
         self.engine = engine
@@ -111,65 +130,87 @@ class Batcher:
         self.log = log
         self.metrics = metrics
         self.router = router
-        self._queue: deque[_Row] = deque()
         self._changed = threading.Condition()
-        self._scoring = False
         self._pauses = 0
+        self._batches = 0
         self._stopping = False
         self._rows_per_s = 0.0  # lately
-        self._worker = threading.Thread(target=self._work, name="genre-scoring", daemon=True)
+        self._small = _Worker("genre-scoring", settings.batch_tokens, self._work, gathers=True)
+        self._large = _Worker("genre-scoring-large", settings.batch_tokens, self._work, gathers=False)
+        self._workers = (self._small, self._large)
 
     def start(self) -> None:
-        """Start the worker."""
-        self._worker.start()
+        """Start the workers."""
+        for worker in self._workers:
+            worker.thread.start()
 
     def stop(self) -> None:
-        """Score the waiting rows, then end the worker."""
+        """Score the waiting rows, then end the workers."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        if self._worker.is_alive():
-            self._worker.join()
+        for worker in self._workers:
+            if worker.thread.is_alive():
+                worker.thread.join()
 
     @property
     def alive(self) -> bool:
-        """True while the worker runs."""
-        return self._worker.is_alive()
+        """True while the workers run."""
+        return all(worker.thread.is_alive() for worker in self._workers)
 
     @property
     def waiting(self) -> int:
-        """Rows in the queue."""
-        return len(self._queue)
+        """Rows in the queues."""
+        return sum(len(worker.rows) for worker in self._workers)
 
-    def submit(self, rows: Sequence[Routed], *, request_id: str, timeout_s: float) -> Call:
+    def submit(self, rows: Sequence[Routed], *, request_id: str, timeout_s: float, caller: str = "") -> Call:
         """Queue the rows of a call (one or more), all of them or none. Called on the event loop.
+
+        Args:
+            rows: The rows.
+            request_id: The call's.
+            timeout_s: Seconds from now until rows are no longer scored.
+            caller: Who shares turns and room in the queue with nobody else: a client's address.
 
         Raises:
             Problem: 429, they do not fit; 503, the service is stopping.
         """
         call = Call(len(rows), request_id, timeout_s, asyncio.get_running_loop())
         with self._changed:
-            if self._stopping or not self._worker.is_alive():
+            if self._stopping or not self.alive:
                 raise Problem(503, "stopping", "the service is stopping", {"Retry-After": "1"})
-            if self._queue and len(self._queue) + len(rows) > self.settings.queue_rows:
+            if not self._fits(caller, len(rows)):
                 raise self._full(len(rows))
-            self._queue.extend(_Row(call, index, routed) for index, routed in enumerate(rows))
-            self.metrics.queue.set(len(self._queue))
+            for index, routed in enumerate(rows):
+                worker = self._large if routed.tokens > self.settings.batch_tokens else self._small
+                worker.rows.push((caller, id(call)), _Row(call, index, routed), routed.tokens)
+                worker.newest = call.begun
+            self.metrics.queue.set(self.waiting)
             self._changed.notify_all()
         return call
 
+    def _fits(self, caller: str, more: int) -> bool:
+        """True if there is room for more rows, or the caller has less than its share of a queue that others have filled."""
+        most, waiting = self.settings.queue_rows, self.waiting
+        if not waiting or waiting + more <= most:
+            return True
+        own = sum(worker.rows.under(caller) for worker in self._workers)
+        callers = max(worker.rows.keys + (not worker.rows.under(caller)) for worker in self._workers)
+        return own + more <= most // callers
+
     def _full(self, more: int) -> Problem:
-        seconds = math.ceil(len(self._queue) / self._rows_per_s) if self._rows_per_s else 1
-        got, most = f"{len(self._queue)} rows waiting and {more} more", f"at most {self.settings.queue_rows}"
+        waiting = self.waiting
+        seconds = math.ceil(waiting / self._rows_per_s) if self._rows_per_s else 1
+        got, most = f"{waiting} rows waiting and {more} more", f"at most {self.settings.queue_rows}"
         error = RequestError("the queue is full", got=got, expected=most, todo="try again after Retry-After seconds")
         return Problem(429, "queue_full", error, {"Retry-After": str(min(60, max(1, seconds)))})
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Score nothing within the block, which begins once the batch under way is scored."""
+        """Score nothing within the block, which begins once the batches under way are scored."""
         with self._changed:
             self._pauses += 1
-            self._changed.wait_for(lambda: not self._scoring)
+            self._changed.wait_for(lambda: not any(worker.scoring for worker in self._workers))
         try:
             yield
         finally:
@@ -177,52 +218,61 @@ class Batcher:
                 self._pauses -= 1
                 self._changed.notify_all()
 
-    def _work(self) -> None:
-        while (batch := self._take()) is not None:
+    def settle(self) -> None:
+        """Wait until the batches under way are scored; later ones go on meanwhile."""
+        with self._changed:
+            under_way = {worker.scoring for worker in self._workers} - {0}
+            self._changed.wait_for(lambda: under_way.isdisjoint(worker.scoring for worker in self._workers))
+
+    def _work(self, worker: _Worker) -> None:
+        while (batch := self._take(worker)) is not None:
             try:
                 self._score(batch)
             finally:
                 with self._changed:
-                    self._scoring = False
+                    worker.scoring = 0
                     self._changed.notify_all()
 
-    def _take(self) -> list[_Row] | None:
+    def _take(self, worker: _Worker) -> list[_Row] | None:
         """The next batch; None when everything is scored and the worker is to end."""
+
+        def ready() -> bool:
+            return not self._pauses and bool(len(worker.rows) or self._stopping)
+
         with self._changed:
-            self._changed.wait_for(self._ready)
-            self._gather()
-            self._changed.wait_for(self._ready)  # a pause may have begun meanwhile
-            if not self._queue:
+            self._changed.wait_for(ready)
+            if worker.gathers:
+                self._gather(worker)
+                self._changed.wait_for(ready)  # a pause may have begun meanwhile
+            if not len(worker.rows):
                 return None
-            batch = self._cut()
-            self._scoring = True
-            self.metrics.queue.set(len(self._queue))
+            batch = self._cut(worker.rows)
+            self._batches += 1
+            worker.scoring = self._batches
+            self.metrics.queue.set(self.waiting)
         return batch
 
-    def _ready(self) -> bool:
-        return not self._pauses and bool(self._queue or self._stopping)
-
-    def _gather(self) -> None:
+    def _gather(self, worker: _Worker) -> None:
         """Wait briefly for more rows, as long as they keep arriving."""
         moment = self.settings.gather_ms / 1000
-        while 0 < len(self._queue) < self.settings.batch_rows and not self._stopping and not self._pauses:
-            first, last = self._queue[0].call.begun, self._queue[-1].call.begun
-            left = min(last + moment, first + LONGEST_GATHER * moment) - time.monotonic()
+        while 0 < len(worker.rows) < self.settings.batch_rows and not self._stopping and not self._pauses:
+            first = worker.rows.first()[0].call.begun
+            left = min(worker.newest + moment, first + LONGEST_GATHER * moment) - time.monotonic()
             if left <= 0 or not self._changed.wait(left):
                 return
 
-    def _cut(self) -> list[_Row]:
+    def _cut(self, rows: Turns[_Row]) -> list[_Row]:
         batch: list[_Row] = []
         tokens = 0
-        while self._queue and len(batch) < self.settings.batch_rows:
-            first = self._queue[0]
+        while len(rows) and len(batch) < self.settings.batch_rows:
+            first, work = rows.first()
             if first.call.given_up:
-                self._queue.popleft()
+                rows.pop()
                 continue
-            tokens += first.routed.tokens
+            tokens += work
             if batch and tokens > self.settings.batch_tokens:
                 break
-            batch.append(self._queue.popleft())
+            batch.append(rows.pop()[0])
         return batch
 
     def _score(self, batch: list[_Row]) -> None:
@@ -267,7 +317,7 @@ class Batcher:
         requests = [row.routed.request for row in batch]
         refs = [row.routed.deployment.ref for row in batch]
         try:
-            found = [_finite(response) for response in self.engine.score(requests, refs)]
+            found = self.engine.score(requests, refs)
         except Exception as error:
             if len(batch) > 1:
                 return [answer for row in batch for answer in self._answers([row])]
@@ -279,7 +329,7 @@ class Batcher:
         """The response, without a path of this machine in its error."""
         if response.error is None:
             return Answer(response, row.routed.deployment)
-        internal = response.error in (INTERNAL, NO_NUMBER)
+        internal = response.error in (INTERNAL, NOT_FINITE)
         text = shorten(response.error.replace(self.engine.registry.url, "the registry"))
         return Answer(replace(response, error=text), row.routed.deployment, internal)
 
@@ -298,10 +348,3 @@ class Batcher:
         request, deployment = row.routed.request, row.routed.deployment
         self.metrics.row_failed(deployment.name, kind)
         row.call.answer(row.index, Answer(Response(request.id, request.adapter, error=error), deployment))
-
-
-def _finite(response: Response) -> Response:
-    """A response whose scores are numbers, or its error."""
-    if all(math.isfinite(scored.score) for scored in response.results):
-        return response
-    return Response(response.id, response.adapter, error=NO_NUMBER)

@@ -12,69 +12,23 @@ Threads: any may call anything, but the one that scores only reads. One operatio
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import polars as pl
 
 from genre.data.catalogue import Catalogue
 from genre.engine import Engine, Request
-from genre.errors import GenreError, InputError, NotFoundError, RequestError
-from genre.registry import Manifest, Move, Registry, Version
+from genre.errors import GenreError, InputError, ManifestError, NotFoundError, RequestError, first_line
+from genre.registry import Move, Registry, Version
 from genre.registry.names import LATEST, PRODUCTION, parse_ref
+from genre.serving.estimates import TokenEstimate
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
 
 RETRY_S = 30.0
 NO_ITEMS = Catalogue(pl.DataFrame(schema={"item_id": pl.String, "title": pl.String}))
-
-
-@dataclass(frozen=True)
-class TokenEstimate:
-    """An upper bound of the tokens of a version's rows, from the lengths in its manifest.
-
-    Attributes:
-        instruction: Characters of the instruction; a token is at least one.
-        item: Tokens of an item slot.
-        event: Tokens of an item slot and its feedback slot, if there is one.
-        events: Events of one row at most.
-        catalogue: Items that a row without candidates is scored against, by branches.
-        ranking: Tasks that score the whole catalogue by one dot product, without branches.
-        text: Tokens of one text, for a version that reads labelled texts.
-    """
-
-    instruction: int = 0
-    item: int = 0
-    event: int = 0
-    events: int = 0
-    catalogue: int = 0
-    ranking: frozenset[str] = frozenset()
-    text: int = 0
-
-    @classmethod
-    def of(cls, manifest: Manifest, catalogue: int) -> "TokenEstimate":
-        """Read the lengths of a manifest; `catalogue` is the number of items."""
-        sequence: Mapping[str, Any] = manifest.sequence
-        if manifest.reads == "texts":
-            return cls(text=int(sequence["max_tokens"]))
-        item = 1 if sequence["item"] == "token" else int(sequence["max_item_tokens"]) + 1
-        ranking = frozenset(str(task["name"]) for task in manifest.tasks if task.get("kind") == "next_item")
-        feedback = 1 if sequence["soft_feedback"] else 4
-        event = item + (0 if sequence["feedback"] is None else feedback)
-        return cls(len(str(sequence["instruction"])) + 1, item, event, int(sequence["max_events"]), catalogue, ranking)
-
-    def tokens(self, request: Request, events: int) -> int:
-        """Tokens of one request's rows at most, with `events` events in its history."""
-        if request.texts is not None:
-            return len(request.texts) * self.text
-        user = sum(len(str(value)) for value in (request.user or {}).values())
-        prefix = self.instruction + user + min(events, self.events) * self.event
-        if request.task in self.ranking or (request.task is None and len(self.ranking) == 1):
-            return prefix
-        items = request.candidates if request.candidates is not None else request.allow
-        return prefix + (self.catalogue if items is None else len(items)) * self.item
 
 
 @dataclass(frozen=True)
@@ -114,14 +68,14 @@ class Deployment:
 
 
 class Deployments:
-    """The references that one service serves; `paused` is a block in which no row is scored."""
+    """The references that one service serves; `settle` waits until the rows that are being scored have their answers."""
 
-    def __init__(self, engine: Engine, log: Log, metrics: Metrics, paused: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, engine: Engine, log: Log, metrics: Metrics, settle: Callable[[], object]) -> None:
         self.engine = engine
         self.registry = engine.registry
         self.log = log
         self.metrics = metrics
-        self.paused = paused
+        self.settle = settle
         self._deployed: Mapping[str, Deployment] = {}  # replaced as a whole, so that readers need no lock
         self._failed: dict[str, tuple[str, float]] = {}
         self._operations = threading.RLock()
@@ -165,6 +119,7 @@ class Deployments:
         parse_ref(ref)
         with self._operations:
             if ref not in self._deployed:
+                self._check(ref)
                 self._put(ref, self.engine.load(ref), public=public)
                 return self._deployed[ref]
             self._swap(ref)
@@ -196,7 +151,8 @@ class Deployments:
                 raise NotFoundError("no adapter is served under that reference", got=ref[:80], expected=known)
             self._deployed = {key: deployment for key, deployment in self._deployed.items() if key != ref}
             self._failed.pop(ref, None)
-            with self._held, self.paused():
+            with self._held:
+                self.settle()  # rows that wait are routed again before they are scored
                 self._unload(ref)
 
     def follow(self, name: str | None = None) -> None:
@@ -240,6 +196,7 @@ class Deployments:
             watched = any(one.name == version.name and one.alias == alias for one in self.all())
             trial = version.ref if watched and version.ref not in self._deployed else None
             if trial is not None:
+                self._check(trial)
                 self.engine.swap(trial)
             try:
                 move = self.registry.promote(version, alias, floor=floor, not_worse=not_worse)
@@ -260,8 +217,13 @@ class Deployments:
             self.follow(name)
         return move
 
+    def _check(self, ref: str) -> None:
+        """Refuse a version whose requests could not be weighed, before the engine knows it."""
+        TokenEstimate.of(self.registry.resolve(ref).manifest, 0)
+
     def _swap(self, ref: str) -> None:
         before = self._deployed[ref]
+        self._check(ref)
         self._put(ref, self.engine.swap(ref), public=before.public)
         after = self._deployed[ref].version
         if after.digest != before.version.digest:
@@ -290,54 +252,56 @@ class Deployments:
             self.log.write("was out already", ref=ref)
 
 
-def default_refs(registry: Registry) -> list[str]:
+def served_by_default(registry: Registry) -> tuple[list[str], dict[str, str]]:
     """Every adapter of a registry: under `production`, or `latest` where that is not set. Encoders are not adapters.
+
+    Returns:
+        References whose version can answer requests on the base of the first one, and for each of the others the reason why it
+        cannot: it is damaged, it has no tasks, it has another base or depth.
 
     Raises:
         InputError: There is none.
     """
-    refs = []
+    found: list[Version] = []
+    refs: list[str] = []
+    others: dict[str, str] = {}
     for name in registry.names():
-        aliases = registry.aliases(name)
-        alias = next((alias for alias in (PRODUCTION, LATEST) if alias in aliases), None)
-        if alias is not None and registry.resolve(f"{name}@{alias}").manifest.kind != "encoder":
-            refs.append(f"{name}@{alias}")
+        try:
+            aliases = registry.aliases(name)
+            alias = next((alias for alias in (PRODUCTION, LATEST) if alias in aliases), None)
+            version = None if alias is None else registry.resolve(f"{name}@{alias}")
+        except (GenreError, OSError) as error:
+            others[name] = first_line(error, 300)
+            continue
+        if version is None or version.manifest.kind == "encoder":
+            continue
+        ref = f"{name}@{alias}"
+        why = _unfit(version, found[0] if found else None)
+        if why is not None:
+            others[ref] = why
+            continue
+        found.append(version)
+        refs.append(ref)
     if not refs:
-        raise InputError("there is no adapter to serve", got=f"the registry at {registry.url}", todo="genre train publishes one")
-    return refs
+        found_here = "; ".join(f"{ref}: {why}" for ref, why in list(others.items())[:3]) or f"the registry at {registry.url}"
+        todo = "genre train publishes one"
+        raise InputError("there is no adapter to serve", got=found_here, expected="one with tasks", todo=todo)
+    return refs, others
 
 
-def with_tasks(registry: Registry, refs: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """The references whose version can answer requests, and for each of the others the reason why it cannot.
-
-    Raises:
-        InputError: None can.
-    """
-    kept: list[str] = []
-    other: dict[str, str] = {}
-    for ref in refs:
-        if registry.resolve(ref).manifest.answers:
-            kept.append(ref)
-        else:
-            other[ref] = "it has no tasks: an imported adapter is a low-rank update alone"
-    if not kept:
-        expected = "one with tasks, as genre train publishes"
-        raise InputError("there is no adapter to serve", got=f"{', '.join(other)}, without tasks", expected=expected)
-    return kept, other
-
-
-def fitting(registry: Registry, refs: Iterable[str], chosen: Version) -> tuple[list[str], dict[str, str]]:
-    """The references whose version has the base and depth of `chosen`, and for each of the others the reason why it does not."""
-    wanted = chosen.manifest.base
-    kept: list[str] = []
-    other: dict[str, str] = {}
-    for ref in refs:
-        base = registry.resolve(ref).manifest.base
-        for name in ("fingerprint", "depth"):
-            got, expected = getattr(base, name), getattr(wanted, name)
-            if got != expected:
-                other[ref] = f"base.{name}: got {got}; expected {expected}, that of {chosen.ref}"
-                break
-        else:
-            kept.append(ref)
-    return kept, other
+def _unfit(version: Version, chosen: Version | None) -> str | None:
+    """The reason why a version cannot be served beside `chosen`; None if it can."""
+    manifest = version.manifest
+    if not manifest.answers:
+        return "it has no tasks: an imported adapter is a low-rank update alone"
+    try:
+        TokenEstimate.of(manifest, 0)
+    except ManifestError as error:
+        return str(error)
+    if chosen is None:
+        return None
+    for name in ("fingerprint", "depth"):
+        got, expected = getattr(manifest.base, name), getattr(chosen.manifest.base, name)
+        if got != expected:
+            return f"base.{name}: got {got}; expected {expected}, that of {chosen.ref}"
+    return None

@@ -9,7 +9,7 @@ Owns: the parts and their life: start, follow the registry, drain, stop; the way
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TextIO
@@ -27,6 +27,8 @@ from genre.serving.problems import Problem
 from genre.serving.settings import Settings
 from genre.serving.state import OperatorState, StateFile
 
+LONGEST_PREFIX = 8192
+"""Estimated tokens of an instruction and the user's columns: no pass of the base can be cut within them."""
 EXPLANATIONS = 16
 """Explanations that wait at most; more get 429."""
 
@@ -49,7 +51,7 @@ class Service:
         self.log = Log(stream)
         self.metrics = Metrics()
         self.batcher = Batcher(engine, settings, self.log, self.metrics, self)
-        self.deployments = Deployments(engine, self.log, self.metrics, self.batcher.paused)
+        self.deployments = Deployments(engine, self.log, self.metrics, self.batcher.settle)
         numbers = {"failures": settings.canary_failures, "window": settings.canary_window}
         self.canaries = Canaries(self.deployments, self.log, self.metrics, **numbers)
         self.state = OperatorState(state, self.deployments, self.canaries, self.log)
@@ -131,15 +133,35 @@ class Service:
             RequestError: It is served by nobody, or it is too much.
         """
         deployment = self.deployments.find(request.adapter)
-        tokens = deployment.estimate.tokens(request, self._events(request))
-        most = self.settings.row_tokens
+        estimate, most = deployment.estimate, self.settings.row_tokens
+        if request.user and (prefix := estimate.prefix(request)) > (longest := max(LONGEST_PREFIX, self.settings.batch_tokens)):
+            what, expected = "the user's columns are too long", f"at most {longest:,} with the instruction"
+            raise RequestError(what, got=f"about {prefix:,} tokens", expected=expected)
+        tokens = estimate.tokens(request, self._events(request))
         if tokens > most:
-            what, todo = "the request asks for too much at once", "give fewer candidates or a shorter history"
+            what, todo = "the request asks for too much at once", "give fewer candidates or new items, or a shorter history"
             raise RequestError(what, got=f"about {tokens:,} tokens", expected=f"at most {most:,}", todo=todo)
-        candidate = self.canaries.pick(deployment, request)
+        results, candidate = estimate.results(request), self.canaries.pick(deployment, request)
         if candidate is None:
-            return Routed(request, deployment, tokens)
-        return Routed(request, candidate, tokens, fallback=deployment)
+            return Routed(request, deployment, tokens, results=results)
+        return Routed(request, candidate, tokens, fallback=deployment, results=results)
+
+    def check_call(self, rows: Sequence[Routed]) -> None:
+        """Refuse a call whose rows are too much together.
+
+        Raises:
+            Problem: 413.
+        """
+        sums = {
+            "tokens": (sum(row.tokens for row in rows), self.settings.call_tokens),
+            "results": (sum(row.results for row in rows), self.settings.call_results),
+        }
+        for unit, (got, most) in sums.items():
+            if got > most:
+                todo = "send fewer rows, candidates or new items in a call, or a smaller k"
+                expected = f"at most {most:,}"
+                error = RequestError("the call asks for too much", got=f"about {got:,} {unit}", expected=expected, todo=todo)
+                raise Problem(413, "too_much", error)
 
     def reroute(self, routed: Routed) -> Routed | None:
         """See `Router`: a candidate that was given up meanwhile is not tried, and what was unloaded is not loaded again."""

@@ -24,8 +24,10 @@ class Settings(BaseModel):
         hosts: Names that a request's Host header may carry; empty means loopback names where the host is one, else any.
         batch_rows, batch_tokens: A batch ends at either; a row that is larger goes alone.
         gather_ms: How long a free worker waits for another row after the last one; ten times as long after the first at most.
-        queue_rows: Rows that wait at most; more get 429.
+        queue_rows: Rows that wait at most; more get 429. A caller with less than its share still finds room.
         call_rows: Rows of one call.
+        call_tokens: Estimated tokens of one call's rows together; more get 413.
+        call_results: Results of one call's rows together at most; more get 413.
         row_tokens: Estimated tokens of one row.
         timeout_s: Seconds from the last byte of a call to its answer; a later one gets 504.
         body_bytes: Larger bodies get 413.
@@ -37,7 +39,7 @@ class Settings(BaseModel):
         drain_s: How long a stopping service goes on accepting, while `/readyz` says 503.
         canary: Share of a name's traffic that goes to its `candidate`.
         canary_failures, canary_window: So many failures among a candidate's last rows send its traffic back to production.
-        token_guesses: Wrong admin tokens of a client before it has to wait.
+        token_guesses: Wrong admin tokens of a client before it has to wait; a call without one is no guess.
         log_rows: Log user ids and histories; off, so that logs hold no user's data.
         token: Must come with admin calls; None switches them off.
     """
@@ -52,6 +54,8 @@ class Settings(BaseModel):
     gather_ms: float = Field(default=2.0, ge=0, le=1000)
     queue_rows: int = Field(default=2048, ge=1)
     call_rows: int = Field(default=256, ge=1)
+    call_tokens: int = Field(default=2**20, ge=1)
+    call_results: int = Field(default=2**18, ge=1)
     row_tokens: int = Field(default=65_536, ge=1)
     timeout_s: float = Field(default=30.0, gt=0, le=3600)
     body_bytes: int = Field(default=4 * 2**20, ge=1)

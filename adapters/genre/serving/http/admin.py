@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from genre.errors import GenreError
 from genre.registry.names import check_name
-from genre.serving.http.bodies import body_of, read_body, reply
+from genre.serving.http.bodies import body_of, caller_of, need_json, read_body, reply
 from genre.serving.http.schema import CanaryBody, LoadBody, PromoteBody, RollbackBody
 from genre.serving.problems import problem_of
 from genre.serving.service import Service
@@ -28,8 +28,8 @@ async def act(service: Service, http: Http, name: str) -> Reply:
     Raises:
         Problem: The token is wrong, or the act cannot be carried out.
     """
-    client = http.client.host if http.client is not None else ""
-    service.access.check(client, http.headers.get("authorization", ""))
+    need_json(http)  # which a form of another site cannot declare, nor can it send the header of the token
+    service.access.check(caller_of(http), http.headers.get("authorization", ""))
     request_id = http.scope["genre"]["request_id"]
     model, run = ACTS[name]
     body = read_body(await body_of(http), model)

@@ -89,10 +89,24 @@ async def body_of(http: Http) -> bytes:
     Raises:
         Problem: 415, it is declared as something else.
     """
+    need_json(http)
+    return await http.body()
+
+
+def need_json(http: Http) -> None:
+    """Refuse a body that is not declared as JSON, before it is read.
+
+    Raises:
+        Problem: 415.
+    """
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != JSON:
         raise Problem(415, "not_json", RequestError("a call needs a JSON body", got=repr(kind[:80]), expected=JSON))
-    return await http.body()
+
+
+def caller_of(http: Http) -> str:
+    """The address of the client."""
+    return "" if http.client is None else http.client.host
 
 
 def reply(value: Any, status: int = 200) -> Reply:

@@ -8,10 +8,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request as Http
 from fastapi import Response as Reply
+from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
 
 from genre.engine import Request, Response, Scored
 from genre.engine.explain import ATTEMPTS, ask, explain
@@ -19,12 +21,15 @@ from genre.engine.requests import ExplainRequest, refused
 from genre.errors import GenreError, JobError, RequestError
 from genre.serving.batching import Answer, Call, Routed
 from genre.serving.deployments import Deployment
-from genre.serving.http.bodies import body_of, read_rows, reply
+from genre.serving.http.bodies import JSON, body_of, caller_of, read_rows, reply
 from genre.serving.http.schema import ExplainBody, ScoreBody
 from genre.serving.problems import Problem, shorten
 from genre.serving.service import Service
 
 DEFAULT_K = 10
+LARGE_BYTES = 2**16
+LARGE_RESULTS = 2_000
+_T = TypeVar("_T")
 Row = dict[str, Any]
 
 
@@ -34,27 +39,49 @@ async def score_call(service: Service, http: Http, *, recommend: bool = False) -
     Raises:
         Problem: The call as a whole cannot be answered.
     """
-    rows = read_rows(await body_of(http), ScoreBody, service.settings.call_rows)
+    body = await body_of(http)
+    rows, read = await _apart(len(body) > LARGE_BYTES, partial(_read, body, service.settings.call_rows, recommend=recommend))
     refusals: list[Answer | None] = []
     routed: list[Routed] = []
-    for row in rows:
+    for row, request in zip(rows, read, strict=True):
         try:
-            routed.append(service.route(_request(row, recommend=recommend)))
+            if isinstance(request, GenreError):
+                raise request
+            routed.append(service.route(request))
             refusals.append(None)
         except GenreError as error:
             refusals.append(Answer(_refuse(service, row, str(error)), None))
     found = iter(await _score(service, http, routed, service.settings.timeout_s))
     answers = [refusal or next(found) for refusal in refusals]
-    shown = [_titled(service, answer) if recommend else answer.response.to_json() for answer in answers]
+    results = sum(len(answer.response.results) for answer in answers)
+    shown, body = await _apart(results > LARGE_RESULTS, partial(_show, service, answers, recommend=recommend))
     _log_rows(service, http, rows, shown)
     broken = all(answer.internal for answer in answers)
-    return reply({"responses": shown}, 500 if broken else 200)
+    return Reply(body, 500 if broken else 200, media_type=JSON)
 
 
-def _request(row: Any, *, recommend: bool) -> Request:
-    if recommend and isinstance(row, dict) and row.get("k") is None:
-        row = {**row, "k": DEFAULT_K}
-    return Request.from_json(row)
+async def _apart(large: bool, work: Callable[[], _T]) -> _T:
+    """Do what takes long in another thread, so that the event loop answers others meanwhile."""
+    return await run_in_threadpool(work) if large else work()
+
+
+def _read(body: bytes, most: int, *, recommend: bool) -> tuple[list[Any], list[Request | GenreError]]:
+    """The rows of a body, and each as a request or the reason why it is none."""
+    rows = read_rows(body, ScoreBody, most)
+    read: list[Request | GenreError] = []
+    for row in rows:
+        filled = {**row, "k": DEFAULT_K} if recommend and isinstance(row, dict) and row.get("k") is None else row
+        try:
+            read.append(Request.from_json(filled))
+        except GenreError as error:
+            read.append(error)
+    return rows, read
+
+
+def _show(service: Service, answers: Sequence[Answer], *, recommend: bool) -> tuple[list[Row], bytes]:
+    """The answers as JSON objects, and the body that has them."""
+    shown = [_titled(service, answer) if recommend else answer.response.to_json() for answer in answers]
+    return shown, to_json({"responses": shown})
 
 
 def _refuse(service: Service, row: Any, error: str) -> Response:
@@ -68,11 +95,13 @@ async def _score(service: Service, http: Http, rows: Sequence[Routed], timeout_s
     """The answers to all rows.
 
     Raises:
-        Problem: 429, the queue is full; 504, it took too long; 499, the client has gone.
+        Problem: 413, they are too much together; 429, the queue is full; 504, it took too long; 499, the client has gone.
     """
     if not rows:
         return []
-    call = service.batcher.submit(rows, request_id=http.scope["genre"]["request_id"], timeout_s=timeout_s)
+    service.check_call(rows)
+    request_id, caller = http.scope["genre"]["request_id"], caller_of(http)
+    call = service.batcher.submit(rows, request_id=request_id, timeout_s=timeout_s, caller=caller)
     await _wait(call, http, timeout_s)
     return [answer for answer in call.answers if answer is not None]
 
@@ -156,12 +185,15 @@ async def _explain(service: Service, http: Http, row: Any, left: float) -> Row:
     routed = service.route(request)
     deployment = routed.fallback or routed.deployment
     if method == "gradient":
+        if routed.tokens > service.settings.batch_tokens:  # one pass forward and backward, which cannot be cut
+            got, expected = f"about {routed.tokens:,} tokens", f"at most {service.settings.batch_tokens:,}"
+            raise RequestError("the row is too long for its gradient", got=got, expected=expected, todo="method: leave_one_out")
         work = partial(explain, service.engine, request, item, method=method, ref=deployment.ref)
         found = await _aside(service, deployment, work, left)
         return {"id": request.id, **found.to_json()}
     for _ in range(ATTEMPTS):
         parts = await _aside(service, deployment, partial(ask, service.engine, request, item, ref=deployment.ref), left)
-        rows = [Routed(part, deployment, routed.tokens) for part in parts.requests]
+        rows = [Routed(part, deployment, routed.tokens, results=1) for part in parts.requests]
         answers = await _score(service, http, rows, left)
         found = parts.read([answer.response for answer in answers])
         if found is not None:
