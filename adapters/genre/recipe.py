@@ -145,18 +145,23 @@ class AdapterConfig(_Config):
     """The trained part of the base.
 
     Attributes:
-        kind: `lora`, `rslora` (scale alpha / sqrt(rank)), `full` (the whole base, for comparison only, never served) or
-            `head_only`.
+        kind: `lora`, `rslora` (scale alpha / sqrt(rank)) or `head_only`. For comparison only, never published: `full` (the whole
+            base trains) and `no_base` (heads read zeros instead of the base's states; encoder and histories stay).
         targets: `all-linear`, or the last parts of module names such as `[q_proj, v_proj]`.
         layers: `all`, or the indices of the adapted layers.
     """
 
-    kind: Literal["lora", "rslora", "full", "head_only"] = "lora"
+    kind: Literal["lora", "rslora", "full", "head_only", "no_base"] = "lora"
     rank: int = Field(default=8, ge=1, le=256)
     alpha: float = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     layers: Literal["all"] | tuple[int, ...] = "all"
+
+    @property
+    def publishable(self) -> bool:
+        """True if a run of this kind becomes a version; the other kinds are for comparison."""
+        return self.kind not in ("full", "no_base")
 
 
 class SampledConfig(_Config):

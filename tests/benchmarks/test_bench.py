@@ -11,12 +11,15 @@ from fakes import planted_log, planted_texts
 from genre.cli import main
 from genre.data.interactions import Interactions
 from genre.data.splits import split
-from genre.errors import InputError, InterruptedJobError, JobError
+from genre.errors import InputError, InterruptedJobError, JobError, RecipeError
 from genre.jobs.compare import Compared, compare
 from genre.jobs.predictions import from_run
+from genre.jobs.train import train
 from genre.jobs.tuning import bench as bench_job
-from genre.jobs.tuning.bench import VARIANTS, bench, near, recipe_of
+from genre.jobs.tuning.bench import VARIANTS, bench, make_random_base, near, recipe_of
 from genre.jobs.tuning.trials import Objective
+from genre.modules.base.base import Base
+from genre.recipe import BaseConfig, Recipe
 from genre.registry import Registry
 
 
@@ -72,6 +75,35 @@ def test_the_command_prices_an_adapter(file, tmp_path, capfd):
     assert {path: path.stat().st_mtime_ns for path in first} == first and (out / "head_only-1" / "metrics.json").exists()
     assert main([*arguments, "--set", "train.epochs=2"]) == 2
     assert "the folder holds runs of another recipe" in capfd.readouterr().err
+
+
+def test_controls_price_the_base_its_weights_and_the_adapter(file, tmp_path, capfd):
+    out, registry = tmp_path / "bench", tmp_path / "registry"
+    arguments = ["bench", str(file), "--profile", "controls", "--out", str(out), "--registry", str(registry)]
+    assert main(arguments) == 0
+    shown = capfd.readouterr().out
+    found = json.loads((out / "bench.json").read_text())
+    assert list(found["ways"]) == ["lora_8", "head_only", "random_base", "no_base"] and found["errors"] == {}
+    runs = {name: from_run(out / f"{name}-1")["like"] for name in found["ways"]}
+    for what, (one, other) in bench_job.CONTROLS.items():
+        direct = compare(runs[one], runs[other])[0]
+        assert found["adds"][what]["like"]["difference"] == direct.difference and what in shown
+    assert found["ways"]["no_base"]["trained_parameters"] == found["ways"]["head_only"]["trained_parameters"]
+    scores = {name: each.scores for name, each in runs.items()}
+    assert not any(np.allclose(scores["lora_8"], scores[name]) for name in ("head_only", "random_base", "no_base"))
+    assert len({path.name for path in registry.iterdir() if path.name.startswith("encoder")}) == 1  # one name, a version per base
+    with pytest.raises(RecipeError, match="a run for comparison is not published"):
+        train(Recipe.read(out / "no_base-1" / "recipe.yaml"), registry=Registry(registry), folder=tmp_path / "again").folder  # noqa: B018
+
+
+def test_a_random_base_has_the_shape_and_tokenizer_of_its_original(tiny, tmp_path):
+    first, again = (
+        Base.load(make_random_base(BaseConfig(name=str(tiny), depth=1), tmp_path / name, seed=seed))
+        for name, seed in (("a", 0), ("b", 1))
+    )
+    real = Base.load(str(tiny), depth=1)
+    assert (first.depth, first.hidden_size, first.tokenizer_digest) == (1, real.hidden_size, real.tokenizer_digest)
+    assert len({first.fingerprint, again.fingerprint, real.fingerprint}) == 3
 
 
 def test_what_is_wrong_is_told_before_anything_is_trained(file, tmp_path, capfd):

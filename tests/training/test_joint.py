@@ -127,7 +127,7 @@ def test_every_kind_is_trained_evaluated_and_reported_by_the_same_code(tiny, log
     assert trained == {"full": body, "head_only": 0}.get(kind, trained) and (kind in ("full", "head_only") or 0 < trained < body)
     assert (run.files is None) == (kind == "full") and base.occupied_by is None
     if kind == "full":
-        with pytest.raises(RecipeError, match="a full fine-tune is not published"):
+        with pytest.raises(RecipeError, match="a run for comparison is not published"):
             registry.publish(run)
         return
     found = evaluate(registry, registry.publish(run).ref, log, base)["tasks"]["like"]["adapter"]["auc"]

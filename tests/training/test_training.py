@@ -95,7 +95,7 @@ def test_full_gives_the_base_back_as_it_was_and_is_not_published(log, tiny, tmp_
     assert all(torch.equal(after[name], frozen[name]) for name in frozen)
     assert own.occupied_by is None and not any(value.requires_grad for value in own.model.parameters())
     assert run.metrics["like"]["auc"]["n"] > 50
-    with pytest.raises(RecipeError, match="a full fine-tune is not published: got adapter.kind full"):
+    with pytest.raises(RecipeError, match="a run for comparison is not published: got adapter.kind full"):
         genre.Registry(tmp_path / "registry").publish(run)
 
 

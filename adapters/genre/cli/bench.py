@@ -22,7 +22,9 @@ OUTCOMES = {"better": "better", "worse": "worse", "equal": "equal", "cannot be t
 def bench(
     recipe: RecipeArgument,
     overrides: SetOption = None,
-    profile: Annotated[str, typer.Option(help="quick: full, lora_8, head_only; full: all variants, more rates.")] = "quick",
+    profile: Annotated[
+        str, typer.Option(help="quick: full, lora_8, head_only; controls: what base, weights and adapter add; full: all.")
+    ] = "quick",
     ways: Annotated[list[str] | None, typer.Option("--way", metavar="WAY", help="Only this variant; repeatable.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For the runs; resumed if it exists. By default runs/NAME/bench.")
@@ -34,7 +36,7 @@ def bench(
     from genre.recipe import Recipe
 
     wanted = Recipe.read(recipe, overrides or [])
-    check_choice("profile", profile, ("quick", "full"))
+    check_choice("profile", profile, ("quick", "controls", "full"))
     check_file(json_file, "--json")
     if out is not None and out.is_file():
         raise InputError("--out is a file", got=out, expected="a folder, or a new name")
@@ -64,10 +66,25 @@ def _show(found: dict[str, Any]) -> None:
     first = next(iter(found["ways"].values()))
     for task in first["test"]:
         _show_task(task, found["ways"])
+    if found["adds"]:
+        _show_adds(found["adds"])
     if edges := [way for way, row in found["ways"].items() if row["edge"]]:
         print(f"best at the lowest or highest learning rate tried, so another may be better still: {', '.join(edges)}")
     for name, error in found["errors"].items():
         print(f"{name} failed: {error}")
+
+
+def _show_adds(adds: dict[str, Any]) -> None:
+    """Print what the parts of a recommender add, each a paired difference."""
+    table = make_table(
+        "what each part adds", {"part": "left", "metric": "left", "difference, 95 % interval": "right", "": "left"}
+    )
+    for what, tasks in adds.items():
+        for task, each in tasks.items():
+            low, high = each["interval"] or (float("nan"), float("nan"))
+            shown = f"{each['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            table.add_row(what, f"{task} {each['metric']}", shown, OUTCOMES[each["outcome"]])
+    console().print(table)
 
 
 def _show_task(task: str, ways: dict[str, Any]) -> None:

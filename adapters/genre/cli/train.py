@@ -76,7 +76,7 @@ def train(
         write_result(json_file, to_json(expected, registry))
         return
     for recipe in wanted:
-        if recipe.adapter.kind != "full":  # which is not published
+        if recipe.adapter.publishable:  # which is not published
             store.check_writable(recipe.name)
     publisher = _Publisher(store, alias)
     options: dict[str, Any] = {"registry": store, "folder": out, "resume": resume, "reporter": reporter}

@@ -279,7 +279,7 @@ class _Rehearsal:
             epochs=recipe.train.epochs,
             encoder=encoder,
             run=str(run / recipe.name if self.folder is not None and len(self.recipes) > 1 else run),
-            version_bytes=None if recipe.adapter.kind == "full" else 4 * (parameters.lora + own),
+            version_bytes=4 * (parameters.lora + own) if recipe.adapter.publishable else None,
         )
         return max(training, key=padded)
 

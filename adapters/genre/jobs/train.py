@@ -85,10 +85,11 @@ class Run:
         """The files to publish.
 
         Raises:
-            RecipeError: The run is a full fine-tune, which is compared with adapters but never published.
+            RecipeError: The run is of a kind that is compared with adapters but never published.
         """
         if self.files is None:
-            raise RecipeError("a full fine-tune is not published", got="adapter.kind full", expected="lora, rslora or head_only")
+            got, expected = "adapter.kind full or no_base", "lora, rslora or head_only"
+            raise RecipeError("a run for comparison is not published", got=got, expected=expected)
         return self.files
 
 
@@ -312,7 +313,7 @@ def finish(
     reference = None
     if assembly.fits_encoder:
         encoder, reference = publish_encoder(assembly, root, registry, cost)
-    folder = None if assembly.recipe.adapter.kind == "full" else root / "version"
+    folder = root / "version" if assembly.recipe.adapter.publishable else None
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
         with appearing_folder(folder) as aside:

@@ -40,6 +40,7 @@ class Recommender(nn.Module):
         cold: (N,) bool, items without training events, which are not negatives of next-item tasks; None if all items are.
         name_events: Names events of the data in a message.
         checkpoint_activations: In training, keep only the inputs of the base's layers and run these again in the backward pass.
+        blind: Leave the base out: heads read zeros, to measure what it adds.
         layers: The low-rank layers by the name of the linear they hold (empty for head-only and full).
     """
 
@@ -55,6 +56,7 @@ class Recommender(nn.Module):
         cold: Tensor | None = None,
         name_events: Callable[[list[int]], str] = lambda events: f"the events {events[:3]}",
         checkpoint_activations: bool = False,
+        blind: bool = False,
     ) -> None:
         super().__init__()
         self._bare = (base,)  # in a tuple, the base stays out of the module tree and of every state dict
@@ -65,6 +67,7 @@ class Recommender(nn.Module):
         self.cold = cold
         self.name_events = name_events
         self.checkpoint_activations = checkpoint_activations
+        self.blind = blind
         self.heads = nn.ModuleDict(heads)
         self.layers: dict[str, LoraLinear] = {}
         self.lora = nn.ModuleList()
@@ -150,8 +153,10 @@ class Recommender(nn.Module):
         return {name: value for name, value in found.items() if value.requires_grad}
 
     def hidden(self, batch: Batch) -> Tensor:
-        """(B, T, D) hidden states."""
+        """(B, T, D) hidden states; zeros for a model without its base."""
         base = self.base
+        if self.blind:
+            return torch.zeros(*batch.tokens.shape, base.hidden_size, device=base.device)
         embeds = embed(base, batch, self.soft, self.dropout if self.training else 0.0)
         checkpoint = self.checkpoint_activations and self.training
         places = batch.positions, batch.mask

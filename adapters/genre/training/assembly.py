@@ -263,6 +263,7 @@ def _make_model(
         cold=torch.from_numpy(cold).to(base.device) if cold is not None and cold.any() else None,
         name_events=log.name_rows,
         checkpoint_activations=recipe.train.checkpoint_activations,
+        blind=recipe.adapter.kind == "no_base",
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from genre.errors import GenreError, InputError, InterruptedJobError, JobError
 from genre.evaluation.metrics import metric
 from genre.evaluation.metrics.bootstrap import MIN_USERS
-from genre.files import write_json, write_text
+from genre.files import appearing_folder, write_json, write_text
 from genre.jobs.compare import Compared, compare
 from genre.jobs.encoders import find_encoder
 from genre.jobs.folders import environment
@@ -31,13 +31,15 @@ from genre.jobs.loading import check_data, open_base, open_data, open_log
 from genre.jobs.predictions import from_run
 from genre.jobs.train import train
 from genre.jobs.tuning.trials import Objective
-from genre.modules.base.source import find
+from genre.modules.base.loading import cut_layers
+from genre.modules.base.quiet import quiet
+from genre.modules.base.source import find, is_encoder, read_config
 from genre.progress import Reporter
-from genre.recipe import Recipe
+from genre.recipe import BaseConfig, Recipe
 from genre.registry import Registry
 from genre.training.assembly import needs_encoder
 
-Profile = Literal["quick", "full"]
+Profile = Literal["quick", "full", "controls"]
 
 VARIANTS: dict[str, list[str]] = {
     "full": ["adapter.kind=full"],
@@ -47,13 +49,26 @@ VARIANTS: dict[str, list[str]] = {
     "lora_8_int8": ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16", "base.quantization=int8", "base.precision=auto"],
     "lora_8_nf4": ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16", "base.quantization=nf4", "base.precision=auto"],
     "head_only": ["adapter.kind=head_only"],
+    "random_base": ["adapter.kind=lora", "adapter.rank=8", "adapter.alpha=16"],
+    "no_base": ["adapter.kind=no_base"],
 }
-PROFILES: dict[Profile, list[str]] = {"quick": ["full", "lora_8", "head_only"], "full": list(VARIANTS)}
-FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (1.0,), "full": (0.5, 1.0, 2.0)}
-FULL_FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (0.3, 1.0), "full": (0.1, 0.3, 1.0, 3.0)}
+CONTROLS = {
+    "the base": ("lora_8", "no_base"),
+    "its pretrained weights": ("lora_8", "random_base"),
+    "the adapter": ("lora_8", "head_only"),
+}
+"""The part of a recommender that a pair of variants differs by: what the first has and the second lacks."""
+PROFILES: dict[Profile, list[str]] = {
+    "quick": ["full", "lora_8", "head_only"],
+    "full": list(VARIANTS),
+    "controls": ["lora_8", "head_only", "random_base", "no_base"],
+}
+FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (1.0,), "controls": (1.0,), "full": (0.5, 1.0, 2.0)}
+FULL_FACTORS: dict[Profile, tuple[float, ...]] = {"quick": (0.3, 1.0), "controls": (0.3, 1.0), "full": (0.1, 0.3, 1.0, 3.0)}
 """The best rate of a full fine-tune lies between a tenth of an adapter's, in long runs, and three times it, in short ones.
 It gets one rate more than the others, since a grid that stops too early makes any adapter look good."""
 ENCODER = "encoder"
+RANDOM, RANDOM_ENCODER = "random-base", "encoder-random"
 MARGIN = 0.01
 
 
@@ -105,6 +120,9 @@ def bench(
     write_text(own, text)
     factors = {name: (FULL_FACTORS if name == "full" else FACTORS)[profile] for name in names}
     plan = {name: {f"{name}-{factor:g}": recipe_of(own, name, factor) for factor in factors[name]} for name in names}
+    if "random_base" in plan:
+        base = make_random_base(recipe.base, folder / RANDOM, seed=recipe.train.seed)
+        plan["random_base"] = {run: each.with_values({"base.name": base}) for run, each in plan["random_base"].items()}
     errors = _run_all(recipe, plan, folder, registry, reporter)
     best = {name: _best(objective, folder, [each for each in runs if each not in errors]) for name, runs in plan.items()}
     kept = {name: run for name, run in best.items() if run is not None}
@@ -114,8 +132,27 @@ def bench(
     found["learning_rates"] = {name: len(each) for name, each in factors.items()}
     found |= {"environment": environment(), "errors": errors}
     found["ways"] = {name: _row(objective, run, kept.get("full"), name, list(plan[name])) for name, run in kept.items()}
+    found["adds"] = {what: _difference(kept[a], kept[b], a, b) for what, (a, b) in CONTROLS.items() if {a, b} <= kept.keys()}
     write_json(folder / "bench.json", found)
     return found
+
+
+def make_random_base(wanted: BaseConfig, folder: Path, *, seed: int) -> str:
+    """Write a base of the same shape, depth and tokenizer with random weights, unless the folder has one; return its path."""
+    if (folder / "config.json").exists():
+        return str(folder)
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    source = find(wanted.name)
+    config, tokenizer = read_config(wanted.name, source)
+    cut_layers(wanted.name, config, wanted.depth)
+    kind: Any = AutoModel if is_encoder(config) else AutoModelForCausalLM
+    with torch.random.fork_rng(devices=[]), quiet(), appearing_folder(folder) as aside:
+        torch.manual_seed(seed)
+        kind.from_config(config, dtype=torch.float32).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+    return str(folder)
 
 
 def _run_all(
@@ -123,9 +160,13 @@ def _run_all(
 ) -> dict[str, str]:
     """Run the encoder, if one is needed, and then every run of a plan; the errors of those that failed."""
     if needs_encoder(recipe) and recipe.reads == "log":
-        reporter.line("an encoder for all variants")
-        if error := run(recipe, folder / ENCODER, registry):
-            raise JobError("the encoder could not be fitted", got=error)
+        bases = {each.base.name: each for several in plan.values() for each in several.values()}
+        for name, each in bases.items():
+            own = name == recipe.base.name
+            reporter.line("an encoder for all variants" if own else "an encoder for the base with random weights")
+            wanted = recipe.with_values({"base.name": each.base.name})
+            if error := run(wanted, folder / (ENCODER if own else RANDOM_ENCODER), registry):
+                raise JobError("the encoder could not be fitted", got=error)
     errors: dict[str, str] = {}
     runs = [(name, each) for several in plan.values() for name, each in several.items()]
     for number, (name, each) in enumerate(runs, start=1):
@@ -159,7 +200,7 @@ def work(wanted: Path, folder: Path, registry: Registry) -> None:
     """Do the work of a run's process; a run called `encoder` only ensures that there is one."""
     recipe, reporter = Recipe.read(wanted), Reporter.for_terminal()
     base = open_base(recipe.base)
-    log = open_log(recipe.data.path) if folder.name == ENCODER else None
+    log = open_log(recipe.data.path) if folder.name in (ENCODER, RANDOM_ENCODER) else None
     if log is not None and find_encoder(recipe, log, base, registry, Reporter.silent()) is not None:
         write_text(folder / "found", "")
         return
@@ -207,11 +248,16 @@ def _row(objective: Objective, run: Path, full: Path | None, name: str, runs: Se
     }
     if full is None or name == "full":
         return row
-    ours, theirs = from_run(run), from_run(full)
+    return row | {"minus_full": _difference(run, full, name, "full")}
+
+
+def _difference(run: Path, other: Path, name: str, beside: str) -> dict[str, Any]:
+    """The paired differences of one variant from another, by task."""
+    ours, theirs = from_run(run), from_run(other)
     compared = {
-        task: compare(replace(ours[task], name=name), replace(theirs[task], name="full"))[0] for task in ours if task in theirs
+        task: compare(replace(ours[task], name=name), replace(theirs[task], name=beside))[0] for task in ours if task in theirs
     }
-    return row | {"minus_full": {task: each.as_dict() | {"near": near(each)} for task, each in compared.items()}}
+    return {task: each.as_dict() | {"near": near(each)} for task, each in compared.items()}
 
 
 def near(found: Compared) -> bool:
