@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fakes import planted_log
 from genre import cli
+from genre.data.interactions import Interactions
 from genre.registry import Registry
 
 QUICK = ["--set", "train.epochs=1", "--set", "train.tracker=none", "--baselines", "none"]
@@ -107,10 +109,21 @@ def test_other_reasons_against_sharing(place, capsys):
 
 
 def test_a_log_too_small_to_hold_out_both_splits_keeps_its_own(tmp_path, monkeypatch, tiny):
-    from fakes import planted_log
-
     monkeypatch.chdir(tmp_path)
     planted_log(users=40, events=4).write("small")
     assert cli.main(["recipe", "new", "next_item", "--data", "small", "--base", str(tiny)]) == 0
     data = yaml.safe_load((tmp_path / "next_item.yaml").read_text())["data"]
     assert data["split"] == {"kind": "last_n", "n": 1}
+
+
+@pytest.mark.parametrize("feedback", [True, False])
+def test_a_log_without_feedback_holds_nothing_out_for_others(tmp_path, monkeypatch, tiny, feedback):
+    """No task on its feedback can follow, with which the encoder would be shared."""
+    monkeypatch.chdir(tmp_path)
+    log = planted_log()
+    if not feedback:
+        log = Interactions.from_frame(log.frame.drop("rating"))
+    log.write("log")
+    assert cli.main(["recipe", "new", "next_item", "--data", "log", "--base", str(tiny)]) == 0
+    data = yaml.safe_load((tmp_path / "next_item.yaml").read_text())["data"]
+    assert data["split"] == {"kind": "last_n", "n": 1} and ("hold_out" in data) == feedback

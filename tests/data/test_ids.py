@@ -1,5 +1,6 @@
 """Ids: one rule in every format, and a line about those that look odd."""
 
+import datetime
 import json
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 from genre.data.importers.log import import_log
 from genre.data.importers.texts import import_texts
 from genre.data.interactions import Interactions
+from genre.errors import DataError
 
 ITEMS = pl.DataFrame({"item_id": [10, 11, 12], "title": ["Ten", "Eleven", "Twelve"]})
 
@@ -110,3 +112,64 @@ def test_groups_of_texts_follow_the_rule(tmp_path):
     write(tmp_path / "t.csv", {"group_id": ["5", "5.0", " 5"], "body": ["a", "b", "c"], "stars": [1, 2, 3]})
     texts = import_texts(tmp_path / "t.csv", texts=["body"], labels=["stars"])
     assert texts.frame["group_id"].to_list() == ["5"] * 3
+
+
+@pytest.mark.parametrize(("dtype", "last"), [(pl.Float32, 2**24), (pl.Float64, 2**53)])
+@pytest.mark.parametrize("name", ["user_id", "item_id", "impression_id"])
+def test_floats_too_short_for_their_ids_are_refused(tmp_path, dtype, last, name):
+    columns = {"user_id": [1, 2], "item_id": [1, 2], "impression_id": [1, 2], "timestamp": [1, 2], "behaviour": ["view"] * 2}
+    frame = pl.DataFrame(columns | {name: [last - 1, last]}).with_columns(pl.col(name).cast(dtype))
+    frame.write_parquet(tmp_path / "log.parquet")
+    assert import_log(tmp_path / "log.parquet").frame[name].to_list() == [str(last - 1), str(last)]
+    (frame.with_columns(pl.lit(float(2 * last), dtype).alias(name))).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=f"-bit floats cannot hold these ids: got {name} {2 * last}; expected at most {last}"):
+        import_log(tmp_path / "log.parquet")
+
+
+def test_ids_that_a_spreadsheet_shortened_are_noted(tmp_path):
+    log = write(tmp_path / "log.csv", {"user_id": ["1.23457E+17", "1e5"], "item_id": ["a", "b"], "timestamp": [1, 2]})
+    (note,) = import_log(log).info.notes
+    assert note.startswith("user_id: 1 ids such as '1.23457E+17' look like numbers that a spreadsheet shortened")
+
+
+def test_bytes_that_are_texts_are_read_as_texts(tmp_path):
+    cells = [b"a", "\u00e9".encode()]
+    frame = pl.DataFrame(
+        {"user_id": cells, "item_id": cells, "timestamp": [b"5", b"2024-01-01"], "title": cells, "raw": [b"\xff", b"x"]}
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    log = import_log(tmp_path / "log.parquet")
+    assert log.user_ids == ["a", "\u00e9"] == log.catalogue.titles() and log.timestamps.tolist() == [5, 1_704_067_200]
+    assert log.info.skipped == {"columns of the log that are not a number or text": 1}
+
+
+ODD = {
+    "bytes": [b"\xff", b"\xfe"],
+    "dates": [datetime.date(2024, 1, 1)] * 2,
+    "durations": [datetime.timedelta(1)] * 2,
+    "objects": [{"id": 1}, {"id": 2}],
+}
+
+
+@pytest.mark.parametrize("cells", ODD.values(), ids=ODD.keys())
+@pytest.mark.parametrize("name", ["user_id", "item_id"])
+def test_columns_that_are_no_ids_are_bad_rows(tmp_path, cells, name):
+    frame = pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "timestamp": [1, 2]} | {name: cells})
+    frame.write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=f"2 of 2 rows are not usable: got row 0 .*: {name} "):
+        import_log(tmp_path / "log.parquet")
+
+
+def test_times_that_are_durations_are_bad_rows(tmp_path):
+    frame = pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "timestamp": ODD["durations"]})
+    frame.write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DataError, match="2 of 2 rows are not usable: got row 0 .*: timestamp datetime.timedelta"):
+        import_log(tmp_path / "log.parquet")
+
+
+@pytest.mark.parametrize("cells", [[[1], [2]], *ODD.values()])
+@pytest.mark.parametrize("name", ["rating", "click", "behaviour", "impression_id"])
+def test_feedback_of_another_kind_is_refused_and_not_left_out(tmp_path, cells, name):
+    pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "timestamp": [1, 2], name: cells}).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DataError, match=f"column '{name}' is not usable: got (List|Binary|Date|Duration|Struct)"):
+        import_log(tmp_path / "log.parquet")

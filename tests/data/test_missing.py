@@ -97,5 +97,7 @@ def test_the_command_and_what_it_refuses(tmp_path, capsys):
     assert "skipped: events without feedback: 1" in capsys.readouterr().out
     assert len(Interactions.read(out)) == 40
     assert main(["data", "import", str(path), "--out", str(out), "--missing", "rating"]) == 2
+    theirs = write(frame_of([*STARS, -1]).rename({"rating": "stars"}), tmp_path / "theirs.csv")
+    assert len(import_log(theirs, mapping={"rating": "stars"}, missing=[("stars", "-1")])) == 40
     with pytest.raises(InputError, match="--missing is about an unknown column: got stars; expected one of user_id, item_id"):
         import_log(path, missing=[("stars", "-1")])

@@ -61,7 +61,7 @@ def test_a_rating_that_may_be_two_numbers_is_a_bad_row():
     assert log.info.skipped == {"bad rating": 1} and "rating '1,234'" in log.info.examples[0]
 
 
-@pytest.mark.parametrize("nothing", ["—", "-", "n/a", "NaN", "NULL", "?", "\\N"])
+@pytest.mark.parametrize("nothing", ["—", "-", "n/a", "N.A.", "#DIV/0!", "unknown", "NaN", "NULL", "?", "\\N"])
 def test_a_column_of_numbers_with_a_sign_of_nothing_is_numbers(tmp_path, nothing):
     frame_of(["2.5"] * 9 + [nothing], "price").write_csv(tmp_path / "log.csv")
     log = import_log(tmp_path / "log.csv")
@@ -96,6 +96,7 @@ def test_the_price_of_an_item_too(tmp_path):
     ("cells", "notes"),
     [
         (["38"] * 39 + ["XL"], ("size stays text: 1 of 40 cells are not numbers, such as 'XL'",)),
+        (["38"] * 8 + ["XL"] * 2, ("size stays text: 2 of 10 cells are not numbers, such as 'XL'",)),
         (["38"] * 20 + ["XL"] * 20, ()),
         (["01067", "10115"], ()),
         (["+49123", "+49124"], ()),

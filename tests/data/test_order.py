@@ -54,6 +54,16 @@ def test_equal_times_follow_a_column_of_dates():
     assert items_of(Interactions.from_frame(frame, order="at")) == ITEMS
 
 
+def test_equal_times_follow_a_column_of_dates_as_texts(tmp_path):
+    frame = frame_of(at=[f"2024-03-01 10:00:{second:02}" for second in range(40)]).reverse()
+    assert items_of(import_log(write(frame, tmp_path / "log.csv"), order="at")) == ITEMS
+
+
+def test_without_times_there_are_no_ties():
+    log = Interactions.from_frame(frame_of(seq=list(range(40))).drop("timestamp"), order="seq")
+    assert log.describe()["ties"] == 0 and log.describe()["time_span"] is None
+
+
 def test_a_column_orders_only_equal_times_and_may_go_by_their_name():
     frame = frame_of(seq=list(range(40))).with_columns(timestamp=pl.Series([2] * 20 + [1] * 20))
     log = Interactions.from_frame(frame.reverse().rename({"seq": "n"}), mapping={"seq": "n"}, order="n")

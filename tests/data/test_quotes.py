@@ -2,6 +2,7 @@
 
 import gzip
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -71,6 +72,36 @@ def test_two_lone_quotes_swallow_no_line_of_a_tsv(tmp_path):
     assert log.catalogue.titles() == ['"Live', "B", 'C"', "D"] and log.timestamps.tolist() == [1, 2, 3, 4]
 
 
+SWALLOWED = {
+    "title last": 'user_id,item_id,timestamp,title\nu,a,1,"Live at\nu,b,2,B\nu,c,3,Stop"\nu,d,4,D\n',
+    "title first": 'title,user_id,item_id,timestamp\n"Live at,u,a,1\nB,u,b,2\nStop",u,c,3\nD,u,d,4\n',
+    "title between": 'user_id;item_id;title;timestamp\nu;a;"Live at;1\nu;b;B;2\nu;c;Stop";3\nu;d;D;4\n',
+    "dates": 'timestamp,user_id,item_id,title\n20240101,u,a,"Live at\n20240102,u,b,B\n20240103,u,c,Stop"\n20240104,u,d,D\n',
+}
+
+
+@pytest.mark.parametrize("text", SWALLOWED.values(), ids=SWALLOWED.keys())
+def test_two_lone_quotes_swallow_no_line_of_a_csv(tmp_path, text):
+    log = import_log(write(tmp_path / "a.csv", text))
+    assert log.catalogue.titles() == ['"Live at', "B", 'Stop"', "D"] and log.catalogue.item_ids == list("abcd")
+    assert np.diff(log.timestamps).tolist() in ([1, 1, 1], [86_400] * 3)
+    assert log.info.notes == (
+        "1 line has quotes that are part of their texts, such as line 2; --quote none takes all quotes for text",
+    )
+
+
+@pytest.mark.parametrize("cell", ["x\nb, oh, u, y", "x\nb, 2", "x\n1,2,3,4,5", "x\n\ny"])
+def test_a_cell_whose_lines_are_no_rows_stays_whole(tmp_path, cell):
+    log = import_log(write(tmp_path / "a.csv", f'user_id,item_id,timestamp,title\nu,a,1,"{cell}"\nu,b,2,B\nu,c,3,C\n'))
+    assert log.catalogue.titles() == [cell, "B", "C"] and log.timestamps.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("option", ["quote", "separator"])
+def test_a_sign_of_several_bytes_is_refused(tmp_path, option):
+    with pytest.raises(InputError, match=f"--{option}.*got 'ü'; expected one plain character"):
+        import_log(write(tmp_path / "a.csv", table_of(["A"], ",")), **{option: "ü"})
+
+
 def test_a_cell_with_line_ends_is_reported_where_others_have_none(tmp_path):
     path = write(tmp_path / "a.csv", table_of(["A", '"B\nb"', *"CDEFGH"], ","))
     log = import_log(path)
@@ -88,7 +119,7 @@ def test_the_option_reaches_items_and_is_checked(tmp_path, capsys):
     assert main(args) == 0
     frame = pl.read_parquet(tmp_path / "out/items.parquet")
     assert frame["title"].to_list() == ['"A', '"B"']
-    with pytest.raises(InputError, match="--quote: got 'nothing'; expected one character, or none"):
+    with pytest.raises(InputError, match="--quote: got 'nothing'; expected one plain character, or none"):
         import_log(log, quote="nothing")
     single = write(tmp_path / "single.csv", "user_id,item_id,timestamp,title\nu,a,1,'x, y'\n")
     assert import_log(single, quote="'").catalogue.titles() == ["x, y"]

@@ -207,12 +207,21 @@ def test_days_as_numbers_are_days_and_the_odd_cell_is_the_bad_row(tmp_path, kind
         ([20150915123000, 20150916123000], 1_442_320_200),
         (["20150915123000", "20150916"], 1_442_320_200),
         (["20150915.0", "2015-09-16"], 1_442_275_200),
+        ([2015091512, 2015091600], 1_442_318_400),
+        (["201509151230", "201509160000"], 1_442_320_200),
+        ([201509151230.0, 201509160000.0], 1_442_320_200),
     ],
 )
 @pytest.mark.parametrize("unit", ["s", "ms"])
 def test_siblings_of_days_as_numbers(cells, second, unit):
     frame = pl.DataFrame({"user_id": ["u"] * 2, "item_id": ["a", "b"], "timestamp": cells})
     assert Interactions.from_frame(frame, time_unit=unit).timestamps.min() == second
+
+
+def test_seconds_of_2033_are_no_hours():
+    seconds = [2015093012 + 3600 * hour for hour in range(40)]
+    frame = pl.DataFrame({"user_id": ["u"] * 40, "item_id": [f"i{hour}" for hour in range(40)], "timestamp": seconds})
+    assert Interactions.from_frame(frame).timestamps.tolist() == seconds
 
 
 def test_numbers_that_are_no_days_stay_seconds(tmp_path):

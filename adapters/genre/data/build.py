@@ -8,6 +8,7 @@ Owns: renaming by a mapping, the rules for bad rows, counts of skipped rows. Ign
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +17,12 @@ import polars as pl
 from genre.data.catalogue import Catalogue
 from genre.data.features import align_users, complete_items, describe_items, item_columns_of
 from genre.data.fields import EXPECTED, clean, ids, order_numbers, plain_ids
-from genre.data.numbers import MISSING, equals, sentinel_note, thousands_note, to_numbers
+from genre.data.numbers import equals, sentinel_note, thousands_note, to_numbers
 from genre.data.order import FILE, HASH, order_events, tied_events
-from genre.data.reading import alike_notes, time_reading
+from genre.data.reading import id_notes, time_reading
 from genre.data.schema import ALIASES, FEEDBACK, REQUIRED, SHOWN, SUBSECOND, Report, event_columns
 from genre.data.times import check_time_step, is_form, short_float_note
 from genre.errors import DataError, InputError
-
-_HARDLY = 0.05  # of a log's ids in the table of items or users
 
 
 class Built(NamedTuple):
@@ -80,7 +79,9 @@ def build(
     used = events["item_id"].unique()
     if not stored:
         for name, found in (("user_id", user_ids), ("item_id", used)):
-            _note_strange_ids(events[name], tables["users" if name == "user_id" else "items"], found, report)
+            side = tables["users" if name == "user_id" else "items"]
+            theirs = None if side is None or name not in side.columns else ids(side[name])
+            report.notes += id_notes(events[name], theirs, found)
     catalogue = complete_items(item_table, used, report)
     codes = _encode(events["user_id"], user_ids), _encode(events["item_id"], catalogue.frame["item_id"])
     times = times_of(events)
@@ -151,17 +152,27 @@ def to_polars(table: Any, name: str) -> pl.DataFrame | None:
     Raises:
         DataError: If it is neither.
     """
-    if table is None or isinstance(table, pl.DataFrame):
-        return table
     if isinstance(table, pl.LazyFrame):
-        return table.collect()
+        table = table.collect()
+    if isinstance(table, pl.DataFrame):
+        return _with_texts(table)
+    if table is None:
+        return None
     if type(table).__module__.partition(".")[0] == "pandas":
         try:
-            return pl.from_pandas(table)
+            return _with_texts(pl.from_pandas(table))
         except (ImportError, pl.exceptions.PolarsError, TypeError, ValueError) as error:
             todo = "pip install 'genre-adapters[pandas]', or give a polars frame"
             raise DataError(f"the {name} cannot be read from pandas", got=error, expected="plain columns", todo=todo) from error
     raise DataError(f"the {name} is not a table", got=type(table).__name__, expected="a polars or a pandas frame")
+
+
+def _with_texts(table: pl.DataFrame) -> pl.DataFrame:
+    """Bytes that are all UTF-8 as texts: older writers of Parquet do not mark texts as such."""
+    for name in (name for name, dtype in table.schema.items() if dtype == pl.Binary):
+        with suppress(pl.exceptions.PolarsError):
+            table = table.with_columns(pl.col(name).cast(pl.String))
+    return table
 
 
 def rename(tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], report: Report) -> dict[str, pl.DataFrame | None]:
@@ -206,35 +217,6 @@ def with_plain_ids(
     return table.with_columns(plain.values())
 
 
-def _note_strange_ids(events: pl.Series, side: pl.DataFrame | None, used: pl.Series, report: Report) -> None:
-    """Note ids that are a word for nothing, that look alike, or that hardly match those of the table of items or users."""
-    for word in used.filter(used.str.to_lowercase().is_in(list(MISSING))).sort():
-        count = int((events == word).sum())
-        report.note(f"{events.name} '{word}' has {count:,} of {len(events):,} events ({count / len(events):.1%}); kept as an id")
-    theirs = events[:0] if side is None or events.name not in side.columns else ids(side[events.name]).drop_nulls().unique()
-    met = int(used.is_in(theirs.implode()).sum())
-    strangers = len(theirs) > 0 and met <= _HARDLY * len(used)
-    for line in alike_notes(events, used, events[:0] if strangers else theirs):
-        report.note(line)
-    if not strangers:
-        return
-    pairs = (
-        pl.DataFrame({"ours": used})
-        .with_columns(_bare("ours"))
-        .join(pl.DataFrame({"theirs": theirs}).with_columns(_bare("theirs")), on="bare")
-        .sort("ours")
-    )
-    ours, other = pairs.row(0)[0:3:2] if pairs.height else (used.sort()[0], theirs.sort()[0])
-    likely = "; they match but for zeros, case and signs" if pairs.height else ""
-    what = f"{met:,} of {len(used):,} different {events.name} of the log are in its table"
-    report.note(f"{what}: the log has such as '{ours}', the table '{other}'{likely}")
-
-
-def _bare(name: str) -> pl.Expr:
-    """An id without leading zeros, case and signs."""
-    return pl.col(name).str.to_lowercase().str.replace_all(r"[^\p{L}\d]", "").str.strip_chars_start("0").alias("bare")
-
-
 def _keep_known(log: pl.DataFrame, report: Report, max_bad: float) -> pl.DataFrame:
     """Check the required columns; leave out columns of a kind that an event cannot hold."""
     missing = [name for name in REQUIRED if name not in log.columns]
@@ -250,10 +232,18 @@ def _keep_known(log: pl.DataFrame, report: Report, max_bad: float) -> pl.DataFra
     if log.is_empty():
         report.check(0, 0, None, max_bad)
         raise DataError("the log is empty", got="0 events", expected="at least one event")
-    odd = [c for c in log.columns if c not in REQUIRED and log[c].dtype.is_nested() or log[c].dtype == pl.Object]
-    odd += [c for c in log.columns if log[c].dtype.is_temporal() and c != "timestamp"]
+    odd = [c for c in log.columns if c not in REQUIRED and not _is_plain(log[c].dtype)]
+    if lost := next((c for c in odd if c in (*FEEDBACK, "impression_id")), None):
+        expected = EXPECTED[lost]
+        todo = f"map a field of it, --map {lost}={lost}.FIELD, or another column" if log[lost].dtype == pl.Struct else ""
+        raise DataError(f"column '{lost}' is not usable", got=str(log[lost].dtype), expected=expected, todo=todo)
     report.add("columns of the log that are not a number or text", len(odd), ", ".join(odd))
     return _with_rows(log.drop(odd))
+
+
+def _is_plain(dtype: pl.DataType) -> bool:
+    """Return whether a column of events holds numbers or texts."""
+    return not (dtype.is_nested() or dtype.is_temporal() or dtype in (pl.Object, pl.Binary))
 
 
 def plain_name(name: str) -> str:
@@ -337,7 +327,7 @@ def _name_row(log: pl.DataFrame, name: str, place: int, time_unit: str) -> str:
     text = f"row {log['row'][place]} (the first is 0): {name} {_cell(log, name, place)}"
     if name != "timestamp" or is_form(time_unit):
         return text
-    value = log[name].cast(pl.String, strict=False)[place] or ""
+    value = str(log[name][place])
     if time_unit == "s" and re.fullmatch(r"\d{12,}(\.\d*)?", value.strip()):
         text += ", which looks like milliseconds: --time-unit ms"
     elif re.match(r"\s*\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}", value):
@@ -348,7 +338,7 @@ def _name_row(log: pl.DataFrame, name: str, place: int, time_unit: str) -> str:
 def _expected(name: str, time_unit: str) -> str:
     if name == "timestamp" and is_form(time_unit):
         return f"a time as {time_unit}"
-    return EXPECTED.get(name, "a number: equal times are ordered by it")
+    return EXPECTED.get(name, "a number or a date: equal times are ordered by it")
 
 
 def _cell(log: pl.DataFrame, name: str, place: int) -> str:

@@ -122,4 +122,4 @@ def _unique_rows(table: pl.DataFrame, key: str, what: str, report: Report) -> pl
 def _can_hold(dtype: pl.DataType) -> bool:
     if isinstance(dtype, pl.List | pl.Array):
         return dtype.inner.is_numeric() or dtype.inner == pl.String
-    return not dtype.is_nested() and dtype != pl.Object
+    return not dtype.is_nested() and dtype not in (pl.Object, pl.Binary, pl.Duration)

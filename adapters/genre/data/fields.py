@@ -14,6 +14,7 @@ import polars as pl
 from genre.data.numbers import TRUTH, YES, keep_where, numbers, truth_values
 from genre.data.schema import FEEDBACK, RATING_LIMIT
 from genre.data.times import times_us
+from genre.errors import DataError
 
 EXPECTED = {
     "user_id": "an id, not empty",
@@ -56,23 +57,43 @@ def _numbers_or(series: pl.Series, words: Mapping[str, str]) -> pl.Series:
 
 
 def ids(series: pl.Series) -> pl.Series:
-    """Return ids as text: whole floats lose their point (pandas makes them of integers), an empty text is none."""
+    """Return ids as text: whole floats lose their point (pandas makes them of integers), an empty text is none.
+
+    Raises:
+        DataError: Floats are too short for their ids: different ones would become one.
+    """
     if series.dtype.is_float():
         whole = keep_where(series, pl.col("x").is_finite() & (pl.col("x") == pl.col("x").floor()))
+        _check_exact(whole)
         series = whole.cast(pl.Int64, strict=False)
-    if isinstance(series.dtype, pl.List | pl.Array | pl.Struct | pl.Object):
+    if series.dtype.is_nested() or series.dtype.is_temporal() or series.dtype in (pl.Object, pl.Binary):
         return pl.Series(series.name, [None] * len(series), dtype=pl.String)
     text = series.cast(pl.String)
     return text if not (text == "").any() else keep_where(text, pl.col("x") != "")
 
 
+def _check_exact(values: pl.Series) -> None:
+    """Refuse whole numbers beyond those that a column of floats tells apart."""
+    digits, bits = (11, 16) if values.dtype == pl.Float16 else (24, 32) if values.dtype == pl.Float32 else (53, 64)
+    largest = float(values.cast(pl.Float64).abs().max() or 0)  # type: ignore[arg-type]
+    if largest <= 2**digits:
+        return
+    got, todo = f"{values.name} {largest:.0f}", "export the ids again, as whole numbers or texts"
+    raise DataError(f"{bits}-bit floats cannot hold these ids", got=got, expected=f"at most {2**digits}", todo=todo)
+
+
 def order_numbers(series: pl.Series) -> pl.Series:
-    """Return a column that orders events as numbers: whole ones as they are, dates as microseconds; null is not usable."""
+    """Return a column that orders events as numbers: whole ones as they are, dates, also as texts, as microseconds.
+
+    Null is not usable.
+    """
     if series.dtype.is_integer():
         return series.cast(pl.Int64, strict=False)
     if isinstance(series.dtype, pl.Datetime | pl.Date):
         return series.cast(pl.Datetime("us")).dt.epoch("us")
     found = numbers(series)
+    if series.dtype == pl.String and found.null_count() == len(found):
+        return times_us(series)
     return keep_where(found, pl.col("x").is_finite())
 
 

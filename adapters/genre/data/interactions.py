@@ -142,7 +142,7 @@ class Interactions(Dataset):
             stored=stored,
             order=order,
             timed=timed,
-            missing=missing,
+            missing=[(theirs.get(column, column), value) for column, value in missing],
         )
         roles = roles_of(built.frame, built.catalogue.frame, built.users)
         kept = {table: columns for table, columns in info.roles.items() if table not in ("interactions", "items", "users")}
@@ -326,9 +326,9 @@ class Interactions(Dataset):
     def describe(self) -> dict[str, Any]:
         """Return the log in figures, ready for JSON.
 
-        `ties` is the share of events that share their time with another event of the same user; `density` is events /
-        (users x items used); `sparsity` is 1 - density; text coverage is the share of items with a value, per column;
-        `warnings` are those of `genre.data.hazards`.
+        `ties` is the share of events that share their time with another event of the same user, 0 in a log without times;
+        `density` is events / (users x items used); `sparsity` is 1 - density; text coverage is the share of items with a
+        value, per column; `warnings` are those of `genre.data.hazards`.
         """
         events_per_user, events_per_item = np.diff(self.user_offsets), np.bincount(self.item_codes, minlength=self.catalogue.size)
         used = int((events_per_item > 0).sum())
@@ -345,7 +345,7 @@ class Interactions(Dataset):
             "items_without_events": self.catalogue.size - used,
             "time_span": span(self.frame["timestamp"]) if self.info.timed else None,
             "order": self.tie_rule,
-            "ties": round(tied_events(self.user_codes, self.times_us).size / len(self), 6),
+            "ties": round(tied_events(self.user_codes, self.times_us).size / len(self), 6) if self.info.timed else 0.0,
             "density": round(density, 6),
             "sparsity": round(1 - density, 6),
             "events_per_user": quantiles(events_per_user),

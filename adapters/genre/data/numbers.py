@@ -15,7 +15,10 @@ import polars as pl
 
 from genre.data.schema import PLACE, Report
 
-MISSING = ("na", "n/a", "#n/a", "nan", "<na>", "null", "(null)", "none", "nil", "\\n", "undefined")
+MISSING = (
+    *("na", "n/a", "#n/a", "n.a.", "n.a", "nan", "nat", "<na>", "null", "(null)", "none", "nil", "\\n", "undefined"),
+    *("missing", "unknown", "#value!", "#ref!", "#div/0!"),
+)
 """Words for "nothing", in small letters."""
 
 TRUTH = {"true": "1", "false": "0"}
@@ -24,7 +27,7 @@ TRUTH = {"true": "1", "false": "0"}
 YES = {"yes": "1", "no": "0", "y": "1", "n": "0", "t": "1", "f": "0"}
 """Further ones where a column can be nothing but a boolean; elsewhere they may be texts for a prompt."""
 
-_FEW = 0.05
+_FEW = 0.2
 """A column of texts with at most this share of cells that are not numbers is worth a note."""
 
 _SAMPLE = 64

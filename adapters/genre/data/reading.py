@@ -12,12 +12,13 @@ from unicodedata import is_normalized
 import numpy as np
 import polars as pl
 
-from genre.data.times import UNITS, is_form, may_be_days
+from genre.data.numbers import MISSING
+from genre.data.times import DAY, UNITS, is_form, may_be_days
 
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _ZONE = r"(?i)(?:Z|UTC|GMT)(?: \d{4})?$|(?::\d{2}(?:[.,]\d+)?|[ap]m|utc|gmt)\s*[+-]\d{2}(?::?\d{2})?(?:$|\s)"
 _NUMBER = r"^[+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?$"
-_DAY_NUMBER = r"^(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{6})?(?:\.0*)?$"
+_DAY_NUMBER = DAY.removesuffix("$") + r"(?:\.0*)?$"
 
 _STEPS = {"day": 86_400_000_000, "hour": 3_600_000_000, "minute": 60_000_000, "second": 1_000_000, "millisecond": 1_000}
 _EARLY = 315_532_800  # 1980: a log of that age is one in another unit
@@ -27,6 +28,8 @@ _SHEET_DAYS = (32_874, 55_153)  # 1990 and 2051, counted from 1899-12-30
 
 _INVISIBLE = r"[\s\p{Cc}\p{Cf}]+"
 _EXAMPLES = 3
+_HARDLY = 0.05  # of a log's ids in the table of items or users
+_SHORTENED = r"^\d(?:\.\d+)?[eE]\+\d{2,}$"
 
 
 def time_reading(series: pl.Series, time_unit: str) -> str:
@@ -90,6 +93,45 @@ def _coarse(numbers: np.ndarray) -> str:
     if low >= 190_001 and high < 210_000 and np.isin(numbers % 100, range(1, 13)).all():
         return "months"
     return "days of a spreadsheet" if low >= _SHEET_DAYS[0] and high < _SHEET_DAYS[1] else ""
+
+
+def id_notes(events: pl.Series, theirs: pl.Series | None, used: pl.Series) -> list[str]:
+    """Return a line for ids that are a word for nothing, that look alike, or that hardly match those of their table.
+
+    Args:
+        events: The id of each event, under the column's name.
+        theirs: The ids of the table of items or users; None where there is none.
+        used: Those of the events, each once.
+    """
+    notes = []
+    for word in used.filter(used.str.to_lowercase().is_in(list(MISSING))).sort():
+        count = int((events == word).sum())
+        share = f"{count:,} of {len(events):,} events ({count / len(events):.1%})"
+        notes.append(f"{events.name} '{word}' has {share}; kept as an id")
+    short = used.filter(used.str.contains(_SHORTENED)).sort()
+    if len(short):
+        what = f"{len(short):,} ids such as '{short[0]}' look like numbers that a spreadsheet shortened"
+        notes.append(f"{events.name}: {what}: different ids may have become one")
+    theirs = events[:0] if theirs is None else theirs.drop_nulls().unique()
+    met = int(used.is_in(theirs.implode()).sum())
+    if not len(theirs) or met > _HARDLY * len(used):
+        return [*notes, *alike_notes(events, used, theirs)]
+    pairs = (
+        pl.DataFrame({"ours": used})
+        .with_columns(_bare("ours"))
+        .join(pl.DataFrame({"theirs": theirs}).with_columns(_bare("theirs")), on="bare")
+        .sort("ours")
+    )
+    ours, other = pairs.row(0)[0:3:2] if pairs.height else (used.sort()[0], theirs.sort()[0])
+    likely = "; they match but for zeros, case and signs" if pairs.height else ""
+    what = f"{met:,} of {len(used):,} different {events.name} of the log are in its table"
+    strangers = f"{what}: the log has such as '{ours}', the table '{other}'{likely}"
+    return [*notes, *alike_notes(events, used, events[:0]), strangers]
+
+
+def _bare(name: str) -> pl.Expr:
+    """An id without leading zeros, case and signs."""
+    return pl.col(name).str.to_lowercase().str.replace_all(r"[^\p{L}\d]", "").str.strip_chars_start("0").alias("bare")
 
 
 def alike_notes(events: pl.Series, used: pl.Series, others: pl.Series) -> list[str]:

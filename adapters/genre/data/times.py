@@ -26,7 +26,9 @@ _LAST_US = (LAST_SECOND + 1) * UNITS["us"] - 1
 
 _FEW_TIMES = 8  # so few may be multiples of anything
 
-_DAY = r"^(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(([01]\d|2[0-3])[0-5]\d[0-5]\d)?$"
+DAY = r"^(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:(?:[01]\d|2[0-3])(?:[0-5]\d){0,2})?$"
+"""A day as a number, perhaps with its hour, minute and second: 20240301, 2024030112, 202403011230, 20240301123059."""
+
 
 _SAMPLE = 64
 _LARGER = 16
@@ -72,7 +74,8 @@ _REORDERED = (
 def times_us(series: pl.Series, time_unit: str = "s", *, stored: bool = False) -> pl.Series:
     """Return int64 microseconds since 1970; dates without a zone are UTC; before 1970 or after 9999 is null.
 
-    A column of days as numbers (20240301) is one of dates, unless a data set folder has `stored` it: those are seconds.
+    A column of days as numbers (20240301, also with hour, minute and second) is one of dates, unless a data set folder has
+    `stored` it: those are seconds.
 
     Args:
         series: Times of any type.
@@ -145,8 +148,9 @@ def check_time_step(series: pl.Series, time_unit: str) -> None:
 
 
 def may_be_days(values: pl.Series) -> bool:
-    """Return whether any of a column's numbers could be a day, such as 20240301 or 20240301123000."""
-    return bool((values.is_between(19000101, 20991231) | values.is_between(19000101000000, 20991231235959)).any())
+    """Return whether any of a column's numbers could be a day, such as 20240301 or 20240301123000 (see `DAY`)."""
+    longer = (1, 100, 10_000, 1_000_000)  # hour, minute, second
+    return any(bool(values.is_between(19000101 * each, 20991232 * each, closed="left").any()) for each in longer)
 
 
 def short_float_note(seconds: pl.Series) -> str:
@@ -187,8 +191,11 @@ def _days_us(series: pl.Series) -> pl.Series | None:
     if not may_be_days(values):
         return None
     text = series.cast(pl.String).str.strip_chars().str.replace(r"^(\d+)\.0*$", "$1")
-    number, day = text.str.contains(r"^\d+$").fill_null(False), text.str.contains(_DAY).fill_null(False)
-    return _dates(keep_where(text, day | ~number)) if day.sum() > number.sum() / 2 else None
+    number, day = text.str.contains(r"^\d+$").fill_null(False), text.str.contains(DAY).fill_null(False)
+    if day.sum() <= number.sum() / 2:
+        return None
+    whole = text.str.replace(r"^(\d{10})$", "${1}0000").str.replace(r"^(\d{12})$", "${1}00")
+    return _dates(keep_where(pl.select(pl.when(day).then(whole).otherwise(text)).to_series(), day | ~number))
 
 
 def _dates(text: pl.Series) -> pl.Series:

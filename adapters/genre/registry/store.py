@@ -185,31 +185,19 @@ class LocalStore:
     def create_entry(self, name: str, number: int, data: bytes) -> bool:
         folder = self.root / name / ALIASES
         with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            aside = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
             try:
-                aside.write_bytes(data)
-                _sync(aside)
-                os.link(aside, folder / f"{number}.json")
+                with _written_aside(folder, data) as aside:
+                    os.link(aside, folder / f"{number}.json")
             except FileExistsError:
                 return False
-            finally:
-                aside.unlink(missing_ok=True)
             _sync(folder)
             _sync(folder.parent)
             return True
 
     def put_record(self, name: str, version: str, data: bytes) -> None:
         folder = self.root / name / RECORDS
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            aside = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
-            try:
-                aside.write_bytes(data)
-                _sync(aside)
-                os.replace(aside, self._record(name, version))
-            finally:
-                aside.unlink(missing_ok=True)
+        with disk_errors(folder), _written_aside(folder, data) as aside:
+            os.replace(aside, self._record(name, version))
             _sync(folder)
 
     def check_writable(self, name: str) -> None:
@@ -328,6 +316,19 @@ def _is_owned(path: Path) -> bool:
 
 def _bytes(path: Path) -> int:
     return sum(file.lstat().st_size for file in (path, *path.rglob("*")) if not file.is_dir())
+
+
+@contextlib.contextmanager
+def _written_aside(folder: Path, data: bytes) -> Iterator[Path]:
+    """Write a temporary file, whole and on the disk, to be linked or renamed; what is left of it goes in the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        aside.write_bytes(data)
+        _sync(aside)
+        yield aside
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

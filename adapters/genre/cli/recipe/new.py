@@ -123,10 +123,16 @@ def _ranking(log: "Interactions", has_texts: bool) -> dict[str, Any]:
 
 
 def _splits(task: str, log: "Interactions") -> dict[str, Any]:
-    """The split of a task, and the other kind's as `hold_out`, so that recipes of one log can share an encoder."""
+    """The split of a task, and the other kind's as `hold_out`, so that recipes of one log can share an encoder.
+
+    What comes next is the one kind of task of a log without feedback, and learns from all other events there.
+    """
+    from genre.data.schema import FEEDBACK
     from genre.data.splits import TRAIN, SplitConfig
     from genre.errors import DataError
 
+    if task == "next_item" and not FEEDBACK.keys() & set(log.event_columns):
+        return {"split": _LAST}
     own, other = (_LAST, _TEMPORAL) if task == "next_item" else (_TEMPORAL, _LAST)
     try:
         parts = [log.split(SplitConfig.model_validate(each)).part == TRAIN for each in (own, other)]

@@ -14,6 +14,7 @@ import csv
 import gzip
 import io
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ _NAMES = {"\\t": "\t", "tab": "\t", "space": " "}
 _HEAD = 1 << 16
 _HARDLY = 0.01
 _LONGEST = 100  # lines that one quoted cell may take
+_NUMBER = re.compile(r"\s*[+-]?\d[\d.,:/TZ +-]*")  # or a time
+_SAMPLE = 1000
 _UTF8 = ("utf-8", "utf8")
 
 
@@ -57,8 +60,8 @@ def read_csv(
     Raises:
         DataError: If the file cannot be read, is empty, or has a line that is not a row and there is no report.
     """
-    if len(quote) != 1 and quote != NO_QUOTE:
-        raise InputError("unknown --quote", got=repr(quote), expected="one character, or none")
+    if len(quote.encode()) != 1 and quote != NO_QUOTE:
+        raise InputError("unknown --quote", got=repr(quote), expected="one plain character, or none")
     separator = _NAMES.get(separator or "", separator)
     if separator is not None and len(separator.encode()) != 1:
         todo = "put another one into the file, such as a tab"
@@ -187,12 +190,25 @@ def _check_names(columns: list[str], first: list[str], path: Path) -> list[str] 
 
 
 def _swallowed(table: pl.DataFrame, separator: str) -> bool:
-    """Return whether a quote may have taken whole lines into a cell: one with line ends beside empty cells, or in a TSV."""
+    """Return whether a quote may have taken whole lines into a cell.
+
+    Such a cell has line ends, and stands in a TSV, or beside empty cells, or has as many cells in each of its lines, with those
+    beside it, as there are columns.
+    """
     if not table.width:
         return False
     ends = pl.any_horizontal(pl.all().str.contains("\n", literal=True).fill_null(False))
     beside = pl.lit(True) if separator == "\t" else pl.any_horizontal(pl.all().is_null())
-    return bool(table.select((ends & beside).any()).item())
+    sign, last = re.escape(separator), table.width - 1
+    text = rf"[^\n{sign}]*"
+    rows = [
+        rf"^(?:{text}{sign}){{{last - place}}}{text}\n(?:(?:{text}{sign}){{{last}}}{text}\n)*(?:{text}{sign}){{{place}}}{text}$"
+        for place in range(table.width)
+    ]
+    whole = pl.any_horizontal(
+        pl.col(name).str.contains(row).fill_null(False) for name, row in zip(table.columns, rows, strict=True)
+    )
+    return bool(table.filter(ends).select((beside | whole).any()).item())
 
 
 def _bytes(source: Path | io.BytesIO) -> bytes:
@@ -244,9 +260,10 @@ def _recover(
     kept: list[int] = []
     bad: dict[str, list[int]] = {}
     literal: list[int] = []
+    numeric = _numeric_places(lines[at:], separator, quote, len(columns))
     while at < len(lines):
         cells, taken = _parse_row(lines, at, separator, len(columns), quote)
-        plain = _split_plainly(lines, at, taken, separator, quote, len(columns), failed=isinstance(cells, str))
+        plain = _split_plainly(lines, at, taken, separator, quote, len(columns), numeric, failed=isinstance(cells, str))
         if plain is not None:
             cells, taken = plain, 1
             literal.append(at + 1)
@@ -260,8 +277,9 @@ def _recover(
             bad.setdefault(cells, []).append(at + 1)
         at += taken
     if literal and report is not None:
+        they_have = "1 line has" if len(literal) == 1 else f"{len(literal):,} lines have"
         what = "quotes that are part of their texts, such as line"
-        report.note(f"{len(literal):,} lines have {what} {literal[0]}; --quote none takes all quotes for text")
+        report.note(f"{they_have} {what} {literal[0]}; --quote none takes all quotes for text")
     for reason, numbers in bad.items():
         assert report is not None
         kind = reason.removeprefix("a ").partition(":")[0]
@@ -270,16 +288,31 @@ def _recover(
     return table.with_columns(pl.Series(PLACE, kept, dtype=pl.Int64)) if bad else table
 
 
-def _split_plainly(
-    lines: list[str], at: int, taken: int, separator: str, quote: str, width: int, *, failed: bool
-) -> list[str] | None:
-    """Return the cells of a line whose quotes are text: as quoting they make no row, or a cell over several rows of a TSV.
+def _numeric_places(lines: list[str], separator: str, quote: str, width: int) -> list[int]:
+    """Return the places of the columns that have numbers or times in every line without a quote, of a sample."""
+    plain = (line.removesuffix("\r").split(separator) for line in lines if quote not in line)
+    sample = list(islice((row for row in plain if len(row) == width), _SAMPLE))
+    return [
+        place
+        for place in range(width)
+        if any(row[place] for row in sample) and all(_NUMBER.fullmatch(row[place]) for row in sample if row[place])
+    ]
 
-    None if they do make a row, or the line without quoting has another number of cells. A cell that is quoted as a whole, with an
+
+def _split_plainly(
+    lines: list[str], at: int, taken: int, separator: str, quote: str, width: int, numeric: list[int], *, failed: bool
+) -> list[str] | None:
+    """Return the cells of a line whose quotes are text: as quoting they make no row, or a cell over several whole rows.
+
+    None if they do make a row, or the line without quoting has another number of cells. Rows of a TSV need the right number of
+    cells to be whole, others also numbers where the other lines of the file have them. A cell that is quoted as a whole, with an
     opening quote for its first one inside (`"a "b" c"`), loses the outer ones.
     """
     rows = [line.removesuffix("\r").split(separator) for line in lines[at : at + taken]]
-    if len(rows[0]) != width or not (failed or (taken > 1 and separator == "\t" and all(len(row) == width for row in rows))):
+    if len(rows[0]) != width or not (failed or (taken > 1 and all(len(row) == width for row in rows))):
+        return None
+    numbers = [row[place] for row in rows for place in numeric]
+    if not failed and separator != "\t" and not (numbers and all(_NUMBER.fullmatch(cell) for cell in numbers)):
         return None
     whole = re.compile(rf"{re.escape(quote)}([^{re.escape(quote)}]*[\s(]{re.escape(quote)}.*){re.escape(quote)}")
     return [found[1] if (found := whole.fullmatch(cell)) else cell for cell in rows[0]]
