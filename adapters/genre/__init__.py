@@ -34,6 +34,10 @@ _HOMES = {
 __all__ = ["Base", "Engine", "Interactions", "Recipe", "Registry", "Request", "Texts", "__version__", "evaluate", "train"]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'genre' has no attribute {name!r}")

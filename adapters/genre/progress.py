@@ -1,4 +1,4 @@
-"""Progress of a long job: a bar on a terminal, plain lines otherwise, and never more than ten seconds of silence.
+"""Progress of a long job: bars on a terminal and in a notebook, plain lines otherwise, never more than ten seconds of silence.
 
 Owns: the form of progress, the time left of a job. Ignores: what is being done.
 
@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
+from html import escape
 from typing import Any, TextIO
+
+from genre.display import Area, in_notebook
 
 EVERY_S = 10.0
 """Seconds between two plain lines."""
@@ -177,6 +180,7 @@ class Reporter:
         self.write = write
         self.live = live
         self.stream = stream
+        self.area: Callable[[], Area] | None = None
 
     @classmethod
     def silent(cls) -> "Reporter":
@@ -200,6 +204,15 @@ class Reporter:
         live = (stream or sys.stderr).isatty()
         return cls(lambda text: print(text, file=stream or sys.stderr, flush=True), live=live, stream=stream)
 
+    @classmethod
+    def here(cls) -> "Reporter":
+        """Bars in a notebook, silence in a script: what a call from Python reports to unless it is told otherwise."""
+        if not in_notebook():
+            return cls.silent()
+        reporter = cls(lambda text: print(text, flush=True))
+        reporter.area = Area
+        return reporter
+
     def line(self, text: str) -> None:
         """One line of its own."""
         self.write(text)
@@ -210,6 +223,10 @@ class Reporter:
         begun = time.perf_counter()
         if self.silenced:
             yield
+            return
+        if self.area is not None:
+            with self._drawn(lambda: f"{label}  {_clock(time.perf_counter() - begun)}", lambda: None):
+                yield
             return
         if not self.live:
             if at_once or self.every_phase:
@@ -235,6 +252,11 @@ class Reporter:
         later: Later | None = None,
     ) -> Iterator[Bar]:
         """A bar for the time of the block; see `Bar`."""
+        if self.area is not None:
+            bar = Bar(label, total, lambda bar: None, EVERY_S, share=share, done=done, later=later)
+            with self._drawn(bar.text, lambda: bar.share):
+                yield bar
+            return
         if not self.live:
             plain = Bar(label, total, lambda bar: self.write(bar.text()), EVERY_S, share=share, done=done, later=later)
             if self.silenced:
@@ -258,3 +280,21 @@ class Reporter:
             bar = Bar(label, total, show, 0.1, share=share, done=done, later=later)
             with _ticking(bar.remind, 0.5):
                 yield bar
+
+    @contextmanager
+    def _drawn(self, text: Callable[[], str], share: Callable[[], float | None]) -> Iterator[None]:
+        """Draw a text and a bar below the notebook's cell, twice a second, for the time of the block."""
+        assert self.area is not None
+        area = self.area()
+
+        def draw() -> None:
+            known = share()
+            value = "" if known is None else f' value="{known:.4f}"'
+            area.show(f"<progress{value}></progress> <code>{escape(text())}</code>")
+
+        try:
+            draw()
+            with _ticking(draw, 0.5):
+                yield
+        finally:
+            area.close()

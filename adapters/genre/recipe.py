@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from genre import display
 from genre.data.dataset import DataKind
 from genre.data.splits import SplitConfig
 from genre.errors import RecipeError
@@ -242,6 +243,18 @@ class Recipe(_Config):
         if self.encoder.use == "none" and any(task.head == "catalogue" for task in self.tasks):
             raise ValueError("head 'catalogue' needs an encoder: it scores against its item vectors")
         return self
+
+    def __repr__(self) -> str:
+        return f"Recipe({self._headline()})"
+
+    def _repr_html_(self) -> str:
+        own = yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)
+        return display.text(self._headline(), own) + display.folded("Every key, with defaults", self.dump())
+
+    def _headline(self) -> str:
+        layers = f"the first {self.base.depth} layers" if self.base.depth else "all layers"
+        tasks = ", ".join(f"{task.name} ({task.kind})" for task in self.tasks)
+        return f"{self.name}: {tasks} on {self.data.path}; {self.adapter.kind} on {self.base.name}, {layers}"
 
     @property
     def reads(self) -> DataKind:

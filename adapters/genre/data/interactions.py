@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
+from genre import display
 from genre.data.build import build, ranks_of, times_of
 from genre.data.catalogue import Catalogue, hash_frame
 from genre.data.dataset import DataKind, Dataset
@@ -29,6 +30,9 @@ from genre.data.schema import MAX_BAD, SUBSECOND, DatasetInfo, Report, event_col
 from genre.data.splits import Split, SplitConfig, split
 from genre.errors import DataError, InputError
 from genre.tasks import Task
+
+SHOWN_ROWS = 5
+"""Rows that a notebook shows of a log or of texts."""
 
 __all__ = ["MARKER", "DatasetInfo", "Interactions", "Split", "SplitConfig", "need_log", "split"]
 
@@ -76,8 +80,17 @@ class Interactions(Dataset):
             array.setflags(write=False)
 
     def __repr__(self) -> str:
-        size = f"{len(self):,} events, {len(self.user_ids):,} users, {self.catalogue.size:,} items"
-        return f"Interactions({self.info.name}: {size})"
+        return f"Interactions({self._headline()})"
+
+    def _repr_html_(self) -> str:
+        first = self.frame.head(SHOWN_ROWS)
+        rows = first.with_columns(
+            pl.Series("item", [self.catalogue.titles()[code] for code in self.item_codes[:SHOWN_ROWS]])
+        ).rows()
+        return display.table(self._headline(), [*first.columns, "item"], rows, note=f"The first {first.height} events in order.")
+
+    def _headline(self) -> str:
+        return f"{self.info.name}: {len(self):,} events, {len(self.user_ids):,} users, {self.catalogue.size:,} items"
 
     @classmethod
     def from_frame(

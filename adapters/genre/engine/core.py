@@ -18,6 +18,7 @@ from genre.data.catalogue import Catalogue
 from genre.data.interactions import Interactions
 from genre.engine.adapter_cache import AdapterCache
 from genre.engine.adapter_source import AdapterSource, Resident
+from genre.engine.frames import recommend_frame
 from genre.engine.items import Inline
 from genre.engine.passes import Passes
 from genre.engine.planning import Job, history_of, plan
@@ -184,6 +185,25 @@ class Engine:
                 finally:
                     self.cache.release([job.resident for job in jobs])
         return [response for response in done if response is not None]
+
+    def recommend_frame(self, adapter: str, users: Any = None, k: int = 10, **options: Any) -> Any:
+        """The best k items for users of the engine's data set, a row for each user and item.
+
+        Args:
+            adapter: `name`, `name@alias` or `name:version`.
+            users: Ids, or a polars or pandas frame with a column user_id; None for all users.
+            k: Items for each user; fewer where fewer are left.
+            options: More fields of `Request`: task, exclude_seen, allow, deny, where, diversity.
+
+        Returns:
+            A frame, pandas where users are and polars otherwise: user_id, rank (from 1), item_id, title, score and, for next-item
+            tasks, probability.
+
+        Raises:
+            InputError: The engine has no data set, or users cannot be read.
+            RequestError: A user cannot be answered, who is named, or an option cannot be used.
+        """
+        return recommend_frame(self.score, self.data, adapter, users, k, options)
 
     def read_by(self, request: Request, ref: str | None = None) -> tuple[Loaded, list[dict[str, Any]], int, dict[str, Any]]:
         """Resolve a request without scoring it.

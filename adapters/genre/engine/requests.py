@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -31,10 +31,14 @@ from pydantic.dataclasses import dataclass as checked
 from pydantic_core import PydanticSerializationError, to_json
 from typing_extensions import TypedDict
 
+from genre import display
 from genre.engine.filters import Condition
 from genre.engine.reranking import POOL
 from genre.errors import RequestError
 from genre.validation import refusal
+
+if TYPE_CHECKING:
+    import polars as pl
 
 MAX_CANDIDATES = 100_000
 MAX_HISTORY = 100_000
@@ -42,6 +46,8 @@ MAX_TEXTS = 10_000
 MAX_CONDITIONS = 32
 NOT_FINITE = "the version gave a score that is not a number"
 """The error of a row with a score that is not finite: JSON has no such number, and nobody can rank by it."""
+SHOWN = 3
+"""Results in the short form of a response."""
 
 _NOT_OF_TEXTS = ("history", "candidates", "user_id", "user", "allow", "deny", "where", "diversity")
 _CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -259,6 +265,43 @@ class Response:
     error: str | None = None
     note: str | None = None
 
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"Response({self.adapter}: {self.error})"
+        shown = [f"{_id_of(item)} {item.score:.4g}" for item in self.results[:SHOWN]]
+        more = len(self.results) - len(shown)
+        return f"Response({self.adapter}: {', '.join(shown) or self.note or 'no results'}{f' and {more} more' if more else ''})"
+
+    def _repr_html_(self) -> str:
+        if self.error is not None:
+            return display.facts(self.adapter, {"error": self.error})
+        frame = self.frame
+        return display.table(
+            f"{self.adapter}, version {(self.digest or '')[:12]}", frame.columns, frame.rows(), note=self.note or ""
+        )
+
+    @property
+    def frame(self) -> "pl.DataFrame":
+        """The results as a polars frame: rank from 1, item_id (or text_id), score, and probability, or one column a class.
+
+        Raises:
+            RequestError: The request was not answered.
+        """
+        import polars as pl
+
+        if self.error is not None:
+            raise RequestError(f"{self.adapter} did not answer", got=self.error, expected="results", todo="see Response.error")
+        texts = any(isinstance(item, ScoredText) for item in self.results)
+        columns: dict[str, Any] = {"rank": range(1, len(self.results) + 1)}
+        columns["text_id" if texts else "item_id"] = [_id_of(item) for item in self.results]
+        columns["score"] = [item.score for item in self.results]
+        if any(getattr(item, "probability", None) is not None for item in self.results):
+            columns["probability"] = [getattr(item, "probability", None) for item in self.results]
+        for name in {name: None for item in self.results for name in getattr(item, "classes", None) or ()}:
+            columns[name] = [(getattr(item, "classes", None) or {}).get(name) for item in self.results]
+        types = {"rank": pl.Int64, "text_id" if texts else "item_id": pl.String, "score": pl.Float64}
+        return pl.DataFrame(columns, schema_overrides=types)
+
     def to_json(self) -> dict[str, Any]:
         """The row of a score file."""
         if self.error is not None:
@@ -266,6 +309,10 @@ class Response:
         results = [_row(item) for item in self.results]
         row = {"id": self.id, "adapter": self.adapter, "digest": self.digest, "results": results}
         return row if self.note is None else row | {"note": self.note}
+
+
+def _id_of(item: Scored | ScoredText) -> str:
+    return item.item_id if isinstance(item, Scored) else item.text_id
 
 
 def refused(row: object, error: object) -> Response:

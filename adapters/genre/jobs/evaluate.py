@@ -34,6 +34,7 @@ from genre.evaluation.protocol import ties_of
 from genre.evaluation.ranking import Seen, rank_in_blocks
 from genre.evaluation.targets import Targets, evaluate_feedback, evaluate_ranking
 from genre.evaluation.text_baselines import text_baselines
+from genre.jobs.figures import Evaluation
 from genre.jobs.loading import load_base, restore
 from genre.modules.base.base import Base
 from genre.modules.embedding import SoftTokens
@@ -64,7 +65,7 @@ def evaluate(
     part: str = "test",
     seen: Seen | None = None,
     reporter: Reporter | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate a published version under its own protocol, beside the baselines.
 
     Args:
@@ -74,9 +75,10 @@ def evaluate(
         base: Its base; by default found by the name in the manifest.
         part: `valid` or `test`.
         seen: Rank with items of the history `masked` or `kept`, whatever the next-item tasks say; the protocol says so.
-        reporter: Receives progress.
+        reporter: Receives progress; by default bars in a notebook, nothing in a script.
 
     Returns:
+        A dict, which has its figures as a table in `.frame`:
         `{"ref", "digest", "protocol", "tasks": {task: {"adapter": {metric: …}, "baselines": {name: {metric: …}}}}}`.
         A log's task with targets on cold items has `"cold": {"items", "adapter", "baselines"}` as well, on those alone;
         where order matters it has `"ties": {"rule", "tied", "targets", "line"}`, and with some but not all targets tied
@@ -87,7 +89,7 @@ def evaluate(
         ManifestError: The version does not fit the base.
         InputError: `seen`, and no task is a next-item task.
     """
-    reporter = reporter or Reporter.silent()
+    reporter = reporter or Reporter.here()
     manifest = registry.resolve(ref).manifest
     base = base or load_base(manifest)
     loaded = with_seen(read_adapter(registry, ref, base), seen)
@@ -107,7 +109,7 @@ def evaluate(
             tasks[name]["reliability"] = own
     lines = {name: _with_ties(line, tasks.get(name, {})) for name, line in loaded.manifest.protocol.items()}
     about = {"ref": ref, "digest": loaded.digest, "part": part, "protocol": lines}
-    return about | {"quantization": base.quantization, "tasks": tasks}
+    return Evaluation(about | {"quantization": base.quantization, "tasks": tasks})
 
 
 def with_seen(loaded: Loaded, seen: Seen | None) -> Loaded:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 
 from genre.data.dataset import Dataset
@@ -35,6 +36,7 @@ from genre.jobs.evaluate import (
     warn_few_users,
     with_baselines,
 )
+from genre.jobs.figures import frame_of, html_of
 from genre.jobs.folders import check_same, claim_folder, describe_run, run_folder
 from genre.jobs.loading import check_data, open_base, open_data
 from genre.jobs.predictions import write_predictions
@@ -80,6 +82,20 @@ class Run:
     encoder: str | None
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Run({self.root}: {describe_metrics(self.metrics) or 'no test targets'})"
+
+    def _repr_html_(self) -> str:
+        return html_of(f"{self.manifest.name}, on the test part", self._tasks(), f"Run folder: {self.root}")
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """A row for each task, scorer (adapter or a baseline) and metric: value, low, high, n."""
+        return frame_of(self._tasks())
+
+    def _tasks(self) -> dict[str, Any]:
+        return {task: {"adapter": own, "baselines": self.baselines.get(task, {})} for task, own in self.metrics.items()}
+
     @property
     def folder(self) -> Path:
         """The files to publish.
@@ -116,7 +132,7 @@ def train(
         registry: Searched for an encoder, and gets a newly fitted one; without it a new one is fitted and not published.
         folder: The run folder; by default `runs/<name>/<n>`.
         resume: Resume from the run folder's last checkpoint.
-        reporter: Receives progress.
+        reporter: Receives progress; by default bars in a notebook, nothing in a script.
         baselines: Which baselines are evaluated beside it: none, those that take no time to fit (fast), or all.
         on_evaluated: Called in the first process with the run before its baselines are computed, which may take longer than
             the run is worth waiting for: it can be published now.
@@ -126,7 +142,7 @@ def train(
     """
     check_launch(recipe)
     processes = Processes.current()
-    reporter = reporter if reporter is not None and processes.is_main else Reporter.silent()
+    reporter = (reporter or Reporter.here()) if processes.is_main else Reporter.silent()
     root = processes.broadcast(Path(folder) if folder is not None else run_folder(recipe.name, resume))
     assembly = wire(recipe, log, base, registry, reporter, processes, own_encoder=resume and fitted_encoder(root))
     try:

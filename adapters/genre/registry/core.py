@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from genre import display
 from genre.errors import ConflictError, NotFoundError, RegistryError
 from genre.files import cache_folder
 from genre.registry import lookup, maintenance, records
@@ -53,6 +54,15 @@ class Registry:
         self.url = str(url)
         self.store = _open_store(self.url, storage_options or {})
         self._copies = LocalCopies(self.store, Path(cache) if cache is not None else cache_folder() / "registry")
+
+    def __repr__(self) -> str:
+        return f"Registry({self.url})"
+
+    def _repr_html_(self) -> str:
+        rows = [(row.name, row.version, ", ".join(row.aliases)) for row in self.list()]
+        return display.table(
+            repr(self), ["name", "version", "aliases"], rows, note="" if rows else "Empty: genre.train publishes into it."
+        )
 
     def publish(
         self,

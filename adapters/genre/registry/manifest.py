@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from genre import display
 from genre.errors import IntegrityError, ManifestError, RegistryError
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
 from genre.registry.names import MANIFEST, check_name, is_digest, is_name, is_version
@@ -31,6 +32,9 @@ from genre.validation import expected
 
 if TYPE_CHECKING:
     from genre.data.dataset import DataKind  # polars takes a while to import
+
+SHOWN_METRICS = 3
+"""Metrics in the short form of a version."""
 
 NOT_IN_DIGEST = frozenset({"digest", "version", "created", "cost", "checksum"})
 
@@ -287,6 +291,20 @@ class Version:
     version: str
     digest: str
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        figures = [
+            f"{task}.{name} {found.value:.4f}" for task, own in self.manifest.metrics.items() for name, found in own.items()
+        ]
+        return f"Version({', '.join([self.ref, self.manifest.kind, *figures[:SHOWN_METRICS]])})"
+
+    def _repr_html_(self) -> str:
+        title = f"{self.ref}, {self.manifest.kind} on {self.manifest.base.name}"
+        tasks = {task: {name: each.model_dump() for name, each in own.items()} for task, own in self.manifest.metrics.items()}
+        rows = [row for task, own in tasks.items() for row in display.figure_rows(task, self.name, own)]
+        return display.table(
+            title, display.FIGURES, rows, note=" ".join(f"{t}: {line}." for t, line in self.manifest.protocol.items())
+        )
 
     @property
     def ref(self) -> str:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
+from genre import display
 from genre.data.catalogue import hash_frame
 from genre.data.dataset import DataKind, Dataset
 from genre.data.describe import coverage, distribution, quantiles
@@ -31,6 +32,7 @@ from genre.data.texts.build import TEXT_KEYS, build_texts
 from genre.errors import DataError
 
 TEXTS = "texts.parquet"
+SHOWN_ROWS = 5
 
 
 class Texts(Dataset):
@@ -56,7 +58,15 @@ class Texts(Dataset):
         self.label_columns = tuple(label_columns)
 
     def __repr__(self) -> str:
-        return f"Texts({self.info.name}: {len(self):,} texts in {self.frame['group_id'].n_unique():,} groups)"
+        return f"Texts({self._headline()})"
+
+    def _repr_html_(self) -> str:
+        first = self.frame.head(SHOWN_ROWS)
+        rows = [[f"{cell[:200]}…" if isinstance(cell, str) and len(cell) > 200 else cell for cell in row] for row in first.rows()]
+        return display.table(self._headline(), first.columns, rows, note=f"The first {first.height} texts in order.")
+
+    def _headline(self) -> str:
+        return f"{self.info.name}: {len(self):,} texts in {self.frame['group_id'].n_unique():,} groups"
 
     @classmethod
     def from_frame(
