@@ -80,7 +80,7 @@ def test_a_file_that_is_sorted_by_id_is_no_order(key, order, line):
     assert tie.found.endswith(f"(the file has {line})") and "file" not in tie.todo
     named = found(tied(key, order), order="file")
     assert set(named) == {"sorted_ties"} and named["sorted_ties"].value == 1.0
-    assert named["sorted_ties"].found == f"of events with equal times, in the order that was named (file), {line}"
+    assert named["sorted_ties"].found == f"of events with equal times, the order that was named (file) has {line}"
 
 
 def test_a_file_in_another_order_is_taken_as_it_is():
@@ -139,8 +139,8 @@ def burst(users, events=6, start=1_650_000_000):
 def test_a_burst_of_users_with_identical_histories():
     frame = pl.concat([ordinary(), burst(7)])
     twins = found(frame)["twins"]
-    named = "7 users have histories of others: the 7 like fake0, fake1, fake2 have the same 6 events"
-    assert twins.value == 7 and twins.found == f"{named}, begun within 0.1 hours from 2022-04-15"
+    named = "7 users share their history with others: the 7 like fake0, fake1, fake2 have the same 6 events"
+    assert twins.value == 7 and twins.found == f"{named}, begun within 6 minutes on 2022-04-15"
     for few in (burst(4), burst(7, events=4)):
         assert found(pl.concat([ordinary(), few])) == {}
     other = burst(7).with_columns(pl.when(pl.col("user_id") != "fake0").then("item_id").otherwise(pl.lit("59")))

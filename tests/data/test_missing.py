@@ -94,7 +94,9 @@ def test_the_command_and_what_it_refuses(tmp_path, capsys):
     assert main(["data", "import", str(path), "--out", str(out)]) == 0
     assert "--missing rating=-1" in capsys.readouterr().out
     assert main(["data", "import", str(path), "--out", str(out), "--missing", "rating=-1"]) == 0
-    assert "skipped: events without feedback: 1" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "skipped: events without feedback: 1\n" in told
+    assert "first: events without feedback: row 40 (the first is 0): rating -1\n" in told
     assert len(Interactions.read(out)) == 40
     assert main(["data", "import", str(path), "--out", str(out), "--missing", "rating"]) == 2
     theirs = write(frame_of([*STARS, -1]).rename({"rating": "stars"}), tmp_path / "theirs.csv")

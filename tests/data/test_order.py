@@ -62,6 +62,8 @@ def test_equal_times_follow_a_column_of_dates_as_texts(tmp_path):
 def test_without_times_there_are_no_ties():
     log = Interactions.from_frame(frame_of(seq=list(range(40))).drop("timestamp"), order="seq")
     assert log.describe()["ties"] == 0 and log.describe()["time_span"] is None
+    tied = Interactions.from_frame(frame_of(seq=[0] * 40).drop("timestamp"), order="seq")
+    assert tied.describe()["ties"] == 1
 
 
 def test_a_column_orders_only_equal_times_and_may_go_by_their_name():

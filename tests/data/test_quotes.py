@@ -97,9 +97,10 @@ def test_a_cell_whose_lines_are_no_rows_stays_whole(tmp_path, cell):
 
 
 @pytest.mark.parametrize("option", ["quote", "separator"])
-def test_a_sign_of_several_bytes_is_refused(tmp_path, option):
-    with pytest.raises(InputError, match=f"--{option}.*got 'ü'; expected one plain character"):
-        import_log(write(tmp_path / "a.csv", table_of(["A"], ",")), **{option: "ü"})
+@pytest.mark.parametrize("sign", ["ü", "", "''"])
+def test_a_sign_that_is_no_byte_is_refused(tmp_path, option, sign):
+    with pytest.raises(InputError, match=f"--{option}.*; expected one plain character"):
+        import_log(write(tmp_path / "a.csv", table_of(["A"], ",")), **{option: sign})
 
 
 def test_a_cell_with_line_ends_is_reported_where_others_have_none(tmp_path):

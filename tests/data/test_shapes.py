@@ -378,3 +378,14 @@ def test_lists_with_a_header_or_with_numbers_after_a_colon(tmp_path):
     log = import_log(write(tmp_path / "log.txt", "u 1:5 2:4.5\nv 3:1\n"), format="lists")
     assert log.catalogue.item_ids == ["1:5", "2:4.5", "3:1"]
     assert any(note.startswith("items have a number after a colon") for note in log.info.notes)
+
+
+@pytest.mark.parametrize("cells", [["7 8 7", "9 7"], ["7,8", "9,7"], ["a|b|c", "a|c"]])
+def test_lists_in_cells_are_noted(tmp_path, cells):
+    pl.DataFrame({"user_id": [1, 2], "item_id": cells}).write_csv(tmp_path / "log.csv")
+    (note, _) = import_log(tmp_path / "log.csv", order="file").info.notes
+    assert note.startswith(
+        f"each user has one row, and item_id there looks like a list, such as '{cells[0]}': it is read as one item"
+    )
+    pl.DataFrame({"user_id": [1, 1], "item_id": cells}).write_csv(tmp_path / "log.csv")
+    assert len(import_log(tmp_path / "log.csv", order="file").info.notes) == 1  # items with such names

@@ -123,7 +123,9 @@ def import_(
             raise InputError("no text column is named", got="--label alone", expected="--text COLUMN")
         from genre.data.importers.texts import import_texts
 
-        read: Callable[..., Any] = partial(import_texts, log, texts=text, labels=label or [], quote=quote or '"')
+        read: Callable[..., Any] = partial(
+            import_texts, log, texts=text, labels=label or [], quote='"' if quote is None else quote
+        )
     else:
         from genre.data.importers.log import import_log
 
@@ -194,7 +196,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     span = facts["time_span"]
     rows = [(key.replace("_", " "), f"{facts[key]:,}") for key in ("events", "users", "items", "items_without_events")]
     rows.append(("time", f"{span['first']} to {span['last']} ({span['days']:,} days)" if span else "none"))
-    rows.append(("ties", f"{facts['ties']:.1%} of events share their time with another of the same user"))
+    place = "time" if span else "place in that order"
+    rows.append(("ties", f"{facts['ties']:.1%} of events share their {place} with another of the same user"))
     rows.append(("order", facts["order"]))
     rows.append(("sparsity", f"{facts['sparsity']:.2%}"))
     for key in ("events_per_user", "events_per_item"):

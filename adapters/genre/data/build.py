@@ -68,7 +68,7 @@ def build(
     log = _with_order(tables["log"], order, report)
     described = [name for name in item_columns_of(log, tables["items"], item_columns) if name != order]
     kept = _keep_known(log.drop(described), report, max_bad).filter(~unknown)
-    report.add("events without feedback", int(unknown.sum()), "--missing names their values")
+    _count_unknown(unknown, missing, log, report)
     events = check_events(kept, time_unit, max_bad, report, stored=stored, order=order)
     item_table = tables["items"]
     if described:  # item columns of bad rows do not count
@@ -120,6 +120,13 @@ def _empty_missing(tables: dict[str, pl.DataFrame | None], missing: Sequence[tup
                 unknown = unknown | mask
             tables[key] = table.with_columns(pl.when(~mask).then(pl.col(name)).alias(name))
     return unknown
+
+
+def _count_unknown(unknown: pl.Series, missing: Sequence[tuple[str, str]], log: pl.DataFrame, report: Report) -> None:
+    """Count the events that have no feedback, with the values that mean so."""
+    rows = (log["row"] if "row" in log.columns else pl.int_range(log.height, eager=True)).filter(unknown).to_list()
+    values = " or ".join(f"{name} {value}" for name, value in missing if name in FEEDBACK)
+    report.add("events without feedback", len(rows), f"row {rows[0]} (the first is 0): {values}" if rows else "", rows)
 
 
 def _with_order(log: pl.DataFrame, order: str, report: Report) -> pl.DataFrame:

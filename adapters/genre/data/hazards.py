@@ -111,7 +111,7 @@ def _sorted_ties(log: Log) -> Hazard | None:
     share = _sorted_share(log, ordered=True)
     if share is None:
         return None
-    found = f"of events with equal times, in the order that was named ({log.info.order}), {_direction(share)}"
+    found = f"of events with equal times, the order that was named ({log.info.order}) has {_direction(share)}"
     why = "that is the order of a table, not of what users did, and it gives the next item away"
     return Hazard("sorted_ties", round(max(share, 1 - share), 6), found, why, "import again with --order hash, or another column")
 
@@ -197,10 +197,9 @@ def _twins(log: Log) -> Hazard | None:
     groups = groups.sort(pl.col("user").list.len(), pl.col("user").list.min(), descending=[True, False])
     first = groups["user"][0].sort()
     named = ", ".join(log.user_ids[code] for code in first[:3])
-    found = (
-        f"{total:,} users have histories of others: the {len(first):,} like {named} have the same {groups['count'][0]:,} events"
-    )
-    why = "so look fake profiles and copied logs, and one user's test item stands in another's training events"
+    same = f"the {len(first):,} like {named} have the same {groups['count'][0]:,} events"
+    found = f"{total:,} users share their history with others: {same}"
+    why = "fake profiles and copied logs look like that, and one user's test item stands in another's training events"
     return Hazard("twins", float(total), found + _burst(log, first.to_numpy()), why, "look at them, and leave all but one out")
 
 
@@ -220,6 +219,8 @@ def _burst(log: Log, users: np.ndarray) -> str:
     first = log.times_us[log.user_offsets[users]]
     hours = (int(first.max()) - int(first.min())) / 3.6e9
     day = datetime.fromtimestamp(int(first.min()) / 1e6, UTC).date()
+    if hours < 1:
+        return f", begun within {60 * hours:.0f} minutes on {day}"
     return f", begun within {f'{hours:,.1f} hours' if hours < 48 else f'{hours / 24:,.0f} days'} from {day}"
 
 

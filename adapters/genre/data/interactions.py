@@ -339,7 +339,7 @@ class Interactions(Dataset):
     def describe(self) -> dict[str, Any]:
         """Return the log in figures, ready for JSON.
 
-        `ties` is the share of events that share their time with another event of the same user, 0 in a log without times;
+        `ties` is the share of events that share their time (without times: their rank) with another event of the same user;
         `density` is events / (users x items used); `sparsity` is 1 - density; text coverage is the share of items with a
         value, per column; `warnings` are those of `genre.data.hazards`.
         """
@@ -348,6 +348,7 @@ class Interactions(Dataset):
         density = len(self) / (len(events_per_user) * used)
         items, users = self.catalogue.frame, self.users
         shown = self.frame.get_column("impression_id", default=None)
+        tied = tied_events(self.user_codes, self.times_us)
         return {
             "name": self.info.name,
             "source": self.info.source,
@@ -358,7 +359,7 @@ class Interactions(Dataset):
             "items_without_events": self.catalogue.size - used,
             "time_span": span(self.frame["timestamp"]) if self.info.timed else None,
             "order": self.tie_rule,
-            "ties": round(tied_events(self.user_codes, self.times_us).size / len(self), 6) if self.info.timed else 0.0,
+            "ties": round(float(tied.size if self.info.timed else self.undecided.sum()) / len(self), 6),
             "density": round(density, 6),
             "sparsity": round(1 - density, 6),
             "events_per_user": quantiles(events_per_user),

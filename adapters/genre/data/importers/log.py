@@ -36,6 +36,8 @@ FORMATS = ("csv", "atomic", "movielens", "mind", "amazon", "lists", *(name for n
 """`csv` is any table: CSV, TSV, Parquet, JSON; `lists` is a line of items per user. Those of `PUBLIC` are public logs by name."""
 
 
+_SAMPLE = 64
+_SEPARATORS = ",;|"
 _OWN_TIMES = ("mind", "amazon", "movielens")  # their readers give seconds
 
 
@@ -100,7 +102,7 @@ def import_log(
     if time_format is not None:
         time_unit = _checked_form(time_format, time_unit, format)
     report, mapping = Report(), dict(mapping or {})
-    options: dict[str, Any] = {"separator": separator, "encoding": encoding, "quote": quote or '"'}
+    options: dict[str, Any] = {"separator": separator, "encoding": encoding, "quote": '"' if quote is None else quote}
     public = None if _is_json_of_amazon(format, log) else PUBLIC.get(format)
     if public is None:
         (table, item_table, user_table), kind = _read_own(format, log, columns, mapping, order, options, max_bad, report), Log()
@@ -183,7 +185,22 @@ def _read_events(
     needed = needed_columns(order)
     if columns is None and not any(mapping.get(name, name) in table.columns for name in needed):
         check_header(log, table)
-    return unnest(table, mapping, needed, report)
+    events = unnest(table, mapping, needed, report)
+    report.note(_list_note(events, *(mapping.get(name, name) for name in ("user_id", "item_id"))))
+    return events
+
+
+def _list_note(table: pl.DataFrame, user: str, item: str) -> str:
+    """Return a line if each user has one row, and an item there that looks like a list of items."""
+    if not {user, item} <= set(table.columns) or table.height < 2 or table[item].dtype != pl.String:
+        return ""
+    for part in (table[item][:_SAMPLE], table[item]):
+        if not part.str.contains(rf"[^\s{_SEPARATORS}][\s{_SEPARATORS}]+[^\s{_SEPARATORS}]").all():
+            return ""
+    if table[user].is_duplicated().any():
+        return ""
+    what = f"each user has one row, and {item} there looks like a list, such as '{table[item][0][:40]}'"
+    return f"{what}: it is read as one item; a line of items per user is --format lists"
 
 
 def _with_graph(

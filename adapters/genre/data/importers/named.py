@@ -168,7 +168,7 @@ def _read_file(
     own: dict[str, Any] = {
         "separator": options["separator"] or kind.separator,
         "encoding": options["encoding"],
-        "quote": options["quote"] or kind.quote,
+        "quote": kind.quote if options["quote"] is None else options["quote"],
     }
     if kind.columns is not None:
         _check_width(path, name, kind, own["separator"], options["encoding"])
