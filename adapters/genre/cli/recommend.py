@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from genre.data.interactions import Interactions
     from genre.data.sequences.layout import FeedbackVocabulary
     from genre.engine import Engine, Request
+    from genre.jobs.score.results import Results
 
 
 def recommend(
@@ -43,9 +44,14 @@ def recommend(
             help="Instead of a user: a title (or item_id) that was liked; repeatable, oldest first.",
         ),
     ] = None,
-    all_users: Annotated[bool, typer.Option("--all-users", help="Every user, one JSON line each, to --output.")] = False,
+    all_users: Annotated[bool, typer.Option("--all-users", help="Every user, to --output.")] = False,
     output: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The JSON lines file of --all-users; - is standard output.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of --all-users: JSON lines, a line per user; or by its suffix .parquet or .csv a table with titles, a row per "
+            "user and item. - is standard output.",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue after the last user of an unfinished output.")] = False,
     k: Annotated[int, typer.Option("-k", help="The number of items.")] = 10,
@@ -69,7 +75,9 @@ def recommend(
         got = " and ".join(name for name, there in given.items() if there) or "neither"
         raise InputError("name one user or all", got=got, expected="--user ID, --liked TITLE or --all-users --output F")
     if all_users and output is None:
-        raise InputError("--all-users needs a file", got="no --output", expected="--output F", todo="name a JSON lines file")
+        raise InputError(
+            "--all-users needs a file", got="no --output", expected="--output F", todo="name a .jsonl, .parquet or .csv file"
+        )
     if not all_users and (output is not None or resume):
         raise InputError("--output and --resume go with --all-users", got="one user", todo="give --json FILE instead")
     if strict and not all_users:
@@ -135,6 +143,30 @@ def _best(feedback: "FeedbackVocabulary | None") -> dict[str, Any]:
 
 
 def _all(asked: "Request", data: str, output: str, registry: str, base: str | None, *, resume: bool, strict: bool) -> None:
+    from genre.jobs.loading import open_log
+    from genre.jobs.score.tables import check_table, is_table, lines_of, write_table
+
+    if not is_table(output):
+        show_written(_all_lines(asked, data, output, registry, base, resume=resume), strict=strict)
+        return
+    table = Path(output)
+    check_file(table, "--output")
+    if table.exists():
+        if not resume:
+            raise InputError("the file exists", got=table, expected="a new file", todo="name another with --output")
+        check_table(table, asked.adapter, open_log(data).user_ids)
+        print(f"{table} is complete")
+        return
+    lines = lines_of(table)
+    results = _all_lines(asked, data, str(lines), registry, base, resume=resume)
+    write_table(lines, table, open_log(data).catalogue)
+    lines.unlink()
+    results.path = table
+    show_written(results, strict=strict)
+
+
+def _all_lines(asked: "Request", data: str, output: str, registry: str, base: str | None, *, resume: bool) -> "Results":
+    """Answer every user in a line; return the output, closed."""
     from dataclasses import replace
 
     from genre.jobs.loading import open_log
@@ -158,4 +190,4 @@ def _all(asked: "Request", data: str, output: str, registry: str, base: str | No
             scorer = Scorer(open_engine(registry, [asked.adapter], log, base=base), exact)
             blocks = batched(rest, CHUNK_ROWS)
             write_all(results, map(scorer.answer, blocks), Reporter.for_terminal(), total=len(log.user_ids))
-    show_written(results, strict=strict)
+    return results

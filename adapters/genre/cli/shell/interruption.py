@@ -44,7 +44,7 @@ LEFT = {
     "registry gc": "what was removed was unused, the rest is whole; the same command removes it",
     "train": _RUN,
     "evaluate": "the registry is unchanged; the same command starts over",
-    "recommend": "the registry is unchanged; the same command starts over",
+    "recommend": "the registry is unchanged; the same command starts over, with --resume after the last user of --output",
     "score": "rows that were written stay; the same command with --resume goes on after the last whole one",
     "merge": _VERSION,
     "tune": "finished trials are kept; the same command goes on",
