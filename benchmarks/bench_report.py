@@ -6,9 +6,11 @@ from typing import Any
 
 from bench_tables import brief, tables
 from bench_words import worded
+from genre.jobs.report.figures import ACCENT, INK, REST, figure_of, intervals, render, svg_of
 from readme import mark
-from report import ACCENT, INK, REST, figure_of, intervals, render, svg_of
 from suite import SUITE
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 BARS = {
     "text_vs_prompts": 10,
@@ -188,6 +190,7 @@ def write_report(out: Path) -> Path:
     figures = {name: entry["figures"] for name, entry in found.items()}
     page = render(
         "bench.html",
+        TEMPLATES,
         found=found,
         table=table,
         titles=TITLES,

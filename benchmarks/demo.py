@@ -23,11 +23,13 @@ from genre.engine.versions import read_adapter
 from genre.files import write_text
 from genre.jobs.folders import environment
 from genre.jobs.loading import restore
+from genre.jobs.report.figures import curve, intervals, render
 from genre.modules.base.packaged import prepare_base
 from genre.progress import Reporter
-from report import curve, intervals, render
+from genre.training.reporting import read_log
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+TEMPLATES = Path(__file__).parent / "templates"
 USER = "71"
 """Of 20 to 60 events, with scores of `like` and `rating` near those of most users, and spread."""
 
@@ -219,9 +221,8 @@ def make_page(report: dict[str, Any], runs: dict[str, Any]) -> str:
         )
         for name, task in report["tasks"].items()
     }
-    logs = {name: (run.root / "log.jsonl").read_text(encoding="utf-8").splitlines() for name, run in runs.items()}
-    curves = {name: curve([json.loads(line) for line in lines]) for name, lines in logs.items()}
-    return render("demo.html", report=report, plots=plots, curves=curves)
+    curves = {name: curve(read_log(run.root)) for name, run in runs.items()}
+    return render("demo.html", TEMPLATES, report=report, plots=plots, curves=curves)
 
 
 def print_summary(report: dict[str, Any], out: Path) -> None:

@@ -14,7 +14,7 @@ def report(monkeypatch):
     import bench_report
 
     yield bench_report
-    for name in ("bench_report", "bench_tables", "readme", "report"):
+    for name in ("bench_report", "bench_tables", "readme"):
         sys.modules.pop(name, None)
 
 

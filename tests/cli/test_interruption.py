@@ -98,6 +98,7 @@ CASES: dict[str, tuple[list[str], Callable[[str, tuple[Any, ...]], bool]]] = {
     "bench": (["bench.yaml"], opens("bench.yaml")),
     "refresh": (["like", *EVAL], opens("dataset.json")),
     "explain": (["like", *EVAL, "--user", "u1", "--item", "i1"], opens("manifest.json")),
+    "report": (["{run}"], renames("report.html")),
     "serve": (["--adapters", "like", "--base", "{base}", "--port", "0"], opens("adapter_model")),
 }
 KEPT = {"train": r"runs", "tune": r"study|runs", "crossval": r"runs", "score": r"out\.jsonl", "refresh": r"runs"}
@@ -125,9 +126,10 @@ def test_in_the_midst_of_a_command(command, place, trained, capfd, monkeypatch):
     if command == "registry import":
         Registry("registry").export("next_item", "peft", base=trained.base)
     monkeypatch.delitem(sys.modules, "genre.modules.base.packaged", raising=False)  # whose import is the moment of base list
+    run = str(trained.runs["like"].root)
     before = files(place)
     moment.append(when)
-    code = cli.main([*command.split(), *(word.replace("{base}", str(trained.base)) for word in arguments)])
+    code = cli.main([*command.split(), *(word.replace("{base}", str(trained.base)).replace("{run}", run) for word in arguments)])
     shown = capfd.readouterr()
     assert not moment, f"the command ended before: {shown.err}"
     lines = [line for line in shown.err.splitlines() if line.startswith("genre: ")]

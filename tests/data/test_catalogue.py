@@ -88,4 +88,8 @@ def test_hash_sees_values_order_nulls_and_types_but_not_chunks():
         frame.with_columns(vector=pl.Series([[1.0], [2.0], [3.0, 4.5]])),
     ]
     assert len({hash_frame(frame), *map(hash_frame, changed)}) == len(changed) + 1
+    lists = pl.DataFrame({"a": [[], None, [1.0, None], [2.0]]}, schema={"a": pl.List(pl.Float64)})
+    assert (
+        hash_frame(lists) == "c0e53ec5f58753984485a4e1284f4ddc28031b39ad8946ae98ba35912f0a8a95"
+    )  # whatever explode does with []
     assert hash_frame(pl.DataFrame({"a": ["xy", "z"]})) != hash_frame(pl.DataFrame({"a": ["x", "yz"]}))

@@ -13,7 +13,7 @@ accelerate. Ignores: what is trained.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -83,7 +83,7 @@ def drawing(path: Path, *, width: float, height: float) -> Iterator[Any]:
 def _draw_log(figure: Any, losses: list[tuple[int, float]], validations: list[dict[str, Any]]) -> None:
     left, right = figure.subplots(1, 2)
     left.plot(*zip(*losses, strict=True), color="0.8", linewidth=0.8)
-    left.plot([step for step, _ in losses], _smooth([value for _, value in losses]), linewidth=1.6)
+    left.plot([step for step, _ in losses], smooth([value for _, value in losses]), linewidth=1.6)
     left.set(xlabel="step", ylabel="training loss", title=f"{len(losses):,} steps")
     names = [key for key in validations[0] if key.startswith("valid.")][:SHOWN] if validations else []
     for name in names:
@@ -137,7 +137,7 @@ def _flatten(value: Any, path: str = "") -> dict[str, Any]:
     return {path.lstrip("."): value if isinstance(value, bool | int | float | str) else str(value)}
 
 
-def _smooth(values: list[float], *, keep: float = 0.9) -> list[float]:
+def smooth(values: Sequence[float], *, keep: float = 0.9) -> list[float]:
     """The running mean with exponential weights, without the pull of its start (Kingma and Ba 2015, section 3)."""
     smoothed, total = [], 0.0
     for count, value in enumerate(values, 1):
