@@ -98,6 +98,7 @@ CASES: dict[str, tuple[list[str], Callable[[str, tuple[Any, ...]], bool]]] = {
     "bench": (["bench.yaml"], opens("bench.yaml")),
     "refresh": (["like", *EVAL], opens("dataset.json")),
     "explain": (["like", *EVAL, "--user", "u1", "--item", "i1"], opens("manifest.json")),
+    "doctor": ([], opens("manifest.json")),
     "report": (["{run}"], renames("report.html")),
     "serve": (["--adapters", "like", "--base", "{base}", "--port", "0"], opens("adapter_model")),
 }

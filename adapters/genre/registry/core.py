@@ -260,11 +260,16 @@ class Registry:
             lookup.require_version(self.store, name, target)
             return journal.append(alias, target, "rollback", expected=before)
 
-    def verify(self, name: str | None = None) -> builtins.list[maintenance.Problem]:
-        """Re-hash everything, or all of one name, and return what is wrong; empty if all is well."""
+    def verify(self, name: str | None = None, *, hashes: bool = True) -> builtins.list[maintenance.Problem]:
+        """Check everything, or all of one name, and return what is wrong; empty if all is well.
+
+        Args:
+            name: Only this name.
+            hashes: Re-hash the files; otherwise manifests and journals are read and files are counted, which is fast.
+        """
         if name is not None:
             self.versions(name)
-        return maintenance.verify(self.store, name, self.fetch)
+        return maintenance.verify(self.store, name, self.fetch if hashes else None)
 
     def diff(self, a: str | Version, b: str | Version) -> dict[str, tuple[Any, Any]]:
         """The manifest fields in which two versions differ, by dotted name; None where a side has no such field."""

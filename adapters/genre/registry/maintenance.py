@@ -66,10 +66,10 @@ class Deleted:
     formerly: tuple[str, ...]
 
 
-def verify(store: Store, name: str | None, fetch: Callable[[Version], Path]) -> list[Problem]:
+def verify(store: Store, name: str | None, fetch: Callable[[Version], Path] | None) -> list[Problem]:
     """Re-hash all versions of one name or of all, follow the journals, and list what does not belong.
 
-    `fetch` checks a remote version by a copy on this machine.
+    `fetch` checks a remote version by a copy on this machine; without it nothing is hashed.
     """
     strays = [path for path in store.strays() if name in (None, path.split("/")[0])]
     found = [Problem(path, "", "", "does not belong here") for path in strays]
@@ -82,11 +82,14 @@ def verify(store: Store, name: str | None, fetch: Callable[[Version], Path]) -> 
     return found
 
 
-def _verify_version(store: Store, name: str, version: str, fetch: Callable[[Version], Path]) -> list[Problem]:
+def _verify_version(store: Store, name: str, version: str, fetch: Callable[[Version], Path] | None) -> list[Problem]:
     try:
         opened = open_version(store, name, version)
         manifest, local = opened.manifest, store.folder(name, version)
-        if local is None:
+        if fetch is None:
+            missing = sorted(manifest.files.keys() - store.files(name, version).keys())
+            found = [Problem(name, version, file, "is missing") for file in missing]
+        elif local is None:
             extra = sorted(store.files(name, version).keys() - manifest.files.keys() - {MANIFEST})
             found = [Problem(name, version, file, "is not in the manifest") for file in extra]
             fetch(opened)

@@ -54,6 +54,7 @@ LEFT = {
     "refresh": "the alias moves at the end or not at all: genre registry history NAME shows it; the same command starts over",
     "explain": _NOTHING,
     "report": _FILE,
+    "doctor": _NOTHING,
     "serve": "the registry is unchanged; the same command starts the service",
 }
 """What is left of a command that was interrupted, by its words; commands that are not listed change nothing."""

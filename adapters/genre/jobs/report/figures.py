@@ -19,7 +19,7 @@ TEMPLATES = Path(__file__).parent
 ACCENT, REST, INK = "#0f766e", "#94a3b8", "#475569"
 _VARIABLES = {ACCENT: "var(--accent)", REST: "var(--rest)", INK: "var(--soft)"}
 
-Figures = Mapping[str, tuple[float, Sequence[float] | None]]
+Figures = dict[str, tuple[float, Sequence[float] | None]]
 """By name a value and its interval, if it has one."""
 
 

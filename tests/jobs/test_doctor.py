@@ -1,0 +1,59 @@
+"""`genre doctor`: the page and its JSON, what counts as a problem, and no secret on either."""
+
+import json
+import shutil
+
+import pytest
+
+from genre import __version__, cli
+from genre.jobs.doctor import examine
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, trained):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.registry.url, "registry")
+    return tmp_path
+
+
+def test_a_page_without_problems(place, capsys):
+    assert cli.main(["doctor", "--json", "doctor.json"]) == 0
+    page, found = capsys.readouterr().out, json.loads((place / "doctor.json").read_text())
+    assert found["problems"] == [] and page.endswith("problems\n  none\n")
+    assert found["versions"]["genre"] == __version__ and found["packages"]["torch"] in page
+    assert found["registry"] == {"url": "registry", "names": 4, "versions": 4, "problems": []}
+    assert {"serve", "tune", "pandas"} <= found["extras"].keys() and "dev" not in found["extras"]
+    assert max(map(len, page.replace(page.partition("packages\n")[2].partition("registry\n")[0], "").splitlines())) < 130
+
+
+def test_no_secret_and_no_home_folder_is_shown(place, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.setenv("GENRE_ADMIN_TOKEN", "hunter2")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("GENRE_REGISTRY", "memory://me:hunter2@host/models?key=hunter2")
+    cli.main(["doctor", "--json", "doctor.json"])
+    shown = capsys.readouterr().out + (place / "doctor.json").read_text()
+    assert "hunter2" not in shown and "memory://host/models" in shown
+    assert "GENRE_ADMIN_TOKEN" in shown and "(set)" in shown
+    assert str(place) not in shown and '"working folder": "~"' in shown
+
+
+def test_a_damaged_registry_is_a_problem_and_exit_code_1(place, capsys):
+    manifest = next((place / "registry" / "like").glob("*/manifest.json"))
+    manifest.write_text("{}")
+    next((place / "registry" / "rating").glob("*/heads.safetensors")).unlink()
+    assert cli.main(["doctor"]) == 1
+    shown = capsys.readouterr()
+    assert "heads.safetensors is missing" in shown.out and f"registry: like:{manifest.parent.name}" in shown.out
+    assert "genre: 2 problems found" in shown.err
+
+
+def test_a_cache_that_cannot_be_written_is_a_problem(place, monkeypatch):
+    (place / "file").write_text("")
+    monkeypatch.setenv("GENRE_CACHE", str(place / "file" / "cache"))
+    assert any("the cache folder lies in a file" in problem for problem in examine("nowhere")["problems"])
+
+
+def test_a_registry_that_is_not_there_is_no_problem(place):
+    assert examine("nowhere")["registry"] == {"url": "nowhere", "names": 0, "versions": 0, "problems": []}
+    assert not (place / "nowhere").exists()
