@@ -178,13 +178,15 @@ def test_user_columns_fill_the_instruction():
 
 @pytest.mark.parametrize("instruction", ["Age {age}", "Age {}", "Age {age"])
 def test_an_instruction_that_users_cannot_fill_is_refused(instruction):
-    with pytest.raises(DataError, match="the instruction needs the user column.*got name; change sequence.instruction"):
+    with pytest.raises(
+        DataError, match="the instruction (needs the user column.*got name|cannot be read.*); change sequence.instruction"
+    ):
         layout(instruction=instruction).prefix({"name": 7})
 
 
-@pytest.mark.parametrize("instruction", ["Age {name.upper}", "Age {name[0]}"])
+@pytest.mark.parametrize("instruction", ["Age {name.upper}", "Age {name[0]}", "{name:>1000000}", "{name!r}", "{name:{name}}"])
 def test_an_instruction_that_reaches_into_values_is_refused(instruction):
-    with pytest.raises(DataError, match="the instruction needs the user column"):
+    with pytest.raises(DataError, match="the instruction cannot be read"):
         layout(instruction=instruction).prefix({"name": 7})
 
 

@@ -9,7 +9,8 @@ import torch
 
 from genre.data.catalogue import Catalogue
 from genre.errors import DataError, ManifestError
-from genre.modules.encoder import BehaviourEncoder, EncoderSpec
+from genre.modules.base.fingerprint import fingerprint
+from genre.modules.encoder import BehaviourEncoder, EncoderSpec, text_vectors
 
 IDS = ["a", "b", "c", "d"]
 
@@ -153,3 +154,49 @@ def test_an_item_without_text_still_has_a_vector(encoder, base):
     empty = Catalogue(catalogue().frame.with_columns(pl.lit(None, dtype=pl.String).alias("title")))
     with torch.no_grad():
         assert torch.isfinite(encoder.item_vectors(encoder.table(empty, base))).all()
+
+
+@pytest.mark.parametrize("change", [{"learned": 10**12}, {"width": 10**9}, {"dense": [["x", 3]] * 100_000}, {"feedback": 10**12}])
+def test_a_description_allocates_nothing_that_the_tensors_do_not_have(change):
+    encoder = BehaviourEncoder(EncoderSpec(8, (), 4, 0, (), 3), ["a", "b"], scale=1.0)
+    described = {**dataclasses.asdict(encoder.spec), **change}
+    with pytest.raises(ManifestError, match="encoder"):
+        BehaviourEncoder.restore(described, encoder.item_ids, encoder.payload())
+
+
+def test_a_restored_encoder_is_what_was_published():
+    encoder = BehaviourEncoder(EncoderSpec(8, (), 4, 0, (("x", 3),), 3, whiten=True), ["a", "b"], scale=1.0)
+    found = BehaviourEncoder.restore(dataclasses.asdict(encoder.spec), encoder.item_ids, encoder.payload())
+    assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in found.state_dict().items())
+    assert not any(value.requires_grad for value in found.parameters()) and not found.training
+
+
+def test_kept_text_vectors_are_checked_and_made_again_with_a_line(base, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("GENRE_CACHE", str(tmp_path))
+    texts = [f"a text of {number}" for number in range(80)]
+    wanted = text_vectors(texts, base)
+    (file,) = (tmp_path / "texts").iterdir()
+    assert torch.equal(text_vectors(texts, base), wanted) and not caplog.records
+    data = bytearray(file.read_bytes())
+    for damaged in (bytes(data[:-7]), bytes([*data[:-9], data[-9] ^ 1, *data[-8:]]), b"", b"{}"):
+        file.write_bytes(damaged)
+        caplog.clear()
+        assert torch.equal(text_vectors(texts, base), wanted)
+        assert "is damaged: text vectors are computed again" in caplog.text
+        assert torch.equal(text_vectors(texts, base), wanted) and file.read_bytes() == bytes(data)
+    caplog.clear()
+    text_vectors(texts, base, keep=False)
+    assert len(list((tmp_path / "texts").iterdir())) == 1 and not caplog.records
+
+
+def test_a_kept_fingerprint_is_checked_and_made_again_with_a_line(tiny, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("GENRE_CACHE", str(tmp_path))
+    wanted = fingerprint(tiny)
+    (memo,) = (tmp_path / "fingerprints").iterdir()
+    kept = memo.read_bytes()
+    assert fingerprint(tiny) == wanted and not caplog.records
+    for damaged in (b"", b"\xff", wanted.encode(), kept.replace(b"a", b"b"), b"0" * 64 + kept[64:]):
+        memo.write_bytes(damaged)
+        caplog.clear()
+        assert fingerprint(tiny) == wanted and memo.read_bytes() == kept
+        assert "is damaged: the base's fingerprint is computed again" in caplog.text

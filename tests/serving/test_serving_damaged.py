@@ -13,7 +13,7 @@ from serving_fakes import ADMIN, TOKEN, Process, copy_of, open_engine, serving
 
 from genre.engine import Request
 from genre.engine.explain import explain
-from genre.errors import RequestError
+from genre.errors import ManifestError, RequestError
 from genre.jobs.score.local import Scorer
 from genre.serving import Service, Settings
 from genre.serving.deployments import served_by_default
@@ -60,7 +60,7 @@ def rewrite_heads(change):
 def overflowing(folder):
     """Make the low-rank update finite, and so large that its products are not."""
     tensors = load_file(folder / "adapter_model.safetensors")
-    huge = {name: np.where(value < 0, -3e38, 3e38).astype(np.float32) for name, value in tensors.items()}
+    huge = {name: np.where(value < 0, -1e38, 1e38).astype(np.float32) for name, value in tensors.items()}
     (folder / "adapter_model.safetensors").unlink()
     save_file(huge, folder / "adapter_model.safetensors")
 
@@ -146,6 +146,26 @@ def test_the_command_starts_beside_damaged_names(trained, registry, tmp_path):
         assert process.end() == 0
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert sum(line["event"] == "not served" for line in lines) >= len(WRONG)
+
+
+def test_weights_that_the_base_cannot_hold_are_not_loaded(trained, registry, tmp_path):
+    def edit(folder):
+        overflowing(folder)
+        described = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**described, "lora_alpha": 1000.0 * described["r"]}))
+
+    publish(registry, tmp_path / "over", "over", edit=edit)
+    with open_engine(trained, registry) as engine:
+        with pytest.raises(ManifestError, match="a weight that is not finite in float32: got more than .* at scale 1000"):
+            engine.load("over@production")
+        assert engine.score([{"adapter": "over@production", "user_id": "u3", "k": 1}])[0].error is not None
+
+
+def test_an_instruction_is_no_format_string(trained, registry, tmp_path):
+    publish(registry, tmp_path / "wide", "wide", with_value("instruction", "Age {age:>100000000}:"))
+    with open_engine(trained, registry) as engine:
+        (answer,) = engine.score([{"adapter": "wide@production", "history": [], "candidates": ["i0"], "user": {"age": 1}}])
+    assert "the instruction cannot be read: got the field {age:>100000000}" in answer.error
 
 
 @pytest.mark.parametrize("task", ["like", "rating", "next_item"])

@@ -9,7 +9,6 @@ Tasks that score the whole catalogue by a dot product need no branches.
 """
 
 import math
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ import torch
 
 from genre.data.interactions import Interactions
 from genre.data.schema import FEEDBACK
+from genre.data.sequences.instruction import fields_of
 from genre.data.sequences.layout import Layout
 from genre.data.sequences.layout import Sequence as Row
 from genre.engine.adapter_source import Resident
@@ -234,8 +234,7 @@ def _rows(
     codes: np.ndarray,
     row_tokens: int,
 ) -> list[Row]:
-    fields = [name for _, name, _, _ in string.Formatter().parse(layout.instruction) if name]
-    prefix = layout.prefix({name: user.get(name) for name in fields})
+    prefix = layout.prefix({name: user.get(name) for name in fields_of(layout.instruction)})
     feedback, groups = _feedback(layout, history), _groups(history)
     texts = inline.texts if layout.item != "token" else None
     items = np.array(history_items, dtype=np.int32)

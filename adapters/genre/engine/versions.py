@@ -181,7 +181,22 @@ def _read_version(
     low = read_low(folder, base)
     tasks = {str(row["name"]): _read_task(row, name) for row in manifest.tasks}
     heads = read_heads(folder, tasks, base)
+    _check_neighbours(heads, shared)
     return Loaded(version.name, version.version, version.digest, manifest, low, tasks, heads, reading, shared, catalogue)
+
+
+def _check_neighbours(heads: Mapping[str, Head], shared: SharedEncoder | None) -> None:
+    """Refuse item neighbours of other items than the encoder's: their numbers are looked up in its tables."""
+    for name, head in heads.items():
+        neighbours = getattr(head, "neighbours", None)
+        if neighbours is None:
+            continue
+        known, (rows, _) = 0 if shared is None else len(shared.encoder.item_ids), neighbours.items.shape
+        if rows != known:
+            raise ManifestError(f"{name}.neighbours.items", got=f"{rows} rows", expected=f"{known}, the items of the encoder")
+        if rows and not 0 <= int(neighbours.items.min()) <= int(neighbours.items.max()) < rows:
+            got = f"{int(neighbours.items.min())} to {int(neighbours.items.max())}"
+            raise ManifestError(f"{name}.neighbours.items", got=got, expected=f"rows from 0 to {rows - 1}")
 
 
 def read_low(folder: Path, base: Base) -> Low:
@@ -248,8 +263,11 @@ def _read_encoder(registry: Registry, version: Version, base: Base) -> SharedEnc
     catalogue = read_catalogue(folder)
     bound = described.get("items", catalogue.item_ids)
     encoder = BehaviourEncoder.restore(described["spec"], bound, load_file(folder / "encoder.safetensors"))
-    fitted = described["feedback"]
+    fitted, spec = described["feedback"], encoder.spec
     vocabulary = None if fitted is None else FeedbackVocabulary(fitted["column"], tuple(fitted["values"]))
+    sizes = (spec.width, spec.feedback)
+    if sizes != (wanted := (base.hidden_size, 0 if vocabulary is None else vocabulary.size)):
+        raise ManifestError("encoder.json: width and feedback codes", got=sizes, expected=wanted)
     return SharedEncoder(encoder.to(base.device), vocabulary, version.digest, catalogue)
 
 

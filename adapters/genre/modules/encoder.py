@@ -230,17 +230,17 @@ class BehaviourEncoder(nn.Module):
         Raises:
             ManifestError: A tensor is missing, superfluous or of another shape.
         """
-        encoder = cls(
-            EncoderSpec(**{**spec, "text": tuple(spec["text"]), "dense": tuple(map(tuple, spec["dense"]))}),
-            item_ids,
-            scale=1.0,
-        )
+        if len(spec["dense"]) > len(payload):
+            raise ManifestError("encoder.json: dense", got=f"{len(spec['dense']):,} columns", expected="a tensor for each")
+        described = EncoderSpec(**{**spec, "text": tuple(spec["text"]), "dense": tuple(map(tuple, spec["dense"]))})
+        with torch.device("meta"):  # shapes without memory: the description decides nothing that the tensors do not have
+            encoder = cls(described, item_ids, scale=1.0)
         own = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
         theirs = {name: tuple(value.shape) for name, value in payload.items()}
         for name in sorted(own.keys() | theirs.keys()):
             if own.get(name) != theirs.get(name):
                 raise ManifestError(f"encoder tensor {name}", got=theirs.get(name), expected=own.get(name))
-        encoder.load_state_dict(dict(payload))
+        encoder.to_empty(device="cpu").load_state_dict(dict(payload))
         return encoder.eval().requires_grad_(False)
 
 

@@ -26,11 +26,14 @@ from genre.registry.card import render_card
 from genre.registry.manifest import Manifest, seal
 from genre.registry.names import MANIFEST
 from genre.registry.weights.lora import ADAPTER, CONFIG, check_learned, read_adapter
-from genre.registry.weights.tensors import read_header, scan
+from genre.registry.weights.tensors import FLOATS, read_header, scan
 
 HEADS = "heads.safetensors"
 ENCODER = "encoder.safetensors"
 CARD = "README.md"
+NEIGHBOURS = ".neighbours.items"
+_INTEGERS = {NEIGHBOURS: "I32", ".terms.keys": "I64"}
+"""Tensors of heads that hold rows and hashes; all others are weights."""
 
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.(safetensors|json|jsonl|yaml|md|txt)", re.ASCII)
 
@@ -44,10 +47,11 @@ def check_file_name(name: str) -> str:
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """Return the files of a version folder and their sizes in bytes; nothing is opened.
+    """Return the files of a version folder and their sizes in bytes; nothing is read.
 
     Raises:
-        IntegrityError: A symlink, a folder, a device, a name that is not accepted, or too many or too large files.
+        IntegrityError: A symlink, a folder, a pipe, a device, a file of holes, a name that is not accepted, or too many or too
+            large files.
     """
     sizes: dict[str, int] = {}
     with os.scandir(folder) as entries:
@@ -57,6 +61,7 @@ def list_files(folder: Path) -> dict[str, int]:
         if not stat.S_ISREG(state.st_mode):
             raise IntegrityError(f"{entry.name!r} is not a plain file", expected="files only: no links, no folders")
         sizes[check_file_name(entry.name)] = state.st_size
+        limits.check_written(folder / entry.name, state)
         if len(sizes) > limits.MAX_FILES:
             raise IntegrityError("a version has too many files", expected=f"at most {limits.MAX_FILES}")
     check_sizes(sizes)
@@ -131,18 +136,33 @@ def read_draft(folder: Path) -> Manifest:
 
 
 def find_damage(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
-    """Re-hash a stored version; return a (file, problem) for every file that is missing, changed or not in the manifest."""
+    """Re-hash a stored version; return a (file, problem) for every file that is missing, changed or not in the manifest.
+
+    Kinds and sizes are looked at first, of all files: nothing is hashed where one of them is not acceptable.
+    """
     found: list[tuple[str, str]] = []
-    present = set(os.listdir(folder)) - {MANIFEST}
-    for name in sorted(present - manifest.files.keys()):
+    with os.scandir(folder) as entries:
+        present = {entry.name for entry in itertools.islice(entries, 2 * limits.MAX_FILES)} - {MANIFEST}
+    for name in sorted(present - manifest.files.keys())[: limits.MAX_FILES]:
         found.append((name[:80], "is not in the manifest"))
-    for name, sha256 in sorted(manifest.files.items()):
-        if name not in present:
+    sizes: dict[str, int] = {}
+    for name in sorted(manifest.files):
+        if not os.path.lexists(folder / name):
             found.append((name[:80], "is missing"))
-        elif not stat.S_ISREG(os.lstat(folder / name).st_mode):
+            continue
+        state = os.lstat(folder / name)
+        if not stat.S_ISREG(state.st_mode):
             found.append((name, "is not a plain file"))
-        elif (actual := _hash(folder / name)) != sha256:
-            found.append((name, f"has changed: got sha256 {actual}; expected {sha256}"))
+            continue
+        try:
+            check_sizes(sizes | {name: state.st_size})
+            limits.check_written(folder / name, state)
+        except IntegrityError as error:
+            return [*found, (name, f"is not acceptable: {error}")]
+        sizes[name] = state.st_size
+    for name in sizes:
+        if (actual := _hash(folder / name)) != manifest.files[name]:
+            found.append((name, f"has changed: got sha256 {actual}; expected {manifest.files[name]}"))
     return found
 
 
@@ -165,19 +185,17 @@ def check_stored(folder: Path, manifest: Manifest) -> None:
 
 
 def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
+    with limits.open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def copy_plain(source: Path, target: Path) -> None:
     """Copy a file that is no link; the copy is what is checked and hashed, so a source that changes meanwhile does no harm."""
     try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        opened = limits.open_plain(source)
     except OSError as error:
         raise IntegrityError(f"{source.name} cannot be read", got=error.strerror) from None
-    with open(descriptor, "rb") as opened, disk_errors(target.parent), open(target, "wb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise IntegrityError(f"{source.name} is not a plain file")
+    with opened, disk_errors(target.parent), open(target, "wb") as file:
         shutil.copyfileobj(opened, file, 2**20)
 
 
@@ -200,7 +218,20 @@ def _check_adapter(folder: Path) -> None:
 def _check_safetensors(path: Path) -> None:
     if path.name == ADAPTER:
         return  # read once, with its config, by _check_adapter
-    content = scan(path, read_header(path).values())
+    header = read_header(path)
+    for tensor in header.values():
+        wanted = next((dtype for end, dtype in _INTEGERS.items() if path.name == HEADS and tensor.name.endswith(end)), None)
+        if tensor.dtype not in (FLOATS if wanted is None else (wanted,)):
+            expected = ", ".join(FLOATS) if wanted is None else wanted
+            raise IntegrityError(f"{path.name} has a wrong dtype for tensor {tensor.name!r}", got=tensor.dtype, expected=expected)
+    content = scan(path, header.values())
+    for name, state in content.items():
+        rows = header[name].shape[:1]
+        if name.endswith(NEIGHBOURS) and path.name == HEADS and not 0 <= state.least <= state.most < max(rows, default=0):
+            got = f"{state.least} to {state.most} in {name}"
+            raise IntegrityError(
+                f"{path.name} names rows that it does not have", got=got, expected=f"0 to {max(rows, default=0) - 1}"
+            )
     groups: dict[str, list[bool]] = {}
     for name, state in content.items():
         if not state.finite:
@@ -217,12 +248,17 @@ def _check_safetensors(path: Path) -> None:
 
 def _check_lines(path: Path) -> None:
     """Line by line, since a catalogue of a million items is one such file."""
+    columns: set[str] = set()
     with open(path, "rb") as file:
         for number in itertools.count(1):
             line = file.readline(limits.MAX_CONFIG_BYTES + 1)
             if not line:
                 return
-            limits.parse_json(line, f"line {number} of {path.name}", limit=limits.MAX_CONFIG_BYTES)
+            row = limits.parse_json(line, f"line {number} of {path.name}", limit=limits.MAX_CONFIG_BYTES)
+            columns.update(row if isinstance(row, dict) else ())
+            if len(columns) > limits.MAX_COLUMNS:
+                got, expected = f"{len(columns):,} up to line {number}", f"at most {limits.MAX_COLUMNS:,}"
+                raise IntegrityError(f"{path.name} has too many columns", got=got, expected=expected)
 
 
 def _check_text(path: Path) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from genre.errors import ConflictError, IntegrityError, ManifestError, NotFoundError, RegistryError
-from genre.registry.limits import MAX_ENTRY_BYTES, parse_json
+from genre.registry.limits import MAX_ENTRY_BYTES, MAX_MOVES, parse_json
 from genre.registry.manifest import checksum_of, render, utc_now
 from genre.registry.names import ALIASES, check_name, is_name, is_version
 from genre.registry.store import Store
@@ -73,6 +73,9 @@ class Journal:
     def history(self, alias: str | None = None, *, after: int = 0) -> list[Move]:
         """Return the moves after a number, oldest first, of one alias or of all; IntegrityError if an entry is damaged."""
         numbers = self.store.entries(self.name)
+        if len(numbers) - after > MAX_MOVES:
+            got, expected = f"{len(numbers):,} entries", f"at most {MAX_MOVES:,} at once"
+            raise IntegrityError(f"the journal of {self.name} is too long to be read", got=got, expected=expected)
         if numbers != list(range(1, len(numbers) + 1)):
             raise IntegrityError(f"the journal of {self.name} has a gap", got=f"{len(numbers)} entries up to {numbers[-1]}")
         moves = [self._read(number)[0] for number in numbers[after:]]
@@ -124,6 +127,8 @@ class Journal:
         stack: list[str] = []
         for move in self.history(alias):
             if move.action == "rollback":
+                if not stack:
+                    raise IntegrityError(f"the journal of {self.name} rolls {alias} back before it moved", got=f"entry {move.n}")
                 stack.pop()
             elif not stack or stack[-1] != move.version:
                 stack.append(move.version)
@@ -137,8 +142,12 @@ class Journal:
         found: list[tuple[str, str]] = []
         before: Aliases | None = Aliases(0, {})
         numbers = self.store.entries(self.name)
-        for number in sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers)):
-            found.append((f"{ALIASES}/{number}.json", "is missing"))
+        for last, number in zip([0, *numbers], numbers, strict=False):
+            if number > last + 1:
+                files = f"{ALIASES}/{last + 1}.json" if number == last + 2 else f"{ALIASES}/{last + 1}.json to {number - 1}.json"
+                found.append((files, "is missing"))
+        if len(numbers) > MAX_MOVES:
+            return [*found, (ALIASES, f"has too many entries to be read: {len(numbers):,}")]
         for number in numbers:
             try:
                 move, after = self._read(number)

@@ -7,8 +7,9 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from genre.errors import IntegrityError
 
@@ -22,14 +23,20 @@ MAX_JSON_BYTES = 256 * 2**20
 MAX_TEXT_BYTES = 4 * 2**20
 MAX_YAML_BYTES = 256 * 2**10
 MAX_JSON_DEPTH = 24
+MAX_JSON_NODES = 2**21
+MAX_COLUMNS = 4096
+MAX_MOVES = 100_000
 MAX_HEADER_BYTES = 32 * 2**20
 MAX_TENSORS = 100_000
 MAX_TENSOR_NAME = 512
 MAX_DIMENSIONS = 4
 MAX_RANK = 1024
+MAX_PIECES = 1000
+HOLLOW_BYTES = 64 * 2**20
+"""Larger files must be written for the most part: a file of holes takes no room and hours to hash."""
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Open a file that is neither a link nor a pipe nor a device, none of which is waited for.
 
     Raises:
@@ -48,14 +55,49 @@ def open_plain(path: Path) -> BinaryIO:
     return open(descriptor, "rb")
 
 
+def check_written(path: Path, state: os.stat_result) -> None:
+    """Refuse a large file that is mostly holes, which would be read as zeros for hours; IntegrityError then."""
+    size = state.st_size
+    if size <= HOLLOW_BYTES or state.st_blocks * 512 >= size // 8:
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        written = _written(descriptor, size)
+    finally:
+        os.close(descriptor)
+    if written < size // 8:
+        got = f"{size:,} bytes, of which {written:,} were written"
+        raise IntegrityError(f"{path.name} is mostly holes", got=got, expected="a file that was written")
+
+
+def _written(descriptor: int, size: int) -> int:
+    """Bytes of a file that are no hole; of more than a few pieces all that is left counts."""
+    written, at = 0, 0
+    for _ in range(MAX_PIECES):
+        try:
+            begin = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError:  # no data from here on, or a disk that does not tell
+            return written
+        at = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        written += at - begin
+        if at >= size:
+            return written
+    return written + size - at
+
+
 def parse_json(data: bytes, what: str, *, limit: int = MAX_JSON_BYTES) -> Any:
     """Parse JSON that may come from anywhere; `what` is its name in a message.
 
     Raises:
-        IntegrityError: More bytes than `limit`, too deep, not UTF-8, not JSON, a key twice, or a number that is not finite.
+        IntegrityError: More bytes than `limit`, too many values, too deep, not UTF-8, not JSON, a key twice, or a number that is
+            not finite.
     """
     if len(data) > limit:
         raise IntegrityError(f"{what} is too long", got=f"{len(data):,} bytes", expected=f"at most {limit:,}")
+    if len(data) > MAX_JSON_NODES:  # a value takes a byte at least, and some sixty in memory
+        nodes = sum(map(data.count, (b",", b"[", b"{")))
+        if nodes > MAX_JSON_NODES:
+            raise IntegrityError(f"{what} has too many values", got=f"about {nodes:,}", expected=f"at most {MAX_JSON_NODES:,}")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         if data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH:

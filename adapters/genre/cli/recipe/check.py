@@ -5,7 +5,6 @@ Owns: the two commands. Ignores: training; the keys of a starting recipe (`new`)
 
 from functools import partial
 from pathlib import Path
-from string import Formatter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -186,6 +185,7 @@ def _describe_labels(
 
 def _check_columns(recipe: "Recipe", log: "Interactions") -> None:
     """Check the columns that the recipe names: feedback, item texts, dense columns, the instruction's user columns."""
+    from genre.data.sequences.instruction import fields_of
     from genre.training.assembly import feedback_column
 
     feedback_column(recipe, log)
@@ -193,8 +193,8 @@ def _check_columns(recipe: "Recipe", log: "Interactions") -> None:
     for name in recipe.encoder.dense:
         log.catalogue.dense(name)
     users = [] if log.users is None else log.users.columns
-    for _, field, _, _ in Formatter().parse(recipe.sequence.instruction):
-        if field is not None and field not in users:
+    for field in fields_of(recipe.sequence.instruction):
+        if field not in users:
             what, got = f"sequence.instruction needs the user column {field!r}", ", ".join(users) or "no user columns"
             todo = "take {" + field + "} out of it, or import the log with --users"
             raise RecipeError(what, got=got, todo=todo)

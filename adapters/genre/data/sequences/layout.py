@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from genre.data.sequences.instruction import fill
 from genre.errors import DataError
 
 _PLAIN = ("item", "instruction", "max_item_tokens", "max_events", "soft_feedback")
@@ -212,31 +213,27 @@ class Layout:
         """Return the token ids of the instruction for one user's columns, (P,) int32.
 
         Raises:
-            DataError: The instruction names a column that users do not have.
+            DataError: The instruction cannot be read, or names a column that users do not have.
         """
-        columns = {key: "unknown" if value is None else value for key, value in (user or {}).items()}
-        try:
-            text = self.instruction.format(**columns)
-        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
-            got = ", ".join(sorted(columns)) or "no user columns"
-            todo = "change sequence.instruction or give users.parquet that column"
-            raise DataError(f"the instruction needs the user column {error}", got=got, todo=todo) from None
-        if text not in self._prefixes:
+        text = fill(self.instruction, user or {})
+        found = self._prefixes.get(text)
+        if found is None:
             if len(self._prefixes) > 100_000:
                 self._prefixes.clear()
-            self._prefixes[text] = np.array([*self.start, *self.tokenize(text)] or [0], dtype=np.int32)
-        return self._prefixes[text]
+            found = self._prefixes[text] = np.array([*self.start, *self.tokenize(text)] or [0], dtype=np.int32)
+        return found
 
     def item_tokens(self, text: str) -> tuple[np.ndarray, bool]:
         """Return the token ids of one item's text slot, and whether it was cut."""
-        if text not in self._texts:
+        found = self._texts.get(text)  # once: another thread may clear it
+        if found is None:
             if len(self._texts) > 100_000:  # a service sees new titles for ever
                 self._texts.clear()
             ids = self.tokenize("\n" + text)
             kept = ids[: self.max_item_tokens]
             end = self.tokenize(":") if self.item == "text" else []
-            self._texts[text] = (np.array([*kept, *end], dtype=np.int32), len(kept) < len(ids))
-        return self._texts[text]
+            found = self._texts[text] = (np.array([*kept, *end], dtype=np.int32), len(kept) < len(ids))
+        return found
 
     def build(
         self,

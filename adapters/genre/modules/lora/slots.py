@@ -166,6 +166,14 @@ class AdapterSlots:
             first, seconds = views[group]
             first[0, member * rank : member * rank + len(a)] = a
             seconds[member][0, : b.shape[1]] = b.t() * scale
+            if not (first.isfinite().all() and seconds[member].isfinite().all()):
+                got, dtype = (
+                    f"more than {torch.finfo(self.dtype).max:g} at scale {scale:g}",
+                    str(self.dtype).removeprefix("torch."),
+                )
+                raise ManifestError(
+                    f"LoRA of {name} has a weight that is not finite in {dtype}", got=got, expected="finite weights"
+                )
         return SlotWeights(rank, tuple(parts))
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
 from genre.registry.manifest import BaseInfo, Manifest, check_fit, open_sealed
 from genre.registry.names import MANIFEST
 from genre.registry.weights.base import count_layers, layer_of, read_weights
-from genre.registry.weights.lora import ADAPTER, CONFIG, PREFIX, Adapter, LoraModule, matching, read_adapter
+from genre.registry.weights.lora import ADAPTER, CONFIG, PREFIX, Adapter, LoraModule, Patterns, read_adapter
 from genre.registry.weights.modules import Linears, after_states
 from genre.registry.weights.tensors import read_array, write_weights
 
@@ -201,9 +201,11 @@ def _equal(file: Path, tensor: Any, other: tuple[Path, Any]) -> bool:
 def _ambiguous(adapter: Adapter) -> Iterator[str]:
     """Name the patterns that give one module two values: PEFT takes the first, and saves them in another order."""
     groups: dict[tuple[str, ...], list[LoraModule]] = {}
+    paths = [module.path for module in adapter.modules]
+    patterns = {field: Patterns(adapter.config.get(field), paths) for field in ("rank_pattern", "alpha_pattern")}
     for module in adapter.modules:
-        for field in ("rank_pattern", "alpha_pattern"):
-            found = matching(adapter.config.get(field), module.path)
+        for field, known in patterns.items():
+            found = known.matching(module.path)
             if len(set(found.values())) > 1:
                 values = [f"{key!r} gives {value}" for key, value in found.items()]
                 groups.setdefault((field, *values), []).append(module)
@@ -211,7 +213,7 @@ def _ambiguous(adapter: Adapter) -> Iterator[str]:
         more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
         both = f"{field} has several keys for {modules[0].path}{more}: {', '.join(values)}"
         if field == "rank_pattern":
-            first = next(iter(matching(adapter.config[field], modules[0].path).values()))
+            first = next(iter(patterns[field].matching(modules[0].path).values()))
             ranks = sorted({module.rank for module in modules})
             refused = "" if ranks == [first] else f", stock PEFT takes {first} and refuses the folder"
             yield f"{both}; rank {', '.join(map(str, ranks))} is imported, which the tensors have{refused}"

@@ -16,10 +16,10 @@ are refused.
 import json
 import shlex
 import shutil
-import string
 from pathlib import Path
 from typing import Any
 
+from genre.data.sequences.instruction import fields_of
 from genre.errors import IntegrityError, ManifestError, RegistryError, first_line
 from genre.files import appearing_folder
 from genre.registry.card import render_card
@@ -118,7 +118,7 @@ def _prompt(manifest: Manifest, base: Path) -> dict[str, Any]:
         "model": manifest.name,
         "version": manifest.version,
         "start": [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)],
-        "user_columns": [name for _, name, _, _ in string.Formatter().parse(str(layout["instruction"])) if name],
+        "user_columns": fields_of(str(layout["instruction"])),
         "layout": layout,
         "tasks": tasks,
     }

@@ -16,6 +16,7 @@ import bisect
 import http.client
 import json
 import math
+import string
 import sys
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
@@ -134,7 +135,9 @@ class Client:
             raise ClientError(f"an event cannot be read: got {strange[0]!r:.80}; expected an object with item_id and feedback")
         column = layout["feedback"]
         columns = {name: "unknown" if user.get(name) is None else user[name] for name in self.prompt["user_columns"]}
-        ids = [*self.prompt["start"], *self._tokens(layout["instruction"].format(**columns))] or [0]
+        parts = string.Formatter().parse(layout["instruction"])  # columns alone: no attribute, no width
+        text = "".join(before + ("" if name is None else str(columns[name])) for before, name, _, _ in parts)
+        ids = [*self.prompt["start"], *self._tokens(text)] or [0]
         for event in history[max(len(history) - layout["max_events"] + 1, 0) :]:
             if event.get("impression_id") is not None:
                 raise ClientError(

@@ -8,8 +8,9 @@ One real pair of tensors, at rank 8:
     base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight  (576, 8)     # (out, rank)
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ _WHOLE_KEY = re.compile(rf"(?!.*\.lora_){_PATH}\.weight", re.ASCII)
 _PATTERN = re.compile(r"[A-Za-z0-9_.\\^$|()\[\]*+?-]{1,1024}", re.ASCII)
 _MAX_PATTERNS = 10_000
 _MAX_QUANTIFIERS = 3
+_MAX_STEPS = 500_000_000
+_LEAST_STEPS = 100
 
 # Config fields that change what the weights mean, and the reason why A and B alone cannot express it.
 _REFUSED: dict[str, str] = {
@@ -161,7 +164,8 @@ def check_pairs(config: Mapping[str, Any], header: Mapping[str, Tensor], *, any_
         if match is None:
             raise _odd_tensor(name)
         pairs.setdefault(match[1], {})[match[2]] = tensor
-    return [_module(config, path, pair, any_match) for path, pair in pairs.items()]
+    ranks, alphas = (Patterns(config.get(field), pairs) for field in ("rank_pattern", "alpha_pattern"))
+    return [_module(config, path, pair, ranks, alphas, any_match=any_match) for path, pair in pairs.items()]
 
 
 def check_learned(modules: list[LoraModule], content: Mapping[str, Content]) -> None:
@@ -186,7 +190,9 @@ def check_learned(modules: list[LoraModule], content: Mapping[str, Content]) -> 
         )
 
 
-def _module(config: Mapping[str, Any], path: str, pair: dict[str, Tensor], any_match: bool) -> LoraModule:
+def _module(
+    config: Mapping[str, Any], path: str, pair: dict[str, Tensor], by_rank: "Patterns", by_alpha: "Patterns", *, any_match: bool
+) -> LoraModule:
     if pair.keys() != {"A", "B"}:
         raise IntegrityError(f"LoRA of {path} is incomplete", got=f"only lora_{''.join(pair)}", expected="lora_A and lora_B")
     a, b = pair["A"].shape, pair["B"].shape
@@ -194,16 +200,49 @@ def _module(config: Mapping[str, Any], path: str, pair: dict[str, Tensor], any_m
         raise IntegrityError(f"LoRA of {path} has wrong shapes", got=f"A {a}, B {b}", expected="(rank, in) and (out, rank)")
     if a[0] > MAX_RANK:
         raise IntegrityError(f"LoRA of {path} has too high a rank", got=a[0], expected=f"at most {MAX_RANK}")
-    ranks = list(matching(config.get("rank_pattern"), path).values()) or [config["r"]]
+    ranks = list(by_rank.matching(path).values()) or [config["r"]]
     if a[0] not in (ranks if any_match else ranks[:1]):
         raise IntegrityError(f"LoRA of {path} has another rank than its config", got=a[0], expected=ranks[0])
-    alphas = matching(config.get("alpha_pattern"), path).values()
+    alphas = by_alpha.matching(path).values()
     return LoraModule(path, pair["A"], pair["B"], float(next(iter(alphas), config["lora_alpha"])))
 
 
-def matching(patterns: Mapping[str, Any] | None, path: str) -> dict[str, Any]:
-    """The patterns that match the end of a path, on a dot, in the file's order; PEFT takes the first (`get_pattern_key`)."""
-    return {key: value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", path)}
+class Patterns:
+    """The patterns of a config field, compiled once, after a look at how much work they are.
+
+    Args:
+        patterns: Values by pattern; None for none.
+        paths: The modules that will be looked up.
+
+    Raises:
+        IntegrityError: So many patterns over so many and so long names would take seconds.
+    """
+
+    def __init__(self, patterns: Mapping[str, Any] | None, paths: Iterable[str]) -> None:
+        patterns = patterns or {}
+        compound: dict[int, int] = {}
+        for key in patterns:
+            quantifiers = _quantifiers(key)
+            compound[quantifiers] = compound.get(quantifiers, 0) + 1
+        sizes = [(len(path), path.count(".") + 1) for path in paths] if patterns else []
+        steps = sum(count * _steps(length, parts, q) for q, count in compound.items() for length, parts in sizes)
+        if steps > _MAX_STEPS:
+            got, expected = f"{len(patterns):,} patterns over {len(sizes):,} modules", f"at most {_MAX_STEPS:,} steps of matching"
+            raise _bad("has too many patterns for its modules", got, expected, "name modules in full, or drop patterns")
+        self._compiled = [(key, re.compile(rf"(.*\.)?({key})$"), value) for key, value in patterns.items()]
+
+    def matching(self, path: str) -> dict[str, Any]:
+        """The patterns that match the end of a path, on a dot, in the file's order; PEFT takes the first (`get_pattern_key`)."""
+        return {key: value for key, pattern, value in self._compiled if pattern.match(path)}
+
+
+def _quantifiers(key: str) -> int:
+    return sum(map(key.count, "*+?"))
+
+
+def _steps(length: int, parts: int, quantifiers: int) -> int:
+    """Steps of a match at most, some nanoseconds each: backtracking tries all ways to share a name among the quantifiers."""
+    return _LEAST_STEPS + length**quantifiers * parts // math.factorial(quantifiers + 1)
 
 
 def _check_rank(field: str, value: object) -> None:
@@ -221,7 +260,7 @@ def _check_pattern(field: str, patterns: object, check: Any) -> None:
         raise _bad(f"has a wrong {field}", type(patterns).__name__, f"a mapping of at most {_MAX_PATTERNS:,} module names")
     for key, value in patterns.items():
         check(f"{field} of {key[:80]!r}", value)
-        repeated = re.search(r"[)\]][*+?]|[*+?][*+?]", key) or sum(map(key.count, "*+?")) > _MAX_QUANTIFIERS
+        repeated = re.search(r"[)\]][*+?]|[*+?][*+?]", key) or _quantifiers(key) > _MAX_QUANTIFIERS
         try:
             valid = _PATTERN.fullmatch(key) is not None and not repeated and re.compile(key) is not None
         except re.error:

@@ -48,10 +48,18 @@ Weights = Mapping[str, tuple[Path, Tensor]]
 
 @dataclass(frozen=True)
 class Content:
-    """Properties of the values of one tensor."""
+    """Properties of the values of one tensor.
+
+    Attributes:
+        finite: Whether all of them are, in float32 at most, as which weights are loaded.
+        zero: Whether all of them are.
+        least, most: Of integers; 0 and -1 where there are none.
+    """
 
     finite: bool
     zero: bool
+    least: int = 0
+    most: int = -1
 
 
 def read_header(path: Path, allowed: Collection[str] = SIZES.keys()) -> dict[str, Tensor]:
@@ -155,12 +163,16 @@ def _check_offsets(path: Path, tensors: list[Tensor], start: int, size: int) -> 
 
 
 def _scan_one(path: Path, tensor: Tensor) -> Content:
-    finite, zero = True, True
+    finite, zero, bounds = True, True, []
     for data in _chunks(path, tensor):
-        values = _decode(np.frombuffer(data, dtype=np.uint8), tensor.dtype)
+        values: npt.NDArray[Any] = _decode(np.frombuffer(data, dtype=np.uint8), tensor.dtype)
         zero = zero and not values.any()
-        finite = finite and (tensor.dtype not in FLOATS or bool(np.isfinite(values).all()))
-    return Content(finite, zero)
+        if tensor.dtype not in FLOATS:
+            bounds += [int(values.min()), int(values.max())]
+        elif finite:
+            with np.errstate(over="ignore"):
+                finite = bool(np.isfinite(values.astype(np.float32, copy=False)).all())
+    return Content(finite, zero, min(bounds, default=0), max(bounds, default=-1))
 
 
 def _decode(data: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.generic]:
