@@ -101,6 +101,7 @@ def appearing_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]
         try:
             aside.chmod(0o755)
             yield aside
+            sync_folder(aside)
             replace_folder(aside, path)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -170,6 +171,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's files and names to the disk, its folders' too; links are left as they are."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            if (file := Path(folder, name)).is_file() and not file.is_symlink():
+                sync(file)
+        sync(Path(folder))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -299,6 +299,21 @@ REFUSED = {
     "other ids": ("out.jsonl.part", '{"id": "x"}\n', ("--resume",), "is of another input: got id '0' in row 1; expected id 'x'"),
     "more rows": ("out.jsonl.part", '{"id": "x"}\n' * 151, ("--resume",), "of another input: got 150 rows; expected at least"),
     "other things": ("out.jsonl.part", "a,b\n", ("--resume",), "is not a result file: got out.jsonl.part, line 1; expected rows"),
+    **{
+        f"odd row {number}": ("out.jsonl.part", row + "\n", ("--resume",), "is not a result file: got out.jsonl.part, line 1")
+        for number, row in enumerate(
+            (
+                "5",
+                "[]",
+                '"id"',
+                '["id"]',
+                '{"id": "0", "digest": "0"}',
+                '{"id": "0", "adapter": ["like"], "digest": "0"}',
+                '{"id": "0", "adapter": "like", "digest": [0]}',
+                "[" * 100_000,
+            )
+        )
+    },
     "a version that is gone": (
         "out.jsonl.part",
         json.dumps({"id": "0", "adapter": "like", "digest": "0" * 64}) + "\n",

@@ -1,7 +1,11 @@
 """Limits that are checked before the work that they bound, on harmless stand-ins: small sizes, limits that are said here."""
 
+import errno
+import fcntl
 import json
 import os
+import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -10,8 +14,8 @@ import pytest
 from registry_fakes import PATH, draft, lora_config, write_adapter, write_encoder
 from safetensors.numpy import load_file, save_file
 
-from genre.errors import IntegrityError, NotFoundError, RegistryError
-from genre.registry import Registry, integrity, limits
+from genre.errors import DiskError, IntegrityError, ManifestError, NotFoundError, RegistryError
+from genre.registry import Registry, core, integrity, limits
 from genre.registry.journal import Journal
 from genre.registry.weights import lora
 
@@ -212,3 +216,49 @@ def test_nothing_here_is_another_kind_of_error(registry, tmp_path):
     for act in (registry.fetch, registry.promote):
         with pytest.raises(RegistryError):
             act(version)
+
+
+def test_an_encoder_that_goes_during_a_publish_is_missed_before_the_version_appears(registry, tmp_path, monkeypatch):
+    encoder = registry.publish(
+        write_encoder(tmp_path / "encoder"), draft("encoder", kind="encoder", tasks=(), metrics={}, protocol={})
+    )
+    prepare = core.prepare
+
+    def meanwhile(*given):
+        shutil.rmtree(Path(registry.url) / "encoder")
+        return prepare(*given)
+
+    monkeypatch.setattr(core, "prepare", meanwhile)
+    with pytest.raises(ManifestError, match="needs an encoder that this registry does not have"):
+        registry.publish(write_adapter(tmp_path / "made"), draft(encoder=encoder.digest))
+    assert registry.names() == []
+
+
+def test_a_disk_without_locks_is_refused(registry, tmp_path, monkeypatch):
+    def unlocked(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", unlocked)
+    with pytest.raises(DiskError, match="has no file locks: got No locks available; .* an object store"):
+        registry.publish(write_adapter(tmp_path / "made"), draft())
+
+
+def test_listings_beside_versions_that_come_and_go(registry, tmp_path):
+    version, folder = stored(registry, tmp_path)
+    other, end = folder.parent / "0123456789ab", threading.Event()
+
+    def come_and_go():
+        while not end.is_set():
+            other.mkdir()
+            other.rmdir()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert version.version in registry.versions("like")
+            assert version.version in [row.version for row in registry.list()]
+            assert registry.history("like")
+    finally:
+        end.set()
+        thread.join()

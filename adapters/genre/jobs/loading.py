@@ -21,7 +21,9 @@ from genre.data.texts.dataset import Texts
 from genre.engine.versions import Loaded, Low
 from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
 from genre.modules.base.base import Base
+from genre.modules.base.fingerprint import fingerprint
 from genre.modules.base.loading import PRECISIONS
+from genre.modules.base.source import find
 from genre.modules.embedding import SoftTokens
 from genre.modules.lora.layer import LoraLinear
 from genre.modules.recommender import Recommender
@@ -85,11 +87,11 @@ def open_base(wanted: BaseConfig, *, device: str | torch.device | None = None) -
 
 
 def load_base(manifest: Manifest, name: str | None = None, *, quantization: str | None = None, precision: str = "auto") -> Base:
-    """Load the base that a manifest names, at its depth.
+    """Load the base that a manifest names, at its depth, once its weights are known to be those of the manifest.
 
     Args:
-        manifest: Of a version.
-        name: A folder or hub id, for versions whose base came from a folder or has moved.
+        manifest: Of a version. A name of the hub in it is looked up on this machine only: whoever published it wrote it.
+        name: A folder or hub id, for versions whose base came from a folder, has moved or is to be fetched.
         quantization: Replaces the one that the version was trained on.
         precision: As in a recipe.
 
@@ -99,16 +101,17 @@ def load_base(manifest: Manifest, name: str | None = None, *, quantization: str 
     """
     wanted = manifest.base
     chosen: Any = quantization or wanted.quantization
+    source = name or wanted.name
     try:
-        base = Base.load(name or wanted.name, quantization=chosen, depth=wanted.depth, dtype=PRECISIONS[precision])
+        found = fingerprint(find(source, fetch=name is not None))
     except BaseModelError as error:
         if name is not None or not error.what.startswith("no base is called"):
             raise
         raise BaseModelError(error.what, expected=error.expected, todo="name its folder with --base") from None
-    if base.fingerprint != wanted.fingerprint:
+    if found != wanted.fingerprint:
         todo = "name the base it was trained on"
-        raise ManifestError("base.fingerprint", got=base.fingerprint, expected=wanted.fingerprint, todo=todo)
-    return base
+        raise ManifestError("base.fingerprint", got=found, expected=wanted.fingerprint, todo=todo)
+    return Base.load(source, quantization=chosen, depth=wanted.depth, dtype=PRECISIONS[precision])
 
 
 def restore(loaded: Loaded, data: Dataset, base: Base) -> tuple[Recommender, Builder, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Lock
 
 from genre.errors import IntegrityError
-from genre.files import disk_errors
+from genre.files import disk_errors, sync_folder
 from genre.registry.integrity import check_file_name, check_sizes, check_stored
 from genre.registry.limits import MAX_MANIFEST_BYTES
 from genre.registry.lookup import open_version
@@ -73,6 +73,7 @@ class LocalCopies:
                 self._download(manifest, aside)
                 (aside / MANIFEST).write_bytes(data)
                 check_stored(aside, manifest)
+                sync_folder(aside)
                 try:
                     os.rename(aside, target)
                 except OSError:

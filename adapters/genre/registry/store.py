@@ -16,6 +16,7 @@ writer of the same number fails. POSIX only (flock; see docs/decisions/registry-
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Protocol
 
 from genre.errors import DiskError, NotFoundError, RegistryError
-from genre.files import check_writable, disk_errors
+from genre.files import check_writable, disk_errors, sync
 from genre.registry.limits import open_plain
 from genre.registry.names import ALIASES, RECORDS, is_name, is_version
 
@@ -116,9 +117,12 @@ class LocalStore:
 
     def versions(self, name: str) -> list[str]:
         """See `Store`; the order is that of the folders' modification times."""
-        entries = [entry for entry in _scan(self.root / name) if _is_folder(entry, is_version)]
-        entries.sort(key=lambda entry: (entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
-        return [entry.name for entry in entries]
+        found = []
+        for entry in _scan(self.root / name):
+            if _is_folder(entry, is_version):
+                with contextlib.suppress(FileNotFoundError):  # gc has just removed it
+                    found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+        return [version for _, version in sorted(found)]
 
     def has(self, name: str, version: str) -> bool:
         folder = self.root / name / version
@@ -150,7 +154,7 @@ class LocalStore:
             with self.writing():
                 folder = self._make_temporary(name)
                 owner = os.open(folder, os.O_RDONLY)
-                fcntl.flock(owner, fcntl.LOCK_EX)
+                _flock(owner, fcntl.LOCK_EX, self.root)
             try:
                 yield folder
             finally:
@@ -162,8 +166,8 @@ class LocalStore:
     def commit(self, staged: Path, name: str, version: str) -> bool:
         with disk_errors(self.root):
             for path in staged.iterdir():
-                _sync(path)
-            _sync(staged)
+                sync(path)
+            sync(staged)
             target = self.root / name / version
             if target.exists():
                 return False
@@ -173,7 +177,7 @@ class LocalStore:
                 if target.exists():  # another writer of the same content was first
                     return False
                 raise
-            _sync(target.parent)
+            sync(target.parent)
             return True
 
     def entries(self, name: str) -> list[int]:
@@ -190,15 +194,15 @@ class LocalStore:
                     os.link(aside, folder / f"{number}.json")
             except FileExistsError:
                 return False
-            _sync(folder)
-            _sync(folder.parent)
+            sync(folder)
+            sync(folder.parent)
             return True
 
     def put_record(self, name: str, version: str, data: bytes) -> None:
         folder = self.root / name / RECORDS
         with disk_errors(folder), _written_aside(folder, data) as aside:
             os.replace(aside, self._record(name, version))
-            _sync(folder)
+            sync(folder)
 
     def check_writable(self, name: str) -> None:
         check_writable(self.root / name / ALIASES, "the registry")
@@ -214,8 +218,12 @@ class LocalStore:
         places = ("", ALIASES, RECORDS)
         folders = [self.root / name / place for name in self._name_folders() for place in places]
         paths = sorted((path for folder in folders for path in folder.glob(f"{TEMPORARY}*")), key=str)
-        found = [path for path in paths if not path.is_symlink() and not _is_owned(path)]
-        return {str(path.relative_to(self.root)): _bytes(path) for path in found}
+        found = {}
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):  # a publish that failed has just removed its own
+                if not path.is_symlink() and not _is_owned(path):
+                    found[str(path.relative_to(self.root))] = _bytes(path)
+        return found
 
     def remove_unfinished(self, path: str) -> None:
         target = self.root / path
@@ -254,7 +262,7 @@ class LocalStore:
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            fcntl.flock(descriptor, mode)
+            _flock(descriptor, mode, self.root)
             yield
         finally:
             os.close(descriptor)
@@ -270,7 +278,7 @@ class LocalStore:
             except FileNotFoundError:  # another first publish has just failed and removed the empty parent
                 continue
             os.chmod(folder, 0o755)
-            _sync(self.root)
+            sync(self.root)
             return folder
 
     def _name_folders(self) -> list[str]:
@@ -300,6 +308,21 @@ def _is_folder(entry: os.DirEntry[str], wanted: Callable[[str], bool]) -> bool:
     return wanted(entry.name) and entry.is_dir(follow_symlinks=False)
 
 
+def _flock(descriptor: int, mode: int, root: Path) -> None:
+    """Lock, or refuse a disk that has no locks: writers there would not see each other."""
+    try:
+        fcntl.flock(descriptor, mode)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+            raise
+        raise DiskError(
+            f"{root} has no file locks",
+            got=error.strerror,
+            expected="a disk with flock, as local disks and NFS with its lock service have",
+            todo="start the lock service, or put the registry on a local disk or an object store",
+        ) from None
+
+
 def _is_owned(path: Path) -> bool:
     """Return whether a living writer holds the folder. A file lives for a moment only and only under the lock: nobody's."""
     if path.is_file():
@@ -325,15 +348,7 @@ def _written_aside(folder: Path, data: bytes) -> Iterator[Path]:
     aside = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
         aside.write_bytes(data)
-        _sync(aside)
+        sync(aside)
         yield aside
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,6 +14,9 @@ import torch
 from genre.errors import InputError, first_line
 from genre.files import atomic
 
+PARTS = frozenset({"weights", "state", "best", "average", "optimizer", "random", "random_device"})
+"""What a checkpoint holds at least."""
+
 
 @dataclass
 class TrainingState:
@@ -60,6 +63,10 @@ def read_checkpoint(folder: Path, device: torch.device) -> dict[str, Any]:
         raise InputError(
             "the checkpoint cannot be read", got=f"{file}: {first_line(error, 120)}", todo="train without --resume"
         ) from None
+    lacking = sorted(PARTS - found.keys()) if isinstance(found, dict) else sorted(PARTS)
+    if lacking:
+        got = f"{file} without {lacking[0]}"
+        raise InputError("the checkpoint cannot be read", got=got, expected="all that a run keeps", todo="train without --resume")
     return found
 
 

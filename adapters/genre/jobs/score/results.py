@@ -244,16 +244,19 @@ class Results:
                 break
             try:
                 row = json.loads(line)
-                self._last = row["id"]
-            except (ValueError, TypeError, KeyError):
+                number, digest, adapter = row["id"], row.get("digest"), row.get("adapter")
+                if digest and not (isinstance(digest, str) and isinstance(adapter, str)):
+                    raise TypeError("not a reference")
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
                 got = f"{file.name}, line {self.rows + 1}"
                 what, todo = "the existing output is not a result file", "name another with --output"
                 raise InputError(what, got=got, expected="rows of results", todo=todo) from None
             size += len(line)
+            self._last = number
             self.rows += 1
             self.errors += "error" in row
-            if row.get("digest"):
-                self.digests[row["adapter"]] = row["digest"]
+            if digest:
+                self.digests[adapter] = digest
         return size
 
 

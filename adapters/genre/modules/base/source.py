@@ -120,8 +120,12 @@ def is_encoder(config: Any) -> bool:
     return masked and not getattr(config, "is_decoder", False) and not config.is_encoder_decoder
 
 
-def find(name: str) -> Path:
+def find(name: str, *, fetch: bool = True) -> Path:
     """The folder of a base: a local path, a base that comes as a package, or a hub snapshot.
+
+    Args:
+        name: Of the base.
+        fetch: Ask the hub for what is not on this machine: only for names that the user gave.
 
     Raises:
         BaseModelError: Nothing of that name can be found.
@@ -132,7 +136,7 @@ def find(name: str) -> Path:
     if name in BASES:
         return prepare_base(name)
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _snapshot(name)
+        return _snapshot(name, fetch=fetch)
     raise BaseModelError(
         f"no base is called {name!r}",
         expected=f"{', '.join(BASES)}, a folder, or a hub id such as owner/model",
@@ -140,7 +144,7 @@ def find(name: str) -> Path:
     )
 
 
-def _snapshot(name: str) -> Path:
+def _snapshot(name: str, *, fetch: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
@@ -149,8 +153,13 @@ def _snapshot(name: str) -> Path:
             try:
                 return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=True))
             except OSError:
+                if not fetch:
+                    raise
                 return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client's own tree of network errors is wide
+        if not fetch:
+            todo = f"the version names it, not you: --base {name} fetches it, or name a local folder"
+            raise BaseModelError(f"base {name!r} is not on this machine", expected="a base that is here", todo=todo) from None
         raise BaseModelError(
             f"base {name!r} is not a folder, and the hub does not provide it",
             got=first_line(error),
