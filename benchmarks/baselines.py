@@ -3,8 +3,8 @@
     python benchmarks/baselines.py --json build/bench/baselines.json [--tasks next_item,like,rating] [--seeds 0,1,2] [--part test]
 
 next_item   last_n 5, full catalogue, seen items masked: NDCG@10 and more, against popularity, EASE, item and sequence
-            neighbours, ALS, BPR, a two-layer self-attentive model, EASE and PureSVD of a fading history, and the
-            self-attentive model with the adapter's averaging of weights and linear term
+            neighbours, ALS, BPR, a two-layer self-attentive model, PureSVD of a fading history, and the self-attentive
+            model with the adapter's averaging of weights and linear term
 like        rating > 3, temporal 80/10/10, prequential: AUC, against item mean, running share, additive, boosted trees
 rating      u1 (rows 0-19,999), transductive: RMSE, against item mean, running mean, additive, bias-only, boosted trees;
             once settings are chosen on a tenth of the training rows, all methods learn from all of them, as published
@@ -41,7 +41,7 @@ from genre.training.prediction import predict
 from rivals.attentive import self_attentive
 from rivals.factors import als, bpr
 from rivals.fused import fused
-from rivals.linear import recent_ease, recent_svd
+from rivals.linear import recent_svd
 from rivals.neighbours import item_knn, sequence_knn
 from rivals.trees import boosted_trees
 from seeds import drawn, interval
@@ -54,7 +54,6 @@ RANKERS: dict[str, Callable[..., Any]] = {
     "sequence_knn": sequence_knn,
     "als": als,
     "bpr": bpr,
-    "recent_ease": recent_ease,
     "recent_svd": recent_svd,
 }
 NETWORKS = ("self_attentive", "self_attentive_fused")

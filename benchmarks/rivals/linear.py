@@ -1,7 +1,7 @@
-"""Linear item-to-item models in closed form that count the latest events most: EASE, and PureSVD with a ridge.
+"""PureSVD with a ridge, in closed form, that counts the latest events most.
 
-Sources: Steck 2019 (EASE); Cremonesi, Koren and Turrin 2010 (PureSVD). Both are of whole sets of items; here an event counts
-decay^age, as it does in the neighbours of `rivals.neighbours`, and for decay 1 they are as published.
+Source: Cremonesi, Koren and Turrin 2010. It is of whole sets of items; here an event counts decay^age, as it does in the
+neighbours of `rivals.neighbours`, and for decay 1 it is as published.
 """
 
 from collections.abc import Iterator
@@ -35,23 +35,6 @@ class Linear:
         for rows in block_rows(len(found)):
             history = recent(self.log, self.histories, found.event[rows], 10**9, self.decay)
             yield rows, np.asarray(history @ self.weights, dtype=np.float32)
-
-
-def recent_ease(log: Interactions, split: Split) -> Ranker:
-    """EASE, ridge and decay tuned."""
-    matrix = training_matrix(log, split)
-    gram = (matrix.T @ matrix).toarray().astype(np.float64)
-    made = {}
-    for ridge in (100.0, 300.0, 1000.0, 3000.0):
-        inverse = np.linalg.inv(gram + ridge * np.eye(len(gram)))
-        weights = -inverse / np.diag(inverse)
-        np.fill_diagonal(weights, 0)
-        made[ridge] = weights.astype(np.float32)
-
-    def make(log: Interactions, split: Split, *, ridge: float, decay: float) -> Linear:
-        return Linear(log, split, made[ridge], decay, {"ridge": ridge})
-
-    return best_of(make, [{"ridge": ridge, "decay": decay} for ridge, decay in product(made, DECAYS)], log, split)
 
 
 def recent_svd(log: Interactions, split: Split) -> Ranker:

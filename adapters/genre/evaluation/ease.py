@@ -112,7 +112,7 @@ class EaseScorer:
 def ease(
     log: Interactions, split: Split, lambdas: Sequence[float] = LAMBDAS, fades: Sequence[float] = FADES, *, seen: Seen = "masked"
 ) -> EaseScorer:
-    """Fit EASE on the training events, with the ridge and then the fading that have the best validation NDCG@10.
+    """Fit EASE on the training events, with the ridge and the fading, chosen in turn, that have the best validation NDCG@10.
 
     The test part is not looked at. Of equal ridges the smaller wins, of equal fadings the slower. Without validation events
     nothing is chosen: 500 (or the only ridge), and no fading (or the only one).
@@ -138,10 +138,13 @@ def ease(
     )
     if not choice:
         return start
-    models = (replace(start, ridge=ridge) for ridge in sorted(lambdas))
-    best = max(models, key=lambda model: validation_ndcg(log, split, found, model.blocks(found), seen))
-    models = (replace(best, fade=fade) for fade in sorted(fades, reverse=True))
-    return max(models, key=lambda model: validation_ndcg(log, split, found, model.blocks(found), seen))
+
+    def best(models: Iterable[EaseScorer]) -> EaseScorer:
+        return max(models, key=lambda model: validation_ndcg(log, split, found, model.blocks(found), seen))
+
+    unfaded = best(replace(start, ridge=ridge) for ridge in sorted(lambdas))
+    faded = best(replace(unfaded, fade=fade) for fade in sorted(fades, reverse=True))
+    return faded if faded.fade == unfaded.fade else best(replace(faded, ridge=ridge) for ridge in sorted(lambdas))
 
 
 def fit_seconds(log: Interactions, split: Split) -> float:
