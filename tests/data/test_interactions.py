@@ -207,7 +207,7 @@ def frame_of(**columns):
         (
             lambda: Interactions.from_frame(frame_of(row=[3, 3])),
             "column 'row' is not usable: got 1 different of 2; expected the place in the source file: a different "
-            "whole number from 0 for every event; leave the column out, or give it another name",
+            "whole number from 0 for every event; give the column another name, such as --map line=row",
         ),
         (
             lambda: Interactions.from_frame(frame_of()).history("w"),

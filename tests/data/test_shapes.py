@@ -389,3 +389,20 @@ def test_lists_in_cells_are_noted(tmp_path, cells):
     )
     pl.DataFrame({"user_id": [1, 1], "item_id": cells}).write_csv(tmp_path / "log.csv")
     assert len(import_log(tmp_path / "log.csv", order="file").info.notes) == 1  # items with such names
+
+
+@pytest.mark.parametrize(
+    "name", ["count", "near", "len", "n", "key", "value", "literal", "index", "proportion", "user", "id", "x"]
+)
+def test_a_column_may_have_any_name(tmp_path, name):
+    """No name is one that the import or `data describe` uses on its way."""
+    rows = [(f"u{n % 3}", f"i{n % 7}", 100 + n // 2, n % 9) for n in range(60)] + [("u0", "i0", 100, 0)]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", name], orient="row")
+    frame.write_csv(tmp_path / "log.csv")
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(7)], name: [*range(7)]})
+    items.write_csv(tmp_path / "items.csv")
+    log = import_log(tmp_path / "log.csv")
+    assert len(log) == 60 and log.info.skipped == {"duplicate events": 1}
+    assert log.describe()["feedback"][name]["values"] == {str(n): (7 if n < 6 else 6) for n in range(9)}
+    described = import_log(tmp_path / "log.csv", items=tmp_path / "items.csv").catalogue.frame
+    assert described[name].to_list() == [*range(7)]

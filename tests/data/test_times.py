@@ -306,6 +306,7 @@ FORMS_OF_DAYS = {
     "%m/%d/%Y": ["01/03/2024", "1/4/2024", "12/25/2024"],
     "%d.%m.%y": ["03.01.24", "04.01.24", "25.12.24"],
     "%d%m%Y": [3012024, 4012024, 25122024],
+    "%d/%m/%Y %H:%M:%S.%f": ["03/01/2024 00:00:00.00", "04/01/2024 00:00:00.000000", "25/12/2024 00:00:00.0"],
     "%d/%m/%Y %H:%M:%S%z": ["03/01/2024 02:00:00+02:00", "04/01/2024 00:00:00+0000", "24/12/2024 23:00:00-0100"],
 }
 
@@ -330,9 +331,16 @@ def test_a_form_that_is_named_decides_what_the_day_is(tmp_path, form, kind):
         import_log(path, time_format=form, max_bad=0.0)
 
 
+@pytest.mark.parametrize("form", ["%d/%m/%Y %H:%M:%S.%f", "%d/%m/%Y %H:%M:%S%.f"])
+def test_fractions_of_a_named_form_are_fractions(form, recwarn):
+    found = times_us(pl.Series(["03/01/2024 00:00:00.5", "03/01/2024 00:00:00.000007"]), form)
+    assert found.to_list() == [1_704_240_000_500_000, 1_704_240_000_000_007] and not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"time_format": "%d/%m/%Y %S,%f"}, "--time-format is not usable: got '%d/%m/%Y %S,%f'; expected a day"),
         ({"time_format": "dd/mm/yyyy"}, "--time-format is not usable: got 'dd/mm/yyyy'; expected a form such as %d/%m/%Y"),
         ({"time_format": "%H:%M"}, "--time-format is not usable: got '%H:%M'; expected a day and perhaps a time, such as"),
         ({"time_format": "%d/%m/%Y %H"}, "--time-format is not usable: got '%d/%m/%Y %H'; expected a day"),

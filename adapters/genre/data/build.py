@@ -263,7 +263,7 @@ def _with_rows(log: pl.DataFrame) -> pl.DataFrame:
         return log.with_row_index("row").with_columns(pl.col("row").cast(pl.Int64))
     rows = log["row"].cast(pl.Int64, strict=False)
     if rows.null_count() or rows.n_unique() != len(rows) or int(rows.min() or 0) < 0:  # type: ignore[arg-type]
-        got, todo = f"{rows.n_unique()} different of {len(rows)}", "leave the column out, or give it another name"
+        got, todo = f"{rows.n_unique()} different of {len(rows)}", "give the column another name, such as --map line=row"
         expected = "the place in the source file: a different whole number from 0 for every event"
         raise DataError("column 'row' is not usable", got=got, expected=expected, todo=todo)
     return log.with_columns(rows)
@@ -370,9 +370,8 @@ def _without_duplicates(
     near = tied_events(codes[0][sequence], *keys)
     if not near.size:
         return sequence
-    group = events[sequence[near]].with_columns(pl.Series("near", near))
-    first = group.unique(subset=[c for c in events.columns if c != "row"], keep="first", maintain_order=True)
-    drop = np.setdiff1d(near, first["near"].to_numpy())
+    first = events[sequence[near]].select(pl.struct(pl.exclude("row")).is_first_distinct()).to_series()
+    drop = near[~first.to_numpy()]
     rows = np.sort(events["row"].to_numpy()[sequence[drop]])
     report.add("duplicate events", drop.size, f"row {rows[0]}" if drop.size else "", rows.tolist())
     return np.delete(sequence, drop)

@@ -30,9 +30,9 @@ def quantiles(counts: np.ndarray) -> dict[str, float]:
 def distribution(series: pl.Series) -> dict[str, Any]:
     """Count the values of a column; where there are many, return quantiles of numbers, or the commonest texts."""
     filled = series.drop_nulls()
-    counts = filled.value_counts(sort=True)
+    counts = filled.alias("value").value_counts(sort=True)
     if counts.height <= _MOST_VALUES:
-        rows = counts.sort(series.name).rows()
+        rows = counts.sort("value").rows()
         return {"values": {_label(value): count for value, count in rows}, "empty": series.null_count()}
     if series.dtype.is_numeric():
         return {**quantiles(filled.to_numpy().astype(np.float64)), "empty": series.null_count()}

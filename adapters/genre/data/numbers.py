@@ -122,8 +122,8 @@ def sentinel_note(series: pl.Series) -> str:
     filled = series.drop_nulls()
     if not filled.dtype.is_numeric() or filled.n_unique() <= _FEW_VALUES:
         return ""
-    counts = filled.cast(pl.Float64).value_counts().sort(series.name)
-    values, total = counts[series.name].to_list(), len(filled)
+    counts = filled.cast(pl.Float64).alias("value").value_counts().sort("value")
+    values, total = counts["value"].to_list(), len(filled)
     for place, rest in ((0, values[1:]), (-1, values[:-1])):
         value, share = values[place], counts["count"][place] / total
         gap = abs(value - (rest[0] if place == 0 else rest[-1]))

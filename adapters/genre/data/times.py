@@ -118,9 +118,11 @@ def is_form(time_unit: str) -> bool:
 def _of_form(series: pl.Series, form: str) -> pl.Series:
     """Texts of one form to microseconds; a form that does not read the day that it writes is refused."""
     day = pl.Series([datetime(2024, 1, 31, tzinfo=UTC)])
+    plain = form.replace(".%f", "%.f")  # the digits of polars' %f are nanoseconds
+    works = "%f" not in plain
     try:
-        works = _by_format(day.dt.strftime(form), form).equals(day.dt.epoch("us"))
-        found = _by_format(series.cast(pl.String, strict=False).str.strip_chars(), form)
+        works = works and _by_format(day.dt.strftime(plain), plain).equals(day.dt.epoch("us"))
+        found = _by_format(series.cast(pl.String, strict=False).str.strip_chars(), plain) if works else series
     except pl.exceptions.PolarsError:
         works = False
     if not works:

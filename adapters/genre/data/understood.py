@@ -27,11 +27,11 @@ def understood(data: Interactions | Texts) -> dict[str, Any]:
     """Return what an import understood, ready for JSON.
 
     `columns` holds for each table its columns but keys, each with `from` (their name), `role` and, of events, labels and vectors,
-    `values`; `keys` maps our key columns to theirs; `time` and `order` are None for labelled texts.
+    `values`; `keys` maps our key columns to theirs, of labelled texts those that are mapped; `time` and `order` are None there.
     """
     info, log = data.info, data if isinstance(data, Interactions) else None
     tables: dict[str, pl.DataFrame | None] = {"texts": data.frame}
-    keys = ["text_id", "group_id"]
+    keys = [name for name in ("text_id", "group_id") if name in info.mapping]  # else each text may be one of its own
     if log is not None:
         tables = {"interactions": log.frame, "items": log.catalogue.frame, "users": log.users}
         keys = ["user_id", "item_id", *(["timestamp"] if info.timed else [])]
@@ -91,8 +91,9 @@ def _values(series: pl.Series) -> str:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Return the report of `understood` as lines."""
-    kind = f"read as {found['format']}: " if found["format"] else ""
-    told = [found["summary"], kind + ", ".join(_from(name, theirs) for name, theirs in found["keys"].items())]
+    kind = f"read as {found['format']}" if found["format"] else ""
+    keys = ", ".join(_from(name, theirs) for name, theirs in found["keys"].items())
+    told = [found["summary"], ": ".join(part for part in (kind, keys) if part)]
     if found["time"] is not None:
         time = found["time"]
         about = [time["read_as"], f"whole {time['step']}s", time["doubt"]]
