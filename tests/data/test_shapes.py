@@ -406,3 +406,11 @@ def test_a_column_may_have_any_name(tmp_path, name):
     assert log.describe()["feedback"][name]["values"] == {str(n): (7 if n < 6 else 6) for n in range(9)}
     described = import_log(tmp_path / "log.csv", items=tmp_path / "items.csv").catalogue.frame
     assert described[name].to_list() == [*range(7)]
+
+
+@pytest.mark.parametrize("rows", ["u,1,a,5\n", 'u,1,"a,5\n'])
+def test_a_column_that_comes_twice_is_noted(tmp_path, rows):
+    (tmp_path / "log.csv").write_text("user_id,timestamp,item_id,item_id\n" + rows + "u,2,b,6\n")
+    log = import_log(tmp_path / "log.csv")
+    assert log.timestamps.tolist() == [1, 2] and log.catalogue.item_ids[-1] == "b"
+    assert any(note.startswith("the header has 'item_id' more than once: the first one is taken") for note in log.info.notes)

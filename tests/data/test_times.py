@@ -338,6 +338,21 @@ def test_fractions_of_a_named_form_are_fractions(form, recwarn):
 
 
 @pytest.mark.parametrize(
+    ("odd", "note"),
+    [
+        ("9999-12-31 23:59:59", "1 of 21 times are after 2100, up to the year 9999: such marks are no times"),
+        ("2999-01-01", "1 of 21 times are after 2100, up to the year 2999: such marks are no times"),
+        ("1970-01-01", "1 of 21 times are 0, 1970-01-01; if that means nothing: --missing timestamp=VALUE"),
+        ("2031-01-01", None),
+    ],
+)
+def test_times_that_stand_for_none_are_noted(odd, note):
+    times = [f"2024-03-{day:02}" for day in range(1, 21)] + [odd]
+    frame = pl.DataFrame({"user_id": "u", "item_id": [f"i{n}" for n in range(21)], "timestamp": times})
+    assert Interactions.from_frame(frame).info.notes == (() if note is None else (note,))
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"time_format": "%d/%m/%Y %S,%f"}, "--time-format is not usable: got '%d/%m/%Y %S,%f'; expected a day"),

@@ -19,7 +19,7 @@ from genre.data.features import align_users, complete_items, describe_items, ite
 from genre.data.fields import EXPECTED, clean, ids, order_numbers, plain_ids
 from genre.data.numbers import equals, sentinel_note, thousands_note, to_numbers
 from genre.data.order import FILE, HASH, order_events, tied_events
-from genre.data.reading import id_notes, time_reading
+from genre.data.reading import id_notes, odd_times_notes, time_reading
 from genre.data.schema import ALIASES, FEEDBACK, REQUIRED, SHOWN, SUBSECOND, Report, event_columns
 from genre.data.times import check_time_step, is_form, short_float_note
 from genre.errors import DataError, InputError
@@ -298,6 +298,7 @@ def check_events(
     report.note(thousands_note(log["rating"]) if "rating" in log.columns else "")
     if not stored:
         report.times = report.times or time_reading(log["timestamp"].filter(~pl.Series(bad)), time_unit)
+        report.notes += odd_times_notes(events["timestamp"])
         for name in event_columns(events):
             report.note(sentinel_note(events[name]))
     report.note(short_float_note(events["timestamp"]))

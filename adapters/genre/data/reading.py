@@ -70,6 +70,21 @@ def time_step(times_us: np.ndarray) -> str:
     return next((name for name, step in _STEPS.items() if not (times_us % step).any()), "microsecond")
 
 
+def odd_times_notes(seconds: pl.Series) -> list[str]:
+    """Return a line for times at 0, and for those after 2100, where most others are plausible: marks for "not known"."""
+    plausible = seconds.is_between(*_PLAUSIBLE).sum()
+    if plausible <= len(seconds) / 2:
+        return []
+    zero, late = int((seconds == 0).sum()), seconds.filter(seconds > _PLAUSIBLE[1])
+    notes = []
+    if zero:
+        notes.append(f"{zero:,} of {len(seconds):,} times are 0, 1970-01-01; if that means nothing: --missing timestamp=VALUE")
+    if len(late):
+        year = datetime.fromtimestamp(int(late.max()), UTC).year  # type: ignore[arg-type]
+        notes.append(f"{len(late):,} of {len(seconds):,} times are after 2100, up to the year {year}: such marks are no times")
+    return notes
+
+
 def unit_hint(seconds: np.ndarray, reading: str) -> str:
     """Return a doubt about the unit of numeric times, seconds (n,), where another one gives years that a log may be of."""
     if "since 1970" not in reading or not len(seconds) or seconds.max() >= _EARLY:

@@ -31,7 +31,8 @@ def understood(data: Interactions | Texts) -> dict[str, Any]:
     """
     info, log = data.info, data if isinstance(data, Interactions) else None
     tables: dict[str, pl.DataFrame | None] = {"texts": data.frame}
-    keys = [name for name in ("text_id", "group_id") if name in info.mapping]  # else each text may be one of its own
+    keys = [*info.mapping.keys() & {"group_id", "text_id"}]  # without them each text is one of its own
+    keys.sort()
     if log is not None:
         tables = {"interactions": log.frame, "items": log.catalogue.frame, "users": log.users}
         keys = ["user_id", "item_id", *(["timestamp"] if info.timed else [])]

@@ -34,6 +34,7 @@ _HARDLY = 0.01
 _LONGEST = 100  # lines that one quoted cell may take
 _NUMBER = re.compile(r"\s*[+-]?\d[\d.,:/TZ +-]*")  # or a time
 _SAMPLE = 1000
+_TWICE = re.compile(r"(.+)_duplicated_\d+")  # polars' name of a second column
 _UTF8 = ("utf-8", "utf8")
 
 
@@ -95,6 +96,10 @@ def read_csv(
             table = _recover(path, separator, encoding, columns, skip, report, quote)
     if report is not None and quoted:
         report.note(_line_end_note(table))
+    twice = [name for name in table.columns if (found := _TWICE.fullmatch(name)) and found[1].strip() in table.columns]
+    if report is not None and twice:
+        name = twice[0].partition("_duplicated_")[0].strip()
+        report.note(f"the header has '{name}' more than once: the first one is taken, another is {twice[0]}")
     return _without_blanks(_with_plain_names(table), report)
 
 
