@@ -253,6 +253,38 @@ def test_a_new_recipe_needs_no_feedback(case, tmp_path, monkeypatch, capsys):
     assert written.tasks[0].label == ("rating > 1" if task == "like" else None)
 
 
+def test_a_new_recipe_reads_what_is_text_and_says_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    items = pl.DataFrame(
+        {
+            "item_id": ["a", "b"],
+            "title": ["Red River", "Night Train"],
+            "genres": [["western"], ["crime", "drama"]],
+            "link": ["https://a.example/1", "https://a.example/2"],
+            "year": [1948, 1959],
+        }
+    )
+    frame = pl.DataFrame({"user_id": ["1", "1", "2"], "item_id": ["a", "b", "a"], "timestamp": [1, 2, 3]})
+    Interactions.from_frame(frame, items=items, name="films").write("films")
+    shown = run(capsys, "recipe", "new", "next_item", "--data", "films")
+    assert Recipe.read("next_item.yaml").sequence.text == ("title", "year", "genres")
+    assert "item column genres: read, 1.5 tags in each, 3 different" in shown
+    assert "item column link: not read, web addresses" in shown
+    text = (tmp_path / "next_item.yaml").read_text()
+    assert "# by what they hold: title (2.0 words in each), year (years), genres (1.5 tags in each)" in text
+    shown = run(capsys, "recipe", "new", "next_item", "--data", "films", "--text", "title", "--out", "title.yaml")
+    assert Recipe.read("title.yaml").sequence.text == ("title",) and "item column" not in shown
+
+
+@pytest.mark.parametrize("task", ["like", "rating", "next_item"])
+def test_a_new_recipe_has_a_line_and_a_comment_for_each_key(task, place, capsys):
+    run(capsys, "recipe", "new", task, "--data", "shop", "--name", "it-is", "--base", "a: base #1")
+    lines = (place / "it-is.yaml").read_text().splitlines()
+    assert lines[0].startswith("# ") and all("  # " in line and len(line) < 140 for line in lines[1:])
+    written = Recipe.read("it-is.yaml")
+    assert (written.name, written.base.name, written.tasks[0].name) == ("it-is", "a: base #1", task)
+
+
 @pytest.mark.parametrize("task", ["like", "rating", "next_item"])
 def test_a_new_recipe_trains(task, place, tiny, capsys):
     run(capsys, "recipe", "new", task, "--data", "shop", "--base", tiny)

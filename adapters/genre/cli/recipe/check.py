@@ -1,6 +1,7 @@
 """`genre recipe new|check`: write a starting recipe, check one against its data and base.
 
-Owns: the two commands. Ignores: training; the keys of a starting recipe (`new`); the picture of a row (`row`).
+Owns: the two commands. Ignores: training; the keys of a starting recipe (`new`) and their comments (`writing`); the picture of a
+row (`row`).
 """
 
 from functools import partial
@@ -42,7 +43,8 @@ def new(
     base: Annotated[str | None, typer.Option(help="A base's name, folder or hub id.")] = None,
 ) -> None:
     """Write a working recipe for a data set; on a terminal, asks for what the options leave open."""
-    from genre.cli.recipe.new import Wanted, for_events, for_texts, write
+    from genre.cli.recipe.new import Wanted, for_events, for_texts
+    from genre.cli.recipe.writing import write
 
     if task is not None and task not in TASKS:
         raise InputError("unknown kind of task", got=task, expected=", ".join(TASKS))
@@ -54,13 +56,15 @@ def new(
 
     found = open_data(data)
     wanted = Wanted(data, task, tuple(label or ()), tuple(text or ()), feedback, name, base)
-    sections = for_texts(wanted, found) if isinstance(found, Texts) else for_events(wanted, need_log(found))
-    path = out or Path(f"{sections['name']}.yaml")
+    draft = for_texts(wanted, found) if isinstance(found, Texts) else for_events(wanted, need_log(found))
+    path = out or Path(f"{draft.sections['name']}.yaml")
     if path.exists():
         raise InputError("the file exists", got=path, expected="a new file", todo="name another with --out")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, sections)
+    write(path, draft.sections, draft.reasons)
+    for note in draft.notes:
+        print(note)
     print(f"wrote {path}; next: genre recipe check {path}, then genre train {path}")
 
 

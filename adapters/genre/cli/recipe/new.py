@@ -2,7 +2,7 @@
 
 Owns: the columns that it reads, asked for on a terminal and taken from options otherwise; its sections. Ignores: commands.
 
-    for_texts(Wanted("data/reviews", labels=("stars",)), texts)["tasks"]
+    for_texts(Wanted("data/reviews", labels=("stars",)), texts).sections["tasks"]
     # [{"name": "stars", "kind": "text", "label": "stars", "head": "pooled", "loss": "cross_entropy", …}]
 """
 
@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genre.errors import GenreError, InputError, RecipeError
@@ -56,6 +55,21 @@ class Wanted:
     base: str | None = None
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A starting recipe.
+
+    Attributes:
+        sections: The recipe.
+        reasons: Why keys have their values, by dotted name.
+        notes: What is worth saying besides, in lines.
+    """
+
+    sections: dict[str, Any]
+    reasons: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
 def on_terminal() -> bool:
     """Return whether there is somebody to ask."""
     return sys.stdin.isatty() and sys.stdout.isatty()
@@ -75,8 +89,8 @@ def ask(question: str, default: str, check: Callable[[str], Any]) -> Any:
             print(error)
 
 
-def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
-    """The sections of a recipe for a log.
+def for_events(wanted: Wanted, log: "Interactions") -> Draft:
+    """A recipe for a log.
 
     Raises:
         InputError, RecipeError: The task, a column or a label does not fit the log.
@@ -99,9 +113,9 @@ def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
         usual = labels if task == "rating" else _like(labels, log.column(labels))
         check = _label_check(about, {name: log.column(name) for name in log.event_columns}, "feedback")
         about["label"] = check(wanted.labels[0]) if wanted.labels else ask("label", usual, check)
-    texts = _texts_of_items(wanted, log)
+    texts, reasons, notes = _texts_of_items(wanted, log)
     ranks = task == "next_item"
-    return {
+    sections = {
         "name": wanted.name or task,
         "data": {"path": wanted.data, **_splits(task, log)},
         "base": {"name": wanted.base or "smollm2-135m", "depth": 4},
@@ -111,6 +125,7 @@ def for_events(wanted: Wanted, log: "Interactions") -> dict[str, Any]:
         "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
         "train": {"epochs": 3, "learning_rate": 0.001, "batch_tokens": 2048, **({"average": 0.995} if ranks else {})},
     }
+    return Draft(sections, reasons, notes)
 
 
 def _ranking(log: "Interactions", has_texts: bool) -> dict[str, Any]:
@@ -168,22 +183,31 @@ def _usual_column(columns: Sequence[str]) -> str:
     return next((name for name in FEEDBACK if name in columns), columns[0])
 
 
-def _texts_of_items(wanted: Wanted, log: "Interactions") -> list[str]:
-    """The item columns to read: those named, or the title where there is one."""
+def _texts_of_items(wanted: Wanted, log: "Interactions") -> tuple[list[str], dict[str, str], tuple[str, ...]]:
+    """The item columns to read, those named or those that hold text; the reasons; a line on every column."""
     import polars as pl
 
+    from genre.data.item_texts import item_texts
+
     frame = log.catalogue.frame
-    known = tuple(name for name in frame.columns if name != "item_id" and not isinstance(frame.schema[name], pl.List))
+    vectors = [name for name, kind in frame.schema.items() if isinstance(kind, pl.List | pl.Array) and kind.inner.is_numeric()]
+    known = tuple(name for name in frame.columns if name != "item_id" and name not in vectors)
     check = _some_of(known, "item column")
     if wanted.text:
-        return list(check(wanted.text))
-    usual = "title" if "title" in known else ""
+        return list(check(wanted.text)), {}, ()
+    judged = item_texts(frame)
+    usual = [each.name for each in judged if each.reads]
     question = f"item columns to read ({', '.join(known)})"
-    return list(ask(question, usual, lambda one: check(_parts(one)))) if known else []
+    chosen = list(ask(question, ", ".join(usual), lambda one: check(_parts(one)))) if known else []
+    if chosen != usual or not chosen:
+        return chosen, {}, tuple(f"item column {each}" for each in judged)
+    why = ", ".join(f"{each.name} ({each.why.partition(',')[0]})" for each in judged[:3] if each.reads)
+    more = " …" if len(usual) > 3 else ""
+    return chosen, {"sequence.text": f"by what they hold: {why}{more}"}, tuple(f"item column {each}" for each in judged)
 
 
-def for_texts(wanted: Wanted, texts: "Texts") -> dict[str, Any]:
-    """The sections of a recipe for labelled texts.
+def for_texts(wanted: Wanted, texts: "Texts") -> Draft:
+    """A recipe for labelled texts.
 
     Raises:
         InputError, RecipeError: The task, a column or a label does not fit the texts.
@@ -214,7 +238,7 @@ def for_texts(wanted: Wanted, texts: "Texts") -> dict[str, Any]:
     first = texts.label_columns[0]
     tasks = check(wanted.labels) if wanted.labels else ask(f"labels ({known})", first, lambda one: check(_parts(one)))
     base = wanted.base or "minilm"
-    return {
+    sections = {
         "name": wanted.name or tasks[0]["name"],
         "data": {"path": wanted.data, "split": {"kind": "group", "valid": 0.1, "test": 0.1}},
         "base": {"name": base} | ({"depth": 8} if base == "smollm2-135m" else {}),
@@ -223,6 +247,7 @@ def for_texts(wanted: Wanted, texts: "Texts") -> dict[str, Any]:
         "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
         "train": {"epochs": 2, "learning_rate": 0.001, "batch_tokens": 2048, "dropout": 0.1},
     }
+    return Draft(sections, {})
 
 
 def _text_task(label: str, texts: "Texts") -> dict[str, Any]:
@@ -327,23 +352,3 @@ def _none_named(what: str) -> RecipeError:
 def _parts(answer: str) -> list[str]:
     """Split an answer at its commas."""
     return [part.strip() for part in answer.split(",") if part.strip()]
-
-
-def write(path: Path, sections: dict[str, Any]) -> None:
-    """Write a recipe, one line per section.
-
-    Raises:
-        RecipeError: The schema refuses it, for example its name; nothing is written.
-    """
-    from genre.files import write_text
-    from genre.recipe import Recipe
-
-    Recipe.parse(sections)
-    write_text(path, "".join(_line(key, value) for key, value in sections.items()))
-
-
-def _line(key: str, value: Any) -> str:
-    import yaml
-
-    shown = yaml.safe_dump({"it": value}, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
-    return f"{key}: {shown.strip()[len('{it: ') : -1]}\n"
