@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import nbformat
 import numpy as np
@@ -86,6 +87,13 @@ def test_html_is_escaped_everywhere(trained, engine, tmp_path):
         assert "&lt;script&gt;" in value._repr_html_() and "<script" not in value._repr_html_(), type(value)
 
 
+def test_a_damaged_registry_is_shown_with_its_damage(trained, tmp_path):
+    registry = genre.Registry(shutil.copytree(trained.registry.url, tmp_path / "copy"))
+    for file in (tmp_path / "copy" / "like" / "aliases").glob("*.json"):
+        file.write_text("{")
+    assert "like" in registry._repr_html_() and "error" in CELLS.findall(registry._repr_html_())
+
+
 def test_an_empty_registry_says_how_it_is_filled(tmp_path):
     assert "genre.train publishes into it" in genre.Registry(tmp_path / "none")._repr_html_()
 
@@ -134,6 +142,10 @@ def test_what_a_frame_cannot_be_made_of_is_said(engine, trained):
     ):
         with pytest.raises(error, match=said):
             engine.recommend_frame("like@production", users)
+    with pytest.raises(InputError, match="no such option: got history; expected task, candidates"):
+        engine.recommend_frame("like@production", ["u5"], history=[])
+    with pytest.raises(RequestError, match="k"):
+        engine.recommend_frame("like@production", ["u5"], k=0)
     (failed,) = engine.score([genre.Request("like", user_id="ghost", candidates=["i1"])])
     with pytest.raises(RequestError, match="like did not answer: got unknown user"):
         _ = failed.frame

@@ -31,6 +31,34 @@ HOSTILE = {
     "i5": "\u202egnp.exe & &lt;b&gt;",
 }
 VILLAIN = "u0<b onclick=window.pwned=1>"
+CONTRAST = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
+  const light = ([r, g, b]) => {
+    const one = (v) => ((v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * one(r) + 0.7152 * one(g) + 0.0722 * one(b);
+  };
+  const ground = (element) => {
+    for (let one = element; one; one = one.parentElement) {
+      const [r, g, b, a = 1] = parse(getComputedStyle(one).backgroundColor);
+      if (a === 1 && r !== undefined) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || !element.checkVisibility()) continue;
+    if (element.closest('.hidden, .skip, script')) continue;
+    const style = getComputedStyle(element);
+    const ink = element.closest('svg') ? style.fill : style.color;
+    const [a, b] = [light(parse(ink)), light(ground(element))].sort((x, y) => y - x);
+    const name = `${element.tagName} ${element.getAttribute('class') ?? ''}`;
+    found.push([(a + 0.05) / (b + 0.05), name, walker.currentNode.textContent.slice(0, 30)]);
+  }
+  return found.sort((x, y) => x[0] - y[0]);
+}"""
+"""Every text that is seen with its contrast, least first: [ratio, element, text]."""
 
 
 def crowd():

@@ -1,39 +1,11 @@
 """The page for everybody: contrast, focus, phones, less motion."""
 
 import pytest
-from page_fakes import VILLAIN, choose, field, opened, refuse, trouble, until
+from page_fakes import CONTRAST, VILLAIN, choose, field, opened, refuse, trouble, until
 from serving_fakes import TOKEN
 
+
 # --- for everybody ---
-CONTRAST = """() => {
-  const parse = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
-  const light = ([r, g, b]) => {
-    const one = (v) => ((v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * one(r) + 0.7152 * one(g) + 0.0722 * one(b);
-  };
-  const ground = (element) => {
-    for (let one = element; one; one = one.parentElement) {
-      const [r, g, b, a = 1] = parse(getComputedStyle(one).backgroundColor);
-      if (a === 1 && r !== undefined) return [r, g, b];
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.textContent.trim() || !element.checkVisibility()) continue;
-    if (element.closest('.hidden, .skip, script')) continue;
-    const style = getComputedStyle(element);
-    const ink = element.closest('svg') ? style.fill : style.color;
-    const [a, b] = [light(parse(ink)), light(ground(element))].sort((x, y) => y - x);
-    const name = `${element.tagName} ${element.getAttribute('class') ?? ''}`;
-    found.push([(a + 0.05) / (b + 0.05), name, walker.currentNode.textContent.slice(0, 30)]);
-  }
-  return found.sort((x, y) => x[0] - y[0]);
-}"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_enough_contrast(browser, shown, scheme):
     with opened(browser, shown, color_scheme=scheme) as page:

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from page_fakes import HOSTILE, column, field, opened, settled
+from page_fakes import CONTRAST, HOSTILE, column, field, opened, settled
 from serving_fakes import open_engine, serving
 
 from standins import ROOT, movies
@@ -24,7 +24,13 @@ def test_the_first_screen_says_what_this_is_and_offers_users(page, shown):
             f"{user['events']} events",
             f"Latest: {'; '.join(user['latest'])}",
         ]
-    page.locator(".sample").nth(2).press("Enter")
+    page.locator(".sample").nth(2).focus()
+    page.get_by_label("Items from each").evaluate(
+        "(select) => select.dispatchEvent(new Event('change'))"
+    )  # asks, and shows the same
+    page.wait_for_timeout(400)
+    assert page.evaluate("document.activeElement.className") == "sample"
+    page.keyboard.press("Enter")
     settled(page)
     assert field(page).input_value() == sample[2]["user_id"] and page.locator(".sample").count() == 0
     assert not page.locator("#intro").is_visible()
@@ -151,6 +157,24 @@ def test_the_documents_texts_are_only_ever_text(browser, trained, candidate):
             page.get_by_role("button", name="Send").first.click()
             page.get_by_text("/v1/recommend has answered").wait_for(state="attached")
         assert page.locator("main img, main script, main b").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_first_screen_and_api_have_enough_contrast_and_fit_a_phone(browser, shown, scheme):
+    with opened(browser, shown, color_scheme=scheme, **{**PHONE, "viewport": {"width": 360, "height": 740}}) as page:
+        page.wait_for_selector(".sample")
+        found = page.evaluate(CONTRAST)
+        assert len(found) > 30 and found[0][0] >= 4.5, found[:5]
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        page.get_by_role("link", name="API", exact=True).tap()
+        page.wait_for_selector(".try")
+        for summary in page.locator("summary").all():
+            summary.tap()
+        page.get_by_role("button", name="Send").first.tap()
+        page.locator("pre", has_text="digest").wait_for()
+        found = page.evaluate(CONTRAST)
+        assert len(found) > 200 and found[0][0] >= 4.5, found[:5]
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
 # --- pictures ---

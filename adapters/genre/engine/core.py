@@ -193,14 +193,14 @@ class Engine:
             adapter: `name`, `name@alias` or `name:version`.
             users: Ids, or a polars or pandas frame with a column user_id; None for all users.
             k: Items for each user; fewer where fewer are left.
-            options: More fields of `Request`: task, exclude_seen, allow, deny, where, diversity.
+            options: More fields of `Request`: task, candidates, exclude_seen, allow, deny, where, diversity.
 
         Returns:
             A frame, pandas where users are and polars otherwise: user_id, rank (from 1), item_id, title, score and, for next-item
-            tasks, probability.
+            tasks, probability. A user for whom nothing is left has no row.
 
         Raises:
-            InputError: The engine has no data set, or users cannot be read.
+            InputError: The engine has no data set, users cannot be read, or an option is unknown.
             RequestError: A user cannot be answered, who is named, or an option cannot be used.
         """
         return recommend_frame(self.score, self.data, adapter, users, k, options)

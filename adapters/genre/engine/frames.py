@@ -16,9 +16,13 @@ from genre.data.fields import ids
 from genre.data.interactions import Interactions
 from genre.engine.requests import Request, Response
 from genre.errors import DataError, InputError, RequestError
+from genre.progress import Reporter
 
 CALL = 512
 """Requests of one call."""
+
+OPTIONS = ("task", "candidates", "exclude_seen", "allow", "deny", "where", "diversity")
+"""Fields of `Request` that hold for every user."""
 
 
 def recommend_frame(
@@ -34,12 +38,16 @@ def recommend_frame(
         raise InputError(
             "recommend_frame needs the histories of users", got="an engine without data", expected="Engine(…, data=log)"
         )
+    if foreign := [name for name in options if name not in OPTIONS]:
+        raise InputError("recommend_frame has no such option", got=foreign[0], expected=", ".join(OPTIONS))
     wanted, as_pandas = _user_ids(data, users)
     requests = (Request(adapter, user_id=user, id=user, k=k, **options) for user in wanted)
     titles = dict(zip(data.catalogue.item_ids, data.catalogue.titles(), strict=True))
     parts = []
-    while block := list(islice(requests, CALL)):
-        parts += [_part(response, titles) for response in score(block)]
+    with Reporter.here().bar(f"recommending by {adapter}", len(wanted)) as bar:
+        while block := list(islice(requests, CALL)):
+            parts += [_part(response, titles) for response in score(block)]
+            bar.advance(len(block))
     found = pl.concat(parts, how="diagonal") if parts else pl.DataFrame(schema=_SCHEMA)
     return found.to_pandas() if as_pandas else found
 

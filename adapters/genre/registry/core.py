@@ -59,7 +59,10 @@ class Registry:
         return f"Registry({self.url})"
 
     def _repr_html_(self) -> str:
-        rows = [(row.name, row.version, ", ".join(row.aliases)) for row in self.list()]
+        try:
+            rows = [(row.name, row.version, ", ".join(row.aliases)) for row in self.list()]
+        except RegistryError as error:  # a notebook shows what is wrong, not a traceback of its own
+            return display.facts(repr(self), {"error": error})
         return display.table(
             repr(self), ["name", "version", "aliases"], rows, note="" if rows else "Empty: genre.train publishes into it."
         )

@@ -16,6 +16,7 @@ const WIDE = "(min-width: 60rem)";
 const state = { fields: null, chosen: new Set(), k: 10, samples: null };
 const columns = new Map();
 let who = null;
+let first = null;
 
 /** Draw the view and keep it up to date. */
 export function start() {
@@ -66,17 +67,18 @@ async function sample() {
   }
 }
 
-/** The first screen, before anybody is chosen. */
+/** The first screen, before anybody is chosen; the same element until there are other samples, so that no tap or focus is lost. */
 function welcome() {
+  if (first?.samples === state.samples) return first.root;
   const card = ({ user_id, events, latest }) =>
     h("li", {}, h("button", { type: "button", class: "sample", onclick: () => who.user(user_id) },
       h("b", {}, `User ${user_id}`), h("span", { class: "muted" }, plural(events, "event")),
       h("span", { class: "latest" }, `Latest: ${latest.join("; ")}`)));
-  return [
-    h("p", { class: "empty" }, "Choose a user to see what the adapters recommend."),
+  const root = h("div", { class: "welcome" }, h("p", { class: "empty" }, "Choose a user to see what the adapters recommend."),
     state.samples?.length && h("section", { class: "samples", "aria-labelledby": "samples-title" },
-      h("h2", { id: "samples-title" }, "Or begin with one of these"), h("ul", {}, state.samples.map(card))),
-  ];
+      h("h2", { id: "samples-title" }, "Or begin with one of these"), h("ul", {}, state.samples.map(card))));
+  first = { root, samples: state.samples };
+  return root;
 }
 
 /** Show a user whom the address names. */
@@ -120,7 +122,8 @@ function ask() {
   }
   if (!state.fields || !wanted.length) {
     const text = tasksOf(overview).length ? "Choose an adapter." : "No adapter that reads a history is served.";
-    put(byId("answers"), wanted.length ? welcome() : h("p", { class: "empty" }, text));
+    const shown = wanted.length ? welcome() : h("p", { class: "empty" }, text);
+    if (byId("answers").firstChild !== shown || byId("answers").children.length > 1) put(byId("answers"), shown);
     return;
   }
   for (const { key, adapter, task } of wanted) {
