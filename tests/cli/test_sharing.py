@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import polars as pl
 import pytest
 import yaml
 
@@ -127,3 +128,15 @@ def test_a_log_without_feedback_holds_nothing_out_for_others(tmp_path, monkeypat
     assert cli.main(["recipe", "new", "next_item", "--data", "log", "--base", str(tiny)]) == 0
     data = yaml.safe_load((tmp_path / "next_item.yaml").read_text())["data"]
     assert data["split"] == {"kind": "last_n", "n": 1} and ("hold_out" in data) == feedback
+
+
+@pytest.mark.parametrize("task", ["like", "rating"])
+def test_the_place_in_the_order_is_no_feedback(tmp_path, monkeypatch, tiny, task, capsys):
+    monkeypatch.chdir(tmp_path)
+    frame = planted_log().frame.drop("rating", "timestamp")
+    frame = frame.with_columns(position=pl.int_range(pl.len()).over("user_id"))
+    Interactions.from_frame(frame, order="position").write("log")
+    new = ["recipe", "new", task, "--data", "log", "--base", str(tiny)]
+    assert cli.main(new) == 2 and not Path(f"{task}.yaml").exists()
+    assert "the log has no feedback column" in capsys.readouterr().err
+    assert cli.main([*new, "--feedback", "position"]) == 0

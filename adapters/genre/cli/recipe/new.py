@@ -105,7 +105,7 @@ def for_events(wanted: Wanted, log: "Interactions") -> Draft:
     if len(wanted.labels) > 1 or (wanted.labels and task == "next_item"):
         got = f"{len(wanted.labels)} labels" if len(wanted.labels) > 1 else wanted.labels[0]
         raise InputError(f"task {task} takes {'no label' if task == 'next_item' else 'one label'}", got=got)
-    columns = [name for name in log.event_columns if task != "rating" or log.column(name).dtype != object]
+    columns = [name for name in _told_columns(log, wanted) if task != "rating" or log.column(name).dtype != object]
     column = _feedback(wanted, log, columns, task)
     about = dict(_FEEDBACK_TASKS[task])
     if task != "next_item":
@@ -135,6 +135,13 @@ def _ranking(log: "Interactions", has_texts: bool) -> dict[str, Any]:
     if np.median(np.diff(log.user_offsets)) >= FEW_EVENTS:
         return {"factors": 64}
     return {"whiten": has_texts, "taste": 0, "neighbours": 100}
+
+
+def _told_columns(log: "Interactions", wanted: Wanted) -> list[str]:
+    """Columns that tell something of an event: its place in the order does not, unless it is feedback, or named."""
+    from genre.data.schema import FEEDBACK
+
+    return [name for name in log.event_columns if name != log.info.order or name in (*FEEDBACK, wanted.feedback)]
 
 
 def _splits(task: str, log: "Interactions") -> dict[str, Any]:
