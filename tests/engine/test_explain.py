@@ -15,7 +15,7 @@ from genre import cli
 from genre.data.interactions import Interactions
 from genre.data.sequences.batches import collate
 from genre.engine import Engine, Request
-from genre.engine.explain import ATTEMPTS, METHODS, ask, explain
+from genre.engine.explain import ATTEMPTS, METHODS, EventShare, Explanation, ask, explain
 from genre.engine.gradients import event_gradients
 from genre.engine.versions import read_adapter
 from genre.errors import DataError, InputError, JobError, NotFoundError, RequestError
@@ -349,6 +349,57 @@ def test_explanations_and_swaps_beside_each_other(base, trained, hot):
     assert all(parameter.grad is None for parameter in base.model.parameters())
 
 
+# --- the sentence ----------------------------------------------------------------------------------------------------
+
+
+def made(without, score, **effects):
+    """An explanation of these effects by title; a title in capitals has no feedback."""
+    total = sum(map(abs, effects.values())) or 1.0
+    events = [
+        EventShare(place, name, name, None if name.isupper() else 5.0, effect, effect / total)
+        for place, (name, effect) in enumerate(effects.items(), 1)
+    ]
+    events.sort(key=lambda event: -abs(event.share))
+    return Explanation("like", "d", "like", "i", "item", "leave_one_out", "rating", score, without, 0, tuple(events))
+
+
+SENTENCES = {
+    "raised": (
+        made(0.5, 0.9, a=0.3, B=0.2, c=0.1),
+        "The history raises this score, because of “a” (rating 5) and “B”.",
+    ),
+    "raised against some": (
+        made(0.5, 0.6, a=0.3, b=-0.2, c=-0.01),
+        "The history raises this score, because of “a” (rating 5); against it speaks “b” (rating 5).",
+    ),
+    "lowered": (
+        made(0.6, 0.5, a=0.1, b=-0.3, c=0.05),
+        "The history as a whole lowers this score, because of “b” (rating 5); for it speak “a” (rating 5) and “c” (rating 5).",
+    ),
+    "lowered, though every event adds": (
+        made(0.93, 0.916, a=0.02, b=0.01),
+        "The history as a whole lowers this score, though no single event speaks against it; "
+        "for it speak “a” (rating 5) and “b” (rating 5).",
+    ),
+    "raised, though every event takes away": (
+        made(0.5, 0.6, a=-0.02),
+        "The history raises this score, though no single event speaks for it; against it speaks “a” (rating 5).",
+    ),
+    "unchanged": (
+        made(0.5, 0.5, a=0.1, b=-0.1),
+        "The history does not change this score: for it speaks “a” (rating 5); against it speaks “b” (rating 5).",
+    ),
+    "without effect": (made(0.5, 0.5, a=0.0), "The history does not change this score."),
+    "empty": (made(0.5, 0.5), "There is no history to explain it by."),
+}
+
+
+@pytest.mark.parametrize("case", SENTENCES)
+def test_the_sentence_follows_the_sum(case):
+    found, sentence = SENTENCES[case]
+    assert found.sentence == sentence == found.to_json()["sentence"]
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +422,7 @@ def test_the_command_prints_titles_and_writes_every_event(shop, capsys, tmp_path
     written = json.loads((tmp_path / "out" / "why.json").read_text())
     assert written["title"] == "war 3" and len(written["events"]) == 15 and written["method"] == "leave_one_out"
     assert f"user u4, item war 3 (i3)\nscore {written['score']:.4f}; without any history" in out
+    assert written["sentence"] in out and ("raises" in out) == (written["score"] > written["without_history"])
     for event in written["events"][:4]:
         assert event["title"] in out and f"{event['share']:+.1%}" in out
     assert "11 more events with" in out and "9 older events before those that the adapter reads" in out

@@ -58,6 +58,7 @@ def show(found: "Explanation", user: str, k: int) -> None:
     name = f"{found.title} ({found.item_id})" if found.title != found.item_id else found.item_id
     print(f"{found.adapter} ({found.digest[:12]}), task {found.task}: user {user}, item {name}")
     print(f"score {found.score:.4f}; without any history {found.without_history:.4f}")
+    print(found.sentence)
     columns = {"place": "right", "item": "left", "title": "left"}
     columns |= {name: "right" for name in (found.column, "effect", "share") if name is not None}
     table = make_table(f"shares by {found.method.replace('_', ' ')}", columns)

@@ -1,4 +1,4 @@
-"""Attribution of a score to the events of a history: "because you liked …".
+"""Attribution of a score to the events of a history: "the history raises this score, because of …".
 
 Owns: the requests behind an explanation, each event's share. Ignores: how requests are scored, HTTP, printing.
 
@@ -24,6 +24,10 @@ from genre.errors import InputError, JobError, RequestError
 
 METHODS = ("leave_one_out", "gradient")
 ATTEMPTS = 5
+SAME = 5e-5
+"""Scores that are nearer than this are shown alike."""
+WEIGHTY = 0.1
+"""Part of the largest share from which an event on the other side of a score is worth naming."""
 
 Item = str | Mapping[str, Any]
 
@@ -75,9 +79,34 @@ class Explanation:
     older: int
     events: tuple[EventShare, ...]
 
+    @property
+    def sentence(self) -> str:
+        """What the history does to the score, in words; then up to two events on each side, the one it follows first."""
+        if not self.events:
+            return "There is no history to explain it by."
+        change = self.score - self.without_history
+        if abs(change) < SAME:
+            sides = [_speak("for", self._named(1, WEIGHTY)), _speak("against", self._named(-1, WEIGHTY))]
+            said = "; ".join(side for side in sides if side)
+            return f"The history does not change this score{f': {said}' if said else ''}."
+        sign = 1 if change > 0 else -1
+        with_it, against_it = ("for", "against")[::sign]
+        causes, but = self._named(sign, 0.0), _speak(against_it, self._named(-sign, WEIGHTY))
+        why = f"because of {' and '.join(causes)}" if causes else f"though no single event speaks {with_it} it"
+        return f"The history {'raises' if change > 0 else 'as a whole lowers'} this score, {why}{f'; {but}' if but else ''}."
+
+    def _named(self, sign: int, weight: float) -> list[str]:
+        """The two events with the largest shares of a sign, if they reach this part of the largest share of all."""
+        least = weight * abs(self.events[0].share)
+        side = [event for event in self.events if event.share * sign > 0 and abs(event.share) >= least]
+        return [
+            f"“{event.title}”" + ("" if event.feedback is None else f" ({self.column} {_as_text(event.feedback)})")
+            for event in side[:2]
+        ]
+
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with the same fields."""
-        return {**asdict(self), "events": [asdict(event) for event in self.events]}
+        """A JSON object with the same fields, and the sentence."""
+        return {**asdict(self), "events": [asdict(event) for event in self.events], "sentence": self.sentence}
 
 
 @dataclass(frozen=True)
@@ -172,6 +201,15 @@ def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_on
     task = request.task or next(iter(loaded.tasks))
     answer = Explanation(request.adapter, loaded.digest, task, *titles[0], method, column, 0.0, 0.0, older, tuple(events))
     return Question(tuple(replace(whole, history=part) for part in parts), answer)
+
+
+def _speak(side: str, named: list[str]) -> str:
+    """`for it speak A and B`; nothing if there is nobody to speak."""
+    return f"{side} it speak{'s' if len(named) == 1 else ''} {' and '.join(named)}" if named else ""
+
+
+def _as_text(feedback: Any) -> str:
+    return f"{feedback:g}" if isinstance(feedback, float) else str(feedback)
 
 
 def check_method(method: str) -> None:

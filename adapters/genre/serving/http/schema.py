@@ -77,6 +77,7 @@ class Explanation(BaseModel):
     without_history: float | None = None
     older: int | None = None
     events: list[EventShare] | None = None
+    sentence: str | None = None
     error: str | None = None
 
 

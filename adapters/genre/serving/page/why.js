@@ -1,4 +1,4 @@
-// "Because of …": each event's share in a score, drawn to the left (takes away) or right (adds).
+// "The history raises this score, because of …": each event's share in a score, drawn to the left (takes away) or right (adds).
 
 import { aborted, one } from "./api.js";
 import { h, put, say } from "./dom.js";
@@ -32,7 +32,7 @@ export function why(fields, ref, task, item, compared) {
       if (known.size >= KEPT) known.delete(known.keys().next().value);
       known.set(key, found);
       put(root, ...reasons(found, load, compared(found)));
-      say(sentence(found));
+      say(found.sentence);
     } catch (error) {
       if (aborted(error) || asking !== mine) return;
       put(root, h("p", { class: "error" }, error.message, " ", h("button", { type: "button", class: "link", onclick: () => load(method) }, "Try again")));
@@ -42,21 +42,13 @@ export function why(fields, ref, task, item, compared) {
   return { root, stop: () => asking?.abort() };
 }
 
-/** In words: the one or two events that add most. */
-export function sentence({ events, column }) {
-  const named = ({ title, feedback: said }) => (said === null ? `“${title}”` : `“${title}” (${column} ${feedback(said)})`);
-  const best = events.filter((event) => event.share > 0).slice(0, 2);
-  if (!events.length) return "There is no history to explain it by.";
-  return best.length ? `Because of ${best.map(named).join(" and ")}.` : "No event speaks for it.";
-}
-
 function reasons(found, load, compared) {
   const most = Math.max(...found.events.map((event) => Math.abs(event.share)), Number.MIN_VALUE);
   const largest = found.events.slice(0, SHOWN).sort((one, other) => other.share - one.share);
   const rest = found.events.length - SHOWN;
   const exact = found.method === "leave_one_out";
   return [
-    h("p", { class: "because" }, sentence(found)),
+    h("p", { class: "because" }, found.sentence),
     found.events.length && h("table", { class: "shares" },
       h("thead", { class: "hidden" }, h("tr", {}, ["Event", found.column ?? "", "Share"].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, largest.map((event) => line(event, most)))),
