@@ -35,6 +35,18 @@ def test_a_bar_is_shown_while_one_step_takes_long(said):
     assert "baseline ease of next_item  0/2" in lines
 
 
+def test_silence_is_counted_over_phases_and_bars(said):
+    """Five short waits with nothing to show each: a line comes when all of them together have been silent for too long."""
+    reporter, lines = said
+    begun = time.perf_counter()
+    for _ in range(5):
+        with reporter.phase("reading", at_once=False):
+            time.sleep(0.02)
+        with reporter.bar("rows", 2):
+            time.sleep(0.02)
+    assert 2 <= len(lines) <= (time.perf_counter() - begun) / 0.05 + 1
+
+
 def test_the_time_left_is_that_of_the_whole_job():
     shown = []
     bar = Bar("epoch 1/2", 10, shown.append, 0.0, later=lambda step: {"validation": 5 * step, "test": 3600.0})

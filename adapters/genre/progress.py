@@ -21,8 +21,10 @@ from typing import Any, TextIO
 
 from genre.display import Area, in_notebook
 
-EVERY_S = 10.0
-"""Seconds between two plain lines."""
+EVERY_S = 9.0
+"""Seconds between two plain lines: with what a tick may be late, below the ten that users are promised."""
+TICKS = 10
+"""How often in that time a thread looks whether a line is due."""
 
 
 class Verbosity(Enum):
@@ -102,15 +104,17 @@ class Bar:
         self.tokens += tokens
         now = time.perf_counter()
         if now - self.shown >= self.every_s or (self.total is not None and self.done >= self.total):
-            self.shown = now
-            self.show(self)
+            self.show_now()
 
     def remind(self) -> None:
         """Show the bar if that was not done for a while, as while one step takes long."""
-        now = time.perf_counter()
-        if now - self.shown >= self.every_s:
-            self.shown = now
-            self.show(self)
+        if time.perf_counter() - self.shown >= self.every_s:
+            self.show_now()
+
+    def show_now(self) -> None:
+        """Show the bar."""
+        self.shown = time.perf_counter()
+        self.show(self)
 
     def text(self) -> str:
         """Steps, loss, tokens per second and time left."""
@@ -177,10 +181,11 @@ class Reporter:
     ) -> None:
         self.silenced = False
         self.every_phase = every_phase
-        self.write = write
         self.live = live
         self.stream = stream
         self.area: Callable[[], Area] | None = None
+        self._write = write
+        self._written = time.perf_counter()
 
     @classmethod
     def silent(cls) -> "Reporter":
@@ -213,9 +218,25 @@ class Reporter:
         reporter.area = Area
         return reporter
 
+    def write(self, text: str) -> None:
+        """Write a line."""
+        self._written = time.perf_counter()
+        self._write(text)
+
     def line(self, text: str) -> None:
         """One line of its own."""
         self.write(text)
+
+    @contextmanager
+    def _unless_silent(self, call: Callable[[], None]) -> Iterator[None]:
+        """Call a function in the block whenever no plain line was written for `EVERY_S` seconds, by whatever part of the job."""
+
+        def check() -> None:
+            if time.perf_counter() - self._written >= EVERY_S:
+                call()
+
+        with _ticking(check, EVERY_S / TICKS):
+            yield
 
     @contextmanager
     def phase(self, label: str, *, at_once: bool = True) -> Iterator[None]:
@@ -231,7 +252,7 @@ class Reporter:
         if not self.live:
             if at_once or self.every_phase:
                 self.write(label)
-            with _ticking(lambda: self.write(f"{label}  {_clock(time.perf_counter() - begun)}"), EVERY_S):
+            with self._unless_silent(lambda: self.write(f"{label}  {_clock(time.perf_counter() - begun)}")):
                 yield
             return
         from rich.console import Console
@@ -262,7 +283,7 @@ class Reporter:
             if self.silenced:
                 yield plain
                 return
-            with _ticking(plain.remind, EVERY_S / 2):
+            with self._unless_silent(plain.show_now):
                 yield plain
             return
         from rich.console import Console
