@@ -59,7 +59,8 @@ def write_films(folder: Path, *, users: int, films: int, events: int, seed: int 
     ids = np.sort(draw.choice(20 * films, films, replace=False)) + 1
     titles = [f"{FIRST[a]} {SECOND[b]} {n}" for n, (a, b) in enumerate(draw.integers(12, size=(films, 2)))]
     titles = [
-        f"{title}, The ({year})" if n % 5 == 0 else f"{title} ({year})" for n, (title, year) in enumerate(zip(titles, years, strict=True))
+        f"{title}, The ({year})" if n % 5 == 0 else f"{title} ({year})"
+        for n, (title, year) in enumerate(zip(titles, years, strict=True))
     ]
     genres = ["|".join(GENRES[kind] for kind in sorted(set(map(int, pair)))) for pair in kinds]
     pl.DataFrame({"movieId": ids, "title": titles, "genres": genres}).write_csv(folder / "movies.csv")

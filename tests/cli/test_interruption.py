@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -215,6 +216,29 @@ def test_a_signal_that_a_library_swallows_still_ends_in_exit_code_1(place, capfd
     moment.append(swallow)
     assert cli.main(["registry", "list"]) == 1
     assert capfd.readouterr().err == "genre: interrupted: the work was done already\n"
+
+
+def test_a_signal_that_falls_into_a_finalizer_is_not_lost(place, capfd, monkeypatch):
+    """Python ends errors of finalizers with a traceback and goes on: the signal comes again."""
+    import genre.registry.store as store
+
+    class Finalized:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)  # the handler runs here
+
+    scan = store._scan
+
+    def slow(folder):
+        Finalized()
+        time.sleep(20)
+        return scan(folder)
+
+    monkeypatch.setattr(store, "_scan", slow)
+    begun, hook = time.perf_counter(), sys.unraisablehook
+    assert cli.main(["registry", "list"]) == 1
+    assert time.perf_counter() - begun < 10 and sys.unraisablehook is hook
+    assert capfd.readouterr().err == "genre: interrupted: nothing was changed; the same command starts over\n"
 
 
 def test_a_signal_that_is_ignored_stays_ignored(place, capfd):

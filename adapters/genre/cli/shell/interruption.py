@@ -8,10 +8,11 @@ that has more to say raises `InterruptedJobError` itself. Imports nothing slow, 
     interruption.requested      # whether the user pressed Ctrl-C, even if a library swallowed it
 """
 
+import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -78,10 +79,30 @@ class Interruption:
             yield self
             return
         signal.signal(signal.SIGINT, self._note)
+        hook = sys.unraisablehook
+        sys.unraisablehook = self._again(hook)
         try:
             yield self
         finally:
+            sys.unraisablehook = hook
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _again(self, hook: Callable[["sys.UnraisableHookArgs"], object]) -> Callable[["sys.UnraisableHookArgs"], None]:
+        """A hook that sends the signal again where it fell into a finalizer or a weak reference's callback, which end errors."""
+
+        def send() -> None:
+            if signal.getsignal(signal.SIGINT) == self._note:  # the command has not ended meanwhile
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def take(unraisable: "sys.UnraisableHookArgs") -> None:
+            if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+                hook(unraisable)
+                return
+            timer = threading.Timer(0.05, send)  # once the callback has returned
+            timer.daemon = True
+            timer.start()
+
+        return take
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

@@ -13,6 +13,7 @@ can be resumed.
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -185,15 +186,52 @@ def run(recipe: Recipe, folder: Path, registry: Registry) -> str | None:
     wanted, error = folder / "wanted.yaml", folder / "error.txt"
     write_text(wanted, recipe.dump())
     error.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "genre.jobs.tuning.bench", str(wanted), str(folder), registry.url]
-    try:
-        code = subprocess.run(command).returncode
-    except KeyboardInterrupt:
-        code = -2
+    code = _run_process([sys.executable, "-c", _PROCESS, str(wanted), str(folder), registry.url])
     message = error.read_text(encoding="utf-8") if error.exists() else f"its process ended with exit code {code}"
-    if code == -2 or message.startswith("interrupted"):
+    if code == _INTERRUPTED or message.startswith("interrupted"):
         raise InterruptedJobError(f"interrupted in {folder}", got="Ctrl-C", todo="the same command resumes from there")
     return message if code else None
+
+
+_INTERRUPTED = 130
+"""The exit code of a run's process after Ctrl-C."""
+_PATIENCE_S = 60.0
+"""Seconds that such a process has to end by itself."""
+_PROCESS = f"""
+import sys
+try:
+    from genre.jobs.tuning.bench import main
+    code = main(sys.argv[1:])
+except KeyboardInterrupt:
+    code = {_INTERRUPTED}
+sys.exit(code)
+"""
+"""The program of a run's process: Ctrl-C while it imports ends without a traceback."""
+
+
+def _run_process(command: list[str]) -> int:
+    """Run a process to its end; after Ctrl-C it is told, if the terminal has not, and has a while to write its checkpoint."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(_PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            return _INTERRUPTED
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do the work of a run's process and return its exit code; an error's line goes into `error.txt`."""
+    wanted, folder, registry = arguments
+    try:
+        work(Path(wanted), Path(folder), Registry(registry))
+    except GenreError as problem:
+        write_text(Path(folder) / "error.txt", str(problem))
+        return 1
+    return 0
 
 
 def work(wanted: Path, folder: Path, registry: Registry) -> None:
@@ -266,12 +304,3 @@ def near(found: Compared) -> bool:
         return False
     worst = found.interval[0] if metric(found.metric).direction == "higher" else -found.interval[1]
     return worst >= -MARGIN * abs(found.b)
-
-
-if __name__ == "__main__":
-    target = Path(sys.argv[2])
-    try:
-        work(Path(sys.argv[1]), target, Registry(sys.argv[3]))
-    except GenreError as problem:
-        write_text(target / "error.txt", str(problem))
-        sys.exit(1)
