@@ -30,7 +30,13 @@ def write(path, columns):
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
 @pytest.mark.parametrize(
     "cells",
-    [["10.0", "11.0", "12.0"], [10.0, 11.0, 12.0], [" 10", "11 ", " 12\u00a0"], ["10", " 11.0 ", "12"], [10, 11, 12]],
+    [
+        ["10.0", "11.0", "12.0"],
+        [10.0, 11.0, 12.0],
+        [" 10", "11 ", " 12\u00a0"],
+        ["10", " 11.0 ", "12"],
+        [10, 11, 12],
+    ],
 )
 def test_an_id_is_the_same_in_every_format(tmp_path, ending, cells):
     log = write(tmp_path / f"log.{ending}", {"user_id": cells, "item_id": cells, "timestamp": [1, 2, 3]})
@@ -173,3 +179,11 @@ def test_feedback_of_another_kind_is_refused_and_not_left_out(tmp_path, cells, n
     pl.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "timestamp": [1, 2], name: cells}).write_parquet(tmp_path / "log.parquet")
     with pytest.raises(DataError, match=f"column '{name}' is not usable: got (List|Binary|Date|Duration|Struct)"):
         import_log(tmp_path / "log.parquet")
+
+
+@pytest.mark.parametrize("scale", [0, 2, 10])
+def test_decimals_of_a_database_are_ids_without_their_zeros(tmp_path, scale):
+    frame = pl.DataFrame({"user_id": ["1", "20"], "item_id": ["12345678901234567890", "300"], "timestamp": [1, 2]})
+    frame.with_columns(pl.col("user_id", "item_id").cast(pl.Decimal(38, scale))).write_parquet(tmp_path / "log.parquet")
+    log = import_log(tmp_path / "log.parquet")
+    assert log.user_ids == ["1", "20"] and log.catalogue.item_ids == ["12345678901234567890", "300"]

@@ -100,8 +100,11 @@ def order_numbers(series: pl.Series) -> pl.Series:
 def plain_ids(series: pl.Series) -> pl.Series:
     """Return ids of texts in the one form that they have in every table: no space around them, `17850` for `17850.0`.
 
-    Whoever writes a column of whole numbers with an empty cell (pandas does) gives them all a `.0`.
+    Whoever writes a column of whole numbers with an empty cell (pandas does) gives them all a `.0`; a database's decimals have as
+    many zeros as their scale.
     """
+    if isinstance(series.dtype, pl.Decimal):
+        return series.cast(pl.String).str.replace(r"\.0+$", "")
     if isinstance(series.dtype, pl.Categorical | pl.Enum):
         series = series.cast(pl.String)
     if series.dtype != pl.String:
