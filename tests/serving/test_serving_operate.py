@@ -352,6 +352,16 @@ def test_a_journal_that_cannot_be_read_is_shown_as_it_was(engine, registry, seco
         assert '"event": "history unreadable"' in log.getvalue()
 
 
+def test_a_journal_that_never_could_be_read_hides_no_adapter(engine, registry):
+    log = io.StringIO()
+    with serving(engine, ["like@production", "rating@production"], follow_s=0, stream=log) as (_, client):
+        for entry in (registry.store.root / "like" / "aliases").glob("*.json"):
+            entry.write_text("{")
+        like, rating = client.get("/v1/adapters").json()["adapters"]
+        assert (like["aliases"], like["history"]) == ({}, []) and rating["history"]
+        assert '"event": "history unreadable"' in log.getvalue()
+
+
 def test_an_explanation_does_not_bring_back_what_was_unloaded(engine, registry):
     """Explanations run beside the thread that scores, so that an unload may come between asking and explaining."""
     import threading

@@ -1,7 +1,9 @@
 """One caller's work beside others': turns, weights, bounds of a call, items that are embedded together."""
 
+import dataclasses
 import io
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -14,6 +16,7 @@ from genre.modules.base.base import Base
 from genre.serving.deployments import Deployments
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
+from genre.serving.problems import Problem
 from genre.serving.turns import Turns
 
 REFS = ["like@production", "next_item@production", "rating@production"]
@@ -155,6 +158,9 @@ def test_a_row_weighs_what_is_computed_for_it(engine):
     assert estimate.results(Request("like", history=[], k=5)) == 5
     assert estimate.results(Request("like", history=[], k=10**6)) == size == estimate.results(Request("like", history=[]))
     assert estimate.results(known) == 50 and estimate.results(Request("like", texts=[{"a": "b"}] * 3, k=2)) == 2
+    asked = Request("like", history=[], candidates=["i0"], where=["title == 'x'"] * 32)
+    wide = dataclasses.replace(estimate, catalogue=2**20)
+    assert wide.tokens(asked, 0) - wide.tokens(Request("like", history=[], candidates=["i0"]), 0) == 32 * 16
     ranking = deployments.add("next_item@production").estimate
     assert ranking.tokens(Request("next_item", history=[], k=10), 0) < ranking.instruction + 2
     assert ranking.tokens(Request("next_item", history=[], candidates=["i0"] * 6400), 0) >= 100
@@ -226,3 +232,18 @@ def test_unloading_waits_for_the_rows_under_way_and_stops_nobody(engine, monkeyp
             release.append(1)
             dropped.result()
         assert len(first.result().json()["responses"][0]["results"]) == 9000
+
+
+def test_explanations_are_shared_among_callers(engine):
+    with serving(engine, REFS) as (service, _):
+        gate = threading.Event()
+        for _ in range(16):
+            service.explain_aside(lambda: gate.wait(30), "one")
+        for caller, more in (("one", 0), ("two", 8), ("three", 5)):
+            for _ in range(more):
+                service.explain_aside(lambda: gate.wait(30), caller)
+            with pytest.raises(Problem, match="too many explanations are under way"):
+                service.explain_aside(lambda: None, caller)
+        gate.set()
+        wait_until(lambda: all(future.done() for future in service._explanations))
+        service.explain_aside(lambda: None, "one").result()

@@ -151,8 +151,8 @@ class Deployments:
                 raise NotFoundError("no adapter is served under that reference", got=ref[:80], expected=known)
             self._deployed = {key: deployment for key, deployment in self._deployed.items() if key != ref}
             self._failed.pop(ref, None)
+            self.settle()  # rows that wait are routed again before they are scored
             with self._held:
-                self.settle()  # rows that wait are routed again before they are scored
                 self._unload(ref)
 
     def follow(self, name: str | None = None) -> None:

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from genre.engine import Request
+from genre.engine.reranking import POOL
 from genre.errors import ManifestError
 from genre.modules.encoder import MAX_TEXT_TOKENS
 from genre.registry import Manifest
 
 PER_TOKEN = 64
 """Events, candidates or results that count as one token of the base."""
+PER_SCAN = 65_536
+"""Items of the catalogue, or pairs of diverse items, that count as one token each time that they are looked at."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ class TokenEstimate:
             return len(request.texts) * self.text
         asked = request.candidates if request.candidates is not None else request.allow
         work = (events + self.results(request) + len(asked or ())) // PER_TOKEN
+        scans = len(request.where or ()) + (asked is None)
+        pairs = POOL * min(request.k or 0, POOL) if request.diversity else 0
+        work += (scans * self.catalogue + pairs) // PER_SCAN
         work += self.prefix(request) + min(events, self.events) * self.event
         if self.inline:
             named = (event.get("item_id", event.get("item")) for event in request.history or ())

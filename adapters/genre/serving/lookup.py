@@ -193,20 +193,14 @@ class AliasHistory:
         self._reading = threading.Lock()
 
     def of(self, name: str) -> Journal:
-        """A name's journal; if it cannot be read, its last known state.
-
-        Raises:
-            GenreError: It cannot be read, and never was.
-        """
+        """A name's journal; if it cannot be read, its last known state, empty where there is none."""
         with self._reading:
             known = self._journals.get(name)
             try:
                 self._journals[name] = self._catch_up(name, known or Journal())
             except GenreError as error:
-                if known is None:
-                    raise
                 self.log.write("history unreadable", level="error", adapter=name, error=str(error))
-            return self._journals[name]
+            return self._journals.get(name, Journal())
 
     def keep_only(self, names: set[str]) -> None:
         """Drop all names but these."""

@@ -61,7 +61,7 @@ class Service:
         self.access = AdminAccess(settings.token, settings.token_guesses)
         self.draining = False
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="genre-explaining")
-        self._explanations: set[Future[Any]] = set()
+        self._explanations: dict[Future[Any], str] = {}
         self._end = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="genre-following", daemon=True)
 
@@ -111,19 +111,24 @@ class Service:
         self.alias_history.keep_only({deployment.name for deployment in deployments})
         self.baselines.keep_only({deployment.version.digest for deployment in deployments})
 
-    def explain_aside(self, work: Callable[[], Any]) -> "Future[Any]":
-        """Run a part of an explanation beside the thread that scores. Called on the event loop.
+    def explain_aside(self, work: Callable[[], Any], caller: str = "") -> "Future[Any]":
+        """Run a part of an explanation beside the threads that score. Called on the event loop.
+
+        Args:
+            work: The part.
+            caller: Who asks: one with less than its share finds room where others have taken it all.
 
         Raises:
             Problem: 429, too many of them wait.
         """
-        self._explanations = {future for future in self._explanations if not future.done()}
-        if len(self._explanations) >= EXPLANATIONS:
+        self._explanations = {future: who for future, who in self._explanations.items() if not future.done()}
+        callers = [*self._explanations.values(), caller]
+        if len(callers) > EXPLANATIONS and callers.count(caller) > max(1, EXPLANATIONS // len(set(callers))):
             got = len(self._explanations)
             error = RequestError("too many explanations are under way", got=got, todo="try again in a second")
             raise Problem(429, "too_many_explanations", error, {"Retry-After": "1"})
         future = self._explainer.submit(work)
-        self._explanations.add(future)
+        self._explanations[future] = caller
         return future
 
     def route(self, request: Request) -> Routed:

@@ -189,10 +189,10 @@ async def _explain(service: Service, http: Http, row: Any, left: float) -> Row:
             got, expected = f"about {routed.tokens:,} tokens", f"at most {service.settings.batch_tokens:,}"
             raise RequestError("the row is too long for its gradient", got=got, expected=expected, todo="method: leave_one_out")
         work = partial(explain, service.engine, request, item, method=method, ref=deployment.ref)
-        found = await _aside(service, deployment, work, left)
+        found = await _aside(service, http, deployment, work, left)
         return {"id": request.id, **found.to_json()}
     for _ in range(ATTEMPTS):
-        parts = await _aside(service, deployment, partial(ask, service.engine, request, item, ref=deployment.ref), left)
+        parts = await _aside(service, http, deployment, partial(ask, service.engine, request, item, ref=deployment.ref), left)
         rows = [Routed(part, deployment, routed.tokens, results=1) for part in parts.requests]
         answers = await _score(service, http, rows, left)
         found = parts.read([answer.response for answer in answers])
@@ -201,7 +201,7 @@ async def _explain(service: Service, http: Http, row: Any, left: float) -> Row:
     raise JobError(f"{request.adapter} was swapped during its explanation", todo="ask again")
 
 
-async def _aside(service: Service, deployment: Deployment, work: Callable[[], Any], left: float) -> Any:
+async def _aside(service: Service, http: Http, deployment: Deployment, work: Callable[[], Any], left: float) -> Any:
     """Run a part of an explanation outside of the event loop, within the time that is left, while its adapter is served."""
 
     def held() -> Any:
@@ -209,6 +209,6 @@ async def _aside(service: Service, deployment: Deployment, work: Callable[[], An
             return work()
 
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(service.explain_aside(held)), left)
+        return await asyncio.wait_for(asyncio.wrap_future(service.explain_aside(held, caller_of(http))), left)
     except TimeoutError:
         raise timed_out(service.settings.timeout_s) from None
