@@ -32,6 +32,8 @@ from genre.serving.settings import Settings
 from genre.serving.turns import Turns
 
 LONGEST_GATHER = 10
+TURNS_IN_BATCH = 4
+"""Lines that may fill a batch together, each with a quantum, before one of them goes on."""
 INTERNAL = "the row could not be scored: an internal error; the log has the reason under the call's request id"
 
 
@@ -135,8 +137,9 @@ class Batcher:
         self._batches = 0
         self._stopping = False
         self._rows_per_s = 0.0  # lately
-        self._small = _Worker("genre-scoring", settings.batch_tokens, self._work, gathers=True)
-        self._large = _Worker("genre-scoring-large", settings.batch_tokens, self._work, gathers=False)
+        quantum = max(1, settings.batch_tokens // TURNS_IN_BATCH)
+        self._small = _Worker("genre-scoring", quantum, self._work, gathers=True)
+        self._large = _Worker("genre-scoring-large", quantum, self._work, gathers=False)
         self._workers = (self._small, self._large)
 
     def start(self) -> None:

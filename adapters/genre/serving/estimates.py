@@ -13,8 +13,10 @@ from genre.errors import ManifestError
 from genre.modules.encoder import MAX_TEXT_TOKENS
 from genre.registry import Manifest
 
-PER_TOKEN = 64
-"""Events, candidates or results that count as one token of the base."""
+PER_TOKEN = 2
+"""Candidates, or results where they are more, that count as one token of the base: it is Python that reads and writes them."""
+PER_EVENT = 64
+"""Events of a history that count as one token, whether the base reads them or not."""
 PER_SCAN = 65_536
 """Items of the catalogue, or pairs of diverse items, that count as one token each time that they are looked at."""
 
@@ -83,7 +85,7 @@ class TokenEstimate:
         if request.texts is not None:
             return len(request.texts) * self.text
         asked = request.candidates if request.candidates is not None else request.allow
-        work = (events + self.results(request) + len(asked or ())) // PER_TOKEN
+        work = events // PER_EVENT + max(self.results(request), len(asked or ())) // PER_TOKEN
         scans = len(request.where or ()) + (asked is None)
         pairs = POOL * min(request.k or 0, POOL) if request.diversity else 0
         work += (scans * self.catalogue + pairs) // PER_SCAN
