@@ -5,13 +5,14 @@ import fcntl
 import json
 import os
 import shutil
+import tarfile
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from registry_fakes import PATH, draft, lora_config, write_adapter, write_encoder
+from registry_fakes import BASE, PATH, draft, lora_config, write_adapter, write_encoder
 from safetensors.numpy import load_file, save_file
 
 from genre.errors import DiskError, IntegrityError, ManifestError, NotFoundError, RegistryError
@@ -262,3 +263,26 @@ def test_listings_beside_versions_that_come_and_go(registry, tmp_path):
     finally:
         end.set()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    "inside", ["adapter_config.json/", "adapter_config.json/x", "d/adapter_config.json/x", "manifest.json/x"]
+)
+def test_folders_named_like_files_of_an_adapter_are_one_line(registry, tmp_path, inside):
+    packed, folder = tmp_path / "made.tar", tmp_path / "made" / inside
+    folder.mkdir(parents=True)
+    with tarfile.open(packed, "w") as tar:
+        tar.add(tmp_path / "made", ".")
+        tar.addfile(tarfile.TarInfo(f"{inside.strip('/')}/file"))
+    for source in (packed, tmp_path / "made"):
+        with pytest.raises(IntegrityError, match="is missing or a link"):
+            registry.import_peft(source, "x", base=BASE, base_folder=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "manifest.json"])
+def test_no_pipe_of_a_folder_is_waited_for(registry, tmp_path, name):
+    folder = write_adapter(tmp_path / "made")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(RegistryError, match="plain file"):
+        registry.publish(folder, None if name == "manifest.json" else draft())

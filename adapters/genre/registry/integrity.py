@@ -127,7 +127,8 @@ def read_draft(folder: Path) -> Manifest:
         IntegrityError: It is not JSON.
     """
     try:
-        data = (folder / MANIFEST).read_bytes()
+        with limits.open_plain(folder / MANIFEST) as file:
+            data = file.read(limits.MAX_MANIFEST_BYTES + 1)
     except OSError:
         raise ManifestError(f"no {MANIFEST}", got=folder, expected="a draft in the folder, or the manifest argument") from None
     raw = limits.parse_json(data, MANIFEST, limit=limits.MAX_MANIFEST_BYTES)
