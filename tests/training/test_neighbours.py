@@ -36,7 +36,9 @@ def fitted(tiny, tmp_path):
 def test_neighbours_that_help_are_added_and_the_report_is_what_validation_then_measures(fitted):
     made, lines = fitted
     head = made.model.heads["next_item"]
-    assert head.neighbours.items.shape == (90, 20) and all(float(blend) in BLENDS for blend in head.neighbours.blend)
+    assert head.neighbours.items.shape == (90, 20) and all(
+        float(blend) in [pytest.approx(each) for each in BLENDS] for blend in head.neighbours.blend
+    )
     assert not any("neighbours" in name for name in made.model.trainable())
     after = validation_metrics(made, Processes())["next_item.ndcg@10"]
     made.model.heads["next_item"] = head.with_neighbours(None)
