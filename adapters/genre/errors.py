@@ -35,6 +35,28 @@ class GenreError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+def fault_of_file(error: Exception) -> str:
+    """What is wrong with a file that could not be read, in words: the system's reason, or the line of a parser's complaint."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:  # of YAML
+        return f"line {mark.line + 1}: {getattr(error, 'problem', None) or 'it cannot be understood'}"
+    if isinstance(error, UnicodeDecodeError):
+        return "bytes that are no text in UTF-8"
+    if isinstance(error, IsADirectoryError):
+        return "a folder"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return first_line(error)
+
+
+_KINDS = {dict: "a mapping", list: "a list", str: "plain text", bool: "true or false", int: "a number", float: "a number"}
+
+
+def kind_of(value: object) -> str:
+    """What a value of a YAML or JSON file is, in words."""
+    return "nothing" if value is None else _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
 def first_line(error: BaseException, most: int = 200) -> str:
     """The first line of a foreign error for a message of our own, cut to `most` characters; its type if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:most]

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from genre import display
 from genre.data.dataset import DataKind
 from genre.data.splits import SplitConfig
-from genre.errors import RecipeError
+from genre.errors import RecipeError, fault_of_file, kind_of
 from genre.tasks import Task
 from genre.validation import expected
 
@@ -283,14 +283,19 @@ class Recipe(_Config):
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RecipeError(f"no recipe {path}", todo="name a YAML file, or let genre recipe new write one") from None
+            near = Path(path).with_name(f"{Path(path).name}.yaml")
+            todo = f"did you mean {near}?" if near.is_file() else "name a YAML file, or let genre recipe new write one"
+            raise RecipeError(f"no recipe {path}", todo=todo) from None
         except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"recipe {path} cannot be read", got=str(error), todo="name a YAML file") from None
+            raise RecipeError(f"recipe {path} cannot be read", got=fault_of_file(error), todo="name a YAML file") from None
         except yaml.YAMLError as error:
-            raise RecipeError(f"recipe {path} is not YAML", got=str(error).replace("\n", " ")) from None
+            raise RecipeError(f"recipe {path} is not YAML", got=fault_of_file(error)) from None
         if not isinstance(data, dict):
             what, todo = f"recipe {path} is empty or not a mapping", "genre recipe new writes one"
-            raise RecipeError(what, got=type(data).__name__, todo=todo)
+            raise RecipeError(what, got=kind_of(data), expected="keys such as name: and data:", todo=todo)
+        if not any(key in cls.model_fields for key in data):
+            got, expected = f"keys {', '.join(map(str, data))[:80]}" if data else "no keys", ", ".join(sorted(cls.model_fields))
+            raise RecipeError(f"{path} is no recipe of genre", got=got, expected=expected, todo="genre recipe new writes one")
         for override in overrides:
             _override(data, override)
         return cls.parse(data, where=str(path))

@@ -5,7 +5,6 @@ import shutil
 
 import polars as pl
 import pytest
-import yaml
 
 from builders import LIKE, recipe
 from genre import cli
@@ -33,67 +32,6 @@ def said(place, capsys):
         return shown.out + "".join(lines)
 
     return run
-
-
-PAIRS = {
-    "swapped": (["when=timestamp"], "--map when=timestamp is the wrong way round: "),
-    "all swapped": (["uid=user_id", "sku=item_id", "when=timestamp"], "give --map user_id=uid, our name first"),
-    "misspelt": (["user_id=uidd"], "no column 'uidd' to take user_id from"),
-}
-
-
-@pytest.mark.parametrize("case", PAIRS)
-def test_a_swapped_map_is_turned_round(case, said, place):
-    pairs, message = PAIRS[case]
-    (place / "log.csv").write_text("uid,sku,when\n1,a,1\n1,b,2\n2,a,3\n")
-    options = [word for pair in pairs for word in ("--map", pair)]
-    assert message in said("data", "import", "log.csv", "--out", "new", *options, code=2)
-
-
-KEYS = {
-    "tsaks": ("tsaks", "unknown key 'tsaks'", "did you mean 'tasks'?"),
-    "nmae": ("nmae", "unknown key 'nmae'", "did you mean 'name'?"),
-    "dta": ("dta", "unknown key 'dta'", "did you mean 'data'?"),
-}
-
-
-@pytest.mark.parametrize("case", KEYS)
-def test_a_misspelt_key_is_named_before_the_one_that_is_missing(case, said, place):
-    key, *messages = KEYS[case]
-    right = {"tsaks": "tasks", "nmae": "name", "dta": "data"}[key]
-    raw = yaml.safe_load((place / "like.yaml").read_text())
-    raw[key] = raw.pop(right)
-    (place / "like.yaml").write_text(yaml.safe_dump(raw))
-    line = said("recipe", "check", "like.yaml", code=2)
-    assert all(message in line for message in messages)
-    del raw[key]
-    (place / "like.yaml").write_text(yaml.safe_dump(raw))
-    assert f"the key '{right}' is missing" in said("recipe", "check", "like.yaml", code=2)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("train.epochs", 1.5, "train.epochs: got 1.5; expected a whole number"),
-        ("train.epochs", "many", "train.epochs: got 'many'; expected a whole number"),
-        ("train.learning_rate", "fast", "train.learning_rate: got 'fast'; expected a number"),
-        ("adapter.rank", 0, "adapter.rank: got 0; expected at least 1"),
-        ("base", 3, "base: got 3; expected an object"),
-        ("sequence.text", 3, "sequence.text: got 3; expected a list"),
-        ("data.path", 3, "data.path: got 3; expected a text"),
-        ("train.learning_rate", float("nan"), "train.learning_rate: got nan; expected a finite number"),
-    ],
-)
-def test_no_sentence_of_a_library_reaches_the_user(key, value, message, said, place):
-    raw = yaml.safe_load((place / "like.yaml").read_text())
-    *parents, last = key.split(".")
-    section = raw
-    for part in parents:
-        section = section[part]
-    section[last] = value
-    (place / "like.yaml").write_text(yaml.safe_dump(raw))
-    line = said("train", "like.yaml", code=2)
-    assert message in line and "Input should" not in line and "Field required" not in line
 
 
 def test_an_unknown_user_names_nobody_else(said, trained, log):

@@ -171,9 +171,12 @@ def parse_mapping(pairs: list[str]) -> dict[str, str]:
     mapping: dict[str, str] = {}
     for pair in pairs:
         ours, equals, theirs = pair.partition("=")
-        if not (ours and equals and theirs) or ours in mapping:
-            expected, todo = "OURS=THEIRS, each of ours once", "such as --map user_id=userId"
+        if not (ours and equals and theirs):
+            expected, todo = "OURS=THEIRS", "our name first, such as --map user_id=userId"
             raise InputError("--map is not usable", got=repr(pair), expected=expected, todo=todo)
+        if ours in mapping:
+            got = f"{mapping[ours]} and {theirs}"
+            raise InputError(f"--map names {ours} twice", got=got, expected="one column for each of our names")
         mapping[ours] = theirs
     return mapping
 

@@ -34,7 +34,7 @@ def merge(
     """Merge adapters into one that serves all their tasks; refused if a task loses too much."""
     given = _weights(weights)
     if len(refs) < 2:
-        raise InputError("a merge needs at least two adapters", got=", ".join(refs), expected="REF REF …")
+        raise InputError("a merge needs at least two adapters", got=", ".join(refs), expected="two or more, such as like rating")
     check_file(json_file, "--json")
     from genre.jobs.loading import open_data
     from genre.jobs.merge.gate import MergeOptions

@@ -92,6 +92,20 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _recipe_key(option: str, context: Any) -> str:
+    """A hint where an unknown option is a key of the recipe that the command reads; else nothing."""
+    if not any("--set" in parameter.opts for parameter in context.command.params):
+        return ""
+    from genre.recipe import Recipe
+
+    wanted = option.lstrip("-").replace("-", "_")
+    for section, field in Recipe.model_fields.items():
+        for key in getattr(field.annotation, "model_fields", {}):
+            if wanted in (key, "".join(word[0] for word in key.split("_") if "_" in key)):
+                return f"; it is a key of the recipe: --set {section}.{key}=VALUE"
+    return ""
+
+
 def _usage(error: Any) -> int:
     """Report what the parser refused, and where to read on; a group without a command has shown its help already."""
     if not hasattr(error, "format_message"):
@@ -105,4 +119,6 @@ def _usage(error: Any) -> int:
     known = f": expected {', '.join(commands)}" if commands and message.startswith("No such command") else ""
     known += f"; {hint[0].lower()}{hint[1:]}" if hint else ""
     path = context.command_path if context is not None else "genre"
+    if option := getattr(error, "option_name", None):
+        known += _recipe_key(str(option), context)
     return _fail(f"{message[0].lower()}{message[1:]}{known}; see {path} --help", 2)

@@ -115,7 +115,7 @@ def compare(
     """Test whether A is better than B: a paired bootstrap over users on the same targets."""
     if (second is None) == (baseline is None):
         got = "neither" if second is None else "both"
-        raise InputError("name what to compare with", got=got, expected="B or --baseline NAME")
+        raise InputError("name what to compare with", got=got, expected="a second version, or --baseline NAME")
     check_choice("part", part, ("valid", "test"))
     check_file(json_file, "--json")
     from genre.jobs.compare import check_draws, pairs

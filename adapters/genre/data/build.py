@@ -182,6 +182,15 @@ def _with_texts(table: pl.DataFrame) -> pl.DataFrame:
     return table
 
 
+def _check_our_name(ours: str, theirs: str, mapping: Mapping[str, str], tables: Mapping[str, pl.DataFrame | None]) -> None:
+    """Refuse a near miss of a required column, such as user for user_id."""
+    columns = {column for table in tables.values() if table is not None for column in table.columns}
+    for name in REQUIRED:
+        near = plain_name(ours) in (plain_name(name), *ALIASES[name])
+        if near and ours != name and theirs in columns and name not in columns and name not in mapping:
+            raise DataError(f"--map {ours}={theirs} misses our name", got=ours, expected=name, todo=f"give --map {name}={theirs}")
+
+
 def rename(tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], report: Report) -> dict[str, pl.DataFrame | None]:
     """Rename columns by a mapping from our name to theirs, in every table that has theirs.
 
@@ -190,6 +199,7 @@ def rename(tables: dict[str, pl.DataFrame | None], mapping: Mapping[str, str], r
     """
     renamed = dict(tables)
     for ours, theirs in mapping.items():
+        _check_our_name(ours, theirs, mapping, renamed)
         if not any(table is not None and theirs in table.columns for table in tables.values()):
             found = ", ".join(tables["log"].columns) if tables["log"] is not None else "nothing"
             what, todo = f"no column '{theirs}' to take {ours} from", f"map one of those: {ours}=THEIRS"

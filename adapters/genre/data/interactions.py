@@ -174,8 +174,9 @@ class Interactions(Dataset):
             expected, todo = "a folder with interactions.parquet", "name a log, or use a recipe for texts"
             raise DataError(f"{path} holds labelled texts, no log", got="texts.parquet", expected=expected, todo=todo)
         if not (path / "interactions.parquet").is_file():
-            got = "no interactions.parquet" if path.is_dir() else "no such folder"
+            got = "no interactions.parquet" if path.is_dir() else "a file" if path.is_file() else "no such folder"
             todo = "make one with `genre data prepare` or `genre data import`"
+            todo = f"make one of it with `genre data import {path} --out DIR`" if path.is_file() else todo
             raise DataError(f"{path} is not a data set folder", got=got, expected="a folder with interactions.parquet", todo=todo)
         events, items, users = (
             read_parquet(file) if (file := path / f"{name}.parquet").is_file() else None

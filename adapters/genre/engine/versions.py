@@ -258,6 +258,9 @@ def read_encoder(registry: Registry, digest: str, base: Base) -> SharedEncoder:
 
 def _read_encoder(registry: Registry, version: Version, base: Base) -> SharedEncoder:
     check_fit(version.manifest, base_fingerprint=base.fingerprint, depth=base.depth, tokenizer=base.tokenizer_digest)
+    if version.manifest.kind != "encoder":
+        todo = "genre registry list shows encoders, which are called encoder-…; encoder.use: auto finds the right one"
+        raise ManifestError(f"{version.ref} is no behaviour encoder", got=version.manifest.kind, expected="an encoder", todo=todo)
     folder = registry.fetch(version)
     described = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
     catalogue = read_catalogue(folder)

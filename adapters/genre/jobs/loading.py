@@ -76,7 +76,10 @@ def _find(path: str) -> Path:
     if name in sources.DATA:
         return sources.prepare_data(name)
     expected = f"a folder with interactions.parquet or texts.parquet, or one of {', '.join(sources.DATA)}"
-    raise DataError("no data set folder", got=path, expected=expected, todo="genre data prepare or genre data import makes one")
+    todo = "genre data prepare or genre data import makes one"
+    if Path(path).is_file():
+        todo = f"make one of this file with genre data import {path} --out DIR"
+    raise DataError("no data set folder", got=path, expected=expected, todo=todo)
 
 
 def open_base(wanted: BaseConfig, *, device: str | torch.device | None = None) -> Base:

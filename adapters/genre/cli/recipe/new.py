@@ -111,7 +111,7 @@ def for_events(wanted: Wanted, log: "Interactions") -> Draft:
     if task != "next_item":
         labels = _usual_column(columns) if column == NO_FEEDBACK else column
         usual = labels if task == "rating" else _like(labels, log.column(labels))
-        check = _label_check(about, {name: log.column(name) for name in log.event_columns}, "feedback")
+        check = _label_check({"name": task, **about}, {name: log.column(name) for name in log.event_columns}, "feedback")
         about["label"] = check(wanted.labels[0]) if wanted.labels else ask("label", usual, check)
     texts, reasons, notes = _texts_of_items(wanted, log)
     ranks = task == "next_item"

@@ -21,7 +21,7 @@ from typing import Any
 import polars as pl
 
 from genre.data.schema import PLACE, Report
-from genre.errors import DataError, InputError
+from genre.errors import DataError, InputError, fault_of_file
 
 NO_QUOTE = "none"
 
@@ -125,8 +125,17 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
     except LookupError as error:
         raise DataError("unknown encoding", got=repr(encoding), expected="utf-8, latin-1, …") from error
     except (OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read", got=error, expected="a whole text file") from error
+        raise _unread(path, error) from error
     return text if "\n" in text or "\r" not in text else text.replace("\r", "\n")
+
+
+def _unread(path: Path, error: Exception) -> DataError:
+    """The error of a text file that cannot be opened or unpacked."""
+    if isinstance(error, gzip.BadGzipFile):
+        todo = "drop the ending .gz from its name if it is plain text"
+        return DataError(f"{path} cannot be read", got="a file that is not gzipped", expected="a gzip file", todo=todo)
+    got = "a gzip file whose end is missing" if isinstance(error, EOFError) else fault_of_file(error)
+    return DataError(f"{path} cannot be read", got=got, expected="a whole text file")
 
 
 def read_lines(path: Path, encoding: str = "utf-8") -> pl.DataFrame:
@@ -163,7 +172,7 @@ def read_head(path: Path, encoding: str) -> str:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             return file.read(_HEAD).decode("utf-8-sig", errors="replace")
     except (OSError, EOFError) as error:
-        raise DataError(f"{path} cannot be read", got=error, expected="a whole text file") from error
+        raise _unread(path, error) from error
 
 
 def _split(line: str, separator: str, quote: str) -> list[str]:

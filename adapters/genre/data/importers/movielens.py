@@ -50,9 +50,10 @@ def read_movielens(path: str | Path) -> Tables:
     folder, names = (path.parent, (path.name,)) if path.is_file() else (path, _LOGS)
     found = [folder / name for name in names if name in _LOGS and (folder / name).is_file()]
     if not found:
-        expected = f"a folder with {' or '.join(_LOGS)}"
-        todo = "give the unpacked folder"
-        raise DataError(f"{path} is not MovieLens data", got="no file of ratings", expected=expected, todo=todo)
+        inside = ", ".join(sorted(each.name for each in folder.iterdir())[:5]) if folder.is_dir() else ""
+        expected = f"a folder with {' or '.join(_LOGS)}, or of another format in docs/formats.md"
+        todo = "name the file of events itself, or give the unpacked folder"
+        raise DataError(f"no log is found in {path}", got=inside or "no files", expected=expected, todo=todo)
     if found[0].name == "u.data":
         return _read_100k(found[0])
     return _read_dat(found[0]) if found[0].name == "ratings.dat" else _read_csv(found[0])

@@ -9,6 +9,7 @@ Ignores the meaning of columns; separators and quotes (`delimited`).
                      196            242            3
 """
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -23,6 +24,15 @@ from genre.errors import DataError, InputError, first_line
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _KINDS = ("token", "float", "token_seq", "float_seq")
+
+
+_CONVERTED = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "save the sheet as CSV"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"), "unpack it first"),
+    **dict.fromkeys((".pkl", ".pickle"), "write the table as Parquet: frame.to_parquet(…)"),
+    **dict.fromkeys((".db", ".sqlite", ".sqlite3", ".sql"), "export the table of events as CSV"),
+}
+"""What helps with files of other tools, by their ending."""
 
 
 def read_table(
@@ -66,7 +76,7 @@ def read_table(
     if kind in (".csv", ".tsv", ".txt", ".tab", ".dat", ".data"):
         separator = "\t" if kind in (".tsv", ".tab") and separator is None else separator
         return read_csv(path, separator=separator, encoding=encoding, columns=columns, report=report, quote=quote)
-    expected, todo = ".csv, .tsv, .parquet, .jsonl, .json (or these with .gz)", "rename or convert the file"
+    expected, todo = ".csv, .tsv, .parquet, .jsonl, .json (or these with .gz)", _CONVERTED.get(kind, "rename or convert the file")
     raise DataError(f"{path.name} is of an unknown kind", got=kind or "no ending", expected=expected, todo=todo)
 
 
@@ -118,4 +128,8 @@ def _parquet(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path.name} cannot be read", got=first_line(error), expected="a Parquet file") from error
+        with path.open("rb") as file:
+            file.seek(-4, os.SEEK_END) if path.stat().st_size > 4 else None
+            whole = file.read() == b"PAR1"
+        got = first_line(error) if whole else "no Parquet file, or one whose end is missing"
+        raise DataError(f"{path.name} cannot be read", got=got, expected="a Parquet file") from error

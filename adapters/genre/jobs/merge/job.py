@@ -76,7 +76,7 @@ def merge_versions(
     """
     begun, reporter = time.perf_counter(), reporter or Reporter.silent()
     fixed = None if options.weights == "search" else options.weights or (1 / max(len(refs), 1),) * len(refs)
-    _check_options(options, fixed or (1.0,) * len(refs))
+    _check_options(options, fixed or (1.0,) * len(refs), len(refs))
     versions = [registry.resolve(ref) for ref in refs]
     check_mergeable(versions, registry, data)
     registry.check_writable(options.name)
@@ -176,9 +176,9 @@ def _conditions(other: Manifest, first: Manifest) -> Iterator[tuple[str, Any, An
         yield f"sequence.{key}", other.sequence.get(key), first.sequence.get(key)
 
 
-def _check_options(options: MergeOptions, weights: Sequence[float]) -> None:
+def _check_options(options: MergeOptions, weights: Sequence[float], count: int) -> None:
     check_name(options.name)
-    check_arguments(len(weights), weights, method=options.method, rank=options.rank, density=options.density)
+    check_arguments(count, weights, method=options.method, rank=options.rank, density=options.density)
     if not (math.isfinite(options.floor) and options.floor >= 0):
         raise InputError("floor", got=options.floor, expected="a share such as 0.95; 0 accepts everything")
 

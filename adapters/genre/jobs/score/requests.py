@@ -163,8 +163,14 @@ def read_row(line: Line) -> Row:
         return refused(row, f"line {line.number}: {error}").to_json()
     except UnicodeDecodeError as error:
         return {"id": None, "error": f"line {line.number} is not UTF-8: {error.reason}"}
-    except (ValueError, RecursionError) as error:
-        return {"id": None, "error": f"line {line.number} is not JSON: {error}"}
+    except (ValueError, RecursionError):
+        return {"id": None, "error": f"line {line.number} is not JSON: got {_shown(line.raw)}"}
+
+
+def _shown(raw: bytes) -> str:
+    """The first characters of a line, in a message."""
+    text = raw.decode("utf-8", errors="replace").strip()
+    return repr(text[:40] + ("…" if len(text) > 40 else "")) if text.isprintable() else "bytes that are no text"
 
 
 def is_object(line: Line) -> bool:

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel
 
-from genre.errors import InputError, RecipeError
+from genre.errors import InputError, RecipeError, fault_of_file, kind_of
 from genre.recipe import Recipe
 
 FORM = "[log:]LOW:HIGH[:STEP] or A,B,C"
@@ -214,21 +214,27 @@ def find(key: str, known: Mapping[str, Kind]) -> Kind:
         raise RecipeError(f"{key!r} is a section, not a key", got=key, expected=f"one of {', '.join(inside)}")
     last = key.rsplit(".", 1)[-1]
     named = [name for name in known if name.rsplit(".", 1)[-1] == last]
-    near = named or get_close_matches(key, list(known), n=1, cutoff=0.6)
+    near = named or [name for name in known if last == "".join(word[0] for word in name.rsplit(".", 1)[-1].split("_"))]
+    near = near or get_close_matches(key, list(known), n=1, cutoff=0.75)
     todo = f"did you mean {near[0]!r}?" if near else None
     expected = "a dotted key of the recipe, such as train.learning_rate"
     raise RecipeError("the search space names an unknown key", got=key, expected=expected, todo=todo)
+
+
+def _numbers(kind: Kind) -> str:
+    """What a search of numbers takes, in a message."""
+    return f"{'integers' if kind.whole else 'numbers'} as {FORM}"
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"search space {path} cannot be read", got=str(error), todo="name a YAML file") from None
+        raise RecipeError(f"search space {path} cannot be read", got=fault_of_file(error), todo="name a YAML file") from None
     except yaml.YAMLError as error:
-        raise RecipeError(f"search space {path} is not YAML", got=str(error).replace("\n", " ")) from None
+        raise RecipeError(f"search space {path} is not YAML", got=fault_of_file(error)) from None
     if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
-        got = "an empty mapping" if found == {} else type(found).__name__
+        got = "an empty mapping" if found == {} else kind_of(found)
         raise RecipeError(f"search space {path} does not map keys", got=got, expected=f"lines such as adapter.rank: {FORM}")
     return found
 
@@ -319,7 +325,7 @@ def _number(value: Any, where: str, kind: Kind) -> Any:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number) or (kind.whole and number != int(number)):
-        raise RecipeError(where, got=str(value), expected="integers" if kind.whole else "numbers")
+        raise RecipeError(where, got=str(value), expected=_numbers(kind))
     return int(number) if kind.whole else number
 
 

@@ -162,8 +162,8 @@ def _snapshot(name: str, *, fetch: bool) -> Path:
             raise BaseModelError(f"base {name!r} is not on this machine", expected="a base that is here", todo=todo) from None
         raise BaseModelError(
             f"base {name!r} is not a folder, and the hub does not provide it",
-            got=first_line(error),
-            todo="name a local folder instead",
+            got=first_line(error).removeprefix("Got: "),
+            todo="name a folder on this machine, or a packaged base: genre base list",
         ) from None
 
 
