@@ -209,8 +209,8 @@ def test_a_misspelt_override_is_an_unknown_key_of_the_file(file):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is empty or not a mapping: got NoneType; genre recipe new writes one"),
-        ("- a\n- b", "is empty or not a mapping: got list"),
+        ("", "is empty or not a mapping: got nothing; expected keys such as name: and data:; genre recipe new writes one"),
+        ("- a\n- b", "is empty or not a mapping: got a list"),
         ("a: [1", "is not YAML: got "),
         (b"\xff\xfe\x00", "cannot be read: got "),
     ],

@@ -45,7 +45,7 @@ def test_errors_pass_to_the_main_command(tmp_path):
     with pytest.raises(InputError) as caught:
         runner.invoke(cli_data.app, command, catch_exceptions=False)
     assert str(caught.value) == (
-        "--map is not usable: got 'user_id'; expected OURS=THEIRS, each of ours once; such as --map user_id=userId"
+        "--map is not usable: got 'user_id'; expected OURS=THEIRS; our name first, such as --map user_id=userId"
     )
     with pytest.raises(InputError, match="unknown data set: got 'x'"):
         runner.invoke(cli_data.app, ["prepare", "x"], catch_exceptions=False)

@@ -1,7 +1,7 @@
 """Wrong inputs and the line that each of them gets: keys, labels, paths, maps, references, files of other tools.
 
-Owns: the table, nothing else; `test_bad_input` runs it. A line says what is wrong, what was got, what was expected and what to do,
-in words that somebody understands who has used nothing of genre before.
+Owns: the table, nothing else; `test_bad_input` runs it. A line says what is wrong, what was got, what was expected and what to
+do, in words that somebody understands who has used nothing of genre before.
 """
 
 from typing import Any
@@ -141,7 +141,7 @@ COMMANDS = {
     "recipe new rating --data shop --out n.yaml --label stars": "task 'rating' needs the feedback column 'stars': got rating;",
     "recipe new like --data shop --out n.yaml --label rating>": "a label cannot be read: got 'rating>'; expected a column, or a",
     "recipe new like --data shop --out n.yaml --label rating=4": "a label cannot be read: got 'rating=4'; expected a column, or",
-    "recipe new like --data shop --out n.yaml --label rating>=five": "a label cannot be read: got 'rating>=five'",
+    "recipe new like --data shop --out n.yaml --label rating>=five": "compares 'rating' with a value of another type: got numbers",
     "recipe new like --data shop --out n.yaml --text titel": "no such item column: got titel; expected title",
     "recipe check tabs.yaml": "recipe tabs.yaml is not YAML: got line 2: found character '\\t' that cannot start any token",
     "recipe check list.yaml": "recipe list.yaml is empty or not a mapping: got a list; expected keys such as name: and data:;",
@@ -154,11 +154,13 @@ COMMANDS = {
     "train like.yaml like.yaml": "two recipes have the same name: got like, like; rename one with --set or in its file",
     "train like.yaml --epochs 3": "no such option: --epochs; it is a key of the recipe: --set train.epochs=VALUE; see genre",
     "train like.yaml --lr 0.1": "no such option: --lr; it is a key of the recipe: --set train.learning_rate=VALUE; see genre",
+    "train like.yaml --reciepe x": "no such option: --reciepe",
+    "train like.yaml --registri x": "no such option: --registri; did you mean --registry?; see genre train --help",
     "train like.yaml --baselines some": "no such baselines: got --baselines some; expected none, fast or all",
     "train like.yaml --set tasks.3.label=x": "override 'tasks.3.label' names no element: got 3; expected 0 to 0",
     "train like.yaml --set tasks.0.label=rating": "needs labels 0 and 1: got rating from 1 to 5; compare it, for example:",
     "train like.yaml --set encoder.use=like": "is no behaviour encoder: got adapter; expected an encoder; genre registry list",
-    "evaluate like@ --data shop": "the alias is missing: got ''; expected 1 to 64 of a-z 0-9",
+    "evaluate like@ --data shop": "the alias is missing, as in like@latest",
     "evaluate runs/like/1 --data shop": "not a usable name: got 'runs/like/1'; expected 1 to 64 of a-z 0-9 _ . - that begin "
     "with a letter "
     "or digit, and not 'aliases'; it is a path: name an adapter, as genre registry list shows them",

@@ -136,7 +136,7 @@ def test_movielens_latest(tmp_path):
             "a.xlsx",
             "x",
             "a.xlsx is of an unknown kind: got .xlsx; expected .csv, .tsv, .parquet, .jsonl, .json (or these "
-            "with .gz); rename or convert the file",
+            "with .gz); save the sheet as CSV",
         ),
         (
             "a.jsonl",
@@ -147,7 +147,7 @@ def test_movielens_latest(tmp_path):
         ("a.jsonl", "[1]\n", "a.jsonl, line 1 is not an object: got [1]; expected one JSON object per line"),
         ("a.jsonl", "\n", "a.jsonl is empty: got no line; expected one JSON object per line"),
         ("a.parquet", "PAR1", "a.parquet cannot be read: got "),
-        ("a.csv.gz", "not gzip", "cannot be read: got Not a gzipped file"),
+        ("a.csv.gz", "not gzip", "cannot be read: got a file that is not gzipped"),
         (
             "a.inter",
             "user_id\titem_id:token\n1\t2\n",
@@ -185,7 +185,7 @@ def test_missing_files_and_unknown_formats(tmp_path):
         import_log(tmp_path / "none.csv")
     with pytest.raises(InputError, match="unknown format: got 'xml'; expected csv, atomic, movielens, mind, amazon, lists"):
         import_log(tmp_path / "none.csv", format="xml")
-    with pytest.raises(DataError, match=r"is not MovieLens data: got no file of ratings; expected a folder with u.data or"):
+    with pytest.raises(DataError, match=r"no log is found in .*; expected a folder with u.data or"):
         import_log(tmp_path)
     with pytest.raises(InputError, match="unknown time unit: got 'h'; expected s, ms, us, ns"):
         import_log(write(tmp_path / "a.csv", as_text(",")), time_unit="h")

@@ -247,7 +247,7 @@ def test_the_command_compares_prints_and_writes_json(trained, common, tmp_path, 
 def test_wrong_input_is_one_line(trained, common, capsys):
     run, registry = str(trained.runs["like"].root), common[2:4]
     for arguments, message in (
-        (["like", *common], "genre: name what to compare with: got neither; expected B or --baseline NAME"),
+        (["like", *common], "genre: name what to compare with: got neither; expected a second version, or --baseline NAME"),
         (["like", "rating", "--baseline", "additive", *common], "genre: name what to compare with: got both"),
         (["like", "rating", *registry], "genre: the version like needs the data: got no --data"),
         (["like", "nobody", *common], "genre: no adapter 'nobody'"),

@@ -143,7 +143,7 @@ def test_a_space_file_and_what_is_said_beside_it(wanted, tmp_path):
         ("train.epochs: 2:30", "got 150; expected .* in quotes.*; YAML reads 2:30 without quotes as 150"),
         ("train.epochs: {low: 1, high: 2, stride: 1}", "search of train.epochs: got stride; expected low, high"),
         ("train.epochs: {low: 1}", "got low; expected low, high"),
-        ("- a", "does not map keys: got list"),
+        ("- a", "does not map keys: got a list"),
         ("{}", "got an empty mapping"),
         ("a: [", "is not YAML"),
     ):

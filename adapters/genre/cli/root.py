@@ -120,5 +120,7 @@ def _usage(error: Any) -> int:
     known += f"; {hint[0].lower()}{hint[1:]}" if hint else ""
     path = context.command_path if context is not None else "genre"
     if option := getattr(error, "option_name", None):
-        known += _recipe_key(str(option), context)
+        message = message.partition(" (Possible options")[0]
+        near = [each for each in getattr(error, "possibilities", None) or () if each != "--help"]
+        known += _recipe_key(str(option), context) or (f"; did you mean {near[0]}?" if near else "")
     return _fail(f"{message[0].lower()}{message[1:]}{known}; see {path} --help", 2)

@@ -56,9 +56,8 @@ def check_name(text: str, what: str = "name") -> str:
         expected = f"1 to 64 of a-z 0-9 _ . - that begin with a letter or digit, and not '{ALIASES}'"
         path = what == "name" and "/" in text
         todo = "it is a path: name an adapter, as genre registry list shows them" if path else None
-        raise RegistryError(
-            f"not a usable {what}" if text else f"the {what} is missing", got=repr(text[:80]), expected=expected, todo=todo
-        )
+        todo = todo if text else f"the {what} is missing, as in like@latest"
+        raise RegistryError(f"not a usable {what}", got=repr(text[:80]), expected=expected, todo=todo)
     return text
 
 
