@@ -141,7 +141,7 @@ COMMANDS = {
     "recipe new rating --data shop --out n.yaml --label stars": "task 'rating' needs the feedback column 'stars': got rating;",
     "recipe new like --data shop --out n.yaml --label rating>": "a label cannot be read: got 'rating>'; expected a column, or a",
     "recipe new like --data shop --out n.yaml --label rating=4": "a label cannot be read: got 'rating=4'; expected a column, or",
-    "recipe new like --data shop --out n.yaml --label rating>=five": "compares 'rating' with a value of another type: got numbers",
+    "recipe new like --data shop --out n.yaml --label rating>=five": "another type: got numbers",
     "recipe new like --data shop --out n.yaml --text titel": "no such item column: got titel; expected title",
     "recipe check tabs.yaml": "recipe tabs.yaml is not YAML: got line 2: found character '\\t' that cannot start any token",
     "recipe check list.yaml": "recipe list.yaml is empty or not a mapping: got a list; expected keys such as name: and data:;",
