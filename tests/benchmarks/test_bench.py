@@ -154,9 +154,9 @@ def processes(monkeypatch):
 
     def run(command):
         place = SimpleNamespace(folder=command[-2], name=command[-2].rsplit("/", 1)[-1])
-        return SimpleNamespace(returncode=told["do"](place))
+        return told["do"](place)
 
-    monkeypatch.setattr(bench_job, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(bench_job, "run_process", run)
     return told
 
 

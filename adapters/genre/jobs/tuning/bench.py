@@ -186,9 +186,12 @@ def run(recipe: Recipe, folder: Path, registry: Registry) -> str | None:
     wanted, error = folder / "wanted.yaml", folder / "error.txt"
     write_text(wanted, recipe.dump())
     error.unlink(missing_ok=True)
-    code = _run_process([sys.executable, "-c", _PROCESS, str(wanted), str(folder), registry.url])
+    try:
+        code = run_process([sys.executable, "-c", _PROCESS, str(wanted), str(folder), registry.url])
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
     message = error.read_text(encoding="utf-8") if error.exists() else f"its process ended with exit code {code}"
-    if code == _INTERRUPTED or message.startswith("interrupted"):
+    if code in (_INTERRUPTED, -signal.SIGINT) or message.startswith("interrupted"):
         raise InterruptedJobError(f"interrupted in {folder}", got="Ctrl-C", todo="the same command resumes from there")
     return message if code else None
 
@@ -209,7 +212,7 @@ sys.exit(code)
 """The program of a run's process: Ctrl-C while it imports ends without a traceback."""
 
 
-def _run_process(command: list[str]) -> int:
+def run_process(command: list[str]) -> int:
     """Run a process to its end; after Ctrl-C it is told, if the terminal has not, and has a while to write its checkpoint."""
     with subprocess.Popen(command) as process:
         try:
@@ -220,7 +223,7 @@ def _run_process(command: list[str]) -> int:
                 process.wait(_PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-            return _INTERRUPTED
+            raise
 
 
 def main(arguments: Sequence[str]) -> int:
