@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from genre.jobs.score.results import Results
 
+BASELINES = 4
+"""Columns of baselines in a table, the best so many."""
+
 
 def console(*, stderr: bool = False) -> "Console":
     """Return a console; piped output is as wide as it needs to be, so that no line is broken."""
@@ -54,15 +57,32 @@ def show_metrics(tasks: dict[str, Any]) -> None:
 def show_table(
     tasks: dict[str, Any], heading: str, own: Callable[[dict[str, Any]], str], other: Callable[[dict[str, Any] | None], str]
 ) -> None:
-    """Print a table per task, a row per metric; `own` and `other` format the adapter's and the baselines' entries."""
+    """Print a table per task, a row per metric; `own` and `other` format the adapter's and the best baselines' entries."""
     for name, found in tasks.items():
         table = make_table(f"task {name}", {"metric": "left", "n": "right", heading: "right"})
-        for baseline in found["baselines"]:
+        best, rest = _best_first(found)
+        for baseline in best:
             table.add_column(baseline.replace("_", " "), justify="right")
         for metric, entry in found["adapter"].items():
-            others = (other(metrics.get(metric)) for metrics in found["baselines"].values())
+            others = (other(found["baselines"][baseline].get(metric)) for baseline in best)
             table.add_row(metric, "" if entry["n"] is None else f"{entry['n']:,}", own(entry), *others)
         console().print(table)
+        if rest:
+            print(f"weaker baselines, with figures in the JSON: {', '.join(each.replace('_', ' ') for each in rest)}")
+
+
+def _best_first(found: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The best baselines of a task by its first metric, best first, and the others; all in their order if few enough."""
+    from genre.evaluation.metrics.by_name import metric
+
+    names = list(found["baselines"])
+    if len(names) <= BASELINES or not found["adapter"]:
+        return names, []
+    first = metric(next(iter(found["adapter"])))
+    sign = -1 if first.direction == "higher" else 1
+    values = {name: figures.get(first.name, {}).get("value") for name, figures in found["baselines"].items()}
+    names.sort(key=lambda name: float("inf") if values[name] is None else sign * values[name])
+    return names[:BASELINES], names[BASELINES:]
 
 
 def make_table(title: str, columns: Mapping[str, Any]) -> "Table":
