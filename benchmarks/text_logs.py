@@ -79,7 +79,7 @@ class Ranks:
         return self.folder / f"{method}-{seed if method in BY_SEED else 0}-{seen}.npz"
 
     def _recipe(self, seed: int) -> genre.Recipe:
-        sections = for_events(Wanted("data", task="next_item"), self.log)
+        sections = for_events(Wanted("data", task="next_item"), self.log).sections
         sections["data"].pop("hold_out", None)  # nothing but this task is evaluated here
         sections |= {"train": sections["train"] | {"seed": seed}, "encoder": sections["encoder"] | {"use": "fit"}}
         path = self.folder / "recipe.yaml"

@@ -150,12 +150,12 @@ def _id_ranks(log: Log) -> list[np.ndarray]:
     return [key.rank("ordinal").to_numpy() for key in keys]
 
 
-def _repeats(log: Log) -> Hazard | None:
-    """Last events whose item their user had before, siblings of one impression aside."""
+def repeated_share(log: Log) -> float:
+    """Return the share of users, of those with several events, whose last item is one they had before, siblings aside."""
     last = _last(log)
     last = last[np.diff(log.user_offsets) > 1]
     if not len(last):
-        return None
+        return 0.0
     user, item = log.user_codes, log.item_codes
     final = np.full(len(log.user_offsets) - 1, -1, dtype=np.int64)
     final[user[last]] = item[last]
@@ -163,7 +163,12 @@ def _repeats(log: Log) -> Hazard | None:
     earlier[_last(log)] = False
     if (shown := log.impressions) is not None:
         earlier &= shown != shown[_last(log)][user]
-    share = float(np.isin(user[last], user[earlier]).mean())
+    return float(np.isin(user[last], user[earlier]).mean())
+
+
+def _repeats(log: Log) -> Hazard | None:
+    """Last events whose item their user had before, siblings of one impression aside."""
+    share = repeated_share(log)
     if share < REPEATS:
         return None
     found = f"the last item of {share:.1%} of users is one that they had before"

@@ -38,6 +38,8 @@ _METRICS = {
 }
 FEW_EVENTS = 20
 """Users with fewer events, in the median, make a sparse log."""
+MOSTLY_REPEATED = 0.5
+"""Above this share of last items that are repeats, a ranking keeps items of the history."""
 MOST_CLASSES = 20
 """A label with more distinct numbers is a regression target."""
 
@@ -115,12 +117,17 @@ def for_events(wanted: Wanted, log: "Interactions") -> Draft:
         about["label"] = check(wanted.labels[0]) if wanted.labels else ask("label", usual, check)
     texts, reasons, notes = _texts_of_items(wanted, log)
     ranks = task == "next_item"
+    encoder: dict[str, Any] = {}
+    if ranks:
+        encoder, whys = _ranking(log, bool(texts))
+        about["seen"], whys["tasks.seen"] = _seen(log)
+        reasons |= whys
     sections = {
         "name": wanted.name or task,
         "data": {"path": wanted.data, **_splits(task, log)},
         "base": {"name": wanted.base or "smollm2-135m", "depth": 4},
         "sequence": {"item": "token", "text": texts, "feedback": column} | (_ITEMS_ONLY if column == NO_FEEDBACK else {}),
-        "encoder": {"use": "auto", "text": bool(texts), **(_ranking(log, bool(texts)) if ranks else {})},
+        "encoder": {"use": "auto", "text": bool(texts), **encoder},
         "tasks": [{"name": task, **about}],
         "adapter": {"kind": "lora", "rank": 8, "alpha": 16},
         "train": {"epochs": 3, "learning_rate": 0.001, "batch_tokens": 2048, **({"average": 0.995} if ranks else {})},
@@ -128,13 +135,31 @@ def for_events(wanted: Wanted, log: "Interactions") -> Draft:
     return Draft(sections, reasons, notes)
 
 
-def _ranking(log: "Interactions", has_texts: bool) -> dict[str, Any]:
+def _ranking(log: "Interactions", has_texts: bool) -> tuple[dict[str, Any], dict[str, str]]:
     """What an encoder and a next-item head know of co-occurrence: neighbours where users have few events, else factors."""
     import numpy as np
 
-    if np.median(np.diff(log.user_offsets)) >= FEW_EVENTS:
-        return {"factors": 64}
-    return {"whiten": has_texts, "taste": 0, "neighbours": 100}
+    usual = float(np.median(np.diff(log.user_offsets)))
+    events = f"the median user has {usual:g} events"
+    if usual >= FEW_EVENTS:
+        return {"factors": 64}, {"encoder.factors": f"factors from which users had which items: {events}"}
+    reasons = {
+        "encoder.neighbours": f"neighbours of each item, of full rank: {events}",
+        "encoder.taste": "none, since there are neighbours",
+    }
+    if has_texts:
+        reasons["encoder.whiten"] = "so that items have neighbours by text, new items too"
+    return {"whiten": has_texts, "taste": 0, "neighbours": 100}, reasons
+
+
+def _seen(log: "Interactions") -> tuple[str, str]:
+    """Whether items of the history take part in a ranking, and why: they do where most users come back to one."""
+    from genre.data.hazards import repeated_share
+
+    share = repeated_share(log)
+    if share > MOSTLY_REPEATED:
+        return "kept", f"kept: {share:.0%} of users' last items are ones that they had before"
+    return "masked", f"masked (or kept): {share:.0%} of users' last items are ones that they had before"
 
 
 def _told_columns(log: "Interactions", wanted: Wanted) -> list[str]:
