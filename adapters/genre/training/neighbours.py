@@ -26,8 +26,8 @@ from genre.tasks import Task
 from genre.training.assembly import Assembly
 from genre.training.prediction import pieces, states
 
-BLENDS = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
-"""Logits per standard deviation of a term over the catalogue."""
+BLENDS = (0.0, 0.05, 0.15, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Logits per standard deviation of a term over the catalogue: from a touch to where the trained scores only break ties."""
 MOST_SCORES = 2**29
 """Of validation targets times items; where there are more, the weights are chosen on a sample of the targets."""
 
