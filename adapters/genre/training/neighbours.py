@@ -19,7 +19,7 @@ from genre.distributed import Processes
 from genre.evaluation.ease import ease
 from genre.evaluation.item_models import text_neighbours
 from genre.evaluation.metrics.by_name import Metric, metric
-from genre.evaluation.ranking import Ranker
+from genre.evaluation.ranking import Ranker, Seen
 from genre.modules.heads.heads import CatalogueHead
 from genre.modules.heads.neighbours import ItemIndex, ItemNeighbours, histories_of
 from genre.tasks import Task
@@ -38,28 +38,37 @@ def add_neighbours(assembly: Assembly, processes: Processes) -> Iterator[str]:
     heads = {name: head for name, head in model.heads.items() if isinstance(head, CatalogueHead)}
     if model.soft is None or not count or not heads:
         return
-    made = fit_neighbours(assembly, model.soft.index, count)
-    for value in made.buffers():
-        value.copy_(processes.broadcast(value))
-    made = made.to(assembly.base.device)
+    for seen in dict.fromkeys(model.tasks[name].seen for name in heads):
+        own = {name: head for name, head in heads.items() if model.tasks[name].seen == seen}
+        made = fit_neighbours(assembly, model.soft.index, count, seen)
+        for value in made.buffers():
+            value.copy_(processes.broadcast(value))
+        yield from _add(assembly, made.to(assembly.base.device), own, processes)
+
+
+def _add(assembly: Assembly, made: ItemNeighbours, heads: dict[str, CatalogueHead], processes: Processes) -> Iterator[str]:
+    """Give some heads the neighbours, each with its own weights, or none where validation likes none; yields reports."""
+    model = assembly.model
     for name, (blend, values) in _weights(assembly, made, heads, processes).items():
-        chosen = _deciding(model.tasks[name])
         if not any(blend):
             model.heads[name] = heads[name].with_neighbours(None)
             continue
         own = ItemNeighbours(*made.items.shape).to(made.items.device)
         own.load_state_dict(made.state_dict() | {"blend": made.blend.new_tensor(blend)})
         model.heads[name] = heads[name].with_neighbours(own)
-        weights = f"co-occurrence {blend[0]:.3g}, text {blend[1]:.3g}"
+        chosen, weights = _deciding(model.tasks[name]), f"co-occurrence {blend[0]:.3g}, text {blend[1]:.3g}"
         yield f"{name}: item neighbours ({weights}): validation {name}.{chosen.name} {values[0]:.4f} to {values[1]:.4f}"
 
 
-def fit_neighbours(assembly: Assembly, index: ItemIndex, count: int) -> ItemNeighbours:
-    """Fit the `count` strongest neighbours of every item that the encoder knows, and how both terms fade; weights stay zero."""
+def fit_neighbours(assembly: Assembly, index: ItemIndex, count: int, seen: Seen = "masked") -> ItemNeighbours:
+    """Fit the `count` strongest neighbours of every item that the encoder knows, and how both terms fade; weights stay zero.
+
+    EASE's ridge and both fadings are those that rank validation targets best, seen items masked or kept.
+    """
     log, split = assembly.log, assembly.split
     part = np.where((split.part == TRAIN) & ~assembly.train_mask, UNUSED, split.part)
     split = replace(split, part=part)
-    model = ease(log, split)
+    model = ease(log, split, seen=seen)
     known = len(index.codes)
     weights, order = model.weights, np.full(log.catalogue.size, -1)
     order[model.items] = np.arange(len(model.items))
@@ -74,7 +83,7 @@ def fit_neighbours(assembly: Assembly, index: ItemIndex, count: int) -> ItemNeig
         made.values[row, : len(best)] = torch.from_numpy(usable[best].astype(np.float16))
     made.fade[0] = model.fade
     if index.text is not None:
-        made.fade[1] = text_neighbours(log, split, index.text[: log.catalogue.size].cpu().numpy()).fade
+        made.fade[1] = text_neighbours(log, split, index.text[: log.catalogue.size].cpu().numpy(), seen=seen).fade
     return made
 
 
