@@ -154,7 +154,7 @@ REFUSED = {
     "recipe new --data data/reviews --label rating>9": "label 'rating>9' does not distinguish the texts",
     "recipe new --data data/reviews --feedback rating": "--feedback is for logs",
     "recipe new next_item --data log --label rating": "task next_item takes no label",
-    "recipe new like --data log --label stars>3": "task 'task' needs the feedback column 'stars'",
+    "recipe new like --data log --label stars>3": "task 'like' needs the feedback column 'stars'",
     "recipe new like --data log --name Mine": "recipe: name: got 'Mine'",
     "recipe check reviews.yaml --set sequence.text=[body]": "the texts have no column 'body'",
     "recipe check reviews.yaml --set sequence.max_tokens=200": "sequence.max_tokens is more than the base has positions for",

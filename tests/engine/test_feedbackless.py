@@ -66,7 +66,7 @@ def test_an_event_is_one_token(bare, base):
 def test_it_learns_and_is_evaluated_beside_baselines_of_events_alone(bare, base):
     registry, events, _ = bare
     found = evaluate(registry, "next_item@production", events, base)["tasks"]["next_item"]
-    assert set(found["baselines"]) == {"popularity", "ease"}
+    assert set(found["baselines"]) == {"popularity", "transitions", "item_neighbours", "ease", "text_neighbours", "ease_text"}
     adapter, popularity = (each["ndcg@10"]["value"] for each in (found["adapter"], found["baselines"]["popularity"]))
     assert adapter > popularity + 0.2
 

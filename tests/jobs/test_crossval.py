@@ -96,7 +96,7 @@ def test_every_test_event_is_a_target_in_one_fold(cross, little, tiny, tmp_path)
     events = split(little, both.data.split).counts["test"]
     for task, metric, baselines in (
         ("like", "auc", {"item_mean", "running_user_share", "additive"}),
-        ("next_item", "ndcg@10", {"popularity", "ease"}),
+        ("next_item", "ndcg@10", {"popularity", "transitions", "item_neighbours", "ease", "text_neighbours", "ease_text"}),
     ):
         own, others = found["tasks"][task]["adapter"][metric], found["tasks"][task]["baselines"]
         assert own["n"] == events and len(own["folds"]) == 3 and set(others) == baselines

@@ -125,7 +125,7 @@ def test_a_registry_of_imported_adapters_alone_serves_nothing(shop, trained, tmp
     assert main(["registry", "import", str(shop / "theirs"), "--as", "guest", *here]) == 0
     capsys.readouterr()
     assert main(["serve", "--port", "0", *here]) == 2
-    assert "there is no adapter to serve: got guest@latest, without tasks" in capsys.readouterr().err
+    assert "there is no adapter to serve: got guest@latest: it has no tasks" in capsys.readouterr().err
 
 
 def test_a_depth_that_is_not_said_means_all_layers(shop, trained, base):

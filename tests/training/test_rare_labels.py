@@ -118,8 +118,8 @@ def test_a_rare_label_is_smoothed_more():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"keep_negatives": 0}, "tasks.0.keep_negatives: got 0; expected .*greater than 0"),
-        ({"keep_negatives": 1.5}, "tasks.0.keep_negatives: got 1.5; expected .*less than or equal to 1"),
+        ({"keep_negatives": 0}, "tasks.0.keep_negatives: got 0; expected more than 0"),
+        ({"keep_negatives": 1.5}, "tasks.0.keep_negatives: got 1.5; expected at most 1"),
         ({"keep_negatives": "few"}, "tasks.0.keep_negatives: got 'few'; expected .*a number"),
         ({"keep_negatives": 0.1, "head": "scalar", "loss": "mse", "metrics": ["rmse"]}, "keep_negatives is for loss log_loss"),
         ({"keep_negative": 0.1}, "unknown key 'tasks.0.keep_negative'.*did you mean 'keep_negatives'"),

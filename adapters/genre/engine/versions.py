@@ -153,10 +153,7 @@ def _read_version(
     manifest = version.manifest
     if manifest.kind == "encoder":
         raise ManifestError(f"{name} is a behaviour encoder", got="encoder", expected="an adapter")
-    if not manifest.answers:
-        expected = "an adapter with tasks and their layout, as genre train publishes"
-        got = "an imported adapter, a low-rank update alone" if manifest.notes.get("imported") else "no tasks"
-        raise ManifestError(f"{name} has no tasks to score", got=got, expected=expected, todo="it can be exported, not scored")
+    need_answers(manifest, name)
     depth = None if manifest.base.depth is None and base.depth == base.full_depth else base.depth
     check_fit(manifest, base_fingerprint=base.fingerprint, depth=depth, tokenizer=base.tokenizer_digest)
     shared, catalogue = None, None
@@ -243,6 +240,14 @@ def by_split(loaded: Loaded) -> list[Loaded]:
         tasks, heads = {name: loaded.tasks[name] for name in names}, {name: loaded.heads[name] for name in names}
         found.append(dataclasses.replace(loaded, manifest=manifest, tasks=tasks, heads=heads))
     return found
+
+
+def need_answers(manifest: Manifest, name: str) -> None:
+    """Raise `ManifestError` unless a version has tasks to score."""
+    if not manifest.answers:
+        expected = "an adapter with tasks and their layout, as genre train publishes"
+        got = "an imported adapter, a low-rank update alone" if manifest.notes.get("imported") else "no tasks"
+        raise ManifestError(f"{name} has no tasks to score", got=got, expected=expected, todo="it can be exported, not scored")
 
 
 def read_encoder(registry: Registry, digest: str, base: Base) -> SharedEncoder:

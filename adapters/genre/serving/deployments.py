@@ -20,6 +20,7 @@ import polars as pl
 
 from genre.data.catalogue import Catalogue
 from genre.engine import Engine, Request
+from genre.engine.versions import need_answers
 from genre.errors import GenreError, InputError, ManifestError, NotFoundError, RequestError, first_line
 from genre.registry import Move, Registry, Version
 from genre.registry.names import LATEST, PRODUCTION, parse_ref
@@ -219,7 +220,9 @@ class Deployments:
 
     def _check(self, ref: str) -> None:
         """Refuse a version whose requests could not be weighed, before the engine knows it."""
-        TokenEstimate.of(self.registry.resolve(ref).manifest, 0)
+        manifest = self.registry.resolve(ref).manifest
+        need_answers(manifest, ref)
+        TokenEstimate.of(manifest, 0)
 
     def _swap(self, ref: str) -> None:
         before = self._deployed[ref]
