@@ -5,50 +5,26 @@ import polars as pl
 import pytest
 import torch
 
-from builders import LIKE, NEXT, recipe
+from builders import LIKE, NEXT
 from fakes import planted_log
 from genre.data.interactions import Interactions
 from genre.distributed import Processes
 from genre.engine.versions import read_adapter
 from genre.jobs.encoders import publish_encoder
 from genre.jobs.publish import adapter_manifest, write_adapter
-from genre.modules.base.base import Base
 from genre.modules.collaborative import pure_svd
 from genre.modules.heads.gaussian_process import to_unit
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.registry.manifest import Cost
 from genre.training import fit
-from genre.training.assembly import assemble
 from genre.training.cooccurrence import WEIGHTS, add_cooccurrence, fit_factors
 from genre.training.validation import validation_metrics
-
-KINDS, ITEMS, USERS, EVENTS = 6, 90, 150, 12
-TRAIN = {"epochs": 1, "learning_rate": 1e-4, "batch_tokens": 1024}
-
-
-def log_of_kinds(*, told: bool = True) -> Interactions:
-    """Users who stay with one kind of item, or (not `told`) take any; no title says which kind an item is of."""
-    draw = np.random.default_rng(0)
-    kind = draw.permutation(np.arange(ITEMS) % KINDS)
-    rows = []
-    for user in range(USERS):
-        own = np.flatnonzero(kind == user % KINDS) if told else np.arange(ITEMS)
-        rows += [(f"u{user}", f"i{item}", 5.0, 100 * step + user) for step, item in enumerate(draw.permutation(own)[:EVENTS])]
-    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(ITEMS)], "title": [f"thing {i}" for i in range(ITEMS)]})
-    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
-    return Interactions.from_frame(frame, items=items, name="kinds")
-
-
-def run(tiny, *tasks, log=None, **sections):
-    """An assembly to be trained for one epoch at a rate that learns next to nothing."""
-    data = {"split": {"kind": "last_n", "n": 2}}
-    wanted = recipe(tiny, *(tasks or (NEXT,)), **({"data": data, "sequence": {"instruction": ""}, "train": TRAIN} | sections))
-    return assemble(wanted, log or log_of_kinds(), Base.load(str(tiny)))
+from kinds import EVENTS, ITEMS, USERS, log_of_kinds, run_of_kinds
 
 
 def test_a_taste_that_helps_is_added_and_says_what_validation_then_measures(tiny, tmp_path):
-    made = run(tiny)
+    made = run_of_kinds(tiny)
     lines: list[str] = []
     fit(made, tmp_path / "run", reporter=Reporter(lines.append))
     head = made.model.heads["next_item"]
@@ -64,7 +40,7 @@ def test_a_taste_that_helps_is_added_and_says_what_validation_then_measures(tiny
 
 
 def test_a_version_keeps_its_taste_and_one_without_it_is_read_as_before(tiny, tmp_path):
-    made = run(tiny)
+    made = run_of_kinds(tiny)
     fit(made, tmp_path / "run")
     registry = Registry(tmp_path / "registry")
     base = made.base
@@ -85,7 +61,7 @@ def test_a_version_keeps_its_taste_and_one_without_it_is_read_as_before(tiny, tm
 
 def test_a_taste_that_does_not_help_is_left_out(tiny, tmp_path):
     """Users who take any item at random: whatever counts on top of popularity is noise, and mostly 0 is best."""
-    made = run(tiny, log=log_of_kinds(told=False))
+    made = run_of_kinds(tiny, log=log_of_kinds(told=False))
     given = made.log
     fit(made, tmp_path / "run")
     head = made.model.heads["next_item"]
@@ -110,14 +86,14 @@ def test_a_taste_that_does_not_help_is_left_out(tiny, tmp_path):
     ],
 )
 def test_where_there_is_none(tiny, tmp_path, sections):
-    made = run(tiny, **sections)
+    made = run_of_kinds(tiny, **sections)
     fit(made, tmp_path / "run")
     assert made.model.heads["next_item"].taste is None and "next_item.taste" not in made.model.heads.state_dict()
     made.model.release()
 
 
 def test_other_tasks_have_none_and_do_not_stand_in_the_way(tiny, tmp_path):
-    made = run(tiny, LIKE, NEXT, log=planted_log(), data={"split": {"kind": "user_ratio", "valid": 0.2, "test": 0.2}})
+    made = run_of_kinds(tiny, LIKE, NEXT, log=planted_log(), data={"split": {"kind": "user_ratio", "valid": 0.2, "test": 0.2}})
     fit(made, tmp_path / "run")
     assert not any(name.startswith("like.") and "taste" in name for name in made.model.heads.state_dict())
     made.model.release()
@@ -143,7 +119,7 @@ def test_the_fit_sees_training_events_alone_and_its_scale_is_that_of_a_users_sco
 
 
 def test_where_all_targets_are_too_many_some_of_them_choose(tiny, tmp_path, monkeypatch):
-    made = run(tiny)
+    made = run_of_kinds(tiny)
     fit(made, tmp_path / "run")
     (whole,) = list(add_cooccurrence(made, Processes()))
     monkeypatch.setattr("genre.training.cooccurrence.MOST_SCORES", 1)

@@ -19,14 +19,14 @@ from genre.training import fit
 from genre.training.neighbours import BLENDS, add_neighbours, fit_neighbours
 from genre.training.prediction import outputs
 from genre.training.validation import validation_metrics
-from training.test_cooccurrence import log_of_kinds, run
+from kinds import log_of_kinds, run_of_kinds
 
 ENCODER = {"encoder": {"taste": 0, "neighbours": 20, "whiten": True}}
 
 
 @pytest.fixture
 def fitted(tiny, tmp_path):
-    made = run(tiny, **ENCODER)
+    made = run_of_kinds(tiny, **ENCODER)
     lines: list[str] = []
     fit(made, tmp_path / "run", reporter=Reporter(lines.append))
     yield made, lines
@@ -60,7 +60,7 @@ def test_the_neighbours_are_the_strongest_entries_of_ease(fitted):
 
 
 def test_neighbours_that_do_not_help_are_left_out(tiny, tmp_path):
-    made = run(tiny, log=log_of_kinds(told=False), **ENCODER)
+    made = run_of_kinds(tiny, log=log_of_kinds(told=False), **ENCODER)
     fit(made, tmp_path / "run")
     found = made.model.heads["next_item"]
     before = validation_metrics(made, Processes())["next_item.ndcg@10"]
@@ -71,7 +71,7 @@ def test_neighbours_that_do_not_help_are_left_out(tiny, tmp_path):
 
 @pytest.mark.parametrize("encoder", [{"neighbours": 0, "taste": 0}, {"neighbours": 20, "taste": 0, "whiten": False}])
 def test_without_whitening_there_is_no_text_and_with_none_no_neighbours(tiny, encoder):
-    made = run(tiny, encoder=encoder)
+    made = run_of_kinds(tiny, encoder=encoder)
     made.model.eval()
     list(add_neighbours(made, Processes()))
     own = made.model.heads["next_item"].neighbours

@@ -151,8 +151,6 @@ def _read_version(
     name = ref if isinstance(ref, str) else ref.ref
     folder = registry.fetch(version, recheck=recheck)
     manifest = version.manifest
-    if manifest.kind == "encoder":
-        raise ManifestError(f"{name} is a behaviour encoder", got="encoder", expected="an adapter")
     need_answers(manifest, name)
     depth = None if manifest.base.depth is None and base.depth == base.full_depth else base.depth
     check_fit(manifest, base_fingerprint=base.fingerprint, depth=depth, tokenizer=base.tokenizer_digest)
@@ -243,7 +241,9 @@ def by_split(loaded: Loaded) -> list[Loaded]:
 
 
 def need_answers(manifest: Manifest, name: str) -> None:
-    """Raise `ManifestError` unless a version has tasks to score."""
+    """Raise `ManifestError` unless a version is an adapter with tasks to score."""
+    if manifest.kind == "encoder":
+        raise ManifestError(f"{name} is a behaviour encoder", got="encoder", expected="an adapter")
     if not manifest.answers:
         expected = "an adapter with tasks and their layout, as genre train publishes"
         got = "an imported adapter, a low-rank update alone" if manifest.notes.get("imported") else "no tasks"
