@@ -12,7 +12,7 @@ Every model scores a catalogue by Σ_j γ^(events since j) W_j, with its own mat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,14 +54,8 @@ class FadedModel:
         self.score = score
         self.histories = Histories(log, split)
         self.fade = FADES[0] if fade is None else fade
-        found = validation_targets(log, split)
-        if fade is None and len(found):
-
-            def quality(each: float) -> float:
-                self.fade = each
-                return validation_ndcg(log, split, found, self.blocks(found), seen)
-
-            self.fade = max(FADES, key=quality)
+        if fade is None:
+            tune(self, "fade", FADES, log, split, seen)
 
     def blocks(self, found: Targets) -> Iterator[Block]:
         """Yield (rows, float32 [b, N]) scores."""
@@ -100,6 +94,18 @@ def text_neighbours(log: Interactions, split: Split, vectors: Floats, *, seen: S
     return FadedModel(log, split, lambda history: (history @ vectors) @ vectors.T, seen=seen)
 
 
+def tune(model: Any, name: str, values: Sequence[float], log: Interactions, split: Split, seen: Seen) -> None:
+    """Set an attribute of a model to the value that ranks validation targets best (mutates it); leave it without any."""
+    if not len(found := validation_targets(log, split)):
+        return
+
+    def quality(value: float) -> float:
+        setattr(model, name, value)
+        return validation_ndcg(log, split, found, model.blocks(found), seen)
+
+    setattr(model, name, max(values, key=quality))
+
+
 class EaseText:
     """EASE plus text neighbours, the scores of each standardized over the catalogue.
 
@@ -114,15 +120,8 @@ class EaseText:
         self.model = model
         self.texts = texts
         self.weight = 1.0 if weight is None else weight
-        log, split = model.log, model.split
-        found = validation_targets(log, split)
-        if weight is None and len(found):
-
-            def quality(each: float) -> float:
-                self.weight = each
-                return validation_ndcg(log, split, found, self.blocks(found), seen)
-
-            self.weight = max(TEXT_WEIGHTS, key=quality)
+        if weight is None:
+            tune(self, "weight", TEXT_WEIGHTS, model.log, model.split, seen)
 
     def blocks(self, found: Targets) -> Iterator[Block]:
         """Yield (rows, float32 [b, N]) scores."""

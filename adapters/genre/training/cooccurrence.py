@@ -19,14 +19,13 @@ from torch import Tensor
 from genre.data.interactions import Interactions
 from genre.data.splits import VALID
 from genre.distributed import Processes
-from genre.evaluation.metrics.by_name import Metric, metric
 from genre.evaluation.ranking import Ranker
 from genre.modules.collaborative import pure_svd
 from genre.modules.heads.gaussian_process import ridge, to_unit
 from genre.modules.heads.heads import CatalogueHead
-from genre.tasks import Task
 from genre.training.assembly import Assembly
 from genre.training.prediction import pieces, states
+from genre.training.validation import ranking_metric
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 STRENGTH = 0.1
@@ -53,7 +52,7 @@ def add_cooccurrence(assembly: Assembly, processes: Processes) -> Iterator[str]:
     heads = {name: head.with_cooccurrence(factors.to(vectors.device)) for name, head in heads.items()}
     assembly.model.heads.update(heads)
     for name, found in _ranks_by_weight(assembly, heads, processes).items():
-        chosen = _deciding(assembly.model.tasks[name])
+        chosen = ranking_metric(assembly.model.tasks[name])
         values = [chosen.function(np.concatenate(some)) if some else np.nan for some in found]
         best = 0
         for index, value in enumerate(values):
@@ -88,11 +87,6 @@ def _history(vectors: Tensor, log: Interactions, events: np.ndarray, end: int, f
     own = last[log.user_codes[last] == log.user_codes[last[-1]]]
     ages = torch.arange(len(own) - 1, -1, -1, device=vectors.device)
     return (fading**ages) @ vectors[torch.from_numpy(log.item_codes[own].astype(np.int64)).to(vectors.device)]
-
-
-def _deciding(task: Task) -> Metric:
-    """The first of a task's metrics that is of ranks alone."""
-    return next((found for each in task.metrics if (found := metric(each)).kind == "ranking"), metric("ndcg@10"))
 
 
 @torch.no_grad()

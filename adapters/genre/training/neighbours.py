@@ -18,13 +18,12 @@ from genre.data.splits import TRAIN, UNUSED, VALID
 from genre.distributed import Processes
 from genre.evaluation.ease import ease
 from genre.evaluation.item_models import text_neighbours
-from genre.evaluation.metrics.by_name import Metric, metric
 from genre.evaluation.ranking import Ranker, Seen
 from genre.modules.heads.heads import CatalogueHead
 from genre.modules.heads.neighbours import ItemIndex, ItemNeighbours, histories_of
-from genre.tasks import Task
 from genre.training.assembly import Assembly
 from genre.training.prediction import pieces, states
+from genre.training.validation import ranking_metric
 
 BLENDS = (0.0, 0.05, 0.15, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Logits per standard deviation of a term over the catalogue: from a touch to where the trained scores only break ties."""
@@ -56,7 +55,7 @@ def _add(assembly: Assembly, made: ItemNeighbours, heads: dict[str, CatalogueHea
         own = ItemNeighbours(*made.items.shape).to(made.items.device)
         own.load_state_dict(made.state_dict() | {"blend": made.blend.new_tensor(blend)})
         model.heads[name] = heads[name].with_neighbours(own)
-        chosen, weights = _deciding(model.tasks[name]), f"co-occurrence {blend[0]:.3g}, text {blend[1]:.3g}"
+        chosen, weights = ranking_metric(model.tasks[name]), f"co-occurrence {blend[0]:.3g}, text {blend[1]:.3g}"
         yield f"{name}: item neighbours ({weights}): validation {name}.{chosen.name} {values[0]:.4f} to {values[1]:.4f}"
 
 
@@ -85,11 +84,6 @@ def fit_neighbours(assembly: Assembly, index: ItemIndex, count: int, seen: Seen 
     if index.text is not None:
         made.fade[1] = text_neighbours(log, split, index.text[: log.catalogue.size].cpu().numpy(), seen=seen).fade
     return made
-
-
-def _deciding(task: Task) -> Metric:
-    """The first of a task's metrics that is of ranks alone."""
-    return next((found for each in task.metrics if (found := metric(each)).kind == "ranking"), metric("ndcg@10"))
 
 
 @torch.no_grad()
@@ -130,7 +124,7 @@ def _weights(
     gathered = processes.all_gather(found)
     best = {}
     for name in heads:
-        decides = _deciding(model.tasks[name])
+        decides = ranking_metric(model.tasks[name])
         ranks = [[part for own in gathered for part in own[name][cell]] for cell in range(len(grid))]
         values = [decides.function(np.concatenate(some)) if some else np.nan for some in ranks]
         cell = 0

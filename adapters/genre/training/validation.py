@@ -34,6 +34,11 @@ def validation_metrics(assembly: Assembly, processes: Processes) -> dict[str, fl
     return processes.broadcast(values)  # alike to the last bit, since all decide by them
 
 
+def ranking_metric(task: Task) -> Metric:
+    """The first of a task's metrics that is of ranks alone, NDCG@10 if there is none: closed-form terms are weighed by it."""
+    return next((found for each in task.metrics if (found := metric(each)).kind == "ranking"), metric("ndcg@10"))
+
+
 def deciding_metric(tasks: Sequence[Task], values: Mapping[str, float]) -> tuple[str, Metric] | None:
     """The first metric that has a value, of all tasks' first metrics and then of the others; None if none has."""
     ordered = [(task, task.metrics[0]) for task in tasks] + [(task, each) for task in tasks for each in task.metrics[1:]]
