@@ -238,6 +238,8 @@ class Recipe(_Config):
         if self.reads == "texts" and any(task.kind != "text" for task in self.tasks):
             raise ValueError("tasks of kind text cannot be mixed with other kinds: they read labelled texts, the others a log")
         _refuse_foreign(self)
+        if self.encoder.whiten and not self.encoder.text:
+            raise ValueError("encoder.whiten needs encoder.text: it is the text's vectors that are whitened")
         if self.encoder.use == "none" and self.sequence.item != "text":
             raise ValueError("encoder.use none needs sequence.item text: soft tokens come from an encoder")
         if self.encoder.use == "none" and any(task.head == "catalogue" for task in self.tasks):

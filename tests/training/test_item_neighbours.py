@@ -8,6 +8,7 @@ from genre.data.splits import TEST
 from genre.distributed import Processes
 from genre.engine import Engine, Request
 from genre.engine.versions import read_adapter
+from genre.errors import RecipeError
 from genre.evaluation.ease import ease
 from genre.jobs.encoders import publish_encoder
 from genre.jobs.publish import adapter_manifest, write_adapter
@@ -109,3 +110,8 @@ def test_a_version_with_neighbours_answers_as_it_was_measured(fitted, tmp_path):
     wanted = dict(zip(items, measured[target].tolist(), strict=True))
     assert {item: scores[item] for item in items} == pytest.approx(wanted, abs=1e-4)
     assert "thing 7" in scores  # an inline item has neighbours by its text
+
+
+def test_whitening_without_text_is_refused(tiny):
+    with pytest.raises(RecipeError, match=r"encoder\.whiten needs encoder\.text"):
+        run_of_kinds(tiny, encoder={"whiten": True, "text": False})

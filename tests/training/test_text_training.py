@@ -218,3 +218,11 @@ def test_folders_are_opened_by_what_is_wanted(texts, tmp_path):
         open_data(str(tmp_path / "texts"), "log")
     with pytest.raises(DataError, match="expected a folder with interactions.parquet or texts.parquet"):
         open_data(str(tmp_path / "none"))
+
+
+def test_without_its_base_every_text_looks_alike(text_bases, texts):
+    wanted = text_recipe(text_bases / "bert", GOOD, adapter={"kind": "no_base"})
+    made = assemble_texts(wanted, texts, genre.Base.load(wanted.base.name, depth=wanted.base.depth))
+    _, scores, _ = predict(made.model, made.builder, made.split, 2, max_events=100)["good"]
+    assert len(scores) > 1 and len(np.unique(scores)) == 1
+    made.model.release()

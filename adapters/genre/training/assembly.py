@@ -209,7 +209,15 @@ def assemble_texts(recipe: Recipe, texts: Texts, base: Base) -> Assembly:
     builder.check_columns()
     heads = make_heads(recipe, base, builder, train_mask)
     checkpoint = recipe.train.checkpoint_activations
-    model = Recommender(base, recipe.tasks, heads, None, name_events=texts.name_rows, checkpoint_activations=checkpoint)
+    model = Recommender(
+        base,
+        recipe.tasks,
+        heads,
+        None,
+        name_events=texts.name_rows,
+        checkpoint_activations=checkpoint,
+        blind=recipe.adapter.kind == "no_base",
+    )
     let_train(model, recipe)
     return Assembly(recipe, texts, base, chosen, train_mask, builder, model, None, {})
 

@@ -68,18 +68,15 @@ def fit_neighbours(assembly: Assembly, index: ItemIndex, count: int, seen: Seen 
     part = np.where((split.part == TRAIN) & ~assembly.train_mask, UNUSED, split.part)
     split = replace(split, part=part)
     model = ease(log, split, seen=seen)
-    known = len(index.codes)
-    weights, order = model.weights, np.full(log.catalogue.size, -1)
-    order[model.items] = np.arange(len(model.items))
     rows = index.rows.cpu().numpy()[model.items]  # the encoder's row of each item that EASE knows
-    made = ItemNeighbours(known, min(count, max(len(model.items) - 1, 1)))
-    for own, row in zip(weights, rows.tolist(), strict=True):
-        if row < 0:
-            continue
-        usable = np.where(rows >= 0, own, 0.0)
-        best = np.argsort(-np.abs(usable), kind="stable")[: made.items.shape[1]]
-        made.items[row, : len(best)] = torch.from_numpy(np.maximum(rows[best], 0).astype(np.int32))
-        made.values[row, : len(best)] = torch.from_numpy(usable[best].astype(np.float16))
+    known = np.flatnonzero(rows >= 0)
+    rows = rows[known]
+    made = ItemNeighbours(len(index.codes), min(count, max(len(known) - 1, 1)))
+    for item, row in zip(known.tolist(), rows.tolist(), strict=True):
+        own = model.weights[item, known]
+        best = np.argsort(-np.abs(own), kind="stable")[: made.items.shape[1]]
+        made.items[row, : len(best)] = torch.from_numpy(rows[best].astype(np.int32))
+        made.values[row, : len(best)] = torch.from_numpy(own[best].astype(np.float16))
     made.fade[0] = model.fade
     if index.text is not None:
         made.fade[1] = text_neighbours(log, split, index.text[: log.catalogue.size].cpu().numpy(), seen=seen).fade
