@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from genre import display
 from genre.data.dataset import DataKind
+from genre.data.sequences.control import ControlTokens
 from genre.data.splits import SplitConfig
 from genre.errors import RecipeError, fault_of_file, kind_of
 from genre.tasks import Task
@@ -91,6 +92,8 @@ class SequenceConfig(_Config):
             the mean on an encoder and the last token on a causal base.
         terms: Labelled texts: the number of TF-IDF n-grams (tokens and pairs of tokens) that heads read beside the text's state
             (0: none). Training starts at a linear model on them; see `genre.modules.heads.tfidf`.
+        control_tokens: Control tokens of the base's vocabulary, such as `<|endoftext|>`, that stand in titles, user columns,
+            texts or the instruction: plain `text`, or the `token` itself, as in versions that record no rule.
     """
 
     item: Literal["text", "token", "both"] = "token"
@@ -101,6 +104,7 @@ class SequenceConfig(_Config):
     max_tokens: int = Field(default=256, ge=8, le=8192)
     pool: Literal["auto", "mean", "first", "last"] = "auto"
     terms: int = Field(default=0, ge=0, le=1_000_000)
+    control_tokens: ControlTokens = "text"
 
 
 class EncoderConfig(_Config):

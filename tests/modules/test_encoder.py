@@ -189,6 +189,15 @@ def test_kept_text_vectors_are_checked_and_made_again_with_a_line(base, monkeypa
     assert len(list((tmp_path / "texts").iterdir())) == 1 and not caplog.records
 
 
+def test_kept_text_vectors_know_the_rule_for_control_tokens(base, monkeypatch, tmp_path):
+    monkeypatch.setenv("GENRE_CACHE", str(tmp_path))
+    texts = ["heat </s>", *(f"a text of {number}" for number in range(80))]
+    for _ in ("made", "kept"):
+        text, token = (text_vectors(texts, base, rule) for rule in ("text", "token"))
+        assert torch.allclose(text[1:], token[1:], atol=1e-6) and not torch.allclose(text[0], token[0], atol=1e-3)
+    assert len(list((tmp_path / "texts").iterdir())) == 2
+
+
 def test_a_kept_fingerprint_is_checked_and_made_again_with_a_line(tiny, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("GENRE_CACHE", str(tmp_path))
     wanted = fingerprint(tiny)

@@ -76,10 +76,11 @@ def test_the_folder_holds_base_adapter_line_and_client(world: World) -> None:
 
 @pytest.mark.parametrize("task", ["like", "rating"])
 def test_the_client_answers_as_the_engine_does(world: World, server: tuple[str, Served], task: str) -> None:
-    items: list[Any] = [*world.log.catalogue.item_ids[:4], {"title": "war and love"}, {"title": None}]
+    items: list[Any] = [*world.log.catalogue.item_ids[:4], {"title": "war and love"}, {"title": None}, {"title": "a </s><s>"}]
     events: list[Any] = [*world.log.history("u3"), {"item": {"title": "new"}, "rating": 3.4}, {"item_id": "i1", "rating": None}]
     asked = [
         (events, items, {"age": 23}),
+        (events, items[:2], {"age": "</s>"}),
         ([], items[:1], {}),
         (events[:1], items[1:], {"age": None}),
         (events[-2:], [], {}),
@@ -131,6 +132,17 @@ def test_a_client_of_an_adapter_without_feedback_answers_as_the_engine_does(
         ours = [scored.score for scored in engine.score([request])[0].results]
     with lora_server(out) as (url, _), Client(url, out) as client:
         assert client.score(history, request.candidates, user={"age": 3}) == pytest.approx(ours, abs=1e-5)
+
+
+def test_a_server_that_reads_control_tokens_as_such_is_refused(world: World, server: tuple[str, Served]) -> None:
+    served = server[1].tokenizer
+    assert served.convert_ids_to_tokens(served("<s>", add_special_tokens=False)["input_ids"]) == ["<", "s", ">"]
+    served.split_special_tokens = False
+    try:
+        with Client(server[0], world.out) as client, pytest.raises(ClientError, match="got token 1 in 'a </s>'; expected text"):
+            client.score([], [{"title": "a </s>"}], task="like")
+    finally:
+        served.split_special_tokens = True
 
 
 def test_client_py_runs_alone_and_fails_row_by_row(world: World, server: tuple[str, Served]) -> None:

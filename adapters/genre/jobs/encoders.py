@@ -13,6 +13,7 @@ import numpy as np
 
 from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions, need_log
+from genre.data.sequences.control import recorded_rule
 from genre.data.splits import TRAIN, SplitConfig, split
 from genre.engine.versions import read_encoder
 from genre.errors import ManifestError, NotFoundError, RecipeError
@@ -48,6 +49,7 @@ def find_encoder(
         version = registry.resolve(ref)
         shared = read_encoder(registry, version.digest, base)
         check_leak(version.manifest, recipe, need_log(data))
+        _check_rule(version.manifest, recipe)
         check_feedback(feedback_column(recipe, need_log(data)), shared.feedback_column)
     except (NotFoundError, ManifestError) as error:
         if recipe.encoder.use != "auto":
@@ -70,6 +72,14 @@ def publish_encoder(assembly: Assembly, root: Path, registry: Registry | None, c
     return published.digest, published.ref
 
 
+def _check_rule(encoder: Manifest, recipe: Recipe) -> None:
+    """Refuse an encoder that nobody named and that reads control tokens by another rule than the recipe (ManifestError)."""
+    got, expected = recorded_rule(encoder.sequence), recipe.sequence.control_tokens
+    if recipe.encoder.use == "auto" and got != expected:
+        what, todo = "the encoder reads control tokens in titles otherwise", "name it in encoder.use to share it all the same"
+        raise ManifestError(what, got=got, expected=f"sequence.control_tokens {expected}", todo=todo)
+
+
 def _why_fitted(error: Exception, ref: str) -> str:
     if isinstance(error, NotFoundError):
         return f"fitting an encoder, which later recipes of this data set share: the registry has no {ref} yet"
@@ -89,6 +99,7 @@ def foresee_encoder(recipe: Recipe, log: Interactions, registry: Registry) -> st
         if own != theirs and not Path(recipe.base.name).is_dir():
             raise ManifestError("it was fitted on another base", got=_base(*own), expected=_base(*theirs))
         check_leak(version.manifest, recipe, log)
+        _check_rule(version.manifest, recipe)
         fitted: Any = version.manifest.sequence.get("feedback")
         check_feedback(feedback_column(recipe, log), fitted)
     except (NotFoundError, ManifestError) as error:
@@ -126,6 +137,9 @@ def _unshared(first: Recipe, second: Recipe, log: Interactions) -> str | None:
     columns = [feedback_column(recipe, log) for recipe in (first, second)]
     if columns[1] is not None and columns[0] != columns[1]:
         return f"it reads feedback {columns[1]}, and that one {columns[0] or NO_FEEDBACK}"
+    rules = [recipe.sequence.control_tokens for recipe in (first, second)]
+    if rules[0] != rules[1]:
+        return f"it reads control tokens as {rules[1]}, and that one as {rules[0]}"
     if (first.base.name, first.base.depth) != (second.base.name, second.base.depth):
         return f"its base is {_base(second.base.name, second.base.depth)}, not {_base(first.base.name, first.base.depth)}"
     leaked = count_leak(used_splits(first), second.data.split, log)

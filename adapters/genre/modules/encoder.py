@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from genre.data.catalogue import Catalogue
+from genre.data.sequences.control import ControlTokens, describe_rule, recorded_rule, token_ids
 from genre.errors import DataError, ManifestError
 from genre.files import atomic, cache_folder
 from genre.modules.base.base import Base
@@ -54,6 +55,7 @@ class EncoderSpec:
         dropout: Probability that an item's id-bound vectors are hidden in training.
         factors: Dimensions of the item factors, 0 for none.
         whiten: Project the text whitened: its dimensions uncorrelated and of variance one over the catalogue.
+        control_tokens: The rule for control tokens in the text.
     """
 
     width: int
@@ -65,6 +67,7 @@ class EncoderSpec:
     dropout: float = 0.1
     factors: int = 0
     whiten: bool = False
+    control_tokens: ControlTokens = "token"
 
     @property
     def sources(self) -> dict[str, int]:
@@ -173,7 +176,7 @@ class BehaviourEncoder(nn.Module):
         raw: dict[str, Tensor] = {}
         texts = catalogue.texts(list(self.spec.text)) if self.spec.text else []
         if self.spec.text:
-            raw["text"] = text_vectors(texts, base, forward=forward, keep=keep)
+            raw["text"] = text_vectors(texts, base, self.spec.control_tokens, forward=forward, keep=keep)
         raw |= self.dense_features(catalogue)
         features = {}
         for name, value in raw.items():
@@ -232,7 +235,8 @@ class BehaviourEncoder(nn.Module):
         """
         if len(spec["dense"]) > len(payload):
             raise ManifestError("encoder.json: dense", got=f"{len(spec['dense']):,} columns", expected="a tensor for each")
-        described = EncoderSpec(**{**spec, "text": tuple(spec["text"]), "dense": tuple(map(tuple, spec["dense"]))})
+        fields = {"text": tuple(spec["text"]), "dense": tuple(map(tuple, spec["dense"])), "control_tokens": recorded_rule(spec)}
+        described = EncoderSpec(**{**spec, **fields})
         with torch.device("meta"):  # shapes without memory: the description decides nothing that the tensors do not have
             encoder = cls(described, item_ids, scale=1.0)
         own = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
@@ -259,7 +263,12 @@ def whitening_of(features: Tensor) -> Tensor:
 
 
 def text_vectors(
-    texts: list[str], base: Base, *, forward: AbstractContextManager[Any] | None = None, keep: bool = True
+    texts: list[str],
+    base: Base,
+    control_tokens: ControlTokens = "text",
+    *,
+    forward: AbstractContextManager[Any] | None = None,
+    keep: bool = True,
 ) -> Tensor:
     """The base's own embedding of each text, (N, D) float32; computed once, kept in the user's cache by content.
 
@@ -268,17 +277,19 @@ def text_vectors(
     Args:
         texts: N texts, of which the first 128 tokens count.
         base: The base.
+        control_tokens: The rule for control tokens in the texts.
         forward: Entered for each of its passes, such as a lock.
         keep: Keep them in the cache, and look there first.
     """
-    known = [base.fingerprint, base.tokenizer_digest, base.depth, base.quantization, str(base.dtype), texts]
+    rule = describe_rule(control_tokens)
+    known = [base.fingerprint, base.tokenizer_digest, base.depth, base.quantization, str(base.dtype), *rule.items(), texts]
     file: Path = cache_folder() / "texts" / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()}.safetensors"
     kept = keep and len(texts) > FEWEST_KEPT
     if kept and file.exists():
         if (found := _read_vectors(file, (len(texts), base.hidden_size))) is not None:
             return found
         logging.getLogger(__name__).warning("%s is damaged: text vectors are computed again", file)
-    ids = [base.tokenizer(t, add_special_tokens=False)["input_ids"][:MAX_TEXT_TOKENS] if t else [] for t in texts]
+    ids = [token_ids(base.tokenizer, text, control_tokens)[:MAX_TEXT_TOKENS] if text else [] for text in texts]
     vectors = base.text_vectors(ids, forward=forward)
     if kept:
         file.parent.mkdir(parents=True, exist_ok=True)

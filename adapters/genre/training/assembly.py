@@ -146,6 +146,7 @@ def assemble(
         max_item_tokens=sequence.max_item_tokens,
         max_events=recipe.data.max_events,
         soft_feedback=shared is not None,
+        control_tokens=sequence.control_tokens,
     )
     builder = RowBuilder(log, layout)
     builder.prefix(0)  # an instruction that names an unknown user column is refused before anything is written
@@ -203,7 +204,12 @@ def assemble_texts(recipe: Recipe, texts: Texts, base: Base) -> Assembly:
     chosen, train_mask = training_split(recipe, texts)
     sequence = recipe.sequence
     layout = TextLayout.make(
-        base, text=sequence.text, instruction=sequence.instruction, max_tokens=sequence.max_tokens, pool=sequence.pool
+        base,
+        text=sequence.text,
+        instruction=sequence.instruction,
+        max_tokens=sequence.max_tokens,
+        pool=sequence.pool,
+        control_tokens=sequence.control_tokens,
     )
     builder = TextRows(texts, layout)
     builder.check_columns()

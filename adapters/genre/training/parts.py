@@ -71,6 +71,7 @@ def make_encoder(
         feedback=vocabulary.size if vocabulary else 0,
         dropout=config.dropout,
         whiten=config.whiten and bool(text),
+        control_tokens=recipe.sequence.control_tokens,
         **sizes,
     )
     if not spec.sources:

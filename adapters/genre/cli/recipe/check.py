@@ -154,7 +154,7 @@ def _check_texts(path: Path, recipe: "Recipe", texts: "Texts", base: "BaseDescri
     counts = f"{usable.sum():,} train, {valid:,} validate, {test:,} test, no group on two sides"
     lines = [f"{path}: {len(texts):,} texts in {texts.group_codes.max() + 1:,} groups; {counts}"]
     sequence = recipe.sequence
-    shape: dict[str, Any] = {"text": sequence.text, "instruction": sequence.instruction, "max_tokens": sequence.max_tokens}
+    shape: dict[str, Any] = {name: getattr(sequence, name) for name in ("text", "instruction", "max_tokens", "control_tokens")}
     make = partial(TextLayout, None, pool="mean") if base is None else partial(TextLayout.make, base, pool=sequence.pool)
     builder = TextRows(texts, make(**shape))
     builder.check_columns()

@@ -55,6 +55,7 @@ def picture_of_events(recipe: "Recipe", log: "Interactions", usable: np.ndarray,
         max_item_tokens=sequence.max_item_tokens,
         max_events=recipe.data.max_events,
         soft_feedback=needs_encoder(recipe),
+        control_tokens=sequence.control_tokens,
     )
     builder = RowBuilder(log, layout)
     windows, _ = training_windows(log, usable, max_events=recipe.data.max_events, min_events=recipe.data.min_events)

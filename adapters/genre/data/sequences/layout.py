@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from genre.data.sequences.control import ControlTokens, describe_rule, recorded_rule, token_ids
 from genre.data.sequences.instruction import fill
 from genre.errors import DataError
 
@@ -166,6 +167,7 @@ class Layout:
         start: Token ids that open every row (the base's begin token).
         max_item_tokens: Longer texts are cut.
         max_events: Events of one row, the one that is asked for included; longer histories lose their oldest events.
+        control_tokens: The rule for control tokens in titles, instructions, user columns and feedback.
     """
 
     tokenize: Any
@@ -177,6 +179,7 @@ class Layout:
     max_item_tokens: int = 24
     max_events: int = 100
     soft_feedback: bool = True
+    control_tokens: ControlTokens = "text"
     _texts: dict[str, tuple[np.ndarray, bool]] = field(default_factory=dict, repr=False)
     _words: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     _prefixes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -190,24 +193,26 @@ class Layout:
         """Return what a manifest records: everything that decides how an event becomes tokens."""
         values = [] if self.feedback is None else list(self.feedback.values)
         feedback = {"feedback": self.feedback_column, "values": values}
-        return {name: getattr(self, name) for name in _PLAIN} | {"text": list(self.text)} | feedback
+        plain = {name: getattr(self, name) for name in _PLAIN} | describe_rule(self.control_tokens)
+        return plain | {"text": list(self.text)} | feedback
 
     @classmethod
     def restore(cls, tokenizer: Any, described: Mapping[str, Any]) -> "Layout":
         """Return the layout that `describe` recorded, on the same tokenizer."""
         vocabulary = FeedbackVocabulary.restore(described["feedback"], described["values"])
         plain = {name: described[name] for name in _PLAIN}
-        return cls.make(tokenizer, text=tuple(described["text"]), feedback=vocabulary, **plain)
+        rule = recorded_rule(described)
+        return cls.make(tokenizer, text=tuple(described["text"]), feedback=vocabulary, control_tokens=rule, **plain)
 
     @classmethod
-    def make(cls, tokenizer: Any, **fields: Any) -> "Layout":
+    def make(cls, tokenizer: Any, *, control_tokens: ControlTokens = "text", **fields: Any) -> "Layout":
         """Return a layout on a transformers tokenizer, opened by its begin token if it has one."""
 
         def tokenize(text: str) -> list[int]:
-            return tokenizer(text, add_special_tokens=False)["input_ids"]
+            return token_ids(tokenizer, text, control_tokens)
 
         start = () if tokenizer.bos_token_id is None else (int(tokenizer.bos_token_id),)
-        return cls(tokenize=tokenize, start=start, **fields)
+        return cls(tokenize=tokenize, start=start, control_tokens=control_tokens, **fields)
 
     def prefix(self, user: Mapping[str, Any] | None = None) -> np.ndarray:
         """Return the token ids of the instruction for one user's columns, (P,) int32.

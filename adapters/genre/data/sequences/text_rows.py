@@ -20,6 +20,7 @@ import numpy as np
 
 from genre.data.dataset import KIND_NAMES, Dataset
 from genre.data.interactions import Interactions
+from genre.data.sequences.control import ControlTokens, batch_token_ids, describe_rule, recorded_rule
 from genre.data.sequences.layout import Layout, Sequence
 from genre.data.sequences.rows import RowBuilder
 from genre.data.splits import Split
@@ -43,6 +44,7 @@ class TextLayout:
         max_tokens: Tokens of a row, special ones included; longer texts lose their end.
         pool: The states that make the text's: their `mean`, or that of the `first` or `last` token.
         start, end: Token ids that open and close a row.
+        control_tokens: The rule for control tokens in texts and instruction.
     """
 
     tokenize: Any
@@ -52,12 +54,20 @@ class TextLayout:
     pool: Pool
     start: tuple[int, ...] = ()
     end: tuple[int, ...] = ()
+    control_tokens: ControlTokens = "text"
     max_events = 0
     """A row has no events."""
 
     @classmethod
     def make(
-        cls, base: Any, *, text: Rows[str], instruction: str, max_tokens: int, pool: Literal["auto", "mean", "first", "last"]
+        cls,
+        base: Any,
+        *,
+        text: Rows[str],
+        instruction: str,
+        max_tokens: int,
+        pool: Literal["auto", "mean", "first", "last"],
+        control_tokens: ControlTokens = "text",
     ) -> "TextLayout":
         """Return a layout on a base's tokenizer.
 
@@ -76,19 +86,21 @@ class TextLayout:
         tokenizer = base.tokenizer
 
         def tokenize(texts: list[str]) -> list[list[int]]:
-            return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+            return batch_token_ids(tokenizer, texts, control_tokens)
 
         start, end = special_tokens(tokenizer, bidirectional=base.bidirectional)
-        return cls(tokenize, tuple(text), instruction, max_tokens, pool, start, end)
+        return cls(tokenize, tuple(text), instruction, max_tokens, pool, start, end, control_tokens)
 
     @classmethod
     def restore(cls, base: Any, described: Mapping[str, Any]) -> "TextLayout":
         """Return the layout that `describe` recorded, on the same base."""
-        return cls.make(base, text=described["text"], **{name: described[name] for name in _PLAIN})
+        plain = {name: described[name] for name in _PLAIN}
+        return cls.make(base, text=described["text"], control_tokens=recorded_rule(described), **plain)
 
     def describe(self) -> dict[str, Any]:
         """Return what a manifest records: everything that decides how a text becomes tokens and a state."""
-        return {"text": list(self.text)} | {name: getattr(self, name) for name in _PLAIN}
+        plain = {name: getattr(self, name) for name in _PLAIN} | describe_rule(self.control_tokens)
+        return {"text": list(self.text)} | plain
 
     def rows(self, texts: Rows[str], numbers: Rows[int] | np.ndarray) -> list[Sequence]:
         """Lay out texts.

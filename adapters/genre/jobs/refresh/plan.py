@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genre.data.interactions import Interactions
+from genre.data.sequences.control import recorded_rule
 from genre.data.splits import TEST, TRAIN, VALID, Split, SplitConfig, split
 from genre.engine.versions import Loaded
 from genre.errors import DataError, InputError, ManifestError, RecipeError
@@ -82,7 +83,9 @@ def read_recipe(registry: Registry, version: Version, options: RefreshOptions) -
     if not file.exists() or manifest.data is None or manifest.data.time_span is None:
         what, expected = f"{version.ref} does not record what it was trained on", "a version that genre train published"
         raise ManifestError(what, got="no recipe or no time span", expected=expected)
-    return Recipe.read(file, options.overrides)
+    recipe = Recipe.read(file, options.overrides)
+    rule = {"control_tokens": recorded_rule(manifest.sequence)}  # a recipe of before there were two does not tell
+    return recipe.model_copy(update={"sequence": recipe.sequence.model_copy(update=rule)})
 
 
 def resolve_recipe(registry: Registry, recipe: Recipe, loaded: Loaded, split: SplitConfig, options: RefreshOptions) -> Recipe:

@@ -16,9 +16,11 @@ are refused.
 import json
 import shlex
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from genre.data.sequences.control import is_control, recorded_rule, refused_ids
 from genre.data.sequences.instruction import fields_of
 from genre.errors import IntegrityError, ManifestError, RegistryError, first_line
 from genre.files import appearing_folder
@@ -61,9 +63,11 @@ def export_vllm(version: Version, source: Path, out: Path, base: Path | None) ->
             truncate_base(base, depth, folder / "base")
         else:
             link_base(base, folder / "base")
+        if recorded_rule(manifest.sequence) == "text":
+            _read_plainly(folder / "base")
         shutil.copyfile(source / MANIFEST, folder / MANIFEST)
         shutil.copyfile(vllm_client.__file__, folder / "client.py")
-        (folder / "prompt.json").write_text(json.dumps(prompt, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_json(folder / "prompt.json", prompt)
         _write_items(source, folder / "items.jsonl", manifest)
         (folder / CARD).write_text(render_card(manifest, full=True) + _usage(prompt, rank), encoding="utf-8")
 
@@ -120,8 +124,37 @@ def _prompt(manifest: Manifest, base: Path) -> dict[str, Any]:
         "start": [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)],
         "user_columns": fields_of(str(layout["instruction"])),
         "layout": layout,
+        "control": sorted(refused_ids(tokenizer)) if recorded_rule(manifest.sequence) == "text" else [],
         "tasks": tasks,
     }
+
+
+def _read_plainly(base: Path) -> None:
+    """Have an exported base's tokenizer read control tokens in a text as text, as the adapter was trained.
+
+    transformers splits what is called special alone, so every control token is called so.
+    """
+    config, vocabulary = base / "tokenizer_config.json", base / "tokenizer.json"
+    settings = _read_json(config) if config.exists() else {}
+    _call_special(settings.get("added_tokens_decoder", {}).values())
+    _write_json(config, settings | {"split_special_tokens": True})
+    if vocabulary.exists():
+        content = _read_json(vocabulary)
+        _call_special(content["added_tokens"])
+        _write_json(vocabulary, content)
+
+
+def _call_special(tokens: Iterable[dict[str, Any]]) -> None:
+    for token in tokens:
+        token["special"] = is_control(token["content"], special=token.get("special", False))
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))  # of the user's own base, which transformers has read
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_items(source: Path, out: Path, manifest: Manifest) -> None:
@@ -152,6 +185,7 @@ def serve_arguments(prompt: dict[str, Any], rank: int, folder: str = ".") -> lis
 def _usage(prompt: dict[str, Any], rank: int) -> str:
     column = prompt["layout"]["feedback"]
     feedback = "" if column is None else f', "{column}": VALUE'
+    plain = "Its tokenizer reads control tokens in a text as text,\nso it is not for chats. " if prompt["control"] else ""
     return f"""
 ## Serve
 
@@ -162,8 +196,8 @@ $ vllm {shlex.join(serve_arguments(prompt, rank))}
 ```
 
 `processed_logprobs` is needed: the client allows label words only, and reads their log-probabilities after that. `base/` has
-as many layers as the adapter was trained on; on another depth the adapter loads, and is wrong. On a GPU `--dtype bfloat16`
-is faster and moves probabilities in the third digit or so.
+as many layers as the adapter was trained on; on another depth the adapter loads, and is wrong. {plain}On a GPU
+`--dtype bfloat16` is faster and moves probabilities in the third digit or so.
 
 ## Ask
 

@@ -193,7 +193,13 @@ class Client:
             return []
         if text not in self._ids:
             body = {"model": self.prompt["model"], "prompt": text, "add_special_tokens": False}
-            self._ids[text] = self._post("/tokenize", body)["tokens"]
+            ids = self._post("/tokenize", body)["tokens"]
+            if marks := sorted(set(ids) & set(self.prompt.get("control", ()))):
+                raise ClientError(
+                    f"the server reads a control token in a text: got token {marks[0]} in {text.strip()!r:.80}; expected text "
+                    "alone; serve base/ of this folder, whose tokenizer does not"
+                )
+            self._ids[text] = ids
         return self._ids[text]
 
     def _probabilities(self, prompts: list[list[int]], words: list[int]) -> Iterable[list[float]]:
