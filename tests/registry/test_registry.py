@@ -275,7 +275,7 @@ def test_delete_removes_a_version_and_its_record(registry: Registry, adapter: Ad
     with pytest.raises(NotFoundError, match=f"no version {first.ref}"):
         registry.rollback("like")
     again = registry.publish(adapter(), draft(), alias=())
-    assert again == first and registry.baselines(again) is None
+    assert again.digest == first.digest and registry.baselines(again) is None
 
 
 def test_gc_keeps_history_and_parents_and_removes_the_unfinished(registry: Registry, adapter: Adapter) -> None:

@@ -165,7 +165,7 @@ def verify(name: OnlyNameArgument = None, registry: RegistryOption = DEFAULT) ->
     problems = opened.verify(name)
     for problem in problems:
         typer.echo(str(problem))
-    count = len(opened.versions(name)) if name else sum(map(len, opened.store.listing().values()))
+    count = len(opened.store.versions(name)) if name else sum(map(len, opened.store.listing().values()))
     if problems:
         got = f"{len(problems)} problems in {count:,} versions"
         raise JobError("the registry is damaged", got=got, todo="restore it from a copy")
@@ -204,8 +204,8 @@ def history(name: NameArgument, registry: RegistryOption = DEFAULT) -> None:
     """List all alias moves, oldest first."""
     name, _, alias = name.partition("@")
     moves = _open(registry).history(name, alias or None)
-    rows = [(m.n, m.created, m.action, m.alias, m.previous or "", m.version, "; ".join(m.checks)) for m in moves]
-    _table(["n", "created", "action", "alias", "from", "to", "checks"], rows)
+    rows = [(m.n, m.created, m.actor, m.action, m.alias, m.previous or "", m.version, "; ".join(m.checks)) for m in moves]
+    _table(["n", "created", "by", "action", "alias", "from", "to", "checks"], rows)
 
 
 @app.command()

@@ -27,7 +27,7 @@ from genre.registry import Version
 
 @dataclass(frozen=True)
 class Meaning:
-    """The version that a reference means: `name:version`, and the digest."""
+    """The version that a reference means: `name:digest`, and the digest."""
 
     exact: str
     digest: str
@@ -322,7 +322,7 @@ class AdapterCache:
         if meaning is not None:
             return meaning, None
         version = self.source.registry.resolve(ref)
-        return Meaning(version.ref, version.digest), version
+        return Meaning(version.exact, version.digest), version
 
     def _make_room(self, spare: int) -> bool:
         """Evict until there is a free slot; False where every version that could go is in use."""

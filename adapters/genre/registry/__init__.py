@@ -4,10 +4,11 @@
 """
 
 from genre.registry.core import Listed, Registry
-from genre.registry.journal import Move
-from genre.registry.maintenance import Garbage, Problem
+from genre.registry.entries import Move
+from genre.registry.maintenance import Garbage
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest, MetricValue, Publishable, Version, check_fit
 from genre.registry.quality import higher_is_better
+from genre.registry.verification import Problem
 from genre.registry.weights.base import truncate_base
 
 __all__ = [

@@ -21,8 +21,8 @@ from genre.errors import IntegrityError
 from genre.files import disk_errors, sync_folder
 from genre.registry.integrity import check_file_name, check_sizes, check_stored
 from genre.registry.limits import MAX_MANIFEST_BYTES
-from genre.registry.lookup import open_version
-from genre.registry.manifest import Manifest, Version, open_sealed
+from genre.registry.lookup import checked_version, open_version
+from genre.registry.manifest import Manifest, Version
 from genre.registry.names import MANIFEST
 from genre.registry.store import Store
 
@@ -54,12 +54,18 @@ class LocalCopies:
             if local is None:
                 self._fetch_remote(version, folder)
             else:
-                check_stored(local, open_version(self.store, version.name, version.version).manifest)
+                check_stored(local, open_version(self.store, version.name, version.digest).manifest)
         return folder
+
+    def check_stored(self, version: Version) -> None:
+        """Check a version of a remote store as it is there, whatever lies in the cache; IntegrityError if it is damaged."""
+        data = self.store.read(version.name, version.version, MANIFEST, MAX_MANIFEST_BYTES)
+        with self._aside() as aside:
+            self._fill(aside, checked_version(data, version.name, version.digest).manifest, data)
 
     def _fetch_remote(self, version: Version, target: Path) -> None:
         data = self.store.read(version.name, version.version, MANIFEST, MAX_MANIFEST_BYTES)
-        manifest = open_sealed(data, version.name, version.version)
+        manifest = checked_version(data, version.name, version.digest).manifest
         with disk_errors(self.cache):
             if target.is_dir():
                 try:
@@ -67,20 +73,32 @@ class LocalCopies:
                     return
                 except (IntegrityError, OSError):
                     shutil.rmtree(target)
-            self.cache.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.cache))
-            try:
-                self._download(manifest, aside)
-                (aside / MANIFEST).write_bytes(data)
-                check_stored(aside, manifest)
+            with self._aside() as aside:
+                self._fill(aside, manifest, data)
                 sync_folder(aside)
                 try:
                     os.rename(aside, target)
                 except OSError:
                     if not target.is_dir():  # another process may have filled it
                         raise
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[Path]:
+        """Yield a fresh folder in the cache, removed at the end if it is still there."""
+        with disk_errors(self.cache):
+            self.cache.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.cache))
+        try:
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _fill(self, folder: Path, manifest: Manifest, data: bytes) -> None:
+        """Fetch a version's files into a folder, with its manifest's bytes, and check them."""
+        with disk_errors(self.cache):
+            self._download(manifest, folder)
+            (folder / MANIFEST).write_bytes(data)
+        check_stored(folder, manifest)
 
     def _download(self, manifest: Manifest, folder: Path) -> None:
         """Fetch what the manifest names, and nothing else, after a look at the sizes."""

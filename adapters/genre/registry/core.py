@@ -20,12 +20,14 @@ from typing import Any
 from genre import display
 from genre.errors import ConflictError, NotFoundError, RegistryError
 from genre.files import cache_folder
-from genre.registry import lookup, maintenance, records
+from genre.registry import lookup, maintenance, records, verification
+from genre.registry.actor import check_actor, current_actor
 from genre.registry.cache import LocalCopies
+from genre.registry.entries import Move
 from genre.registry.integrity import prepare, read_draft
-from genre.registry.journal import Journal, Move
+from genre.registry.journal import Journal
 from genre.registry.manifest import BaseInfo, Manifest, Publishable, Version
-from genre.registry.names import LATEST, PRODUCTION, check_name, check_version, parse_ref
+from genre.registry.names import LATEST, PRODUCTION, Ref, check_name, check_version, is_version, parse_ref
 from genre.registry.quality import check_floor, check_not_worse
 from genre.registry.store import LocalStore, Store
 
@@ -46,12 +48,19 @@ class Registry:
         url: A folder (made by the first publish) or a URL such as `s3://bucket/prefix`.
         cache: The folder for versions of a remote store; by default in the user's cache folder.
         storage_options: Passed to the fsspec file system.
+        actor: The person or program that changes it, for journals; by default GENRE_ACTOR or the user of this process.
     """
 
     def __init__(
-        self, url: str | Path, *, cache: Path | str | None = None, storage_options: Mapping[str, Any] | None = None
+        self,
+        url: str | Path,
+        *,
+        cache: Path | str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        actor: str | None = None,
     ) -> None:
         self.url = str(url)
+        self.actor = current_actor() if actor is None else check_actor(actor)
         self.store = _open_store(self.url, storage_options or {})
         self._copies = LocalCopies(self.store, Path(cache) if cache is not None else cache_folder() / "registry")
 
@@ -104,13 +113,27 @@ class Registry:
             with self.store.writing():
                 lookup.check_encoder(self.store, draft)  # it may have been deleted meanwhile
                 if not self.store.commit(staged, name, sealed.version):
-                    self.fetch(f"{name}:{sealed.version}")  # the same content is there: is it still whole?
-                    sealed = self.open_version(name, sealed.version).manifest
+                    sealed = self._same_content(name, sealed)
+                version = Version(name, sealed.version, sealed.digest, sealed)
                 journal = Journal(self.store, name)
                 for item in aliases:
-                    if journal.aliases().version(item) != sealed.version:
-                        journal.append(item, sealed.version, "publish")
-        return Version(name, sealed.version, sealed.digest, sealed)
+                    held = journal.aliases().targets.get(item)
+                    if held is None or not held.means(version.digest):
+                        journal.append(item, version.version, "publish", digest=version.digest, actor=self.actor)
+        return version
+
+    def _same_content(self, name: str, sealed: Manifest) -> Manifest:
+        """The stored manifest of what was published before, whole; RegistryError if another version has the same 12 digits."""
+        there = self.open_version(name, sealed.version)
+        if there.digest != sealed.digest:
+            raise RegistryError(
+                f"another version of {name} has the same {len(there.version)} first digits",
+                got=f"digest {sealed.digest}",
+                expected=f"other digits than {there.digest} begins with",
+                todo="change a note of the manifest, which gives another digest, and publish again",
+            )
+        self.fetch(there)
+        return there.manifest
 
     def record_baselines(self, ref: str | Version, baselines: Mapping[str, Any], *, notes: Iterable[str] = ()) -> None:
         """Write beside a version what its metrics compare with; its digest stays, and an earlier record is replaced.
@@ -145,7 +168,7 @@ class Registry:
         return lookup.resolve(self.store, ref)
 
     def open_version(self, name: str, version: str) -> Version:
-        """Read a version's manifest by its exact name and version; see `resolve` for the errors."""
+        """Read a version's manifest by its name and 12 to 64 digits of its digest; see `resolve` for the errors."""
         return lookup.open_version(self.store, check_name(name), check_version(version))
 
     def find(self, digest: str) -> Version:
@@ -188,6 +211,11 @@ class Registry:
         targets = Journal(self.store, check_name(name)).aliases().targets
         return {alias: target.version for alias, target in sorted(targets.items())}
 
+    def pins(self, name: str) -> dict[str, str]:
+        """The digest that each alias of a name is bound to; 12 digits of it where an earlier release moved the alias."""
+        targets = Journal(self.store, check_name(name)).aliases().targets
+        return {alias: target.pin for alias, target in sorted(targets.items())}
+
     def history(self, name: str, alias: str | None = None, *, after: int = 0) -> builtins.list[Move]:
         """All moves of a name's aliases, or of one alias, oldest first; NotFoundError if there is no such name.
 
@@ -216,7 +244,7 @@ class Registry:
             alias: The alias.
             floor: Bounds by metric or `task.metric`; for a metric where lower is better, a ceiling.
             not_worse: Refuse if any metric is worse than the present holder's, or cannot be compared with it.
-            instead_of: The version that the caller compared with: refuse if the alias names another one by now.
+            instead_of: The version, or digest, that the caller compared with: refuse if the alias names another one by now.
             checks: What the caller compared, in words, for the journal.
 
         Raises:
@@ -229,22 +257,23 @@ class Registry:
         journal = Journal(self.store, version.name)
         before = journal.aliases()
         checks = [*checks, *check_floor(version.manifest, floor or {})]
-        holder = before.version(alias)
-        if instead_of is not None and holder != instead_of:
+        holder = before.targets.get(alias)
+        if instead_of is not None and (holder is None or not holder.means(instead_of)):
             raise ConflictError(
                 f"{version.name}@{alias} was moved meanwhile",
-                got=holder or "no holder",
+                got=holder.version if holder else "no holder",
                 expected=instead_of,
                 todo="compare with the present holder and decide again",
             )
         if not_worse and holder is not None:
-            checks += check_not_worse(version.manifest, self.open_version(version.name, holder).manifest)
+            checks += check_not_worse(version.manifest, self.open_version(version.name, holder.pin).manifest)
         self.fetch(version)
-        if holder == version.version:
-            return journal.move(before.targets[alias].n)
+        if holder is not None and holder.means(version.digest):
+            return journal.move(holder.n)
         with self.store.writing():
             lookup.require_version(self.store, version.name, version.version)
-            return journal.append(alias, version.version, "promote", expected=before, checks=tuple(checks))
+            more: dict[str, Any] = {"digest": version.digest, "actor": self.actor, "checks": tuple(checks)}
+            return journal.append(alias, version.version, "promote", expected=before, **more)
 
     def rollback(self, name: str, alias: str = PRODUCTION) -> Move:
         """Move an alias back to its previous version; a second call goes one version further back.
@@ -258,21 +287,23 @@ class Registry:
         journal = Journal(self.store, name)
         before = journal.aliases()
         target = journal.rollback_target(check_name(alias, "alias"))
-        self.fetch(f"{name}:{target}")
+        version = self.open_version(name, target.pin)
+        self.fetch(version)
         with self.store.writing():
-            lookup.require_version(self.store, name, target)
-            return journal.append(alias, target, "rollback", expected=before)
+            lookup.require_version(self.store, name, target.version)
+            more: dict[str, Any] = {"digest": version.digest, "actor": self.actor}
+            return journal.append(alias, target.version, "rollback", expected=before, **more)
 
-    def verify(self, name: str | None = None, *, hashes: bool = True) -> builtins.list[maintenance.Problem]:
+    def verify(self, name: str | None = None, *, hashes: bool = True) -> builtins.list[verification.Problem]:
         """Check everything, or all of one name, and return what is wrong; empty if all is well.
 
         Args:
             name: Only this name.
             hashes: Re-hash the files; otherwise manifests and journals are read and files are counted, which is fast.
         """
-        if name is not None:
+        if name is not None and name not in self.store.known():
             self.versions(name)
-        return maintenance.verify(self.store, name, self.fetch if hashes else None)
+        return verification.verify(self.store, name, self._copies.check_stored if hashes else None)
 
     def diff(self, a: str | Version, b: str | Version) -> dict[str, tuple[Any, Any]]:
         """The manifest fields in which two versions differ, by dotted name; None where a side has no such field."""
@@ -297,9 +328,9 @@ class Registry:
             RegistryError: Something names it; the message says what.
             IntegrityError: Another manifest or a journal is damaged, so it is not known what it names.
         """
-        version = parse_ref(ref).version if isinstance(ref, str) else ref.version
-        name = parse_ref(ref).name if isinstance(ref, str) else ref.name
-        return maintenance.delete(self.store, name, version or self.resolve(ref).version)
+        parsed = parse_ref(ref) if isinstance(ref, str) else Ref(ref.name, ref.version, None)
+        exactly = parsed.version if parsed.version is not None and is_version(parsed.version) else self.resolve(ref).version
+        return maintenance.delete(self.store, parsed.name, exactly, actor=self.actor)
 
     def export(
         self, ref: str | Version, out: str | Path, *, to: str = "peft", base: str | Path | None = None, tar: bool = False

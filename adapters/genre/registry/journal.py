@@ -1,61 +1,26 @@
 """Aliases: an append-only journal per name, from which the present state, the history and rollbacks follow.
 
-Owns: the entries, who wins when two write, and the target of a rollback. Ignores: whether a version may be promoted.
+Owns: the entries and their chain, who wins when two write, and the target of a rollback. Ignores: whether a version may be
+promoted, and what an entry looks like in its file (`entries`).
 
-Entry n is written once and never changed, by creating `<n>.json` exclusively after reading n - 1, so the journal has no
-gaps and no number has two winners. One real entry:
-
-    {"action": "promote", "alias": "production", "checks": ["like.auc 0.761 >= 0.7"], "checksum": "…",
-     "created": "2026-03-01T12:00:00Z", "id": "…", "n": 3, "previous": "a3f09c12be77", "state": {"latest": {"n": 2,
-     "version": "0c4d5e6f7a8b"}, "production": {"n": 3, "version": "0c4d5e6f7a8b"}}, "version": "0c4d5e6f7a8b"}
+Entry n is written once and never changed, by creating `<n>.json` exclusively after reading n - 1, so the journal has no gaps and
+no number has two winners. It names the sha256 of the entry before it, so that none can be changed or taken out unseen. What is
+missing at the end shows by the head, a file outside of the name's folder that holds the number and sha256 of its last entry.
 """
 
-import uuid
-from dataclasses import dataclass
-from typing import Any, Literal
+import contextlib
+import hashlib
 
-from genre.errors import ConflictError, IntegrityError, ManifestError, NotFoundError, RegistryError
-from genre.registry.limits import MAX_ENTRY_BYTES, MAX_MOVES, parse_json
-from genre.registry.manifest import checksum_of, render, utc_now
-from genre.registry.names import ALIASES, check_name, is_name, is_version
+from genre.errors import ConflictError, GenreError, IntegrityError, NotFoundError, RegistryError
+from genre.registry.actor import current_actor
+from genre.registry.entries import NO_ALIAS, NOTHING, Action, Aliases, Entry, Move, Target, apply, decode, encode, follows
+from genre.registry.limits import MAX_ENTRY_BYTES, MAX_MANIFEST_BYTES, MAX_MOVES, parse_json
+from genre.registry.manifest import checksum_of, open_sealed, render, utc_now
+from genre.registry.names import ALIASES, HEADS, MANIFEST, check_name
 from genre.registry.store import Store
 
-Action = Literal["publish", "promote", "rollback"]
-_FIELDS = {"n", "alias", "version", "previous", "created", "action", "checks", "state", "id", "checksum"}
+_HEAD = "head.json"
 _ATTEMPTS = 1_000
-
-
-@dataclass(frozen=True)
-class Move:
-    """One alias move: `previous` is the version that the alias named before, `checks` what was compared to allow it."""
-
-    n: int
-    alias: str
-    version: str
-    previous: str | None
-    created: str
-    action: str
-    checks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Target:
-    """The version that an alias names, and the number of the entry that moved it there."""
-
-    version: str
-    n: int
-
-
-@dataclass(frozen=True)
-class Aliases:
-    """The targets of a name's aliases after entry `n` (0: no entry yet)."""
-
-    n: int
-    targets: dict[str, Target]
-
-    def version(self, alias: str) -> str | None:
-        """The version that an alias names; None if there is no such alias."""
-        return self.targets[alias].version if alias in self.targets else None
 
 
 class Journal:
@@ -67,26 +32,38 @@ class Journal:
 
     def aliases(self) -> Aliases:
         """Return the present aliases: one listing and one read, however long the journal."""
-        numbers = self.store.entries(self.name)
-        return self._read(numbers[-1])[1] if numbers else Aliases(0, {})
+        newest = self._newest()
+        return NOTHING if newest is None else newest.after
 
     def history(self, alias: str | None = None, *, after: int = 0) -> list[Move]:
         """Return the moves after a number, oldest first, of one alias or of all; IntegrityError if an entry is damaged."""
+        moves = [entry.move for entry in self.entries(after=after)]
+        return [move for move in moves if alias is None or move.alias == alias]
+
+    def entries(self, *, after: int = 0) -> list[Entry]:
+        """Return the entries after a number, oldest first; IntegrityError if one is damaged or missing."""
         numbers = self.store.entries(self.name)
         if len(numbers) - after > MAX_MOVES:
             got, expected = f"{len(numbers):,} entries", f"at most {MAX_MOVES:,} at once"
             raise IntegrityError(f"the journal of {self.name} is too long to be read", got=got, expected=expected)
         if numbers != list(range(1, len(numbers) + 1)):
             raise IntegrityError(f"the journal of {self.name} has a gap", got=f"{len(numbers)} entries up to {numbers[-1]}")
-        moves = [self._read(number)[0] for number in numbers[after:]]
-        return [move for move in moves if alias is None or move.alias == alias]
+        return [self._read(number) for number in numbers[after:]]
 
     def move(self, number: int) -> Move:
         """Return the move of a number."""
-        return self._read(number)[0]
+        return self._read(number).move
 
     def append(
-        self, alias: str, version: str, action: Action, *, expected: Aliases | None = None, checks: tuple[str, ...] = ()
+        self,
+        alias: str,
+        version: str,
+        action: Action,
+        *,
+        digest: str | None = None,
+        expected: Aliases | None = None,
+        checks: tuple[str, ...] = (),
+        actor: str | None = None,
     ) -> Move:
         """Append a move.
 
@@ -94,18 +71,22 @@ class Journal:
             alias: The alias to move.
             version: The version that it names from now on.
             action: The reason.
+            digest: The version's whole digest, which the alias is bound to.
             expected: The aliases that the decision was made on. If `alias` has moved since, this writer has lost; moves of
                 other aliases do not matter. None: the move does not depend on what was there (a publish).
             checks: What was compared.
+            actor: The mover; by default this process's.
 
         Raises:
             ConflictError: Another writer moved the alias first.
         """
         check_name(alias, "alias")
         for _ in range(_ATTEMPTS):
-            now = self.aliases()
+            newest = self._newest()
+            now = NOTHING if newest is None else newest.after
             target = now.targets.get(alias)
-            if expected is not None and target != expected.targets.get(alias):
+            held = None if expected is None else expected.targets.get(alias)
+            if expected is not None and (target and target.n) != (held and held.n):
                 assert target is not None
                 raise ConflictError(
                     f"another writer moved {self.name}@{alias} first",
@@ -113,34 +94,45 @@ class Journal:
                     expected=expected.version(alias) or "no holder yet",
                     todo="look at the history and decide again",
                 )
-            move = Move(now.n + 1, alias, version, now.version(alias), utc_now(), action, checks)
-            if self.store.create_entry(self.name, move.n, _encode(move, now)):
+            previous, who = now.version(alias), actor or current_actor()
+            move = Move(now.n + 1, alias, version, previous, utc_now(), action, checks, digest, who)
+            if self._write(move, newest):
                 return move
-        raise ConflictError(f"too many writers move aliases of {self.name}", got=f"{_ATTEMPTS} lost races", todo="try again")
+        raise self._crowded()
 
-    def rollback_target(self, alias: str) -> str:
-        """Return the version that `alias` named before its present one, rollbacks undone too: A, B, back to A; then nothing.
+    def append_deletion(self, version: str, *, digest: str | None = None, actor: str | None = None) -> Move:
+        """Append that a version was deleted on purpose; aliases stay as they are."""
+        for _ in range(_ATTEMPTS):
+            newest = self._newest()
+            number = 1 if newest is None else newest.after.n + 1
+            move = Move(number, NO_ALIAS, version, None, utc_now(), "delete", (), digest, actor or current_actor())
+            if self._write(move, newest):
+                return move
+        raise self._crowded()
+
+    def rollback_target(self, alias: str) -> Target:
+        """Return what `alias` named before its present version, rollbacks undone too: A, B, back to A; then nothing.
 
         Raises:
             NotFoundError: The alias does not exist or has nowhere to go back to.
         """
-        stack: list[str] = []
+        stack: list[Target] = []
         for move in self.history(alias):
+            target = Target(move.version, move.n, move.digest)
             if move.action == "rollback":
                 if not stack:
                     raise IntegrityError(f"the journal of {self.name} rolls {alias} back before it moved", got=f"entry {move.n}")
                 stack.pop()
-            elif not stack or stack[-1] != move.version:
-                stack.append(move.version)
+            elif not stack or not stack[-1].means(target.pin):
+                stack.append(target)
         if len(stack) < 2:
-            got = f"only {stack[0]}" if stack else "no move of this alias"
+            got = f"only {stack[0].version}" if stack else "no move of this alias"
             raise NotFoundError(f"{self.name}@{alias} has nothing to roll back to", got=got, expected="an earlier version")
         return stack[-2]
 
     def problems(self) -> list[tuple[str, str]]:
-        """Return a (file, problem) for every gap, damaged entry and state that does not follow from the entry before."""
+        """Return a (file, problem) for every gap, damaged entry, and entry that does not follow from the one before."""
         found: list[tuple[str, str]] = []
-        before: Aliases | None = Aliases(0, {})
         numbers = self.store.entries(self.name)
         for last, number in zip([0, *numbers], numbers, strict=False):
             if number > last + 1:
@@ -148,51 +140,94 @@ class Journal:
                 found.append((files, "is missing"))
         if len(numbers) > MAX_MOVES:
             return [*found, (ALIASES, f"has too many entries to be read: {len(numbers):,}")]
+        before: Entry | None = None
+        known = True
+        hashes: dict[int, str] = {}
         for number in numbers:
             try:
-                move, after = self._read(number)
+                entry = self._read(number)
             except RegistryError as error:
                 found.append((f"{ALIASES}/{number}.json", str(error)))
-                before = None
+                known = False
                 continue
-            if before is not None and before.n == number - 1 and after.targets != _apply(before, move):
-                found.append((f"{ALIASES}/{number}.json", "does not follow from the entry before"))
-            before = after
-        return found
+            hashes[number] = entry.sha256
+            at = 0 if before is None else before.move.n
+            if known and at == number - 1 and (why := follows(entry, before)):
+                found.append((f"{ALIASES}/{number}.json", why))
+            before, known = entry, True
+        return found or self._missing_end(hashes)
 
-    def _read(self, number: int) -> tuple[Move, Aliases]:
+    def _missing_end(self, hashes: dict[int, str]) -> list[tuple[str, str]]:
+        """Compare a sound journal with its head: the last entry that was written must still be there."""
+        try:
+            head = self._head()
+        except RegistryError as error:
+            return [(ALIASES, str(error))]
+        if head is None or hashes.get(head[0]) == head[1]:
+            return []
+        todo = f"restore it from a copy, or remove {HEADS}/{self.name} to accept it as it is"
+        if not hashes:
+            return [(ALIASES, f"is gone: {head[0]} entries were written; {todo}")]
+        if head[0] > max(hashes):
+            return [(ALIASES, f"is cut: it ends with {max(hashes)}.json, but {head[0]}.json was written; {todo}")]
+        return [(f"{ALIASES}/{head[0]}.json", f"is not the entry that was written; {todo}")]
+
+    def _newest(self) -> Entry | None:
+        numbers = self.store.entries(self.name)
+        return self._read(numbers[-1]) if numbers else None
+
+    def _write(self, move: Move, before: Entry | None) -> bool:
+        """Create the entry of a move after the newest one; False if another writer was first."""
+        now = NOTHING if before is None else before.after
+        state = apply({alias: self._bound(target) for alias, target in now.targets.items()}, move)
+        data = encode(move, self.name, state, "" if before is None else before.sha256)
+        if not self.store.create_entry(self.name, move.n, data):
+            return False
+        with contextlib.suppress(GenreError):  # the move is done, and what is not noted here is noted by the next one
+            self._note_head(move.n, hashlib.sha256(data).hexdigest(), before)
+        return True
+
+    def _bound(self, target: Target) -> Target:
+        """Bind a target of an entry by an earlier release, which has 12 digits, to the digest that stands there."""
+        if target.digest is not None:
+            return target
+        try:
+            data = self.store.read(self.name, target.version, MANIFEST, MAX_MANIFEST_BYTES)
+            return Target(target.version, target.n, open_sealed(data, self.name, target.version).digest)
+        except GenreError:  # it is damaged or gone, which verify reports
+            return target
+
+    def _note_head(self, number: int, sha256: str, before: Entry | None) -> None:
+        """Write the head, unless the one that is there tells of a loss: then it stays, for `verify` to report."""
+        head = self._head()
+        if head is not None:
+            at = self._read(head[0]) if before is None or before.move.n != head[0] else before
+            if head[0] >= number or at.sha256 != head[1]:
+                return
+        raw = {"n": number, "sha256": sha256}
+        self.store.put(HEADS, self.name, _HEAD, render(raw | {"checksum": checksum_of(raw)}))
+
+    def _head(self) -> tuple[int, str] | None:
+        what = f"{HEADS}/{self.name}/{_HEAD}"
+        try:
+            data = self.store.read(HEADS, self.name, _HEAD, MAX_ENTRY_BYTES)
+        except NotFoundError:
+            return None
+        raw = parse_json(data, what, limit=MAX_ENTRY_BYTES)
+        sound = isinstance(raw, dict) and isinstance(raw.get("n"), int) and isinstance(raw.get("sha256"), str)
+        if not sound or raw.get("checksum") != checksum_of(raw):
+            raise IntegrityError(f"{what} is damaged", got="other content than its checksum says", todo="remove it")
+        return raw["n"], raw["sha256"]
+
+    def _read(self, number: int) -> Entry:
         data = self.store.read(self.name, ALIASES, f"{number}.json", MAX_ENTRY_BYTES)
         try:
-            return _decode(data, self.name, number)
+            return decode(data, self.name, number)
         except IntegrityError as error:
             file = f"{self.store.url.rstrip('/')}/{self.name}/{ALIASES}/{number}.json"
             todo = f"restore {file} from a copy; if it is the newest of its folder, removing it takes back that one move"
             raise IntegrityError(error.what, got=error.got, expected=error.expected, todo=todo) from None
 
-
-def _apply(before: Aliases, move: Move) -> dict[str, Target]:
-    return before.targets | {move.alias: Target(move.version, move.n)}
-
-
-def _encode(move: Move, before: Aliases) -> bytes:
-    state = {alias: vars(target) for alias, target in _apply(before, move).items()}
-    raw: dict[str, Any] = {**vars(move), "checks": list(move.checks), "state": state, "id": uuid.uuid4().hex}
-    return render(raw | {"checksum": checksum_of(raw)})
-
-
-def _decode(data: bytes, name: str, number: int) -> tuple[Move, Aliases]:
-    what = f"{ALIASES}/{number}.json of {name}"
-    raw = parse_json(data, what, limit=MAX_ENTRY_BYTES)
-    damaged = IntegrityError(f"{what} is damaged", got="other content than its checksum says", todo="restore it from a copy")
-    try:
-        if not isinstance(raw, dict) or raw.keys() != _FIELDS or checksum_of(raw) != raw["checksum"] or render(raw) != data:
-            raise damaged
-        targets = {alias: Target(target["version"], target["n"]) for alias, target in raw["state"].items()}
-        fields = {key: raw[key] for key in ("n", "alias", "version", "previous", "created", "action")}
-        move = Move(**fields, checks=tuple(raw["checks"]))
-        named = all(is_name(alias) and is_version(target.version) for alias, target in targets.items())
-        if raw["n"] != number or not named or targets[raw["alias"]] != Target(raw["version"], number):
-            raise damaged
-    except (ManifestError, KeyError, TypeError, AttributeError, ValueError):
-        raise damaged from None
-    return move, Aliases(number, targets)
+    def _crowded(self) -> ConflictError:
+        got = f"{_ATTEMPTS} lost races"
+        return ConflictError(f"too many writers move aliases of {self.name}", got=got, todo="try again")

@@ -6,11 +6,12 @@ Owns: reading manifests out of a store, and the messages that list what there is
 from collections.abc import Iterable
 from typing import Any
 
-from genre.errors import ManifestError, NotFoundError, RegistryError
+from genre.errors import IntegrityError, ManifestError, NotFoundError, RegistryError
+from genre.registry.entries import Target
 from genre.registry.journal import Journal
 from genre.registry.limits import MAX_MANIFEST_BYTES
 from genre.registry.manifest import Manifest, Version, open_sealed
-from genre.registry.names import MANIFEST, check_name, is_digest, parse_ref
+from genre.registry.names import MANIFEST, check_name, is_digest, parse_ref, shorten
 from genre.registry.store import Store
 
 
@@ -19,14 +20,25 @@ def resolve(store: Store, ref: str | Version) -> Version:
     if isinstance(ref, Version):
         return ref
     parsed = parse_ref(ref)
-    return open_version(store, parsed.name, parsed.version or _target(store, parsed.name, str(parsed.alias)))
+    return open_version(store, parsed.name, parsed.version or _target(store, parsed.name, str(parsed.alias)).pin)
 
 
 def open_version(store: Store, name: str, version: str) -> Version:
-    """Read the manifest of a version; see `Registry.resolve` for the errors."""
-    require_version(store, name, version)
-    manifest = open_sealed(store.read(name, version, MANIFEST, MAX_MANIFEST_BYTES), name, version)
-    return Version(name, version, manifest.digest, manifest)
+    """Read the manifest of a version, given by 12 to 64 digits of its digest; see `Registry.resolve` for the errors."""
+    short = shorten(version)
+    require_version(store, name, short)
+    return checked_version(store.read(name, short, MANIFEST, MAX_MANIFEST_BYTES), name, version)
+
+
+def checked_version(data: bytes, name: str, version: str) -> Version:
+    """Return the version of a stored manifest's bytes; IntegrityError if it is damaged, or of another digest than `version`."""
+    short = shorten(version)
+    manifest = open_sealed(data, name, short)
+    if not manifest.digest.startswith(version):
+        what, got = f"{name}:{short} is not the version that was named", f"a version with digest {manifest.digest}"
+        todo = "another one with the same first digits was put in its place: restore it from a copy"
+        raise IntegrityError(what, got=got, expected=f"digest {version}", todo=todo)
+    return Version(name, short, manifest.digest, manifest)
 
 
 def require_version(store: Store, name: str, version: str) -> None:
@@ -47,14 +59,22 @@ def versions_of(store: Store, name: str) -> list[str]:
 
 
 def find(store: Store, digest: str) -> Version:
-    """Find a version by its digest, whatever its name; NotFoundError if no name has it."""
+    """Find a version by its digest, whatever its name; NotFoundError if no name has it, IntegrityError if it is damaged."""
     if not is_digest(digest):
         raise RegistryError("not a digest", got=repr(digest[:80]), expected="64 hex digits")
+    failure: RegistryError | None = None
     for name in store.names():
-        if store.has(name, digest[:12]):
-            version = open_version(store, name, digest[:12])
-            if version.digest == digest:
-                return version
+        try:
+            version = open_version(store, name, shorten(digest)) if store.has(name, shorten(digest)) else None
+        except NotFoundError:  # removed just now
+            continue
+        except RegistryError as error:  # damaged here: it may stand under another name too
+            failure = failure or error
+            continue
+        if version is not None and version.digest == digest:
+            return version
+    if failure is not None:
+        raise failure
     raise NotFoundError(f"no version with digest {digest}", got=f"the registry at {store.url}", todo="publish it first")
 
 
@@ -100,10 +120,10 @@ def differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
 
 
-def _target(store: Store, name: str, alias: str) -> str:
+def _target(store: Store, name: str, alias: str) -> Target:
     aliases = Journal(store, name).aliases()
-    if version := aliases.version(alias):
-        return version
+    if target := aliases.targets.get(alias):
+        return target
     versions_of(store, name)
     expected = _some(f"{name}@{known}" for known in sorted(aliases.targets)) or f"{name}:VERSION"
     raise NotFoundError(f"no alias {name}@{alias}", got=f"the registry at {store.url}", expected=expected)

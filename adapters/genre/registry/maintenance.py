@@ -1,44 +1,22 @@
-"""Verifying and cleaning a whole store, and deleting one version.
+"""Cleaning a whole store, and deleting one version.
 
-Owns: the order of the checks and the names of the findings; what is garbage; what keeps a version from being deleted. Kept is
-every version that an alias names or ever named, and everything those name as encoder or parent, and so on. The rest goes, with
-unfinished publishes that no living writer owns. Ignores: repairing.
-
-    like:a3f09c12be77/heads.safetensors has changed: got sha256 5d4f…; expected 77ab…
-    like/aliases/3.json is missing
+Owns: what is garbage; what keeps a version from being deleted. Kept is every version that an alias names or ever named, and
+everything those name as encoder or parent, and so on. The rest goes, with unfinished publishes that no living writer owns.
+Ignores: what is damaged (see `verification`).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from genre.errors import IntegrityError, RegistryError
-from genre.registry.integrity import check_stored, find_damage
 from genre.registry.journal import Journal
-from genre.registry.lookup import look_up, open_version, require_version
+from genre.registry.lookup import open_version, require_version
 from genre.registry.manifest import Version
-from genre.registry.names import MANIFEST
-from genre.registry.records import read_baselines
+from genre.registry.names import is_digest, shorten
 from genre.registry.store import Store
 
 GRACE_S = 3600.0
 """The age from which garbage goes on a remote store, which has no lock to keep writers out meanwhile."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A finding of `verify`. `version` and `file` are empty where they do not apply."""
-
-    name: str
-    version: str
-    file: str
-    what: str
-
-    def __str__(self) -> str:
-        """One line: the path, then the problem."""
-        version = f":{self.version}" if self.version else ""
-        return f"{self.name}{version}{'/' + self.file if self.file else ''} {self.what}"
 
 
 @dataclass(frozen=True)
@@ -66,64 +44,6 @@ class Deleted:
     formerly: tuple[str, ...]
 
 
-def verify(store: Store, name: str | None, fetch: Callable[[Version], Path] | None) -> list[Problem]:
-    """Re-hash all versions of one name or of all, follow the journals, and list what does not belong.
-
-    `fetch` checks a remote version by a copy on this machine; without it nothing is hashed.
-    """
-    strays = [path for path in store.strays() if name in (None, path.split("/")[0])]
-    found = [Problem(path, "", "", "does not belong here") for path in strays]
-    for each, versions in store.listing().items():
-        if name in (None, each):
-            for version in versions:
-                found += _verify_version(store, each, version, fetch)
-            found += _verify_journal(store, each, set(versions))
-            found += _verify_records(store, each, versions)
-    return found
-
-
-def _verify_version(store: Store, name: str, version: str, fetch: Callable[[Version], Path] | None) -> list[Problem]:
-    try:
-        opened = open_version(store, name, version)
-        manifest, local = opened.manifest, store.folder(name, version)
-        if fetch is None:
-            missing = sorted(manifest.files.keys() - store.files(name, version).keys())
-            found = [Problem(name, version, file, "is missing") for file in missing]
-        elif local is None:
-            extra = sorted(store.files(name, version).keys() - manifest.files.keys() - {MANIFEST})
-            found = [Problem(name, version, file, "is not in the manifest") for file in extra]
-            fetch(opened)
-        else:
-            found = [Problem(name, version, file, what) for file, what in find_damage(local, manifest)]
-            if not found:
-                check_stored(local, manifest)
-    except (RegistryError, OSError) as error:
-        return [Problem(name, version, "", str(error))]
-    if manifest.encoder is not None and look_up(store, manifest.encoder) is None:
-        found.append(Problem(name, version, "", f"names an encoder that is not here: {manifest.encoder}"))
-    return found
-
-
-def _verify_journal(store: Store, name: str, versions: set[str]) -> list[Problem]:
-    journal = Journal(store, name)
-    found = [Problem(name, "", file, what) for file, what in journal.problems()]
-    if found:
-        return found
-    targets = journal.aliases().targets.items()
-    gone = [(alias, target.version) for alias, target in targets if target.version not in versions]
-    return [Problem(name, version, "", f"is missing but {alias} names it") for alias, version in gone]
-
-
-def _verify_records(store: Store, name: str, versions: list[str]) -> list[Problem]:
-    found = []
-    for version in versions:
-        try:
-            read_baselines(store, name, version)
-        except RegistryError as error:
-            found.append(Problem(name, version, "", str(error)))
-    return found
-
-
 def collect_garbage(store: Store, *, dry_run: bool = False) -> Garbage:
     """Remove versions that nothing names, and unfinished publishes; `dry_run` only reports them.
 
@@ -146,8 +66,11 @@ def collect_garbage(store: Store, *, dry_run: bool = False) -> Garbage:
     return Garbage(tuple(version.ref for version in doomed), tuple(unfinished), freed, dry_run)
 
 
-def delete(store: Store, name: str, version: str) -> Deleted:
+def delete(store: Store, name: str, version: str, *, actor: str | None = None) -> Deleted:
     """Delete a version that nothing names: no alias, and no version as its encoder or parent; it may be damaged itself.
+
+    The journal records it where an alias named it once, so that `verify` does not miss it. One that is gone already, though the
+    history names it, is recorded too.
 
     Raises:
         NotFoundError: There is no such version.
@@ -156,15 +79,20 @@ def delete(store: Store, name: str, version: str) -> Deleted:
     """
     ref = f"{name}:{version}"
     with store.cleaning():
-        require_version(store, name, version)
         journal = Journal(store, name)
+        moves = [move for move in journal.history() if move.version == version]
+        if not moves or moves[-1].action == "delete" or store.has(name, version):
+            require_version(store, name, version)
         aliases = [alias for alias, target in journal.aliases().targets.items() if target.version == version]
         users = _users(store, name, version)
         if aliases or users:
             raise _named(store, name, version, sorted(aliases), users)
-        formerly = sorted({move.alias for move in journal.history() if move.version == version})
+        formerly = sorted({move.alias for move in moves if move.action != "delete"})
+        if moves and moves[-1].action != "delete":
+            journal.append_deletion(version, digest=moves[-1].digest, actor=actor)
         freed = sum(store.files(name, version).values())
-        store.remove(name, version)
+        if store.has(name, version):
+            store.remove(name, version)
     return Deleted(ref, freed, tuple(formerly))
 
 
@@ -176,11 +104,17 @@ def _users(store: Store, name: str, version: str) -> list[str]:
             if (each, other) == (name, version):
                 continue
             manifest = open_version(store, each, other).manifest
-            if manifest.encoder is not None and manifest.encoder[:12] == version:
+            if manifest.encoder is not None and _may_mean(manifest.encoder, name, version):
                 found.append(f"the encoder of {each}:{other}")
-            if any(parent == f"{name}:{version}" or parent[:12] == version for parent in manifest.parents):
+            if any(_may_mean(parent, name, version) for parent in manifest.parents):
                 found.append(f"a parent of {each}:{other}")
     return found
+
+
+def _may_mean(reference: str, name: str, version: str) -> bool:
+    """Return whether a reference may mean a version; by its 12 digits, since the version itself may be damaged."""
+    of, _, digits = ("", "", reference) if is_digest(reference) else reference.partition(":")
+    return of in ("", name) and shorten(digits) == version
 
 
 def _named(store: Store, name: str, version: str, aliases: list[str], users: list[str]) -> RegistryError:
@@ -207,7 +141,9 @@ def _reachable(store: Store, everything: list[Version]) -> set[str]:
     ]
     kept: set[str] = set()
     while pending:
-        version = by_reference.get(pending.pop())
+        reference = pending.pop()
+        name, colon, digits = reference.partition(":")
+        version = by_reference.get(f"{name}:{shorten(digits)}" if colon else reference)
         if version is not None and version.ref not in kept:
             kept.add(version.ref)
             pending += version.manifest.references

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from genre import display
 from genre.errors import IntegrityError, ManifestError, RegistryError
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
-from genre.registry.names import MANIFEST, check_name, is_digest, is_name, is_version
+from genre.registry.names import MANIFEST, check_name, is_digest, is_name, is_pin, shorten
 from genre.validation import expected
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Manifest(_Frozen):
     def _parents(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for parent in value:
             name, _, version = parent.partition(":")
-            if not is_digest(parent) and not (is_name(name) and is_version(version)):
+            if not is_digest(parent) and not (is_name(name) and is_pin(version)):
                 raise ValueError(f"got {parent[:80]!r}; expected a digest or name:version")
         return value
 
@@ -214,7 +214,7 @@ def seal(draft: Manifest, files: dict[str, str], *, size_bytes: int) -> tuple[Ma
     raw = draft.raw() | {"files": files, "created": utc_now()}
     raw["cost"] = raw["cost"] | {"bytes": size_bytes}
     raw["digest"] = digest_of(raw)
-    raw["version"] = raw["digest"][:12]
+    raw["version"] = shorten(raw["digest"])
     raw["checksum"] = checksum_of(raw)
     data = render(raw)
     if len(data) > MAX_MANIFEST_BYTES:
@@ -241,7 +241,7 @@ def open_sealed(data: bytes, name: str, version: str) -> Manifest:
         raise IntegrityError(f"{what} is damaged", got=str(error)) from None
     if not intact:
         raise IntegrityError(f"{what} is damaged", got="other content than its checksum and digest say")
-    if (manifest.name, manifest.version) != (name, version) or manifest.digest[:12] != version:
+    if (manifest.name, manifest.version) != (name, version) or shorten(manifest.digest) != version:
         got = f"{manifest.name}:{manifest.version} with digest {manifest.digest}"
         raise IntegrityError(f"{what} is of another version", got=got, expected=f"{name}:{version}")
     return manifest
@@ -308,8 +308,13 @@ class Version:
 
     @property
     def ref(self) -> str:
-        """`name:version`, the reference that always means this version."""
+        """`name:version`, the reference that people type."""
         return f"{self.name}:{self.version}"
+
+    @property
+    def exact(self) -> str:
+        """`name:digest`, the reference that means this content and no other: what programs remember."""
+        return f"{self.name}:{self.digest}"
 
 
 class Publishable(Protocol):

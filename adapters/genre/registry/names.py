@@ -8,6 +8,9 @@ Owns: the form of names and references. Ignores: whether anything by that name e
     Ref(name='like', version='0123456789ab', alias=None)
     >>> parse_ref("like")
     Ref(name='like', version=None, alias='latest')
+
+A version is the first 12 digits of its digest, for people to type. Whatever is stored or remembered binds the whole digest,
+and a reference may give more digits than 12, up to all 64: then those count too.
 """
 
 import re
@@ -17,18 +20,21 @@ from genre.errors import RegistryError
 
 ALIASES = "aliases"
 RECORDS = "baselines"
+HEADS = ".heads"
 MANIFEST = "manifest.json"
 LATEST = "latest"
 PRODUCTION = "production"
+SHORT = 12
+"""Hex digits of a digest that name a version, and its folder. Two versions of one name never have the same."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}", re.ASCII)
-_VERSION = re.compile(r"[0-9a-f]{12}", re.ASCII)
-_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_HEX = re.compile(r"[0-9a-f]+", re.ASCII)
+_DIGEST_DIGITS = 64
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A parsed reference: a name, and either a version or an alias."""
+    """A parsed reference: a name, and either a version (12 to 64 digits of a digest, as typed) or an alias."""
 
     name: str
     version: str | None
@@ -42,12 +48,22 @@ def is_name(text: str) -> bool:
 
 def is_version(text: str) -> bool:
     """Return whether `text` has the form of a version: the first 12 hex digits of a digest."""
-    return _VERSION.fullmatch(text) is not None
+    return len(text) == SHORT and _HEX.fullmatch(text) is not None
+
+
+def is_pin(text: str) -> bool:
+    """Return whether `text` names a version by its 12 digits, or binds more of its digest, up to all 64."""
+    return SHORT <= len(text) <= _DIGEST_DIGITS and _HEX.fullmatch(text) is not None
+
+
+def shorten(digest: str) -> str:
+    """Return the version of a digest, or of a longer or equal beginning of one."""
+    return digest[:SHORT]
 
 
 def is_digest(text: str) -> bool:
     """Return whether `text` has the form of a digest: 64 hex digits."""
-    return _DIGEST.fullmatch(text) is not None
+    return len(text) == _DIGEST_DIGITS and _HEX.fullmatch(text) is not None
 
 
 def check_name(text: str, what: str = "name") -> str:
@@ -62,9 +78,10 @@ def check_name(text: str, what: str = "name") -> str:
 
 
 def check_version(text: str) -> str:
-    """Return `text` if it has the form of a version; RegistryError otherwise."""
-    if not is_version(text):
-        raise RegistryError("not a version", got=repr(text[:80]), expected="12 hex digits, as `genre registry list` shows")
+    """Return `text` if it has the form of a version, or of a longer beginning of its digest; RegistryError otherwise."""
+    if not is_pin(text):
+        expected = f"{SHORT} hex digits, as `genre registry list` shows, or more of the digest"
+        raise RegistryError("not a version", got=repr(text[:80]), expected=expected)
     return text
 
 

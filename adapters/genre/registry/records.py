@@ -49,7 +49,7 @@ def write_baselines(store: Store, version: Version, baselines: Mapping[str, Any]
     raw = record.model_dump(mode="json")
     raw["checksum"] = checksum_of(raw)
     with store.writing():
-        store.put_record(version.name, version.version, render(raw))
+        store.put(version.name, RECORDS, f"{version.version}.json", render(raw))
 
 
 def read_baselines(store: Store, name: str, version: str) -> BaselineRecord | None:

@@ -23,7 +23,7 @@ from typing import Any
 import fsspec
 
 from genre.errors import JobError, NotFoundError, RegistryError
-from genre.registry.names import ALIASES, MANIFEST, RECORDS, is_name, is_version
+from genre.registry.names import ALIASES, HEADS, MANIFEST, RECORDS, is_name, is_version
 from genre.registry.store import is_entry, is_record
 
 
@@ -60,6 +60,15 @@ class RemoteStore:
         """See `Store`; the order is that of the manifests' times."""
         found = [(_time(info), path) for path, info in self._find(name).items() if path.endswith(f"/{MANIFEST}")]
         return [path.split("/")[1] for _, path in sorted(found) if _is_version_file(path)]
+
+    def known(self) -> list[str]:
+        found = set()
+        for path in self._find():
+            if _is_head(path):
+                found.add(path.split("/")[1])
+            elif _is_journal_file(path) or (_is_version_file(path) and path.endswith(f"/{MANIFEST}")):
+                found.add(path.split("/")[0])
+        return sorted(found)
 
     def has(self, name: str, version: str) -> bool:
         with self._errors():
@@ -110,9 +119,9 @@ class RemoteStore:
     def create_entry(self, name: str, number: int, data: bytes) -> bool:
         return self._create(self._path(name, ALIASES, f"{number}.json"), data)
 
-    def put_record(self, name: str, version: str, data: bytes) -> None:
+    def put(self, name: str, folder: str, file: str, data: bytes) -> None:
         with self._errors():
-            self._fs.pipe_file(self._path(name, RECORDS, f"{version}.json"), data)
+            self._fs.pipe_file(self._path(name, folder, file), data)
 
     def check_writable(self, name: str) -> None:
         """See `Store`: nothing is known before a write."""
@@ -146,7 +155,8 @@ class RemoteStore:
                 self._fs.rm_file(self._path(file))
 
     def strays(self) -> list[str]:
-        return sorted(path for path in self._find() if not (_is_version_file(path) or _is_journal_file(path) or _is_record(path)))
+        known = (_is_version_file, _is_journal_file, _is_record, _is_head)
+        return sorted(path for path in self._find() if not any(of_kind(path) for of_kind in known))
 
     def writing(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -202,6 +212,11 @@ def _is_journal_file(path: str) -> bool:
 def _is_record(path: str) -> bool:
     parts = path.split("/")
     return len(parts) == 3 and is_name(parts[0]) and parts[1] == RECORDS and is_record(parts[2])
+
+
+def _is_head(path: str) -> bool:
+    parts = path.split("/")
+    return len(parts) == 3 and parts[0] == HEADS and is_name(parts[1])
 
 
 def _time(info: dict[str, Any]) -> float:

@@ -13,6 +13,7 @@ writer of the same number fails. POSIX only (flock; see docs/decisions/registry-
         like/aliases/1.json, 2.json, …          # the journal
         like/baselines/a3f09c12be77.json        # what a version was measured against
         like/.tmp-8f2c…/                        # an unfinished publish: invisible
+        .heads/like/head.json                   # the last entry of the journal of `like`
 """
 
 import contextlib
@@ -30,7 +31,7 @@ from typing import Protocol
 from genre.errors import DiskError, NotFoundError, RegistryError
 from genre.files import check_writable, disk_errors, sync
 from genre.registry.limits import open_plain
-from genre.registry.names import ALIASES, RECORDS, is_name, is_version
+from genre.registry.names import ALIASES, HEADS, RECORDS, is_name, is_version
 
 TEMPORARY = ".tmp-"
 
@@ -48,6 +49,9 @@ class Store(Protocol):
 
     def versions(self, name: str) -> list[str]:
         """Visible versions of a name, oldest first."""
+
+    def known(self) -> list[str]:
+        """All names that have a version, a journal, or the head of a journal that was there once; sorted."""
 
     def has(self, name: str, version: str) -> bool:
         """Return whether the version is visible."""
@@ -76,8 +80,8 @@ class Store(Protocol):
     def create_entry(self, name: str, number: int, data: bytes) -> bool:
         """Write entry `number` unless it exists; False if it does. Of two writers exactly one gets True."""
 
-    def put_record(self, name: str, version: str, data: bytes) -> None:
-        """Write or replace the record beside a version; `read` with the folder `RECORDS` finds it."""
+    def put(self, name: str, folder: str, file: str, data: bytes) -> None:
+        """Write or replace a file beside versions, in the folder `RECORDS`, say; `read` with the same names finds it."""
 
     def check_writable(self, name: str) -> None:
         """Refuse a store that takes no new version of a name, if that can be found out without writing there."""
@@ -123,6 +127,11 @@ class LocalStore:
                 with contextlib.suppress(FileNotFoundError):  # gc has just removed it
                     found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
         return [version for _, version in sorted(found)]
+
+    def known(self) -> list[str]:
+        journals = {name for name in self._name_folders() if self.entries(name)}
+        heads = {entry.name for entry in _scan(self.root / HEADS) if _is_folder(entry, is_name)}
+        return sorted(journals | heads | set(self.names()))
 
     def has(self, name: str, version: str) -> bool:
         folder = self.root / name / version
@@ -198,11 +207,11 @@ class LocalStore:
             sync(folder.parent)
             return True
 
-    def put_record(self, name: str, version: str, data: bytes) -> None:
-        folder = self.root / name / RECORDS
-        with disk_errors(folder), _written_aside(folder, data) as aside:
-            os.replace(aside, self._record(name, version))
-            sync(folder)
+    def put(self, name: str, folder: str, file: str, data: bytes) -> None:
+        path = self.root / name / folder
+        with disk_errors(path), _written_aside(path, data) as aside:
+            os.replace(aside, path / file)
+            sync(path)
 
     def check_writable(self, name: str) -> None:
         check_writable(self.root / name / ALIASES, "the registry")
@@ -217,6 +226,7 @@ class LocalStore:
     def unfinished(self) -> dict[str, int]:
         places = ("", ALIASES, RECORDS)
         folders = [self.root / name / place for name in self._name_folders() for place in places]
+        folders += [self.root / HEADS / entry.name for entry in _scan(self.root / HEADS)]
         paths = sorted((path for folder in folders for path in folder.glob(f"{TEMPORARY}*")), key=str)
         found = {}
         for path in paths:
@@ -233,7 +243,9 @@ class LocalStore:
             shutil.rmtree(target)
 
     def strays(self) -> list[str]:
-        found = [entry.name for entry in _scan(self.root) if entry.name != ".lock" and not _is_folder(entry, is_name)]
+        own = (".lock", HEADS)
+        found = [entry.name for entry in _scan(self.root) if entry.name not in own and not _is_folder(entry, is_name)]
+        found += [f"{HEADS}/{entry.name}" for entry in _scan(self.root / HEADS) if not _is_folder(entry, is_name)]
         for name in self._name_folders():
             for entry in _scan(self.root / name):
                 known = _is_folder(entry, lambda text: is_version(text) or text in (ALIASES, RECORDS))

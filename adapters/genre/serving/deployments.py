@@ -23,7 +23,7 @@ from genre.engine import Engine, Request
 from genre.engine.versions import need_answers
 from genre.errors import GenreError, InputError, ManifestError, NotFoundError, RequestError, first_line
 from genre.registry import Move, Registry, Version
-from genre.registry.names import LATEST, PRODUCTION, parse_ref
+from genre.registry.names import LATEST, PRODUCTION, parse_ref, shorten
 from genre.serving.estimates import TokenEstimate
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
@@ -162,27 +162,27 @@ class Deployments:
             names = [one.name for one in self.all() if one.alias and name in (None, one.name)]
             for adapter in dict.fromkeys(names):
                 try:
-                    aliases = self.registry.aliases(adapter)
+                    pins = self.registry.pins(adapter)
                 except GenreError as error:
                     self.log.write("aliases unreadable", level="error", adapter=adapter, error=str(error))
                     continue
                 for deployment in self.all():
                     if deployment.name == adapter:
-                        self._follow(deployment, aliases.get(deployment.alias or ""))
+                        self._follow(deployment, pins.get(deployment.alias or ""))
 
-    def _follow(self, deployment: Deployment, version: str | None) -> None:
-        if version is None or version == deployment.version.version:
+    def _follow(self, deployment: Deployment, pin: str | None) -> None:
+        if pin is None or deployment.version.digest.startswith(pin):
             return
         failed, retry_at = self._failed.get(deployment.ref, ("", 0.0))
-        if failed == version and time.monotonic() < retry_at:
+        if failed == pin and time.monotonic() < retry_at:
             return
         try:
             self._swap(deployment.ref)
         except Exception as error:  # a version that breaks in any way must not stop the others from being followed
-            self._failed[deployment.ref] = (version, time.monotonic() + RETRY_S)
+            self._failed[deployment.ref] = (pin, time.monotonic() + RETRY_S)
             self.metrics.swap_failures.labels(deployment.name).inc()
             serving = deployment.version.version
-            self.log.failure("swap failed", error, ref=deployment.ref, version=version, serving=serving)
+            self.log.failure("swap failed", error, ref=deployment.ref, version=shorten(pin), serving=serving)
         else:
             self._failed.pop(deployment.ref, None)
 
@@ -235,7 +235,7 @@ class Deployments:
 
     def _put(self, ref: str, digest: str, *, public: bool) -> None:
         """Record the version that the engine serves for a reference."""
-        version = self.registry.open_version(parse_ref(ref).name, digest[:12])
+        version = self.registry.open_version(parse_ref(ref).name, digest)
         catalogue = NO_ITEMS if version.manifest.reads == "texts" else self._catalogue(ref)
         self._set(Deployment(ref, version, TokenEstimate.of(version.manifest, catalogue.size), catalogue, public))
 

@@ -211,7 +211,7 @@ class AliasHistory:
         moves = self.registry.history(name, after=known.last)
         if not moves:
             return known
-        aliases = known.aliases | {move.alias: move.version for move in moves}
+        aliases = known.aliases | {move.alias: move.version for move in moves if move.action != "delete"}
         return Journal(moves[-1].n, dict(sorted(aliases.items())), (*known.latest, *moves)[-KEPT_MOVES:])
 
 

@@ -208,9 +208,9 @@ def _decide(registry: Registry, old: Version, run: Run, verdicts: dict[str, Verd
         shown = outcome if outcome == "worse" else "not proven to be no worse (the test is too small to tell)"
         return _done(report, new, run, "kept", f"{published}; {old.name}@{alias} stays {old.ref}: the new version is {shown}")
     try:
-        registry.promote(new, alias, instead_of=old.version, checks=lines)
+        registry.promote(new, alias, instead_of=old.digest, checks=lines)
         if held_latest and alias != LATEST:
-            registry.promote(new, LATEST, instead_of=old.version, checks=lines)
+            registry.promote(new, LATEST, instead_of=old.digest, checks=lines)
     except ConflictError as error:
         moved = registry.aliases(old.name).get(alias)
         if moved != new.version:

@@ -22,6 +22,7 @@ from genre.jobs.score.requests import Line, Row, is_object, read_row
 from genre.jobs.score.results import Results
 from genre.progress import Reporter
 from genre.registry import Registry
+from genre.registry.names import shorten
 
 T = TypeVar("T")
 LOOK_ROWS = 1_000
@@ -212,13 +213,15 @@ def exact_refs(store: Registry, results: Results) -> dict[str, str]:
     Raises:
         NotFoundError: One of them is no longer in the registry.
     """
-    exact = {ref: f"{ref.partition('@')[0].partition(':')[0]}:{digest[:12]}" for ref, digest in results.digests.items()}
+    exact = {ref: f"{ref.partition('@')[0].partition(':')[0]}:{digest}" for ref, digest in results.digests.items()}
     for ref in exact.values():
         try:
             store.resolve(ref)
         except NotFoundError as error:
+            name, _, digest = ref.partition(":")
             todo = f"remove {results.part} to start over"
-            raise NotFoundError(f"the unfinished output was written with {ref}", got=str(error), todo=todo) from None
+            what = f"the unfinished output was written with {name}:{shorten(digest)}"
+            raise NotFoundError(what, got=str(error), todo=todo) from None
     return exact
 
 

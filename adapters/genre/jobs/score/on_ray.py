@@ -123,7 +123,7 @@ class Plan:
             named |= dict.fromkeys(ref.decode("utf-8", "replace") for line in chunk for ref in _ADAPTER.findall(line.raw))
         for ref in named.keys() - exact.keys():
             with contextlib.suppress(RegistryError):  # a reference that does not exist fails in its own rows
-                exact[ref] = store.resolve(ref).ref
+                exact[ref] = store.resolve(ref).exact
         paths: dict[str, Any] = {"registry": registry, "data": data, "base": base}
         return cls(
             source=str(Path(source).absolute()),

@@ -1,0 +1,133 @@
+"""Verifying a whole store, or all of one name.
+
+Owns: the order of the checks and the names of the findings. Ignores: repairing; how a file or an entry is checked. It reads the
+store and nothing else, so that a whole copy on this machine does not hide what is missing there.
+
+    like:a3f09c12be77/heads.safetensors has changed: got sha256 5d4f…; expected 77ab…
+    like/aliases/3.json is missing
+    like:0c4d5e6f7a8b is missing but production names it
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from genre.errors import RegistryError
+from genre.registry.entries import Move
+from genre.registry.integrity import check_stored, find_damage
+from genre.registry.journal import Journal
+from genre.registry.lookup import look_up, open_version
+from genre.registry.manifest import Version
+from genre.registry.names import MANIFEST, RECORDS
+from genre.registry.records import read_baselines
+from genre.registry.store import Store, is_record
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A finding of `verify`. `version` and `file` are empty where they do not apply."""
+
+    name: str
+    version: str
+    file: str
+    what: str
+
+    def __str__(self) -> str:
+        """One line: the path, then the problem."""
+        version = f":{self.version}" if self.version else ""
+        return f"{self.name}{version}{'/' + self.file if self.file else ''} {self.what}"
+
+
+def verify(store: Store, name: str | None, check: Callable[[Version], object] | None) -> list[Problem]:
+    """Re-hash all versions of one name or of all, follow the journals, and list what is missing and what does not belong.
+
+    `check` checks a version of a remote store, file by file, as it is there now; without it nothing is hashed.
+    """
+    strays = [path for path in store.strays() if name in (None, path.split("/")[0])]
+    found = [Problem(path, "", "", "does not belong here") for path in strays]
+    listing = store.listing()
+    for each in store.known():
+        if name in (None, each):
+            digests: dict[str, str | None] = {}
+            for version in listing.get(each, ()):
+                digests[version], problems = _verify_version(store, each, version, check)
+                found += problems
+            found += _verify_journal(store, each, digests)
+            found += _verify_records(store, each, digests)
+    return found
+
+
+def _verify_version(
+    store: Store, name: str, version: str, check: Callable[[Version], object] | None
+) -> tuple[str | None, list[Problem]]:
+    """The digest of a version, None where its manifest is damaged, and what is wrong with it."""
+    digest = None
+    try:
+        opened = open_version(store, name, version)
+        digest, manifest, local = opened.digest, opened.manifest, store.folder(name, version)
+        present = store.files(name, version).keys()
+        found = [
+            Problem(name, version, file, "is not in the manifest")
+            for file in sorted(present - manifest.files.keys() - {MANIFEST})
+        ]
+        if check is None:
+            found += [Problem(name, version, file, "is missing") for file in sorted(manifest.files.keys() - present)]
+        elif local is None:
+            check(opened)
+        else:
+            found = [Problem(name, version, file, what) for file, what in find_damage(local, manifest)]
+            if not found:
+                check_stored(local, manifest)
+        if manifest.encoder is not None and look_up(store, manifest.encoder) is None:
+            found.append(Problem(name, version, "", f"names an encoder that is not here: {manifest.encoder}"))
+    except (RegistryError, OSError) as error:
+        return digest, [Problem(name, version, "", str(error))]
+    return digest, found
+
+
+def _verify_journal(store: Store, name: str, digests: Mapping[str, str | None]) -> list[Problem]:
+    journal = Journal(store, name)
+    found = [Problem(name, "", file, what) for file, what in journal.problems()]
+    try:
+        moves, aliases = journal.history(), journal.aliases()
+    except RegistryError as error:
+        return found or [Problem(name, "", "", str(error))]
+    if moves and not digests:
+        found.append(Problem(name, "", "", "has a journal, but all of its versions are gone"))
+    for version, move in _needed(moves).items():
+        holders = sorted(alias for alias, target in aliases.targets.items() if target.version == version)
+        if version not in digests:
+            found.append(Problem(name, version, "", _missing(name, move, holders)))
+        elif move.digest is not None and digests[version] not in (None, move.digest):
+            what = f"is not the version that {move.alias} was moved to: got digest {digests[version]}; expected {move.digest}"
+            found.append(Problem(name, version, "", what))
+    return found
+
+
+def _needed(moves: list[Move]) -> dict[str, Move]:
+    """The versions that a history names and that were not deleted on purpose since, with the last move of each."""
+    needed: dict[str, Move] = {}
+    for move in moves:
+        if move.action == "delete":
+            needed.pop(move.version, None)
+        else:
+            needed[move.version] = move
+    return needed
+
+
+def _missing(name: str, move: Move, holders: list[str]) -> str:
+    if holders:
+        return f"is missing but {', '.join(holders)} names it"
+    todo = f"if it was deleted on purpose, genre registry delete {name}:{move.version} records that"
+    return f"is missing but the history of {move.alias} names it; restore it from a copy, or {todo}"
+
+
+def _verify_records(store: Store, name: str, digests: Mapping[str, str | None]) -> list[Problem]:
+    files = sorted(store.files(name, RECORDS))
+    orphans = [file for file in files if is_record(file) and file.removesuffix(".json") not in digests]
+    found = [Problem(name, "", f"{RECORDS}/{file}", "belongs to no version") for file in orphans]
+    for version in digests:
+        try:
+            read_baselines(store, name, version)
+        except RegistryError as error:
+            found.append(Problem(name, version, "", str(error)))
+    return found
