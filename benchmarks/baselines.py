@@ -38,7 +38,7 @@ from genre.progress import Reporter
 from genre.training import fit
 from genre.training.assembly import assemble
 from genre.training.prediction import predict
-from rivals.attentive import self_attentive
+from genre.training.self_attentive import self_attentive
 from rivals.factors import als, bpr
 from rivals.fused import fused
 from rivals.linear import recent_svd
@@ -59,6 +59,8 @@ RANKERS: dict[str, Callable[..., Any]] = {
 NETWORKS = ("self_attentive", "self_attentive_fused")
 REFIT = ("rating",)
 BY_SEED = ("adapter", *NETWORKS, "boosted_trees")
+AVERAGES = (0.99, 0.998)
+"""Decays of the averages of the fused network's weights."""
 OWN_TERM = ("self_attentive_fused",)
 """Has what the adapter adds to itself, so it is reported beside the others and is none of the baselines that are to be beaten."""
 
@@ -117,10 +119,9 @@ class Scores:
         return feedback_baselines(self.log, self.split, self.label, self.targets, binary=binary)[name], {}
 
     def _network(self, name: str, seed: int) -> Any:
-        averaged = name in OWN_TERM
-        file = self.folder / f"network-{seed}.pt"
-        made = self_attentive(self.log, self.split, seed=seed, averaged=averaged, file=file)
-        return fused(made, self.log, self.split) if averaged else made
+        if name not in OWN_TERM:
+            return self_attentive(self.log, self.split, seed=seed)
+        return fused(self_attentive(self.log, self.split, averages=AVERAGES, seed=seed), self.log, self.split)
 
     def _adapter(self, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
         recipe = genre.Recipe.read(RECIPES / f"{self.task.name}.yaml", [*self.overrides, f"train.seed={seed}"])

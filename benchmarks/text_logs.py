@@ -6,10 +6,9 @@ DATA is a data set folder (`genre data import`). The protocol is that of the pub
 each user is the test target, the one before validates, the whole catalogue is ranked, equal scores get mid-ranks; seen items
 masked, and kept.
 
-Every setting of a baseline and of the adapter is chosen on validation under the same mask; `transitions`, `item_neighbours`,
-`ease`, `text_neighbours` and `ease_text` are the library's, `self_attentive` is `rivals/attentive.py`. Beside the whole stand the
-users whose last item's id sorts before the one before it: where a log has days for times and lists equal ones by id, their order
-is not a tie.
+Every setting of a baseline and of the adapter is chosen on validation under the same mask; the baselines are the library's.
+Beside the whole stand the users whose last item's id sorts before the one before it: where a log has days for times and lists
+equal ones by id, their order is not a tie.
 
 Intervals: users drawn again, the same draws for all methods; the mean over the seeds, so they leave out what other seeds would
 have given. Ranks are cached beside the JSON file by method, seed and mask; `--fresh` starts over.
@@ -38,7 +37,7 @@ from genre.training import fit
 from genre.training.assembly import Assembly, assemble
 from genre.training.neighbours import add_neighbours
 from genre.training.prediction import predict
-from rivals.attentive import self_attentive
+from genre.training.self_attentive import self_attentive
 from seeds import drawn, interval
 from suite import keep_figures
 
@@ -118,8 +117,7 @@ class Ranks:
 
     def _baseline(self, method: str, seed: int, seen: Seen) -> np.ndarray:
         if method == "self_attentive":
-            file = self.folder / f"network-{seed}.pt"
-            blocks = self_attentive(self.log, self.split, seed=seed, length=20, file=file).blocks(self.targets)
+            blocks = self_attentive(self.log, self.split, seen=seen, seed=seed).blocks(self.targets)
         else:
             blocks = ranking_baselines(self.log, self.split, self.targets, seen=seen, texts=self._texts)[method]()
         return rank_in_blocks(self.log, self.split, self.targets, blocks, seen=seen).ranks

@@ -2,7 +2,6 @@
 
     neighbours   item-based and sequential nearest neighbours
     factors      alternating least squares and Bayesian personalized ranking, from `implicit`
-    attentive    a two-layer self-attentive sequence model (SASRec) with cross-entropy over the catalogue
     trees        gradient-boosted trees on running means, for feedback tasks
 
 A ranking rival is fitted by `fit(log, split)` and gives `blocks(targets)`, the scores of the whole catalogue from each

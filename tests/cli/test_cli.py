@@ -65,8 +65,12 @@ FAST = ["popularity", "transitions", "item_neighbours", "text_neighbours"]
 ALL = ["popularity", "transitions", "item_neighbours", "ease", "text_neighbours", "ease_text"]
 
 
-@pytest.mark.parametrize(("which", "known"), [("none", []), ("fast", FAST), ("all", ALL)])
-def test_baselines_that_are_wanted(which, known, place, tiny, capsys):
+@pytest.mark.parametrize(
+    ("which", "known"),
+    [("none", []), ("fast", FAST), ("all", ALL), ("ease, popularity,self_attentive", ["popularity", "ease", "self_attentive"])],
+)
+def test_baselines_that_are_wanted(which, known, place, tiny, capsys, monkeypatch):
+    monkeypatch.setattr("genre.training.self_attentive.MOST_EPOCHS", 1)
     file = write_recipe(tiny, NEXT, encoder={"learned": 8, "collaborative": 0})
     shown = run(capsys, "train", file, "--baselines", which, "--json", "run.json", "--out", "out")
     assert list(json.loads((place / "run.json").read_text())["baselines"]["next_item"]) == known

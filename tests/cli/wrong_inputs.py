@@ -156,7 +156,7 @@ COMMANDS = {
     "train like.yaml --lr 0.1": "no such option: --lr; it is a key of the recipe: --set train.learning_rate=VALUE; see genre",
     "train like.yaml --reciepe x": "no such option: --reciepe",
     "train like.yaml --registri x": "no such option: --registri; did you mean --registry?; see genre train --help",
-    "train like.yaml --baselines some": "no such baselines: got --baselines some; expected none, fast or all",
+    "train like.yaml --baselines some": "no such baseline: got some; expected none, fast, all or names with commas: item_mean",
     "train like.yaml --set tasks.3.label=x": "override 'tasks.3.label' names no element: got 3; expected 0 to 0",
     "train like.yaml --set tasks.0.label=rating": "needs labels 0 and 1: got rating from 1 to 5; compare it, for example:",
     "train like.yaml --set encoder.use=like": "is no behaviour encoder: got adapter; expected an encoder; genre registry list",

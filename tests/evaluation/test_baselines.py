@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from genre.data.interactions import Interactions
 from genre.data.splits import SplitConfig, split
-from genre.errors import DataError
-from genre.evaluation.baselines import SMOOTHING, feedback_baselines, ranking_baselines
+from genre.errors import DataError, InputError
+from genre.evaluation.baselines import SMOOTHING, chosen_baselines, feedback_baselines, ranking_baselines
 from genre.evaluation.ease import DEFAULT_LAMBDA, ease
 from genre.evaluation.history import Histories
 from genre.evaluation.ranking import rank_in_blocks
@@ -204,3 +204,15 @@ def test_ease_keeps_the_most_popular_items_of_a_large_catalogue(monkeypatch):
     list(ranking_baselines(log, parts, targets(log, parts, 2), report=lines.append)["ease"]())
     assert lines == ["ease knows the 2 items with the most training events, to bound its memory; the other 1 score 0"]
     assert next(model.blocks(targets(log, parts, 2)))[1][:, 1].tolist() == [0]
+
+
+def test_a_choice_of_baselines_is_a_group_or_names():
+    assert chosen_baselines("none") == frozenset()
+    assert "ease" in chosen_baselines("all") - chosen_baselines("fast")
+    assert "self_attentive" not in chosen_baselines("all")
+    assert chosen_baselines("fast, self_attentive") == chosen_baselines("fast") | {"self_attentive"}
+    for which, got in (("luck,ease", "luck"), ("", "''"), ("ease,", "'ease,'")):
+        with pytest.raises(
+            InputError, match=f"no such baseline: got {got}; expected none, fast, all or names with commas: item_mean"
+        ):
+            chosen_baselines(which)

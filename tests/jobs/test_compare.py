@@ -1,6 +1,7 @@
 """The paired test between two models: what it says, what it refuses, where predictions come from."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -242,6 +243,31 @@ def test_the_command_compares_prints_and_writes_json(trained, common, tmp_path, 
     assert f"{auc['difference']:+.4f} [{auc['interval'][0]:+.4f}, {auc['interval'][1]:+.4f}]" in out
     assert main(["compare", run, run]) == 0
     assert "like.auc: they are equal on every target" in capsys.readouterr().out
+
+
+def test_a_baseline_that_trains_is_compared_and_recorded_beside_the_others(trained, common, tmp_path, capsys, monkeypatch):
+    from genre.registry import Registry
+    from genre.training import self_attentive
+
+    monkeypatch.setattr(self_attentive, "MOST_EPOCHS", self_attentive.EPOCHS_A_READING)
+    shutil.copytree(trained.registry.url, tmp_path / "registry")
+    common[3] = str(tmp_path / "registry")
+    registry = Registry(common[3])
+    registry.record_baselines(
+        "next_item", {"next_item": {"ease": {"mrr@10": {"value": 0.5, "interval": None, "n": 9}}}}, notes=["so"]
+    )
+    file = tmp_path / "found.json"
+    again = ["compare", "next_item", "--baseline", "self_attentive", *common, "--json", str(file)]
+    assert main([*again[:4], "--part", "valid", *again[4:]]) == 0 and "recorded" not in capsys.readouterr().out
+    assert main(again) == 0
+    version, found = registry.resolve("next_item"), json.loads(file.read_text())["tasks"]["next_item"]
+    assert f"recorded beside {version.ref}: self_attentive of next_item" in capsys.readouterr().out
+    record = registry.baselines(version)
+    figures = record.baselines["next_item"]["self_attentive"]
+    assert {name: each.value for name, each in figures.items()} == {each["metric"]: each["b"] for each in found}
+    assert record.baselines["next_item"]["ease"]["mrr@10"].value == 0.5 and record.notes == ("so",)
+    assert main([*again, "--seed", "1"]) == 0 and "recorded" not in capsys.readouterr().out
+    assert main(["compare", "next_item", "--baseline", "ease_text", *common]) == 0
 
 
 def test_wrong_input_is_one_line(trained, common, capsys):

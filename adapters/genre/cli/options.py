@@ -52,8 +52,23 @@ SeenOption = Annotated[
     str | None,
     typer.Option("--seen", help="masked or kept: items of the history among what is ranked; by default as the task says."),
 ]
+BaselinesOption = Annotated[
+    str,
+    typer.Option("--baselines", help="none, fast (no fit), all or names, with commas: all,self_attentive (trains for minutes)."),
+]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a row failed; all rows are written all the same.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result to this file as JSON.")]
+
+
+def check_baselines(which: str) -> None:
+    """Check the value of `--baselines`.
+
+    Raises:
+        InputError: There is no such baseline.
+    """
+    from genre.evaluation.baselines import chosen_baselines
+
+    chosen_baselines(which)
 
 
 def check_choice(option: str, value: str | None, known: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from genre.cli.options import (
     AliasOption,
+    BaselinesOption,
     BaseOption,
     DataOption,
     JsonOption,
@@ -23,6 +24,7 @@ from genre.cli.options import (
     RegistryOption,
     SeenOption,
     SetOption,
+    check_baselines,
     check_choice,
     check_seen,
 )
@@ -52,9 +54,7 @@ def train(
         int | None, typer.Option("--tokens-at-once", help="Several recipes: most tokens in one pass of the base.")
     ] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Take one step, print the cost of the run, keep nothing.")] = False,
-    baselines: Annotated[
-        str, typer.Option("--baselines", help="Evaluated after publishing: none, fast (those without a fit) or all.")
-    ] = "all",
+    baselines: BaselinesOption = "all",
     json_file: JsonOption = None,
 ) -> None:
     """Train a recipe's adapter, evaluate it beside the baselines, publish it; or several recipes at once."""
@@ -64,7 +64,7 @@ def train(
     from genre.registry.names import check_name
 
     check_name(alias, "alias")
-    check_choice("baselines", baselines, ("none", "fast", "all"))
+    check_baselines(baselines)
     _check_options(wanted, out, resume, dry, tokens)
     check_file(json_file, "--json")
     from genre.jobs.dry_run import dry_run
@@ -174,12 +174,14 @@ def evaluate(
     base: BaseOption = None,
     quantization: QuantizationOption = None,
     seen: SeenOption = None,
+    baselines: BaselinesOption = "all",
     json_file: JsonOption = None,
 ) -> None:
     """Evaluate a published version under its own protocol, beside the baselines; --json also writes reliability plots."""
     check_choice("part", part, ("valid", "test"))
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
     chosen = check_seen(seen)
+    check_baselines(baselines)
     check_file(json_file, "--json")
     from genre.jobs.evaluate import draw_reliability
     from genre.jobs.evaluate import evaluate as run_evaluation
@@ -191,7 +193,8 @@ def evaluate(
     manifest = store.resolve(ref).manifest
     opened = open_data(data, manifest.reads)
     loaded = load_base(manifest, base, quantization=quantization)
-    found = run_evaluation(store, ref, opened, loaded, part=part, seen=chosen, reporter=Reporter.for_terminal())
+    options: dict[str, Any] = {"part": part, "seen": chosen, "baselines": baselines}
+    found = run_evaluation(store, ref, opened, loaded, reporter=Reporter.for_terminal(), **options)
     show_metrics(found["tasks"])
     show_metrics({f"{name}, {task['cold']['items']}": task["cold"] for name, task in found["tasks"].items() if "cold" in task})
     show_metrics(

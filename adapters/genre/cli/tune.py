@@ -23,12 +23,12 @@ from genre.cli.options import (
     ref_argument,
 )
 from genre.cli.output import check_file, console, make_table, show_table, write_result
-from genre.errors import InputError
+from genre.errors import DiskError, InputError, IntegrityError
 
 if TYPE_CHECKING:
     from genre.data.dataset import DataKind
     from genre.jobs.compare import Compared
-    from genre.jobs.predictions import Scored
+    from genre.jobs.predictions import Scored, Sources
 
 
 def tune(
@@ -99,7 +99,7 @@ def compare(
     first: Annotated[str, ref_argument("A version (name, name@alias, name:version), or a run folder.", "A")],
     second: Annotated[str | None, ref_argument("Another; or give --baseline.", "B")] = None,
     data: Annotated[str | None, data_option("The data set; two run folders with predictions need none.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="A baseline instead of B: additive, popularity, ease …")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Instead of B: additive, ease, self_attentive (minutes) …")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task of both.")] = None,
     metrics: Annotated[list[str] | None, typer.Option("--metric", help="Only this metric; repeatable.")] = None,
     part: PartOption = "test",
@@ -121,6 +121,7 @@ def compare(
     from genre.jobs.compare import check_draws, pairs
     from genre.jobs.compare import compare as run
     from genre.jobs.predictions import Sources, only, with_baseline
+    from genre.progress import Reporter
 
     check_draws(resamples, seed)
     sources = Sources(registry, data, part=part)
@@ -128,7 +129,7 @@ def compare(
     ours = only(sources.read(first, bases[0]), task, first)
     if baseline is not None:
         kind: DataKind = "texts" if any(each.task.kind == "text" for each in ours.values()) else "log"
-        chosen = with_baseline(ours, baseline, sources.open("a baseline", kind))
+        chosen = with_baseline(ours, baseline, sources.open("a baseline", kind), Reporter.for_terminal())
     else:
         assert second is not None
         chosen = pairs(ours, only(sources.read(second, bases[1]), task, second))
@@ -139,7 +140,19 @@ def compare(
     for a, b in chosen:
         if a.window is not None and b.window is not None and a.window != b.window:
             print(f"note: {a.name} reads at most {a.window} events of a user, {b.name} {b.window}")
+    if baseline is not None:
+        _record(sources, first, [other for _, other in chosen])
     write_result(json_file, _as_json(chosen, rows, resamples, seed))
+
+
+def _record(sources: "Sources", ref: str, found: list["Scored"]) -> None:
+    """Record a baseline's figures beside a version's others; that the registry cannot be written to is no failure."""
+    try:
+        line = sources.record(ref, found)
+    except (DiskError, IntegrityError) as error:
+        line = f"note: the baseline was not recorded: {error}"
+    if line is not None:
+        print(line)
 
 
 def _show_study(found: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Baselines without training.
 
 Owns: item mean, running user share, additive and bias-only for feedback tasks; popularity and the
-item-to-item models (`ease`, `item_models`) for next-item tasks; which baselines are slow. Ignores metrics.
+item-to-item models (`ease`, `item_models`) for next-item tasks; every baseline's name, and the choice among them. Ignores
+metrics, and models that take torch (`genre.training.self_attentive`).
 
 A baseline knows what an adapter knows: training events, and the target's history (`Histories`), so it moves along with
 the user through the test period, and never sees the label of the target, of a later event or of a sibling.
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from genre.data.interactions import Interactions
 from genre.data.splits import TRAIN, Split
-from genre.errors import DataError
+from genre.errors import DataError, InputError
 from genre.evaluation.ease import EaseScorer, ease
 from genre.evaluation.history import Histories
 from genre.evaluation.item_models import EaseText, FadedModel, item_neighbours, text_neighbours, transitions
@@ -37,13 +38,40 @@ The best such constant is the variance within items (or users) over the variance
 within, and shares that differ by a standard deviation of about .2 have .04 between: 6. A rating of five stars has about
 1 within and .25 between: 4. Five is between the two; from 2 to 10, no figure on ML-100K moves by .01. Shares of a rare label
 are smoothed more (`genre.evaluation.labels.smoothing`)."""
-SLOW = frozenset({"ease", "ease_text", "tfidf_linear"})
-"""Baselines that are fitted for a while, of log and texts; the others are counts and means."""
+FAST = (
+    *("item_mean", "running_user_share", "additive", "bias_only"),
+    *("popularity", "transitions", "item_neighbours", "text_neighbours"),
+    *("majority", "mean"),
+)
+"""Baselines that are counts, means and products, of log and texts."""
+SLOW = ("ease", "ease_text", "tfidf_linear")
+"""Baselines that are fitted for a while."""
+TRAINED = ("self_attentive",)
+"""Baselines that train for minutes, so that they are evaluated only where they are named."""
+_GROUPS = {"none": (), "fast": FAST, "all": (*FAST, *SLOW)}
 BIAS_ROUNDS = 10
 _EDGE = 1e-6
 _HISTORIES = 1024
 
 Blocks: TypeAlias = Callable[[], Iterator[Block]]
+
+
+def chosen_baselines(which: str) -> frozenset[str]:
+    """Return the names that a choice of baselines stands for.
+
+    Args:
+        which: `none`, `fast` (counts and means), `all` (but those that train for minutes) or names, several with commas:
+            `all,self_attentive`.
+
+    Raises:
+        InputError: There is no baseline of a name.
+    """
+    words = [word.strip() for word in which.split(",")]
+    names = {name for word in words for name in _GROUPS.get(word, (word,))}
+    if unknown := sorted(names - {*FAST, *SLOW, *TRAINED}):
+        expected = f"none, fast, all or names with commas: {', '.join((*FAST, *SLOW, *TRAINED))}"
+        raise InputError("no such baseline", got=", ".join(unknown) or repr(which), expected=expected)
+    return frozenset(names)
 
 
 def feedback_baselines(

@@ -24,8 +24,7 @@ from genre.errors import InputError, RecipeError
 from genre.evaluation.metrics import bootstrap, metric, paired_draws
 from genre.evaluation.metrics.bootstrap import MIN_USERS
 from genre.evaluation.targets import Targets
-from genre.jobs.predictions import Scored
-from genre.tasks import Task
+from genre.jobs.predictions import Scored, resampled_metrics
 
 RESAMPLES = 2000
 
@@ -157,11 +156,6 @@ def check_comparable(first: Scored, second: Scored) -> None:
             raise InputError(f"{what}: the targets' {field}s differ", got=got, expected="the same targets")
     if not len(first.targets):
         raise InputError(f"{what}: there are no targets", got="0", expected="1 or more")
-
-
-def resampled_metrics(task: Task) -> list[str]:
-    """A task's metrics that can be resampled by user: of a ranking only the ranks are kept, not the lists."""
-    return [name for name in task.metrics if metric(name).kind not in ("list", "quality")]
 
 
 def paired_difference(name: str, targets: Targets, a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int = 0) -> Difference:

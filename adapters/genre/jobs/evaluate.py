@@ -1,6 +1,6 @@
 """Evaluation of a published version, or of a trained model, on a part of a split: every task's metrics beside its baselines'.
 
-Owns: which baselines a task has, metrics on cold items and without ties, reliability plots. Ignores: how a metric is computed,
+Owns: metrics beside those of the baselines, on cold items and without ties, reliability plots. Ignores: how a metric is computed,
 training.
 
     evaluate(Registry("registry"), "like@production", log)["tasks"]["like"]["adapter"]["auc"]["value"]      # 0.7918
@@ -11,36 +11,35 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from genre.data.dataset import Dataset
-from genre.data.interactions import Interactions, need_log
+from genre.data.interactions import need_log
 from genre.data.sequences.text_rows import Builder
 from genre.data.splits import PARTS, Split, training_events
-from genre.data.texts.dataset import Texts
 from genre.engine.versions import Loaded, by_split, read_adapter
 from genre.errors import InputError
-from genre.evaluation.baselines import SLOW, Blocks, feedback_baselines, ranking_baselines
+from genre.evaluation.baselines import chosen_baselines
 from genre.evaluation.labels import known_labels
 from genre.evaluation.metrics.bootstrap import MIN_USERS, RESAMPLES
 from genre.evaluation.metrics.by_name import metric
 from genre.evaluation.metrics.calibration import reliability
 from genre.evaluation.metrics.lists import ListFacts
 from genre.evaluation.protocol import ties_of
-from genre.evaluation.ranking import Seen, rank_in_blocks
+from genre.evaluation.ranking import Seen
 from genre.evaluation.targets import Targets, evaluate_feedback, evaluate_ranking
-from genre.evaluation.text_baselines import text_baselines
+from genre.jobs.baselines import Scores, baseline_scorers
 from genre.jobs.figures import Evaluation
 from genre.jobs.loading import load_base, restore
 from genre.modules.base.base import Base
 from genre.modules.embedding import SoftTokens
 from genre.modules.encoder import whitening_of
 from genre.modules.recommender import Recommender
-from genre.progress import Reporter
+from genre.progress import Bar, Reporter
 from genre.registry import Registry
 from genre.tasks import Task
 from genre.training.prediction import Predicted, list_facts, predict
@@ -48,9 +47,6 @@ from genre.training.reporting import drawing
 
 Metrics = dict[str, dict[str, Any]]
 """By metric: value, interval, n, users; as manifests hold them."""
-
-Which = Literal["none", "fast", "all"]
-"""Which baselines: none, those that are not fitted for a while, or all."""
 
 COLD = 5
 """Items with fewer training events are cold."""
@@ -64,6 +60,7 @@ def evaluate(
     *,
     part: str = "test",
     seen: Seen | None = None,
+    baselines: str = "all",
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Evaluate a published version under its own protocol, beside the baselines.
@@ -75,6 +72,7 @@ def evaluate(
         base: Its base; by default found by the name in the manifest.
         part: `valid` or `test`.
         seen: Rank with items of the history `masked` or `kept`, whatever the next-item tasks say; the protocol says so.
+        baselines: Which baselines, as `genre.evaluation.baselines.chosen_baselines` reads it.
         reporter: Receives progress; by default bars in a notebook, nothing in a script.
 
     Returns:
@@ -87,8 +85,9 @@ def evaluate(
 
     Raises:
         ManifestError: The version does not fit the base.
-        InputError: `seen`, and no task is a next-item task.
+        InputError: `seen`, and no task is a next-item task; or there is no such baseline.
     """
+    chosen_baselines(baselines)
     reporter = reporter or Reporter.here()
     manifest = registry.resolve(ref).manifest
     base = base or load_base(manifest)
@@ -100,7 +99,7 @@ def evaluate(
         warn_few_users(model.tasks.values(), data, split, part, reporter)
         try:
             found = predict(model, builder, split, PARTS[part], max_events=one.reading.max_events)
-            results = with_baselines(task_results(found, model, builder, split), builder, split, "all", reporter)
+            results = with_baselines(task_results(found, model, builder, split), builder, split, baselines, reporter)
             bins = reliability_of(found, model.tasks.values())
         finally:
             model.release()
@@ -148,9 +147,13 @@ def task_results(found: Predicted, model: Recommender, builder: Builder, split: 
         task = model.tasks[name]
         if len(targets):
             facts = list_facts(model, builder, split, task, targets)
-            texts = None if model.soft is None or not model.soft.encoder.spec.text else partial(item_texts, model.soft)
-            results[name] = TaskResult(task, targets, (scores, top), builder.data.item_count, facts, texts)
+            results[name] = TaskResult(task, targets, (scores, top), builder.data.item_count, facts, item_texts_of(model))
     return results
+
+
+def item_texts_of(model: Recommender) -> Callable[[], np.ndarray] | None:
+    """A function that gives a model's `item_texts`; None if its encoder reads none."""
+    return None if model.soft is None or not model.soft.encoder.spec.text else partial(item_texts, model.soft)
 
 
 @torch.no_grad()
@@ -163,7 +166,7 @@ def item_texts(soft: SoftTokens) -> np.ndarray:
 
 
 def with_baselines(
-    results: "Mapping[str, TaskResult]", builder: Builder, split: Any, which: Which, reporter: Reporter
+    results: "Mapping[str, TaskResult]", builder: Builder, split: Any, which: str, reporter: Reporter
 ) -> "dict[str, TaskResult]":
     """Every task's result beside those of its baselines on the same targets.
 
@@ -171,14 +174,20 @@ def with_baselines(
         results: From `task_results`.
         builder: Of the model's rows.
         split: The split.
-        which: Which baselines.
+        which: Which baselines, as `genre.evaluation.baselines.chosen_baselines` reads it.
         reporter: Receives a bar, and what a baseline leaves out.
     """
+    names = chosen_baselines(which)
+    shown: list[Bar] = []
+
+    def progress(state: str) -> None:
+        shown[0].label = f"baseline self attentive, {state}"
+
     notes: dict[str, list[str]] = {name: [] for name in results}
     scorers = {
         (name, baseline): run
         for name, result in results.items()
-        if which != "none"
+        if names
         for baseline, run in baseline_scorers(
             result.task,
             builder.data,
@@ -187,16 +196,20 @@ def with_baselines(
             result.targets,
             item_texts=result.texts,
             report=notes[name].append,
+            progress=progress,
         ).items()
-        if which == "all" or baseline not in SLOW
+        if baseline in names
     }
     scores: dict[str, dict[str, Scores]] = {name: {} for name in results}
     if scorers:
         with reporter.bar("baselines", len(scorers)) as bar:
+            shown.append(bar)
             for (name, baseline), run in scorers.items():
                 bar.label = f"baseline {baseline.replace('_', ' ')} of {name}"
                 scores[name][baseline] = run()
                 bar.advance(1)
+    for name in {word.strip() for word in which.split(",")} & names - {baseline for _, baseline in scorers}:
+        reporter.line(f"no task here has the baseline {name}")
     for name, lines in notes.items():
         for line in lines:
             reporter.line(f"{name}: {line}")
@@ -211,10 +224,6 @@ def warn_few_users(tasks: Iterable[Task], data: Dataset, split: Split, part: str
     if few := [f"{name} {count}" for name, count in owners.items() if count < MIN_USERS]:
         which = f"few {data.owner} on the {part} part ({', '.join(few)})"
         reporter.line(f"{which}: an interval over fewer than {MIN_USERS} is not reliable")
-
-
-Scores = tuple[np.ndarray, np.ndarray | None]
-"""Scores or ranks, one per target; and top lists of next-item tasks."""
 
 
 @dataclass(frozen=True)
@@ -315,53 +324,6 @@ def task_metrics(
         found = evaluate_feedback(task.metrics, targets, scores, resamples=resamples)
     entries = {name: figure.as_dict() for name, figure in found.items() if np.isfinite(figure.value)}
     return {name: entry | ({"interval": None} if None in entry["interval"] else {}) for name, entry in entries.items()}
-
-
-def baseline_scorers(
-    task: Task,
-    data: Dataset,
-    text: Sequence[str],
-    split: Split,
-    targets: Targets,
-    *,
-    item_texts: Callable[[], np.ndarray] | None = None,
-    report: Callable[[str], None] = lambda line: None,
-) -> dict[str, Callable[[], Scores]]:
-    """Functions, by name, that run a task's baselines on some targets.
-
-    Args:
-        task: The task.
-        data: The data.
-        text: The text columns that the adapter reads.
-        split: A split of the data.
-        targets: The targets.
-        item_texts: Gives (N, r) text vectors of length one, for next-item tasks; without them no baseline reads text.
-        report: Called with what a baseline leaves out, once it runs.
-    """
-    if isinstance(data, Texts):
-        scorers = text_baselines(data, text, split, task, targets)
-        return {name: partial(_run_without_lists, run) for name, run in scorers.items()}
-    log = need_log(data)
-    if task.kind == "next_item":
-        blocks = ranking_baselines(log, split, targets, seen=task.seen, texts=item_texts, report=report)
-        return {name: partial(_ranked, log, split, targets, make, task) for name, make in blocks.items()}
-    if task.loss == "cross_entropy":
-        return {}
-    scores = feedback_baselines(log, split, log.labels_of(task), targets, binary=task.is_binary)
-    return {name: partial(_without_lists, value) for name, value in scores.items()}
-
-
-def _without_lists(scores: np.ndarray) -> Scores:
-    return scores, None
-
-
-def _run_without_lists(run: Callable[[], np.ndarray]) -> Scores:
-    return run(), None
-
-
-def _ranked(log: Interactions, split: Split, targets: Targets, make: Blocks, task: Task) -> Scores:
-    found = rank_in_blocks(log, split, targets, make(), seen=task.seen)
-    return found.ranks, found.top
 
 
 def reliability_of(found: Predicted, tasks: Iterable[Task]) -> dict[str, list[dict[str, Any]]]:

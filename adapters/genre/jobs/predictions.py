@@ -12,7 +12,7 @@ metadata hold the data's digest, the split, the part and the tasks.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,14 @@ from genre.data.dataset import DataKind, Dataset
 from genre.data.splits import PARTS, SplitConfig
 from genre.engine.versions import by_split, read_adapter
 from genre.errors import DataError, InputError, first_line
+from genre.evaluation.metrics import metric
 from genre.evaluation.targets import Targets
 from genre.files import atomic
-from genre.jobs.evaluate import baseline_scorers
+from genre.jobs.baselines import baseline_scorers
+from genre.jobs.evaluate import item_texts_of, task_metrics
 from genre.jobs.loading import load_base, open_data, restore
 from genre.modules.base.base import Base
+from genre.progress import Reporter
 from genre.registry import Manifest, Registry
 from genre.tasks import Task
 from genre.training.prediction import Predicted, predict
@@ -113,6 +116,7 @@ class Scored:
         under: The conditions that have to be equal for two to be compared, by name.
         window: Events that the model reads at most; None if unknown. May differ.
         text: The text columns that a published version reads.
+        item_texts: Gives (N, r) text vectors of a published version's items, of length one; None if its encoder has none.
     """
 
     name: str
@@ -122,6 +126,12 @@ class Scored:
     under: Mapping[str, Any]
     window: int | None = None
     text: tuple[str, ...] = ()
+    item_texts: Callable[[], np.ndarray] | None = None
+
+
+def resampled_metrics(task: Task) -> list[str]:
+    """A task's metrics that can be resampled by user: of a ranking only the ranks are kept, not the lists."""
+    return [name for name in task.metrics if metric(name).kind not in ("list", "quality")]
 
 
 def from_version(registry: Registry, ref: str, data: Dataset, base: Base, *, part: str) -> dict[str, Scored]:
@@ -147,7 +157,7 @@ def from_version(registry: Registry, ref: str, data: Dataset, base: Base, *, par
         for task, (targets, scores, _) in predicted.items():
             under = _under(model.tasks[task], data.digest, split.config, part)
             window, text = one.reading.max_events or None, tuple(one.reading.text)
-            found[task] = Scored(name, model.tasks[task], targets, scores, under, window, text)
+            found[task] = Scored(name, model.tasks[task], targets, scores, under, window, text, item_texts_of(model))
     return found
 
 
@@ -185,7 +195,7 @@ class Sources:
         Raises:
             InputError: There is nothing of that name, or it does not fit the data.
         """
-        if "/" in ref or (Path(ref) / FILE).is_file():
+        if _is_run(ref):
             if self.part != "test":
                 raise InputError("a run folder has predictions of its test part only", got=self.part, expected="--part test")
             return from_run(Path(ref))
@@ -195,6 +205,33 @@ class Sources:
             self._base = None  # two bases may not fit into memory
             self._base = load_base(manifest, base)
         return from_version(self.registry, ref, data, self._base, part=self.part)
+
+    def record(self, ref: str, found: Iterable[Scored]) -> str | None:
+        """Record baselines of a version's test part beside the others in the registry, and return a line about it.
+
+        Only those that have no record there; None if nothing was recorded. Metrics over all lists are left out.
+
+        Raises:
+            IntegrityError: The record there is damaged.
+            DiskError: The registry is not writable.
+        """
+        if self.part != "test" or _is_run(ref):
+            return None
+        version = self.registry.resolve(ref)
+        held = self.registry.baselines(version)
+        known: dict[str, Any] = {} if held is None else held.model_dump(mode="json")["baselines"]
+        fresh = [each for each in found if each.name not in known.get(each.task.name, {})]
+        if not fresh:
+            return None
+        for each in fresh:
+            task = each.task.model_copy(update={"metrics": tuple(resampled_metrics(each.task))})
+            known.setdefault(task.name, {})[each.name] = task_metrics(task, each.targets, each.scores, None, 0)
+        self.registry.record_baselines(version, known, notes=() if held is None else held.notes)
+        return f"recorded beside {version.ref}: {', '.join(f'{each.name} of {each.task.name}' for each in fresh)}"
+
+
+def _is_run(ref: str) -> bool:
+    return "/" in ref or (Path(ref) / FILE).is_file()
 
 
 def _is_base_of(manifest: Manifest, base: Base) -> bool:
@@ -230,25 +267,34 @@ def only(found: Mapping[str, Scored], task: str | None, whose: str) -> dict[str,
     return {task: found[task]}
 
 
-def with_baseline(found: Mapping[str, Scored], name: str, data: Dataset) -> list[tuple[Scored, Scored]]:
-    """Pair every task with a baseline of this name, where it has one.
+def with_baseline(
+    found: Mapping[str, Scored], name: str, data: Dataset, reporter: Reporter | None = None
+) -> list[tuple[Scored, Scored]]:
+    """Pair every task with a baseline of this name, where it has one; the reporter receives a bar.
 
     Raises:
         InputError: No task has one.
     """
     chosen, refused = [], dict[str, InputError]()
-    for task, scored in found.items():
-        try:
-            chosen.append((scored, from_baseline(name, scored, data)))
-        except InputError as error:
-            refused[task] = error
+    label = f"baseline {name.replace('_', ' ')}"
+    with (reporter or Reporter.silent()).bar(label, len(found)) as bar:
+
+        def progress(state: str) -> None:
+            bar.label = f"{label}, {state}"
+
+        for task, scored in found.items():
+            try:
+                chosen.append((scored, from_baseline(name, scored, data, progress)))
+            except InputError as error:
+                refused[task] = error
+            bar.advance(1)
     if not chosen:
         raise next(iter(refused.values()))
     return chosen
 
 
-def from_baseline(name: str, beside: Scored, data: Dataset) -> Scored:
-    """A baseline's predictions of another's targets.
+def from_baseline(name: str, beside: Scored, data: Dataset, progress: Callable[[str], None] = lambda state: None) -> Scored:
+    """A baseline's predictions of another's targets; `progress` gets a line about each epoch of one that trains.
 
     Raises:
         InputError: There is no such baseline for the task, or the data differ.
@@ -262,7 +308,8 @@ def from_baseline(name: str, beside: Scored, data: Dataset) -> Scored:
         got, expected = "a run folder", "a published version"
         raise InputError(f"{beside.name} does not record which columns it reads", got=got, expected=expected)
     split = data.split(SplitConfig.model_validate(beside.under["split"]))
-    known = baseline_scorers(task, data, beside.text, split, beside.targets)
+    texts = beside.item_texts
+    known = baseline_scorers(task, data, beside.text, split, beside.targets, item_texts=texts, progress=progress)
     if name not in known:
         expected = ", ".join(known) or f"none is known for a task with loss {task.loss}"
         raise InputError(f"task {task.name!r} has no such baseline", got=name, expected=expected)

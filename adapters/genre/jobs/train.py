@@ -21,13 +21,13 @@ from genre.data.interactions import need_log
 from genre.data.splits import PARTS
 from genre.distributed import Processes
 from genre.errors import InterruptedJobError, RecipeError
+from genre.evaluation.baselines import chosen_baselines
 from genre.evaluation.ease import fit_seconds
 from genre.files import appearing_folder, write_json
 from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
 from genre.jobs.evaluate import (
     Metrics,
     TaskResult,
-    Which,
     draw_bins,
     plot_name,
     reliability_of,
@@ -118,7 +118,7 @@ def train(
     folder: Path | str | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
-    baselines: Which = "all",
+    baselines: str = "all",
     on_evaluated: Callable[[Run], None] | None = None,
 ) -> Run:
     """Train a recipe's adapter, evaluate it once on the test part beside the baselines, and leave a run folder.
@@ -133,7 +133,7 @@ def train(
         folder: The run folder; by default `runs/<name>/<n>`.
         resume: Resume from the run folder's last checkpoint.
         reporter: Receives progress; by default bars in a notebook, nothing in a script.
-        baselines: Which baselines are evaluated beside it: none, those that take no time to fit (fast), or all.
+        baselines: str baselines are evaluated beside it: none, those that take no time to fit (fast), or all.
         on_evaluated: Called in the first process with the run before its baselines are computed, which may take longer than
             the run is worth waiting for: it can be published now.
 
@@ -141,6 +141,7 @@ def train(
         GenreError: See the error's message; a run that diverges or is interrupted keeps its last checkpoint.
     """
     check_launch(recipe)
+    chosen_baselines(baselines)
     processes = Processes.current()
     reporter = (reporter or Reporter.here()) if processes.is_main else Reporter.silent()
     root = processes.broadcast(Path(folder) if folder is not None else run_folder(recipe.name, resume))
@@ -197,7 +198,7 @@ def conclude(
     reporter: Reporter,
     processes: Processes,
     *,
-    baselines: Which = "all",
+    baselines: str = "all",
     on_evaluated: Callable[[Run], None] | None = None,
 ) -> Run:
     """Evaluate a fitted run once on the test part, and leave its results in the run folder; its model must be on the base.
@@ -229,10 +230,11 @@ def conclude(
     return done
 
 
-def baseline_seconds(assembly: Assembly, which: Which) -> float:
+def baseline_seconds(assembly: Assembly, which: str) -> float:
     """About the seconds that a run's baselines take: those of EASE, beside which the others do not count."""
     ranks = any(task.kind == "next_item" for task in assembly.recipe.tasks)
-    return fit_seconds(need_log(assembly.data), assembly.split) if which == "all" and ranks else 0.0
+    fits = ranks and {"ease", "ease_text"} & chosen_baselines(which)
+    return fit_seconds(need_log(assembly.data), assembly.split) if fits else 0.0
 
 
 def describe_metrics(metrics: Mapping[str, Metrics]) -> str:
@@ -240,7 +242,7 @@ def describe_metrics(metrics: Mapping[str, Metrics]) -> str:
     return "  ".join(f"{task}.{name} {entry['value']:.4f}" for task, found in metrics.items() for name, entry in found.items())
 
 
-def add_baselines(run: Run, assembly: Assembly, results: Mapping[str, TaskResult], which: Which, reporter: Reporter) -> Run:
+def add_baselines(run: Run, assembly: Assembly, results: Mapping[str, TaskResult], which: str, reporter: Reporter) -> Run:
     """Evaluate a run's baselines and add their figures to its `metrics.json`.
 
     Raises:

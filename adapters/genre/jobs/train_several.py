@@ -14,8 +14,9 @@ from typing import Any
 from genre.data.interactions import Interactions
 from genre.distributed import Processes
 from genre.errors import GenreError, InputError, JobError
+from genre.evaluation.baselines import chosen_baselines
 from genre.jobs.encoders import find_encoder
-from genre.jobs.evaluate import Which, warn_few_users
+from genre.jobs.evaluate import warn_few_users
 from genre.jobs.folders import claim_folder, describe_run, run_folder
 from genre.jobs.loading import open_base, open_log
 from genre.jobs.train import Run, check_base, check_resumed, conclude, interrupted, train
@@ -73,7 +74,7 @@ def train_together(
     reporter: Reporter | None = None,
     tokens: int | None = None,
     on_run: Callable[[Run], None] | None = None,
-    baselines: Which = "all",
+    baselines: str = "all",
     on_evaluated: Callable[[Run], None] | None = None,
 ) -> list[Run]:
     """Train several recipes on one frozen base; each result is that of its recipe alone.
@@ -100,6 +101,7 @@ def train_together(
         JobError: Some runs of the group failed; the others were finished and passed to `on_run`.
     """
     check_together(recipes)
+    chosen_baselines(baselines)
     if Processes.current().count > 1:
         raise InputError("several recipes train in one process", got=f"{Processes.current().count} processes", expected="one")
     base = base or open_base(recipes[0].base)
@@ -118,7 +120,7 @@ class _Job:
     reporter: Reporter
     tokens: int | None
     on_run: Callable[[Run], None] | None
-    baselines: Which
+    baselines: str
     on_evaluated: Callable[[Run], None] | None
     done: dict[str, Run] = field(default_factory=dict)
 

@@ -18,7 +18,8 @@ from genre.errors import RecipeError
 from genre.evaluation.metrics import metric
 from genre.evaluation.metrics.bootstrap import RESAMPLES
 from genre.evaluation.targets import Targets
-from genre.jobs.compare import paired_difference, resampled_metrics
+from genre.jobs.compare import paired_difference
+from genre.jobs.predictions import resampled_metrics
 from genre.tasks import Task
 from genre.training.parts import SharedEncoder
 from genre.training.prediction import Predicted
