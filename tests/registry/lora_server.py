@@ -1,8 +1,11 @@
-"""A small server that speaks as much of vLLM's API as the client asks for; stock PEFT on the exported base answers.
+"""A small server that speaks as much of vLLM's and of SGLang's API as the client asks for.
 
-It tokenizes with the exported tokenizer and gives log-probabilities among the allowed tokens, or (`raw`) among all.
+Stock PEFT on the exported base answers. It tokenizes with the exported tokenizer and gives log-probabilities among the allowed
+tokens, or (`raw`) among all. Told to (`base_only`), it takes the adapter's name and answers with the base, as servers have been
+found to.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -17,7 +20,7 @@ import torch
 class Served:
     """The exported base with the exported adapter."""
 
-    def __init__(self, folder: Path, *, raw: bool) -> None:
+    def __init__(self, folder: Path, *, raw: bool, base_only: bool) -> None:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -28,18 +31,23 @@ class Served:
             base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
             self.model = PeftModel.from_pretrained(base, folder / "adapter").eval()
         self.raw = raw
+        self.base_only = base_only
         self.prompts: list[list[int]] = []
 
     def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
         return {"tokens": self.tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"])["input_ids"]}
 
     @torch.no_grad()
+    def logits(self, ids: list[int], *, adapted: bool = True) -> torch.Tensor:
+        self.prompts.append(ids)
+        with contextlib.nullcontext() if adapted and not self.base_only else self.model.disable_adapter():
+            return self.model(torch.tensor([ids])).logits[0, -1]
+
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         assert (body["max_tokens"], body["temperature"], body["return_tokens_as_token_ids"]) == (1, 1.0, True)
         choices = []
         for place, ids in enumerate(body["prompt"]):
-            self.prompts.append(ids)
-            logits = self.model(torch.tensor([ids])).logits[0, -1]
+            logits = self.logits(ids)
             if not self.raw:
                 kept = torch.full_like(logits, float("-inf"))
                 kept[body["allowed_token_ids"]] = logits[body["allowed_token_ids"]]
@@ -51,9 +59,9 @@ class Served:
 
 
 @contextmanager
-def lora_server(folder: Path, *, raw: bool = False) -> Iterator[tuple[str, Served]]:
+def lora_server(folder: Path, *, raw: bool = False, base_only: bool = False) -> Iterator[tuple[str, Served]]:
     """The server's URL on loopback, and what it serves."""
-    served = Served(folder, raw=raw)
+    served = Served(folder, raw=raw, base_only=base_only)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

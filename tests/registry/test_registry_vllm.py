@@ -11,41 +11,15 @@ import pytest
 from lora_server import Served, lora_server
 from registry_fakes import draft
 from registry_fakes import write_adapter as write_fake
+from served_fakes import TEXT, WORDS, World, first_layer
 
 import genre
 from builders import LIKE, RATING, Trained, publish_stirred, recipe
 from genre.errors import ManifestError, RegistryError
-from genre.registry.export.vllm_client import Client, ClientError
+from genre.registry.export.client import Client, ClientError
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-
-WORDS = {"head": "verbalizer", "words": ["No", "Yes"]}
-STARS = {"head": "verbalizer", "words": ["1", "2", "3", "4", "5"]}
-TEXT: dict[str, Any] = {"sequence": {"item": "text", "text": ["title"], "instruction": "Of {age}:"}, "encoder": {"use": "none"}}
-
-
-def first_layer(wanted: genre.Recipe) -> genre.Recipe:
-    return wanted.model_copy(update={"base": wanted.base.model_copy(update={"depth": 1})})
-
-
-class World:
-    """An adapter with two verbalizer tasks on the first of two layers, and its export."""
-
-    def __init__(self, folder: Path, tiny: Path, log: genre.Interactions) -> None:
-        self.log, self.tiny, self.folder = log, tiny, folder
-        self.registry = genre.Registry(folder / "registry", cache=folder / "cache")
-        tasks = [LIKE | WORDS, RATING | STARS]
-        wanted = first_layer(recipe(tiny, *tasks, name="texts", data={"max_events": 6}, **TEXT))
-        self.base = genre.Base.load(str(tiny), depth=1)
-        self.version = publish_stirred(self.registry, wanted, log, self.base, folder / "texts")
-        self.out = self.registry.export(self.version, folder / "out", to="vllm", base=tiny, tar=True)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny: Path, log: genre.Interactions) -> World:
-    torch.set_num_threads(1)
-    return World(tmp_path_factory.mktemp("vllm"), tiny, log)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +30,8 @@ def server(world: World) -> Iterator[tuple[str, Served]]:
 
 def test_the_folder_holds_base_adapter_line_and_client(world: World) -> None:
     files = {str(path.relative_to(world.out)) for path in world.out.rglob("*") if path.is_file()}
-    assert {"README.md", "client.py", "prompt.json", "items.jsonl", "manifest.json", "base/model.safetensors"} <= files
+    wanted = {"README.md", "client.py", "prompt.json", "items.jsonl", "canaries.json", "manifest.json", "base/model.safetensors"}
+    assert wanted <= files
     assert {name for name in files if name.startswith("adapter/")} == {
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
@@ -215,8 +190,8 @@ def test_what_vllm_cannot_answer_is_refused(world: World, trained: Trained, tmp_
     refused(plain, "like", "got an adapter whose prompts are not known")
     plain.publish(write_fake(tmp_path / "b", seed=1), draft("reviews", sequence={"text": ["title"], "max_tokens": 9}))
     refused(plain, "reviews", "got labelled texts")
-    with pytest.raises(RegistryError, match=r"cannot export to that: got 'gguf'; expected peft, merged or vllm"):
-        world.registry.export("texts", tmp_path / "out", to="gguf")
+    with pytest.raises(RegistryError, match=r"cannot export to that: got 'onnx'; expected peft, merged"):
+        world.registry.export("texts", tmp_path / "out", to="onnx")
 
 
 def test_another_base_and_another_tokenizer_are_refused(world: World, tmp_path: Path) -> None:

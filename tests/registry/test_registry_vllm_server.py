@@ -78,7 +78,7 @@ def odds(probability: float) -> float:
 def test_probabilities_equal_ours(python: Path, tmp_path: Path) -> None:
     from genre.jobs.loading import open_log
     from genre.modules.base.packaged import prepare_base
-    from genre.registry.export.vllm_client import Client
+    from genre.registry.export.client import Client
 
     depth, log = 4, open_log("ml-100k")
     base, registry = genre.Base.load("smollm2-135m", depth=depth), genre.Registry(tmp_path / "registry")

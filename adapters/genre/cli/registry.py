@@ -215,15 +215,46 @@ def export(
     to: Annotated[str, typer.Option(help="The format: peft, merged or vllm.")] = "peft",
     base: Annotated[Path | None, typer.Option(help="The base's folder; a prepared base is found by its name.")] = None,
     tar: Annotated[bool, typer.Option("--tar", help="Also write OUT.tar.")] = False,
+    canaries: Annotated[
+        bool, typer.Option("--canaries/--no-canaries", help="Run two prompts, by which check-server tells adapter from base.")
+    ] = True,
     registry: RegistryOption = DEFAULT,
 ) -> None:
     """Write a folder for stock PEFT (with the cut base where depth is set), the adapter merged into its base, or vLLM's files."""
+    from genre.registry.export.check import untold
+
     opened = _open(registry)
     manifest = opened.resolve(ref).manifest
     if base is None and (to in ("merged", "vllm") or manifest.base.depth is not None):
         base = _prepared_base(manifest.base.name)
-    written = opened.export(ref, out, to=to, base=base, tar=tar)
+    written = opened.export(ref, out, to=to, base=base, tar=tar, canaries=canaries)
     typer.echo(f"wrote {written}" + (f" and {written.name}.tar" if tar else ""))
+    if canaries and (reason := untold(written)):
+        typer.echo(f"no canaries: {reason}")
+
+
+@app.command("check-server")
+def check_server(
+    url: Annotated[str, typer.Argument(help="The server, such as http://127.0.0.1:8000.")],
+    folder: Annotated[Path, typer.Option(help="The exported folder that it serves.")] = Path("."),
+    model: Annotated[str | None, typer.Option(help="The server's name for the adapter; by default the adapter's own.")] = None,
+    server: Annotated[str | None, typer.Option(help="vllm or sglang; by default the one that the folder is for.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0.0, help="Largest difference of a probability; by default the folder's.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Ask a server an export's canaries; refuse one that takes the adapter's name and answers with the base."""
+    from genre.registry.export.check import ask_canaries
+
+    check_file(json_file, "--json")
+    canaries = ask_canaries(url, folder, model=model, server=server, tolerance=tolerance)
+    for each in canaries:
+        rows = (("server", each["answer"]), ("adapter", each["adapter"]), ("base", each["base"]))
+        _table([f"task {each['task']}", *each["words"]], [(name, *(f"{share:.4f}" for share in row)) for name, row in rows])
+    typer.echo(f"{url} answers with the adapter: {len(canaries)} of {len(canaries)} canaries")
+    if json_file is not None:
+        write_result(json_file, canaries)
 
 
 @app.command("import")

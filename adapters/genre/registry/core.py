@@ -333,9 +333,16 @@ class Registry:
         return maintenance.delete(self.store, parsed.name, exactly, actor=self.actor)
 
     def export(
-        self, ref: str | Version, out: str | Path, *, to: str = "peft", base: str | Path | None = None, tar: bool = False
+        self,
+        ref: str | Version,
+        out: str | Path,
+        *,
+        to: str = "peft",
+        base: str | Path | None = None,
+        tar: bool = False,
+        canaries: bool = True,
     ) -> Path:
-        """Write a version as a folder that stock PEFT, transformers or vLLM loads.
+        """Write a version as a folder that stock PEFT, transformers or a server of language models loads.
 
         Args:
             ref: The version.
@@ -343,6 +350,8 @@ class Registry:
             to: `peft`, `merged` or `vllm`; see the modules of `genre.registry.export`.
             base: The base's transformers folder.
             tar: Also write a tar.
+            canaries: Where items are text and answers are label words, write `canaries.json`: two prompts with the base's
+                answer and the adapter's, by which a server is checked. Base and adapter are run for it on the CPU.
 
         Raises:
             RegistryError: There is no such form, or this version cannot take it.
@@ -356,7 +365,7 @@ class Registry:
             found = lookup.look_up(self.store, version.manifest.encoder)
             encoder = None if found is None else self.fetch(found)
         folder = None if base is None else Path(base)
-        more: dict[str, Any] = {"encoder": encoder, "baselines": self.baselines(version)}
+        more: dict[str, Any] = {"encoder": encoder, "baselines": self.baselines(version), "canaries": canaries}
         return export(version, self.fetch(version), Path(out), folder, to=to, tar=tar, **more)
 
     def import_peft(

@@ -1,5 +1,6 @@
 """Versions out to stock PEFT, merged into their base, or to vLLM; PEFT adapters in from elsewhere."""
 
+from functools import partial
 from pathlib import Path
 
 from genre.errors import RegistryError
@@ -8,12 +9,13 @@ from genre.registry.card import baseline_section
 from genre.registry.export.archive import pack
 from genre.registry.export.merged import export_merged
 from genre.registry.export.peft import export_peft
+from genre.registry.export.served import add_canaries
 from genre.registry.export.vllm import export_vllm
 from genre.registry.integrity import CARD
 from genre.registry.manifest import Version
 from genre.registry.records import BaselineRecord
 
-_FORMS = {"merged": export_merged, "vllm": export_vllm}
+_SERVED = {"vllm": export_vllm}
 
 
 def export(
@@ -26,15 +28,20 @@ def export(
     tar: bool = False,
     encoder: Path | None = None,
     baselines: BaselineRecord | None = None,
+    canaries: bool = True,
 ) -> Path:
     """Write a version, whose checked files are in `source`, in one of the forms; see `Registry.export`.
 
-    `encoder` has the files of its encoder, for the form that takes them along; `baselines` go to the card.
+    `encoder` has the files of its encoder, for the form that takes them along; `baselines` go to the card; `canaries` are written
+    where they can be.
     """
-    if to == "peft":
-        export_peft(version, source, out, base, encoder)
-    elif to in _FORMS:
-        _FORMS[to](version, source, out, base)
+    finish = partial(add_canaries, version=version, source=source, base=base, wanted=canaries)
+    if to in _SERVED:
+        _SERVED[to](version, source, out, base, canaries=canaries)
+    elif to == "peft":
+        export_peft(version, source, out, base, encoder, finish=finish)
+    elif to == "merged":
+        export_merged(version, source, out, base, finish=finish)
     else:
         raise RegistryError("cannot export to that", got=repr(to)[:80], expected="peft, merged or vllm")
     if baselines is not None and (out / CARD).is_file():

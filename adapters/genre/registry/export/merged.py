@@ -13,6 +13,7 @@ base's folder has to hold the weights that the manifest's fingerprint names; the
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,13 @@ from genre.registry.weights.modules import Linears
 from genre.registry.weights.tensors import Tensor, read_array, read_header
 
 
-def export_merged(version: Version, source: Path, out: Path, base: Path | None) -> None:
-    """Write a version, whose files are in `source`, and its base as one transformers folder; see `Registry.export`."""
+def export_merged(
+    version: Version, source: Path, out: Path, base: Path | None, *, finish: Callable[[Path], None] = lambda folder: None
+) -> None:
+    """Write a version, whose files are in `source`, and its base as one transformers folder; see `Registry.export`.
+
+    `finish` adds to the folder before it appears.
+    """
     manifest = version.manifest
     if not (source / ADAPTER).exists():
         raise RegistryError(f"{version.ref} has no LoRA to merge", got=f"kind {manifest.kind}, no {ADAPTER}")
@@ -52,6 +58,7 @@ def export_merged(version: Version, source: Path, out: Path, base: Path | None) 
             if name not in (ADAPTER, CONFIG, CARD):
                 shutil.copyfile(source / name, folder / name)
         (folder / CARD).write_text(render_card(manifest, full=True) + _usage(manifest, auto_class(adapter)), encoding="utf-8")
+        finish(folder)
 
 
 def add_update(model: Path, adapter: Adapter, adapter_file: Path) -> None:

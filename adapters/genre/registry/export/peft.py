@@ -11,6 +11,7 @@ Owns: the files of an exported folder, and the check that an adapter fits its ba
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from genre.errors import ManifestError, RegistryError
@@ -28,11 +29,20 @@ CUT_BASE = f"./{BASE}"
 """The base in the config of an export that has it: `AutoPeftModelForCausalLM.from_pretrained(".")` asks no hub, in the folder."""
 
 
-def export_peft(version: Version, source: Path, out: Path, base: Path | None, encoder: Path | None = None) -> None:
+def export_peft(
+    version: Version,
+    source: Path,
+    out: Path,
+    base: Path | None,
+    encoder: Path | None = None,
+    *,
+    finish: Callable[[Path], None] = lambda folder: None,
+) -> None:
     """Write a version, whose files are in `source`, as a folder that stock PEFT loads.
 
     The base's folder is needed where the version's depth is set and not known to be all of the base: the first layers go along
-    then. So do the files of the version's encoder, in `encoder`. For the errors see `Registry.export`.
+    then. So do the files of the version's encoder, in `encoder`. `finish` adds to the folder before it appears. For the errors
+    see `Registry.export`.
     """
     manifest = version.manifest
     if not (source / ADAPTER).exists():
@@ -59,6 +69,7 @@ def export_peft(version: Version, source: Path, out: Path, base: Path | None, en
             (folder / ENCODER_FOLDER).mkdir()
             for file in list_files(encoder):
                 shutil.copyfile(encoder / file, folder / ENCODER_FOLDER / file)
+        finish(folder)
 
 
 def name_base(config: Path, old: str, new: str) -> None:
