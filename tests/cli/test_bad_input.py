@@ -142,8 +142,19 @@ def test_a_check_sees_text_columns(refused):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands(command, refused, wrong_files):
+def test_commands(command, refused, wrong_files, place):
+    folders = {path for path in place.rglob("*") if path.is_dir()}
     assert COMMANDS[command] in plain(refused(*command.split()))
+    assert {path for path in place.rglob("*") if path.is_dir()} - folders <= {place / "new"}
+
+
+def test_a_refused_recipe_of_several_leaves_no_run_folder(refused, place):
+    other = (place / "like.yaml").read_text().replace("name: like", "name: other", 1)
+    (place / "other.yaml").write_text(other)
+    for encoder in ("auto", "fit"):  # trained at once, and one alone first
+        overrides = ["--set", "data.min_events=999", "--set", f"encoder.use={encoder}"]
+        assert "no user has enough training events" in refused("train", "like.yaml", "other.yaml", *overrides)
+        assert not (place / "runs").exists()
 
 
 def test_a_pipe_is_not_replaced_by_a_file(refused, place):

@@ -175,7 +175,9 @@ def test_a_user_who_has_seen_everything(place, tiny, capsys):
 
 
 def test_an_empty_registry_says_so(place, capsys):
-    assert run(capsys, "registry", "list") == "the registry at registry/ is empty; genre train publishes into it\n"
+    assert run(capsys, "registry", "list") == (
+        "the registry at registry/, which is not there yet: genre train publishes into it\n"
+    )
 
 
 def figures(*values):

@@ -38,6 +38,16 @@ def test_import_and_describe(folder):
     assert facts["events"] == 3 and facts["feedback"]["rating"]["values"] == {"3": 1, "4": 1, "5": 1}
 
 
+def test_a_unit_of_times_that_are_dates_is_told(tmp_path):
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n1,a,2020-01-01\n2,a,2020-01-02\n")
+    command = ["import", str(tmp_path / "log.csv"), "--dry-run", "--time-unit"]
+    assert (
+        "--time-unit ms had no effect: it is for times that are numbers" in runner.invoke(cli_data.app, [*command, "ms"]).output
+    )
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n1,a,1577836800000\n2,a,1577923200000\n")
+    assert "had no effect" not in runner.invoke(cli_data.app, [*command, "ms"]).output
+
+
 def test_errors_pass_to_the_main_command(tmp_path):
     with pytest.raises(DataError, match="is not a data set folder"):
         runner.invoke(cli_data.app, ["describe", str(tmp_path)], catch_exceptions=False)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -36,18 +37,51 @@ SERVING = re.compile(r"(?m)^serving (.*) at (http://\S+)\n")
 
 @dataclass
 class Ran:
-    """What a command printed, and the most seconds in which it printed nothing."""
+    """What a command printed and how long it took.
+
+    Attributes:
+        silence_s: The most seconds in which it printed nothing, without those in which it waited for a core.
+        seconds: From its start to its end.
+        waited_s: Of them, those in which it was ready and other programs had the cores: none on a quiet machine.
+        cpu_s: Of all its threads.
+    """
 
     text: str
     silence_s: float
     seconds: float
+    waited_s: float = 0.0
+    cpu_s: float = 0.0
+
+
+class Waits:
+    """The time that a process is kept from running, as Linux counts it: of each span that of the thread that waits most."""
+
+    def __init__(self, process: int) -> None:
+        self.tasks = Path(f"/proc/{process}/task")
+        self.known: dict[str, int] = {}
+
+    def since_last(self) -> float:
+        """Seconds since the last call; 0 where they are not counted."""
+        now = {}
+        with contextlib.suppress(OSError):  # other systems, or a thread that has just ended
+            for task in self.tasks.iterdir():
+                now[task.name] = int((task / "schedstat").read_text().split()[1])
+        waited = max((now[name] - self.known.get(name, 0) for name in now), default=0)
+        self.known |= now
+        return waited / 1e9
+
+
+def cpu_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def as_process(command: str, place: Path) -> Ran:
     """Run a command as a process; its output is read as it comes, both streams in one."""
-    arguments = shlex.split(command)
+    arguments, used = shlex.split(command), cpu_seconds()
     begun = last = time.perf_counter()
-    text, silence_s, looked = "", 0.0, False
+    text, silence_s, waited_s, looked = "", 0.0, 0.0, False
     process = subprocess.Popen(
         [sys.executable, "-m", *arguments],
         cwd=place,
@@ -56,14 +90,19 @@ def as_process(command: str, place: Path) -> Ran:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+    waits = Waits(process.pid)
     try:
-        while chunk := os.read(process.stdout.fileno(), 65536):
-            now = time.perf_counter()
-            silence_s, last = max(silence_s, now - last), now
+        while True:
+            chunk = os.read(process.stdout.fileno(), 65536)
+            now, waited = time.perf_counter(), waits.since_last()
+            silence_s, waited_s, last = max(silence_s, now - last - waited), waited_s + waited, now
+            if not chunk:
+                break
             text += chunk.decode()
             if not looked and (found := SERVING.search(text)):
                 look(*found.groups())
                 process.send_signal(signal.SIGINT)
+                waited_s += waits.since_last()
                 looked, last = True, time.perf_counter()
         code = process.wait()
     finally:
@@ -72,7 +111,7 @@ def as_process(command: str, place: Path) -> Ran:
         process.stdout.close()
     assert code == 0, f"exit code {code}: {text}"
     now = time.perf_counter()
-    return Ran(text, max(silence_s, now - last), now - begun)
+    return Ran(text, max(silence_s, now - last), now - begun, waited_s, cpu_seconds() - used)
 
 
 def in_process(command: str, place: Path) -> Ran:
@@ -121,8 +160,15 @@ def walk(place: Path, run: Callable[[str, Path], Ran]) -> dict[str, Ran]:
     ran = {}
     for command in COMMANDS:
         ran[command] = run(command, place)
-        print(f"{ran[command].seconds:7.1f} s, longest silence {ran[command].silence_s:4.1f} s: {command}", flush=True)
+        report(command, ran[command])
+    whole = (sum(getattr(each, name) for each in ran.values()) for name in ("seconds", "waited_s", "cpu_s"))
+    report("all of them", Ran("", max(each.silence_s for each in ran.values()), *whole))
     return ran
+
+
+def report(command: str, ran: Ran) -> None:
+    times = f"{ran.seconds:7.1f} s, of which {ran.waited_s:5.1f} s without a core, {ran.cpu_s:7.1f} s of CPU"
+    print(f"{times}, longest silence {ran.silence_s:4.1f} s: {command}", flush=True)
 
 
 def check(ran: dict[str, Ran], place: Path) -> None:
@@ -136,7 +182,7 @@ def check(ran: dict[str, Ran], place: Path) -> None:
     said = "".join(each.text for each in ran.values())
     assert "Traceback" not in said and not re.search(r"(?m)^genre: ", said)
     assert {command: each.silence_s for command, each in ran.items() if each.silence_s > SILENCE_S} == {}
-    assert sum(each.seconds for each in ran.values()) < WHOLE_S
+    assert sum(each.seconds - each.waited_s for each in ran.values()) < WHOLE_S
 
 
 def test_a_new_users_hour_in_small(tmp_path, monkeypatch):
@@ -154,7 +200,7 @@ def test_a_new_users_hour_in_small(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow  # about a quarter of an hour on two cores: the packaged base, 9,000 films
-@pytest.mark.timeout(WHOLE_S + 300)
+@pytest.mark.timeout(4 * WHOLE_S)  # where other programs have the cores
 def test_a_new_users_hour(tmp_path):
     write_films(tmp_path / "films", users=670, films=9000, events=100_000)
     check(walk(tmp_path, as_process), tmp_path)

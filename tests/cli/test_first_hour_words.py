@@ -1,8 +1,10 @@
 """What a newcomer types in the first hour and what the program answers: one line that says what to do."""
 
 import json
+import re
 import shutil
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -48,6 +50,20 @@ def test_explain_takes_a_title(said, trained, log):
     assert "no item has this title: got 'nothing'" in said("explain", *common, "nothing", code=2)
 
 
+def test_a_ranking_is_shown_by_chances_and_its_logits_stay_in_the_json(said, place, trained, log):
+    common = ["next_item", "--data", "shop", "--base", trained.base, "--user", "u1"]
+    shown = said("recommend", *common, "-k", len(log.catalogue), "--json", "u1.json", code=0)
+    chances = [float(found) for found in re.findall(r"(\d+\.\d+) %", shown)]
+    scores = [item["score"] for item in json.loads((place / "u1.json").read_text())["results"]]
+    weights = np.exp(np.array(scores) - max(scores))
+    assert "chance to be next" in shown and len(chances) == len(scores)
+    np.testing.assert_allclose(chances, 100 * weights / weights.sum(), atol=0.06)
+    assert "the history multiplies this item's weight among all items by" in said("explain", *common, "--item", "i1", code=0)
+    common[0] = "like"
+    assert "chance to be next" not in said("recommend", *common, code=0)
+    assert "weight" not in said("explain", *common, "--item", "i1", code=0)
+
+
 def test_promoting_what_is_there_already_moves_nothing(said):
     before = Registry("registry").history("like")
     version = Registry("registry").aliases("like")["production"]
@@ -85,7 +101,7 @@ def test_failed_rows_are_counted_and_strict_fails(said, place, trained):
 
 
 def test_an_empty_registry_is_no_error_of_the_first_run(said, place):
-    assert "no adapter 'like': got the registry at empty, which is empty; genre train publishes into it" in said(
+    assert "no adapter 'like': got the registry at empty, which is not there yet; genre train publishes into it" in said(
         "registry", "show", "like", "--registry", "empty", code=2
     )
 

@@ -1,5 +1,6 @@
 """The program in a shell: what completes, in bash too; `--quiet` and `--verbose` of every command; environment variables."""
 
+import importlib.util
 import os
 import pty
 import select
@@ -11,6 +12,7 @@ import time
 import pytest
 
 from genre import cli
+from genre.cli.shell import loading
 from genre.cli.shell.completion import join_words, kept_on_line
 from genre.progress import Reporter, Verbosity, reporting
 from genre.registry import Registry
@@ -159,6 +161,20 @@ def test_verbose_reports_every_phase_with_the_time_of_day(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_the_import_of_pytorch_is_a_line_once(tmp_path, monkeypatch, capsys):
+    (tmp_path / "imported_slowly.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(loading, "SLOW", "imported_slowly")
+    finders = list(sys.meta_path)
+    for level, said in ((Verbosity.QUIET, ""), (Verbosity.NORMAL, "loading PyTorch\n"), (Verbosity.NORMAL, "")):
+        with reporting(level), loading.announced_import():
+            assert importlib.util.find_spec("imported_slowly") is not None
+            if said or "imported_slowly" in sys.modules:
+                importlib.import_module("imported_slowly")
+        assert capsys.readouterr().err == said and sys.meta_path == finders
+    sys.modules.pop("imported_slowly")
+
+
 def test_environment_variables_are_defaults(place, monkeypatch, capsys):
     os.rename("registry", "elsewhere")
     monkeypatch.setenv("GENRE_REGISTRY", "elsewhere")
@@ -168,7 +184,7 @@ def test_environment_variables_are_defaults(place, monkeypatch, capsys):
     assert cli.main(["recipe", "new", "next_item", "--out", "next.yaml"]) == 0
     assert "path: data/shop" in (place / "next.yaml").read_text()
     assert cli.main(["registry", "list", "--registry", "none"]) == 0  # an option goes before its variable
-    assert "is empty" in capsys.readouterr().out
+    assert "which is not there yet" in capsys.readouterr().out
 
 
 def test_completion_loads_nothing_heavy(place):

@@ -136,6 +136,8 @@ def import_(
     found = understood(data)
     for line in lines(found):
         console().print(line, highlight=False, soft_wrap=True, markup=False)
+    if time_unit is not None and "since 1970" not in (found["time"] or {}).get("read_as", ""):
+        print(f"--time-unit {time_unit} had no effect: it is for times that are numbers")
     if not dry:
         assert out is not None
         with step_reporter(f"importing {log}") as report:

@@ -5,6 +5,7 @@ Owns: arguments and printing. Ignores: everything else; the library is imported 
     genre explain like@production --data ml-100k --user 196 --item 50 -k 5
 """
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,18 +47,30 @@ def explain(
     log.user_code(user)
     item = Titles(log.catalogue).find(item)
     engine = open_engine(registry, [ref], log, base=base)
-    found = explain(engine, Request(ref, user_id=user, k=1, task=task), item, method=method)
-    show(found, user, k)
+    asked = Request(ref, user_id=user, k=1, task=task)
+    found = explain(engine, asked, item, method=method)
+    loaded, *_ = engine.read_by(asked)
+    show(found, user, k, ranking=loaded.tasks[found.task].kind == "next_item")
     write_result(json_file, found.to_json())
 
 
-def show(found: "Explanation", user: str, k: int) -> None:
-    """Print the score, then a table of the k events with the largest shares; the rest is summed up."""
+def show(found: "Explanation", user: str, k: int, *, ranking: bool = False) -> None:
+    """Print the score, then a table of the k events with the largest shares; the rest is summed up.
+
+    Args:
+        found: The explanation.
+        user: The user's id.
+        k: The number of events to show.
+        ranking: The scores are logits of a ranking, of which only differences say something.
+    """
     from rich.markup import escape
 
     name = f"{found.title} ({found.item_id})" if found.title != found.item_id else found.item_id
     print(f"{found.adapter} ({found.digest[:12]}), task {found.task}: user {user}, item {name}")
     print(f"score {found.score:.4f}; without any history {found.without_history:.4f}")
+    if ranking:
+        factor = math.exp(min(found.score - found.without_history, 700.0))
+        print(f"scores of a ranking are logits: the history multiplies this item's weight among all items by {factor:.3g}")
     print(found.sentence)
     columns = {"place": "right", "item": "left", "title": "left"}
     columns |= {name: "right" for name in (found.column, "effect", "share") if name is not None}

@@ -108,6 +108,13 @@ def format_value(entry: dict[str, Any] | None) -> str:
     return "–" if entry is None else f"{entry['value']:.4f}"
 
 
+def format_percent(share: float) -> str:
+    """A share from 0 to 1 in percent, with about three figures."""
+    if 0 < share < 1e-4:
+        return "< 0.01 %"
+    return f"{share * 100:.{1 if share >= 0.0995 else 2}f} %"
+
+
 def _with_interval(entry: dict[str, Any]) -> str:
     if entry.get("interval") is None:
         return format_value(entry)
@@ -116,7 +123,7 @@ def _with_interval(entry: dict[str, Any]) -> str:
 
 
 def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
-    """Print a table of one response's items, best first."""
+    """Print a table of one response's items, best first; a ranking's logits say nothing by themselves, their shares do."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -124,9 +131,11 @@ def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
     table.add_column("#", justify="right")
     table.add_column("item")
     table.add_column("title")
-    table.add_column("score", justify="right", no_wrap=True)
+    ranking = any(item.probability is not None for item in response.results)
+    table.add_column("chance to be next" if ranking else "score", justify="right", no_wrap=True)
     for rank, item in enumerate(response.results, 1):
-        table.add_row(str(rank), escape(item.item_id), escape(titles.get(item.item_id, "")), f"{item.score:.4f}")
+        shown = f"{item.score:.4f}" if item.probability is None else format_percent(item.probability)
+        table.add_row(str(rank), escape(item.item_id), escape(titles.get(item.item_id, "")), shown)
     console().print(table)
     if not response.results:
         print(f"there is nothing left to recommend: {response.note}")

@@ -15,7 +15,7 @@ import typer
 from genre.cli.options import JsonOption, NameArgument, OnlyNameArgument, RefArgument, RegistryOption, parse_number, ref_argument
 from genre.cli.output import check_file, console, format_size, show_metrics, write_result
 from genre.cli.shell.completion import complete_names
-from genre.errors import JobError, RegistryError
+from genre.errors import InputError, JobError, RegistryError
 
 if TYPE_CHECKING:
     from genre.registry import Listed, Manifest, Move, Registry, Version
@@ -41,7 +41,7 @@ def list_(
         opened.versions(name)
     rows = [row for row in opened.list() if name in (None, row.name)]
     if not rows:
-        typer.echo(f"the registry at {registry} is empty; genre train publishes into it")
+        typer.echo(f"the registry at {registry}, {opened.store.content()}: genre train publishes into it")
     elif name is None:
         _names(opened, rows)
     else:
@@ -166,10 +166,16 @@ def verify(name: OnlyNameArgument = None, registry: RegistryOption = DEFAULT) ->
     for problem in problems:
         typer.echo(str(problem))
     count = len(opened.store.versions(name)) if name else sum(map(len, opened.store.listing().values()))
+    if problems and not count:
+        raise InputError(
+            f"{registry} is no registry", got=f"a folder {opened.store.content()}", todo="name the registry's folder"
+        )
     if problems:
         got = f"{len(problems)} problems in {count:,} versions"
         raise JobError("the registry is damaged", got=got, todo="restore it from a copy")
-    typer.echo(f"{count:,} versions, all intact")
+    typer.echo(
+        f"{count:,} versions, all intact" if count else f"no versions: the registry at {registry}, {opened.store.content()}"
+    )
 
 
 @app.command()
@@ -319,7 +325,6 @@ def _open(url: str) -> "Registry":
 
 
 def _prepared_base(name: str) -> Path | None:
-    from genre.errors import InputError
     from genre.modules.base.packaged import prepared_base
 
     if Path(name).is_dir():

@@ -10,9 +10,10 @@ Ignores: what jobs write.
 import json
 import os
 import platform
+import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,15 @@ from filelock import FileLock, Timeout
 from genre.errors import InputError
 from genre.files import disk_errors, write_json, write_text
 from genre.recipe import Recipe
+from genre.training.reporting import read_log
 
 LOCK = ".lock"
+RUNS = Path("runs")
 
 
 def run_folder(name: str, resume: bool) -> Path:
     """The run folder of a recipe's name: the next number, or the last one to resume."""
-    parent = Path("runs") / name
+    parent = RUNS / name
     numbers = sorted(int(path.name) for path in parent.glob("*") if path.name.isdigit()) if parent.is_dir() else []
     if resume and numbers:
         return parent / str(numbers[-1])
@@ -53,6 +56,31 @@ def describe_run(root: Path, recipe: Recipe) -> None:
     root.mkdir(parents=True, exist_ok=True)
     write_text(root / "recipe.yaml", recipe.dump())
     write_json(root / "environment.json", environment())
+
+
+@contextmanager
+def removed_if_refused(made: Iterable[Path]) -> Iterator[None]:
+    """A block that leaves no run folder without a step if it refuses its input.
+
+    Args:
+        made: The folders that this job made, by the end of the block.
+    """
+    try:
+        yield
+    except InputError:
+        for root in made:
+            remove_unused(root)
+        raise
+
+
+def remove_unused(root: Path) -> None:
+    """Remove a run folder in which no step was taken, and what is empty then of `runs/NAME` and `runs`."""
+    if read_log(root):
+        return
+    shutil.rmtree(root, ignore_errors=True)
+    for parent in (root.parent, RUNS) if root.parent.parent == RUNS else ():
+        with suppress(OSError):  # it holds other runs
+            parent.rmdir()
 
 
 @contextmanager

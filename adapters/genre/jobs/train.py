@@ -37,7 +37,7 @@ from genre.jobs.evaluate import (
     with_baselines,
 )
 from genre.jobs.figures import frame_of, html_of
-from genre.jobs.folders import check_same, claim_folder, describe_run, run_folder
+from genre.jobs.folders import check_same, claim_folder, describe_run, removed_if_refused, run_folder
 from genre.jobs.loading import check_data, open_base, open_data
 from genre.jobs.predictions import write_predictions
 from genre.jobs.publish import adapter_manifest, count, write_adapter
@@ -149,15 +149,17 @@ def train(
     try:
         if registry is not None and assembly.fits_encoder:
             registry.check_writable(encoder_name(assembly.data))
+        made = processes.is_main and not root.exists()
         if folder is None and not resume:
             root = processes.broadcast(claim_folder(recipe.name) if processes.is_main else root)
         if resume:
             check_resumed(root, assembly.recipe)
-        if processes.is_main:
-            describe_run(root, assembly.recipe)
-        warn_few_users(assembly.recipe.tasks, assembly.data, assembly.split, "test", reporter)
-        time_left = TimeLeft(assembly, test=True, baselines=baseline_seconds(assembly, baselines))
-        fitted = fit(assembly, root, resume=resume, reporter=reporter, time_left=time_left)
+        with removed_if_refused([root] if made else []):
+            if processes.is_main:
+                describe_run(root, assembly.recipe)
+            warn_few_users(assembly.recipe.tasks, assembly.data, assembly.split, "test", reporter)
+            time_left = TimeLeft(assembly, test=True, baselines=baseline_seconds(assembly, baselines))
+            fitted = fit(assembly, root, resume=resume, reporter=reporter, time_left=time_left)
         return conclude(fitted, root, registry, reporter, processes, baselines=baselines, on_evaluated=on_evaluated)
     except KeyboardInterrupt:
         raise interrupted(root) from None

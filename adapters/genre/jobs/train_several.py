@@ -17,7 +17,7 @@ from genre.errors import GenreError, InputError, JobError
 from genre.evaluation.baselines import chosen_baselines
 from genre.jobs.encoders import find_encoder
 from genre.jobs.evaluate import warn_few_users
-from genre.jobs.folders import claim_folder, describe_run, run_folder
+from genre.jobs.folders import claim_folder, describe_run, remove_unused, removed_if_refused, run_folder
 from genre.jobs.loading import open_base, open_log
 from genre.jobs.train import Run, check_base, check_resumed, conclude, interrupted, train
 from genre.modules.base.base import Base
@@ -50,11 +50,13 @@ class _Member:
     claimed: bool
     shared: SharedEncoder | None = None
 
-    def begin(self) -> Path:
-        """Claim the run folder, unless that is done, and write what it holds before the first step."""
+    def begin(self, made: list[Path]) -> Path:
+        """Claim the run folder, unless that is done, and write what it holds before the first step; one that is new is `made`."""
+        new = not self.claimed or not self.root.exists()
         if not self.claimed:
             self.root = claim_folder(self.recipe.name)
             self.claimed = True
+        made += [self.root] if new else []
         describe_run(self.root, self.recipe)
         return self.root
 
@@ -99,6 +101,7 @@ def train_together(
     Raises:
         GenreError: The recipes do not go together, a run that is trained alone fails, or the job is interrupted.
         JobError: Some runs of the group failed; the others were finished and passed to `on_run`.
+        InputError: Every recipe is refused.
     """
     check_together(recipes)
     chosen_baselines(baselines)
@@ -107,12 +110,13 @@ def train_together(
     base = base or open_base(recipes[0].base)
     check_base(recipes[0], base)
     job = _Job(base, registry, resume, reporter or Reporter.silent(), tokens, on_run, baselines, on_evaluated)
-    return job.run(recipes, log, None if folder is None else Path(folder))
+    with removed_if_refused(job.made):
+        return job.run(recipes, log, None if folder is None else Path(folder))
 
 
 @dataclass
 class _Job:
-    """The options of the job, and the runs that have ended, by recipe name."""
+    """The options of the job, the run folders that it made, and the runs that have ended, by recipe name."""
 
     base: Base
     registry: Registry | None
@@ -122,6 +126,7 @@ class _Job:
     on_run: Callable[[Run], None] | None
     baselines: str
     on_evaluated: Callable[[Run], None] | None
+    made: list[Path] = field(default_factory=list)
     done: dict[str, Run] = field(default_factory=dict)
 
     def run(self, recipes: Sequence[Recipe], log: Interactions | None, folder: Path | None) -> list[Run]:
@@ -147,7 +152,9 @@ class _Job:
         failed = self._train_group(group) if group else {}
         if failed:
             name, first = next(iter(failed.items()))
-            raise JobError(f"{len(failed)} of {len(recipes)} recipes failed ({', '.join(failed)})", got=f"{name}: {first}")
+            refused = len(failed) == len(recipes) and all(isinstance(error, InputError) for error in failed.values())
+            kind = InputError if refused else JobError
+            raise kind(f"{len(failed)} of {len(recipes)} recipes failed ({', '.join(failed)})", got=f"{name}: {first}")
         return [self.done[recipe.name] for recipe in recipes]
 
     def _encoder(self, member: _Member, group: list[_Member]) -> SharedEncoder | None:
@@ -162,7 +169,7 @@ class _Job:
     def _train_alone(self, member: _Member, members: list[_Member]) -> None:
         self.reporter.line(f"{member.recipe.name} fits an encoder, and is trained alone and first")
         for each in members:  # now, so that a later --resume finds the folders of this job and not older ones
-            each.begin()
+            each.begin(self.made)
         log, root, resume = member.log, member.root, self.resume and member.has_checkpoint()
         run = train(
             member.recipe,
@@ -187,7 +194,7 @@ class _Job:
             stream = RandomStream(self.base.device)
             trainees.append(Trainee(assembly, each.root, stream, self.resume and each.has_checkpoint()))
         for each, trainee in zip(group, trainees, strict=True):
-            trainee.folder = each.begin()
+            trainee.folder = each.begin(self.made)
             own = trainee.assembly
             warn_few_users(own.recipe.tasks, own.data, own.split, "test", self._named(each.recipe.name))
         failed: dict[str, GenreError] = {}
@@ -196,6 +203,8 @@ class _Job:
             name, model = trainee.assembly.recipe.name, trainee.assembly.model
             if not isinstance(fitted, Fitted):
                 failed[name] = fitted
+                if isinstance(fitted, InputError) and trainee.folder in self.made:
+                    remove_unused(trainee.folder)
                 continue
             model.put(model.layers)
             try:

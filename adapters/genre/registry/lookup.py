@@ -53,7 +53,7 @@ def versions_of(store: Store, name: str) -> list[str]:
     if found := store.versions(check_name(name)):
         return found
     names = store.names()
-    got = f"the registry at {store.url}" + ("" if names else ", which is empty")
+    got = f"the registry at {store.url}" + ("" if names else f", {store.content()}")
     todo = None if names else "genre train publishes into it"
     raise NotFoundError(f"no adapter {name!r}", got=got, expected=_some(names) or None, todo=todo)
 

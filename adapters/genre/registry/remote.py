@@ -154,6 +154,9 @@ class RemoteStore:
             for file in found:
                 self._fs.rm_file(self._path(file))
 
+    def content(self) -> str:
+        return "which holds other files but no version" if self._find() else "which is empty"
+
     def strays(self) -> list[str]:
         known = (_is_version_file, _is_journal_file, _is_record, _is_head)
         return sorted(path for path in self._find() if not any(of_kind(path) for of_kind in known))

@@ -32,6 +32,7 @@ from genre.errors import DiskError, NotFoundError, RegistryError
 from genre.files import check_writable, disk_errors, sync
 from genre.registry.limits import open_plain
 from genre.registry.names import ALIASES, HEADS, RECORDS, is_name, is_version
+from genre.registry.other_folders import describe_content
 
 TEMPORARY = ".tmp-"
 
@@ -94,6 +95,9 @@ class Store(Protocol):
 
     def remove_unfinished(self, path: str) -> None:
         """Delete an unfinished publish."""
+
+    def content(self) -> str:
+        """What there is instead of versions, as the end of a sentence about a registry that has none."""
 
     def strays(self) -> list[str]:
         """Anything else that lies where only versions and journals belong, as paths under the root."""
@@ -241,6 +245,9 @@ class LocalStore:
             target.unlink()
         else:
             shutil.rmtree(target)
+
+    def content(self) -> str:
+        return describe_content(self.root)
 
     def strays(self) -> list[str]:
         own = (".lock", HEADS)

@@ -12,15 +12,19 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any
 
 import typer
 
+from genre.cli.shell.loading import announced_import
 from genre.errors import GenreError, InputError
 from genre.progress import Verbosity, reporting
 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: results and errors only.")]
+_IN_JSON = ("serve",)
+"""Commands whose standard error is a log for programs."""
+
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Progress with the time of day, libraries' logs, the traceback of an error.")
 ]
@@ -43,14 +47,16 @@ def _with_verbosity(function: Callable[..., Any]) -> Callable[..., Any]:
         for name, option in (("quiet", QuietOption), ("verbose", VerboseOption))
     ]
 
+    loading = nullcontext if function.__name__ in _IN_JSON else announced_import
+
     @functools.wraps(function)
     def command(*, quiet: bool, verbose: bool, **given: Any) -> Any:
         if quiet and verbose:
             raise InputError("--quiet and --verbose exclude each other", got="both", expected="one of the two")
         if not verbose:
-            with reporting(Verbosity.QUIET if quiet else Verbosity.NORMAL):
+            with reporting(Verbosity.QUIET if quiet else Verbosity.NORMAL), loading():
                 return function(**given)
-        with reporting(Verbosity.VERBOSE), _library_logs(), _tracebacks():
+        with reporting(Verbosity.VERBOSE), _library_logs(), _tracebacks(), loading():
             return function(**given)
 
     command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *own])  # type: ignore[attr-defined]

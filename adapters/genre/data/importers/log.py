@@ -26,6 +26,7 @@ from genre.data.importers.named import Log, Side, apply, is_sure, read_log
 from genre.data.importers.nested import needed_columns, unnest
 from genre.data.importers.public import PUBLIC
 from genre.data.importers.tables import check_header, read_atomic, read_table
+from genre.data.importers.text_options import check_options, options_of
 from genre.data.interactions import DatasetInfo, Interactions
 from genre.data.order import FILE
 from genre.data.schema import MAX_BAD, PLACE, Report
@@ -87,7 +88,7 @@ def import_log(
         time_format: The form of strftime that all times have, such as `%d/%m/%Y`, where a day could be a month.
 
     Raises:
-        InputError: If the format is unknown.
+        InputError: If the format is unknown, or an option has no effect on such a log.
         DataError: If a file or its content is not usable.
     """
     log = Path(log)
@@ -104,6 +105,11 @@ def import_log(
     report, mapping = Report(), dict(mapping or {})
     options: dict[str, Any] = {"separator": separator, "encoding": encoding, "quote": '"' if quote is None else quote}
     public = None if _is_json_of_amazon(format, log) else PUBLIC.get(format)
+    if public is None and time_unit is not None and format in (*_OWN_TIMES, "lists"):
+        got, expected = f"a log of format {format}", "a format whose times may have another unit"
+        raise InputError("--time-unit has no effect here", got=got, expected=expected, todo="leave --time-unit out")
+    sides = [Path(side) for side in (None if format == "amazon" else items, users, graph) if side is not None]
+    _check_text_options(log, format, public is None, sides, {"separator": separator, "encoding": encoding, "quote": quote})
     if public is None:
         (table, item_table, user_table), kind = _read_own(format, log, columns, mapping, order, options, max_bad, report), Log()
     else:
@@ -144,6 +150,14 @@ def _checked_form(time_format: str, time_unit: str | None, format: str) -> str:
     if format in (*_OWN_TIMES, "lists"):
         raise InputError("--time-format is not usable", got=f"--format {format}", expected="a format whose times may differ")
     return time_format
+
+
+def _check_text_options(log: Path, format: str, own: bool, sides: Sequence[Path], given: Mapping[str, str | None]) -> None:
+    """Refuse an option of text files that neither the log nor a table beside it takes; `own`: the format has its own reader."""
+    table = format == "csv" or not own
+    of_log = options_of(log) if table else ("encoding",) if format == "lists" else ()
+    of_sides = (option for side in sides for option in options_of(side))
+    check_options(given, {*of_log, *of_sides}, log.name if table else f"a log of format {format}")
 
 
 def _is_json_of_amazon(format: str, log: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from genre.data.importers.log import source_info
 from genre.data.importers.tables import check_header, read_table
+from genre.data.importers.text_options import check_options, options_of
 from genre.data.schema import MAX_BAD, PLACE, Report
 from genre.data.texts.dataset import Texts
 from genre.errors import InputError
@@ -48,10 +49,12 @@ def import_texts(
         columns: The columns' names, in order, of a CSV without a header.
 
     Raises:
-        InputError: If no label is named.
+        InputError: If no label is named, or an option has no effect on such a file.
         DataError: If the file or its content is not usable.
     """
     table, report = Path(table), Report()
+    given = {"separator": separator, "encoding": encoding, "quote": None if quote == '"' else quote}
+    check_options(given, options_of(table), table.name)
     frame = read_table(table, separator=separator, encoding=encoding, quote=quote, columns=columns, report=report)
     if columns is None and not any((mapping or {}).get(name, name) in frame.columns for name in (*texts, *labels)):
         check_header(table, frame)

@@ -25,7 +25,7 @@ from genre.evaluation.targets import targets
 from genre.files import write_json
 from genre.jobs.encoders import check_leak
 from genre.jobs.evaluate import task_results, with_baselines
-from genre.jobs.folders import claim_folder, describe_run
+from genre.jobs.folders import claim_folder, describe_run, removed_if_refused
 from genre.jobs.loading import build_model, load_base, lora_layers
 from genre.jobs.refresh.gate import Verdict, compare, overall, unknown_shares
 from genre.jobs.refresh.plan import MIN_TARGETS, MIN_USERS, Plan, RefreshOptions, plan, read_recipe, resolve_recipe
@@ -165,10 +165,12 @@ def _train(
     layers = lora_layers(base, loaded.low, dropout=recipe.adapter.dropout)
     assembly = assemble_from(Start(loaded.shared, loaded.layout, loaded.heads, layers), recipe, log, base, made.supervised)
     try:
+        made = folder is None or not folder.exists()
         root = folder or claim_folder(recipe.name)
-        describe_run(root, recipe)
         try:
-            fitted = fit(assembly, root, reporter=reporter)
+            with removed_if_refused([root] if made else []):
+                describe_run(root, recipe)
+                fitted = fit(assembly, root, reporter=reporter)
         except InterruptedJobError as error:
             raise JobError(error.what, got=error.got, todo="the registry is unchanged; start the refresh again") from None
         reporter.line("testing the new version beside the old one")
