@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 from genre.distributed import process_rank
@@ -21,16 +22,22 @@ LINE = "loading PyTorch"
 
 
 class _Announcer(MetaPathFinder):
-    """Finds no module; reports that one is looked for, once."""
+    """Finds the slow module as Python does, and reports when it is executed: libraries look whether it is there, too."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
-        self._done = False
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        if fullname == SLOW and not self._done:
-            self._done = True
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname != SLOW or (spec := PathFinder.find_spec(fullname, path, target)) is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def announced(module: ModuleType) -> None:
             self._report(LINE)
+            execute(module)
+
+        spec.loader.exec_module = announced  # type: ignore[method-assign]
+        return spec
 
 
 @contextmanager
