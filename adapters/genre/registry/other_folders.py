@@ -34,7 +34,7 @@ def describe_content(folder: Path) -> str:
     """Return what a folder without a version holds, as the end of a sentence about it."""
     if not folder.is_dir():
         return "which is not there yet"
-    found = sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", HEADS)))
+    found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if not found:
         return "which is empty"
     return f"which holds no version but {', '.join(found[:_SHOWN])}{' and more' if len(found) > _SHOWN else ''}"
