@@ -27,8 +27,8 @@ from genre.registry.entries import Move
 from genre.registry.integrity import prepare, read_draft
 from genre.registry.journal import Journal
 from genre.registry.manifest import BaseInfo, Manifest, Publishable, Version
-from genre.registry.names import ALIASES, LATEST, PRODUCTION, Ref, check_name, check_version, is_version, parse_ref
-from genre.registry.other_folders import describe_other
+from genre.registry.names import LATEST, PRODUCTION, Ref, check_name, check_version, is_version, parse_ref
+from genre.registry.other_folders import refuse_other
 from genre.registry.quality import check_floor, check_not_worse
 from genre.registry.store import LocalStore, Store
 
@@ -415,7 +415,5 @@ def _open_store(url: str, storage_options: Mapping[str, Any]) -> Store:
     if folder.is_file():
         raise RegistryError("a registry is a folder", got=f"the file {folder}", expected="a folder, or a new name")
     store = LocalStore(folder)
-    if (other := describe_other(folder)) is not None and not store.names():
-        todo = f"name {folder.parent}" if (folder / ALIASES).is_dir() else "name the registry's folder, or a new one"
-        raise RegistryError(f"{folder} is no registry", got=other, expected="a folder that genre train publishes into", todo=todo)
+    refuse_other(folder, store.names)
     return store

@@ -2,12 +2,14 @@
 
 Owns: what such a folder is, in words. Ignores: registries.
 
-    describe_other(Path("data/shop"))     # "a data set folder"
+    refuse_other(Path("data/shop"), lambda: [])     # RegistryError: data/shop is no registry: got a data set folder; …
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from genre.data.folder import MARKER
+from genre.errors import RegistryError
 from genre.registry.names import ALIASES, MANIFEST
 
 _FILES = {
@@ -23,11 +25,21 @@ _FILES = {
 _SHOWN = 3
 
 
-def describe_other(folder: Path) -> str | None:
-    """Return what a folder is that has the marks of something else than a registry; None without such marks."""
+def refuse_other(folder: Path, names: Callable[[], list[str]]) -> None:
+    """Refuse a folder that has the marks of something else than a registry.
+
+    Args:
+        folder: The folder.
+        names: Returns the names that have a version there: a registry may lie among other files.
+
+    Raises:
+        RegistryError: It has; the message says what it is.
+    """
+    what, todo = next((what for file, what in _FILES.items() if (folder / file).is_file()), None), "name the registry's folder"
     if (folder / ALIASES).is_dir():
-        return "the folder of one name in a registry"
-    return next((what for file, what in _FILES.items() if (folder / file).is_file()), None)
+        what, todo = "the folder of one name in a registry", f"name {folder.parent}"
+    if what is not None and not names():
+        raise RegistryError(f"{folder} is no registry", got=what, expected="a folder that genre train publishes into", todo=todo)
 
 
 def describe_content(folder: Path) -> str:
