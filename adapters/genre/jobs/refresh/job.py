@@ -165,10 +165,10 @@ def _train(
     layers = lora_layers(base, loaded.low, dropout=recipe.adapter.dropout)
     assembly = assemble_from(Start(loaded.shared, loaded.layout, loaded.heads, layers), recipe, log, base, made.supervised)
     try:
-        new = folder is None or not folder.exists()
+        made_here = folder is None or not folder.exists()
         root = folder or claim_folder(recipe.name)
         try:
-            with removed_if_refused([root] if new else []):
+            with removed_if_refused([root] if made_here else []):
                 describe_run(root, recipe)
                 fitted = fit(assembly, root, reporter=reporter)
         except InterruptedJobError as error:
