@@ -13,7 +13,7 @@ from standins import ROOT, deep_base
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 INNER = {
     "Base": set(vars(genre.Base)) - {"load"},  # what a model is computed with, which Recommender and Engine call
-    "Engine": {"read_by", "catalogue_of", "planned"},  # what explanations are made of
+    "Engine": {"read_by", "catalogue_of", "planned", "planned_together"},  # what explanations and vectors are made of
     "Interactions": {"labels_of", "split", "limit", "owners", "time_span", "name_row", "user_code"},  # the protocol `Dataset`
     "Texts": {"split", "limit", "owners", "time_span", "name_row"},
 }
@@ -39,6 +39,8 @@ def public_functions():
         value = getattr(genre, name)
         if inspect.isfunction(value):
             yield name, name
+        elif inspect.ismodule(value):
+            yield from ((f"{name}.{each}", each) for each in value.__all__ if not inspect.isclass(getattr(value, each)))
         elif inspect.isclass(value):
             for method, found in vars(value).items():
                 called = isinstance(found, classmethod | staticmethod) or inspect.isfunction(found)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from genre._version import __version__
 
 if TYPE_CHECKING:
+    from genre import export as export
     from genre.data.interactions import Interactions as Interactions
     from genre.data.texts.dataset import Texts as Texts
     from genre.engine import Engine as Engine
@@ -31,7 +32,21 @@ _HOMES = {
     "train": "genre.jobs.train",
 }
 
-__all__ = ["Base", "Engine", "Interactions", "Recipe", "Registry", "Request", "Texts", "__version__", "evaluate", "train"]
+_MODULES = ("export",)
+
+__all__ = [
+    "Base",
+    "Engine",
+    "Interactions",
+    "Recipe",
+    "Registry",
+    "Request",
+    "Texts",
+    "__version__",
+    "evaluate",
+    "export",
+    "train",
+]
 
 
 def __dir__() -> list[str]:
@@ -39,6 +54,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"genre.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'genre' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -12,7 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from genre.cli.options import JsonOption, NameArgument, OnlyNameArgument, RefArgument, RegistryOption, parse_number, ref_argument
+from genre.cli.export import (
+    BeforeOption,
+    ExportDataOption,
+    RankOption,
+    TemperatureOption,
+    TopOption,
+    UsersOption,
+    check_options,
+    export_computed,
+)
+from genre.cli.options import (
+    JsonOption,
+    NameArgument,
+    OnlyNameArgument,
+    RefArgument,
+    RegistryOption,
+    TaskOption,
+    parse_number,
+    ref_argument,
+)
 from genre.cli.output import check_file, console, format_size, show_metrics, write_result
 from genre.cli.shell.completion import complete_names
 from genre.errors import InputError, JobError, RegistryError
@@ -217,19 +236,35 @@ def history(name: NameArgument, registry: RegistryOption = DEFAULT) -> None:
 @app.command()
 def export(
     ref: RefArgument,
-    out: Annotated[Path, typer.Option(help="A new folder.")],
-    to: Annotated[str, typer.Option(help="The format: peft, merged or vllm.")] = "peft",
+    out: Annotated[str, typer.Option(help="A new folder; of lists a new file, .parquet or .jsonl.")],
+    to: Annotated[str, typer.Option(help="The format: peft, merged, vllm, vectors or lists.")] = "peft",
     base: Annotated[Path | None, typer.Option(help="The base's folder; a prepared base is found by its name.")] = None,
     tar: Annotated[bool, typer.Option("--tar", help="Also write OUT.tar.")] = False,
     canaries: Annotated[
         bool, typer.Option("--canaries/--no-canaries", help="Run two prompts, by which check-server tells adapter from base.")
     ] = True,
+    data: ExportDataOption = None,
+    users: UsersOption = False,
+    task: TaskOption = None,
+    rank: RankOption = None,
+    before: BeforeOption = None,
+    top: TopOption = None,
+    temperature: TemperatureOption = None,
     registry: RegistryOption = DEFAULT,
 ) -> None:
-    """Write a folder for stock PEFT (with the cut base where depth is set), the adapter merged into its base, or vLLM's files."""
+    """Write a folder for stock PEFT (with the cut base where depth is set), the adapter merged into its base, or vLLM's files.
+
+    Or what runs the model: vectors whose dot product is a next-item score, or lists of users' best items.
+    """
     from genre.registry.export.check import untold
 
+    given: dict[str, Any] = {"--tar": tar, "--users": users, "--task": task, "--rank": rank, "--before": before}
+    given |= {"--top": top, "--temperature": temperature}
+    check_options(to, given)
     opened = _open(registry)
+    if (line := export_computed(to, opened, ref, out, base, given | {"--data": data})) is not None:
+        typer.echo(line)
+        return
     manifest = opened.resolve(ref).manifest
     if base is None and (to in ("merged", "vllm") or manifest.base.depth is not None):
         base = _prepared_base(manifest.base.name)

@@ -231,8 +231,15 @@ class Engine:
         Raises:
             GenreError: The request cannot be answered.
         """
-        with self._held(ref or request.adapter) as resident:
-            yield self._plan(0, request, resident, {})
+        with self.planned_together([request], ref or request.adapter) as (job,):
+            yield job
+
+    @contextmanager
+    def planned_together(self, requests: Sequence[Request], ref: str) -> Iterator[list[Job]]:
+        """Plan requests as rows of one version, which stays in its slot meanwhile; raises as `planned`."""
+        with self._held(ref) as resident:
+            inline: dict[int, Inline] = {}
+            yield [self._plan(number, request, resident, inline) for number, request in enumerate(requests)]
 
     @contextmanager
     def _call(self) -> Iterator[None]:

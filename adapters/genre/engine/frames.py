@@ -32,8 +32,10 @@ def recommend_frame(
     users: Any,
     k: int,
     options: Mapping[str, Any],
+    *,
+    reporter: Reporter | None = None,
 ) -> Any:
-    """The best k items for users, a row each; see `Engine.recommend_frame`."""
+    """The best k items for users, a row each, with progress for a reporter; see `Engine.recommend_frame`."""
     if data is None:
         raise InputError(
             "recommend_frame needs the histories of users", got="an engine without data", expected="Engine(…, data=log)"
@@ -44,7 +46,7 @@ def recommend_frame(
     requests = (Request(adapter, user_id=user, id=user, k=k, **options) for user in wanted)
     titles = dict(zip(data.catalogue.item_ids, data.catalogue.titles(), strict=True))
     parts = []
-    with Reporter.here().bar(f"recommending by {adapter}", len(wanted)) as bar:
+    with (reporter or Reporter.here()).bar(f"recommending by {adapter}", len(wanted)) as bar:
         while block := list(islice(requests, CALL)):
             parts += [_part(response, titles) for response in score(block)]
             bar.advance(len(block))

@@ -9,7 +9,7 @@ Tasks that score the whole catalogue by a dot product need no branches.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from genre.data.interactions import Interactions
 from genre.data.schema import FEEDBACK
+from genre.data.sequences.batches import Batch
 from genre.data.sequences.instruction import fields_of
 from genre.data.sequences.layout import Layout
 from genre.data.sequences.layout import Sequence as Row
@@ -28,6 +29,9 @@ from genre.engine.reranking import POOL, diversify
 from genre.engine.versions import Loaded
 from genre.errors import RequestError
 from genre.tasks import Task
+
+UserVectors = Callable[[Inline, Sequence[Row], Batch, torch.Tensor], Sequence[np.ndarray]]
+"""Of the call's items, rows, the same as tensors and their states: a vector of each row."""
 
 
 @dataclass(eq=False)
@@ -42,6 +46,7 @@ class Job:
         rows: The history with the candidates in chunks, or alone for a task that scores the catalogue.
         scores: For each row, the scores of its candidates (of all codes where the history is alone); None until they are known.
         note: Why nothing is scored; None where something is.
+        user_vectors: Makes a vector of each row, which takes the place of its scores; None scores.
     """
 
     number: int
@@ -53,6 +58,7 @@ class Job:
     rows: list[Row]
     scores: list[np.ndarray | None] = field(default_factory=list)
     note: str | None = None
+    user_vectors: UserVectors | None = None
 
     @property
     def head(self) -> Any:

@@ -55,15 +55,18 @@ def score_readers(readers: Sequence[Reader], batch: Batch, hidden: Tensor) -> No
         batch: B rows.
         hidden: (B, T, D) their states.
     """
-    by_head: dict[tuple[int, str], list[Reader]] = {}
+    by_head: dict[tuple[int, str, int], list[Reader]] = {}
     for reader in readers:
-        by_head.setdefault((id(reader.job.resident), reader.job.task.name), []).append(reader)
+        job = reader.job
+        by_head.setdefault((id(job.resident), job.task.name, id(job.user_vectors)), []).append(reader)
     for own in by_head.values():
         rows, job, index = [reader.row for reader in own], own[0].job, [reader.index for reader in own]
         at = torch.tensor(index, device=hidden.device)
         part, states = (batch, hidden) if index == list(range(len(hidden))) else (batch.take(at), hidden[at])
         scores: Sequence[np.ndarray]
-        if isinstance(job.head, CatalogueHead):
+        if job.user_vectors is not None:
+            scores = job.user_vectors(job.inline, rows, part, states)
+        elif isinstance(job.head, CatalogueHead):
             found = directions(job.head, job.inline, rows, part, states)
             codes = [reader.job.codes for reader in own]
             scores = catalogue_logits(job.inline, codes, found)
@@ -117,11 +120,18 @@ def directions(
     head: CatalogueHead, inline: Inline, rows: Sequence[Row], batch: Batch, hidden: Tensor, weights: Tensor | None = None
 ) -> Tensor:
     """(B, D) query of each row against the items' unit vectors, from its history's last state; arguments as in `score`."""
+    return head.direction(queries(head, inline, rows, batch, hidden, weights)[0])
+
+
+def queries(
+    head: CatalogueHead, inline: Inline, rows: Sequence[Row], batch: Batch, hidden: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Reads]:
+    """(B, d + k) query of each row against the head's keys, and the reads that it is of; arguments as in `score`."""
     ends, catalogue = [np.array([row.prefix_length - 1]) for row in rows], [np.array([-1])] * len(rows)
     reads = _reads(rows, ends, catalogue).to(hidden.device)
     assert inline.soft is not None
     view, _ = view_of(head, batch, reads, inline.soft, weights=weights)
-    return head.direction(head.ask(reads.of(hidden), view))
+    return head.ask(reads.of(hidden), view), reads
 
 
 def catalogue_logits(inline: Inline, codes: Sequence[np.ndarray], found: Tensor) -> list[np.ndarray]:

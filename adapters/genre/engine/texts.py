@@ -86,7 +86,7 @@ def plan_texts(number: int, request: Request, resident: Resident, inline: Inline
         raise RequestError("the texts cannot be used", got=f"{type(error).__name__}: {error}"[:160]) from error
     ids = tuple(str(text.get("text_id", index)) for index, text in enumerate(request.texts))
     note = None if rows else "no text is given"
-    return TextJob(number, request, resident, task, inline, np.arange(len(rows)), rows, [None] * len(rows), note, ids)
+    return TextJob(number, request, resident, task, inline, np.arange(len(rows)), rows, [None] * len(rows), note, ids=ids)
 
 
 def _join(text: Mapping[str, Any], columns: Sequence[str]) -> str:

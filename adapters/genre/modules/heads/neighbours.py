@@ -107,14 +107,18 @@ class ItemNeighbours(nn.Module):
         """(n, N) or (n, m) cosine of the items' texts with each history's, times √r; zero without whitened text."""
         if index.text is None:
             return history.new_zeros(len(history), len(index.rows) if codes is None else len(codes), dtype=torch.float32)
+        wanted = index.text[: len(index.rows)] if codes is None else index.text[codes]
+        return self.text_query(index, history, weights) @ wanted.t() * index.text.shape[1] ** 0.5
+
+    def text_query(self, index: ItemIndex, history: Tensor, weights: Tensor) -> Tensor:
+        """(n, r) text vector of each history, of length one (zero without text); needs whitened text."""
+        assert index.text is not None
         faded = faded_weights(history, weights, self.fade[1])
         width = index.text.shape[1]
         step = max(1, MAX_CELLS // max(history.shape[1] * width, 1))
         pieces = zip(history.clamp_min(0).split(step), faded.split(step), strict=True)
         asked = [torch.einsum("ne,ner->nr", weight, index.text[some]) for some, weight in pieces]
-        query = F.normalize(torch.cat(asked), dim=-1) if asked else index.text.new_zeros(0, width)
-        wanted = index.text[: len(index.rows)] if codes is None else index.text[codes]
-        return query @ wanted.t() * width**0.5
+        return F.normalize(torch.cat(asked), dim=-1) if asked else index.text.new_zeros(0, width)
 
 
 def faded_weights(history: Tensor, weights: Tensor, fade: Tensor) -> Tensor:

@@ -1,0 +1,121 @@
+"""The forms of `genre registry export` that run the model: vectors of items and users, lists of users' best items.
+
+Owns: their options and what is printed. Ignores: forms that copy a version's files; the library is imported inside each function.
+
+    genre registry export next_item@production --to vectors --data data/ml-100k --users --out vectors
+    genre registry export next_item@production --to lists --data data/ml-100k --before test --out lists.parquet
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from genre.cli.options import check_choice, data_option
+from genre.errors import InputError
+
+ExportDataOption = Annotated[str | None, data_option("Of vectors and lists: the log with the items and users.")]
+UsersOption = Annotated[bool, typer.Option("--users", help="Of vectors: write the users' vectors too.")]
+RankOption = Annotated[
+    int | None, typer.Option("--rank", help="Of vectors: dimensions of item neighbours; by default exact, one per item.")
+]
+BeforeOption = Annotated[
+    str | None,
+    typer.Option("--before", help="Of vectors and lists: valid or test; histories end before this part of the version's split."),
+]
+TopOption = Annotated[int | None, typer.Option("--top", help="Of lists: items for each user; 100 by default.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option("--temperature", help="Of lists: of the soft labels of a next-item task; larger is flatter.")
+]
+
+_TAKES = {
+    "vectors": ("--data", "--users", "--rank", "--before", "--task"),
+    "lists": ("--data", "--before", "--task", "--top", "--temperature"),
+}
+"""The options of each form here, beside --out and --base."""
+
+
+def check_options(to: str, given: Mapping[str, Any]) -> None:
+    """Check that every option that is given goes with the form.
+
+    Raises:
+        InputError: One does not.
+    """
+    foreign = [name for name, value in given.items() if value not in (None, False) and name not in _TAKES.get(to, ("--tar",))]
+    if foreign:
+        own = [form for form, takes in _TAKES.items() if foreign[0] in takes]
+        expected = f"--to {' or '.join(own)}" if own else f"--to {to} alone"
+        raise InputError(f"{foreign[0]} does not go with --to {to}", got=foreign[0], expected=expected, todo="leave it out")
+    check_choice("before", given.get("--before"), ("valid", "test"))
+
+
+def export_computed(to: str, registry: Any, ref: str, out: str, base: Path | None, given: Mapping[str, Any]) -> str | None:
+    """Export in one of the forms here; the line to print, or None for another form."""
+    forms: dict[str, Callable[..., str]] = {"vectors": _vectors, "lists": _lists}
+    return forms[to](registry, ref, out, base, given) if to in forms else None
+
+
+def _vectors(registry: Any, ref: str, out: str, base: Path | None, given: Mapping[str, Any]) -> str:
+    from genre.engine.vectors import product_task
+    from genre.jobs.export.vectors import export_vectors
+    from genre.progress import Reporter
+
+    version = registry.resolve(ref)
+    product_task(version, given["--task"])  # before the data and the base are read
+    data = None if given["--data"] is None else _open_log(given["--data"])
+    found = export_vectors(
+        registry,
+        version.ref,
+        out,
+        base=_load_base(version, base),
+        data=data,
+        users=given["--users"],
+        task=given["--task"],
+        rank=given["--rank"],
+        before=given["--before"],
+        reporter=Reporter.for_terminal(),
+    )
+    about = found.about
+    users = "" if about["users"] is None else f" and {about['users']:,} users"
+    lost = "" if about["lost"] is None else f"; rank {about['rank']} loses {about['lost']:.1%} of item neighbours"
+    check = about["check"]
+    same = f"{check['overlap@10']:.1%} of the engine's best 10 on {check['histories']} histories"
+    return f"wrote {out}: {about['items']:,} items{users}, {about['dimensions']} dimensions{lost}; {same}"
+
+
+def _lists(registry: Any, ref: str, out: str, base: Path | None, given: Mapping[str, Any]) -> str:
+    from genre.jobs.export.lists import TOP, check_lists, export_lists
+    from genre.progress import Reporter
+
+    if given["--data"] is None:
+        raise InputError("lists are of the users of a log", got="no --data", expected="--data DIR")
+    version = registry.resolve(ref)
+    top = TOP if given["--top"] is None else given["--top"]
+    temperature = 1.0 if given["--temperature"] is None else given["--temperature"]
+    check_lists(version, Path(out), task=given["--task"], top=top, temperature=temperature)
+    found = export_lists(
+        registry,
+        version.ref,
+        out,
+        _open_log(given["--data"]),
+        base=_load_base(version, base),
+        top=top,
+        task=given["--task"],
+        temperature=temperature,
+        before=given["--before"],
+        reporter=Reporter.for_terminal(),
+    )
+    return f"wrote {out}: {found['user_id'].n_unique():,} users, {len(found):,} items in their lists"
+
+
+def _open_log(path: str) -> Any:
+    from genre.jobs.loading import open_log
+
+    return open_log(path)
+
+
+def _load_base(version: Any, base: Path | None) -> Any:
+    from genre.jobs.loading import load_base
+
+    return load_base(version.manifest, None if base is None else str(base))
