@@ -106,6 +106,10 @@ class IntegrityError(RegistryError):
     """A stored version is damaged or unsafe, and is not loaded."""
 
 
+class TrustError(IntegrityError):
+    """A version or an alias move is not signed by a trusted key, and the policy asks for that."""
+
+
 class ConflictError(RegistryError):
     """Another writer was first."""
 

@@ -57,4 +57,4 @@ def publish_twins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: Reg
 
 def digest_of_draft(folder: Path, given: Manifest, scratch: Path) -> str:
     scratch.mkdir()
-    return prepare(folder, scratch, given).digest
+    return prepare(folder, scratch, given, "somebody").digest

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from genre import display
-from genre.errors import ConflictError, NotFoundError, RegistryError
-from genre.files import cache_folder
-from genre.registry import lookup, maintenance, records, verification
-from genre.registry.actor import check_actor, current_actor
+from genre.errors import ConflictError, InputError, NotFoundError, RegistryError, TrustError, fault_of_file
+from genre.files import cache_folder, write_text
+from genre.registry import checkpoint, lookup, maintenance, records, verification
 from genre.registry.cache import LocalCopies
 from genre.registry.entries import Move
 from genre.registry.integrity import prepare, read_draft
@@ -30,7 +29,11 @@ from genre.registry.manifest import BaseInfo, Manifest, Publishable, Version
 from genre.registry.names import LATEST, PRODUCTION, Ref, check_name, check_version, is_version, parse_ref
 from genre.registry.other_folders import refuse_other
 from genre.registry.quality import check_floor, check_not_worse
+from genre.registry.signatures import check_signed, sign_version
 from genre.registry.store import LocalStore, Store
+from genre.registry.trust.actor import Author, check_actor, current_actor, current_signer
+from genre.registry.trust.keys import SIGN_VARIABLE, Signer
+from genre.registry.trust.policy import Trust
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class Registry:
         cache: The folder for versions of a remote store; by default in the user's cache folder.
         storage_options: Passed to the fsspec file system.
         actor: The person or program that changes it, for journals; by default GENRE_ACTOR or the user of this process.
+        trust: The keys that are trusted: a policy file, its fields `{"keys": […], "require": True}`, or a `Trust`; by default
+            the file that GENRE_TRUST names.
+        sign_key: The private key that signs what is published and moved; by default the one that GENRE_SIGN_KEY names, if any.
     """
 
     def __init__(
@@ -59,9 +65,13 @@ class Registry:
         cache: Path | str | None = None,
         storage_options: Mapping[str, Any] | None = None,
         actor: str | None = None,
+        trust: Trust | Mapping[str, Any] | Path | str | None = None,
+        sign_key: Path | str | None = None,
     ) -> None:
         self.url = str(url)
-        self.actor = current_actor() if actor is None else check_actor(actor)
+        self.trust = trust_of(trust)
+        signer = current_signer() if sign_key is None else Signer.read(Path(sign_key))
+        self.author = Author(current_actor() if actor is None else check_actor(actor), signer, self.trust.keys)
         self.store = _open_store(self.url, storage_options or {})
         self._copies = LocalCopies(self.store, Path(cache) if cache is not None else cache_folder() / "registry")
 
@@ -104,23 +114,27 @@ class Registry:
         folder = Path(source) if isinstance(source, str | os.PathLike) else Path(source.folder)
         wanted = [alias] if isinstance(alias, str) else list(alias)
         aliases = [check_name(item, "alias") for item in dict.fromkeys([LATEST, *wanted] if wanted and latest else wanted)]
+        if aliases:
+            self._check_signer()
         if not folder.is_dir():
             raise NotFoundError("no such folder to publish", got=folder, expected="a folder with the files of a version")
         draft = manifest or (read_draft(folder) if isinstance(source, str | os.PathLike) else source.manifest)
         name = check_name(draft.name)
         lookup.check_encoder(self.store, draft)
         with self.store.stage(name) as staged:
-            sealed = prepare(folder, staged, draft)
+            sealed = prepare(folder, staged, draft, self.author.actor)
             with self.store.writing():
                 lookup.check_encoder(self.store, draft)  # it may have been deleted meanwhile
                 if not self.store.commit(staged, name, sealed.version):
                     sealed = self._same_content(name, sealed)
                 version = Version(name, sealed.version, sealed.digest, sealed)
-                journal = Journal(self.store, name)
+                if self.author.signer is not None:
+                    sign_version(self.store, version, self.author.signer)
+                journal = self._journal(name)
                 for item in aliases:
                     held = journal.aliases().targets.get(item)
                     if held is None or not held.means(version.digest):
-                        journal.append(item, version.version, "publish", digest=version.digest, actor=self.actor)
+                        journal.append(item, version.version, "publish", digest=version.digest)
         return version
 
     def _same_content(self, name: str, sealed: Manifest) -> Manifest:
@@ -133,7 +147,7 @@ class Registry:
                 expected=f"other digits than {there.digest} begins with",
                 todo="change a note of the manifest, which gives another digest, and publish again",
             )
-        self.fetch(there)
+        self._copies.fetch(there)
         return there.manifest
 
     def record_baselines(self, ref: str | Version, baselines: Mapping[str, Any], *, notes: Iterable[str] = ()) -> None:
@@ -157,6 +171,7 @@ class Registry:
 
     def check_writable(self, name: str) -> None:
         """Raise InputError if a version could not be published, before the work that makes it; a remote store is not asked."""
+        self._check_signer()
         self.store.check_writable(check_name(name))
 
     def resolve(self, ref: str | Version) -> Version:
@@ -165,8 +180,9 @@ class Registry:
         Raises:
             NotFoundError: No such name, alias or version; the message lists what there is.
             IntegrityError: The manifest is damaged.
+            TrustError: The policy requires signatures, and the alias was moved without one by a trusted key.
         """
-        return lookup.resolve(self.store, ref)
+        return lookup.resolve(self.store, ref, self.trust)
 
     def open_version(self, name: str, version: str) -> Version:
         """Read a version's manifest by its name and 12 to 64 digits of its digest; see `resolve` for the errors."""
@@ -187,8 +203,26 @@ class Registry:
         Raises:
             NotFoundError: There is no such version.
             IntegrityError: It is damaged or unsafe; it must not be loaded.
+            TrustError: The policy requires signatures, and no trusted key has signed it.
         """
-        return self._copies.fetch(self.resolve(ref), recheck=recheck)
+        version = self.resolve(ref)
+        if self.trust.require:
+            check_signed(self.store, version, self.trust)
+        return self._copies.fetch(version, recheck=recheck)
+
+    def _journal(self, name: str) -> Journal:
+        return Journal(self.store, name, self.author)
+
+    def _check_signer(self) -> None:
+        """Refuse to move an alias where the policy requires signatures and the entry could not have a trusted one."""
+        if self.trust.require and (self.author.signer is None or self.author.signer.key not in self.trust.keys):
+            got = "no key" if self.author.signer is None else f"a key that is not trusted, {self.author.signer.key}"
+            raise TrustError(
+                "the trust policy requires signatures, so moves need a trusted key",
+                got=got,
+                expected=f"the private key of {' or '.join(self.trust.keys)}",
+                todo=f"name it with {SIGN_VARIABLE} or --key",
+            )
 
     def names(self) -> builtins.list[str]:
         """All names that have a version."""
@@ -254,8 +288,9 @@ class Registry:
             ConflictError: Another writer moved the alias meanwhile.
         """
         check_name(alias, "alias")
+        self._check_signer()
         version = self.resolve(ref)
-        journal = Journal(self.store, version.name)
+        journal = self._journal(version.name)
         before = journal.aliases()
         checks = [*checks, *check_floor(version.manifest, floor or {})]
         holder = before.targets.get(alias)
@@ -273,7 +308,7 @@ class Registry:
             return journal.move(holder.n)
         with self.store.writing():
             lookup.require_version(self.store, version.name, version.version)
-            more: dict[str, Any] = {"digest": version.digest, "actor": self.actor, "checks": tuple(checks)}
+            more: dict[str, Any] = {"digest": version.digest, "checks": tuple(checks)}
             return journal.append(alias, version.version, "promote", expected=before, **more)
 
     def rollback(self, name: str, alias: str = PRODUCTION) -> Move:
@@ -284,27 +319,84 @@ class Registry:
             IntegrityError: The earlier version is damaged.
             ConflictError: Another writer moved the alias meanwhile.
         """
+        self._check_signer()
         self.versions(name)
-        journal = Journal(self.store, name)
+        journal = self._journal(name)
         before = journal.aliases()
-        target = journal.rollback_target(check_name(alias, "alias"))
+        target = journal.rollback_target(check_name(alias, "alias"), self.trust)
         version = self.open_version(name, target.pin)
         self.fetch(version)
         with self.store.writing():
             lookup.require_version(self.store, name, target.version)
-            more: dict[str, Any] = {"digest": version.digest, "actor": self.actor}
-            return journal.append(alias, target.version, "rollback", expected=before, **more)
+            return journal.append(alias, target.version, "rollback", digest=version.digest, expected=before)
 
-    def verify(self, name: str | None = None, *, hashes: bool = True) -> builtins.list[verification.Problem]:
+    def sign(self, ref: str | Version) -> builtins.list[str]:
+        """Sign a version with this registry's key, its encoder too, and the alias that the reference names, if it names one.
+
+        Everything is re-hashed and checked first. An alias stays where it is; its journal gets an entry with a signature.
+
+        Returns:
+            What was signed, in a line each.
+
+        Raises:
+            InputError: There is no key.
+            NotFoundError: There is no such version, or its encoder is not here.
+            IntegrityError: The version, its encoder or the journal is damaged.
+        """
+        if self.author.signer is None:
+            todo = f"name one with --key, or with {SIGN_VARIABLE}; genre registry keygen KEY makes one"
+            raise InputError("there is no key to sign with", todo=todo)
+        version = lookup.resolve(self.store, ref)  # what is not trusted yet
+        signed = [version]
+        if version.manifest.encoder is not None:
+            signed.append(self.find(version.manifest.encoder))
+        for each in signed:
+            self._copies.fetch(each)
+        with self.store.writing():
+            for each in signed:
+                lookup.require_version(self.store, each.name, each.version)
+                sign_version(self.store, each, self.author.signer)
+            lines = [f"{each.ref} ({each.manifest.kind}), digest {each.digest}" for each in signed]
+            alias = parse_ref(ref).alias if isinstance(ref, str) and "@" in ref else None
+            if alias is not None:
+                journal = self._journal(version.name)
+                before = journal.aliases()
+                if not before.targets[alias].means(version.digest):
+                    raise ConflictError(f"{ref} was moved meanwhile", todo="look at the history and sign again")
+                move = journal.append(alias, version.version, "sign", digest=version.digest, expected=before)
+                lines.append(f"{version.name}@{alias} → {version.version}, entry {move.n}")
+        return lines
+
+    def checkpoint(self, out: Path | str) -> Path:
+        """Write what the whole registry holds now to a file, which is to be kept elsewhere; signed if this registry has a key.
+
+        Raises:
+            IntegrityError: A journal is damaged.
+            DiskError: The disk is full or not writable.
+        """
+        write_text(Path(out), checkpoint.make_checkpoint(self.store, self.author).decode())
+        return Path(out)
+
+    def verify(
+        self, name: str | None = None, *, hashes: bool = True, since: Path | str | None = None
+    ) -> builtins.list[verification.Problem]:
         """Check everything, or all of one name, and return what is wrong; empty if all is well.
 
         Args:
             name: Only this name.
             hashes: Re-hash the files; otherwise manifests and journals are read and files are counted, which is fast.
+            since: A checkpoint, which the registry must continue.
+
+        Raises:
+            NotFoundError: There is no such name.
+            InputError: The checkpoint cannot be read.
+            TrustError: Keys are trusted, and none of them has signed the checkpoint.
         """
-        if name is not None and name not in self.store.known():
+        seen = None if since is None else checkpoint.read_checkpoint(_read_file(Path(since)), self.trust)
+        if name is not None and name not in self.store.known() and (seen is None or name not in seen.names):
             self.versions(name)
-        return verification.verify(self.store, name, self._copies.check_stored if hashes else None)
+        found = verification.verify(self.store, name, self._copies.check_stored if hashes else None, self.trust)
+        return found if seen is None else [*found, *checkpoint.compare(self.store, seen, name)]
 
     def diff(self, a: str | Version, b: str | Version) -> dict[str, tuple[Any, Any]]:
         """The manifest fields in which two versions differ, by dotted name; None where a side has no such field."""
@@ -331,7 +423,7 @@ class Registry:
         """
         parsed = parse_ref(ref) if isinstance(ref, str) else Ref(ref.name, ref.version, None)
         exactly = parsed.version if parsed.version is not None and is_version(parsed.version) else self.resolve(ref).version
-        return maintenance.delete(self.store, parsed.name, exactly, actor=self.actor)
+        return maintenance.delete(self.store, parsed.name, exactly, self.author)
 
     def export(
         self,
@@ -404,6 +496,23 @@ class Registry:
                 known = encoder[1].name in self.names()
                 self.publish(encoder[0], read_draft(encoder[0]), alias=() if known else LATEST)
             return self.publish(folder, draft, alias=alias)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        got = f"{path}: {fault_of_file(error)}"
+        raise InputError("the checkpoint cannot be read", got=got, expected="what genre registry checkpoint wrote") from None
+
+
+def trust_of(given: Trust | Mapping[str, Any] | Path | str | None) -> Trust:
+    """Return a policy as `Registry` takes it; errors as of `Trust.make` and `Trust.read`."""
+    if isinstance(given, Trust):
+        return given
+    if given is None:
+        return Trust.find()
+    return Trust.read(Path(given)) if isinstance(given, Path | str) else Trust.make(given)
 
 
 def _open_store(url: str, storage_options: Mapping[str, Any]) -> Store:

@@ -20,13 +20,15 @@ from typing import Any, Literal
 
 from genre.errors import IntegrityError, ManifestError
 from genre.registry.limits import MAX_ENTRY_BYTES, parse_json
-from genre.registry.manifest import checksum_of, render
+from genre.registry.manifest import canonical, checksum_of, render
 from genre.registry.names import ALIASES, is_digest, is_name, is_version, shorten
+from genre.registry.trust.keys import Signer, is_key, is_signed
 
-Action = Literal["publish", "promote", "rollback", "delete"]
+Action = Literal["publish", "promote", "rollback", "sign", "delete"]
 NO_ALIAS = ""
 """The alias of an entry that moves none."""
 
+_KIND = "application/vnd.genre.entry+json"
 _FORMER = {"n", "alias", "version", "previous", "created", "action", "checks", "state", "id", "checksum"}
 _FIELDS = _FORMER | {"actor", "before", "digest", "name", "signature"}
 
@@ -41,7 +43,7 @@ class Move:
         version: The version that it names from then on, or that was deleted.
         previous: The version that the alias named before.
         created: The time, in UTC.
-        action: `publish`, `promote`, `rollback` or `delete`.
+        action: `publish`, `promote`, `rollback`, `sign` (the alias stays where it is) or `delete`.
         checks: What was compared to allow it.
         digest: The whole digest of the version; None in entries of earlier releases.
         actor: The mover; None in entries of earlier releases.
@@ -135,10 +137,24 @@ def _continues(later: Target, earlier: Target) -> bool:
     return (later.version, later.n) == (earlier.version, earlier.n) and digests
 
 
-def encode(move: Move, name: str, state: Mapping[str, Target], before: str) -> bytes:
+def signed_by(entry: Entry) -> str | None:
+    """Return the public key whose signature over an entry is good; None if it has none, or a wrong one."""
+    found = entry.raw.get("signature")
+    if found is None or not is_signed(found["key"], _KIND, _body(entry.raw), bytes.fromhex(found["value"])):
+        return None
+    return str(found["key"])
+
+
+def _body(raw: Mapping[str, Any]) -> bytes:
+    return canonical({key: value for key, value in raw.items() if key not in ("signature", "checksum")})
+
+
+def encode(move: Move, name: str, state: Mapping[str, Target], before: str, signer: Signer | None) -> bytes:
     """Return the bytes of an entry."""
     raw: dict[str, Any] = {**vars(move), "checks": list(move.checks), "name": name, "before": before, "signature": None}
     raw |= {"state": {alias: vars(target) for alias, target in state.items()}, "id": uuid.uuid4().hex}
+    if signer is not None:
+        raw["signature"] = {"key": signer.key, "value": signer.sign(_KIND, _body(raw)).hex()}
     return render(raw | {"checksum": checksum_of(raw)})
 
 
@@ -168,12 +184,20 @@ def decode(data: bytes, name: str, number: int) -> Entry:
             raise damaged
         if apply(targets, move) != targets or (move.alias == NO_ALIAS) != (move.action == "delete"):
             raise damaged
+        if not _is_signature(raw.get("signature")):
+            raise damaged
         before = raw.get("before")
         if before is not None and before != "" and not is_digest(before):
             raise damaged
     except (ManifestError, KeyError, TypeError, AttributeError, ValueError):
         raise damaged from None
     return Entry(move, Aliases(number, targets), before, hashlib.sha256(data).hexdigest(), raw)
+
+
+def _is_signature(value: Any) -> bool:
+    return value is None or (
+        value.keys() == {"key", "value"} and is_key(value["key"]) and len(bytes.fromhex(value["value"])) == 64
+    )
 
 
 def _target(raw: Mapping[str, Any]) -> Target:

@@ -100,8 +100,8 @@ def check_content(folder: Path, kind: str) -> None:
         _check_adapter(folder)
 
 
-def prepare(folder: Path, staged: Path, draft: Manifest) -> Manifest:
-    """Fill the empty folder `staged` with a complete version: a copy of the files, the card, the sealed manifest.
+def prepare(folder: Path, staged: Path, draft: Manifest, actor: str) -> Manifest:
+    """Fill the empty folder `staged` with a complete version: a copy of the files, the card, the manifest sealed by `actor`.
 
     Raises:
         IntegrityError: A file is not accepted, or the weights are not usable.
@@ -114,7 +114,7 @@ def prepare(folder: Path, staged: Path, draft: Manifest) -> Manifest:
     check_content(staged, draft.kind)
     sizes = list_files(staged)
     hashes = {name: _hash(staged / name) for name in sorted(sizes)}
-    sealed, data = seal(draft, hashes, size_bytes=sum(sizes.values()))
+    sealed, data = seal(draft, hashes, size_bytes=sum(sizes.values()), actor=actor)
     (staged / MANIFEST).write_bytes(data)
     return sealed
 

@@ -10,30 +10,74 @@ missing at the end shows by the head, a file outside of the name's folder that h
 
 import contextlib
 import hashlib
+from collections.abc import Container
 
-from genre.errors import ConflictError, GenreError, IntegrityError, NotFoundError, RegistryError
-from genre.registry.actor import current_actor
-from genre.registry.entries import NO_ALIAS, NOTHING, Action, Aliases, Entry, Move, Target, apply, decode, encode, follows
+from genre.errors import ConflictError, GenreError, IntegrityError, NotFoundError, RegistryError, TrustError
+from genre.registry.entries import (
+    NO_ALIAS,
+    NOTHING,
+    Action,
+    Aliases,
+    Entry,
+    Move,
+    Target,
+    apply,
+    decode,
+    encode,
+    follows,
+    signed_by,
+)
 from genre.registry.limits import MAX_ENTRY_BYTES, MAX_MANIFEST_BYTES, MAX_MOVES, parse_json
 from genre.registry.manifest import checksum_of, open_sealed, render, utc_now
 from genre.registry.names import ALIASES, HEADS, MANIFEST, check_name
 from genre.registry.store import Store
+from genre.registry.trust.actor import Author
+from genre.registry.trust.policy import Trust
 
 _HEAD = "head.json"
 _ATTEMPTS = 1_000
 
 
 class Journal:
-    """The alias journal of one name."""
+    """The alias journal of one name; `author` writes its entries, by default this process's user without a key."""
 
-    def __init__(self, store: Store, name: str) -> None:
+    def __init__(self, store: Store, name: str, author: Author | None = None) -> None:
         self.store = store
         self.name = name
+        self.author = author
 
     def aliases(self) -> Aliases:
         """Return the present aliases: one listing and one read, however long the journal."""
         newest = self._newest()
         return NOTHING if newest is None else newest.after
+
+    def target(self, alias: str, trust: Trust) -> Target | None:
+        """Return what an alias names; None if there is no such alias.
+
+        Under a policy that requires signatures the newest move of the alias counts, and must have one by a trusted key. Entries
+        after it are looked at one by one, since what one without a signature says of other aliases need not be true.
+
+        Raises:
+            TrustError: That move is not signed by a trusted key.
+        """
+        if not trust.require:
+            return self.aliases().targets.get(alias)
+        entry = self._newest()
+        while entry is not None:
+            move, key = entry.move, signed_by(entry)
+            if move.alias == alias:
+                if key in trust.keys:
+                    return Target(move.version, move.n, move.digest)
+                got = f"entry {move.n} by {move.actor or 'an earlier release'}, " + (f"signed by {key}" if key else "not signed")
+                todo = f"genre registry sign {self.name}@{alias} --key KEY, if it is as it should be"
+                what = f"{self.name}@{alias} was moved without a trusted signature"
+                raise TrustError(what, got=got, expected=f"one by {' or '.join(trust.keys)}", todo=todo)
+            known = entry.after.targets.get(alias) if key in trust.keys else None
+            if key in trust.keys and known is None:
+                return None
+            before = move.n - 1 if known is None else min(known.n, move.n - 1)
+            entry = self._read(before) if before else None
+        return None
 
     def history(self, alias: str | None = None, *, after: int = 0) -> list[Move]:
         """Return the moves after a number, oldest first, of one alias or of all; IntegrityError if an entry is damaged."""
@@ -63,7 +107,6 @@ class Journal:
         digest: str | None = None,
         expected: Aliases | None = None,
         checks: tuple[str, ...] = (),
-        actor: str | None = None,
     ) -> Move:
         """Append a move.
 
@@ -75,10 +118,10 @@ class Journal:
             expected: The aliases that the decision was made on. If `alias` has moved since, this writer has lost; moves of
                 other aliases do not matter. None: the move does not depend on what was there (a publish).
             checks: What was compared.
-            actor: The mover; by default this process's.
 
         Raises:
             ConflictError: Another writer moved the alias first.
+            IntegrityError: With a key: entries since the last one with a trusted signature do not follow from each other.
         """
         check_name(alias, "alias")
         for _ in range(_ATTEMPTS):
@@ -94,30 +137,35 @@ class Journal:
                     expected=expected.version(alias) or "no holder yet",
                     todo="look at the history and decide again",
                 )
-            previous, who = now.version(alias), actor or current_actor()
-            move = Move(now.n + 1, alias, version, previous, utc_now(), action, checks, digest, who)
+            previous = now.version(alias)
+            move = Move(now.n + 1, alias, version, previous, utc_now(), action, checks, digest, self._author().actor)
             if self._write(move, newest):
                 return move
         raise self._crowded()
 
-    def append_deletion(self, version: str, *, digest: str | None = None, actor: str | None = None) -> Move:
+    def append_deletion(self, version: str, *, digest: str | None = None) -> Move:
         """Append that a version was deleted on purpose; aliases stay as they are."""
         for _ in range(_ATTEMPTS):
             newest = self._newest()
             number = 1 if newest is None else newest.after.n + 1
-            move = Move(number, NO_ALIAS, version, None, utc_now(), "delete", (), digest, actor or current_actor())
+            move = Move(number, NO_ALIAS, version, None, utc_now(), "delete", (), digest, self._author().actor)
             if self._write(move, newest):
                 return move
         raise self._crowded()
 
-    def rollback_target(self, alias: str) -> Target:
+    def rollback_target(self, alias: str, trust: Trust) -> Target:
         """Return what `alias` named before its present version, rollbacks undone too: A, B, back to A; then nothing.
+
+        Under a policy that requires signatures only moves that have one by a trusted key count.
 
         Raises:
             NotFoundError: The alias does not exist or has nowhere to go back to.
         """
         stack: list[Target] = []
-        for move in self.history(alias):
+        for entry in self.entries():
+            move = entry.move
+            if move.alias != alias or (trust.require and signed_by(entry) not in trust.keys):
+                continue
             target = Target(move.version, move.n, move.digest)
             if move.action == "rollback":
                 if not stack:
@@ -132,6 +180,10 @@ class Journal:
 
     def problems(self) -> list[tuple[str, str]]:
         """Return a (file, problem) for every gap, damaged entry, and entry that does not follow from the one before."""
+        return self.audit()[0]
+
+    def audit(self) -> tuple[list[tuple[str, str]], list[Entry]]:
+        """Read the whole journal once; return its problems, and the entries that can be read, oldest first."""
         found: list[tuple[str, str]] = []
         numbers = self.store.entries(self.name)
         for last, number in zip([0, *numbers], numbers, strict=False):
@@ -139,10 +191,9 @@ class Journal:
                 files = f"{ALIASES}/{last + 1}.json" if number == last + 2 else f"{ALIASES}/{last + 1}.json to {number - 1}.json"
                 found.append((files, "is missing"))
         if len(numbers) > MAX_MOVES:
-            return [*found, (ALIASES, f"has too many entries to be read: {len(numbers):,}")]
-        before: Entry | None = None
+            return [*found, (ALIASES, f"has too many entries to be read: {len(numbers):,}")], []
+        entries: list[Entry] = []
         known = True
-        hashes: dict[int, str] = {}
         for number in numbers:
             try:
                 entry = self._read(number)
@@ -150,12 +201,13 @@ class Journal:
                 found.append((f"{ALIASES}/{number}.json", str(error)))
                 known = False
                 continue
-            hashes[number] = entry.sha256
+            before = entries[-1] if entries else None
             at = 0 if before is None else before.move.n
             if known and at == number - 1 and (why := follows(entry, before)):
                 found.append((f"{ALIASES}/{number}.json", why))
-            before, known = entry, True
-        return found or self._missing_end(hashes)
+            entries.append(entry)
+            known = True
+        return found or self._missing_end({entry.move.n: entry.sha256 for entry in entries}), entries
 
     def _missing_end(self, hashes: dict[int, str]) -> list[tuple[str, str]]:
         """Compare a sound journal with its head: the last entry that was written must still be there."""
@@ -179,13 +231,28 @@ class Journal:
     def _write(self, move: Move, before: Entry | None) -> bool:
         """Create the entry of a move after the newest one; False if another writer was first."""
         now = NOTHING if before is None else before.after
+        author = self._author()
+        if author.signer is not None:
+            self._check_since_signed(before, author.keys)
         state = apply({alias: self._bound(target) for alias, target in now.targets.items()}, move)
-        data = encode(move, self.name, state, "" if before is None else before.sha256)
+        data = encode(move, self.name, state, "" if before is None else before.sha256, author.signer)
         if not self.store.create_entry(self.name, move.n, data):
             return False
         with contextlib.suppress(GenreError):  # the move is done, and what is not noted here is noted by the next one
             self._note_head(move.n, hashlib.sha256(data).hexdigest(), before)
         return True
+
+    def _author(self) -> Author:
+        return self.author or Author()
+
+    def _check_since_signed(self, entry: Entry | None, keys: Container[str]) -> None:
+        """Follow the entries back to one with a trusted signature: whoever signs the next one vouches for its whole state."""
+        while entry is not None and signed_by(entry) not in keys:
+            before = self._read(entry.move.n - 1) if entry.move.n > 1 else None
+            if why := follows(entry, before):
+                file = f"{ALIASES}/{entry.move.n}.json of {self.name}"
+                raise IntegrityError(f"{file} {why}", todo="genre registry verify shows more; nothing was signed or moved")
+            entry = before
 
     def _bound(self, target: Target) -> Target:
         """Bind a target of an entry by an earlier release, which has 12 digits, to the digest that stands there."""

@@ -13,14 +13,15 @@ from genre.registry.limits import MAX_MANIFEST_BYTES
 from genre.registry.manifest import Manifest, Version, open_sealed
 from genre.registry.names import MANIFEST, check_name, is_digest, parse_ref, shorten
 from genre.registry.store import Store
+from genre.registry.trust.policy import NOBODY, Trust
 
 
-def resolve(store: Store, ref: str | Version) -> Version:
+def resolve(store: Store, ref: str | Version, trust: Trust = NOBODY) -> Version:
     """Find the version that a reference means now and read its manifest; see `Registry.resolve` for the errors."""
     if isinstance(ref, Version):
         return ref
     parsed = parse_ref(ref)
-    return open_version(store, parsed.name, parsed.version or _target(store, parsed.name, str(parsed.alias)).pin)
+    return open_version(store, parsed.name, parsed.version or _target(store, parsed.name, str(parsed.alias), trust).pin)
 
 
 def open_version(store: Store, name: str, version: str) -> Version:
@@ -114,16 +115,20 @@ def ancestors(store: Store, root: Version) -> list[tuple[int, str, Version | Non
 
 
 def differences(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two manifests differ, by dotted name; None where a side has no such field."""
-    left, right = flatten(a.raw()), flatten(b.raw())
+    """The fields in which two manifests differ, by dotted name; None where a side has no such field.
+
+    The provenance is left out: it follows from the others.
+    """
+    left, right = (flatten({key: value for key, value in each.raw().items() if key != "provenance"}) for each in (a, b))
     keys = sorted(left.keys() | right.keys())
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
 
 
-def _target(store: Store, name: str, alias: str) -> Target:
-    aliases = Journal(store, name).aliases()
-    if target := aliases.targets.get(alias):
+def _target(store: Store, name: str, alias: str, trust: Trust) -> Target:
+    journal = Journal(store, name)
+    if target := journal.target(alias, trust):
         return target
+    aliases = journal.aliases()
     versions_of(store, name)
     expected = _some(f"{name}@{known}" for known in sorted(aliases.targets)) or f"{name}:VERSION"
     raise NotFoundError(f"no alias {name}@{alias}", got=f"the registry at {store.url}", expected=expected)

@@ -14,6 +14,7 @@ from genre.registry.lookup import open_version, require_version
 from genre.registry.manifest import Version
 from genre.registry.names import is_digest, shorten
 from genre.registry.store import Store
+from genre.registry.trust.actor import Author
 
 GRACE_S = 3600.0
 """The age from which garbage goes on a remote store, which has no lock to keep writers out meanwhile."""
@@ -66,7 +67,7 @@ def collect_garbage(store: Store, *, dry_run: bool = False) -> Garbage:
     return Garbage(tuple(version.ref for version in doomed), tuple(unfinished), freed, dry_run)
 
 
-def delete(store: Store, name: str, version: str, *, actor: str | None = None) -> Deleted:
+def delete(store: Store, name: str, version: str, author: Author | None = None) -> Deleted:
     """Delete a version that nothing names: no alias, and no version as its encoder or parent; it may be damaged itself.
 
     The journal records it where an alias named it once, so that `verify` does not miss it. One that is gone already, though the
@@ -79,7 +80,7 @@ def delete(store: Store, name: str, version: str, *, actor: str | None = None) -
     """
     ref = f"{name}:{version}"
     with store.cleaning():
-        journal = Journal(store, name)
+        journal = Journal(store, name, author)
         moves = [move for move in journal.history() if move.version == version]
         if not moves or moves[-1].action == "delete" or store.has(name, version):
             require_version(store, name, version)
@@ -89,7 +90,7 @@ def delete(store: Store, name: str, version: str, *, actor: str | None = None) -
             raise _named(store, name, version, sorted(aliases), users)
         formerly = sorted({move.alias for move in moves if move.action != "delete"})
         if moves and moves[-1].action != "delete":
-            journal.append_deletion(version, digest=moves[-1].digest, actor=actor)
+            journal.append_deletion(version, digest=moves[-1].digest)
         freed = sum(store.files(name, version).values())
         if store.has(name, version):
             store.remove(name, version)

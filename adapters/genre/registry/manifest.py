@@ -28,6 +28,7 @@ from genre import display
 from genre.errors import IntegrityError, ManifestError, RegistryError
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
 from genre.registry.names import MANIFEST, check_name, is_digest, is_name, is_pin, shorten
+from genre.registry.trust.provenance import builder_of, describe_build
 from genre.validation import expected
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 SHOWN_METRICS = 3
 """Metrics in the short form of a version."""
 
-NOT_IN_DIGEST = frozenset({"digest", "version", "created", "cost", "checksum"})
+NOT_IN_DIGEST = frozenset({"digest", "version", "created", "cost", "provenance", "checksum"})
 
 
 class _Frozen(BaseModel):
@@ -84,8 +85,9 @@ class Cost(_Frozen):
 class Manifest(_Frozen):
     """The description of a version: what it is for, what it was trained on, how good it is.
 
-    `version`, `digest`, `created`, `files` and `checksum` are empty in a draft; publishing fills them in. `tasks` are the
-    recipe's rows (a bare name is short for `{"name": name}`). `parents` are digests or `name:version`.
+    `version`, `digest`, `created`, `files`, `provenance` and `checksum` are empty in a draft; publishing fills them in. `tasks`
+    are the recipe's rows (a bare name is short for `{"name": name}`). `parents` are digests or `name:version`. `provenance`
+    has SLSA's form (see `trust.provenance`); a draft that was published before keeps its builder.
     """
 
     schema_: Literal[1] = Field(default=1, alias="schema")
@@ -108,6 +110,7 @@ class Manifest(_Frozen):
     cost: Cost = Field(default_factory=Cost)
     notes: dict[str, JsonValue] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
+    provenance: dict[str, JsonValue] | None = None
     checksum: str = ""
 
     @field_validator("name")
@@ -190,7 +193,7 @@ def digest_of(raw: Mapping[str, Any]) -> str:
     r"""The digest of a version: sha256 over the sorted file hashes, then the canonical manifest.
 
     The file hashes are lines as `sha256sum` prints them (hash, two spaces, file name, newline), sorted by file name;
-    the manifest is without `digest`, `version`, `created`, `cost` and `checksum`.
+    the manifest is without `digest`, `version`, `created`, `cost`, `provenance` and `checksum`.
     """
     running = hashlib.sha256()
     for file, sha256 in sorted(raw["files"].items()):
@@ -209,10 +212,11 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def seal(draft: Manifest, files: dict[str, str], *, size_bytes: int) -> tuple[Manifest, bytes]:
-    """Fill in the time, files, digest, version and checksum; return the manifest and the bytes of its file."""
+def seal(draft: Manifest, files: dict[str, str], *, size_bytes: int, actor: str) -> tuple[Manifest, bytes]:
+    """Fill in the time, files, provenance, digest, version and checksum; return the manifest and the bytes of its file."""
     raw = draft.raw() | {"files": files, "created": utc_now()}
     raw["cost"] = raw["cost"] | {"bytes": size_bytes}
+    raw["provenance"] = describe_build(raw, builder_of(raw["provenance"]) or actor)
     raw["digest"] = digest_of(raw)
     raw["version"] = shorten(raw["digest"])
     raw["checksum"] = checksum_of(raw)

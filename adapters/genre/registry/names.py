@@ -20,6 +20,7 @@ from genre.errors import RegistryError
 
 ALIASES = "aliases"
 RECORDS = "baselines"
+SIGNATURES = "signatures"
 HEADS = ".heads"
 MANIFEST = "manifest.json"
 LATEST = "latest"

@@ -23,8 +23,8 @@ from typing import Any
 import fsspec
 
 from genre.errors import JobError, NotFoundError, RegistryError
-from genre.registry.names import ALIASES, HEADS, MANIFEST, RECORDS, is_name, is_version
-from genre.registry.store import is_entry, is_record
+from genre.registry.names import ALIASES, HEADS, MANIFEST, RECORDS, SIGNATURES, is_name, is_version
+from genre.registry.store import is_entry, is_record, is_signature
 
 
 class RemoteStore:
@@ -130,8 +130,11 @@ class RemoteStore:
         with self._errors():
             self._fs.rm_file(self._path(name, version, MANIFEST))
         self.remove_unfinished(f"{name}/{version}")
-        with self._errors(), contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name, RECORDS, f"{version}.json"))
+        beside = [f"{RECORDS}/{version}.json"]
+        beside += [f"{SIGNATURES}/{file}" for file in self.files(name, SIGNATURES) if file.startswith(f"{version}-")]
+        for file in beside:
+            with self._errors(), contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(self._path(name, file))
 
     def unfinished(self) -> dict[str, int]:
         """See `Store`: files of versions without a manifest, where all files are older than an hour."""
@@ -214,7 +217,8 @@ def _is_journal_file(path: str) -> bool:
 
 def _is_record(path: str) -> bool:
     parts = path.split("/")
-    return len(parts) == 3 and is_name(parts[0]) and parts[1] == RECORDS and is_record(parts[2])
+    kinds = {RECORDS: is_record, SIGNATURES: is_signature}
+    return len(parts) == 3 and is_name(parts[0]) and parts[1] in kinds and kinds[parts[1]](parts[2])
 
 
 def _is_head(path: str) -> bool:

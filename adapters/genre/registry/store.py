@@ -12,6 +12,7 @@ writer of the same number fails. POSIX only (flock; see docs/decisions/registry-
         like/a3f09c12be77/manifest.json, …      # a version
         like/aliases/1.json, 2.json, …          # the journal
         like/baselines/a3f09c12be77.json        # what a version was measured against
+        like/signatures/a3f09c12be77-3b6a….json # who vouches for it
         like/.tmp-8f2c…/                        # an unfinished publish: invisible
         .heads/like/head.json                   # the last entry of the journal of `like`
 """
@@ -31,7 +32,7 @@ from typing import Protocol
 from genre.errors import DiskError, NotFoundError, RegistryError
 from genre.files import check_writable, disk_errors, sync
 from genre.registry.limits import open_plain
-from genre.registry.names import ALIASES, HEADS, RECORDS, is_name, is_version
+from genre.registry.names import ALIASES, HEADS, RECORDS, SIGNATURES, is_digest, is_name, is_version
 from genre.registry.other_folders import describe_content
 
 TEMPORARY = ".tmp-"
@@ -225,10 +226,12 @@ class LocalStore:
             aside = self.root / name / f"{TEMPORARY}{uuid.uuid4().hex}"
             os.rename(self.root / name / version, aside)
             self._record(name, version).unlink(missing_ok=True)
+            for signature in (self.root / name / SIGNATURES).glob(f"{version}-*.json"):
+                signature.unlink(missing_ok=True)
             shutil.rmtree(aside)
 
     def unfinished(self) -> dict[str, int]:
-        places = ("", ALIASES, RECORDS)
+        places = ("", ALIASES, RECORDS, SIGNATURES)
         folders = [self.root / name / place for name in self._name_folders() for place in places]
         folders += [self.root / HEADS / entry.name for entry in _scan(self.root / HEADS)]
         paths = sorted((path for folder in folders for path in folder.glob(f"{TEMPORARY}*")), key=str)
@@ -255,15 +258,16 @@ class LocalStore:
         found += [f"{HEADS}/{entry.name}" for entry in _scan(self.root / HEADS) if not _is_folder(entry, is_name)]
         for name in self._name_folders():
             for entry in _scan(self.root / name):
-                known = _is_folder(entry, lambda text: is_version(text) or text in (ALIASES, RECORDS))
+                known = _is_folder(entry, lambda text: is_version(text) or text in (ALIASES, RECORDS, SIGNATURES))
                 if not known and not entry.name.startswith(TEMPORARY):
                     found.append(f"{name}/{entry.name}")
             for entry in _scan(self.root / name / ALIASES):
                 if not is_entry(entry.name) and not entry.name.startswith(TEMPORARY):
                     found.append(f"{name}/{ALIASES}/{entry.name}")
-            for entry in _scan(self.root / name / RECORDS):
-                if not is_record(entry.name) and not entry.name.startswith(TEMPORARY):
-                    found.append(f"{name}/{RECORDS}/{entry.name}")
+            for place, is_known in ((RECORDS, is_record), (SIGNATURES, is_signature)):
+                for entry in _scan(self.root / name / place):
+                    if not is_known(entry.name) and not entry.name.startswith(TEMPORARY):
+                        found.append(f"{name}/{place}/{entry.name}")
         return sorted(found)
 
     def _record(self, name: str, version: str) -> Path:
@@ -313,6 +317,12 @@ def is_entry(file: str) -> bool:
 def is_record(file: str) -> bool:
     """Return whether a file name is that of a version's record."""
     return file.endswith(".json") and is_version(file.removesuffix(".json"))
+
+
+def is_signature(file: str) -> bool:
+    """Return whether a file name is that of a version's signature: its version, and the digits of the public key."""
+    version, _, key = file.removesuffix(".json").partition("-")
+    return file.endswith(".json") and is_version(version) and is_digest(key)
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

@@ -12,14 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from genre.errors import RegistryError
-from genre.registry.entries import Move
+from genre.registry.entries import NOTHING, Move
 from genre.registry.integrity import check_stored, find_damage
 from genre.registry.journal import Journal
 from genre.registry.lookup import look_up, open_version
 from genre.registry.manifest import Version
-from genre.registry.names import MANIFEST, RECORDS
+from genre.registry.names import MANIFEST, RECORDS, SIGNATURES
 from genre.registry.records import read_baselines
-from genre.registry.store import Store, is_record
+from genre.registry.signatures import check_signed, find_wrong_signatures
+from genre.registry.store import Store, is_record, is_signature
+from genre.registry.trust.policy import Trust
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ class Problem:
         return f"{self.name}{version}{'/' + self.file if self.file else ''} {self.what}"
 
 
-def verify(store: Store, name: str | None, check: Callable[[Version], object] | None) -> list[Problem]:
+def verify(store: Store, name: str | None, check: Callable[[Version], object] | None, trust: Trust) -> list[Problem]:
     """Re-hash all versions of one name or of all, follow the journals, and list what is missing and what does not belong.
 
-    `check` checks a version of a remote store, file by file, as it is there now; without it nothing is hashed.
+    `check` checks a version of a remote store, file by file, as it is there now; without it nothing is hashed. Signatures are
+    checked wherever they are; what a policy requires and lacks is listed too.
     """
     strays = [path for path in store.strays() if name in (None, path.split("/")[0])]
     found = [Problem(path, "", "", "does not belong here") for path in strays]
@@ -49,18 +52,19 @@ def verify(store: Store, name: str | None, check: Callable[[Version], object] | 
         if name in (None, each):
             digests: dict[str, str | None] = {}
             for version in listing.get(each, ()):
-                digests[version], problems = _verify_version(store, each, version, check)
+                digests[version], problems = _verify_version(store, each, version, check, trust)
                 found += problems
-            found += _verify_journal(store, each, digests)
-            found += _verify_records(store, each, digests)
+            found += _verify_journal(store, each, digests, trust)
+            found += _verify_beside(store, each, digests)
     return found
 
 
 def _verify_version(
-    store: Store, name: str, version: str, check: Callable[[Version], object] | None
+    store: Store, name: str, version: str, check: Callable[[Version], object] | None, trust: Trust
 ) -> tuple[str | None, list[Problem]]:
     """The digest of a version, None where its manifest is damaged, and what is wrong with it."""
-    digest = None
+    digest: str | None = None
+    found: list[Problem] = []
     try:
         opened = open_version(store, name, version)
         digest, manifest, local = opened.digest, opened.manifest, store.folder(name, version)
@@ -79,21 +83,27 @@ def _verify_version(
                 check_stored(local, manifest)
         if manifest.encoder is not None and look_up(store, manifest.encoder) is None:
             found.append(Problem(name, version, "", f"names an encoder that is not here: {manifest.encoder}"))
+        found += [Problem(name, "", file, what) for file, what in find_wrong_signatures(store, opened)]
+        if trust.require:
+            check_signed(store, opened, trust)
     except (RegistryError, OSError) as error:
-        return digest, [Problem(name, version, "", str(error))]
+        return digest, [*found, Problem(name, version, "", str(error))]
     return digest, found
 
 
-def _verify_journal(store: Store, name: str, digests: Mapping[str, str | None]) -> list[Problem]:
+def _verify_journal(store: Store, name: str, digests: Mapping[str, str | None], trust: Trust) -> list[Problem]:
     journal = Journal(store, name)
-    found = [Problem(name, "", file, what) for file, what in journal.problems()]
-    try:
-        moves, aliases = journal.history(), journal.aliases()
-    except RegistryError as error:
-        return found or [Problem(name, "", "", str(error))]
+    problems, entries = journal.audit()
+    found = [Problem(name, "", file, what) for file, what in problems]
+    moves, aliases = [entry.move for entry in entries], entries[-1].after if entries else NOTHING
+    for alias in sorted(aliases.targets) if trust.require else ():
+        try:
+            journal.target(alias, trust)
+        except RegistryError as error:
+            found.append(Problem(name, "", "", str(error)))
     if moves and not digests:
         found.append(Problem(name, "", "", "has a journal, but all of its versions are gone"))
-    for version, move in _needed(moves).items():
+    for version, move in needed_versions(moves).items():
         holders = sorted(alias for alias, target in aliases.targets.items() if target.version == version)
         if version not in digests:
             found.append(Problem(name, version, "", _missing(name, move, holders)))
@@ -103,8 +113,8 @@ def _verify_journal(store: Store, name: str, digests: Mapping[str, str | None]) 
     return found
 
 
-def _needed(moves: list[Move]) -> dict[str, Move]:
-    """The versions that a history names and that were not deleted on purpose since, with the last move of each."""
+def needed_versions(moves: list[Move]) -> dict[str, Move]:
+    """Return the versions that a history names and that were not deleted on purpose since, with the last move of each."""
     needed: dict[str, Move] = {}
     for move in moves:
         if move.action == "delete":
@@ -121,10 +131,13 @@ def _missing(name: str, move: Move, holders: list[str]) -> str:
     return f"is missing but the history of {move.alias} names it; restore it from a copy, or {todo}"
 
 
-def _verify_records(store: Store, name: str, digests: Mapping[str, str | None]) -> list[Problem]:
-    files = sorted(store.files(name, RECORDS))
-    orphans = [file for file in files if is_record(file) and file.removesuffix(".json") not in digests]
-    found = [Problem(name, "", f"{RECORDS}/{file}", "belongs to no version") for file in orphans]
+def _verify_beside(store: Store, name: str, digests: Mapping[str, str | None]) -> list[Problem]:
+    """What lies beside the versions: their records, and nothing of versions that are gone."""
+    owners = {f"{RECORDS}/{file}": file.removesuffix(".json") for file in store.files(name, RECORDS) if is_record(file)}
+    signatures = [file for file in store.files(name, SIGNATURES) if is_signature(file)]
+    owners |= {f"{SIGNATURES}/{file}": file.partition("-")[0] for file in signatures}
+    orphans = sorted(file for file, version in owners.items() if version not in digests)
+    found = [Problem(name, "", file, "belongs to no version") for file in orphans]
     for version in digests:
         try:
             read_baselines(store, name, version)
