@@ -183,7 +183,9 @@ def test_encodings(tmp_path):
 def test_missing_files_and_unknown_formats(tmp_path):
     with pytest.raises(DataError, match=r"none.csv cannot be read: got no such file"):
         import_log(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="unknown format: got 'xml'; expected csv, atomic, movielens, mind, amazon, lists"):
+    with pytest.raises(
+        InputError, match="unknown format: got 'xml'; expected csv, atomic, movielens, mind, amazon, lists, served"
+    ):
         import_log(tmp_path / "none.csv", format="xml")
     with pytest.raises(DataError, match=r"no log is found in .*; expected a folder with u.data or"):
         import_log(tmp_path)

@@ -39,10 +39,10 @@ def add_version(registry, trained, base, folder, task, *, seed, **sections):
 
 
 @contextlib.contextmanager
-def serving(engine, refs, *, stream=None, state=None, **settings):
+def serving(engine, refs, *, stream=None, state=None, served=None, **settings):
     """A started service behind a socket; yields it and a client."""
     told = Settings.make(**{"port": 0, "drain_s": 0.0, **settings})
-    service = Service(engine, told, stream=stream or io.StringIO(), state=state)
+    service = Service(engine, told, stream=stream or io.StringIO(), state=state, served=served)
     listener = bind("127.0.0.1", service.settings.port)
     try:
         service.start(refs)

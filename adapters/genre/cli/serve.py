@@ -27,6 +27,7 @@ from genre.errors import InputError
 
 if TYPE_CHECKING:
     from genre.progress import Reporter
+    from genre.serving.served import ServedLog
 
 
 def serve(
@@ -63,6 +64,19 @@ def serve(
     state: Annotated[
         Path | None, typer.Option("--state", metavar="FILE", help="Keeps what operators load, unload and share across restarts.")
     ] = None,
+    served_log: Annotated[
+        Path | None,
+        typer.Option(
+            "--served-log", metavar="FILE", help="Keeps recommended lists and the rewards sent to /v1/feedback (SQLite)."
+        ),
+    ] = None,
+    served_days: Annotated[float, typer.Option(help="Days that the served log keeps; 0 keeps all.")] = 90.0,
+    served_bytes: Annotated[int, typer.Option(help="Bytes from which on the served log takes no more lists.")] = 2**31,
+    explore: Annotated[
+        str | None,
+        typer.Option(metavar="KIND=AMOUNT", help="Draw recommended lists: epsilon=0.1, softmax=TEMPERATURE, top-k-sampling=50."),
+    ] = None,
+    explore_pool: Annotated[int, typer.Option(help="The best so many items that can be drawn.")] = 100,
     log_rows: Annotated[bool, typer.Option("--log-rows", help="Log the requests: user ids and histories.")] = False,
 ) -> None:
     """Serve adapters over HTTP. The environment variable GENRE_ADMIN_TOKEN enables the admin calls."""
@@ -71,6 +85,7 @@ def serve(
     except ModuleNotFoundError as error:
         todo = "pip install 'genre-adapters[serve]'"
         raise InputError("serving needs another package", got=f"no {error.name}", todo=todo) from None
+    from genre.serving.served import ServedLog
     from genre.serving.settings import TOKEN_VARIABLE, Settings
 
     limits = {"batch_rows": batch_rows, "batch_tokens": batch_tokens, "queue_rows": queue_rows, "body_bytes": body_bytes}
@@ -79,12 +94,16 @@ def serve(
     access = {"host": host, "port": port, "hosts": tuple(name.lower() for name in allow_host or ())}
     shares = dict(parse_number("--canary", text, "NAME=SHARE, such as like=0.1") for text in canary or ())
     access["token"] = os.environ.get(TOKEN_VARIABLE) or None
-    settings = Settings.make(**access, **limits, **times, canary=shares, log_rows=log_rows)
+    lists = {"explore": explore, "explore_pool": explore_pool}
+    settings = Settings.make(**access, **limits, **times, **lists, canary=shares, log_rows=log_rows)
     check_lanes(lanes)
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
     listener = bind(host, port)
     try:
-        service = _open(registry, adapters or [], data, base, quantization, lanes, settings, state)
+        served = None
+        if served_log is not None:
+            served = ServedLog(served_log, days=served_days or None, most_bytes=served_bytes)
+        service = _open(registry, adapters or [], data, base, quantization, lanes, settings, state, served)
         names = ", ".join(deployment.ref for deployment in service.deployments.public()) or "nothing"
         listener.listen()  # whoever reads the next line may call at once
         print(f"serving {names} at {url_of(listener)}", flush=True)
@@ -102,6 +121,7 @@ def _open(
     lanes: int,
     settings: Any,
     state: Path | None,
+    served: "ServedLog | None",
 ) -> Any:
     """Start a service; what is most likely to fail is checked first."""
     from genre.registry import Registry
@@ -126,7 +146,8 @@ def _open(
         log = None if data is None else open_log(data)
     with progress.phase(f"loading the base {first.manifest.base.name}", at_once=False):
         loaded = load_base(first.manifest, base, quantization=quantization)
-    service = Service(Engine(loaded, store, lanes=lanes, data=log, batch_tokens=settings.batch_tokens), settings, state=kept)
+    engine = Engine(loaded, store, lanes=lanes, data=log, batch_tokens=settings.batch_tokens)
+    service = Service(engine, settings, state=kept, served=served)
     for ref, why in others.items():
         service.log.write("not served", level="warning", ref=ref, why=why)
     with progress.phase(f"loading {', '.join(refs)}", at_once=False):

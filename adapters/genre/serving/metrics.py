@@ -45,6 +45,8 @@ class Metrics:
         self.evictions = counter("genre_evictions", "Versions that left their lane.")
         self.canary = gauge("genre_canary_share", "Share of traffic that goes to the candidate now.", ["adapter"])
         self.canary_rollbacks = counter("genre_canary_rollbacks", "Candidates that were given up.", ["adapter"])
+        self.impressions = counter("genre_impressions", "Recommended lists by whether they are in the served log.", ["outcome"])
+        self.feedback = counter("genre_feedback", "Rewards that were sent, by outcome.", ["outcome"])
         ProcessCollector(registry=own)
         self.live = Live()
         self._answered: dict[tuple[str, str, str], float] = {}

@@ -20,10 +20,12 @@ from genre.serving.access import AdminAccess
 from genre.serving.batching import Batcher, Routed
 from genre.serving.canary import Canaries
 from genre.serving.deployments import Deployments
+from genre.serving.exploring import Explorer
 from genre.serving.logs import Log
 from genre.serving.lookup import AliasHistory, Baselines, Lookup, count_events
 from genre.serving.metrics import Metrics
 from genre.serving.problems import Problem
+from genre.serving.served import ServedLog
 from genre.serving.settings import Settings
 from genre.serving.state import OperatorState, StateFile
 
@@ -41,10 +43,17 @@ class Service:
         settings: Limits and times.
         stream: Where log lines go; standard error by default.
         state: Where operators' acts are kept over a restart; closed by `stop`.
+        served: Where recommended lists and their rewards are written; closed by `stop`.
     """
 
     def __init__(
-        self, engine: Engine, settings: Settings, *, stream: TextIO | None = None, state: StateFile | None = None
+        self,
+        engine: Engine,
+        settings: Settings,
+        *,
+        stream: TextIO | None = None,
+        state: StateFile | None = None,
+        served: ServedLog | None = None,
     ) -> None:
         self.engine = engine
         self.settings = settings
@@ -59,6 +68,9 @@ class Service:
         self.alias_history = AliasHistory(engine.registry, self.log)
         self.baselines = Baselines(engine.registry, self.log)
         self.access = AdminAccess(settings.token, settings.token_guesses)
+        policy = settings.exploration()
+        self.explorer = None if policy is None else Explorer(policy)
+        self.served = served
         self.draining = False
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="genre-explaining")
         self._explanations: dict[Future[Any], str] = {}
@@ -92,6 +104,8 @@ class Service:
         self._explainer.shutdown(cancel_futures=True)
         self.state.save()
         self.state.close()
+        if self.served is not None:
+            self.served.close()
         self.log.write("stopped")
 
     def _follow(self) -> None:

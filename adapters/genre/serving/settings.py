@@ -7,9 +7,10 @@ Owns: the fields, their defaults and bounds. Ignores: where they come from.
 
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from genre.errors import InputError
+from genre.serving.exploring import POOL, Exploration
 from genre.validation import refusal
 
 TOKEN_VARIABLE = "GENRE_ADMIN_TOKEN"
@@ -40,6 +41,8 @@ class Settings(BaseModel):
         canary: Share of a name's traffic that goes to its `candidate`.
         canary_failures, canary_window: So many failures among a candidate's last rows send its traffic back to production.
         token_guesses: Wrong admin tokens of a client before it has to wait; a call without one is no guess.
+        explore: How `/v1/recommend` draws its lists (`genre.serving.exploring`); None gives the best items.
+        explore_pool: The best so many items that can be drawn.
         log_rows: Log user ids and histories; off, so that logs hold no user's data.
         token: Must come with admin calls; None switches them off.
     """
@@ -68,6 +71,8 @@ class Settings(BaseModel):
     canary_failures: int = Field(default=3, ge=1)
     canary_window: int = Field(default=100, ge=1)
     token_guesses: int = Field(default=5, ge=0)
+    explore: str | None = None
+    explore_pool: int = POOL
     log_rows: bool = False
     token: SecretStr | None = Field(default=None, repr=False)
 
@@ -85,6 +90,19 @@ class Settings(BaseModel):
         if value is not None and len(value.get_secret_value().encode()) < SHORTEST_TOKEN:
             raise ValueError(f"an admin token needs at least {SHORTEST_TOKEN} characters")
         return value
+
+    @model_validator(mode="after")
+    def _explores(self) -> Self:
+        self.exploration()
+        return self
+
+    def exploration(self) -> Exploration | None:
+        """How lists are drawn; None if they are not.
+
+        Raises:
+            InputError: There is no such policy, or its amount is out of bounds.
+        """
+        return None if self.explore is None else Exploration.parse(self.explore, self.explore_pool)
 
     @classmethod
     def make(cls, **values: Any) -> Self:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genre.errors import GenreError, InputError
@@ -24,8 +23,11 @@ from genre.files import write_text
 from genre.registry.names import PRODUCTION
 from genre.serving.canary import Canaries
 from genre.serving.deployments import Deployments
+from genre.serving.locks import lock_beside
 from genre.serving.logs import Log
 from genre.validation import refusal
+
+OPTION = "--state"
 
 
 class SavedCanary(BaseModel):
@@ -61,9 +63,7 @@ class StateFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.parent.is_dir():
-            raise _unusable(path, "a file in a folder that exists")
-        self._lock = _locked(path)
+        self._lock = lock_beside(path, OPTION)
         try:
             self.state = _read(path)
             if not path.exists():
@@ -90,17 +90,6 @@ class StateFile:
         write_text(self.path, state.model_dump_json(by_alias=True, indent=1) + "\n")
 
 
-def _locked(path: Path) -> FileLock:
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise _unusable(f"{path}, which another service uses", "a file of its own") from None
-    except OSError as error:
-        raise _unusable(path, "a file in a folder that can be written", error.strerror) from None
-    return lock
-
-
 def _read(path: Path) -> SavedState:
     try:
         return SavedState.model_validate_json(path.read_bytes())
@@ -114,7 +103,7 @@ def _read(path: Path) -> SavedState:
 
 
 def _unusable(got: object, expected: str, todo: str | None = None) -> InputError:
-    return InputError("--state cannot be used", got=got, expected=expected, todo=todo)
+    return InputError(f"{OPTION} cannot be used", got=got, expected=expected, todo=todo)
 
 
 class OperatorState:

@@ -25,6 +25,7 @@ from genre.data.importers.movielens import Tables, read_movielens
 from genre.data.importers.named import Log, Side, apply, is_sure, read_log
 from genre.data.importers.nested import needed_columns, unnest
 from genre.data.importers.public import PUBLIC
+from genre.data.importers.served import read_served
 from genre.data.importers.tables import check_header, read_atomic, read_table
 from genre.data.importers.text_options import check_options, options_of
 from genre.data.interactions import DatasetInfo, Interactions
@@ -33,13 +34,14 @@ from genre.data.schema import MAX_BAD, PLACE, Report
 from genre.data.times import is_form
 from genre.errors import DataError, InputError
 
-FORMATS = ("csv", "atomic", "movielens", "mind", "amazon", "lists", *(name for name in PUBLIC if name != "amazon"))
-"""`csv` is any table: CSV, TSV, Parquet, JSON; `lists` is a line of items per user. Those of `PUBLIC` are public logs by name."""
+FORMATS = ("csv", "atomic", "movielens", "mind", "amazon", "lists", "served", *(name for name in PUBLIC if name != "amazon"))
+"""`csv` is any table: CSV, TSV, Parquet, JSON; `lists` is a line of items per user;
+`served` is what `genre serve --served-log` wrote. Those of `PUBLIC` are public logs by name."""
 
 
 _SAMPLE = 64
 _SEPARATORS = ",;|"
-_OWN_TIMES = ("mind", "amazon", "movielens")  # their readers give seconds
+_OWN_TIMES = ("mind", "amazon", "movielens", "served")  # their readers give seconds
 
 
 def import_log(
@@ -181,6 +183,7 @@ def _read_own(
         "movielens": lambda: read_movielens(log),
         "mind": lambda: read_mind(log, report, max_bad=max_bad),
         "amazon": lambda: (read_reviews(log, report), None, None),
+        "served": lambda: (read_served(log, report), None, None),
         "lists": lambda: (read_lists(log, report, options["encoding"]), None, None),
     }
     return read[format]()

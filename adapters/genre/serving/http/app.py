@@ -19,8 +19,17 @@ from genre.errors import NotFoundError, RequestError
 from genre.serving.http import page, schema
 from genre.serving.http.admin import ACTS, act
 from genre.serving.http.bodies import reply
+from genre.serving.http.feedback import feedback_call
 from genre.serving.http.middleware import Middleware
-from genre.serving.http.openapi import EXPLAIN_EXAMPLES, RECOMMEND_EXAMPLES, SCORE_EXAMPLES, body, documented, troubles
+from genre.serving.http.openapi import (
+    EXPLAIN_EXAMPLES,
+    FEEDBACK_EXAMPLES,
+    RECOMMEND_EXAMPLES,
+    SCORE_EXAMPLES,
+    body,
+    documented,
+    troubles,
+)
 from genre.serving.http.overview import overview
 from genre.serving.http.scoring import explain_call, score_call
 from genre.serving.problems import Problem
@@ -48,6 +57,9 @@ def create_app(service: Service) -> FastAPI:
     _lookups(app, service)
     _health(app, service)
     models: list[Any] = [schema.ScoreBody, schema.ExplainBody]
+    if service.served is not None:
+        _feedback(app, service)
+        models.append(schema.FeedbackBody)
     if service.settings.token is not None:
         _admin(app, service)
         models += dict.fromkeys(model for model, _ in ACTS.values())
@@ -80,6 +92,15 @@ def _calls(app: FastAPI, service: Service) -> None:
     async def explain(http: Http) -> Reply:
         """The events of the history that an item's score comes from."""
         return await explain_call(service, http)
+
+
+def _feedback(app: FastAPI, service: Service) -> None:
+    extra = body(schema.FeedbackBody, FEEDBACK_EXAMPLES, rows="feedback")
+
+    @app.post("/v1/feedback", response_model=schema.Outcomes, responses=troubles(*ROWS), openapi_extra=extra)
+    async def feedback(http: Http) -> Reply:
+        """Rewards of what was recommended; an acknowledged one is on the disk, and counts once however often it is sent."""
+        return await feedback_call(service, http)
 
 
 def _lookups(app: FastAPI, service: Service) -> None:

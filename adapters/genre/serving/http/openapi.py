@@ -47,18 +47,22 @@ EXPLAIN_EXAMPLES = {
     "the fast way": {"adapter": "like@production", "user_id": "196", "item": "50", "method": "gradient"},
 }
 
+FEEDBACK_EXAMPLES = {
+    "a click": {"impression_id": "0b8a5c1e9f2d4c3a8e7b6d5f4a3c2b1d", "item_id": "50", "reward": 1},
+}
+
 
 def troubles(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problems of a route."""
     return {status: {"model": schema.Trouble} for status in statuses}
 
 
-def body(model: type[BaseModel], examples: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def body(model: type[BaseModel], examples: Mapping[str, Any] | None = None, *, rows: str = "requests") -> dict[str, Any]:
     """The description of a body that a route reads itself; an example is a row, or several."""
     content: dict[str, Any] = {"schema": {"$ref": SCHEMAS + model.__name__}}
     if examples:
-        rows = {name: list(example) if isinstance(example, tuple) else [example] for name, example in examples.items()}
-        content["examples"] = {name: {"value": {"requests": each}} for name, each in rows.items()}
+        several = {name: list(example) if isinstance(example, tuple) else [example] for name, example in examples.items()}
+        content["examples"] = {name: {"value": {rows: each}} for name, each in several.items()}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 

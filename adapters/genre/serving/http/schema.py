@@ -35,22 +35,29 @@ class Item(BaseModel):
     """An item; a score is a probability, a value, or a logit over the catalogue.
 
     `/v1/recommend` adds a title, what else is known (year, genres, …) and, for next-item tasks, the probability: the softmax over
-    all items that could be answered.
+    all items that could be answered. With exploration it adds the propensity: the probability with which the item was drawn for
+    its place.
     """
 
     item_id: str
     score: float | None = None
     probability: float | None = None
+    propensity: float | None = None
     title: str | None = None
     about: dict[str, JsonValue] | None = None
 
 
 class Answer(BaseModel):
-    """A row's answer: results and the digest of the version that gave them, with a note where they are none; or an error."""
+    """A row's answer: results and the digest of the version that gave them, with a note where they are none; or an error.
+
+    With a served log the id of the impression, which rewards name; with exploration the policy that drew the list.
+    """
 
     id: str | None = None
     adapter: str
     digest: str | None = None
+    impression_id: str | None = None
+    policy: str | None = None
     results: list[Item] | list[ScoredText] | None = None
     note: str | None = None
     error: str | None = None
@@ -85,6 +92,33 @@ class Explanations(_Model):
     """Explanations in the order of the rows."""
 
     responses: list[Explanation]
+
+
+class RewardRow(_Body):
+    """The reward of one item of an impression; sent again it counts once."""
+
+    impression_id: str = Field(min_length=1, max_length=64)
+    item_id: str = Field(min_length=1, max_length=8192)
+    reward: float = Field(ge=-(2**53), le=2**53, allow_inf_nan=False)
+
+
+class FeedbackBody(_Body):
+    """A call: rewards, such as 1 for a click; each is read and fails alone."""
+
+    feedback: list[SkipValidation[RewardRow]] = Field(min_length=1)
+
+
+class Outcome(BaseModel):
+    """`recorded` or `repeated` (the same was known already); or an error."""
+
+    outcome: str | None = None
+    error: str | None = None
+
+
+class Outcomes(_Model):
+    """Outcomes in the order of the rows."""
+
+    outcomes: list[Outcome]
 
 
 class Found(_Model):

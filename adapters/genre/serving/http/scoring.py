@@ -22,8 +22,10 @@ from genre.errors import GenreError, JobError, RequestError
 from genre.serving.batching import Answer, Call, Routed
 from genre.serving.deployments import Deployment
 from genre.serving.http.bodies import JSON, body_of, caller_of, read_rows, reply
+from genre.serving.http.feedback import describe, draw, keep, widened
 from genre.serving.http.schema import ExplainBody, ScoreBody
 from genre.serving.problems import Problem, shorten
+from genre.serving.served import Impression
 from genre.serving.service import Service
 
 DEFAULT_K = 10
@@ -47,14 +49,18 @@ async def score_call(service: Service, http: Http, *, recommend: bool = False) -
         try:
             if isinstance(request, GenreError):
                 raise request
-            routed.append(service.route(request))
+            routed.append(service.route(widened(service, request) if recommend else request))
             refusals.append(None)
         except GenreError as error:
             refusals.append(Answer(_refuse(service, row, str(error)), None))
     found = iter(await _score(service, http, routed, service.settings.timeout_s))
     answers = [refusal or next(found) for refusal in refusals]
     results = sum(len(answer.response.results) for answer in answers)
-    shown, body = await _apart(results > LARGE_RESULTS, partial(_show, service, answers, recommend=recommend))
+    impressions: list[Impression | None] = [None] * len(answers)
+    if recommend and (service.explorer is not None or service.served is not None):
+        drawn = await _apart(results > LARGE_RESULTS, partial(_draw, service, read, answers))
+        answers, impressions = [answer for answer, _ in drawn], await keep(service, [impression for _, impression in drawn])
+    shown, body = await _apart(results > LARGE_RESULTS, partial(_show, service, answers, impressions, recommend=recommend))
     _log_rows(service, http, rows, shown)
     broken = all(answer.internal for answer in answers)
     return Reply(body, 500 if broken else 200, media_type=JSON)
@@ -78,9 +84,24 @@ def _read(body: bytes, most: int, *, recommend: bool) -> tuple[list[Any], list[R
     return rows, read
 
 
-def _show(service: Service, answers: Sequence[Answer], *, recommend: bool) -> tuple[list[Row], bytes]:
+def _draw(
+    service: Service, read: Sequence[Request | GenreError], answers: Sequence[Answer]
+) -> list[tuple[Answer, Impression | None]]:
+    """The answers with the lists that are shown, and the impression of each."""
+    return [
+        draw(service, request, answer) if isinstance(request, Request) else (answer, None)
+        for request, answer in zip(read, answers, strict=True)
+    ]
+
+
+def _show(
+    service: Service, answers: Sequence[Answer], impressions: Sequence[Impression | None], *, recommend: bool
+) -> tuple[list[Row], bytes]:
     """The answers as JSON objects, and the body that has them."""
-    shown = [_titled(service, answer) if recommend else answer.response.to_json() for answer in answers]
+    shown = [
+        describe(service, _titled(service, answer) if recommend else answer.response.to_json(), impression)
+        for answer, impression in zip(answers, impressions, strict=True)
+    ]
     return shown, to_json({"responses": shown})
 
 

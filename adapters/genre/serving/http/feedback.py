@@ -1,0 +1,123 @@
+"""`/v1/recommend`'s lists as they are shown, and `/v1/feedback`: what came of them.
+
+Owns: the draw of a list, its impression, rewards row by row. Ignores: policies, the file.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from fastapi import Request as Http
+from fastapi import Response as Reply
+from pydantic import ValidationError
+
+from genre.engine import Request, Scored
+from genre.errors import DiskError, RequestError
+from genre.serving.batching import Answer
+from genre.serving.http.bodies import body_of, read_body, reply
+from genre.serving.http.schema import FeedbackBody, RewardRow
+from genre.serving.problems import Problem, shorten
+from genre.serving.served import Impression, Outcome, Reward
+from genre.serving.service import Service
+from genre.validation import refusal
+
+BEST = "best"
+"""The policy of a service that does not explore."""
+_ERRORS: dict[Outcome, str] = {
+    "unknown": "no such impression: got {impression!r}; expected the impression_id of an answer, not older than the log keeps",
+    "not shown": "the item was not in this impression: got {item!r}; expected one of its results",
+    "different": "another reward is known: got {reward:g}; expected the reward that was sent first, which stays",
+}
+
+
+def widened(service: Service, request: Request) -> Request:
+    """The request with a k of the pool that a list is drawn from, where lists are drawn."""
+    explorer = service.explorer
+    if explorer is None or request.k is None or request.texts is not None or request.diversity:
+        return request
+    return replace(request, k=max(request.k, explorer.policy.pool))
+
+
+def draw(service: Service, asked: Request, answer: Answer) -> tuple[Answer, Impression | None]:
+    """The answer with the list that is shown, and its impression; None for a row without one."""
+    found = answer.response
+    items = [item for item in found.results if isinstance(item, Scored)]
+    if found.error is not None or not items or found.digest is None:
+        return answer, None
+    explorer, policy, propensities = service.explorer, BEST, np.ones(len(items))
+    if explorer is not None and asked.k is not None and not asked.diversity:
+        policy = str(explorer.policy)
+        chosen, propensities = explorer.draw(np.array([item.score for item in items]), asked.k)
+        items = [items[index] for index in chosen]
+        answer = replace(answer, response=replace(found, results=tuple(items)))
+    scores = [item.score for item in items]
+    shown, number = [item.item_id for item in items], uuid.uuid4().hex
+    return answer, Impression(number, found.adapter, found.digest, asked.user_id, policy, shown, scores, propensities.tolist())
+
+
+def describe(service: Service, row: dict[str, Any], impression: Impression | None) -> dict[str, Any]:
+    """The JSON object of an answer, with the id and the probabilities of its impression."""
+    if impression is None:
+        return row
+    named = {} if service.served is None else {"impression_id": impression.impression}
+    if service.explorer is None:
+        return row | named
+    drawn = zip(row["results"], impression.propensities, strict=True)
+    return row | named | {"policy": impression.policy, "results": [item | {"propensity": p} for item, p in drawn]}
+
+
+async def keep(service: Service, impressions: Sequence[Impression | None]) -> list[Impression | None]:
+    """Write impressions; without those that could not be, whose lists are shown all the same."""
+    rows = [row for row in impressions if row is not None]
+    if service.served is None or not rows:
+        return list(impressions)
+    try:
+        await asyncio.wrap_future(service.served.show(rows))
+    except DiskError as error:
+        service.log.write("impressions not written", level="error", error=str(error))
+        service.metrics.impressions.labels("lost").inc(len(rows))
+        return [None if service.explorer is None else row for row in impressions]
+    service.metrics.impressions.labels("recorded").inc(len(rows))
+    return list(impressions)
+
+
+async def feedback_call(service: Service, http: Http) -> Reply:
+    """Answer `/v1/feedback`; what is acknowledged is on the disk.
+
+    Raises:
+        Problem: The call as a whole cannot be read, or nothing can be written.
+    """
+    rows: list[Any] = read_body(await body_of(http), FeedbackBody).feedback
+    assert service.served is not None
+    if len(rows) > (most := service.settings.call_rows):
+        raise Problem(422, "bad_body", RequestError("feedback has a wrong length", got=len(rows), expected=f"at most {most}"))
+    read = [_read(row) for row in rows]
+    rewards = [row for row in read if isinstance(row, Reward)]
+    try:
+        known = await asyncio.wrap_future(service.served.reward(rewards))
+    except DiskError as error:
+        raise Problem(503, "not_written", error, {"Retry-After": "10"}) from None
+    outcomes, found = [], iter(known)
+    for row in read:
+        outcome = next(found) if isinstance(row, Reward) else "refused"
+        service.metrics.feedback.labels(outcome).inc()
+        if isinstance(row, RequestError):
+            outcomes.append({"error": shorten(str(row))})
+        elif outcome in _ERRORS:
+            outcomes.append({"error": shorten(_ERRORS[outcome].format(**vars(row)))})
+        else:
+            outcomes.append({"outcome": outcome})
+    http.scope["genre"]["rows"] = len(rows)
+    http.scope["genre"]["errors"] = sum("error" in outcome for outcome in outcomes)
+    return reply({"outcomes": outcomes})
+
+
+def _read(row: object) -> Reward | RequestError:
+    try:
+        read = RewardRow.model_validate(row)
+    except ValidationError as error:
+        return refusal(error, "a reward", list(RewardRow.model_fields), RequestError)
+    return Reward(read.impression_id, read.item_id, read.reward)
