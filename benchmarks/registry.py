@@ -1,6 +1,6 @@
-"""Guarantees of the registry, counted: kills, races, damage, listing, export.
+"""Guarantees of the registry, counted: kills, races, damage, sealed hostile versions, listing, export.
 
-    python benchmarks/registry.py --json build/bench/registry.json [--only kills|moves|damage|list|export] [--scale 1.0]
+    python benchmarks/registry.py --json build/bench/registry.json [--only kills|moves|damage|sealed|list|export] [--scale 1.0]
 
 Exit code 1 when a bar is missed.
 """
@@ -25,6 +25,7 @@ from genre.errors import ConflictError, GenreError
 from genre.registry import Registry
 from genre.registry.journal import Journal
 from registry_hostile import clean, draft, offer, write_adapter, write_base
+from registry_watch import sealed
 from suite import keep_figures
 
 Counts = dict[str, Any]
@@ -267,7 +268,7 @@ def _tree(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 
 
-BARS = {"kills": kills, "moves": moves, "damage": damage, "list": list_, "export": export}
+BARS = {"kills": kills, "moves": moves, "damage": damage, "sealed": sealed, "list": list_, "export": export}
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """The HTTP service on loopback, bounded in count and time: throughput, tail, soak, restarts, stops, document, hostile bodies.
 
     python benchmarks/serving.py --json build/bench/serving.json [--only throughput,latency,…] [--scale 1.0]
-        [--base smollm2-135m] [--depth 4] [--data ml-100k] [--world DIR]
+        [--base smollm2-135m|tiny] [--depth 4] [--data ml-100k|tiny] [--world DIR]
 
 The served registry is made first, which takes minutes; `--world` keeps it in a folder for the next run, so that sections can be
 run one at a time.
@@ -16,6 +16,7 @@ restart     kill -9 under load, start again: seconds until ready, aliases and di
 stop        SIGTERM under load: calls that were sent and not answered.
 document    schemathesis on the OpenAPI document.
 hostile     10,000 random and hostile calls; an audit hook records every file that the process opens meanwhile.
+others      2,000 heavy and hostile calls beside a client with small ones (`serving_others.py`): how late its answers are.
 
 Exit code 1 when a count misses its aim. Ratios need a quiet machine and decide nothing here.
 """
@@ -41,6 +42,7 @@ import numpy as np
 from genre.engine import Request
 from serving_hostile import audit_code, foreign, hostile_call, malformed
 from serving_load import TOKEN, Client, Lost, Refused, Server, run_clients
+from serving_others import others
 from serving_world import World, body, keep, make, reopen
 from suite import keep_figures
 
@@ -327,6 +329,7 @@ SECTIONS: dict[str, Callable[[World, Path, float], Found]] = {
     "stop": stop,
     "document": document,
     "hostile": hostile,
+    "others": others,
 }
 NONE = (
     "wrong",
@@ -343,6 +346,11 @@ NONE = (
     "hostile_server_errors",
     "hostile_gone",
     "files_outside",
+    "others_late",
+    "others_not_200",
+    "others_server_errors",
+    "others_gone",
+    "others_operator_locked_out",
 )
 
 

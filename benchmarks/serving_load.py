@@ -90,10 +90,11 @@ class Server:
 
 
 class Client:
-    """One connection at a time, kept alive while the service lets it."""
+    """One connection at a time, kept alive while the service lets it; from an address of this machine, if one is given."""
 
-    def __init__(self, address: tuple[str, int]) -> None:
+    def __init__(self, address: tuple[str, int], source: str | None = None) -> None:
         self.address = address
+        self._from = None if source is None else (source, 0)
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def call(
@@ -110,7 +111,7 @@ class Client:
         """Send bytes as they are; the status and body of what comes back."""
         if self._streams is None:
             try:
-                self._streams = await asyncio.open_connection(*self.address)
+                self._streams = await asyncio.open_connection(*self.address, local_addr=self._from)
             except OSError as error:
                 raise Refused(str(error)) from None
         reader, writer = self._streams

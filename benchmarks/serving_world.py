@@ -22,6 +22,7 @@ from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost
 from genre.training.assembly import assemble
+from tiny_world import NAME, tiny_base, tiny_log
 
 TASKS: dict[str, dict[str, Any]] = {
     "like": {"name": "like", "kind": "feedback", "label": "rating > 3"},
@@ -105,7 +106,9 @@ def keep(folder: Path, world: World) -> None:
 
 def make(folder: Path, data: str, base_name: str, depth: int | None, *, rows: int = 48) -> World:
     """Publish the versions, draw the rows, fill the table."""
-    log = open_log(data)
+    log = tiny_log() if data == NAME else open_log(data)
+    if base_name == NAME:
+        base_name = str(tiny_base(folder / "base"))
     place = log.write(folder / "data")
     base = genre.Base.load(base_name, depth=depth)
     registry = Registry(folder / "registry")

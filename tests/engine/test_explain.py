@@ -292,10 +292,10 @@ def test_a_reference_that_never_rests_is_said(base, trained, hot):
     class Restless(Engine):
         turns = 0
 
-        def score(self, requests, refs=None):
+        def score(self, requests, refs=None, **options):
             self.turns += 1
             self.swap("moving", hot[self.turns % 2].ref)
-            return super().score(requests, refs)
+            return super().score(requests, refs, **options)
 
     with Restless(base, trained.registry, data=trained.log) as engine:
         engine.swap("moving", hot[0].ref)

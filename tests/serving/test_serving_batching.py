@@ -114,10 +114,10 @@ def test_a_client_that_leaves_is_not_scored(engine):
 class Breaking(Engine):
     """An engine that breaks on one request."""
 
-    def score(self, requests, refs=None):
+    def score(self, requests, refs=None, **options):
         if any(request.id == "break" for request in requests):
             raise RuntimeError("a secret of /srv/genre")
-        return super().score(requests, refs)
+        return super().score(requests, refs, **options)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_stopping_queue_answers_what_waits_and_takes_nothing_more(engine):
 @pytest.mark.parametrize(("apart", "batches"), [(0.05, [5]), (2.0, [1, 1])])
 def test_rows_that_keep_coming_go_together(engine, monkeypatch, apart, batches):
     batcher, sizes, score = Batcher(engine, Settings(gather_ms=500), Log(io.StringIO()), Metrics(), Plain()), [], engine.score
-    monkeypatch.setattr(engine, "score", lambda rows, refs: sizes.append(len(rows)) or score(rows, refs))
+    monkeypatch.setattr(engine, "score", lambda rows, refs, **more: sizes.append(len(rows)) or score(rows, refs, **more))
     deployment = _deployment(engine)
 
     async def work():
@@ -197,7 +197,7 @@ def test_rows_that_keep_coming_go_together(engine, monkeypatch, apart, batches):
 
 def test_rows_that_keep_coming_do_not_hold_up_the_first(engine, monkeypatch):
     batcher, sizes, score = Batcher(engine, Settings(gather_ms=50), Log(io.StringIO()), Metrics(), Plain()), [], engine.score
-    monkeypatch.setattr(engine, "score", lambda rows, refs: sizes.append(len(rows)) or score(rows, refs))
+    monkeypatch.setattr(engine, "score", lambda rows, refs, **more: sizes.append(len(rows)) or score(rows, refs, **more))
     deployment = _deployment(engine)
 
     async def work():

@@ -14,6 +14,7 @@ from serving_fakes import open_engine, serving, wait_until
 from genre.engine import Request
 from genre.modules.base.base import Base
 from genre.serving.deployments import Deployments
+from genre.serving.http import bodies
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
 from genre.serving.problems import Problem
@@ -114,6 +115,27 @@ def test_a_large_row_does_not_hold_up_the_others(engine, monkeypatch):
         assert service.metrics.registry.get_sample_value("genre_batch_rows_count") == 2
 
 
+def test_batches_and_passes_are_as_long_as_the_base_computes_in_a_tenth_of_a_second(engine, monkeypatch):
+    """On a base of 5,000 tokens a second, as it is said here: rows of many calls go in parts, a long row pass by pass."""
+    sizes, passes, score, hidden = [], [], engine.score, Base.hidden
+    monkeypatch.setattr(engine.passes.forward, "record", lambda tokens, seconds: None)
+    with serving(engine, REFS) as (service, client):
+        estimate = service.deployments.find("like").estimate
+        weight = estimate.tokens(Request("like", user_id="u3", candidates=["i0", "i7"]), 24)
+        engine.passes.forward._tokens, engine.passes.forward._seconds = 6000.0, 1.0
+        monkeypatch.setattr(engine, "score", lambda rows, *more, **named: sizes.append(len(rows)) or score(rows, *more, **named))
+        answers = client.post("/v1/score", json={"requests": [row("like", user) for user in range(40)]}).json()["responses"]
+        assert all("results" in answer for answer in answers) and max(sizes) == 600 // weight and sum(sizes) == 40
+        monkeypatch.setattr(
+            Base, "hidden", lambda self, x, *a, **k: passes.append(x.shape[:2].numel()) or hidden(self, x, *a, **k)
+        )
+        whole = {"adapter": "like", "history": [], "candidates": [f"i{number % 30}" for number in range(3000)]}
+        (answer,) = client.post("/v1/score", json={"requests": [whole]}).json()["responses"]
+        assert len(answer["results"]) == 3000 and len(passes) >= 5 and max(passes) <= 600
+    (alone,) = score([whole])
+    assert np.allclose([one.score for one in alone.results], [one["score"] for one in answer["results"]], atol=1e-5)
+
+
 def test_a_thousand_new_titles_are_answered_and_embedded_together(engine, monkeypatch):
     passes, texts = [], Base.text_vectors
 
@@ -150,6 +172,10 @@ def test_a_row_weighs_what_is_computed_for_it(engine):
     known = Request("like", history=[], candidates=["i0"] * 50)
     new = Request("like", history=[], candidates=[{"title": "x" * 40}] * 50)
     long = Request("like", history=[], candidates=[{"title": "x" * 8000}])
+    rare = Request("like", history=[], candidates=[{"title": "\U0001f600" * 20}])
+    assert estimate.tokens(rare, 0) - estimate.tokens(Request("like", history=[], candidates=["i0"]), 0) == 81  # 4 bytes each
+    diverse = [Request("like", history=[], candidates=["i0"] * 1000, k=1000, diversity=share) for share in (0.5, None)]
+    assert estimate.tokens(diverse[0], 0) - estimate.tokens(diverse[1], 0) > 3000
     assert estimate.tokens(new, 0) - estimate.tokens(known, 0) == 50 * 41
     assert estimate.tokens(long, 0) < estimate.tokens(known, 0) + 129
     event = {"item_id": {"title": "x" * 40}, "rating": 4}
@@ -215,11 +241,11 @@ def test_unloading_waits_for_the_rows_under_way_and_stops_nobody(engine, monkeyp
         score = engine.score
         inside, release = [], []
 
-        def held(requests, refs=None):
+        def held(requests, refs=None, **options):
             if any(request.id == "held" for request in requests):
                 inside.append(1)
                 wait_until(lambda: release)
-            return score(requests, refs)
+            return score(requests, refs, **options)
 
         monkeypatch.setattr(engine, "score", held)
         large = row("like", candidates=["i0"] * 9000, id="held")
@@ -247,3 +273,12 @@ def test_explanations_are_shared_among_callers(engine):
         gate.set()
         wait_until(lambda: all(future.done() for future in service._explanations))
         service.explain_aside(lambda: None, "one").result()
+
+
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(monkeypatch):
+    monkeypatch.setattr(bodies, "MOST_VALUES", 50)
+    assert bodies.parse(b"[" + b"0," * 40 + b'"' + b"x" * 99 + b'"]')[-1] == "x" * 99
+    monkeypatch.setattr(bodies, "from_json", lambda *_, **__: pytest.fail("it was parsed"))
+    with pytest.raises(Problem, match="too many values") as caught:
+        bodies.parse(b"[" + b"[]," * 30 + b"1]")
+    assert (caught.value.status, caught.value.code) == (413, "too_large")

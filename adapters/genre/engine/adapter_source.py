@@ -11,7 +11,6 @@ What is shared lives as long as a version that uses it is in a slot, in the CPU 
 import dataclasses
 import json
 from dataclasses import dataclass
-from threading import Lock
 from weakref import WeakValueDictionary
 
 from genre.data.catalogue import Catalogue
@@ -19,6 +18,7 @@ from genre.data.interactions import Interactions
 from genre.data.sequences.layout import Layout
 from genre.data.sequences.text_rows import TextLayout
 from genre.engine.items import ItemSpace
+from genre.engine.turn import ForwardTurn
 from genre.engine.versions import Loaded, read_adapter, readable
 from genre.errors import InputError
 from genre.modules.base.base import Base
@@ -84,7 +84,9 @@ class AdapterSource:
         forward: Held while the bare base embeds texts.
     """
 
-    def __init__(self, base: Base, registry: Registry, slots: AdapterSlots, data: Interactions | None, forward: Lock) -> None:
+    def __init__(
+        self, base: Base, registry: Registry, slots: AdapterSlots, data: Interactions | None, forward: ForwardTurn
+    ) -> None:
         self.base = base
         self.registry = registry
         self.slots = slots

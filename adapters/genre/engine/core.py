@@ -24,6 +24,7 @@ from genre.engine.passes import Passes
 from genre.engine.planning import Job, history_of, plan
 from genre.engine.requests import Request, Response, refused
 from genre.engine.texts import plan_texts
+from genre.engine.turn import ForwardTurn
 from genre.engine.versions import Loaded
 from genre.errors import GenreError, InputError, RequestError
 from genre.modules.base.attention import block_attention
@@ -78,7 +79,7 @@ class Engine:
             if base.takes_blocks:
                 attachment.enter_context(block_attention(base.model))
             self._attachment = attachment.pop_all()
-        self.forward = threading.Lock()
+        self.forward = ForwardTurn()
         source = AdapterSource(base, registry, self.slots, data, self.forward)
         self.cache = AdapterCache(source, capacity=lanes, cpu_capacity=host)
         self.passes = Passes(base, self.slots, self.forward, batch_tokens)
@@ -152,7 +153,13 @@ class Engine:
         """Versions that have left their slot since the engine started, for whatever reason."""
         return self.cache.evictions
 
-    def score(self, requests: Iterable[Request | Mapping[str, Any]], refs: Sequence[str] | None = None) -> list[Response]:
+    def score(
+        self,
+        requests: Iterable[Request | Mapping[str, Any]],
+        refs: Sequence[str] | None = None,
+        *,
+        pass_s: float | None = None,
+    ) -> list[Response]:
         """Score requests of any adapters and tasks; a bad one fails alone.
 
         Adapters may outnumber the slots: the call takes turns, those that are resident first.
@@ -161,6 +168,8 @@ class Engine:
             requests: Requests, or rows as `Request.from_json` reads them; one that is none gets an error response.
             refs: Exact references, one per request, that are looked up instead of `Request.adapter`; responses keep the
                 request's own `adapter`. For callers that have already resolved an alias.
+            pass_s: Seconds of one forward pass at most, about, by the speed of those before; None for no such limit. Other
+                threads have their turn between passes.
 
         Returns:
             One response per request, in order.
@@ -172,14 +181,15 @@ class Engine:
         if refs is not None and len(refs) != len(asked):
             raise InputError("refs", got=f"{len(refs)} references", expected=f"one for each of {len(asked)} requests")
         done = [row if isinstance(row, Response) else None for row in asked]
+        pass_tokens = self.passes.tokens_in(pass_s)
         with self._call():
             waiting = self._order(asked, refs)
             inline: dict[int, Inline] = {}
             while waiting:
                 jobs: list[Job] = []
                 try:
-                    waiting = self._turn(waiting, jobs, done, inline)
-                    self.passes.run(jobs)
+                    waiting = self._turn(waiting, jobs, done, inline, pass_tokens)
+                    self.passes.run(jobs, pass_tokens)
                     for job in jobs:
                         done[job.number] = job.respond()
                 finally:
@@ -239,7 +249,8 @@ class Engine:
         """Plan requests as rows of one version, which stays in its slot meanwhile; raises as `planned`."""
         with self._held(ref) as resident:
             inline: dict[int, Inline] = {}
-            yield [self._plan(number, request, resident, inline) for number, request in enumerate(requests)]
+            most = self.passes.batch_tokens
+            yield [self._plan(number, request, resident, inline, most) for number, request in enumerate(requests)]
 
     @contextmanager
     def _call(self) -> Iterator[None]:
@@ -283,6 +294,7 @@ class Engine:
         jobs: list[Job],
         done: list[Response | None],
         inline: dict[int, Inline],
+        pass_tokens: int,
     ) -> list[_Waiting]:
         """Plan as many requests as slots and budget allow in one turn; the caller runs and releases `jobs` (mutated).
 
@@ -298,7 +310,7 @@ class Engine:
                 if resident is None:
                     return list(waiting[index:])
                 try:
-                    job = self._plan(number, request, resident, inline)
+                    job = self._plan(number, request, resident, inline, pass_tokens)
                 except BaseException:
                     self.cache.release([resident])
                     raise
@@ -309,11 +321,11 @@ class Engine:
                 tokens += sum(map(len, job.rows))
         return []
 
-    def _plan(self, number: int, request: Request, resident: Resident, inline: dict[int, Inline]) -> Job:
+    def _plan(self, number: int, request: Request, resident: Resident, inline: dict[int, Inline], pass_tokens: int) -> Job:
         items = inline.setdefault(id(resident.space), Inline(resident.space))
         if request.texts is not None or resident.loaded.text_layout is not None:
             return plan_texts(number, request, resident, items)
-        return plan(number, request, resident, items, self.data, row_tokens=self.passes.row_tokens)
+        return plan(number, request, resident, items, self.data, row_tokens=self.passes.row_tokens(pass_tokens))
 
 
 def _read(row: Request | Mapping[str, Any]) -> Request | Response:

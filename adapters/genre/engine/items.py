@@ -5,7 +5,6 @@ Owns: the codes of one `score` call, texts and item vectors behind them. Ignores
 
 import json
 from collections.abc import Mapping, Sequence
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,16 @@ from torch import Tensor
 
 from genre.data.catalogue import Catalogue
 from genre.engine.filters import Condition
+from genre.engine.turn import ForwardTurn
 from genre.errors import GenreError, RequestError, first_line
-from genre.modules.base.base import Base
+from genre.modules.base.base import TEXT_TOKENS, Base
 from genre.modules.heads.neighbours import ItemIndex
 from genre.training.parts import SharedEncoder
 
+LEAST_TEXT_TOKENS = 256
+"""Padded tokens of a pass over items' texts that is limited by time."""
+TEXT_PASS_S = 0.1
+"""Seconds of such a pass at most, about, once anything was scored: who scores waits for it."""
 CONDITIONS = 16
 """Conditions whose items are kept, a byte per item each."""
 
@@ -37,7 +41,7 @@ class ItemSpace:
     """
 
     def __init__(
-        self, catalogue: Catalogue, text: tuple[str, ...], shared: SharedEncoder | None, base: Base, forward: Lock
+        self, catalogue: Catalogue, text: tuple[str, ...], shared: SharedEncoder | None, base: Base, forward: ForwardTurn
     ) -> None:
         self.catalogue = catalogue
         self.text = text
@@ -237,7 +241,7 @@ class Texts(Sequence[str]):
 
 @torch.no_grad()
 def look_up(
-    shared: SharedEncoder, catalogue: Catalogue, base: Base, forward: Lock, *, keep: bool = True
+    shared: SharedEncoder, catalogue: Catalogue, base: Base, forward: ForwardTurn, *, keep: bool = True
 ) -> tuple[Tensor, ItemIndex]:
     """(N, D) float32 item vectors of a catalogue, and its index.
 
@@ -249,7 +253,8 @@ def look_up(
         keep: Keep the texts' vectors in the user's cache.
     """
     encoder = shared.encoder.eval()
-    table = encoder.table(catalogue, base, forward=forward, keep=keep).to(base.device)
+    tokens = forward.tokens_in(TEXT_PASS_S, least=LEAST_TEXT_TOKENS, most=TEXT_TOKENS)
+    table = encoder.table(catalogue, base, forward=forward, pass_tokens=tokens, keep=keep).to(base.device)
     return encoder.item_vectors(table), encoder.index(table)
 
 

@@ -12,9 +12,9 @@ A base whose layers cannot be run apart (`Base.in_parts`) has no families. Where
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from threading import Lock
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from genre.data.sequences.layout import Sequence as Row
 from genre.engine.adapter_source import Resident
 from genre.engine.planning import Job
 from genre.engine.scoring import Reader, read_positions, score_readers
+from genre.engine.turn import ForwardTurn
 from genre.modules.base.attention import Blocks, plan_blocks
 from genre.modules.base.base import Base
 from genre.modules.embedding import embed
@@ -32,6 +33,8 @@ from genre.modules.lora.slots import AdapterSlots
 
 MASKED_ROW_TOKENS = 2048
 MASKED_SQUARES = 2**24
+LEAST_PASS_TOKENS = 512
+"""Tokens of a pass that is limited by time: in fewer, rows with branches would repeat their history too often."""
 
 Key = tuple[int | bytes, ...]
 
@@ -109,50 +112,78 @@ class Passes:
         batch_tokens: Padded tokens of one pass.
     """
 
-    def __init__(self, base: Base, slots: AdapterSlots, forward: Lock, batch_tokens: int) -> None:
+    def __init__(self, base: Base, slots: AdapterSlots, forward: ForwardTurn, batch_tokens: int) -> None:
         self.base = base
         self.slots = slots
         self.forward = forward
         self.batch_tokens = batch_tokens
 
-    @property
-    def row_tokens(self) -> int:
+    def tokens_in(self, seconds: float | None) -> int:
+        """Padded tokens of a pass that takes so many seconds; of any pass for None."""
+        if seconds is None:
+            return self.batch_tokens
+        return self.forward.tokens_in(seconds, least=LEAST_PASS_TOKENS, most=self.batch_tokens)
+
+    def row_tokens(self, pass_tokens: int) -> int:
         """Tokens of one row with branches at most."""
-        return self.batch_tokens if self.base.takes_blocks else min(self.batch_tokens, MASKED_ROW_TOKENS)
+        return pass_tokens if self.base.takes_blocks else min(pass_tokens, MASKED_ROW_TOKENS)
 
     @torch.no_grad()
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Score all rows of some jobs (fills `Job.scores`)."""
+    def run(self, jobs: Sequence[Job], pass_tokens: int | None = None) -> None:
+        """Score all rows of some jobs (fills `Job.scores`); where they fit into one pass they have one turn together.
+
+        Args:
+            jobs: The jobs.
+            pass_tokens: Padded tokens of one pass; None for those of the engine.
+        """
+        pass_tokens = pass_tokens or self.batch_tokens
         for inline in {id(job.inline): job.inline for job in jobs}.values():
             inline.catch_up()
         units = units_of(jobs)
+        few = sum(len(unit.row) for unit in units) <= pass_tokens < self.batch_tokens
+        with self.forward if few else nullcontext():
+            self._run(units, pass_tokens)
+
+    def _run(self, units: Sequence[Unit], pass_tokens: int) -> None:
         families, rest = families_of(units) if self.base.in_parts and self.base.takes_blocks else ({}, units)
-        for units in self._batches(rest):
-            batch = self._collate(units)
+        for some in self._batches(rest, pass_tokens):
+            batch = self._collate(some)
             with self.forward:
-                hidden = self._all_layers(units, batch)
-            self._read(units, batch, hidden)
+                begun = perf_counter()
+                hidden = self._all_layers(some, batch)
+            self._read(some, batch, hidden)
+            self._record(batch, begun, self.base.depth)
         for shared, groups in families.items():
             heads = {id(members[0]): members for members in groups}
-            for units in self._batches([members[0] for members in groups]):
-                batch = self._collate(units)
-                read = self._read_tokens([heads[id(one)] for one in units], batch)
+            for some in self._batches([members[0] for members in groups], pass_tokens):
+                batch = self._collate(some)
+                read = self._read_tokens([heads[id(one)] for one in some], batch)
                 with self.forward:
-                    lower = self.base.run(self._embed(units, batch), 0, shared, self._blocks(units), read=read)
-                self._upper([(unit, index) for index, one in enumerate(units) for unit in heads[id(one)]], lower, shared)
+                    begun = perf_counter()
+                    lower = self.base.run(self._embed(some, batch), 0, shared, self._blocks(some), read=read)
+                self._record(batch, begun, shared)
+                members = [(unit, index) for index, one in enumerate(some) for unit in heads[id(one)]]
+                self._upper(members, lower, shared, pass_tokens)
 
-    def _upper(self, members: Sequence[tuple[Unit, int]], lower: Tensor, shared: int) -> None:
+    def _upper(self, members: Sequence[tuple[Unit, int]], lower: Tensor, shared: int, pass_tokens: int) -> None:
         """The layers from `shared` on for every unit, from its row of the lower layers' states."""
         index_of = {id(unit): index for unit, index in members}
-        for units in self._batches([unit for unit, _ in members]):
+        for units in self._batches([unit for unit, _ in members], pass_tokens):
             batch = self._collate(units)
             rows = torch.tensor([index_of[id(unit)] for unit in units], device=lower.device)
             hidden = lower[rows, : batch.tokens.shape[1]]
+            begun = perf_counter()
             if shared < self.base.depth:
                 read = self._read_tokens([[unit] for unit in units], batch)
                 with self.forward, self._routed(units):
+                    begun = perf_counter()
                     hidden = self.base.run(hidden, shared, self.base.depth, self._blocks(units), read=read)
             self._read(units, batch, hidden)
+            self._record(batch, begun, self.base.depth - shared)
+
+    def _record(self, batch: Batch, begun: float, layers: int) -> None:
+        """Remember how long so many layers of a batch took; once its states are read, since a GPU computes them meanwhile."""
+        self.forward.record(batch.tokens.numel() * layers // self.base.depth, perf_counter() - begun)
 
     def _read(self, units: Sequence[Unit], batch: Batch, hidden: Tensor) -> None:
         readers = [Reader(job, number, index) for index, unit in enumerate(units) for job, number in unit.readers]
@@ -205,13 +236,13 @@ class Passes:
         finally:
             self.slots.clear()
 
-    def _batches(self, units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    def _batches(self, units: Sequence[Unit], pass_tokens: int) -> Iterator[list[Unit]]:
         """Units whose padded size stays within the budget (a longer one goes alone); rows of one slot are neighbours."""
         batch: list[Unit] = []
-        squares = self.batch_tokens**2 if self.base.takes_blocks else MASKED_SQUARES
+        squares = pass_tokens**2 if self.base.takes_blocks else MASKED_SQUARES
         for unit in sorted(units, key=lambda unit: len(unit.row)):
             size = (len(batch) + 1) * len(unit.row)
-            if batch and (size > self.batch_tokens or size * len(unit.row) > squares):
+            if batch and (size > pass_tokens or size * len(unit.row) > squares):
                 yield sorted(batch, key=_slot_order)
                 batch = []
             batch.append(unit)

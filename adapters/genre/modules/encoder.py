@@ -29,7 +29,7 @@ from genre.data.catalogue import Catalogue
 from genre.data.sequences.control import ControlTokens, describe_rule, recorded_rule, token_ids
 from genre.errors import DataError, ManifestError
 from genre.files import atomic, cache_folder
-from genre.modules.base.base import Base
+from genre.modules.base.base import TEXT_TOKENS, Base
 from genre.modules.heads.neighbours import ItemIndex
 
 MAX_WHITENED = 50_000
@@ -159,6 +159,7 @@ class BehaviourEncoder(nn.Module):
         *,
         fit: bool = False,
         forward: AbstractContextManager[Any] | None = None,
+        pass_tokens: int = TEXT_TOKENS,
         keep: bool = True,
     ) -> ItemTable:
         """Compute the features of a catalogue's items.
@@ -168,6 +169,7 @@ class BehaviourEncoder(nn.Module):
             base: The base that the encoder belongs to; embeds the text.
             fit: Take the mean and deviation of each feature, and the whitening, from this catalogue (once, before training).
             forward: Entered for each of the base's passes, such as a lock.
+            pass_tokens: Padded tokens of one of them.
             keep: Keep the text vectors in the user's cache.
 
         Raises:
@@ -176,7 +178,9 @@ class BehaviourEncoder(nn.Module):
         raw: dict[str, Tensor] = {}
         texts = catalogue.texts(list(self.spec.text)) if self.spec.text else []
         if self.spec.text:
-            raw["text"] = text_vectors(texts, base, self.spec.control_tokens, forward=forward, keep=keep)
+            raw["text"] = text_vectors(
+                texts, base, self.spec.control_tokens, forward=forward, pass_tokens=pass_tokens, keep=keep
+            )
         raw |= self.dense_features(catalogue)
         features = {}
         for name, value in raw.items():
@@ -268,6 +272,7 @@ def text_vectors(
     control_tokens: ControlTokens = "text",
     *,
     forward: AbstractContextManager[Any] | None = None,
+    pass_tokens: int = TEXT_TOKENS,
     keep: bool = True,
 ) -> Tensor:
     """The base's own embedding of each text, (N, D) float32; computed once, kept in the user's cache by content.
@@ -279,6 +284,7 @@ def text_vectors(
         base: The base.
         control_tokens: The rule for control tokens in the texts.
         forward: Entered for each of its passes, such as a lock.
+        pass_tokens: Padded tokens of one of them.
         keep: Keep them in the cache, and look there first.
     """
     rule = describe_rule(control_tokens)
@@ -290,7 +296,7 @@ def text_vectors(
             return found
         logging.getLogger(__name__).warning("%s is damaged: text vectors are computed again", file)
     ids = [token_ids(base.tokenizer, text, control_tokens)[:MAX_TEXT_TOKENS] if text else [] for text in texts]
-    vectors = base.text_vectors(ids, forward=forward)
+    vectors = base.text_vectors(ids, batch_tokens=pass_tokens, forward=forward)
     if kept:
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic(file) as aside:

@@ -6,10 +6,11 @@ Owns: who waits, what goes together, time-outs, whose fault a failure is. Ignore
     await call.done                      # call.answers[0]  ->  Answer(Response(…), deployment)
 
 A free worker waits until no row has come for a few milliseconds, and for ten times as long at most, so that clients that were
-answered together and ask again stay together; rows that came while it was busy have waited already. A batch ends at its rows or
-its tokens. Callers take turns, and so do the calls of one caller (`genre.serving.turns`). A row of more tokens than a batch goes
-alone, in a thread of its own: the engine runs one forward pass at a time, so that its passes and those of batches alternate. A
-batch that breaks is scored again row by row, so that only the row that breaks it fails.
+answered together and ask again stay together; rows that came while it was busy have waited already. A batch ends at its rows, at
+its tokens, or at those that the base computes in a tenth of a second, for who comes meanwhile waits for all of it. Callers take
+turns, and so do the calls of one caller (`genre.serving.turns`). A row of more tokens than a batch goes alone, in a thread of its
+own: the engine runs one forward pass at a time, so that its passes and those of batches alternate. A batch that breaks is scored
+again row by row, so that only the row that breaks it fails.
 """
 
 import asyncio
@@ -34,6 +35,8 @@ from genre.serving.turns import Turns
 LONGEST_GATHER = 10
 TURNS_IN_BATCH = 4
 """Lines that may fill a batch together, each with a quantum, before one of them goes on."""
+LARGEST_QUANTUM = 512
+"""Tokens of a line before the others, where a batch holds more: batches are smaller on a slow base."""
 INTERNAL = "the row could not be scored: an internal error; the log has the reason under the call's request id"
 
 
@@ -137,7 +140,7 @@ class Batcher:
         self._batches = 0
         self._stopping = False
         self._rows_per_s = 0.0  # lately
-        quantum = max(1, settings.batch_tokens // TURNS_IN_BATCH)
+        quantum = max(1, min(LARGEST_QUANTUM, settings.batch_tokens // TURNS_IN_BATCH))
         self._small = _Worker("genre-scoring", quantum, self._work, gathers=True)
         self._large = _Worker("genre-scoring-large", quantum, self._work, gathers=False)
         self._workers = (self._small, self._large)
@@ -184,13 +187,18 @@ class Batcher:
                 raise Problem(503, "stopping", "the service is stopping", {"Retry-After": "1"})
             if not self._fits(caller, len(rows)):
                 raise self._full(len(rows))
+            most = self._batch_tokens()
             for index, routed in enumerate(rows):
-                worker = self._large if routed.tokens > self.settings.batch_tokens else self._small
+                worker = self._large if routed.tokens > most else self._small
                 worker.rows.push((caller, id(call)), _Row(call, index, routed), routed.tokens)
                 worker.newest = call.begun
             self.metrics.queue.set(self.waiting)
             self._changed.notify_all()
         return call
+
+    def _batch_tokens(self) -> int:
+        """Tokens of a batch at most, now."""
+        return min(self.settings.batch_tokens, self.engine.passes.tokens_in(self.settings.batch_ms / 1000))
 
     def _fits(self, caller: str, more: int) -> bool:
         """True if there is room for more rows, or the caller has less than its share of a queue that others have filled."""
@@ -266,14 +274,14 @@ class Batcher:
 
     def _cut(self, rows: Turns[_Row]) -> list[_Row]:
         batch: list[_Row] = []
-        tokens = 0
+        tokens, most = 0, self._batch_tokens()
         while len(rows) and len(batch) < self.settings.batch_rows:
             first, work = rows.first()
             if first.call.given_up:
                 rows.pop()
                 continue
             tokens += work
-            if batch and tokens > self.settings.batch_tokens:
+            if batch and tokens > most:
                 break
             batch.append(rows.pop()[0])
         return batch
@@ -320,7 +328,7 @@ class Batcher:
         requests = [row.routed.request for row in batch]
         refs = [row.routed.deployment.ref for row in batch]
         try:
-            found = self.engine.score(requests, refs)
+            found = self.engine.score(requests, refs, pass_s=self.settings.batch_ms / 1000)
         except Exception as error:
             if len(batch) > 1:
                 return [answer for row in batch for answer in self._answers([row])]

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from genre.data.sequences.instruction import fields_of
 from genre.engine import Request
 from genre.engine.reranking import POOL
-from genre.errors import ManifestError
+from genre.errors import DataError, ManifestError
 from genre.modules.encoder import MAX_TEXT_TOKENS
 from genre.registry import Manifest
 
@@ -18,7 +19,9 @@ PER_TOKEN = 2
 PER_EVENT = 64
 """Events of a history that count as one token, whether the base reads them or not."""
 PER_SCAN = 65_536
-"""Items of the catalogue, or pairs of diverse items, that count as one token each time that they are looked at."""
+"""Items of the catalogue that count as one token each time that they are looked at."""
+PER_PAIRS = 256
+"""Pairs of diverse items that count as one token: each is a product of two item vectors."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class TokenEstimate:
     candidates that are ranked, results that are written.
 
     Attributes:
-        instruction: Characters of the instruction; a token is at least one.
+        instruction: Bytes of the instruction; a token is at least one.
+        columns: The user's columns that it names.
         item: Tokens of an item slot.
         event: Tokens of an item slot and its feedback slot, if there is one.
         events: Events of one row at most.
@@ -40,6 +44,7 @@ class TokenEstimate:
     """
 
     instruction: int = 0
+    columns: frozenset[str] = frozenset()
     item: int = 0
     event: int = 0
     events: int = 0
@@ -57,7 +62,7 @@ class TokenEstimate:
         """
         try:
             return cls._of(manifest, catalogue)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, DataError) as error:
             got = f"{type(error).__name__}: {error}"[:160]
             raise ManifestError(f"the layout of {manifest.name}:{manifest.version} cannot be read", got=got) from None
 
@@ -71,7 +76,8 @@ class TokenEstimate:
         feedback = 1 if sequence["soft_feedback"] else 4
         event = item + (0 if sequence["feedback"] is None else feedback)
         return cls(
-            instruction=len(str(sequence["instruction"])) + 1,
+            instruction=_bytes(sequence["instruction"]) + 1,
+            columns=frozenset(fields_of(str(sequence["instruction"]))),
             item=item,
             event=event,
             events=int(sequence["max_events"]),
@@ -88,7 +94,7 @@ class TokenEstimate:
         work = events // PER_EVENT + max(self.results(request), len(asked or ())) // PER_TOKEN
         scans = len(request.where or ()) + (asked is None)
         pairs = POOL * min(request.k or 0, POOL) if request.diversity else 0
-        work += (scans * self.catalogue + pairs) // PER_SCAN
+        work += scans * self.catalogue // PER_SCAN + pairs // PER_PAIRS
         work += self.prefix(request) + min(events, self.events) * self.event
         if self.inline:
             named = (event.get("item_id", event.get("item")) for event in request.history or ())
@@ -98,8 +104,9 @@ class TokenEstimate:
         return work + (self.catalogue if asked is None else len(asked)) * self.item
 
     def prefix(self, request: Request) -> int:
-        """Tokens of the instruction at most, the user's columns in it."""
-        return self.instruction + sum(len(str(value)) for value in (request.user or {}).values())
+        """Tokens of the instruction at most, with those of the request's columns of the user that it names."""
+        user = request.user or {}
+        return self.instruction + sum(_bytes(user[name]) for name in self.columns & user.keys())
 
     def results(self, request: Request) -> int:
         """The number of results of one request at most."""
@@ -114,4 +121,9 @@ class TokenEstimate:
         """Tokens of an item that is given by its columns at most; 0 for an id."""
         if not isinstance(item, Mapping):
             return 0
-        return min(self.inline, 1 + sum(len(value) for value in item.values() if isinstance(value, str)))
+        return min(self.inline, 1 + sum(_bytes(value) for value in item.values() if isinstance(value, str)))
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of a text, which are tokens at most: of a rare character a tokenizer makes one for each of its bytes."""
+    return len(str(value).encode())

@@ -25,6 +25,8 @@ from genre.serving.deployments import Deployments
 from genre.serving.logs import Log
 
 KEPT_TITLES = 8
+KEPT_FACTS = 65_536
+"""Items whose facts are kept as they are shown: reading them out of the table takes many times as long as writing them."""
 LATEST = 3
 """Titles of a sample user's latest events."""
 
@@ -128,11 +130,15 @@ class Facts:
         self.catalogue = catalogue
         found = (next((name for name in names if name in catalogue.frame.columns), None) for names in FACTS)
         self.frame = catalogue.frame.select(name for name in found if name is not None)
+        self._shown = lru_cache(KEPT_FACTS)(self._show)
 
     def of(self, item_id: str) -> dict[str, Any]:
         """Return the filled cells of an item's columns of `FACTS`, by column; nothing for an item that the catalogue lacks."""
         if item_id not in self.catalogue or not self.frame.columns:
             return {}
+        return self._shown(item_id)
+
+    def _show(self, item_id: str) -> dict[str, Any]:
         cells = to_plain(self.frame.row(self.catalogue.code(item_id), named=True))
         return {name: _shortened(cell) for name, cell in cells.items() if cell not in (None, "", [])}
 

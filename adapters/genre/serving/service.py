@@ -29,8 +29,8 @@ from genre.serving.served import ServedLog
 from genre.serving.settings import Settings
 from genre.serving.state import OperatorState, StateFile
 
-LONGEST_PREFIX = 8192
-"""Estimated tokens of an instruction and the user's columns: no pass of the base can be cut within them."""
+LONGEST_PREFIX = 4096
+"""Estimated tokens of an instruction and the user's columns in it: no pass of the base can be cut within them."""
 EXPLANATIONS = 16
 """Explanations that wait at most; more get 429."""
 
@@ -153,8 +153,8 @@ class Service:
         """
         deployment = self.deployments.find(request.adapter)
         estimate, most = deployment.estimate, self.settings.row_tokens
-        if request.user and (prefix := estimate.prefix(request)) > (longest := max(LONGEST_PREFIX, self.settings.batch_tokens)):
-            what, expected = "the user's columns are too long", f"at most {longest:,} with the instruction"
+        if request.user and (prefix := estimate.prefix(request)) > LONGEST_PREFIX:
+            what, expected = "the user's columns are too long", f"at most {LONGEST_PREFIX:,} with the instruction"
             raise RequestError(what, got=f"about {prefix:,} tokens", expected=expected)
         tokens = estimate.tokens(request, self._events(request))
         if tokens > most:

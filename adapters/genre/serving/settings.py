@@ -24,6 +24,7 @@ class Settings(BaseModel):
         host, port: The address to listen on; port 0 takes a free one.
         hosts: Names that a request's Host header may carry; empty means loopback names where the host is one, else any.
         batch_rows, batch_tokens: A batch ends at either; a row that is larger goes alone.
+        batch_ms: A batch, and each forward pass of a larger row, takes about so long at most, by the speed of the passes before.
         gather_ms: How long a free worker waits for another row after the last one; ten times as long after the first at most.
         queue_rows: Rows that wait at most; more get 429. A caller with less than its share still finds room.
         call_rows: Rows of one call.
@@ -54,6 +55,7 @@ class Settings(BaseModel):
     hosts: tuple[str, ...] = ()
     batch_rows: int = Field(default=64, ge=1)
     batch_tokens: int = Field(default=8192, ge=1)
+    batch_ms: float = Field(default=100.0, gt=0)
     gather_ms: float = Field(default=2.0, ge=0, le=1000)
     queue_rows: int = Field(default=2048, ge=1)
     call_rows: int = Field(default=256, ge=1)

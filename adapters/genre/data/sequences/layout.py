@@ -24,9 +24,12 @@ from typing import Any, Literal
 import numpy as np
 
 from genre.data.sequences.control import ControlTokens, describe_rule, recorded_rule, token_ids
+from genre.data.sequences.described import LogLayout, check_described
 from genre.data.sequences.instruction import fill
 from genre.errors import DataError
 
+MOST_KEPT, LONGEST_KEPT = 100_000, 512
+"""Texts whose tokens are remembered at most, and the characters of one of them at most."""
 _PLAIN = ("item", "instruction", "max_item_tokens", "max_events", "soft_feedback")
 """Fields of a layout that a manifest holds as they are."""
 
@@ -198,7 +201,13 @@ class Layout:
 
     @classmethod
     def restore(cls, tokenizer: Any, described: Mapping[str, Any]) -> "Layout":
-        """Return the layout that `describe` recorded, on the same tokenizer."""
+        """Return the layout that `describe` recorded, on the same tokenizer.
+
+        Raises:
+            ManifestError: A field is of another kind than was recorded.
+            DataError: The instruction cannot be read.
+        """
+        check_described(described, LogLayout)
         vocabulary = FeedbackVocabulary.restore(described["feedback"], described["values"])
         plain = {name: described[name] for name in _PLAIN}
         rule = recorded_rule(described)
@@ -223,21 +232,19 @@ class Layout:
         text = fill(self.instruction, user or {})
         found = self._prefixes.get(text)
         if found is None:
-            if len(self._prefixes) > 100_000:
-                self._prefixes.clear()
-            found = self._prefixes[text] = np.array([*self.start, *self.tokenize(text)] or [0], dtype=np.int32)
+            found = np.array([*self.start, *self.tokenize(text)] or [0], dtype=np.int32)
+            _keep(self._prefixes, text, found)
         return found
 
     def item_tokens(self, text: str) -> tuple[np.ndarray, bool]:
         """Return the token ids of one item's text slot, and whether it was cut."""
         found = self._texts.get(text)  # once: another thread may clear it
         if found is None:
-            if len(self._texts) > 100_000:  # a service sees new titles for ever
-                self._texts.clear()
             ids = self.tokenize("\n" + text)
             kept = ids[: self.max_item_tokens]
             end = self.tokenize(":") if self.item == "text" else []
-            found = self._texts[text] = (np.array([*kept, *end], dtype=np.int32), len(kept) < len(ids))
+            found = np.array([*kept, *end], dtype=np.int32), len(kept) < len(ids)
+            _keep(self._texts, text, found)
         return found
 
     def build(
@@ -339,6 +346,14 @@ class Layout:
         if code not in self._words:
             self._words[code] = np.array(self.tokenize(self.feedback.word(code)), dtype=np.int32)
         return self._words[code]
+
+
+def _keep(memo: dict[str, Any], text: str, found: Any) -> None:
+    """Remember the tokens of a text, unless it is long: a service sees new titles for ever."""
+    if len(text) <= LONGEST_KEPT:
+        if len(memo) > MOST_KEPT:
+            memo.clear()
+        memo[text] = found
 
 
 def _filled(values: np.ndarray | None, count: int, filling: int) -> np.ndarray:

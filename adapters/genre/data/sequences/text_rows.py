@@ -21,6 +21,7 @@ import numpy as np
 from genre.data.dataset import KIND_NAMES, Dataset
 from genre.data.interactions import Interactions
 from genre.data.sequences.control import ControlTokens, batch_token_ids, describe_rule, recorded_rule
+from genre.data.sequences.described import TextsLayout, check_described
 from genre.data.sequences.layout import Layout, Sequence
 from genre.data.sequences.rows import RowBuilder
 from genre.data.splits import Split
@@ -93,7 +94,8 @@ class TextLayout:
 
     @classmethod
     def restore(cls, base: Any, described: Mapping[str, Any]) -> "TextLayout":
-        """Return the layout that `describe` recorded, on the same base."""
+        """Return the layout that `describe` recorded, on the same base; raises as `check_described` and `make` do."""
+        check_described(described, TextsLayout)
         plain = {name: described[name] for name in _PLAIN}
         return cls.make(base, text=described["text"], control_tokens=recorded_rule(described), **plain)
 

@@ -29,6 +29,9 @@ from genre.modules.base.source import find, is_encoder, max_row_tokens, need_cau
 from genre.modules.base.unread import skip_unread
 from genre.unpromised import checkpointed
 
+TEXT_TOKENS = 4096
+"""Padded tokens of one pass over many texts."""
+
 
 @dataclass(eq=False)
 class Base:
@@ -366,7 +369,7 @@ class Base:
 
     @torch.no_grad()
     def text_vectors(
-        self, token_ids: list[list[int]], *, batch_tokens: int = 4096, forward: AbstractContextManager[Any] | None = None
+        self, token_ids: list[list[int]], *, batch_tokens: int = TEXT_TOKENS, forward: AbstractContextManager[Any] | None = None
     ) -> Tensor:
         """Mean hidden state over each text, computed once per catalogue.
 

@@ -23,6 +23,8 @@ _Body = TypeVar("_Body", bound=BaseModel)
 JSON = "application/json"
 LONGEST_TEXT = 8192
 LARGEST_NUMBER = 2**53
+MOST_VALUES = 2**20
+"""Values of a body, about: each takes some sixty bytes of memory, and the parser stops every thread until it has them all."""
 _SUSPECT = re.compile(rb"\d{16}|[eE][+-]?\d{3}")
 
 
@@ -30,8 +32,11 @@ def parse(data: bytes) -> Any:
     """A JSON value: UTF-8, at most 200 levels deep, only finite numbers up to 2^53, texts of at most 8,192 characters.
 
     Raises:
-        Problem: 400, it is not.
+        Problem: 400, it is not; 413, it has more than a million values.
     """
+    if len(data) > MOST_VALUES and (values := sum(map(data.count, (b",", b"[", b"{")))) > MOST_VALUES:
+        error = RequestError("the body has too many values", got=f"about {values:,}", expected=f"at most {MOST_VALUES:,}")
+        raise Problem(413, "too_large", error)
     try:
         value = from_json(data, allow_inf_nan=False)
     except (ValueError, RecursionError) as error:

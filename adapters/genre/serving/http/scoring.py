@@ -31,6 +31,8 @@ from genre.serving.service import Service
 DEFAULT_K = 10
 LARGE_BYTES = 2**16
 LARGE_RESULTS = 2_000
+LONGEST_GRADIENT = 2048
+"""Estimated tokens of a row whose gradient is taken at most."""
 _T = TypeVar("_T")
 Row = dict[str, Any]
 
@@ -42,10 +44,13 @@ async def score_call(service: Service, http: Http, *, recommend: bool = False) -
         Problem: The call as a whole cannot be answered.
     """
     body = await body_of(http)
-    rows, read = await _apart(len(body) > LARGE_BYTES, partial(_read, body, service.settings.call_rows, recommend=recommend))
+    large = len(body) > LARGE_BYTES
+    rows, read = await _apart(large, partial(_read, body, service.settings.call_rows, recommend=recommend))
     refusals: list[Answer | None] = []
     routed: list[Routed] = []
-    for row, request in zip(rows, read, strict=True):
+    for number, (row, request) in enumerate(zip(rows, read, strict=True)):
+        if large and number % 16 == 0:
+            await asyncio.sleep(0)  # others are answered while long lists are weighed
         try:
             if isinstance(request, GenreError):
                 raise request
@@ -60,8 +65,8 @@ async def score_call(service: Service, http: Http, *, recommend: bool = False) -
     if recommend and (service.explorer is not None or service.served is not None):
         drawn = await _apart(results > LARGE_RESULTS, partial(_draw, service, read, answers))
         answers, impressions = [answer for answer, _ in drawn], await keep(service, [impression for _, impression in drawn])
-    shown, body = await _apart(results > LARGE_RESULTS, partial(_show, service, answers, impressions, recommend=recommend))
-    _log_rows(service, http, rows, shown)
+    body = await _apart(results > LARGE_RESULTS, partial(_show, service, answers, impressions, recommend=recommend))
+    _log_rows(service, http, rows, [(answer.response.error, answer.response.digest) for answer in answers])
     broken = all(answer.internal for answer in answers)
     return Reply(body, 500 if broken else 200, media_type=JSON)
 
@@ -94,15 +99,13 @@ def _draw(
     ]
 
 
-def _show(
-    service: Service, answers: Sequence[Answer], impressions: Sequence[Impression | None], *, recommend: bool
-) -> tuple[list[Row], bytes]:
-    """The answers as JSON objects, and the body that has them."""
-    shown = [
+def _show(service: Service, answers: Sequence[Answer], impressions: Sequence[Impression | None], *, recommend: bool) -> bytes:
+    """The body with the answers, written one by one: no thread waits for all of them, and no object stays for each result."""
+    shown = (
         describe(service, _titled(service, answer) if recommend else answer.response.to_json(), impression)
         for answer, impression in zip(answers, impressions, strict=True)
-    ]
-    return shown, to_json({"responses": shown})
+    )
+    return b'{"responses":[' + b",".join(map(to_json, shown)) + b"]}"
 
 
 def _refuse(service: Service, row: Any, error: str) -> Response:
@@ -167,12 +170,12 @@ def _titled(service: Service, answer: Answer) -> Row:
     return row
 
 
-def _log_rows(service: Service, http: Http, rows: Sequence[Any], answers: Sequence[Row]) -> None:
-    """Add the call's rows to its log line: the versions that answered; what was asked only with `log_rows`."""
+def _log_rows(service: Service, http: Http, rows: Sequence[Any], answers: Sequence[tuple[Any, Any]]) -> None:
+    """Add the call's rows to its log line, by each answer's error and digest; what was asked only with `log_rows`."""
     fields = http.scope["genre"]
     fields["rows"] = len(rows)
-    fields["errors"] = sum("error" in answer for answer in answers)
-    fields["digests"] = sorted({answer["digest"] for answer in answers if answer.get("digest")})
+    fields["errors"] = sum(error is not None for error, _ in answers)
+    fields["digests"] = sorted({digest for _, digest in answers if digest})
     if service.settings.log_rows:
         fields["requests"] = rows
 
@@ -195,7 +198,7 @@ async def explain_call(service: Service, http: Http) -> Reply:
         except GenreError as error:
             message = str(error).replace(service.engine.registry.url, "the registry")
             shown.append(_refuse(service, row, message).to_json())
-    _log_rows(service, http, rows, shown)
+    _log_rows(service, http, rows, [(row.get("error"), row.get("digest")) for row in shown])
     return reply({"responses": shown})
 
 
@@ -206,8 +209,9 @@ async def _explain(service: Service, http: Http, row: Any, left: float) -> Row:
     routed = service.route(request)
     deployment = routed.fallback or routed.deployment
     if method == "gradient":
-        if routed.tokens > service.settings.batch_tokens:  # one pass forward and backward, which cannot be cut
-            got, expected = f"about {routed.tokens:,} tokens", f"at most {service.settings.batch_tokens:,}"
+        most = min(service.settings.batch_tokens, LONGEST_GRADIENT)
+        if routed.tokens > most:  # one pass forward and backward, which cannot be cut
+            got, expected = f"about {routed.tokens:,} tokens", f"at most {most:,}"
             raise RequestError("the row is too long for its gradient", got=got, expected=expected, todo="method: leave_one_out")
         work = partial(explain, service.engine, request, item, method=method, ref=deployment.ref)
         found = await _aside(service, http, deployment, work, left)
