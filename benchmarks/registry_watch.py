@@ -7,6 +7,7 @@ import collections
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ def sealed(root: Path, scale: float) -> dict[str, Any]:
             most["mib_most"] = max(most["mib_most"], found.peak / 2**20)
             if found.loaded or found.crashes or found.seconds > MOST_S or found.peak > MOST_BYTES:
                 wrong.append(f"{seed} {what}: {found}"[:400])
+                print(wrong[-1], file=sys.stderr, flush=True)
             for folder in (f"h{seed}", f"h{seed}-encoder"):
                 shutil.rmtree(Path(registry.url) / folder, ignore_errors=True)
             shutil.rmtree(root / f"work{seed}", ignore_errors=True)
