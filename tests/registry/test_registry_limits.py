@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from genre.errors import DiskError, IntegrityError, ManifestError, NotFoundError, RegistryError
 from genre.registry import Registry, core, integrity, limits
 from genre.registry.journal import Journal
+from genre.registry.manifest import checksum_of, digest_of, render
 from genre.registry.weights import lora
 
 
@@ -93,6 +94,27 @@ def test_json_is_bounded_by_its_values_before_it_is_parsed(monkeypatch):
     with pytest.raises(IntegrityError, match="it has too many values: got about 61; expected at most 50"):
         limits.parse_json(b"[" + b"[]," * 30 + b"1]", "it")
     assert limits.parse_json(b'["' + b"x" * 100 + b'"]', "it") == ["x" * 100]
+
+
+def test_a_small_kind_of_file_has_few_values():
+    data = b"[" + b"0," * 999 + b"0]"
+    assert len(limits.parse_json(data, "it", limit=16_000)) == 1000
+    with pytest.raises(IntegrityError, match="it has too many values: got about 1,000; expected at most 500"):
+        limits.parse_json(data, "it", limit=8_000)
+
+
+def test_a_manifest_of_many_files_is_refused_before_any_is_looked_for(registry, tmp_path):
+    _, folder = stored(registry, tmp_path)
+    raw = json.loads((folder / "manifest.json").read_bytes())
+    raw["files"] |= {f"x{number}.json": "0" * 64 for number in range(100)}
+    raw["digest"] = digest_of(raw)
+    raw["version"] = raw["digest"][:12]
+    raw["checksum"] = checksum_of(raw)
+    other = folder.with_name(raw["version"])
+    shutil.copytree(folder, other)
+    (other / "manifest.json").write_bytes(render(raw))
+    with pytest.raises(IntegrityError, match="is damaged: got .*field files"):
+        registry.fetch(f"like:{raw['version']}")
 
 
 def test_lines_of_ever_new_columns_are_refused(registry, tmp_path, monkeypatch):

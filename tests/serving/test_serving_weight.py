@@ -131,7 +131,7 @@ def test_batches_and_passes_are_as_long_as_the_base_computes_in_a_tenth_of_a_sec
         )
         whole = {"adapter": "like", "history": [], "candidates": [f"i{number % 30}" for number in range(3000)]}
         (answer,) = client.post("/v1/score", json={"requests": [whole]}).json()["responses"]
-        assert len(answer["results"]) == 3000 and len(passes) >= 5 and max(passes) <= 600
+        assert len(answer["results"]) == 3000 and len(passes) > 1 and max(passes) <= 600
     (alone,) = score([whole])
     assert np.allclose([one.score for one in alone.results], [one["score"] for one in answer["results"]], atol=1e-5)
 

@@ -178,9 +178,7 @@ class BehaviourEncoder(nn.Module):
         raw: dict[str, Tensor] = {}
         texts = catalogue.texts(list(self.spec.text)) if self.spec.text else []
         if self.spec.text:
-            raw["text"] = text_vectors(
-                texts, base, self.spec.control_tokens, forward=forward, pass_tokens=pass_tokens, keep=keep
-            )
+            raw["text"] = text_vectors(texts, base, self.spec.control_tokens, forward=forward, pass_tokens=pass_tokens, keep=keep)
         raw |= self.dense_features(catalogue)
         features = {}
         for name, value in raw.items():

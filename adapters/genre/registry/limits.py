@@ -24,6 +24,8 @@ MAX_TEXT_BYTES = 4 * 2**20
 MAX_YAML_BYTES = 256 * 2**10
 MAX_JSON_DEPTH = 24
 MAX_JSON_NODES = 2**21
+BYTES_A_NODE = 16
+"""A kind of file of so many bytes at most has one value for each of these at most."""
 MAX_COLUMNS = 4096
 MAX_MOVES = 100_000
 MAX_HEADER_BYTES = 32 * 2**20
@@ -94,10 +96,11 @@ def parse_json(data: bytes, what: str, *, limit: int = MAX_JSON_BYTES) -> Any:
     """
     if len(data) > limit:
         raise IntegrityError(f"{what} is too long", got=f"{len(data):,} bytes", expected=f"at most {limit:,}")
-    if len(data) > MAX_JSON_NODES:  # a value takes a byte at least, and some sixty in memory
+    most = min(MAX_JSON_NODES, limit // BYTES_A_NODE)
+    if len(data) > most:  # a value takes a byte at least, and some sixty in memory
         nodes = sum(map(data.count, (b",", b"[", b"{")))
-        if nodes > MAX_JSON_NODES:
-            raise IntegrityError(f"{what} has too many values", got=f"about {nodes:,}", expected=f"at most {MAX_JSON_NODES:,}")
+        if nodes > most:
+            raise IntegrityError(f"{what} has too many values", got=f"about {nodes:,}", expected=f"at most {most:,}")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         if data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH:

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from genre import display
 from genre.errors import IntegrityError, ManifestError, RegistryError
-from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
+from genre.registry.limits import MAX_FILES, MAX_MANIFEST_BYTES, parse_json
 from genre.registry.names import MANIFEST, check_name, is_digest, is_name, is_pin, shorten
 from genre.registry.trust.provenance import builder_of, describe_build
 from genre.validation import expected
@@ -109,7 +109,7 @@ class Manifest(_Frozen):
     code_version: str = ""
     cost: Cost = Field(default_factory=Cost)
     notes: dict[str, JsonValue] = Field(default_factory=dict)
-    files: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict, max_length=MAX_FILES)
     provenance: dict[str, JsonValue] | None = None
     checksum: str = ""
 
