@@ -151,7 +151,6 @@ def _sequences(case: Case) -> str:
             ("instruction", "Age {age:>100000000}:"),
             ("instruction", "{age.__class__.__mro__}"),
             ("instruction", "{age!r:{age}}"),
-            ("instruction", "{0}"),
             ("instruction", "{"),
             ("instruction", 5),
             ("instruction", "x" * 3_000_000),
