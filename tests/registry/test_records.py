@@ -38,13 +38,12 @@ def test_a_record_is_read_back_and_moves_nothing(store: Registry, tmp_path: Path
         store.record_baselines("like:0123456789ab", FIGURES)
 
 
-def test_a_record_goes_with_its_version(store: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genre.registry.maintenance.GRACE_S", -1.0)
+def test_a_record_goes_with_its_version(store: Registry, tmp_path: Path) -> None:
     kept = store.publish(write_adapter(tmp_path / "0"), draft())
     lost = store.publish(write_adapter(tmp_path / "1", seed=1), draft(), alias=())
     for version in (kept, lost):
         store.record_baselines(version, FIGURES)
-    assert store.gc().versions == (lost.ref,)
+    assert store.gc(grace=0).versions == (lost.ref,)
     assert store.baselines(kept) is not None and store.verify() == []
     with pytest.raises(NotFoundError):
         store.store.read("like", "baselines", f"{lost.version}.json", 100)

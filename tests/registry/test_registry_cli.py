@@ -64,6 +64,7 @@ def test_verify_and_gc(registry: Registry, two: tuple[Version, Version], tmp_pat
     assert "2 versions, all intact" in call(registry, "verify").output
     lost = registry.publish(write_adapter(tmp_path / "2", seed=2), draft(), alias=())
     assert f"{lost.ref}\nwould free" in call(registry, "gc", "--dry-run").output
+    assert f"{lost.ref} (stays for now)\nfreed 0 bytes" in call(registry, "gc", "--grace", "3600").output
     assert "freed" in call(registry, "gc").output
     (registry.fetch("like") / "heads.safetensors").unlink()
     with pytest.raises(JobError, match="1 problems in 2 versions"):

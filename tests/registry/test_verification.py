@@ -39,7 +39,7 @@ def test_a_whole_copy_in_the_cache_does_not_hide_damage_in_the_store(tmp_path):
     registry = Registry(f"memory://{uuid.uuid4().hex}", cache=tmp_path / "cache")
     version = registry.publish(write_adapter(tmp_path / "a"), draft())
     registry.fetch(version)
-    fs, root = registry.store._fs, registry.store._root
+    fs, root = registry.store.objects.fs, registry.store.objects.root
     path = f"{root}/like/{version.version}/heads.safetensors"
     whole = fs.cat_file(path)
     fs.pipe_file(path, whole[:-1] + bytes([whole[-1] ^ 1]))

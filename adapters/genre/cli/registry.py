@@ -331,14 +331,23 @@ def import_(
 @app.command()
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be removed; remove nothing.")] = False,
+    grace: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="How long garbage stays; by default 3600 on an object store, 0 in a folder."),
+    ] = None,
     registry: RegistryOption = DEFAULT,
 ) -> None:
-    """Remove versions that no alias, history or other version refers to, and unfinished publishes."""
-    found = _open(registry).gc(dry_run)
-    for item in (*found.versions, *found.unfinished):
+    """Remove versions that no alias, history or other version refers to, and unfinished publishes.
+
+    On an object store the first gc marks them, and one after the grace time removes those that are still unused.
+    """
+    found = _open(registry).gc(dry_run, grace=grace)
+    for item in (*found.versions, *found.unfinished, *(f"{item} (stays for now)" for item in found.marked)):
         typer.echo(item)
     count = f"{len(found.versions)} versions and {len(found.unfinished)} unfinished publishes"
     typer.echo(f"{'would free' if dry_run else 'freed'} {found.freed_bytes:,} bytes: {count}")
+    if found.marked:
+        typer.echo("the rest goes with a later gc: its grace time is not over, or a writer is at work that may need it")
 
 
 @app.command()

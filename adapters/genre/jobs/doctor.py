@@ -27,7 +27,16 @@ from genre.modules.base.packaged import BASES, prepared_base
 from genre.registry import Registry
 
 PACKAGE = "genre-adapters"
-SHOWN = ("CUDA_VISIBLE_DEVICES", "GENRE_CACHE", "GENRE_DATA", "GENRE_REGISTRY", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
+SHOWN = (
+    "CUDA_VISIBLE_DEVICES",
+    "GENRE_CACHE",
+    "GENRE_DATA",
+    "GENRE_REGISTRY",
+    "GENRE_SINGLE_WRITER",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+)
 SECRET = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "GENRE_ADMIN_TOKEN", "HF_TOKEN", "WANDB_API_KEY")
 DEVELOPERS = ("bench", "dev")
 """Extras that nobody misses who only uses the library."""

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
 
-from genre.errors import IntegrityError
+from genre.errors import IntegrityError, RegistryError
 from genre.files import disk_errors, sync_folder
 from genre.registry.integrity import check_file_name, check_sizes, check_stored
 from genre.registry.limits import MAX_MANIFEST_BYTES
-from genre.registry.lookup import checked_version, open_version
+from genre.registry.lookup import checked_version, open_version, require_version
 from genre.registry.manifest import Manifest, Version
 from genre.registry.names import MANIFEST
 from genre.registry.store import Store
@@ -50,11 +50,15 @@ class LocalCopies:
         folder = local or self.cache / version.digest
         if not recheck and self._is_unchanged(folder, version.digest):
             return folder
-        with self._watch(folder, version.digest):
-            if local is None:
-                self._fetch_remote(version, folder)
-            else:
-                check_stored(local, open_version(self.store, version.name, version.digest).manifest)
+        try:
+            with self._watch(folder, version.digest):
+                if local is None:
+                    self._fetch_remote(version, folder)
+                else:
+                    check_stored(local, open_version(self.store, version.name, version.digest).manifest)
+        except (OSError, RegistryError):
+            require_version(self.store, version.name, version.version)  # it may be gone, and not damaged
+            raise
         return folder
 
     def check_stored(self, version: Version) -> None:

@@ -35,6 +35,8 @@ from genre.registry.trust.actor import Author, check_actor, current_actor, curre
 from genre.registry.trust.keys import SIGN_VARIABLE, Signer
 from genre.registry.trust.policy import Trust
 
+SINGLE_WRITER = "GENRE_SINGLE_WRITER"
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -56,6 +58,9 @@ class Registry:
         trust: The keys that are trusted: a policy file, its fields `{"keys": […], "require": True}`, or a `Trust`; by default
             the file that GENRE_TRUST names.
         sign_key: The private key that signs what is published and moved; by default the one that GENRE_SIGN_KEY names, if any.
+        single_writer: Nobody else writes to this remote store while this object does. Only then may it be one without
+            conditional writes, on which two writers would lose each other's moves; without this, the first write tries the
+            store and is refused there. By default what the variable GENRE_SINGLE_WRITER says.
     """
 
     def __init__(
@@ -67,12 +72,13 @@ class Registry:
         actor: str | None = None,
         trust: Trust | Mapping[str, Any] | Path | str | None = None,
         sign_key: Path | str | None = None,
+        single_writer: bool | None = None,
     ) -> None:
         self.url = str(url)
         self.trust = trust_of(trust)
         signer = current_signer() if sign_key is None else Signer.read(Path(sign_key))
         self.author = Author(current_actor() if actor is None else check_actor(actor), signer, self.trust.keys)
-        self.store = _open_store(self.url, storage_options or {})
+        self.store = _open_store(self.url, storage_options or {}, single_writer)
         self._copies = LocalCopies(self.store, Path(cache) if cache is not None else cache_folder() / "registry")
 
     def __repr__(self) -> str:
@@ -124,7 +130,7 @@ class Registry:
         with self.store.stage(name) as staged:
             sealed = prepare(folder, staged, draft, self.author.actor)
             with self.store.writing():
-                lookup.check_encoder(self.store, draft)  # it may have been deleted meanwhile
+                lookup.keep_references(self.store, draft)  # gc may have come meanwhile
                 if not self.store.commit(staged, name, sealed.version):
                     sealed = self._same_content(name, sealed)
                 version = Version(name, sealed.version, sealed.digest, sealed)
@@ -307,7 +313,7 @@ class Registry:
         if holder is not None and holder.means(version.digest):
             return journal.move(holder.n)
         with self.store.writing():
-            lookup.require_version(self.store, version.name, version.version)
+            lookup.keep(self.store, version.name, version.digest)
             more: dict[str, Any] = {"digest": version.digest, "checks": tuple(checks)}
             return journal.append(alias, version.version, "promote", expected=before, **more)
 
@@ -327,7 +333,7 @@ class Registry:
         version = self.open_version(name, target.pin)
         self.fetch(version)
         with self.store.writing():
-            lookup.require_version(self.store, name, target.version)
+            lookup.keep(self.store, name, version.digest)
             return journal.append(alias, target.version, "rollback", digest=version.digest, expected=before)
 
     def sign(self, ref: str | Version) -> builtins.list[str]:
@@ -354,7 +360,7 @@ class Registry:
             self._copies.fetch(each)
         with self.store.writing():
             for each in signed:
-                lookup.require_version(self.store, each.name, each.version)
+                lookup.keep(self.store, each.name, each.digest)
                 sign_version(self.store, each, self.author.signer)
             lines = [f"{each.ref} ({each.manifest.kind}), digest {each.digest}" for each in signed]
             alias = parse_ref(ref).alias if isinstance(ref, str) and "@" in ref else None
@@ -406,9 +412,22 @@ class Registry:
         """The version, its encoder, its parents and theirs, depth first: (depth, reference, version or None if not here)."""
         return lookup.ancestors(self.store, self.resolve(ref))
 
-    def gc(self, dry_run: bool = False) -> maintenance.Garbage:
-        """Remove unfinished publishes and versions that nothing names; see `genre.registry.maintenance`."""
-        return maintenance.collect_garbage(self.store, dry_run=dry_run)
+    def gc(self, dry_run: bool = False, *, grace: float | None = None) -> maintenance.Garbage:
+        """Remove unfinished publishes and versions that nothing names; see `genre.registry.maintenance`.
+
+        An object store has no lock that shuts writers out. There a first call marks what is garbage, and a later one removes
+        what is still garbage after the grace time; a publish or a move of an alias takes a mark back.
+
+        Args:
+            dry_run: Report only.
+            grace: Seconds for which garbage stays, since it was marked or, in a folder, since it was published. By default an
+                hour on an object store and none in a folder; 0 removes in one call what no writer at work may need.
+
+        Raises:
+            InputError: The grace time is negative.
+            IntegrityError: A manifest or journal is damaged, so it is not known what it names; nothing is removed.
+        """
+        return maintenance.collect_garbage(self.store, dry_run=dry_run, grace=grace)
 
     def delete(self, ref: str | Version) -> maintenance.Deleted:
         """Delete a version for good, if no alias names it and no version has it as its encoder or parent.
@@ -419,6 +438,7 @@ class Registry:
         Raises:
             NotFoundError: There is no such version.
             RegistryError: Something names it; the message says what.
+            ConflictError: A writer is at work on this object store, and may need it.
             IntegrityError: Another manifest or a journal is damaged, so it is not known what it names.
         """
         parsed = parse_ref(ref) if isinstance(ref, str) else Ref(ref.name, ref.version, None)
@@ -515,14 +535,21 @@ def trust_of(given: Trust | Mapping[str, Any] | Path | str | None) -> Trust:
     return Trust.read(Path(given)) if isinstance(given, Path | str) else Trust.make(given)
 
 
-def _open_store(url: str, storage_options: Mapping[str, Any]) -> Store:
+def _open_store(url: str, storage_options: Mapping[str, Any], single_writer: bool | None) -> Store:
     if "://" in url and not url.startswith("file://"):
         from genre.registry.remote import RemoteStore  # fsspec takes a while to import
 
-        return RemoteStore(url, dict(storage_options))
+        return RemoteStore(url, dict(storage_options), single_writer=_is_set() if single_writer is None else single_writer)
     folder = Path(url.removeprefix("file://"))
     if folder.is_file():
         raise RegistryError("a registry is a folder", got=f"the file {folder}", expected="a folder, or a new name")
     store = LocalStore(folder)
     refuse_other(folder, store.names)
     return store
+
+
+def _is_set() -> bool:
+    value = os.environ.get(SINGLE_WRITER, "")
+    if value not in ("", "0", "1"):
+        raise InputError(f"{SINGLE_WRITER} cannot be read", got=repr(value[:80]), expected="1 or 0")
+    return value == "1"

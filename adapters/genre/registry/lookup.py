@@ -49,6 +49,31 @@ def require_version(store: Store, name: str, version: str) -> None:
         raise NotFoundError(f"no version {name}:{version}", got=f"the registry at {store.url}", expected=expected)
 
 
+def keep(store: Store, name: str, version: str) -> Version:
+    """Keep gc from a version, given by 12 to 64 digits, until the present `writing` ends.
+
+    Raises:
+        NotFoundError: It is not there, or has just been given up.
+        IntegrityError: Its manifest is damaged, or of another digest.
+    """
+    short = shorten(version)
+    if not store.keep(name, short):
+        require_version(store, name, short)
+        got, todo = "a version that gc or a delete has given up", "publish it again: its files are being removed"
+        raise NotFoundError(f"{name}:{short} is gone", got=got, todo=todo)
+    return open_version(store, name, version)
+
+
+def keep_references(store: Store, draft: Manifest) -> None:
+    """Keep gc from what a draft names; ManifestError if its encoder is not there. Parents may be gone."""
+    encoder = check_encoder(store, draft)
+    if encoder is not None and not store.keep(encoder.name, encoder.version):
+        raise _no_encoder(draft)
+    for parent in draft.parents:
+        if (version := look_up(store, parent)) is not None:
+            store.keep(version.name, version.version)
+
+
 def versions_of(store: Store, name: str) -> list[str]:
     """Return all versions of a name, oldest first; NotFoundError if there is no such name."""
     if found := store.versions(check_name(name)):
@@ -87,17 +112,22 @@ def look_up(store: Store, reference: str) -> Version | None:
         return None
 
 
-def check_encoder(store: Store, draft: Manifest) -> None:
-    """Refuse a draft whose encoder is not in the store, or is not an encoder, with a ManifestError."""
+def check_encoder(store: Store, draft: Manifest) -> Version | None:
+    """Return the encoder of a draft; ManifestError if it is not in the store, or is not an encoder."""
     if draft.encoder is None:
-        return
+        return None
     try:
-        kind = find(store, draft.encoder).manifest.kind
+        found = find(store, draft.encoder)
     except NotFoundError:
-        what, expected = f"{draft.name} needs an encoder that this registry does not have", "the digest of a published encoder"
-        raise ManifestError(what, got=f"encoder {draft.encoder}", expected=expected, todo="publish the encoder first") from None
-    if kind != "encoder":
+        raise _no_encoder(draft) from None
+    if (kind := found.manifest.kind) != "encoder":
         raise ManifestError(f"the encoder of {draft.name} is not an encoder", got=f"a version of kind {kind}", expected="encoder")
+    return found
+
+
+def _no_encoder(draft: Manifest) -> ManifestError:
+    what, expected = f"{draft.name} needs an encoder that this registry does not have", "the digest of a published encoder"
+    return ManifestError(what, got=f"encoder {draft.encoder}", expected=expected, todo="publish the encoder first")
 
 
 def ancestors(store: Store, root: Version) -> list[tuple[int, str, Version | None]]:

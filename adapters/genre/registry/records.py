@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genre.errors import IntegrityError, NotFoundError
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
+from genre.registry.lookup import keep
 from genre.registry.manifest import MetricValue, Version, checksum_of, render, utc_now
 from genre.registry.names import RECORDS
 from genre.registry.store import Store
@@ -49,6 +50,7 @@ def write_baselines(store: Store, version: Version, baselines: Mapping[str, Any]
     raw = record.model_dump(mode="json")
     raw["checksum"] = checksum_of(raw)
     with store.writing():
+        keep(store, version.name, version.digest)
         store.put(version.name, RECORDS, f"{version.version}.json", render(raw))
 
 

@@ -23,6 +23,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -42,6 +43,8 @@ class Store(Protocol):
     """Versions and journals by name. Names are checked before they get here; a store joins nothing else to a path."""
 
     url: str
+    grace_s: float
+    """The seconds for which garbage stays unless the caller says otherwise."""
 
     def names(self) -> list[str]:
         """All names that have a version, sorted."""
@@ -103,15 +106,32 @@ class Store(Protocol):
     def strays(self) -> list[str]:
         """Anything else that lies where only versions and journals belong, as paths under the root."""
 
-    def writing(self) -> AbstractContextManager[None]:
-        """A shared lock, held while something is added."""
+    def keep(self, name: str, version: str) -> bool:
+        """Keep gc from a version until the present `writing` ends; False if it is not there, or was given up."""
 
-    def cleaning(self) -> AbstractContextManager[None]:
-        """An exclusive lock, held while something is removed (no effect on remote stores)."""
+    def mark(self, path: str) -> None:
+        """Mark garbage, a version (`<name>/<version>`) or a path of `unfinished`: the first of gc's two looks."""
+
+    def marked(self) -> list[str]:
+        """The visible versions that are marked, as paths."""
+
+    def settled(self, paths: list[str], grace: float) -> dict[str, int]:
+        """Those of the marked paths that have been garbage for `grace` seconds and that no writer at work may have missed."""
+
+    def bury(self, path: str, mark: int) -> bool:
+        """Give up what `settled` returned with this number, for good; False if a writer has kept it meanwhile."""
+
+    def writing(self) -> AbstractContextManager[object]:
+        """Held while something is added: gc waits for it."""
+
+    def cleaning(self) -> AbstractContextManager[bool]:
+        """Held while something is removed; True if it shuts writers out, False if they agree by marks alone."""
 
 
 class LocalStore:
-    """A store in a folder."""
+    """A store in a folder. A lock shuts writers out while gc runs, so nothing has to be marked."""
+
+    grace_s = 0.0
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -273,20 +293,37 @@ class LocalStore:
     def _record(self, name: str, version: str) -> Path:
         return self.root / name / RECORDS / f"{version}.json"
 
-    def writing(self) -> AbstractContextManager[None]:
+    def keep(self, name: str, version: str) -> bool:
+        return self.has(name, version)
+
+    def mark(self, path: str) -> None:
+        """See `Store`: no effect."""
+
+    def marked(self) -> list[str]:
+        return []
+
+    def settled(self, paths: list[str], grace: float) -> dict[str, int]:
+        """See `Store`; the age is that since it was published."""
+        now = time.time()
+        return {path: 0 for path in paths if grace == 0 or now - (self.root / path).lstat().st_mtime >= grace}
+
+    def bury(self, path: str, mark: int) -> bool:
+        return True
+
+    def writing(self) -> AbstractContextManager[bool]:
         return self._lock(fcntl.LOCK_SH)
 
-    def cleaning(self) -> AbstractContextManager[None]:
+    def cleaning(self) -> AbstractContextManager[bool]:
         return self._lock(fcntl.LOCK_EX)
 
     @contextlib.contextmanager
-    def _lock(self, mode: int) -> Iterator[None]:
+    def _lock(self, mode: int) -> Iterator[bool]:
         with disk_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             _flock(descriptor, mode, self.root)
-            yield
+            yield mode == fcntl.LOCK_EX
         finally:
             os.close(descriptor)
 
