@@ -54,6 +54,32 @@ def test_feedback_baselines_by_hand():
     assert scores["additive"] == pytest.approx([o / (1 + o) for o in odds]) and "bias_only" not in scores
 
 
+def test_the_share_in_a_prompt_counts_what_one_row_shows():
+    log = make_log([(0, item, stars) for item, stars in enumerate([5, 5, 5, 1, 1, 5, 1])] + [(1, 0, 5)])
+    parts = split(log, SplitConfig(kind="temporal", valid=0, test=3 / 8))
+    like = (log.column("rating") > 3).astype(float)
+    found = targets(log, parts, 2, like)
+    assert found.event.tolist() == [5, 6, 7]
+    overall, m = 3 / 5, SMOOTHING
+    for window, shown in {7: [(3, 5), (4, 6), (0, 0)], 4: [(0, 2), (1, 3), (0, 0)]}.items():  # 4: from half a row before
+        scores = feedback_baselines(log, parts, like, found, binary=True, window=window)["prompt_share"]
+        assert scores == pytest.approx([(liked + m * overall) / (count + m) for liked, count in shown])
+    assert "prompt_share" not in feedback_baselines(log, parts, like, found, binary=True)
+
+
+def test_the_share_in_a_prompt_holds_no_sibling_and_of_a_transductive_split_training_events():
+    log = make_log([(0, 0, 5), (0, 1, 5), (0, 2, 1), (0, 3, 5)], impressions=["a", "b", "b", "b"])
+    like = (log.column("rating") > 3).astype(float)
+    parts = split(log, SplitConfig(kind="temporal", valid=0, test=0.75))
+    scores = feedback_baselines(log, parts, like, targets(log, parts, 2, like), binary=True, window=10)["prompt_share"]
+    assert scores == pytest.approx([1.0] * 3)  # one liked event, of a mean of one
+    log = make_log([(0, 0, 5), (0, 1, 1), (0, 2, 1), (0, 3, 5), (1, 0, 1)])
+    like = (log.column("rating") > 3).astype(float)
+    parts = split(log, SplitConfig(kind="given", test_rows="1-2", valid=0))
+    scores = feedback_baselines(log, parts, like, targets(log, parts, 2, like), binary=True, window=10)["prompt_share"]
+    assert parts.transductive and scores == pytest.approx([(2 + SMOOTHING * 2 / 3) / (2 + SMOOTHING)] * 2)
+
+
 def test_values_are_added_and_biases_are_damped():
     log = make_log([(0, 0, 5), (1, 0, 5), (0, 1, 1), (1, 1, 1), (0, 2, 3), (1, 2, 3)])
     parts = split(log, SplitConfig(kind="temporal", valid=0, test=2 / 6))

@@ -1,7 +1,7 @@
 """Baselines without training.
 
-Owns: item mean, running user share, additive and bias-only for feedback tasks; popularity and the
-item-to-item models (`ease`, `item_models`) for next-item tasks; every baseline's name, and the choice among them. Ignores
+Owns: item mean, running user share (of all events, of those in a prompt), additive and bias-only for feedback tasks; popularity
+and the item-to-item models (`ease`, `item_models`) for next-item tasks; every baseline's name, and the choice among them. Ignores
 metrics, and models that take torch (`genre.training.self_attentive`).
 
 A baseline knows what an adapter knows: training events, and the target's history (`Histories`), so it moves along with
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genre.data.interactions import Interactions
+from genre.data.sequences.windows import evaluation_windows
 from genre.data.splits import TRAIN, Split
 from genre.errors import DataError, InputError
 from genre.evaluation.ease import EaseScorer, ease
@@ -39,7 +40,7 @@ within, and shares that differ by a standard deviation of about .2 have .04 betw
 1 within and .25 between: 4. Five is between the two; from 2 to 10, no figure on ML-100K moves by .01. Shares of a rare label
 are smoothed more (`genre.evaluation.labels.smoothing`)."""
 FAST = (
-    *("item_mean", "running_user_share", "additive", "bias_only"),
+    *("item_mean", "running_user_share", "prompt_share", "additive", "bias_only"),
     *("popularity", "transitions", "item_neighbours", "text_neighbours"),
     *("majority", "mean"),
 )
@@ -75,7 +76,13 @@ def chosen_baselines(which: str) -> frozenset[str]:
 
 
 def feedback_baselines(
-    log: Interactions, split: Split, label: npt.NDArray[np.float64], targets: Targets, binary: bool
+    log: Interactions,
+    split: Split,
+    label: npt.NDArray[np.float64],
+    targets: Targets,
+    binary: bool,
+    *,
+    window: int | None = None,
 ) -> dict[str, Floats]:
     """Return a score per target of each baseline for a feedback task.
 
@@ -85,10 +92,11 @@ def feedback_baselines(
         label: float64[n], one per event of `log.frame`, NaN where unknown.
         targets: Events to score, of the validation or test part; an item's mean holds every training label.
         binary: Whether labels are 0 and 1, so that scores are probabilities.
+        window: Events of a user that a model reads at once; None if unknown.
 
     Returns:
-        float64 scores by name: `item_mean`, `running_user_share` (of values: their running mean), `additive`, and for
-        values `bias_only`.
+        float64 scores by name: `item_mean`, `running_user_share` (of values: their running mean), with a window `prompt_share`,
+        `additive`, and for values `bias_only`.
 
     Raises:
         DataError: No training event has a label.
@@ -102,6 +110,8 @@ def feedback_baselines(
     item = item_mean(log, label, known, prior)[targets.item]
     user = running_mean(histories, label, targets.event, overall, prior)
     scores = {"item_mean": item, "running_user_share": user}
+    if window:
+        scores["prompt_share"] = prompt_share(log, histories, split, label, targets, window, overall, prior)
     if binary:
         return scores | {"additive": _sigmoid(_logit(item) + _logit(user) - _logit(np.array(overall)))}
     return scores | {
@@ -120,6 +130,38 @@ def running_mean(histories: Histories, label: Floats, events: Integers, overall:
     """Return float64[m]: (Σ y + k μ) / (n + k) over the labels of an event's history, k the prior; μ without any."""
     sums, counts = histories.sums(label, events)
     return (sums + prior * overall) / (counts + prior)
+
+
+def prompt_share(
+    log: Interactions,
+    histories: Histories,
+    split: Split,
+    label: Floats,
+    targets: Targets,
+    window: int,
+    overall: float,
+    prior: float = SMOOTHING,
+) -> Floats:
+    """Return float64[m]: (Σ y + k μ) / (n + k) over the labels of the events that one row of a model shows before a target.
+
+    It is the rule that a prompt alone suffices for: how much of what it lists was liked. `window` is the most events of a row,
+    laid out as for an adapter (`genre.data.sequences.windows`); the other arguments are as of `running_mean`.
+    """
+    sums, counts = np.zeros(len(log)), np.zeros(len(log))
+    known = ~np.isnan(label)
+    values = np.where(known, label, 0.0)
+    for part in np.unique(np.asarray(split.part)[targets.event]):
+        for row in evaluation_windows(log, split, int(part), max_events=window):
+            if len(row.branches):
+                sums[row.branches], counts[row.branches] = values[row.events].sum(), known[row.events].sum()
+                continue
+            wanted = np.flatnonzero(row.targets)
+            group = histories.group[row.events]
+            before = (wanted[:, None] > np.arange(len(group))) & (group[wanted][:, None] != group)
+            sums[row.events[wanted]] = before @ values[row.events]
+            counts[row.events[wanted]] = before @ known[row.events].astype(np.float64)
+    share: Floats = (sums + prior * overall) / (counts + prior)
+    return share[targets.event]
 
 
 def bias_only(log: Interactions, histories: Histories, label: Floats, known: npt.NDArray[np.bool_], targets: Targets) -> Floats:

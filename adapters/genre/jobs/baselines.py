@@ -33,6 +33,7 @@ def baseline_scorers(
     split: Split,
     targets: Targets,
     *,
+    window: int | None = None,
     item_texts: Callable[[], np.ndarray] | None = None,
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[str], None] = lambda state: None,
@@ -45,6 +46,7 @@ def baseline_scorers(
         text: The text columns that the adapter reads.
         split: A split of the data.
         targets: The targets.
+        window: Events of a user that the adapter reads at once; None if unknown.
         item_texts: Gives (N, r) text vectors of length one, for next-item tasks; without them no baseline reads text.
         report: Called with what a baseline leaves out, once it runs.
         progress: Called with a line about each epoch of a baseline that trains.
@@ -59,7 +61,7 @@ def baseline_scorers(
         return {name: partial(_ranked, log, split, targets, make, task) for name, make in blocks.items()}
     if task.loss == "cross_entropy":
         return {}
-    scores = feedback_baselines(log, split, log.labels_of(task), targets, binary=task.is_binary)
+    scores = feedback_baselines(log, split, log.labels_of(task), targets, binary=task.is_binary, window=window)
     return {name: partial(_without_lists, value) for name, value in scores.items()}
 
 

@@ -194,6 +194,7 @@ def with_baselines(
             builder.layout.text,
             split,
             result.targets,
+            window=builder.layout.max_events,
             item_texts=result.texts,
             report=notes[name].append,
             progress=progress,

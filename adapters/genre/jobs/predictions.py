@@ -308,8 +308,8 @@ def from_baseline(name: str, beside: Scored, data: Dataset, progress: Callable[[
         got, expected = "a run folder", "a published version"
         raise InputError(f"{beside.name} does not record which columns it reads", got=got, expected=expected)
     split = data.split(SplitConfig.model_validate(beside.under["split"]))
-    texts = beside.item_texts
-    known = baseline_scorers(task, data, beside.text, split, beside.targets, item_texts=texts, progress=progress)
+    more: dict[str, Any] = {"window": beside.window, "item_texts": beside.item_texts, "progress": progress}
+    known = baseline_scorers(task, data, beside.text, split, beside.targets, **more)
     if name not in known:
         expected = ", ".join(known) or f"none is known for a task with loss {task.loss}"
         raise InputError(f"task {task.name!r} has no such baseline", got=name, expected=expected)
