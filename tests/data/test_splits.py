@@ -277,6 +277,42 @@ def test_bad_cold_items_are_refused(config, message):
         SplitConfig(**{"kind": "last_n", **config})
 
 
+def test_drawn_users_are_nested_and_every_test_event_stays():
+    log = events_of(**{f"u{number}": 6 for number in range(9)}, single=2)
+    plain = split(log, SplitConfig(kind="last_n", users=10))
+    assert np.array_equal(plain.part, split(log, SplitConfig(kind="last_n")).part) and not plain.outside.any()
+    before = set()
+    for count in (1, 3, 7):
+        found = split(log, SplitConfig(kind="last_n", users=count))
+        owners = set(log.user_codes[found.part == 0].tolist())
+        assert len(owners) == count and before < owners
+        away = ~np.isin(log.user_codes, list(owners))
+        assert not (found.part[away] == 1).any() and np.array_equal(found.part == 2, plain.part == 2)
+        assert (
+            np.array_equal(found.outside, away & (plain.part != 2)) and found.counts["users kept out of training"] == 10 - count
+        )
+        before = owners
+    turned = Interactions.from_frame(
+        log.frame.drop("row"), users=log.frame.select("user_id").unique(maintain_order=True).reverse()
+    )
+    config = SplitConfig(kind="last_n", users=3, users_seed=2)
+    assert np.array_equal(split(log, config).part, split(turned, config).part)
+    assert not np.array_equal(split(log, config).part, split(log, SplitConfig(kind="last_n", users=3)).part)
+
+
+def test_users_that_cannot_be_drawn_are_refused():
+    with pytest.raises(DataError, match="keeps more users than train: got 3 users, 2 have training events; expected 1 to 2"):
+        split(events_of(a=6, b=6), SplitConfig(kind="last_n", users=3))
+    for wrong, message in (
+        ({"users": 0}, "greater than or equal to 1"),
+        ({"users_seed": 0}, "users_seed goes with users"),
+        ({"kind": "group", "users": 3}, "labelled texts have none"),
+        ({"kind": "given", "test_rows": "0", "users": 3}, "its users must train"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            SplitConfig(**{"kind": "last_n", **wrong})
+
+
 def test_cold_items_that_leave_nothing_are_refused():
     with pytest.raises(DataError, match="the split leaves no train events"):
         split(events_of(a=6, b=6), SplitConfig(kind="last_n", cold_items=100))

@@ -1,19 +1,23 @@
-"""`genre bench`: one recipe trained as several variants, each beside the full fine-tune.
+"""`genre bench`: one recipe trained as several variants, each beside the full fine-tune; or on ever more users.
 
 Owns: arguments and printing. Ignores: everything else; the library is imported inside the command.
 
     genre bench recipes/like.yaml
     genre bench recipes/like.yaml --profile full --set data.limit=20000
+    genre bench recipes/next_item.yaml --sizes 100,1000,all --cold 0.2
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genre.cli.options import JsonOption, RecipeArgument, RegistryOption, SetOption, check_choice
 from genre.cli.output import check_file, console, make_table, write_result
 from genre.errors import InputError
+
+if TYPE_CHECKING:
+    from genre.recipe import Recipe
 
 MIB = 2**20
 OUTCOMES = {"better": "better", "worse": "worse", "equal": "equal", "cannot be told": "no significant difference"}
@@ -26,8 +30,15 @@ def bench(
         str, typer.Option(help="quick: full, lora_8, head_only; controls: what base, weights and adapter add; full: all.")
     ] = "quick",
     ways: Annotated[list[str] | None, typer.Option("--way", metavar="WAY", help="Only this variant; repeatable.")] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,all", help="A learning curve instead: trained on so many users, beside baselines on the same."),
+    ] = None,
+    cold: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="The same, with this share of the items held out of training.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For the runs; resumed if it exists. By default runs/NAME/bench.")
+        Path | None, typer.Option(metavar="DIR", help="For the runs; resumed if it exists. By default runs/NAME/bench or curve.")
     ] = None,
     registry: RegistryOption = "registry",
     json_file: JsonOption = None,
@@ -40,6 +51,9 @@ def bench(
     check_file(json_file, "--json")
     if out is not None and out.is_file():
         raise InputError("--out is a file", got=out, expected="a folder, or a new name")
+    if sizes is not None or cold is not None:
+        _curve(wanted, sizes, cold, ways, out, json_file)
+        return
     from genre.jobs.tuning.bench import bench as run_bench
     from genre.progress import Reporter
     from genre.registry import Registry
@@ -51,6 +65,44 @@ def bench(
     _show(found)
     print(f"rates chosen on validation; test metrics of one seed; {folder}/bench.json has all of them")
     write_result(json_file, found)
+
+
+def _curve(
+    recipe: "Recipe", sizes: str | None, cold: float | None, ways: list[str] | None, out: Path | None, json_file: Path | None
+) -> None:
+    """Measure a learning curve, print its table and conclusion, and write its page."""
+    if ways:
+        todo = "leave it out: a curve has the recipe's adapter and its controls"
+        raise InputError("--way and --sizes exclude each other", got=f"--way {ways[0]}", todo=todo)
+    from genre.jobs.report.curves import SCOPES, differences, table, write_curve
+    from genre.jobs.tuning.curves import learning_curve
+    from genre.progress import Reporter
+
+    folder = out or Path("runs") / recipe.name / "curve"
+    chosen = _read_sizes("all" if sizes is None else sizes)
+    found = learning_curve(recipe, folder, sizes=chosen, cold=cold, reporter=Reporter.for_terminal())
+    command = f"genre bench {recipe.name}.yaml --sizes {sizes or 'all'}{'' if cold is None else f' --cold {cold:g}'}"
+    page = write_curve(found, folder, command)
+    for name, scope in found["scopes"].items():
+        rows = table(scope)
+        title = f"{found['recipe']}, {found['metric']}, {SCOPES[name]}, n {scope['points'][0]['n']:,}"
+        shown = make_table(title, {"": "left"} | dict.fromkeys(rows[0][1:], "right"))
+        for row in [*rows[1:], *differences(scope)]:
+            shown.add_row(*row)
+        console().print(shown)
+        print(f"{SCOPES[name]}: {scope['conclusion']}")
+    print(f"one seed; the plot, light and dark: {page}")
+    write_result(json_file, found)
+
+
+def _read_sizes(text: str) -> list[int | None]:
+    """Read `100,1000,all`: numbers of users, None for all."""
+    words = [word.strip() for word in text.split(",")]
+    if bad := [word for word in words if word != "all" and not (word.isascii() and word.isdigit() and int(word))]:
+        raise InputError(
+            "--sizes cannot be read", got=bad[0] or repr(text), expected="numbers of users and all, such as 100,1000,all"
+        )
+    return [None if word == "all" else int(word) for word in words]
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The parts of a log: training, validation and test events.
 
-Owns: the kinds of split, cold items, folds by user, and their configuration. Ignores models, metrics and prompts.
+Owns: the kinds of split, cold items, drawn users, folds by user. Ignores models, metrics and prompts.
 
     split(log, SplitConfig(kind="temporal", valid=0.1, test=0.1)).part
     # int8[n] beside log.frame: 0 train, 1 valid, 2 test, -1 unused
@@ -13,25 +13,17 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from genre.data.catalogue import Catalogue
 from genre.data.order import tie_keys
+from genre.data.split_config import SplitConfig as SplitConfig
 from genre.errors import DataError
 
 TRAIN, VALID, TEST, UNUSED = 0, 1, 2, -1
 PARTS = {"train": TRAIN, "valid": VALID, "test": TEST, "unused": UNUSED}
-
-_FIELDS: dict[str, dict[str, Any]] = {
-    "last_n": {"n": 1},
-    "temporal": {"valid": 0.1, "test": 0.1},
-    "user_ratio": {"valid": 0.1, "test": 0.1},
-    "given": {"test_rows": None, "valid": 0.1, "seed": 0},
-    "group": {"valid": 0.1, "test": 0.1, "seed": 0},
-}
 
 
 class Events(Protocol):
@@ -60,86 +52,6 @@ class Events(Protocol):
         """int64[n], equal for events of one impression."""
 
 
-class SplitConfig(BaseModel):
-    """The configuration of a split. Frozen; an unknown key, or one that the kind does not use, is an error.
-
-    Attributes:
-        kind: `last_n`, `temporal`, `user_ratio` or `given`; for labelled texts `group` (see `Texts.split`).
-        n: last_n: events per user that are test targets; as many before them validate. 1 is leave-one-out.
-        valid: temporal and user_ratio: share (0 to 1) of the events that validate, just before the test ones; given:
-            share of the training rows; group: share of the groups.
-        test: temporal and user_ratio: share of the events that are test targets; group: share of the groups.
-        test_rows: given: the test events' positions in the source file, first and last included, such as "0-19999,30000".
-        seed: given: draws the validation rows; group: draws the groups.
-        min_events: Users with fewer events than this in the whole log are unused, and counted.
-        cold_items: Items of which nothing is learnt, since their training events are unused (see `hold_out_items`): below 1
-            a share of the items, drawn by `cold_seed`; a whole number n means those with fewer than n training events.
-        cold_seed: Draws them; 0 by default.
-        folds: Cross-validation by user: into so many folds the users are drawn.
-        fold: The fold that tests, from 1: its users' test events are the targets and none of their events is learnt from; all
-            other users' test events are unused.
-        fold_seed: Draws the folds.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Literal["last_n", "temporal", "user_ratio", "given", "group"]
-    n: int | None = Field(default=None, ge=1)
-    valid: float | None = Field(default=None, ge=0, lt=1)
-    test: float | None = Field(default=None, gt=0, lt=1)
-    test_rows: str | None = Field(default=None, pattern=r"^\s*\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*\s*$")
-    seed: int | None = Field(default=None, ge=0)
-    min_events: int = Field(default=0, ge=0)
-    cold_items: float | None = Field(default=None, gt=0)
-    cold_seed: int | None = Field(default=None, ge=0)
-    folds: int | None = Field(default=None, ge=2)
-    fold: int | None = Field(default=None, ge=1)
-    fold_seed: int | None = Field(default=None, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or data.get("kind") not in _FIELDS:
-            return data
-        defaults = _FIELDS[data["kind"]]
-        given = {key: value for key, value in data.items() if value is not None}
-        foreign = {key for fields in _FIELDS.values() for key in fields} - set(defaults)
-        if foreign & set(given):
-            raise ValueError(f"{', '.join(sorted(foreign & set(given)))} does not apply to {data['kind']}")
-        if data["kind"] == "group" and given.get("min_events"):
-            raise ValueError("min_events does not apply to group")
-        if data["kind"] == "given" and "test_rows" not in given:
-            raise ValueError("kind 'given' needs test_rows, such as 0-19999")
-        resolved = defaults | given
-        if float(resolved.get("valid") or 0) + float(resolved.get("test") or 0) >= 1:
-            raise ValueError("valid and test leave nothing to train on: their shares must add up to less than 1")
-        return resolved
-
-    @model_validator(mode="after")
-    def _check_cold(self) -> "SplitConfig":
-        if self.cold_items is None and self.cold_seed is not None:
-            raise ValueError("cold_seed goes with cold_items")
-        if self.cold_items is not None and self.kind == "group":
-            raise ValueError("kind 'group' has no cold_items: labelled texts have no items")
-        if self.cold_items is not None and self.cold_items >= 1 and (self.cold_items % 1 or self.cold_seed is not None):
-            raise ValueError("cold_items is a share below 1 (with a cold_seed), or a whole number of training events")
-        return self
-
-    @model_validator(mode="after")
-    def _check_folds(self) -> "SplitConfig":
-        if len({value is None for value in (self.folds, self.fold, self.fold_seed)}) > 1:
-            raise ValueError("folds, fold and fold_seed go together")
-        if self.folds is None or self.fold is None:
-            return self
-        if self.fold > self.folds:
-            raise ValueError(f"there is no fold {self.fold} of {self.folds}")
-        if self.kind == "given":
-            raise ValueError("kind 'given' has no folds by user: its histories are training events, so its users must train")
-        if self.kind == "group":
-            raise ValueError("kind 'group' has no folds by user: labelled texts have no users")
-        return self
-
-
 @dataclass(frozen=True)
 class Split:
     """A log's events in parts.
@@ -151,7 +63,7 @@ class Split:
             is everything of the user before the target.
         counts: Events per part; and events set aside, by reason.
         outside: bool[n], events of users who are kept out of training as a whole, and training events of items that are; None
-            without folds and cold items.
+            without folds, cold items and drawn users.
     """
 
     config: SplitConfig
@@ -201,6 +113,10 @@ def split(log: Events, config: SplitConfig) -> Split:
         away = (user_folds(log, part, config) == config.fold)[log.user_codes]
         part = np.where(away, np.where(part == TEST, TEST, UNUSED), np.where(part == TEST, UNUSED, part)).astype(np.int8)
         outside = away if outside is None else away | outside
+    if config.users is not None:
+        drawn = keep_users(log, part, config.users, config.users_seed or 0, counts)
+        outside = part != drawn if outside is None else (part != drawn) | outside
+        part = drawn
     counts = {name: int((part == code).sum()) for name, code in PARTS.items()} | counts
     for name in ("train", "test"):
         if not counts[name]:
@@ -318,9 +234,7 @@ def hold_out_items(log: Events, part: np.ndarray, rule: float, seed: int, counts
     events = training_events(log, part)
     if rule < 1:
         warm = np.flatnonzero(events)
-        ids = log.catalogue.item_ids
-        keys = [hashlib.sha256(f"{seed}\x1f{ids[code]}".encode()).digest() for code in warm.tolist()]
-        order = sorted(range(len(keys)), key=keys.__getitem__)
+        order = _hash_order([log.catalogue.item_ids[code] for code in warm.tolist()], seed)
         chosen = warm[order[: round(len(warm) * rule)]]
     else:
         chosen = np.flatnonzero((events > 0) & (events < rule))
@@ -328,6 +242,37 @@ def hold_out_items(log: Events, part: np.ndarray, rule: float, seed: int, counts
     counts["cold items"] = len(chosen)
     counts["training events of cold items, unused"] = int(held.sum())
     return np.where(held, UNUSED, part).astype(np.int8)
+
+
+def keep_users(log: Events, part: np.ndarray, count: int, seed: int, counts: dict[str, int]) -> np.ndarray:
+    """Return the parts with the training and validation events of all but some users unused; test events stay targets.
+
+    Args:
+        log: The log.
+        part: (n,) int8; not changed.
+        count: How many of the users with training events are kept: those with the smallest sha256(seed, the byte 0x1f, user_id).
+            So a smaller number keeps some of the users that a larger one does.
+        seed: Of the draw.
+        counts: Events set aside; mutated.
+
+    Raises:
+        DataError: There are fewer such users.
+    """
+    trained = np.flatnonzero(np.bincount(log.user_codes[part == TRAIN], minlength=len(log.user_ids)))
+    if len(trained) < count:
+        got = f"{count:,} users, {len(trained):,} have training events"
+        raise DataError("the split keeps more users than train", got=got, expected=f"1 to {len(trained):,}")
+    kept = np.isin(log.user_codes, trained[_hash_order([log.user_ids[code] for code in trained.tolist()], seed)[:count]])
+    away = ~kept & ((part == TRAIN) | (part == VALID))
+    counts["users kept out of training"] = len(trained) - count
+    counts["training and validation events of those, unused"] = int(away.sum())
+    return np.where(away, UNUSED, part).astype(np.int8)
+
+
+def _hash_order(ids: list[str], seed: int) -> list[int]:
+    """Return the places of some ids in the order of sha256(seed, the byte 0x1f, id), which no order of theirs decides."""
+    keys = [hashlib.sha256(f"{seed}\x1f{each}".encode()).digest() for each in ids]
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def training_events(log: Events, part: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Predictions of a part's targets, so that two models can be compared target by target.
 
-Owns: the file `predictions.parquet` of a run folder; predictions of a version, a run folder or a baseline, with the conditions
-that they were made under. Ignores: what is computed from them.
+Owns: the files `predictions.parquet` and `baselines.npz` of a run folder; predictions of a version, a run folder or a baseline,
+with the conditions that they were made under. Ignores: what is computed from them.
 
     like = from_version(registry, "like@production", log, base, part="test")["like"]
     like.under      # {"data": "9f3c…", "split": {"kind": "temporal", …}, "part": "test", "label": "rating > 3", …}
@@ -13,7 +13,7 @@ metadata hold the data's digest, the split, the part and the tasks.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from genre.tasks import Task
 from genre.training.prediction import Predicted, predict
 
 FILE = "predictions.parquet"
+BASELINES = "baselines.npz"
+"""The baselines' scores of the same targets in a run folder: an array for each `task/baseline`."""
 _KEY = "genre"
 _COLUMNS: dict[str, pl.DataType] = {
     **{"task": pl.String(), "event": pl.Int64(), "user": pl.Int32(), "item": pl.Int32(), "label": pl.Float64()},
@@ -57,6 +59,17 @@ def write_predictions(folder: Path, found: Predicted, tasks: Iterable[Task], *, 
     frame = pl.concat(parts) if parts else pl.DataFrame(schema=_COLUMNS)
     with atomic(folder / FILE) as aside:
         frame.write_parquet(aside, compression="zstd", metadata={_KEY: json.dumps(about)})
+
+
+def write_baselines(folder: Path, found: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Write the baselines' scores (n,) or (n, C) or ranks (n,), by task and name, of a run's targets into its folder.
+
+    Raises:
+        DiskError: The disk is full or not writable.
+    """
+    arrays: dict[str, Any] = {f"{task}/{name}": scores for task, own in found.items() for name, scores in own.items()}
+    with atomic(folder / BASELINES) as aside, aside.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
 
 
 def read_predictions(folder: Path) -> tuple[dict[str, tuple[Task, Targets, np.ndarray]], dict[str, Any]]:
@@ -252,6 +265,18 @@ def from_run(folder: Path) -> dict[str, Scored]:
         name: Scored(str(folder), task, targets, scores, _under(task, about["data"], config, about["part"]))
         for name, (task, targets, scores) in tasks.items()
     }
+
+
+def baselines_of_run(folder: Path) -> dict[str, dict[str, Scored]]:
+    """The predictions of a run's baselines, by task and name; none where they were not evaluated."""
+    own = from_run(folder)
+    found: dict[str, dict[str, Scored]] = {task: {} for task in own}
+    if (folder / BASELINES).is_file():
+        with np.load(folder / BASELINES) as held:
+            for key in held.files:
+                task, _, name = key.rpartition("/")
+                found[task][name] = replace(own[task], name=name, scores=held[key])
+    return found
 
 
 def only(found: Mapping[str, Scored], task: str | None, whose: str) -> dict[str, Scored]:

@@ -39,7 +39,7 @@ from genre.jobs.evaluate import (
 from genre.jobs.figures import frame_of, html_of
 from genre.jobs.folders import check_same, claim_folder, describe_run, removed_if_refused, run_folder
 from genre.jobs.loading import check_data, open_base, open_data
-from genre.jobs.predictions import write_predictions
+from genre.jobs.predictions import write_baselines, write_predictions
 from genre.jobs.publish import adapter_manifest, count, write_adapter
 from genre.modules.base.base import Base
 from genre.modules.base.loading import PRECISIONS
@@ -253,6 +253,9 @@ def add_baselines(run: Run, assembly: Assembly, results: Mapping[str, TaskResult
     try:
         beside = with_baselines(results, assembly.builder, assembly.split, which, reporter)
         baselines = {name: result.metrics()[1] for name, result in beside.items()}
+        if any(baselines.values()):
+            own = {name: {each: scores for each, (scores, _) in result.baselines.items()} for name, result in beside.items()}
+            write_baselines(run.root, own)
     except KeyboardInterrupt:
         todo = f"the run in {run.root} is whole; the same command with --resume adds the baselines"
         raise InterruptedJobError("interrupted while baselines were evaluated", got="Ctrl-C", todo=todo) from None

@@ -178,7 +178,7 @@ def _run_all(
     return errors
 
 
-def run(recipe: Recipe, folder: Path, registry: Registry) -> str | None:
+def run(recipe: Recipe, folder: Path, registry: Registry, baselines: str = "all") -> str | None:
     """Train one run in a process of its own, unless it is finished; return the error's line if it failed."""
     if (folder / "metrics.json").exists() or (folder / "found").exists():
         return None
@@ -187,7 +187,7 @@ def run(recipe: Recipe, folder: Path, registry: Registry) -> str | None:
     write_text(wanted, recipe.dump())
     error.unlink(missing_ok=True)
     try:
-        code = run_process([sys.executable, "-c", _PROCESS, str(wanted), str(folder), registry.url])
+        code = run_process([sys.executable, "-c", _PROCESS, str(wanted), str(folder), registry.url, baselines])
     except KeyboardInterrupt:
         code = _INTERRUPTED
     message = error.read_text(encoding="utf-8") if error.exists() else f"its process ended with exit code {code}"
@@ -228,16 +228,16 @@ def run_process(command: list[str]) -> int:
 
 def main(arguments: Sequence[str]) -> int:
     """Do the work of a run's process and return its exit code; an error's line goes into `error.txt`."""
-    wanted, folder, registry = arguments
+    wanted, folder, registry, baselines = arguments
     try:
-        work(Path(wanted), Path(folder), Registry(registry))
+        work(Path(wanted), Path(folder), Registry(registry), baselines)
     except GenreError as problem:
         write_text(Path(folder) / "error.txt", str(problem))
         return 1
     return 0
 
 
-def work(wanted: Path, folder: Path, registry: Registry) -> None:
+def work(wanted: Path, folder: Path, registry: Registry, baselines: str = "all") -> None:
     """Do the work of a run's process; a run called `encoder` only ensures that there is one."""
     recipe, reporter = Recipe.read(wanted), Reporter.for_terminal()
     base = open_base(recipe.base)
@@ -246,7 +246,8 @@ def work(wanted: Path, folder: Path, registry: Registry) -> None:
         write_text(folder / "found", "")
         return
     resume = (folder / "checkpoints" / "last.pt").exists()
-    train(recipe, log=log, base=base, registry=registry, folder=folder, resume=resume, reporter=reporter)
+    options: dict[str, Any] = {"resume": resume, "reporter": reporter, "baselines": baselines}
+    train(recipe, log=log, base=base, registry=registry, folder=folder, **options)
 
 
 def _best(objective: Objective, folder: Path, names: Sequence[str]) -> Path | None:
