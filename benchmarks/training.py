@@ -43,7 +43,7 @@ from suite import keep_figures
 from training_cost import cost
 from training_processes import processes
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parent / "recipes"
 TOKENS, DEPTH, RANK, HISTORY = 2048, 4, 8, 10
 
 

@@ -251,7 +251,6 @@ def network(users: int = 30, posts: int = 24, seed: int = 0) -> None:
 WORLDS: dict[str, Callable[[], None]] = {
     "ads": open_bandit,
     "like": ml_100k,
-    "like_text": ml_100k,
     "multitask": ml_100k,
     "news": mind,
     "next_item": ml_100k,

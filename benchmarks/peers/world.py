@@ -26,7 +26,7 @@ from genre.training.assembly import assemble
 from training import DEPTH, Prompts
 from training import TOKENS as STEP_TOKENS
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "like_text.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "like_text.yaml"
 ROWS, TOKENS, RANK = 16, 128, 8
 HISTORY, CANDIDATES = 420, 100
 PROMPTS = 1024

@@ -22,7 +22,7 @@ import genre
 from builders import publish_stirred
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-RECIPE = Path(__file__).parents[2] / "recipes" / "like_text.yaml"
+RECIPE = BENCHMARKS / "recipes" / "like_text.yaml"
 # Slow: an environment of about 2 GB is installed the first time; the server starts in about a minute.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

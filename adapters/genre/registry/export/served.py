@@ -138,7 +138,7 @@ def check_servable(manifest: Manifest, label: str) -> None:
 
     if manifest.kind == "encoder":
         raise refused("a behaviour encoder", "an adapter")
-    todo = "serve it with genre serve, or train a recipe such as recipes/like_text.yaml"
+    todo = "serve it with genre serve, or train with sequence.item: text, encoder.use: none and head: verbalizer"
     if "item" not in sequence:
         got = "labelled texts, read by a head" if sequence else "an adapter whose prompts are not known"
         raise refused(got, "sequence.item: text", todo)
