@@ -15,6 +15,7 @@ import polars as pl
 from genre.data.order import HASH
 from genre.data.schema import FEEDBACK, DatasetInfo
 from genre.data.splits import Events
+from genre.data.suspects import bursts, twins
 
 TIES = 0.01
 """Share of events, or of users' last events, from which ties are worth a warning."""
@@ -31,11 +32,6 @@ REPEATS = 0.05
 HEAVY = 0.1
 """Share of the events that one user has, if that is also `TIMES_MEDIAN` times what the median user has."""
 TIMES_MEDIAN = 10
-
-TWINS = 5
-"""Users with the same items, and items that they have at least, which look like copies."""
-TWIN_SHARE = 0.001
-"""Share of the users with so many items that such copies are at least."""
 
 COPIES = 0.01
 """Share of texts that another group has too."""
@@ -61,7 +57,7 @@ class Hazard:
     """A property that spoils an evaluation.
 
     Attributes:
-        kind: ties, sorted_ties, repeats, heavy_user, twins, constant_feedback; of texts copies, constant_label.
+        kind: ties, sorted_ties, repeats, heavy_user, twins, bursts, constant_feedback; of texts copies, constant_label.
         value: The share or the number that the line is about.
         found: The number, in words.
         why: What it does to an evaluation.
@@ -81,7 +77,7 @@ class Hazard:
 
 def hazards(log: Log) -> list[Hazard]:
     """Return what spoils an evaluation on a log, the gravest first; none for most logs."""
-    found = [_ties(log), _sorted_ties(log), _repeats(log), _heavy_user(log), _twins(log), *_constant(log)]
+    found = [_ties(log), _sorted_ties(log), _repeats(log), _heavy_user(log), _twins(log), _bursts(log), *_constant(log)]
     return [each for each in found if each is not None]
 
 
@@ -189,35 +185,32 @@ def _heavy_user(log: Log) -> Hazard | None:
 
 
 def _twins(log: Log) -> Hazard | None:
-    """Users that have exactly the same items, as often, in any order: ties put equal histories into different ones."""
-    counts = np.diff(log.user_offsets)
-    draw = np.random.default_rng(0).integers(2**63, size=log.catalogue.size, dtype=np.uint64)
-    sums = np.add.reduceat(draw[log.item_codes], log.user_offsets[:-1])  # wraps; equal sums of other items: once in 2^64 pairs
-    kept = (counts >= TWINS) & (_different_items(log) <= _used(log) / 2)
-    users = pl.DataFrame({"user": np.arange(len(counts)), "sum": sums, "count": counts}).filter(pl.Series(kept))
-    groups = users.group_by("sum", "count").agg("user").filter(pl.col("user").list.len() >= TWINS)
-    total = int(groups["user"].list.len().sum())
-    if total == 0 or total < TWIN_SHARE * len(users):
+    groups = twins(log)
+    if not groups:
         return None
-    groups = groups.sort(pl.col("user").list.len(), pl.col("user").list.min(), descending=[True, False])
-    first = groups["user"][0].sort()
-    named = ", ".join(log.user_ids[code] for code in first[:3])
-    same = f"the {len(first):,} like {named} have the same {groups['count'][0]:,} events"
+    total, first = sum(len(group.users) for group in groups), groups[0]
+    named = ", ".join(log.user_ids[code] for code in first.users[:3])
+    same = f"the {len(first.users):,} like {named} have the same {first.events:,} events"
     found = f"{total:,} users share their history with others: {same}"
     why = "fake profiles and copied logs look like that, and one user's test item stands in another's training events"
-    return Hazard("twins", float(total), found + _burst(log, first.to_numpy()), why, "look at them, and leave all but one out")
+    return Hazard("twins", float(total), found + _began(log, first.users), why, "look at them, and leave all but one out")
 
 
-def _different_items(log: Log) -> np.ndarray:
-    pairs = pl.DataFrame({"user": log.user_codes, "item": log.item_codes})
-    return pairs.group_by("user").agg(pl.col("item").n_unique()).sort("user")["item"].to_numpy()
+def _bursts(log: Log) -> Hazard | None:
+    copies = np.concatenate([group.users for group in twins(log)] or [np.empty(0, dtype=np.int64)])
+    groups = [group for group in bursts(log) if not np.isin(group.users, copies).all()]  # those are told of already
+    if not groups:
+        return None
+    users = np.unique(np.concatenate([group.users for group in groups]))
+    more = f", and {len(groups) - 1:,} more" if len(groups) > 1 else ""
+    named = ", ".join(log.user_ids[code] for code in groups[0].users[:3])
+    found = f"{len(users):,} new users push items: {groups[0]} (such as {named}){more}"
+    why = "fake profiles look like that, and a model that is trained on them recommends the item"
+    todo = "look at these users; a campaign looks like that too, but fakes should be left out"
+    return Hazard("bursts", float(len(users)), found, why, todo)
 
 
-def _used(log: Log) -> int:
-    return len(np.unique(log.item_codes))
-
-
-def _burst(log: Log, users: np.ndarray) -> str:
+def _began(log: Log, users: np.ndarray) -> str:
     """The span of the users' first events, in words; nothing where there are no times."""
     if not log.info.timed:
         return ""
