@@ -11,7 +11,23 @@ from typing import Annotated, Any
 import typer
 
 from genre._version import __version__
-from genre.cli import base, bench, data, doctor, explain, merge, recommend, refresh, registry, report, score, serve, train, tune
+from genre.cli import (
+    audit,
+    base,
+    bench,
+    data,
+    doctor,
+    explain,
+    merge,
+    recommend,
+    refresh,
+    registry,
+    report,
+    score,
+    serve,
+    train,
+    tune,
+)
 from genre.cli.recipe import check as recipe
 from genre.cli.shell.completion import whole_words
 from genre.cli.shell.verbosity import add_verbosity
@@ -49,7 +65,7 @@ def _root(
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(train.train, train.evaluate, recommend.recommend, score.score, merge.merge, tune.tune, tune.crossval, tune.compare),
-    *(bench.bench, refresh.refresh, explain.explain, report.report, doctor.doctor, serve.serve),
+    *(bench.bench, refresh.refresh, explain.explain, report.report, audit.audit, doctor.doctor, serve.serve),
 )
 for each in COMMANDS:
     app.command()(each)

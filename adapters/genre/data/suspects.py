@@ -124,6 +124,6 @@ def bursts(log: Any) -> list[Burst]:
 def named_users(log: Any) -> np.ndarray:
     """(U,) bool: the users that the warnings of twins and bursts are about."""
     named = np.zeros(len(log.user_ids), dtype=bool)
-    for group in (*twins(log), *bursts(log)):
-        named[group.users] = True
+    for users in (*(group.users for group in twins(log)), *(group.users for group in bursts(log))):
+        named[users] = True
     return named

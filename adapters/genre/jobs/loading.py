@@ -7,6 +7,7 @@ Owns: names of packaged data sets, the base that a manifest asks for, a version 
     model, builder, split = restore(read_adapter(registry, "like@production", base), data, base)
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from genre.data.dataset import KIND_NAMES, DataKind, Dataset
 from genre.data.interactions import Interactions
 from genre.data.packaged import sources
+from genre.data.sequences.control import recorded_rule
 from genre.data.sequences.text_rows import Builder, rows_of
 from genre.data.splits import SplitConfig
 from genre.data.texts.dataset import Texts
@@ -28,7 +30,8 @@ from genre.modules.embedding import SoftTokens
 from genre.modules.lora.layer import LoraLinear
 from genre.modules.recommender import Recommender
 from genre.recipe import BaseConfig, Recipe
-from genre.registry.manifest import Manifest
+from genre.registry import Registry
+from genre.registry.manifest import Manifest, Version
 
 
 def open_log(path: str) -> Interactions:
@@ -115,6 +118,31 @@ def load_base(manifest: Manifest, name: str | None = None, *, quantization: str 
         todo = "name the base it was trained on"
         raise ManifestError("base.fingerprint", got=found, expected=wanted.fingerprint, todo=todo)
     return Base.load(source, quantization=chosen, depth=wanted.depth, dtype=PRECISIONS[precision])
+
+
+def own_recipe(registry: Registry, version: Version, done: str, overrides: Iterable[str] = (), *, merged: str) -> Recipe:
+    """Read the recipe that a version was trained from, with overrides.
+
+    Args:
+        registry: Holds the version.
+        version: The version.
+        done: What is to be done with it, for a message: `refreshed`.
+        overrides: `KEY=VALUE` texts.
+        merged: What helps where the version was merged.
+
+    Raises:
+        ManifestError: The version is not one that this library trained from a recipe.
+    """
+    manifest, file = version.manifest, registry.fetch(version) / "recipe.yaml"
+    if manifest.kind != "adapter":
+        todo = merged if manifest.kind == "merged" else "name an adapter"
+        raise ManifestError(f"{version.ref} cannot be {done}", got=f"kind {manifest.kind}", expected="adapter", todo=todo)
+    if not file.exists():
+        what, expected = f"{version.ref} does not record what it was trained on", "a version that genre train published"
+        raise ManifestError(what, got="no recipe", expected=expected)
+    recipe = Recipe.read(file, overrides)
+    rule = {"control_tokens": recorded_rule(manifest.sequence)}  # a recipe of before there were two does not tell
+    return recipe.model_copy(update={"sequence": recipe.sequence.model_copy(update=rule)})
 
 
 def restore(loaded: Loaded, data: Dataset, base: Base) -> tuple[Recommender, Builder, Any]:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from genre.data.interactions import Interactions
-from genre.data.sequences.control import recorded_rule
 from genre.data.splits import TEST, TRAIN, VALID, Split, SplitConfig, split
 from genre.engine.versions import Loaded
 from genre.errors import DataError, InputError, ManifestError, RecipeError
+from genre.jobs.loading import own_recipe
 from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Version
@@ -76,16 +76,11 @@ def read_recipe(registry: Registry, version: Version, options: RefreshOptions) -
     Raises:
         ManifestError: The version is not one that this library trained from a recipe.
     """
-    manifest, file = version.manifest, registry.fetch(version) / "recipe.yaml"
-    if manifest.kind != "adapter":
-        todo = "refresh its parents and merge again" if manifest.kind == "merged" else "refresh an adapter"
-        raise ManifestError(f"{version.ref} cannot be refreshed", got=f"kind {manifest.kind}", expected="adapter", todo=todo)
-    if not file.exists() or manifest.data is None or manifest.data.time_span is None:
+    recipe = own_recipe(registry, version, "refreshed", options.overrides, merged="refresh its parents and merge again")
+    if version.manifest.data is None or version.manifest.data.time_span is None:
         what, expected = f"{version.ref} does not record what it was trained on", "a version that genre train published"
-        raise ManifestError(what, got="no recipe or no time span", expected=expected)
-    recipe = Recipe.read(file, options.overrides)
-    rule = {"control_tokens": recorded_rule(manifest.sequence)}  # a recipe of before there were two does not tell
-    return recipe.model_copy(update={"sequence": recipe.sequence.model_copy(update=rule)})
+        raise ManifestError(what, got="no time span", expected=expected)
+    return recipe
 
 
 def resolve_recipe(registry: Registry, recipe: Recipe, loaded: Loaded, split: SplitConfig, options: RefreshOptions) -> Recipe:

@@ -1,0 +1,62 @@
+"""The page of an audit: exposure before and after each attack, targets by name, what the warnings of describe name.
+
+Owns: plots and words of the page. Ignores: how figures come about. Each check has a template of its name.
+
+    write_page(report, Path("runs/like/audit/audit.html"))
+"""
+
+from pathlib import Path
+from typing import Any
+
+from genre.files import write_text
+from genre.jobs.audit.report import AuditReport, ProfilesSection, TextSection
+from genre.jobs.audit.text import best
+from genre.jobs.report.figures import ACCENT, INK, REST, figure_of, render, svg_of
+
+TEMPLATES = Path(__file__).parent
+_STYLES = {"random": ("o", "-"), "average": ("s", "--"), "bandwagon": ("^", ":")}
+
+
+def write_page(report: AuditReport, out: Path) -> None:
+    """Write the page of a report; DiskError if the disk is full or not writable."""
+    sections: dict[str, Any] = {}
+    if (text := report.checks.text) is not None:
+        sections["text"] = {"found": text, "plot": _text_plot(text) if text.targets else None, "best": best}
+    if (profiles := report.checks.profiles) is not None:
+        sections["profiles"] = {"found": profiles, "plot": _profiles_plot(profiles)}
+    write_text(out, render("audit.html", TEMPLATES, report=report, sections=sections))
+
+
+def _text_plot(found: TextSection) -> Any:
+    """Exposure of each target before (a ring) and after the words that a greedy choice found (a dot)."""
+    figure, axes = figure_of(5.2, 0.34 * len(found.targets) + 0.8)
+    for place, target in enumerate(reversed(found.targets)):
+        before, after = target.before.exposure, target.greedy.standing.exposure
+        axes.plot([before, after], [place, place], color=REST, linewidth=2)
+        axes.plot(before, place, "o", color=INK, markersize=6, markerfacecolor="none")
+        axes.plot(after, place, "o", color=ACCENT, markersize=6)
+    axes.set_yticks(range(len(found.targets)), [target.title[:32] or target.item_id for target in reversed(found.targets)])
+    axes.set_ylim(-0.6, len(found.targets) - 0.4)
+    axes.set_xlim(left=-0.01)
+    axes.grid(axis="x", color=REST, alpha=0.25)
+    axes.set_xlabel("exposure@10", fontsize=8, color=INK)
+    return svg_of(figure)
+
+
+def _profiles_plot(found: ProfilesSection) -> Any:
+    """Mean exposure of the targets by the share of injected users, a line for each attack."""
+    figure, axes = figure_of(5.2, 2.6)
+    for attack in dict.fromkeys(each.attack for each in found.attacks):
+        own = sorted((each.share, each.standing.exposure) for each in found.attacks if each.attack == attack)
+        shares, exposures = zip((0.0, found.clean.exposure), *own, strict=True)
+        marker, line = _STYLES.get(attack, ("o", "-"))
+        axes.plot(
+            [100 * share for share in shares], exposures, marker=marker, linestyle=line, color=ACCENT, label=attack, markersize=5
+        )
+    axes.axhline(found.published.exposure, color=INK, linewidth=1, alpha=0.6, label="the version as published")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color=REST, alpha=0.25)
+    axes.set_xlabel("injected users, % of the real ones", fontsize=8, color=INK)
+    axes.set_ylabel("exposure@10", fontsize=8, color=INK)
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    return svg_of(figure)
