@@ -186,7 +186,7 @@ class CatalogueLineup(Lineup):
             scores = read(self.head, hidden, batch, reads, model.soft, tables=tables).float().cpu()
             for score, number in zip(scores, chosen, strict=True):
                 if task.seen == "masked":
-                    score[self._items(self.users[number])] = -torch.inf
+                    score[torch.from_numpy(self._items(self.users[number]).astype(np.int64))] = -torch.inf
                 values, codes = score.topk(most)
                 self.best[number, :most], self.best_scores[number, :most] = codes.numpy(), values.numpy()
             view, _ = view_of(self.head, batch, reads, model.soft)

@@ -64,8 +64,16 @@ class FakeProfiles:
                 made = Injection(attack, users, fillers, subject.targets, span, options.seed)
                 burst, spread = (made.into(log, subject.task, arrival) for arrival in ("burst", "spread"))
                 standing, warned = _retrained(subject, recipe, burst, reporter), (named(burst), named(spread))
-                fields = {"attack": attack, "share": share, "users": users, "standing": standing}
-                done.append(InjectedProfiles(**fields, named_burst=warned[0], named_spread=warned[1]))
+                done.append(
+                    InjectedProfiles(
+                        attack=attack,
+                        share=share,
+                        users=users,
+                        standing=standing,
+                        named_burst=warned[0],
+                        named_spread=warned[1],
+                    )
+                )
                 names = f"describe names {warned[0].fakes}, {warned[1].fakes} if they come spread out"
                 reporter.line(f"exposure {standing.exposure:.4f}, without them {clean.exposure:.4f}; {names}")
         return ProfilesSection(
