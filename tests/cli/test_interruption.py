@@ -101,6 +101,7 @@ CASES: dict[str, tuple[list[str], Callable[[str, tuple[Any, ...]], bool]]] = {
     "explain": (["like", *EVAL, "--user", "u1", "--item", "i1"], opens("manifest.json")),
     "doctor": ([], opens("manifest.json")),
     "report": (["{run}"], renames("report.html")),
+    "audit": (["next_item", *EVAL, "--text-only"], opens("adapter_model")),
     "serve": (["--adapters", "like", "--base", "{base}", "--port", "0"], opens("adapter_model")),
 }
 KEPT = {"train": r"runs", "tune": r"study|runs", "crossval": r"runs", "score": r"out\.jsonl", "refresh": r"runs"}

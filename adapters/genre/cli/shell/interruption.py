@@ -55,6 +55,7 @@ LEFT = {
     "refresh": "the alias moves at the end or not at all: genre registry history NAME shows it; the same command starts over",
     "explain": _NOTHING,
     "report": _FILE,
+    "audit": "the registry is unchanged; checks that ended are in the report, the same command starts over",
     "doctor": _NOTHING,
     "serve": "the registry is unchanged; the same command starts the service",
 }
