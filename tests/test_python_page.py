@@ -15,6 +15,7 @@ INNER = {
     "Base": set(vars(genre.Base)) - {"load"},  # what a model is computed with, which Recommender and Engine call
     "Engine": {"read_by", "catalogue_of", "planned", "planned_together"},  # what explanations and vectors are made of
     "Interactions": {"labels_of", "split", "limit", "owners", "time_span", "name_row", "user_code"},  # the protocol `Dataset`
+    "export": {"mlflow"},  # an extra
     "Texts": {"split", "limit", "owners", "time_span", "name_row"},
 }
 
@@ -40,7 +41,8 @@ def public_functions():
         if inspect.isfunction(value):
             yield name, name
         elif inspect.ismodule(value):
-            yield from ((f"{name}.{each}", each) for each in value.__all__ if not inspect.isclass(getattr(value, each)))
+            own = set(value.__all__) - INNER.get(name, set())
+            yield from ((f"{name}.{each}", each) for each in own if inspect.isroutine(getattr(value, each)))
         elif inspect.isclass(value):
             for method, found in vars(value).items():
                 called = isinstance(found, classmethod | staticmethod) or inspect.isfunction(found)

@@ -124,7 +124,11 @@ WRONG = [
     ("train.learning_rate", "fast", "recipe: train.learning_rate: got 'fast'; expected a number"),
     ("train.learning_rate", 0, "recipe: train.learning_rate: got 0; expected more than 0"),
     ("train.epochs", 0, "recipe: train.epochs: got 0; expected at least 1"),
-    ("train.tracker", "mlflow", "recipe: train.tracker: got 'mlflow'; expected 'tensorboard', 'wandb' or 'none'"),
+    (
+        "train.tracker",
+        "clearml",
+        "recipe: train.tracker: got 'clearml'; expected 'tensorboard', 'mlflow', 'wandb'",
+    ),
     ("tasks", [], "recipe: tasks: got []; expected a list of at least 1"),
     ("tasks", [PLAIN["tasks"][0]] * 2, "recipe: two tasks have the same name: like, like"),
     ("tasks.0.loss", "mse", "recipe: tasks.0: head 'binary' takes loss log_loss, not 'mse'"),

@@ -187,7 +187,8 @@ class TrainConfig(_Config):
     Attributes:
         average: Decay of the moving average of the weights, which is validated and published in their place (0: none).
         batch_tokens: Padded tokens of one step, over all processes and micro-batches.
-        tracker: Gets the curves beside `log.jsonl`; `wandb` needs its package, and `WANDB_MODE=offline` keeps it local.
+        tracker: Gets the curves beside `log.jsonl`: `tensorboard`, or what needs its package: `mlflow` (`MLFLOW_TRACKING_URI`),
+            `wandb` (`WANDB_MODE=offline` keeps it local), `comet_ml`, `aim`; or `none`.
         accumulate: Micro-batches of a step: less memory, the same gradient.
         checkpoint_activations: Activation checkpointing: keep only the inputs of the base's layers.
     """
@@ -202,7 +203,7 @@ class TrainConfig(_Config):
     batch_tokens: int = Field(default=4096, ge=16)
     seed: int = Field(default=0, ge=0, lt=2**63)
     early_stop: int | None = Field(default=2, ge=1)
-    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    tracker: Literal["tensorboard", "mlflow", "wandb", "comet_ml", "aim", "none"] = "tensorboard"
     checkpoint_every: int = Field(default=200, ge=1)
     accumulate: int = Field(default=1, ge=1)
     checkpoint_activations: bool = False

@@ -1,6 +1,6 @@
-"""The forms of `genre registry export` that run the model: vectors of items and users, lists of users' best items.
+"""The forms of `genre registry export` that are jobs: vectors of items and users, lists of users' best items, MLflow.
 
-Owns: their options and what is printed. Ignores: forms that copy a version's files; the library is imported inside each function.
+Owns: their options and what is printed. Ignores: forms that write a version's files.
 
     genre registry export next_item@production --to vectors --data data/ml-100k --users --out vectors
     genre registry export next_item@production --to lists --data data/ml-100k --before test --out lists.parquet
@@ -28,12 +28,18 @@ TopOption = Annotated[int | None, typer.Option("--top", help="Of lists: items fo
 TemperatureOption = Annotated[
     float | None, typer.Option("--temperature", help="Of lists: of the soft labels of a next-item task; larger is flatter.")
 ]
+LicenseOption = Annotated[
+    str | None,
+    typer.Option("--license", help="Of hub-folder: the licence as the hub spells it; by default that of the base and the data."),
+]
 
 _TAKES = {
     "vectors": ("--data", "--users", "--rank", "--before", "--task"),
     "lists": ("--data", "--before", "--task", "--top", "--temperature"),
+    "mlflow": (),
+    "hub-folder": ("--license", "--tar"),
 }
-"""The options of each form here, beside --out and --base."""
+"""The options of each form beside --out and --base; others take --tar."""
 
 
 def check_options(to: str, given: Mapping[str, Any]) -> None:
@@ -52,7 +58,7 @@ def check_options(to: str, given: Mapping[str, Any]) -> None:
 
 def export_computed(to: str, registry: Any, ref: str, out: str, base: Path | None, given: Mapping[str, Any]) -> str | None:
     """Export in one of the forms here; the line to print, or None for another form."""
-    forms: dict[str, Callable[..., str]] = {"vectors": _vectors, "lists": _lists}
+    forms: dict[str, Callable[..., str]] = {"vectors": _vectors, "lists": _lists, "mlflow": _mlflow}
     return forms[to](registry, ref, out, base, given) if to in forms else None
 
 
@@ -107,6 +113,15 @@ def _lists(registry: Any, ref: str, out: str, base: Path | None, given: Mapping[
         reporter=Reporter.for_terminal(),
     )
     return f"wrote {out}: {found['user_id'].n_unique():,} users, {len(found):,} items in their lists"
+
+
+def _mlflow(registry: Any, ref: str, out: str, base: Path | None, given: Mapping[str, Any]) -> str:
+    from genre.jobs.export.mlflow import export_mlflow
+
+    found = export_mlflow(registry, ref, out)
+    aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
+    before = "" if found.new else ", there before"
+    return f"run {found.run_id}, version {found.version} of registered model {found.model}{aliases}{before}"
 
 
 def _open_log(path: str) -> Any:

@@ -15,6 +15,7 @@ import typer
 from genre.cli.export import (
     BeforeOption,
     ExportDataOption,
+    LicenseOption,
     RankOption,
     TemperatureOption,
     TopOption,
@@ -236,8 +237,8 @@ def history(name: NameArgument, registry: RegistryOption = DEFAULT) -> None:
 @app.command()
 def export(
     ref: RefArgument,
-    out: Annotated[str, typer.Option(help="A new folder; of lists a new file, .parquet or .jsonl.")],
-    to: Annotated[str, typer.Option(help="The format: peft, merged, vllm, vectors or lists.")] = "peft",
+    out: Annotated[str, typer.Option(help="A new folder; of lists a file, .parquet or .jsonl; of mlflow its URI.")],
+    to: Annotated[str, typer.Option(help="peft, hub-folder, merged, vllm, vectors, lists or mlflow.")] = "peft",
     base: Annotated[Path | None, typer.Option(help="The base's folder; a prepared base is found by its name.")] = None,
     tar: Annotated[bool, typer.Option("--tar", help="Also write OUT.tar.")] = False,
     canaries: Annotated[
@@ -250,16 +251,17 @@ def export(
     before: BeforeOption = None,
     top: TopOption = None,
     temperature: TemperatureOption = None,
+    licence: LicenseOption = None,
     registry: RegistryOption = DEFAULT,
 ) -> None:
     """Write a folder for stock PEFT (with the cut base where depth is set), the adapter merged into its base, or vLLM's files.
 
-    Or what runs the model: vectors whose dot product is a next-item score, or lists of users' best items.
+    Or a folder for a model hub; vectors whose dot product is a next-item score; lists of users' best items; a model in MLflow.
     """
     from genre.registry.export.check import untold
 
     given: dict[str, Any] = {"--tar": tar, "--users": users, "--task": task, "--rank": rank, "--before": before}
-    given |= {"--top": top, "--temperature": temperature}
+    given |= {"--top": top, "--temperature": temperature, "--license": licence}
     check_options(to, given)
     opened = _open(registry)
     if (line := export_computed(to, opened, ref, out, base, given | {"--data": data})) is not None:
@@ -268,7 +270,7 @@ def export(
     manifest = opened.resolve(ref).manifest
     if base is None and (to in ("merged", "vllm") or manifest.base.depth is not None):
         base = _prepared_base(manifest.base.name)
-    written = opened.export(ref, out, to=to, base=base, tar=tar, canaries=canaries)
+    written = opened.export(ref, out, to=to, base=base, tar=tar, canaries=canaries, licence=licence)
     typer.echo(f"wrote {written}" + (f" and {written.name}.tar" if tar else ""))
     if canaries and (reason := untold(written)):
         typer.echo(f"no canaries: {reason}")

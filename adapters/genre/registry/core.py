@@ -454,17 +454,19 @@ class Registry:
         base: str | Path | None = None,
         tar: bool = False,
         canaries: bool = True,
+        licence: str | None = None,
     ) -> Path:
         """Write a version as a folder that stock PEFT, transformers or a server of language models loads.
 
         Args:
             ref: The version.
             out: A new folder; with `tar`, `<out>.tar` is written beside it.
-            to: `peft`, `merged` or `vllm`; see the modules of `genre.registry.export`.
+            to: `peft`, `hub-folder`, `merged` or `vllm`; see the modules of `genre.registry.export`.
             base: The base's transformers folder.
             tar: Also write a tar.
             canaries: Where items are text and answers are label words, write `canaries.json`: two prompts with the base's
                 answer and the adapter's, by which a server is checked. Base and adapter are run for it on the CPU.
+            licence: Of a hub folder, as the hub spells it; without one the card says that the base's and the data's apply.
 
         Raises:
             RegistryError: There is no such form, or this version cannot take it.
@@ -474,11 +476,16 @@ class Registry:
         from genre.registry.export import export  # rarely needed, and slower to import than the rest
 
         version, encoder = self.resolve(ref), None
-        if to == "peft" and version.manifest.encoder is not None:
+        if to in ("peft", "hub-folder") and version.manifest.encoder is not None:
             found = lookup.look_up(self.store, version.manifest.encoder)
             encoder = None if found is None else self.fetch(found)
         folder = None if base is None else Path(base)
-        more: dict[str, Any] = {"encoder": encoder, "baselines": self.baselines(version), "canaries": canaries}
+        more: dict[str, Any] = {
+            "encoder": encoder,
+            "baselines": self.baselines(version),
+            "canaries": canaries,
+            "licence": licence,
+        }
         return export(version, self.fetch(version), Path(out), folder, to=to, tar=tar, **more)
 
     def import_peft(

@@ -30,7 +30,7 @@ from genre.training.fsdp import shard_base
 from genre.training.micro_batches import broadcast_weights, count_targets, most_micro_batches, seed_process, shares, split_rows
 from genre.training.neighbours import add_neighbours
 from genre.training.optimization import Optimization, learning_rate
-from genre.training.reporting import append_log, check_tracker, start_tracker, trim_log
+from genre.training.reporting import append_log, check_tracker, for_tracker, start_tracker, trim_log
 from genre.training.runtime import Interrupts, peak_memory_bytes
 from genre.training.time_left import TimeLeft
 from genre.training.validation import deciding_metric, validation_metrics
@@ -347,7 +347,7 @@ class Loop:
     def log(self, values: dict[str, float]) -> None:
         """Write a line to the log file and the tracker."""
         if self.processes.is_main:
-            self.accelerator.log(values, step=self.state.step)
+            self.accelerator.log(for_tracker(self.train.tracker, values), step=self.state.step)
             counters = {"step": self.state.step, "epoch": self.state.epoch, "seconds": round(self.state.seconds, 3)}
             append_log(self.folder, counters | values)
 

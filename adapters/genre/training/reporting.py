@@ -1,18 +1,22 @@
 """The log of a run, its picture, and the trackers beside it.
 
-Owns: `log.jsonl`, `curve.svg` (the loss by step, the validation metrics by epoch), TensorBoard or Weights & Biases through
+Owns: `log.jsonl`, `curve.svg` (the loss by step, the validation metrics by epoch), TensorBoard, MLflow and others through
 accelerate. Ignores: what is trained.
 
     {"step": 40, "epoch": 0, "seconds": 12.1, "loss": 0.61, "learning_rate": 0.0009}
     {"step": 96, "epoch": 0, "seconds": 30.5, "valid.like.auc": 0.761}
 
     tensorboard   RUN/tracker/                  tensorboard --logdir runs
+    mlflow        MLFLOW_TRACKING_URI           by default mlflow.db in the folder of the call; "@" in a name becomes "_at_"
     wandb         RUN/wandb/, and the service   WANDB_MODE=offline keeps it on this machine
+    comet_ml      the service                   COMET_API_KEY
+    aim           RUN/.aim/                     aim up --repo RUN
     none
 """
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -95,6 +99,16 @@ def _draw_log(figure: Any, losses: list[tuple[int, float]], validations: list[di
         right.legend(fontsize="small")
 
 
+_PACKAGES = {"mlflow": "mlflow-skinny sqlalchemy alembic"}
+"""What to install for a tracker, where that is not of its name."""
+_HINTS = {
+    "wandb": "log in, or keep it on this machine with WANDB_MODE=offline",
+    "comet_ml": "set COMET_API_KEY",
+    "mlflow": "look at MLFLOW_TRACKING_URI; a folder needs MLFLOW_ALLOW_FILE_STORE=true, sqlite:///FILE does not",
+}
+_NOT_MLFLOWS = re.compile(r"[^\w\-. :/]", re.ASCII)
+
+
 def check_tracker(name: str) -> str | None:
     """Check that a recipe's tracker is installed; accelerate's name for it, None for `none`.
 
@@ -106,7 +120,7 @@ def check_tracker(name: str) -> str | None:
     if find_spec(name) is None:
         what = f"train.tracker {name} needs a package that is not installed"
         todo = "install it, or set train.tracker to tensorboard or none"
-        raise RecipeError(what, got=f"no {name}", expected=f"pip install {name}", todo=todo)
+        raise RecipeError(what, got=f"no {name}", expected=f"pip install {_PACKAGES.get(name, name)}", todo=todo)
     return name
 
 
@@ -119,21 +133,31 @@ def start_tracker(accelerator: Any, recipe: Recipe, folder: Path) -> None:
     name = recipe.train.tracker
     if name == "none":
         return
-    project = {"tensorboard": "tracker", "wandb": "genre"}[name]
-    options = {"wandb": {"name": f"{recipe.name}/{folder.name}", "dir": str(folder), "settings": {"silent": True}}}
+    project, run = "tracker" if name == "tensorboard" else "genre", f"{recipe.name}/{folder.name}"
+    options = {"wandb": {"name": run, "dir": str(folder), "settings": {"silent": True}}, "mlflow": {"run_name": run}}
     try:
-        accelerator.init_trackers(project, config=_flatten(recipe.model_dump(mode="json")), init_kwargs=options)
+        accelerator.init_trackers(project, config=flatten_values(recipe.model_dump(mode="json")), init_kwargs=options)
     except Exception as error:  # each tracker has its own tree
-        todo = "log in, or keep it on this machine with WANDB_MODE=offline" if name == "wandb" else "set train.tracker: none"
+        todo = _HINTS.get(name, "set train.tracker: none")
         raise JobError(f"the tracker {name} cannot start", got=first_line(error), todo=todo) from None
 
 
-def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+def for_tracker(name: str, values: dict[str, float]) -> dict[str, float]:
+    """Values of a log line under names that a tracker takes."""
+    return {mlflow_name(key): value for key, value in values.items()} if name == "mlflow" else values
+
+
+def mlflow_name(name: str) -> str:
+    """A metric's name for MLflow, which takes no `@`: `next_item.ndcg_at_10`."""
+    return _NOT_MLFLOWS.sub("_", name.replace("@", "_at_"))
+
+
+def flatten_values(value: Any, path: str = "") -> dict[str, Any]:
     """Nested values as `a.b`, as strings and numbers: every tracker takes these."""
     if isinstance(value, list) and any(isinstance(each, dict) for each in value):
         value = {str(index): each for index, each in enumerate(value)}
     if isinstance(value, dict):
-        return {key: inner for name, each in value.items() for key, inner in _flatten(each, f"{path}.{name}").items()}
+        return {key: inner for name, each in value.items() for key, inner in flatten_values(each, f"{path}.{name}").items()}
     return {path.lstrip("."): value if isinstance(value, bool | int | float | str) else str(value)}
 
 

@@ -1,4 +1,4 @@
-"""Versions out to stock PEFT, merged into their base, or to vLLM; PEFT adapters in from elsewhere."""
+"""Versions out to stock PEFT, a model hub, merged into their base, or to vLLM; PEFT adapters in from elsewhere."""
 
 from functools import partial
 from pathlib import Path
@@ -7,6 +7,7 @@ from genre.errors import RegistryError
 from genre.files import write_text
 from genre.registry.card import baseline_section
 from genre.registry.export.archive import pack
+from genre.registry.export.hub import check_licence, write_hub_card
 from genre.registry.export.merged import export_merged
 from genre.registry.export.peft import export_peft
 from genre.registry.export.served import add_canaries
@@ -29,6 +30,7 @@ def export(
     encoder: Path | None = None,
     baselines: BaselineRecord | None = None,
     canaries: bool = True,
+    licence: str | None = None,
 ) -> Path:
     """Write a version, whose checked files are in `source`, in one of the forms; see `Registry.export`.
 
@@ -40,10 +42,18 @@ def export(
         _SERVED[to](version, source, out, base, canaries=canaries)
     elif to == "peft":
         export_peft(version, source, out, base, encoder, finish=finish)
+    elif to == "hub-folder":
+        check_licence(licence)
+
+        def finish_hub(folder: Path) -> None:
+            finish(folder)
+            write_hub_card(folder, version.manifest, (source / CARD).read_text(encoding="utf-8"), licence)
+
+        export_peft(version, source, out, base, encoder, finish=finish_hub)
     elif to == "merged":
         export_merged(version, source, out, base, finish=finish)
     else:
-        raise RegistryError("cannot export to that", got=repr(to)[:80], expected="peft, merged or vllm")
+        raise RegistryError("cannot export to that", got=repr(to)[:80], expected="peft, hub-folder, merged or vllm")
     if baselines is not None and (out / CARD).is_file():
         write_text(out / CARD, (out / CARD).read_text(encoding="utf-8") + baseline_section(baselines))
     if tar:

@@ -22,6 +22,7 @@ from genre.errors import IntegrityError, ManifestError, NotFoundError
 from genre.modules.base.fingerprint import fingerprint
 from genre.registry.card import is_rendered, stored_part
 from genre.registry.export.archive import extract, is_archive
+from genre.registry.export.hub import STORED_CARD
 from genre.registry.export.peft import CUT_BASE, ENCODER_FOLDER, name_base, paths_in_base
 from genre.registry.integrity import CARD, check_file_name, copy_plain, find_damage
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
@@ -109,7 +110,10 @@ def _take_back(
         if (folder / file).exists():
             copy_plain(folder / file, target / check_file_name(file))
     card = target / CARD
-    if card.is_file():  # an export tells more in it
+    if (folder / STORED_CARD).is_file() and card.is_file():  # a hub's card has another head
+        card.unlink()
+        copy_plain(folder / STORED_CARD, card)
+    elif card.is_file():  # an export tells more in it
         card.write_bytes(stored_part(card.read_bytes().decode("utf-8", "replace")).encode())
     named = CUT_BASE  # in the config of an export with the cut base
     for original in (Path(sealed.base.name).name, sealed.base.name):
@@ -263,7 +267,7 @@ def _opened(source: Path) -> Iterator[tuple[Path, list[str]]]:
     with tempfile.TemporaryDirectory(prefix="genre-import-") as temporary:
         others = extract(source, (CONFIG, ADAPTER, MANIFEST), Path(temporary), marker=CONFIG)
         if (sealed := _read_sealed(Path(temporary))) is not None:
-            extract(source, set(sealed.files) - {CONFIG, ADAPTER}, Path(temporary), marker=CONFIG)
+            extract(source, {*sealed.files, STORED_CARD} - {CONFIG, ADAPTER}, Path(temporary), marker=CONFIG)
             _extract_encoder(source, Path(temporary) / ENCODER_FOLDER)
         yield Path(temporary), [name[:80] for name in others]
 
