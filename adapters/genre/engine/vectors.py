@@ -93,12 +93,12 @@ class Space:
         Raises:
             GenreError: A history cannot be read, or the version cannot be loaded.
         """
-        found = np.empty((len(requests), sum(self.blocks.values())), dtype=np.float32)
+        found, make = np.empty((len(requests), sum(self.blocks.values())), dtype=np.float32), self._vectors_of
         for start in range(0, len(requests), CALL):
             asked = [_history_alone(request, self) for request in requests[start : start + CALL]]
             with engine.planned_together(asked, self.ref) as jobs:
                 for job in jobs:
-                    job.user_vectors = self._vectors_of
+                    job.user_vectors = make  # one object, by which rows of a batch are computed together
                 engine.passes.run(jobs)
                 for number, job in enumerate(jobs, start):
                     (vector,) = job.scores
