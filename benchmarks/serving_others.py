@@ -2,7 +2,7 @@
 
 Owns: the section `others` of `serving.py`. Ignores: what the hostile calls are.
 
-A process of its own sends a small call every 25 ms from one address, by the clock; latencies count from when a call was due.
+A process of its own sends a small call every 200 ms from one address, by the clock; latencies count from when a call was due.
 Hostile clients send theirs from two other addresses meanwhile. The same small calls without anything beside them, before and
 after, are the control: a call is late by what it takes beyond the control's median.
 """
@@ -27,7 +27,7 @@ from serving_hostile import HEAVY, HUGE, heavy_call
 from serving_load import TOKEN, Client, Lost, Refused, Server, run_clients
 from serving_world import World, body
 
-EVERY_S = 0.025
+EVERY_S = 0.2
 CONTROL_S = 10.0
 LATE_S = 0.5
 HOSTILE_CLIENTS = 4
@@ -96,6 +96,7 @@ def others(world: World, folder: Path, scale: float) -> dict[str, dict[str, Any]
         "examples": {
             "others_late_beside": dict(blamed.most_common(8)),
             "others_server_errors": errors[:10],
+            "others_statuses": dict(Counter(str(status) for _, _, status in beside)),
             "others_late": [[round(due, 2), round(taken, 3)] for due, taken in sorted(late, key=lambda one: -one[1])[:10]],
         },
     }

@@ -44,6 +44,9 @@ class Service:
         stream: Where log lines go; standard error by default.
         state: Where operators' acts are kept over a restart; closed by `stop`.
         served: Where recommended lists and their rewards are written; closed by `stop`.
+
+    Attributes:
+        bodies: The one thread that reads and writes large bodies: several would only keep the interpreter from those that score.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Service:
         self.explorer = None if policy is None else Explorer(policy)
         self.served = served
         self.draining = False
+        self.bodies = ThreadPoolExecutor(1, thread_name_prefix="genre-bodies")
         self._explainer = ThreadPoolExecutor(1, thread_name_prefix="genre-explaining")
         self._explanations: dict[Future[Any], str] = {}
         self._end = threading.Event()
@@ -102,6 +106,7 @@ class Service:
             self._follower.join()
         self.batcher.stop()
         self._explainer.shutdown(cancel_futures=True)
+        self.bodies.shutdown()
         self.state.save()
         self.state.close()
         if self.served is not None:

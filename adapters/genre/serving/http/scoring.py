@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from fastapi import Request as Http
 from fastapi import Response as Reply
 from pydantic_core import to_json
-from starlette.concurrency import run_in_threadpool
 
 from genre.engine import Request, Response, Scored
 from genre.engine.explain import ATTEMPTS, ask, explain
@@ -45,7 +44,7 @@ async def score_call(service: Service, http: Http, *, recommend: bool = False) -
     """
     body = await body_of(http)
     large = len(body) > LARGE_BYTES
-    rows, read = await _apart(large, partial(_read, body, service.settings.call_rows, recommend=recommend))
+    rows, read = await _apart(service, large, partial(_read, body, service.settings.call_rows, recommend=recommend))
     refusals: list[Answer | None] = []
     routed: list[Routed] = []
     for number, (row, request) in enumerate(zip(rows, read, strict=True)):
@@ -63,17 +62,17 @@ async def score_call(service: Service, http: Http, *, recommend: bool = False) -
     results = sum(len(answer.response.results) for answer in answers)
     impressions: list[Impression | None] = [None] * len(answers)
     if recommend and (service.explorer is not None or service.served is not None):
-        drawn = await _apart(results > LARGE_RESULTS, partial(_draw, service, read, answers))
+        drawn = await _apart(service, results > LARGE_RESULTS, partial(_draw, service, read, answers))
         answers, impressions = [answer for answer, _ in drawn], await keep(service, [impression for _, impression in drawn])
-    body = await _apart(results > LARGE_RESULTS, partial(_show, service, answers, impressions, recommend=recommend))
+    body = await _apart(service, results > LARGE_RESULTS, partial(_show, service, answers, impressions, recommend=recommend))
     _log_rows(service, http, rows, [(answer.response.error, answer.response.digest) for answer in answers])
     broken = all(answer.internal for answer in answers)
     return Reply(body, 500 if broken else 200, media_type=JSON)
 
 
-async def _apart(large: bool, work: Callable[[], _T]) -> _T:
+async def _apart(service: Service, large: bool, work: Callable[[], _T]) -> _T:
     """Do what takes long in another thread, so that the event loop answers others meanwhile."""
-    return await run_in_threadpool(work) if large else work()
+    return await asyncio.get_running_loop().run_in_executor(service.bodies, work) if large else work()
 
 
 def _read(body: bytes, most: int, *, recommend: bool) -> tuple[list[Any], list[Request | GenreError]]:

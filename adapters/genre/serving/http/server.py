@@ -11,6 +11,7 @@ queue is scored to its end; then the process ends.
 import asyncio
 import gc
 import socket
+import sys
 import time
 from types import FrameType
 
@@ -26,6 +27,8 @@ from genre.unpromised import close_listeners
 BACKLOG = 2048
 LONGEST_HEAD = 32 * 1024
 LAST_REQUESTS_S = 1.0
+SWITCH_S = 0.0005
+"""Seconds after which a thread gives up the interpreter to another."""
 
 
 class Server(uvicorn.Server):
@@ -111,14 +114,19 @@ def make_server(service: Service, app: ASGIApp | None = None) -> Server:
 def run(service: Service, listener: socket.socket) -> None:
     """Serve until a signal, then stop the service.
 
-    What is there at the start is left out of garbage collection meanwhile: a look at the libraries' half a million objects
-    stops every thread for a quarter of a second, and a call of many results makes Python look.
+    Python's defaults are for one thread of work. What is there at the start is left out of garbage collection meanwhile: a look at
+    the libraries' half a million objects stops every thread for a quarter of a second, and a call of many results makes Python
+    look. And a thread that computes gives up the interpreter at each product, and would wait for it as long as a switch takes,
+    thousands of times a second, beside one that reads a large body.
     """
+    interval = sys.getswitchinterval()
     with server_messages(service.log):
         try:
             gc.collect()
             gc.freeze()
+            sys.setswitchinterval(SWITCH_S)
             make_server(service).run(sockets=[listener])
         finally:
             gc.unfreeze()
+            sys.setswitchinterval(interval)
             service.stop()
