@@ -114,10 +114,10 @@ def make_server(service: Service, app: ASGIApp | None = None) -> Server:
 def run(service: Service, listener: socket.socket) -> None:
     """Serve until a signal, then stop the service.
 
-    Python's defaults are for one thread of work. What is there at the start is left out of garbage collection meanwhile: a look at
-    the libraries' half a million objects stops every thread for a quarter of a second, and a call of many results makes Python
-    look. And a thread that computes gives up the interpreter at each product, and would wait for it as long as a switch takes,
-    thousands of times a second, beside one that reads a large body.
+    Python's defaults are for one thread of work. What is there at the start is left out of garbage collection meanwhile: a look
+    at the libraries' half a million objects stops every thread for a quarter of a second, and a call of many results makes
+    Python look. And a thread that computes gives up the interpreter at each product, and would wait for it as long as a switch
+    takes, hundreds of times a batch, beside one that reads a large body.
     """
     interval = sys.getswitchinterval()
     with server_messages(service.log):
