@@ -1,8 +1,10 @@
 """One caller's work beside others': turns, weights, bounds of a call, items that are embedded together."""
 
 import dataclasses
+import gc
 import io
 import random
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,8 +15,9 @@ from serving_fakes import open_engine, serving, wait_until
 
 from genre.engine import Request
 from genre.modules.base.base import Base
+from genre.serving import Service, Settings
 from genre.serving.deployments import Deployments
-from genre.serving.http import bodies
+from genre.serving.http import bodies, server
 from genre.serving.logs import Log
 from genre.serving.metrics import Metrics
 from genre.serving.problems import Problem
@@ -282,3 +285,20 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(monkeypatch):
     with pytest.raises(Problem, match="too many values") as caught:
         bodies.parse(b"[" + b"[]," * 30 + b"1]")
     assert (caught.value.status, caught.value.code) == (413, "too_large")
+
+
+def test_a_process_that_serves_leaves_what_is_there_out_of_collections_and_switches_threads_often(engine, monkeypatch):
+    class Looks:
+        """In place of the server: what the process is like while it serves."""
+
+        def run(self, sockets):
+            seen.append((sys.getswitchinterval(), gc.get_freeze_count()))
+
+    seen: list[tuple[float, int]] = []
+    before = sys.getswitchinterval()
+    monkeypatch.setattr(server, "make_server", lambda service: Looks())
+    with server.bind("127.0.0.1", 0) as listener:
+        server.run(Service(engine, Settings.make(port=0), stream=io.StringIO()), listener)
+    ((interval, frozen),) = seen
+    assert interval == pytest.approx(server.SWITCH_S) and frozen > 10_000
+    assert sys.getswitchinterval() == before and gc.get_freeze_count() == 0
