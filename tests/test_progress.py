@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from genre.progress import Bar, Reporter
+from genre.progress import Bar, Reporter, Verbosity, never_silent, reporting
 
 
 @pytest.fixture
@@ -45,6 +45,22 @@ def test_silence_is_counted_over_phases_and_bars(said):
         with reporter.bar("rows", 2):
             time.sleep(0.02)
     assert 2 <= len(lines) <= (time.perf_counter() - begun) / 0.05 + 1
+
+
+def test_a_command_is_never_silent_between_its_phases(monkeypatch, capsys):
+    """What no phase reports is told by the command; an open phase keeps its own time."""
+    monkeypatch.setattr("genre.progress.EVERY_S", 0.05)
+    with reporting(Verbosity.NORMAL), never_silent("genre compare"):
+        time.sleep(0.3)
+        assert capsys.readouterr().err.splitlines()[0] == "genre compare  0:00:00"
+        with Reporter.for_terminal().phase("reading"):
+            capsys.readouterr()
+            time.sleep(0.3)
+            assert set(capsys.readouterr().err.splitlines()) == {"reading  0:00:00"}
+    with reporting(Verbosity.QUIET), never_silent("genre compare"):
+        time.sleep(0.15)
+    time.sleep(0.15)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_time_left_is_that_of_the_whole_job():

@@ -7,6 +7,8 @@ Owns: the form of progress, the time left of a job. Ignores: what is being done.
         bar.advance(1, loss=0.61, tokens=4000)      # epoch 1/5 ━━━━ 12/120  loss 0.610  1,950 tokens/s  0:01:32 left
     with reporter.phase("fitting the encoder"):
         ...                                         # fitting the encoder  0:00:20
+    with reporting(Verbosity.NORMAL), never_silent("genre compare"):
+        ...                                         # genre compare  0:00:09
 """
 
 import sys
@@ -17,9 +19,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from enum import Enum
 from html import escape
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from genre.display import Area, in_notebook
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 EVERY_S = 9.0
 """Seconds between two plain lines: with what a tick may be late, below the ten that users are promised."""
@@ -35,7 +40,28 @@ class Verbosity(Enum):
     VERBOSE = "verbose"
 
 
+class _Shown:
+    """What the reporters of a command have shown: the time of the last line, and how many phases and bars are open."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+        self.open = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """A block in which a phase or a bar is shown, which keeps its own time."""
+        with self._lock:
+            self.open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.open -= 1
+
+
 _verbosity = ContextVar("verbosity", default=Verbosity.NORMAL)
+_shown: ContextVar[_Shown | None] = ContextVar("shown", default=None)
 
 
 def verbosity() -> Verbosity:
@@ -45,12 +71,30 @@ def verbosity() -> Verbosity:
 
 @contextmanager
 def reporting(level: Verbosity) -> Iterator[None]:
-    """A block in which reporters for a terminal are made with this verbosity."""
-    token = _verbosity.set(level)
+    """A block in which reporters for a terminal are made with this verbosity, and know of each other's lines."""
+    token, shown = _verbosity.set(level), _shown.set(_Shown())
     try:
         yield
     finally:
         _verbosity.reset(token)
+        _shown.reset(shown)
+
+
+@contextmanager
+def never_silent(label: str) -> Iterator[None]:
+    """A block in which a line with the time comes whenever reporters for a terminal have shown nothing for `EVERY_S` seconds."""
+    reporter, begun = Reporter.for_terminal(), time.perf_counter()
+    if reporter.silenced:
+        yield
+        return
+    shown = reporter.shown
+
+    def check() -> None:
+        if not shown.open and time.perf_counter() - shown.last >= EVERY_S:
+            reporter.write(f"{label}  {_clock(time.perf_counter() - begun)}")
+
+    with _ticking(check, EVERY_S / TICKS):
+        yield
 
 
 Later = Callable[[float], Mapping[str, float]]
@@ -184,8 +228,8 @@ class Reporter:
         self.live = live
         self.stream = stream
         self.area: Callable[[], Area] | None = None
+        self.shown = _Shown()
         self._write = write
-        self._written = time.perf_counter()
 
     @classmethod
     def silent(cls) -> "Reporter":
@@ -203,11 +247,14 @@ class Reporter:
         if verbosity() is Verbosity.QUIET:
             return cls.silent()
         if verbosity() is Verbosity.VERBOSE:
-            return cls(
+            reporter = cls(
                 lambda text: print(f"{time.strftime('%H:%M:%S')} {text}", file=stream or sys.stderr, flush=True), every_phase=True
             )
-        live = (stream or sys.stderr).isatty()
-        return cls(lambda text: print(text, file=stream or sys.stderr, flush=True), live=live, stream=stream)
+        else:
+            live = (stream or sys.stderr).isatty()
+            reporter = cls(lambda text: print(text, file=stream or sys.stderr, flush=True), live=live, stream=stream)
+        reporter.shown = _shown.get() or reporter.shown
+        return reporter
 
     @classmethod
     def here(cls) -> "Reporter":
@@ -220,7 +267,7 @@ class Reporter:
 
     def write(self, text: str) -> None:
         """Write a line."""
-        self._written = time.perf_counter()
+        self.shown.last = time.perf_counter()
         self._write(text)
 
     def line(self, text: str) -> None:
@@ -232,11 +279,20 @@ class Reporter:
         """Call a function in the block whenever no plain line was written for `EVERY_S` seconds, by whatever part of the job."""
 
         def check() -> None:
-            if time.perf_counter() - self._written >= EVERY_S:
+            if time.perf_counter() - self.shown.last >= EVERY_S:
                 call()
 
-        with _ticking(check, EVERY_S / TICKS):
+        with self.shown.opened(), _ticking(check, EVERY_S / TICKS):
             yield
+
+    @contextmanager
+    def _live(self) -> Iterator["Console"]:
+        """The terminal for the time in which something moves on it."""
+        from rich.console import Console
+
+        with self.shown.opened():
+            yield Console(file=self.stream) if self.stream else Console(stderr=True)
+        self.shown.last = time.perf_counter()
 
     @contextmanager
     def phase(self, label: str, *, at_once: bool = True) -> Iterator[None]:
@@ -255,12 +311,10 @@ class Reporter:
             with self._unless_silent(lambda: self.write(f"{label}  {_clock(time.perf_counter() - begun)}")):
                 yield
             return
-        from rich.console import Console
-
-        console = Console(file=self.stream) if self.stream else Console(stderr=True)
-        status = console.status(label)
-        with status, _ticking(lambda: status.update(f"{label}  {_clock(time.perf_counter() - begun)}"), 1.0):
-            yield
+        with self._live() as console:
+            status = console.status(label)
+            with status, _ticking(lambda: status.update(f"{label}  {_clock(time.perf_counter() - begun)}"), 1.0):
+                yield
 
     @contextmanager
     def bar(
@@ -286,12 +340,10 @@ class Reporter:
             with self._unless_silent(plain.show_now):
                 yield plain
             return
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        console = Console(file=self.stream) if self.stream else Console(stderr=True)
         columns: list[Any] = [BarColumn(bar_width=24), TextColumn("{task.description}")]
-        with Progress(*columns, console=console, transient=True) as progress:
+        with self._live() as console, Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task(label, total=None)
 
             def show(bar: Bar) -> None:

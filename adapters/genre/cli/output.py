@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from genre.errors import InputError, JobError
 from genre.files import check_writable, write_json
-from genre.progress import Verbosity, verbosity
+from genre.progress import Reporter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,14 +38,11 @@ def console(*, stderr: bool = False) -> "Console":
 @contextmanager
 def step_reporter(title: str) -> Iterator[Callable[[str], None]]:
     """Yield a function that reports each step of a long job on standard error."""
-    err = console(stderr=True)
-    if verbosity() is Verbosity.QUIET:
-        yield lambda step: None
+    reporter = Reporter.for_terminal()
+    if not reporter.live:
+        yield lambda step: reporter.line(f"{title}: {step}")
         return
-    if not err.is_terminal:
-        yield lambda step: err.print(f"{title}: {step}", highlight=False, markup=False)
-        return
-    with err.status(title) as status:
+    with reporter.shown.opened(), console(stderr=True).status(title) as status:
         yield lambda step: status.update(f"{title}: {step}")
 
 

@@ -124,16 +124,18 @@ def compare(
     from genre.progress import Reporter
 
     check_draws(resamples, seed)
-    sources = Sources(registry, data, part=part)
+    reporter = Reporter.for_terminal()
+    sources = Sources(registry, data, part=part, reporter=reporter)
     bases = [*(base or []), *(base or [])[-1:], None, None]
     ours = only(sources.read(first, bases[0]), task, first)
     if baseline is not None:
         kind: DataKind = "texts" if any(each.task.kind == "text" for each in ours.values()) else "log"
-        chosen = with_baseline(ours, baseline, sources.open("a baseline", kind), Reporter.for_terminal())
+        chosen = with_baseline(ours, baseline, sources.open("a baseline", kind), reporter)
     else:
         assert second is not None
         chosen = pairs(ours, only(sources.read(second, bases[1]), task, second))
-    rows = {a.task.name: run(a, b, metrics=metrics, resamples=resamples, seed=seed) for a, b in chosen}
+    with reporter.phase(f"comparing by {resamples:,} draws of the users", at_once=False):
+        rows = {a.task.name: run(a, b, metrics=metrics, resamples=resamples, seed=seed) for a, b in chosen}
     _show_compared(rows)
     for name in ours.keys() - rows.keys():
         print(f"note: task {name} has nothing to compare with")

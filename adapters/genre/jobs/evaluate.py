@@ -98,7 +98,8 @@ def evaluate(
         model, builder, split = restore(one, data, base)
         warn_few_users(model.tasks.values(), data, split, part, reporter)
         try:
-            found = predict(model, builder, split, PARTS[part], max_events=one.reading.max_events)
+            with reporter.phase(f"predicting {', '.join(model.tasks)}", at_once=False):
+                found = predict(model, builder, split, PARTS[part], max_events=one.reading.max_events)
             results = with_baselines(task_results(found, model, builder, split), builder, split, baselines, reporter)
             bins = reliability_of(found, model.tasks.values())
         finally:

@@ -181,12 +181,14 @@ class Sources:
         registry: A folder or URL.
         data: The data set's folder or name, or None.
         part: `valid` or `test`.
+        reporter: Receives progress.
     """
 
-    def __init__(self, registry: str, data: str | None, *, part: str) -> None:
+    def __init__(self, registry: str, data: str | None, *, part: str, reporter: Reporter | None = None) -> None:
         self.registry = Registry(registry)
         self.data = data
         self.part = part
+        self.reporter = reporter or Reporter.silent()
         self._opened: Dataset | None = None
         self._base: Base | None = None
 
@@ -214,10 +216,11 @@ class Sources:
             return from_run(Path(ref))
         manifest = self.registry.resolve(ref).manifest
         data = self.open(f"the version {ref}", manifest.reads)
-        if self._base is None or not _is_base_of(manifest, self._base):
-            self._base = None  # two bases may not fit into memory
-            self._base = load_base(manifest, base)
-        return from_version(self.registry, ref, data, self._base, part=self.part)
+        with self.reporter.phase(f"evaluating {ref} on the {self.part} part"):
+            if self._base is None or not _is_base_of(manifest, self._base):
+                self._base = None  # two bases may not fit into memory
+                self._base = load_base(manifest, base)
+            return from_version(self.registry, ref, data, self._base, part=self.part)
 
     def record(self, ref: str, found: Iterable[Scored]) -> str | None:
         """Record baselines of a version's test part beside the others in the registry, and return a line about it.

@@ -122,13 +122,18 @@ class Evaluator:
 
     def gate(self, low: Low) -> dict[str, dict[str, Any]]:
         """For each task the deciding metric on validation: the parent's, the update's, the bound, and whether it is met."""
+        own, found = self.own(), self._values(low, self.deciding)
+        return {name: _compare(self.deciding[name], own[name], found[name], self.options.floor) for name in self.deciding}
+
+    def own(self) -> dict[str, float]:
+        """For each task the deciding metric of its parent on validation; computed once."""
         if self._own is None:
-            self._own = {}
+            found: dict[str, float] = {}
             for ref, parent in self.distinct.items():
-                self.reporter.line(f"evaluating {ref} on its own tasks")
-                self._own |= self._values(parent.low, parent.tasks)
-        found = self._values(low, self.deciding)
-        return {name: _compare(self.deciding[name], self._own[name], found[name], self.options.floor) for name in self.deciding}
+                with self.reporter.phase(f"evaluating {ref} on its own tasks"):
+                    found |= self._values(parent.low, parent.tasks)
+            self._own = found
+        return self._own
 
     def _values(self, low: Low, tasks: Iterable[str]) -> dict[str, float]:
         metrics, found = self.metrics(low, "valid"), {}
@@ -153,6 +158,7 @@ class Evaluator:
             return tried[weights]
 
         best: tuple[float, ...] = (1 / count,) * count
+        self.own()
         with self.reporter.bar("searching weights", ROUNDS * count) as bar:
             for _ in range(ROUNDS):
                 before = best
@@ -169,8 +175,8 @@ class Evaluator:
         """For each task: the test metrics of its own head on every parent's update, and on the merged one."""
         matrix: dict[str, dict[str, Metrics]] = {name: {} for name in self.deciding}
         for source, update in [*((ref, parent.low) for ref, parent in self.distinct.items()), (MERGED, low)]:
-            self.reporter.line(f"evaluating {source} on the test part of {len(matrix)} tasks")
-            metrics = self.metrics(update, "test", resamples=RESAMPLES)
+            with self.reporter.phase(f"evaluating {source} on the test part of {len(matrix)} tasks"):
+                metrics = self.metrics(update, "test", resamples=RESAMPLES)
             for name, row in matrix.items():
                 row[source] = metrics.get(name, {})
         return matrix
