@@ -120,20 +120,20 @@ def compare(
     check_file(json_file, "--json")
     from genre.jobs.compare import check_draws, pairs
     from genre.jobs.compare import compare as run
-    from genre.jobs.predictions import Sources, only, with_baseline
+    from genre.jobs.predictions import Sources, with_baseline
     from genre.progress import Reporter
 
     check_draws(resamples, seed)
     reporter = Reporter.for_terminal()
     sources = Sources(registry, data, part=part, reporter=reporter)
     bases = [*(base or []), *(base or [])[-1:], None, None]
-    ours = only(sources.read(first, bases[0]), task, first)
+    ours = sources.read(first, bases[0], task)
     if baseline is not None:
         kind: DataKind = "texts" if any(each.task.kind == "text" for each in ours.values()) else "log"
         chosen = with_baseline(ours, baseline, sources.open("a baseline", kind), reporter)
     else:
         assert second is not None
-        chosen = pairs(ours, only(sources.read(second, bases[1]), task, second))
+        chosen = pairs(ours, sources.read(second, bases[1], task))
     with reporter.phase(f"comparing by {resamples:,} draws of the users", at_once=False):
         rows = {a.task.name: run(a, b, metrics=metrics, resamples=resamples, seed=seed) for a, b in chosen}
     _show_compared(rows)

@@ -147,12 +147,14 @@ def resampled_metrics(task: Task) -> list[str]:
     return [name for name in task.metrics if metric(name).kind not in ("list", "quality")]
 
 
-def from_version(registry: Registry, ref: str, data: Dataset, base: Base, *, part: str) -> dict[str, Scored]:
-    """A published version's predictions on its own split of some data, by task.
+def from_version(
+    registry: Registry, ref: str, data: Dataset, base: Base, *, part: str, task: str | None = None
+) -> dict[str, Scored]:
+    """A published version's predictions on its own split of some data, by task, or of one `task` alone.
 
     Raises:
         ManifestError: It does not fit the base.
-        InputError: It was trained on other data, so its training events may be among the targets.
+        InputError: It was trained on other data, so its training events may be among the targets; or it has no such task.
     """
     loaded = read_adapter(registry, ref, base)
     trained = loaded.manifest.data
@@ -160,6 +162,9 @@ def from_version(registry: Registry, ref: str, data: Dataset, base: Base, *, par
         what = f"{ref} was trained on other data, which may contain the targets"
         expected = f"digest {trained.digest[:12]}" if trained else "a version that records its data"
         raise InputError(what, got=f"data of digest {data.digest[:12]}", expected=expected, todo="name its data set")
+    if task is not None:
+        check_task(loaded.tasks, task, ref)
+        loaded = replace(loaded, tasks={task: loaded.tasks[task]}, heads={task: loaded.heads[task]})
     name, found = f"{loaded.name}:{loaded.version}", dict[str, Scored]()
     for one in by_split(loaded):
         model, builder, split = restore(one, data, base)
@@ -167,10 +172,10 @@ def from_version(registry: Registry, ref: str, data: Dataset, base: Base, *, par
             predicted = predict(model, builder, split, PARTS[part], max_events=one.reading.max_events)
         finally:
             model.release()
-        for task, (targets, scores, _) in predicted.items():
-            under = _under(model.tasks[task], data.digest, split.config, part)
+        for key, (targets, scores, _) in predicted.items():
+            under = _under(model.tasks[key], data.digest, split.config, part)
             window, text = one.reading.max_events or None, tuple(one.reading.text)
-            found[task] = Scored(name, model.tasks[task], targets, scores, under, window, text, item_texts_of(model))
+            found[key] = Scored(name, model.tasks[key], targets, scores, under, window, text, item_texts_of(model))
     return found
 
 
@@ -204,23 +209,27 @@ class Sources:
             self._opened = open_data(self.data, kind)
         return self._opened
 
-    def read(self, ref: str, base: str | None = None) -> dict[str, Scored]:
+    def read(self, ref: str, base: str | None = None, task: str | None = None) -> dict[str, Scored]:
         """The predictions of a run folder (a path with a slash, or a folder here), or of a published version, by task.
 
         Raises:
-            InputError: There is nothing of that name, or it does not fit the data.
+            InputError: There is nothing of that name, it does not fit the data, or it has no such task.
         """
         if _is_run(ref):
             if self.part != "test":
                 raise InputError("a run folder has predictions of its test part only", got=self.part, expected="--part test")
-            return from_run(Path(ref))
+            found = from_run(Path(ref))
+            if task is None:
+                return found
+            check_task(found, task, ref)
+            return {task: found[task]}
         manifest = self.registry.resolve(ref).manifest
         data = self.open(f"the version {ref}", manifest.reads)
         with self.reporter.phase(f"evaluating {ref} on the {self.part} part"):
             if self._base is None or not _is_base_of(manifest, self._base):
                 self._base = None  # two bases may not fit into memory
                 self._base = load_base(manifest, base)
-            return from_version(self.registry, ref, data, self._base, part=self.part)
+            return from_version(self.registry, ref, data, self._base, part=self.part, task=task)
 
     def record(self, ref: str, found: Iterable[Scored]) -> str | None:
         """Record baselines of a version's test part beside the others in the registry, and return a line about it.
@@ -282,17 +291,15 @@ def baselines_of_run(folder: Path) -> dict[str, dict[str, Scored]]:
     return found
 
 
-def only(found: Mapping[str, Scored], task: str | None, whose: str) -> dict[str, Scored]:
-    """All tasks, or the one of a name.
+def check_task(known: Iterable[str], task: str, whose: str) -> None:
+    """Refuse a task that a model does not have.
 
     Raises:
         InputError: There is no such task.
     """
-    if task is None:
-        return dict(found)
-    if task not in found:
-        raise InputError(f"{whose} has no such task", got=task, expected=", ".join(found) or "none")
-    return {task: found[task]}
+    names = list(known)
+    if task not in names:
+        raise InputError(f"{whose} has no such task", got=task, expected=", ".join(names) or "none")
 
 
 def with_baseline(
