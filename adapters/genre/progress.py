@@ -209,12 +209,13 @@ def _ticking(call: Callable[[], None], every_s: float) -> Iterator[None]:
             call()
 
     thread = threading.Thread(target=run, name="progress", daemon=True)
-    thread.start()
     try:
+        thread.start()  # Ctrl-C may come before it returns
         yield
     finally:
         ended.set()
-        thread.join()
+        if thread.ident is not None:
+            thread.join()
 
 
 class Reporter:

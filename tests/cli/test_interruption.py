@@ -169,6 +169,26 @@ def test_training_is_stopped_and_goes_on_from_any_moment(moment_of, place, capfd
     assert "published like:" in capfd.readouterr().out and Registry("registry").verify() == []
 
 
+def reads(part):
+    return lambda event, arguments: event == "open" and str(arguments[0]).endswith(part) and arguments[1] == "r"
+
+
+@pytest.mark.parametrize(
+    "moment_of", [opens(".part.lock"), reads(".part"), renames(".part.json")], ids=["lock", "part", "settings"]
+)
+@pytest.mark.parametrize("command", ["score --input in.jsonl", "recommend like --all-users"])
+def test_an_output_that_is_stopped_as_it_begins_is_no_obstacle(command, moment_of, place, capfd, trained):
+    arguments = [*command.split(), "--output", "out.jsonl", "--data", "shop", "--base", str(trained.base)]
+    before = files(place)
+    moment.append(moment_of)
+    assert cli.main(arguments) == 1
+    assert not moment and "interrupted" in capfd.readouterr().err
+    assert files(place) == before
+    (place / "out.jsonl.part").touch()  # the signal may come just after the file is made
+    assert cli.main(arguments) == 0, capfd.readouterr().err
+    assert (place / "out.jsonl").exists() and not (place / "out.jsonl.part").exists()
+
+
 def test_going_on_after_an_interrupted_evaluation_of_a_trained_run(place, capfd):
     moment.append(renames("version"))
     assert cli.main(["train", "like.yaml"]) == 1
@@ -217,6 +237,20 @@ def test_a_signal_that_a_library_swallows_still_ends_in_exit_code_1(place, capfd
     moment.append(swallow)
     assert cli.main(["registry", "list"]) == 1
     assert capfd.readouterr().err == "genre: interrupted: the work was done already\n"
+
+
+def test_a_signal_that_falls_into_an_exec_ends_in_exit_code_1(place):
+    """Python would end the process by the signal once more, though it was caught: dataclasses are made by exec."""
+    code = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from genre import cli
+from genre.cli import root
+root.run = lambda arguments: exec("import os, signal; os.kill(os.getpid(), signal.SIGINT); [None for _ in range(9)]")
+sys.exit(cli.main(["registry", "list"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "genre: interrupted: nothing was changed; the same command starts over\n")
 
 
 def test_a_signal_that_falls_into_a_finalizer_is_not_lost(place, capfd, monkeypatch):

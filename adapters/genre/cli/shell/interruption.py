@@ -120,4 +120,5 @@ def report_interruption(arguments: Sequence[str] | None, *, done: bool = False) 
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if not word.startswith("-")]
     left = LEFT.get(" ".join(words[:2])) or LEFT.get("".join(words[:1]), _NOTHING)
     print(f"genre: interrupted: {'the work was done already' if done else left}", file=sys.stderr)
+    exec("")  # CPython ends by the signal where Ctrl-C fell into the exec of a text, as dataclasses use it, until another exec
     return 1

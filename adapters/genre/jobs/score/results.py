@@ -173,7 +173,7 @@ class Results:
             self.earlier = self.rows
             self._forget_settings()  # of a job that was killed just after its output had appeared
             return
-        if self.part.exists() and not resume:
+        if self.part.exists() and os.path.getsize(self.part) and not resume:
             what, todo = "there is an unfinished output", "continue with --resume, remove it, or name another with --output"
             raise InputError(what, got=self.part, expected="a new file", todo=todo)
         try:
@@ -189,9 +189,10 @@ class Results:
                 size = self._count(file)
             self._keep_settings(settings)
             self._file.truncate(size)
-        except (InputError, DiskError, OSError) as error:
+        except BaseException as error:  # Ctrl-C too
             if self.part.exists() and os.path.getsize(self.part) == 0:
                 self.part.unlink()
+                self._forget_settings()
             self._close()
             if isinstance(error, OSError):
                 raise DiskError(f"{self} cannot be written", got=error.strerror, todo="choose another folder") from None
