@@ -388,7 +388,8 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
     if first["type"] == "extra_forbidden":
         parent = [part for part in first["loc"][:-1] if isinstance(part, str)]
         known = _known_keys(parent)
-        near = _nearest(str(first["loc"][-1]), known)
+        word = str(first["loc"][-1])
+        near = _nearest(word, known) or (None if parent else _in_section(word))
         todo = f"did you mean {near!r}?" if near else None
         return RecipeError(f"{where}: unknown key {path!r}", got=str(first["loc"][-1]), expected=", ".join(known), todo=todo)
     got = first.get("input")
@@ -411,6 +412,12 @@ def _known_keys(path: list[str]) -> list[str]:
         annotation = {"tasks": Task, "split": SplitConfig, "hold_out": SplitConfig}.get(part)
         model = annotation or model.model_fields[part].annotation
     return sorted(model.model_fields)
+
+
+def _in_section(word: str) -> str | None:
+    """The dotted path of a key that is written without its section."""
+    sections = ((name, getattr(field.annotation, "model_fields", {})) for name, field in Recipe.model_fields.items())
+    return next((f"{name}.{word}" for name, keys in sections if word in keys), None)
 
 
 def _nearest(word: str, known: list[str]) -> str | None:

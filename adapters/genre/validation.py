@@ -35,6 +35,12 @@ _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 _BOUNDS = {"greater_than_equal": "at least {ge:g}", "greater_than": "more than {gt:g}", "less_than_equal": "at most {le:g}"}
 _BOUNDS["less_than"] = "less than {lt:g}"
 _LENGTHS = {"too_short": "a list of at least {min_length:,}", "too_long": "a list of at most {max_length:,}"}
+PATTERNS = {
+    r"^[a-z0-9][a-z0-9_.-]{0,63}$": "1 to 64 of a-z 0-9 _ . - that begin with a letter or digit",
+    r"^[a-z][a-z0-9_]{0,63}$": "1 to 64 of a-z 0-9 _ that begin with a letter",
+    r"^\s*\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*\s*$": "rows such as 0-99 or 3,7,9",
+}
+"""The forms of texts, in words."""
 _LENGTHS |= {"string_too_short": "at least {min_length:,} characters", "string_too_long": "at most {max_length:,} characters"}
 
 
@@ -90,6 +96,10 @@ def expected(error: Mapping[str, Any]) -> str:
         return _BOUNDS[kind].format(**context)
     if kind in _LENGTHS:
         return _LENGTHS[kind].format(**context)
+    if kind == "string_pattern_mismatch":
+        return PATTERNS.get(context["pattern"], f"a text of the form {context['pattern']}")
+    if kind in ("list_type", "tuple_type") and isinstance(error.get("input"), str):
+        return f"a list, such as [{error['input'][:40]}]"
     if kind == "literal_error":
         return str(context["expected"])
     if kind == "missing":

@@ -174,6 +174,17 @@ def test_a_way_that_fails_is_listed_and_one_that_is_killed_too(wanted, tmp_path,
     assert "head_only-1: its process ended with exit code -9" in str(caught.value)
 
 
+def test_a_run_that_was_stopped_after_its_metrics_is_gone_on_with(wanted, tmp_path, processes):
+    folder, asked = tmp_path / "run", []
+    folder.mkdir()
+    (folder / "metrics.json").write_text("{}")
+    processes["do"] = lambda place: asked.append(place.name) or 0
+    assert bench_job.run(wanted, folder, Registry(tmp_path / "r")) is None and asked == []
+    (folder / "error.txt").write_text("interrupted while baselines were evaluated")
+    assert bench_job.run(wanted, folder, Registry(tmp_path / "r")) is None and asked == ["run"]
+    assert not (folder / "error.txt").exists()
+
+
 def test_without_an_encoder_nothing_is_compared(wanted, tmp_path, processes):
     processes["do"] = lambda place: 1
     with pytest.raises(JobError, match="the encoder could not be fitted"):

@@ -38,6 +38,10 @@ def test_import_and_describe(folder):
     assert facts["events"] == 3 and facts["feedback"]["rating"]["values"] == {"3": 1, "4": 1, "5": 1}
 
 
+def test_spaces_around_names_of_a_map_are_no_part_of_them():
+    assert cli_data.parse_mapping(["user_id = uid", " item_id=sku"]) == {"user_id": "uid", "item_id": "sku"}
+
+
 def test_a_unit_of_times_that_are_dates_is_told(tmp_path):
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n1,a,2020-01-01\n2,a,2020-01-02\n")
     command = ["import", str(tmp_path / "log.csv"), "--dry-run", "--time-unit"]

@@ -176,7 +176,7 @@ def reads(part):
 @pytest.mark.parametrize(
     "moment_of", [opens(".part.lock"), reads(".part"), renames(".part.json")], ids=["lock", "part", "settings"]
 )
-@pytest.mark.parametrize("command", ["score --input in.jsonl", "recommend like --all-users"])
+@pytest.mark.parametrize("command", ["score --input in.jsonl --seen masked", "recommend like --all-users"])
 def test_an_output_that_is_stopped_as_it_begins_is_no_obstacle(command, moment_of, place, capfd, trained):
     arguments = [*command.split(), "--output", "out.jsonl", "--data", "shop", "--base", str(trained.base)]
     before = files(place)

@@ -59,7 +59,13 @@ CASES = {
     "score": Case(
         "score --input in.jsonl --output out.jsonl --data shop", ("out.jsonl",), ("out.jsonl",), ("--resume",), ("out.jsonl",)
     ),
-    "recommend": Case("recommend next_item --all-users --output out.jsonl --data shop", ("out.jsonl",), same=("out.jsonl",)),
+    "recommend": Case(
+        "recommend next_item --all-users --output out.jsonl --data shop",
+        ("out.jsonl",),
+        ("out.jsonl",),
+        ("--resume",),
+        ("out.jsonl",),
+    ),
     "compare": Case("compare like --baseline additive --data shop --json compared.json", ("compared",), same=("compared.json",)),
     "merge": Case("merge like rating --as both --floor 0 --data shop"),
     "refresh": Case("refresh like --data grown --set train.epochs=1", ("runs",), ("runs",)),

@@ -7,6 +7,7 @@ Owns: arguments and printing. Ignores: everything else; the library is imported 
 """
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -85,6 +86,9 @@ def import_(
     json_file: JsonOption = None,
 ) -> None:
     """Make a data set folder of a log, or with --text of labelled texts; what is understood is told before."""
+    if re.match(r"\w+:/", str(log)):
+        todo = "download it, and give the file's path"
+        raise InputError("the log is an address", got=log, expected="a file or folder on this machine", todo=todo)
     if out is None and not dry:
         raise InputError("no folder is named", got="no --out", expected="--out DIR, or --dry-run")
     check_file(json_file, "--json")
@@ -172,7 +176,7 @@ def parse_mapping(pairs: list[str]) -> dict[str, str]:
     """
     mapping: dict[str, str] = {}
     for pair in pairs:
-        ours, equals, theirs = pair.partition("=")
+        ours, equals, theirs = (part.strip() for part in pair.partition("="))
         if not (ours and equals and theirs):
             expected, todo = "OURS=THEIRS", "our name first, such as --map user_id=userId"
             raise InputError("--map is not usable", got=repr(pair), expected=expected, todo=todo)

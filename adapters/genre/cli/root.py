@@ -4,6 +4,7 @@ Owns: the program `genre`. Ignores: the commands' options and output, which are 
 one; those import slow libraries inside the commands.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -127,6 +128,8 @@ def _usage(error: Any) -> int:
     if not hasattr(error, "format_message"):
         return int(getattr(error, "exit_code", 1))
     message = error.format_message().strip().rstrip(".").replace("Input should be", "expected")
+    message = re.sub(r"^Got unexpected extra arguments?(?:\(s\))? \((.*)\)$", r"Unexpected argument: got \1", message)
+    message = message.partition(", unable to parse")[0]
     if not message:
         return 2
     context = error.ctx

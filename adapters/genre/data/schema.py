@@ -45,7 +45,7 @@ ALIASES = {
     ),
     "item_id": (
         *("itemid", "item", "iid", "movieid", "product", "productid", "sku", "article", "articleid", "contentid", "trackid"),
-        *("songid", "asin", "parentasin", "newsid", "bookid", "adid", "videoid"),
+        *("movie", "filmid", "film", "songid", "asin", "parentasin", "newsid", "bookid", "adid", "videoid"),
     ),
     "timestamp": (
         *("time", "ts", "date", "datetime", "when", "unixreviewtime", "unixtimestamp", "unixtime", "eventtime", "eventdate"),

@@ -345,8 +345,8 @@ def finish(
     manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics, parents=parents, notes=notes)
     report: dict[str, Any] = {"metrics": metrics, "baselines": baselines, "untied": untied, "validation": fitted.state.history}
     report |= {"cost": cost.model_dump(), "skipped": assembly.skipped, "cut_texts": assembly.builder.cut}
-    write_json(root / METRICS, report)
     draw_curve(root)
+    write_json(root / METRICS, report)  # the last, for it says that a run is finished
     for reason, number in assembly.skipped.items():
         reporter.line(f"skipped: {number} {reason}")
     return Run(root, folder, manifest, metrics, baselines, reference)

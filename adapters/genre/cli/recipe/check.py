@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genre.cli.options import RegistryOption, SetOption, data_option
+from genre.cli.output import check_file
 from genre.errors import InputError, RecipeError
 from genre.files import disk_errors
 
@@ -48,6 +49,7 @@ def new(
 
     if task is not None and task not in TASKS:
         raise InputError("unknown kind of task", got=task, expected=", ".join(TASKS))
+    check_file(out, "--out")
     if out is not None and out.exists():
         raise InputError("the file exists", got=out, expected="a new file", todo="name another with --out")
     from genre.data.interactions import need_log

@@ -91,6 +91,24 @@ def ask(question: str, default: str, check: Callable[[str], Any]) -> Any:
             print(error)
 
 
+def _base(wanted: Wanted) -> dict[str, Any]:
+    """The base of a recipe for a log: its first four layers, or all where it has fewer.
+
+    Raises:
+        BaseModelError: There is no such base.
+    """
+    layers = None if wanted.base is None else _layers(wanted.base)
+    return {"name": wanted.base or "smollm2-135m", "depth": 4 if layers is None else min(4, layers)}
+
+
+def _layers(base: str) -> int | None:
+    """The number of layers of a base; None where it has none, or has to be fetched first."""
+    from genre.modules.base.source import BaseDescription
+
+    found = BaseDescription.read(base)
+    return None if found is None else found.full_depth
+
+
 def for_events(wanted: Wanted, log: "Interactions") -> Draft:
     """A recipe for a log.
 
@@ -125,7 +143,7 @@ def for_events(wanted: Wanted, log: "Interactions") -> Draft:
     sections = {
         "name": wanted.name or task,
         "data": {"path": wanted.data, **_splits(task, log)},
-        "base": {"name": wanted.base or "smollm2-135m", "depth": 4},
+        "base": _base(wanted),
         "sequence": {"item": "token", "text": texts, "feedback": column} | (_ITEMS_ONLY if column == NO_FEEDBACK else {}),
         "encoder": {"use": "auto", "text": bool(texts), **encoder},
         "tasks": [{"name": task, **about}],
@@ -269,6 +287,8 @@ def for_texts(wanted: Wanted, texts: "Texts") -> Draft:
 
     first = texts.label_columns[0]
     tasks = check(wanted.labels) if wanted.labels else ask(f"labels ({known})", first, lambda one: check(_parts(one)))
+    if wanted.base is not None:
+        _layers(wanted.base)  # it is there
     base = wanted.base or "minilm"
     sections = {
         "name": wanted.name or tasks[0]["name"],

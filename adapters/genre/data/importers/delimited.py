@@ -28,7 +28,7 @@ NO_QUOTE = "none"
 SEPARATORS = ",;\t|"
 """Tried, in this order, on the first line; the one that gives the most cells wins. A space is tried last."""
 
-_NAMES = {"\\t": "\t", "tab": "\t", "space": " "}
+_NAMES = {"\\t": "\t", "tab": "\t", "space": " ", "comma": ",", "semicolon": ";", "pipe": "|"}
 _HEAD = 1 << 16
 _HARDLY = 0.01
 _LONGEST = 100  # lines that one quoted cell may take

@@ -180,10 +180,11 @@ def _run_all(
 
 def run(recipe: Recipe, folder: Path, registry: Registry, baselines: str = "all") -> str | None:
     """Train one run in a process of its own, unless it is finished; return the error's line if it failed."""
-    if (folder / "metrics.json").exists() or (folder / "found").exists():
+    wanted, error = folder / "wanted.yaml", folder / "error.txt"
+    ended_well = (folder / "metrics.json").exists() and not error.exists()  # metrics are written before the baselines' are added
+    if ended_well or (folder / "found").exists():
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    wanted, error = folder / "wanted.yaml", folder / "error.txt"
     write_text(wanted, recipe.dump())
     error.unlink(missing_ok=True)
     try:
