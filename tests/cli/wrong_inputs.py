@@ -85,7 +85,7 @@ IMPORTS = {
     "log.csv --missing rating": "--missing is not usable: got 'rating'; expected COLUMN=VALUE; such as --missing rating=-1",
     "log.csv --missing price=-1": "--missing is about an unknown column: got price; expected one of user_id, item_id",
     "log.csv --item-column price": "the log has no item column 'price': got user_id, item_id, timestamp, rating; expected a",
-    "log.csv --order when": "events cannot be ordered by 'when': got no other column; expected file, hash or a column of",
+    "log.csv --order when": "events cannot be ordered by 'when': got rating; expected file, hash or a column of numbers",
     "log.csv --items film.csv": "column 'item_id' is missing in the items: got userId, movieId, rating, timestamp; expected",
     "log.csv --text review": "no column is named as a label: got user_id, item_id, timestamp, rating; expected --label COLUMN",
     "log.csv --label rating": "no text column is named: got --label alone; expected --text COLUMN",
