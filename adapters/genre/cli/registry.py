@@ -24,24 +24,28 @@ from genre.cli.export import (
     export_computed,
 )
 from genre.cli.options import (
+    BaseOption,
     JsonOption,
     NameArgument,
     OnlyNameArgument,
     RefArgument,
     RegistryOption,
     TaskOption,
+    data_option,
     parse_number,
     ref_argument,
 )
 from genre.cli.output import check_file, console, format_size, show_metrics, write_result
+from genre.cli.recheck import measure
 from genre.cli.shell.completion import complete_names
+from genre.cli.signing import KeyOption, checkpoint, keygen, sign
 from genre.errors import InputError, JobError, RegistryError
 
 if TYPE_CHECKING:
     from genre.registry import Listed, Manifest, Move, Registry, Version
     from genre.registry.records import BaselineRecord
 
-app = typer.Typer(no_args_is_help=True, help="Versions, aliases, integrity, exchange with PEFT.")
+app = typer.Typer(no_args_is_help=True, help="Versions, aliases, integrity, signatures, exchange with PEFT.")
 
 DEFAULT = "registry/"
 
@@ -128,6 +132,8 @@ def _described(opened: "Registry", version: "Version") -> Iterator[tuple[str, ob
     """What a manifest holds, in rows that people read."""
     from genre.registry.card import describe_data, describe_task
     from genre.registry.lookup import flatten
+    from genre.registry.signatures import signers_of
+    from genre.registry.trust.provenance import builder_of
 
     manifest, base, cost = version.manifest, version.manifest.base, version.manifest.cost
     yield from ((field, getattr(manifest, field)) for field in ("kind", "digest", "created"))
@@ -144,6 +150,8 @@ def _described(opened: "Registry", version: "Version") -> Iterator[tuple[str, ob
     yield from ((f"note {key}", _plain(value)) for key, value in flatten(manifest.notes).items() if value is not None)
     yield from (("fingerprint of " + field, value) for field in ("tokenizer", "catalogue") if (value := getattr(manifest, field)))
     yield ("code version", manifest.code_version)
+    yield ("made by", builder_of(manifest.provenance) or "")
+    yield from (("signature by", key) for key in signers_of(opened.store, version))
 
 
 def _plain(value: object) -> object:
@@ -179,10 +187,16 @@ def diff(a: RefArgument, b: RefArgument, registry: RegistryOption = DEFAULT) -> 
 
 
 @app.command()
-def verify(name: OnlyNameArgument = None, registry: RegistryOption = DEFAULT) -> None:
-    """Re-hash everything and list what is damaged."""
+def verify(
+    name: OnlyNameArgument = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="FILE", help="Also list what does not continue this checkpoint.")
+    ] = None,
+    registry: RegistryOption = DEFAULT,
+) -> None:
+    """Re-hash everything and list what is damaged, missing or unknown, or has a wrong signature."""
     opened = _open(registry)
-    problems = opened.verify(name)
+    problems = opened.verify(name, since=checkpoint)
     for problem in problems:
         typer.echo(str(problem))
     count = len(opened.store.versions(name)) if name else sum(map(len, opened.store.listing().values()))
@@ -204,14 +218,21 @@ def promote(
     alias: Annotated[str, typer.Argument(help="latest, candidate, production or any name")] = "production",
     floor: Annotated[list[str] | None, typer.Option(help="A bound such as auc=0.7 or like.auc=0.7; repeatable.")] = None,
     not_worse: Annotated[bool, typer.Option("--not-worse", help="Refuse a version that is worse than the current one.")] = False,
+    recheck: Annotated[bool, typer.Option("--recheck", help="Measure again on --data; do not believe the manifest.")] = False,
+    data: Annotated[str | None, data_option("What --recheck measures on: a data set folder, or a packaged name.")] = None,
+    base: BaseOption = None,
+    key: KeyOption = None,
     registry: RegistryOption = DEFAULT,
 ) -> None:
     """Point an alias at a version, if it is good enough."""
-    opened = _open(registry)
+    opened = _open(registry, key)
     version = opened.resolve(ref)
+    if recheck and not (floor or not_worse):
+        raise InputError("--recheck has nothing to hold the figures against", expected="--floor or --not-worse")
     floors = dict(parse_number("--floor", text, "METRIC=NUMBER, such as auc=0.7") for text in floor or ())
     before = opened.aliases(version.name).get(alias)
-    moved = opened.promote(version, alias, floor=floors, not_worse=not_worse)
+    measured, checks = measure(opened, version, alias, data, base, not_worse) if recheck else ({}, [])
+    moved = opened.promote(version, alias, floor=floors, not_worse=not_worse, measured=measured, checks=checks)
     if before == version.version:
         typer.echo(f"{version.name}@{alias} names {version.version} already; nothing was moved")
     else:
@@ -219,10 +240,10 @@ def promote(
 
 
 @app.command()
-def rollback(name: NameArgument, registry: RegistryOption = DEFAULT) -> None:
+def rollback(name: NameArgument, key: KeyOption = None, registry: RegistryOption = DEFAULT) -> None:
     """Point an alias (by default production) at its previous version."""
     name, _, alias = name.partition("@")
-    _show_move(name, _open(registry).rollback(name, alias or "production"))
+    _show_move(name, _open(registry, key).rollback(name, alias or "production"))
 
 
 @app.command()
@@ -355,19 +376,24 @@ def gc(
 @app.command()
 def delete(
     ref: Annotated[str, ref_argument("The version, as name:version.")],
+    key: KeyOption = None,
     registry: RegistryOption = DEFAULT,
 ) -> None:
     """Delete a version for good; refused while an alias names it, or a version has it as its encoder or parent."""
-    deleted = _open(registry).delete(ref)
+    deleted = _open(registry, key).delete(ref)
     typer.echo(f"deleted {deleted.ref}, {format_size(deleted.freed_bytes)}")
     for alias in deleted.formerly:
         typer.echo(f"{deleted.ref.partition(':')[0]}@{alias} named it once and can no longer be rolled back to it")
 
 
-def _open(url: str) -> "Registry":
+for each in (keygen, sign, checkpoint):
+    app.command()(each)
+
+
+def _open(url: str, key: Path | None = None) -> "Registry":
     from genre.registry import Registry
 
-    return Registry(url)
+    return Registry(url, sign_key=key)
 
 
 def _prepared_base(name: str) -> Path | None:

@@ -32,6 +32,7 @@ from genre.cli import (
 from genre.cli.recipe import check as recipe
 from genre.cli.shell.completion import whole_words
 from genre.cli.shell.verbosity import add_verbosity
+from genre.cli.signing import add_trust
 from genre.distributed import process_count, process_rank
 from genre.errors import GenreError, InputError
 
@@ -70,6 +71,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )
 for each in COMMANDS:
     app.command()(each)
+add_trust(app)
 add_verbosity(app)
 
 
