@@ -128,14 +128,15 @@ def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
     table.add_column("#", justify="right")
     table.add_column("item")
     table.add_column("title")
+    if not response.results:
+        print(f"{ref} ({response.digest[:12]}): there is nothing left to recommend: {response.note}")
+        return
     ranking = any(item.probability is not None for item in response.results)
     table.add_column("chance to be next" if ranking else "score", justify="right", no_wrap=True)
     for rank, item in enumerate(response.results, 1):
         shown = f"{item.score:.4f}" if item.probability is None else format_percent(item.probability)
         table.add_row(str(rank), escape(item.item_id), escape(titles.get(item.item_id, "")), shown)
     console().print(table)
-    if not response.results:
-        print(f"there is nothing left to recommend: {response.note}")
 
 
 def check_file(path: Path | None, option: str) -> None:

@@ -113,6 +113,10 @@ def _check_options(recipes: list["Recipe"], out: Path | None, resume: bool, dry:
     if out is not None and not (resume or dry) and (out / "checkpoints" / "last.pt").exists():
         todo = "--resume continues it; name another --out for a new one"
         raise InputError("--out holds a run", got=out, expected="a new folder", todo=todo)
+    for folder in () if out is None or dry else [out] if len(recipes) == 1 else [out / recipe.name for recipe in recipes]:
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / "environment.json").exists():
+            expected = "a new folder, or one of a run"
+            raise InputError("--out holds other files", got=folder, expected=expected, todo="name another --out")
     if tokens is not None and (tokens < 1 or len(recipes) == 1):
         got = str(tokens) if tokens < 1 else "one recipe"
         raise InputError("--tokens-at-once is wrong", got=got, expected="1 or more, and several recipes")

@@ -4,6 +4,7 @@ Owns: reading manifests out of a store, and the messages that list what there is
 """
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from genre.errors import IntegrityError, ManifestError, NotFoundError, RegistryError
@@ -80,7 +81,8 @@ def versions_of(store: Store, name: str) -> list[str]:
         return found
     names = store.names()
     got = f"the registry at {store.url}" + ("" if names else f", {store.content()}")
-    todo = None if names else "genre train publishes into it"
+    near = get_close_matches(name, names, n=1)
+    todo = f"did you mean {near[0]}?" if near else None if names else "genre train publishes into it"
     raise NotFoundError(f"no adapter {name!r}", got=got, expected=_some(names) or None, todo=todo)
 
 

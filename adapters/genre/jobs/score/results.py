@@ -275,4 +275,7 @@ def _check_place(path: Path) -> None:
         raise InputError("--output is a folder", got=path, expected="a file to write")
     if path.suffix in (".gz", ".zip", ".zst", ".bz2", ".xz"):
         raise InputError("--output is not compressed", got=path, expected="a .jsonl file", todo="or pipe --output - into gzip")
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods", ".pkl", ".pickle", ".feather"):
+        todo = "name a .jsonl file, or of genre recommend --all-users a .parquet or .csv file"
+        raise InputError("--output is of a kind that is not written", got=path.suffix, expected=".jsonl", todo=todo)
     check_writable(path, "--output")
