@@ -31,6 +31,7 @@ class Served:
             base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
             self.model = PeftModel.from_pretrained(base, folder / "adapter").eval()
         self.raw = raw
+        self.name = json.loads((folder / "prompt.json").read_text())["model"]
         self.base_only = base_only
         self.prompts: list[list[int]] = []
 
@@ -42,6 +43,28 @@ class Served:
         self.prompts.append(ids)
         with contextlib.nullcontext() if adapted and not self.base_only else self.model.disable_adapter():
             return self.model(torch.tensor([ids])).logits[0, -1]
+
+    def generate(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """SGLang's own route, as `GenerateReqInput` and `TokenizerManager` of 0.5.23 have it: unknown fields are not read."""
+        words, sampling = body["token_ids_logprob"], body["sampling_params"]
+        assert body["return_logprob"] and sampling == {"max_new_tokens": 0, "temperature": 1.0}
+        lora = body.get("lora_path")
+        if lora not in (None, self.name):
+            raise LookupError(f"Got LoRA adapter that has never been loaded: {lora}\nAll loaded adapters: {[self.name]}.")
+        answers = []
+        for ids in body["input_ids"]:
+            logs = torch.log_softmax(self.logits(ids, adapted=lora is not None), -1)
+            rows = [[float(logs[word]), word, None] for word in words]
+            answers.append({"text": "", "output_ids": [], "meta_info": {"output_token_ids_logprobs": [rows]}})
+        return answers
+
+    def score(self, body: dict[str, Any]) -> dict[str, Any]:
+        """SGLang's `/v1/score`, as `ScoringRequest` and `score_request` of 0.5.23 have it: `model` is repeated, and not read."""
+        scores = []
+        for item in body["items"]:
+            logs = torch.log_softmax(self.logits(body["query"] + item, adapted=False), -1)[body["label_token_ids"]]
+            scores.append((logs.softmax(-1) if body["apply_softmax"] else logs.exp()).tolist())
+        return {"scores": scores, "model": body["model"], "object": "scoring"}
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         assert (body["max_tokens"], body["temperature"], body["return_tokens_as_token_ids"]) == (1, 1.0, True)
@@ -69,10 +92,15 @@ def lora_server(folder: Path, *, raw: bool = False, base_only: bool = False) -> 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             answers = {"/tokenize": served.tokenize, "/v1/completions": served.complete}
-            known = body.get("model") == json.loads((folder / "prompt.json").read_text())["model"]
-            answer = answers[self.path](body) if known else {"error": "no such model"}
+            answers |= {"/generate": served.generate, "/v1/score": served.score}
+            known = self.path in ("/generate", "/v1/score") or body.get("model") == served.name
+            status = 200 if known else 404
+            try:
+                answer = answers[self.path](body) if known else {"error": "no such model"}
+            except LookupError as error:
+                status, answer = 400, {"error": {"message": str(error)}}
             data = json.dumps(answer).encode()
-            self.send_response(200 if known else 404)
+            self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)

@@ -259,7 +259,7 @@ def history(name: NameArgument, registry: RegistryOption = DEFAULT) -> None:
 def export(
     ref: RefArgument,
     out: Annotated[str, typer.Option(help="A new folder; of lists a file, .parquet or .jsonl; of mlflow its URI.")],
-    to: Annotated[str, typer.Option(help="peft, hub-folder, merged, vllm, vectors, lists or mlflow.")] = "peft",
+    to: Annotated[str, typer.Option(help="peft, hub-folder, merged, vllm, sglang, gguf, vectors, lists or mlflow.")] = "peft",
     base: Annotated[Path | None, typer.Option(help="The base's folder; a prepared base is found by its name.")] = None,
     tar: Annotated[bool, typer.Option("--tar", help="Also write OUT.tar.")] = False,
     canaries: Annotated[
@@ -275,7 +275,7 @@ def export(
     licence: LicenseOption = None,
     registry: RegistryOption = DEFAULT,
 ) -> None:
-    """Write a folder for stock PEFT (with the cut base where depth is set), the adapter merged into its base, or vLLM's files.
+    """Write a folder for stock PEFT (with the cut base where depth is set), the adapter merged into its base, a server's files.
 
     Or a folder for a model hub; vectors whose dot product is a next-item score; lists of users' best items; a model in MLflow.
     """
@@ -289,7 +289,7 @@ def export(
         typer.echo(line)
         return
     manifest = opened.resolve(ref).manifest
-    if base is None and (to in ("merged", "vllm") or manifest.base.depth is not None):
+    if base is None and (to not in ("peft", "hub-folder") or manifest.base.depth is not None):
         base = _prepared_base(manifest.base.name)
     written = opened.export(ref, out, to=to, base=base, tar=tar, canaries=canaries, licence=licence)
     typer.echo(f"wrote {written}" + (f" and {written.name}.tar" if tar else ""))
@@ -302,7 +302,7 @@ def check_server(
     url: Annotated[str, typer.Argument(help="The server, such as http://127.0.0.1:8000.")],
     folder: Annotated[Path, typer.Option(help="The exported folder that it serves.")] = Path("."),
     model: Annotated[str | None, typer.Option(help="The server's name for the adapter; by default the adapter's own.")] = None,
-    server: Annotated[str | None, typer.Option(help="vllm or sglang; by default the one that the folder is for.")] = None,
+    server: Annotated[str | None, typer.Option(help="vllm, sglang or llama.cpp; by default that of the folder.")] = None,
     tolerance: Annotated[
         float | None, typer.Option(min=0.0, help="Largest difference of a probability; by default the folder's.")
     ] = None,

@@ -467,7 +467,7 @@ class Registry:
         Args:
             ref: The version.
             out: A new folder; with `tar`, `<out>.tar` is written beside it.
-            to: `peft`, `hub-folder`, `merged` or `vllm`; see the modules of `genre.registry.export`.
+            to: `peft`, `hub-folder`, `merged`, `vllm`, `sglang` or `gguf`; see the modules of `genre.registry.export`.
             base: The base's transformers folder.
             tar: Also write a tar.
             canaries: Where items are text and answers are label words, write `canaries.json`: two prompts with the base's

@@ -1,4 +1,4 @@
-"""Versions out to stock PEFT, a model hub, merged into their base, or to vLLM; PEFT adapters in from elsewhere."""
+"""Versions out to stock PEFT, a hub, merged into their base, or to servers of language models; PEFT adapters in from elsewhere."""
 
 from functools import partial
 from pathlib import Path
@@ -7,16 +7,18 @@ from genre.errors import RegistryError
 from genre.files import write_text
 from genre.registry.card import baseline_section
 from genre.registry.export.archive import pack
+from genre.registry.export.gguf import export_gguf
 from genre.registry.export.hub import check_licence, write_hub_card
 from genre.registry.export.merged import export_merged
 from genre.registry.export.peft import export_peft
 from genre.registry.export.served import add_canaries
+from genre.registry.export.sglang import export_sglang
 from genre.registry.export.vllm import export_vllm
 from genre.registry.integrity import CARD
 from genre.registry.manifest import Version
 from genre.registry.records import BaselineRecord
 
-_SERVED = {"vllm": export_vllm}
+_SERVED = {"vllm": export_vllm, "sglang": export_sglang, "gguf": export_gguf}
 
 
 def export(
@@ -53,7 +55,7 @@ def export(
     elif to == "merged":
         export_merged(version, source, out, base, finish=finish)
     else:
-        raise RegistryError("cannot export to that", got=repr(to)[:80], expected="peft, hub-folder, merged or vllm")
+        raise RegistryError("cannot export to that", got=repr(to)[:80], expected="peft, hub-folder, merged, vllm, sglang or gguf")
     if baselines is not None and (out / CARD).is_file():
         write_text(out / CARD, (out / CARD).read_text(encoding="utf-8") + baseline_section(baselines))
     if tar:

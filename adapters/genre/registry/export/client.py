@@ -147,7 +147,50 @@ class Sglang(Server):
             yield [found[word] for word in words]
 
 
-SERVERS: dict[str, type[Server]] = {"vllm": Vllm, "sglang": Sglang}
+class LlamaCpp(Server):
+    """llama.cpp in this process, by the packages `llama-cpp-python` and `tokenizers`; `base.gguf` and `adapter.gguf` are loaded.
+
+    Args:
+        folder: The exported folder, as the server's "URL".
+        prompt: As of `Server`.
+        timeout: Of no use here.
+    """
+
+    kind = "llama.cpp"
+
+    def __init__(self, folder: str, prompt: Mapping[str, Any], *, timeout: float = 0) -> None:
+        import llama_cpp
+        from tokenizers import Tokenizer
+
+        self.prompt = prompt
+        self.url = folder
+        files = {name: str(Path(folder) / f"{name}.gguf") for name in ("base", "adapter")}
+        exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # the cache is in float16 by default
+        self._model = llama_cpp.Llama(files["base"], lora_path=files["adapter"], n_ctx=0, verbose=False, **exact)
+        self._logits = llama_cpp.llama_get_logits_ith
+        self._tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        self._tokenizer.encode_special_tokens = bool(prompt.get("control"))
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model.close()
+
+    def tokenize(self, text: str) -> list[int]:
+        """See `Server.tokenize`."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def log_probabilities(self, prompts: Sequence[list[int]], words: Sequence[int]) -> Iterable[list[float]]:
+        """See `Server.log_probabilities`."""
+        for prompt in prompts:
+            held = [int(token) for token in self._model.input_ids[: self._model.n_tokens]]
+            same = next((i for i, pair in enumerate(zip(held, prompt[:-1], strict=False)) if pair[0] != pair[1]), None)
+            self._model.n_tokens = min(len(held), len(prompt) - 1) if same is None else same  # what both begin with is kept
+            self._model.eval(prompt[self._model.n_tokens :])
+            logits = self._logits(self._model.ctx, -1)
+            yield [logits[word] for word in words]
+
+
+SERVERS: dict[str, type[Server]] = {"vllm": Vllm, "sglang": Sglang, "llama.cpp": LlamaCpp}
 """Clients by the `server` of `prompt.json`."""
 
 
@@ -247,7 +290,7 @@ class Client:
     """One adapter behind one server.
 
     Args:
-        url: The server.
+        url: The server, by default http://127.0.0.1:8000; none for llama.cpp, which runs in this process.
         folder: The folder of `prompt.json`, `items.jsonl` and `canaries.json`; by default this file's.
         timeout: Seconds to wait for an answer.
         check: Send the canaries before the first prompt, and refuse a server that does not answer as the adapter does.
@@ -256,7 +299,7 @@ class Client:
 
     def __init__(
         self,
-        url: str = "http://127.0.0.1:8000",
+        url: str | None = None,
         folder: str | Path | None = None,
         *,
         timeout: float = 600,
@@ -265,7 +308,10 @@ class Client:
     ) -> None:
         here = Path(folder) if folder is not None else Path(__file__).resolve().parent
         self.prompt = json.loads((here / "prompt.json").read_text(encoding="utf-8"))
-        self.server = SERVERS[self.prompt.get("server", "vllm")](url, self.prompt, timeout=timeout)
+        kind = SERVERS[self.prompt.get("server", "vllm")]
+        if url is None:
+            url = str(here) if kind is LlamaCpp else "http://127.0.0.1:8000"
+        self.server = kind(url, self.prompt, timeout=timeout)
         self.prompts = Prompts(self.prompt, read_texts(here), self.server.tokenize)
         self.canaries = read_canaries(here)
         self.tolerance = self.canaries["tolerance"] if tolerance is None else tolerance
@@ -461,7 +507,7 @@ def main() -> None:
     """Answer a file of requests, or standard input."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("file", nargs="?", type=argparse.FileType(encoding="utf-8"), default=sys.stdin)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", help="the server, by default http://127.0.0.1:8000; none for llama.cpp")
     parser.add_argument("--no-check", action="store_true", help="send no canaries")
     parser.add_argument("--tolerance", type=float, help="largest difference of a canary's probabilities")
     options = parser.parse_args()

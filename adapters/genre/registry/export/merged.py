@@ -11,7 +11,6 @@ Heads stay beside the model: transformers runs the body only. Merging into int8 
 base's folder has to hold the weights that the manifest's fingerprint names; the result may be quantized when it is loaded.
 """
 
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from genre.registry.manifest import Manifest, Version
 from genre.registry.weights.base import count_layers, read_weights, truncate_base
 from genre.registry.weights.lora import ADAPTER, CONFIG, Adapter, read_adapter
 from genre.registry.weights.modules import Linears
+from genre.registry.weights.scaled import scale_of
 from genre.registry.weights.tensors import Tensor, read_array, read_header
 
 
@@ -72,8 +72,7 @@ def add_update(model: Path, adapter: Adapter, adapter_file: Path) -> None:
     with open(model, "r+b") as file:
         for module in adapter.modules:
             a, b = (read_array(adapter_file, tensor).astype(np.float32) for tensor in (module.a, module.b))
-            scale = module.alpha / (math.sqrt(module.rank) if adapter.config.get("use_rslora") else module.rank)
-            update = scale * (b @ a)
+            update = scale_of(module, adapter.config) * (b @ a)
             path = paths[module.path]
             tensor = weights[f"{path}.weight"]
             merged = read_array(model, tensor).astype(np.float32) + (update.T if linears.swapped(path) else update)

@@ -1,0 +1,161 @@
+"""Export to llama.cpp: names, layout and metadata of the GGUF files; llama.cpp itself where llama-cpp-python is installed."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from served_fakes import LIKE, TEXT, WORDS, World, first_layer
+
+import genre
+from builders import publish_stirred, recipe
+from genre.errors import RegistryError
+from genre.registry.export.client import Client, WrongServer
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "like_text.yaml"
+
+
+@pytest.fixture(scope="module")
+def out(world: World) -> Path:
+    return world.registry.export("texts", world.folder / "gguf", to="gguf", base=world.tiny)
+
+
+def read(file: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    return {name: field.contents() for name, field in reader.fields.items()}, {each.name: each.data for each in reader.tensors}
+
+
+def test_the_folder_holds_base_adapter_and_client(out: Path) -> None:
+    assert {path.name for path in out.iterdir()} == {
+        *("README.md", "base.gguf", "adapter.gguf", "tokenizer.json"),
+        *("client.py", "prompt.json", "items.jsonl", "canaries.json", "manifest.json"),
+    }
+    assert "llama-cli -m base.gguf --lora adapter.gguf" in (out / "README.md").read_text()
+
+
+def test_an_adapter_is_written_as_llama_cpps_converter_does(world: World, out: Path) -> None:
+    """The rows of q and k in the order of `LlamaModel.permute`: halves of each head beside each other."""
+    from safetensors.numpy import load_file
+
+    fields, tensors = read(out / "adapter.gguf")
+    assert (fields["general.type"], fields["adapter.type"], fields["general.architecture"]) == ("adapter", "lora", "llama")
+    source = world.registry.fetch(world.registry.resolve("texts"))
+    theirs, config = load_file(source / "adapter_model.safetensors"), json.loads((source / "adapter_config.json").read_text())
+    scale = config["lora_alpha"] / config["r"]
+    assert fields["adapter.lora.alpha"] == config["r"] and len(tensors) == len(theirs)
+    names = {
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+    heads = {"attn_q": 4, "attn_k": 2}
+    for name, path in names.items():
+        a, b = (theirs[f"base_model.model.model.layers.0.{path}.lora_{side}.weight"] for side in "AB")
+        np.testing.assert_array_equal(tensors[f"blk.0.{name}.weight.lora_a"], a)
+        rows = list(range(len(b)))
+        if count := heads.get(name):
+            size = len(b) // count
+            rows = [h * size + half * (size // 2) + i for h in range(count) for i in range(size // 2) for half in (0, 1)]
+        np.testing.assert_allclose(tensors[f"blk.0.{name}.weight.lora_b"], scale * b[rows], rtol=1e-6)
+
+
+def test_the_base_is_written_whole(world: World, out: Path) -> None:
+    fields, tensors = read(out / "base.gguf")
+    assert fields["llama.block_count"] == 1 and fields["llama.attention.head_count_kv"] == 2
+    assert fields["tokenizer.ggml.model"] == "none"  # a vocabulary without merges, which GGUF cannot hold
+    assert set(tensors) == {
+        *("token_embd.weight", "output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"),
+        *(f"blk.0.attn_{name}.weight" for name in ("q", "k", "v", "output")),
+        *(f"blk.0.ffn_{name}.weight" for name in ("gate", "up", "down")),
+    }
+
+
+def test_a_base_that_is_not_written_is_refused(world: World, tmp_path: Path) -> None:
+    from genre.registry.export.gguf import _check_kind
+
+    for config, message in (
+        (
+            {"model_type": "phi3"},
+            "a base of this kind is not written as GGUF: got phi3; expected llama, mistral, qwen2, qwen3; ",
+        ),
+        ({"model_type": "llama", "rope_parameters": {"rope_type": "llama3"}}, "scaled rotary positions are not written as GGUF"),
+    ):
+        with pytest.raises(RegistryError, match=message):
+            _check_kind(config)
+
+
+@pytest.fixture(scope="session")
+def llama_cpp() -> Any:
+    """The package, or its source beside a built library, named by LLAMA_CPP_PYTHON (a path) and LLAMA_CPP_LIB_PATH."""
+    if source := os.environ.get("LLAMA_CPP_PYTHON"):
+        sys.path[:0] = source.split(os.pathsep)
+    return pytest.importorskip("llama_cpp", reason="llama-cpp-python has no wheel, and takes 15 minutes to build")
+
+
+def log_odds(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))
+
+
+@pytest.mark.slow  # needs llama-cpp-python
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("task", ["like", "rating"])
+def test_llama_cpp_answers_as_the_engine_does(llama_cpp: Any, world: World, out: Path, task: str) -> None:
+    items: list[Any] = [*world.log.catalogue.item_ids[:4], {"title": "war and love"}, {"title": "a </s><s>"}]
+    history: Any = world.log.history("u3")
+    with genre.Engine(world.base, world.registry, lanes=2) as engine:
+        (answer,) = engine.score([genre.Request("texts", task=task, history=history, candidates=items, user={"age": 23})])
+    with Client(folder=out) as client:
+        assert len(client.check()) == 2
+        found = client.score(history, items, task=task, user={"age": 23})
+        again = [client.score(history, [item], task=task, user={"age": 23})[0] for item in reversed(items)]
+    assert found == pytest.approx([scored.score for scored in answer.results], abs=1e-4)
+    assert again[::-1] == pytest.approx(found, abs=1e-5), "what two prompts begin with is kept"
+
+
+@pytest.mark.slow  # needs llama-cpp-python
+@pytest.mark.filterwarnings("ignore")
+def test_llama_cpp_without_the_adapter_is_refused(llama_cpp: Any, world: World, out: Path, tmp_path: Path) -> None:
+    import shutil
+
+    faint = first_layer(recipe(world.tiny, LIKE | WORDS, name="other", adapter={"rank": 4}, **TEXT))
+    publish_stirred(world.registry, faint, world.log, world.base, tmp_path / "run", seed=3)
+    other = world.registry.export("other", tmp_path / "other", to="gguf", base=world.tiny)
+    mixed = shutil.copytree(out, tmp_path / "mixed")
+    shutil.copyfile(other / "adapter.gguf", mixed / "adapter.gguf")
+    with Client(folder=mixed) as client, pytest.raises(WrongServer, match="with neither the adapter nor the base"):
+        client.score([], ["i1"], task="like")
+
+
+@pytest.mark.slow  # needs llama-cpp-python, and a base of 135 million parameters
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")
+def test_llama_cpp_on_smollm2(llama_cpp: Any, tmp_path: Path) -> None:
+    from genre.jobs.loading import open_log
+    from genre.modules.base.packaged import prepare_base
+
+    depth, log = 4, open_log("ml-100k")
+    base, registry = genre.Base.load("smollm2-135m", depth=depth), genre.Registry(tmp_path / "registry")
+    publish_stirred(registry, genre.Recipe.read(RECIPE, [f"base.depth={depth}"]), log, base, tmp_path / "like_text")
+    out = registry.export("like_text", tmp_path / "out", to="gguf", base=prepare_base("smollm2-135m"))
+    items = list(log.catalogue.item_ids[:20])
+    asked = [(log.history(user)[:size], items) for user, size in (("196", 29), ("186", 12), ("22", 1), ("244", 0))]
+    with genre.Engine(base, registry, lanes=2) as engine:
+        answers = engine.score([genre.Request("like_text", history=h, candidates=c) for h, c in asked])
+    with Client(folder=out) as client:
+        theirs = [client.score(history, candidates) for history, candidates in asked]
+        text = "Toy Story (1995): 12345 it's\n"
+        own = client.server._model.tokenize(text.encode(), add_bos=False)  # llama.cpp's own reading of text
+        assert list(own) == client.server.tokenize(text)
+    pairs = [(a.score, b) for answer, row in zip(answers, theirs, strict=True) for a, b in zip(answer.results, row, strict=True)]
+    worst, apart = max(abs(a - b) for a, b in pairs), max(abs(log_odds(a) - log_odds(b)) for a, b in pairs)
+    print(f"largest difference of {len(pairs)} scores: {worst:.2g} in probability, {apart:.2g} in log-odds")
+    assert worst <= 1e-4 and apart <= 1e-2
