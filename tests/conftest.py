@@ -13,7 +13,14 @@ from genre.data.interactions import Interactions
 from genre.data.texts.dataset import Texts
 
 # These read the user's cache.
-REAL_DATA = {"test_packaged_real", "test_baselines_ml100k", "test_quickstart", "test_registry_vllm_server", "test_first_hour"}
+REAL_DATA = {
+    "test_packaged_real",
+    "test_baselines_ml100k",
+    "test_quickstart",
+    "test_registry_vllm_server",
+    "test_first_hour",
+    "test_registry_gguf_real",
+} | {"test_registry_gguf_real"}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,10 @@
 """A registry in a temporary folder."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from registry_fakes import write_adapter
@@ -28,3 +31,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny: Path, log: genre.Inter
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     return World(tmp_path_factory.mktemp("served"), tiny, log)
+
+
+@pytest.fixture(scope="session")
+def llama_cpp() -> Any:
+    """The package, or its source beside a built library, named by LLAMA_CPP_PYTHON (a path) and LLAMA_CPP_LIB_PATH."""
+    if source := os.environ.get("LLAMA_CPP_PYTHON"):
+        sys.path[:0] = source.split(os.pathsep)
+    return pytest.importorskip("llama_cpp", reason="llama-cpp-python has no wheel, and takes 15 minutes to build")

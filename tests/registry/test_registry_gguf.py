@@ -1,8 +1,7 @@
 """Export to llama.cpp: names, layout and metadata of the GGUF files; llama.cpp itself where llama-cpp-python is installed."""
 
 import json
-import os
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from genre.registry.export.client import Client, WrongServer
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-
-RECIPE = Path(__file__).parents[2] / "recipes" / "like_text.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +90,6 @@ def test_a_base_that_is_not_written_is_refused(world: World, tmp_path: Path) -> 
             _check_kind(config)
 
 
-@pytest.fixture(scope="session")
-def llama_cpp() -> Any:
-    """The package, or its source beside a built library, named by LLAMA_CPP_PYTHON (a path) and LLAMA_CPP_LIB_PATH."""
-    if source := os.environ.get("LLAMA_CPP_PYTHON"):
-        sys.path[:0] = source.split(os.pathsep)
-    return pytest.importorskip("llama_cpp", reason="llama-cpp-python has no wheel, and takes 15 minutes to build")
-
-
-def log_odds(probability: float) -> float:
-    return float(np.log(probability / (1 - probability)))
-
-
 @pytest.mark.slow  # needs llama-cpp-python
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("task", ["like", "rating"])
@@ -124,8 +109,6 @@ def test_llama_cpp_answers_as_the_engine_does(llama_cpp: Any, world: World, out:
 @pytest.mark.slow  # needs llama-cpp-python
 @pytest.mark.filterwarnings("ignore")
 def test_llama_cpp_without_the_adapter_is_refused(llama_cpp: Any, world: World, out: Path, tmp_path: Path) -> None:
-    import shutil
-
     faint = first_layer(recipe(world.tiny, LIKE | WORDS, name="other", adapter={"rank": 4}, **TEXT))
     publish_stirred(world.registry, faint, world.log, world.base, tmp_path / "run", seed=3)
     other = world.registry.export("other", tmp_path / "other", to="gguf", base=world.tiny)
@@ -133,29 +116,3 @@ def test_llama_cpp_without_the_adapter_is_refused(llama_cpp: Any, world: World, 
     shutil.copyfile(other / "adapter.gguf", mixed / "adapter.gguf")
     with Client(folder=mixed) as client, pytest.raises(WrongServer, match="with neither the adapter nor the base"):
         client.score([], ["i1"], task="like")
-
-
-@pytest.mark.slow  # needs llama-cpp-python, and a base of 135 million parameters
-@pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore")
-def test_llama_cpp_on_smollm2(llama_cpp: Any, tmp_path: Path) -> None:
-    from genre.jobs.loading import open_log
-    from genre.modules.base.packaged import prepare_base
-
-    depth, log = 4, open_log("ml-100k")
-    base, registry = genre.Base.load("smollm2-135m", depth=depth), genre.Registry(tmp_path / "registry")
-    publish_stirred(registry, genre.Recipe.read(RECIPE, [f"base.depth={depth}"]), log, base, tmp_path / "like_text")
-    out = registry.export("like_text", tmp_path / "out", to="gguf", base=prepare_base("smollm2-135m"))
-    items = list(log.catalogue.item_ids[:20])
-    asked = [(log.history(user)[:size], items) for user, size in (("196", 29), ("186", 12), ("22", 1), ("244", 0))]
-    with genre.Engine(base, registry, lanes=2) as engine:
-        answers = engine.score([genre.Request("like_text", history=h, candidates=c) for h, c in asked])
-    with Client(folder=out) as client:
-        theirs = [client.score(history, candidates) for history, candidates in asked]
-        text = "Toy Story (1995): 12345 it's\n"
-        own = client.server._model.tokenize(text.encode(), add_bos=False)  # llama.cpp's own reading of text
-        assert list(own) == client.server.tokenize(text)
-    pairs = [(a.score, b) for answer, row in zip(answers, theirs, strict=True) for a, b in zip(answer.results, row, strict=True)]
-    worst, apart = max(abs(a - b) for a, b in pairs), max(abs(log_odds(a) - log_odds(b)) for a, b in pairs)
-    print(f"largest difference of {len(pairs)} scores: {worst:.2g} in probability, {apart:.2g} in log-odds")
-    assert worst <= 1e-4 and apart <= 1e-2

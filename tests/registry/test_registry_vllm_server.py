@@ -90,6 +90,14 @@ def test_probabilities_equal_ours(python: Path, tmp_path: Path) -> None:
         answers = engine.score([genre.Request("like_text", history=h, candidates=c) for h, c in asked])
     ours = [[scored.score for scored in answer.results] for answer in answers]
     assert odds(max(ours[0])) - odds(min(ours[0])) > 1, "the adapter does something"
+    example = BENCHMARKS.parent / "docs" / "examples" / "server_vllm.py"
+    variables = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    printed = subprocess.run([python, example, out], env=variables, capture_output=True, text=True, timeout=900)
+    lines = re.findall(r"^like: (.*) \(adapter (.*); base (.*)\)$", printed.stdout, re.MULTILINE)
+    assert len(lines) == 2, printed.stderr[-3000:]
+    for line in lines:
+        answer, adapter, alone = ([float(share) for share in row.split(", ")] for row in line)
+        assert answer == pytest.approx(adapter, abs=1e-2) and answer != pytest.approx(alone, abs=1e-2)
     with serving(python, out, tmp_path / "server.log") as url, Client(url, out) as client:
         theirs = [client.score(history, candidates) for history, candidates in asked]
         row = {"id": "1", "history": [*asked[2][0], {"item": {"title": "A new film"}}], "candidates": [{"title": "Another"}]}

@@ -1,11 +1,16 @@
 """The Dockerfile: what it copies is there, what it runs is understood, its health check tells the truth."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import venv
 from fnmatch import fnmatch
 from pathlib import Path
+
+import pytest
 
 from genre.cli import main
 
@@ -53,3 +58,58 @@ def test_the_health_check_tells_the_truth(asked):
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     assert healthy(asked.client.base_url.port) and not healthy(9)  # nobody listens on the discard port
+
+
+def arguments():
+    """The values of the Dockerfile's ARGs."""
+    return dict(line.split("=", 1) for line in commands("ARG"))
+
+
+def carried_out(step, arguments, root, python):
+    """A RUN as it stands, but for the machine's own: pip is the environment's, and folders are below `root`."""
+    step = step.replace("pip install", f"{python} -m pip install --quiet").replace("/srv", f"{root}/srv")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | arguments
+    done = subprocess.run(["sh", "-ec", step], cwd=root / "opt/genre", env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, f"{step}: {done.stderr[-3000:]}"
+
+
+@pytest.mark.slow  # an environment of its own, with torch
+@pytest.mark.timeout(1800)
+def test_its_steps_run_one_by_one(tmp_path):
+    venv.create(tmp_path / "bare", with_pip=True)
+    python, work = tmp_path / "bare/bin/python", tmp_path / "opt/genre"
+    work.mkdir(parents=True)
+    skipped = []
+    for line in DOCKERFILE.splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                if (ROOT / source).is_dir():
+                    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+                    shutil.copytree(ROOT / source, work / target, ignore=ignored)
+                else:
+                    shutil.copyfile(ROOT / source, work / target / source)
+        elif word == "RUN" and "useradd" in rest:
+            skipped.append(rest)  # users are the machine's
+            carried_out(next(part for part in rest.split("&&") if "mkdir" in part), {}, tmp_path, python)
+        elif word == "RUN":
+            carried_out(rest, arguments(), tmp_path, python)
+    assert len(skipped) == 1 and (tmp_path / "srv/registry").is_dir()
+    (entry,) = map(json.loads, commands("ENTRYPOINT"))
+    command = [str(python.with_name(entry[0])), *(f"{tmp_path}{word}" if word.startswith("/srv") else word for word in entry[1:])]
+    done = subprocess.run([*command, "--data", "none"], cwd=tmp_path / "srv", capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("genre: "), done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow  # pulls an image and installs torch
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(shutil.which("buildah") is None, reason="buildah is not installed; the steps run one by one above")
+def test_buildah_builds_it():
+    build = ["buildah", "build", "--isolation", "chroot", "--tag", "genre-test", "."]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    try:
+        assert done.returncode == 0, done.stderr[-3000:]
+    finally:
+        subprocess.run(["buildah", "rmi", "--force", "genre-test"], capture_output=True, check=False)

@@ -159,9 +159,11 @@ class LlamaCpp(Server):
     kind = "llama.cpp"
 
     def __init__(self, folder: str, prompt: Mapping[str, Any], *, timeout: float = 0) -> None:
-        import llama_cpp
-        from tokenizers import Tokenizer
-
+        try:
+            import llama_cpp
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise ClientError(f"llama.cpp runs by llama-cpp-python and tokenizers: got {error}; install both") from None
         self.prompt = prompt
         self.url = folder
         files = {name: str(Path(folder) / f"{name}.gguf") for name in ("base", "adapter")}
@@ -312,7 +314,8 @@ class Client:
         if url is None:
             url = str(here) if kind is LlamaCpp else "http://127.0.0.1:8000"
         self.server = kind(url, self.prompt, timeout=timeout)
-        self.prompts = Prompts(self.prompt, read_texts(here), self.server.tokenize)
+        self.texts = read_texts(here)
+        self.prompts = Prompts(self.prompt, self.texts, self.server.tokenize)
         self.canaries = read_canaries(here)
         self.tolerance = self.canaries["tolerance"] if tolerance is None else tolerance
         self._unchecked = check and bool(telling(self.canaries, self.tolerance))

@@ -54,7 +54,7 @@ class Served:
 
     def write_card(self, usage: str) -> None:
         """Write the model card, with the lines for this server."""
-        check = _check(self.folder, self.prompt["model"])
+        check = _check(self.folder, self.prompt)
         (self.folder / CARD).write_text(render_card(self.manifest, full=True) + usage + check, encoding="utf-8")
 
 
@@ -228,12 +228,17 @@ def _texts(source: Path, manifest: Manifest) -> dict[str, str]:
 
 def ask_usage(prompt: dict[str, Any]) -> str:
     """The section of a card on the client."""
+    own = prompt["server"] == "llama.cpp"  # runs in the client's process
+    needs = "llama-cpp-python and tokenizers" if own else "Python and nothing else"
+    shared = "begin with the same tokens, which are read once." if own else "share their history through the prefix cache."
+    client = "Client()" if own else 'Client("http://127.0.0.1:8000")'
+    tokens = "by tokenizer.json" if own else "through the server"
     column = prompt["layout"]["feedback"]
     feedback = "" if column is None else f', "{column}": VALUE'
     return f"""
 ## Ask
 
-`client.py` needs Python and nothing else; it takes rows like `genre score`, without `adapter`, and tokenizes through the server:
+`client.py` needs {needs}; it takes rows like `genre score`, without `adapter`, and tokenizes {tokens}:
 
 ```console
 $ echo '{{"id": "1", "history": [{{"item_id": "ID"{feedback}}}], "candidates": ["ID", "ID"]}}' | python client.py
@@ -242,15 +247,16 @@ $ echo '{{"id": "1", "history": [{{"item_id": "ID"{feedback}}}], "candidates": [
 ```python
 from client import Client
 
-scores = Client("http://127.0.0.1:8000").score(history, candidates)
+scores = {client}.score(history, candidates)
 ```
 
-Candidates of one call share their history through the prefix cache.
+Candidates of one call {shared}
 """
 
 
-def _check(folder: Path, name: str) -> str:
-    found = client.read_canaries(folder)
+def _check(folder: Path, prompt: dict[str, Any]) -> str:
+    name, found = prompt["model"], client.read_canaries(folder)
+    where = "." if prompt["server"] == "llama.cpp" else "http://127.0.0.1:8000"
     if not client.telling(found, found["tolerance"]):
         reason = found.get("reason") or f"on the prompts that were tried, {name} answers as its base does"
         return f"\n## Check\n\nNo canary tells the adapter from its base: {reason}.\n"
@@ -261,6 +267,6 @@ def _check(folder: Path, name: str) -> str:
 takes the name `{name}` and answers with the base. By hand, in this folder:
 
 ```console
-$ genre registry check-server http://127.0.0.1:8000
+$ genre registry check-server {where}
 ```
 """
