@@ -10,7 +10,7 @@ import genre
 from builders import publish_stirred
 from genre.registry.export.client import Client
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "like_text.yaml"
+RECIPE = Path(__file__).parents[2] / "benchmarks" / "recipes" / "like_text.yaml"
 
 
 def log_odds(probability: float) -> float:

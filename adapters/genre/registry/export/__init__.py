@@ -1,4 +1,4 @@
-"""Versions out to stock PEFT, a hub, merged into their base, or to servers of language models; PEFT adapters in from elsewhere."""
+"""Versions out to stock PEFT, a hub, merged into their base, to servers of language models; PEFT adapters in from elsewhere."""
 
 from functools import partial
 from pathlib import Path
