@@ -7,6 +7,7 @@ Owns: arguments and printing. Ignores: everything else; the library is imported 
     genre bench recipes/next_item.yaml --sizes 100,1000,all --cold 0.2
 """
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,7 +53,9 @@ def bench(
     if out is not None and out.is_file():
         raise InputError("--out is a file", got=out, expected="a folder, or a new name")
     if sizes is not None or cold is not None:
-        _curve(wanted, sizes, cold, ways, out, json_file)
+        typed = ["genre", "bench", str(recipe), *(word for each in overrides or [] for word in ("--set", each))]
+        typed += [] if sizes is None else ["--sizes", sizes]
+        _curve(wanted, sizes, cold, ways, out, json_file, shlex.join(typed + ([] if cold is None else ["--cold", f"{cold:g}"])))
         return
     from genre.jobs.tuning.bench import bench as run_bench
     from genre.progress import Reporter
@@ -68,9 +71,15 @@ def bench(
 
 
 def _curve(
-    recipe: "Recipe", sizes: str | None, cold: float | None, ways: list[str] | None, out: Path | None, json_file: Path | None
+    recipe: "Recipe",
+    sizes: str | None,
+    cold: float | None,
+    ways: list[str] | None,
+    out: Path | None,
+    json_file: Path | None,
+    command: str,
 ) -> None:
-    """Measure a learning curve, print its table and conclusion, and write its page."""
+    """Measure a learning curve, print its table and conclusion, and write its page, which names the command."""
     if ways:
         todo = "leave it out: a curve has the recipe's adapter and its controls"
         raise InputError("--way and --sizes exclude each other", got=f"--way {ways[0]}", todo=todo)
@@ -81,7 +90,6 @@ def _curve(
     folder = out or Path("runs") / recipe.name / "curve"
     chosen = _read_sizes("all" if sizes is None else sizes)
     found = learning_curve(recipe, folder, sizes=chosen, cold=cold, reporter=Reporter.for_terminal())
-    command = f"genre bench {recipe.name}.yaml --sizes {sizes or 'all'}{'' if cold is None else f' --cold {cold:g}'}"
     page = write_curve(found, folder, command)
     for name, scope in found["scopes"].items():
         rows = table(scope)
