@@ -153,7 +153,8 @@ def processes(monkeypatch):
     told = {}
 
     def run(command):
-        place = SimpleNamespace(folder=command[-2], name=command[-2].rsplit("/", 1)[-1])
+        folder = command[4]  # after the interpreter, -c, the program and the recipe
+        place = SimpleNamespace(folder=folder, name=folder.rsplit("/", 1)[-1])
         return told["do"](place)
 
     monkeypatch.setattr(bench_job, "run_process", run)
