@@ -242,6 +242,7 @@ def test_the_command_writes_json_and_page(stirred, tiny, shop, tmp_path, monkeyp
     ("options", "error", "message"),
     [
         ({"users": 1}, InputError, "--users is out of range: got 1; expected 2 to 2,000"),
+        ({"seed": -1}, InputError, "--seed is out of range: got -1; expected 0 to"),
         ({"shares": (0.5,)}, InputError, "a share of injected users is out of range: got 0.5"),
         ({"attacks": ("nuke",)}, InputError, "no such attack: got nuke; expected random, average, bandwagon"),
         ({"shares": tuple(0.01 * n for n in range(1, 9))}, InputError, "too few or too many retrainings"),

@@ -24,7 +24,7 @@ K = 10
 """Places of a list: exposure is the share of users whose list holds the item."""
 
 MAX_TRAININGS = 16
-_BOUNDS = {"users": (2, 2000), "targets": (1, 100), "words": (1, 500)}
+_BOUNDS = {"users": (2, 2000), "targets": (1, 100), "words": (1, 500), "seed": (0, 2**63 - 1)}
 
 
 @dataclass(frozen=True)
