@@ -168,7 +168,7 @@ def _small_calls(pipe: Any, address: tuple[str, int], sent: bytes) -> None:
     taken: Waits = []
 
     async def one(free: list[Client], due: float) -> None:
-        client = free.pop() if free else Client(address)
+        client = free.pop(0) if free else Client(address)  # in turn, so that none idles until it is closed
         try:
             status, answer = await client.call("/v1/score", sent)
             if status == 200 and "error" in json.loads(answer)["responses"][0]:

@@ -103,6 +103,22 @@ def test_a_small_kind_of_file_has_few_values():
         limits.parse_json(data, "it", limit=8_000)
 
 
+def test_lists_and_objects_are_counted_apart(monkeypatch):
+    monkeypatch.setattr(limits, "MAX_JSON_CONTAINERS", 20)
+    assert len(limits.parse_json(b"[" + b"0," * 99 + b"0]", "it")) == 100
+    with pytest.raises(IntegrityError, match="it has too many lists and objects: got about 31; expected at most 20"):
+        limits.parse_json(b"[" + b"[]," * 30 + b"1]", "it")
+
+
+def test_a_config_is_bounded_as_one_by_the_first_look_at_it(registry, tmp_path):
+    folder = write_adapter(tmp_path / "made")
+    (folder / "adapter_config.json").write_bytes(b'{"x": [' + b"0," * 300_000 + b"0]}")
+    with pytest.raises(
+        IntegrityError, match="adapter_config.json has too many values: got about 300,002; expected at most 262,144"
+    ):
+        registry.publish(folder, draft())
+
+
 def test_a_manifest_of_many_files_is_refused_before_any_is_looked_for(registry, tmp_path):
     _, folder = stored(registry, tmp_path)
     raw = json.loads((folder / "manifest.json").read_bytes())

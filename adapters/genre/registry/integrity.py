@@ -289,7 +289,7 @@ def _check_yaml(path: Path) -> None:
 
 _KINDS: dict[str, tuple[int, Callable[[Path], object]]] = {
     "safetensors": (limits.MAX_FILE_BYTES, _check_safetensors),
-    "json": (limits.MAX_JSON_BYTES, lambda path: limits.parse_json(path.read_bytes(), path.name)),
+    "json": (limits.MAX_JSON_BYTES, lambda path: limits.parse_json(path.read_bytes(), path.name, limit=_limit(path.name))),
     "jsonl": (limits.MAX_FILE_BYTES, _check_lines),
     "yaml": (limits.MAX_YAML_BYTES, _check_yaml),
     "md": (limits.MAX_TEXT_BYTES, _check_text),

@@ -24,6 +24,8 @@ MAX_TEXT_BYTES = 4 * 2**20
 MAX_YAML_BYTES = 256 * 2**10
 MAX_JSON_DEPTH = 24
 MAX_JSON_NODES = 2**21
+MAX_JSON_CONTAINERS = 2**19
+"""Lists and objects in JSON at most: they take many times as long as other values."""
 BYTES_A_NODE = 16
 """A kind of file of so many bytes at most has one value for each of these at most."""
 MAX_COLUMNS = 4096
@@ -97,10 +99,14 @@ def parse_json(data: bytes, what: str, *, limit: int = MAX_JSON_BYTES) -> Any:
     if len(data) > limit:
         raise IntegrityError(f"{what} is too long", got=f"{len(data):,} bytes", expected=f"at most {limit:,}")
     most = min(MAX_JSON_NODES, limit // BYTES_A_NODE)
-    if len(data) > most:  # a value takes a byte at least, and some sixty in memory
-        nodes = sum(map(data.count, (b",", b"[", b"{")))
-        if nodes > most:
-            raise IntegrityError(f"{what} has too many values", got=f"about {nodes:,}", expected=f"at most {most:,}")
+    if len(data) > min(most, MAX_JSON_CONTAINERS):  # a value takes a byte at least, and some sixty in memory
+        containers = data.count(b"[") + data.count(b"{")
+        for unit, found, bound in (
+            ("values", containers + data.count(b","), most),
+            ("lists and objects", containers, MAX_JSON_CONTAINERS),
+        ):
+            if found > bound:
+                raise IntegrityError(f"{what} has too many {unit}", got=f"about {found:,}", expected=f"at most {bound:,}")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         if data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH:
