@@ -4,8 +4,8 @@
 
 Both services run over the same world (`serving.py --world DIR` keeps one) at the same time, and are asked in turns, after a
 warm-up. The throughput of a round is that of 16 clients, each of which sends its next call of three rows after an answer; the
-tail is that of calls sent by the clock at 60 % of the slower one's throughput. Times of a core do not depend on what else runs
-on the machine.
+tail is that of calls sent by the clock at 60 % of the slower one's throughput. Both decide; times of a core, which depend less on
+what else runs on the machine, are told beside them.
 """
 
 import argparse
@@ -75,9 +75,9 @@ def compare(other: Path, world: World, folder: Path, rounds: int, count: int) ->
     return {
         "ratios": {
             "throughput": median(one / two for one, two in pairs),
-            "calls_per_core_second": median(cores["other"]) / median(cores["this"]),
             "p99": tail["other"] / tail["this"],
         },
+        "calls_per_core_second": median(cores["other"]) / median(cores["this"]),
         "calls_per_s": {name: median(own) for name, own in rates.items()},
         "core_ms_per_call": {name: 1000 * median(own) for name, own in cores.items()},
         "p99_ms": tail,

@@ -119,6 +119,16 @@ def test_a_config_is_bounded_as_one_by_the_first_look_at_it(registry, tmp_path):
         registry.publish(folder, draft())
 
 
+@pytest.mark.parametrize("path", ["/etc/passwd", "../like/x.json", "a/b.json", ".x.json", "x.py", ""])
+def test_no_path_in_a_manifest_leads_out_of_its_folder(registry, tmp_path, monkeypatch, path):
+    version, folder = stored(registry, tmp_path)
+    monkeypatch.setattr(integrity, "_hash", lambda file: hashed.append(file) or version.manifest.files.get(file.name, ""))
+    hashed: list[Path] = []
+    manifest = version.manifest.model_copy(update={"files": {**version.manifest.files, path: "0" * 64}})
+    assert integrity.find_damage(folder, manifest) == [(repr(path), "is not accepted in a version")]
+    assert {file.parent for file in hashed} == {folder}
+
+
 def test_a_manifest_of_many_files_is_refused_before_any_is_looked_for(registry, tmp_path):
     _, folder = stored(registry, tmp_path)
     raw = json.loads((folder / "manifest.json").read_bytes())

@@ -148,6 +148,9 @@ def find_damage(folder: Path, manifest: Manifest) -> list[tuple[str, str]]:
         found.append((name[:80], "is not in the manifest"))
     sizes: dict[str, int] = {}
     for name in sorted(manifest.files):
+        if _FILE.fullmatch(name) is None:  # a path would lead out of the folder
+            found.append((repr(name[:80]), "is not accepted in a version"))
+            continue
         if not os.path.lexists(folder / name):
             found.append((name[:80], "is missing"))
             continue
