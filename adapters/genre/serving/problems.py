@@ -10,13 +10,14 @@ from collections.abc import Mapping
 
 from pydantic_core import to_json
 
-from genre.errors import ConflictError, GenreError, InputError, IntegrityError, NotFoundError, QualityError
+from genre.errors import ConflictError, GenreError, InputError, IntegrityError, NotFoundError, QualityError, TrustError
 
 LONGEST_MESSAGE = 600
 STATUSES = (
     (NotFoundError, 404, "not_found"),
     (ConflictError, 409, "conflict"),
     (QualityError, 409, "not_good_enough"),
+    (TrustError, 403, "not_trusted"),
     (IntegrityError, 409, "damaged"),
     (InputError, 422, "bad_input"),
 )
