@@ -95,7 +95,7 @@ def test_every_test_event_is_a_target_in_one_fold(cross, little, tiny, tmp_path)
     found = cross(both, folds=3)
     events = split(little, both.data.split).counts["test"]
     for task, metric, baselines in (
-        ("like", "auc", {"item_mean", "running_user_share", "additive"}),
+        ("like", "auc", {"item_mean", "running_user_share", "prompt_share", "additive"}),
         ("next_item", "ndcg@10", {"popularity", "transitions", "item_neighbours", "ease", "text_neighbours", "ease_text"}),
     ):
         own, others = found["tasks"][task]["adapter"][metric], found["tasks"][task]["baselines"]
