@@ -55,7 +55,10 @@ def export(
     elif to == "merged":
         export_merged(version, source, out, base, finish=finish)
     else:
-        raise RegistryError("cannot export to that", got=repr(to)[:80], expected="peft, hub-folder, merged, vllm, sglang or gguf")
+        todo = "genre.export and genre registry export write vectors, lists and mlflow too"
+        raise RegistryError(
+            "cannot export to that", got=repr(to)[:80], expected="peft, hub-folder, merged, vllm, sglang or gguf", todo=todo
+        )
     if baselines is not None and (out / CARD).is_file():
         write_text(out / CARD, (out / CARD).read_text(encoding="utf-8") + baseline_section(baselines))
     if tar:
