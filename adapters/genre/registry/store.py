@@ -13,12 +13,11 @@ writer of the same number fails. POSIX only (flock; see docs/decisions/registry-
         like/aliases/1.json, 2.json, …          # the journal
         like/baselines/a3f09c12be77.json        # what a version was measured against
         like/signatures/a3f09c12be77-3b6a….json # who vouches for it
-        like/.tmp-8f2c…/                        # an unfinished publish: invisible
+        like/.tmp-8f2c…/version/, .owner        # an unfinished publish, invisible, and the lock of its writer
         .heads/like/head.json                   # the last entry of the journal of `like`
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -33,6 +32,7 @@ from typing import Protocol
 from genre.errors import DiskError, NotFoundError, RegistryError
 from genre.files import check_writable, disk_errors, sync
 from genre.registry.limits import open_plain
+from genre.registry.locks import check_mount, is_owned, lock, owned
 from genre.registry.names import ALIASES, HEADS, RECORDS, SIGNATURES, is_digest, is_name, is_version
 from genre.registry.other_folders import describe_content
 
@@ -183,17 +183,17 @@ class LocalStore:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Path]:
-        """See `Store`. An flock on the folder shows that its writer lives: the kernel drops it with the process."""
-        with disk_errors(self.root):
+        """See `Store`. A lock beside the folder shows that its writer lives."""
+        with disk_errors(self.root), contextlib.ExitStack() as held:
             with self.writing():
                 folder = self._make_temporary(name)
-                owner = os.open(folder, os.O_RDONLY)
-                _flock(owner, fcntl.LOCK_EX, self.root)
+                held.enter_context(owned(folder, self.root))
             try:
-                yield folder
+                staged = folder / "version"
+                staged.mkdir(mode=0o755)
+                yield staged
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-                os.close(owner)
                 with contextlib.suppress(OSError):  # a name's first publish that failed leaves no empty folder
                     os.rmdir(folder.parent)
 
@@ -225,7 +225,7 @@ class LocalStore:
         with disk_errors(folder):
             try:
                 with _written_aside(folder, data) as aside:
-                    os.link(aside, folder / f"{number}.json")
+                    _link(aside, folder / f"{number}.json")
             except FileExistsError:
                 return False
             sync(folder)
@@ -258,7 +258,7 @@ class LocalStore:
         found = {}
         for path in paths:
             with contextlib.suppress(FileNotFoundError):  # a publish that failed has just removed its own
-                if not path.is_symlink() and not _is_owned(path):
+                if not path.is_symlink() and not is_owned(path):
                     found[str(path.relative_to(self.root))] = _bytes(path)
         return found
 
@@ -320,9 +320,10 @@ class LocalStore:
     def _lock(self, mode: int) -> Iterator[bool]:
         with disk_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
+            check_mount(self.root)
             descriptor = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            _flock(descriptor, mode, self.root)
+            lock(descriptor, mode, self.root)
             yield mode == fcntl.LOCK_EX
         finally:
             os.close(descriptor)
@@ -374,37 +375,17 @@ def _is_folder(entry: os.DirEntry[str], wanted: Callable[[str], bool]) -> bool:
     return wanted(entry.name) and entry.is_dir(follow_symlinks=False)
 
 
-def _flock(descriptor: int, mode: int, root: Path) -> None:
-    """Lock, or refuse a disk that has no locks: writers there would not see each other."""
-    try:
-        fcntl.flock(descriptor, mode)
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
-            raise
-        raise DiskError(
-            f"{root} has no file locks",
-            got=error.strerror,
-            expected="a disk with flock, as local disks and NFS with its lock service have",
-            todo="start the lock service, or put the registry on a local disk or an object store",
-        ) from None
-
-
-def _is_owned(path: Path) -> bool:
-    """Return whether a living writer holds the folder. A file lives for a moment only and only under the lock: nobody's."""
-    if path.is_file():
-        return False
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
 def _bytes(path: Path) -> int:
     return sum(file.lstat().st_size for file in (path, *path.rglob("*")) if not file.is_dir())
+
+
+def _link(aside: Path, path: Path) -> None:
+    """Link; over NFS a repeated request may find its own first attempt."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        if not os.path.samefile(aside, path):
+            raise
 
 
 @contextlib.contextmanager

@@ -52,8 +52,10 @@ def verify(store: Store, name: str | None, check: Callable[[Version], object] | 
         if name in (None, each):
             digests: dict[str, str | None] = {}
             for version in listing.get(each, ()):
-                digests[version], problems = _verify_version(store, each, version, check, trust)
-                found += problems
+                digest, problems = _verify_version(store, each, version, check, trust)
+                if not problems or store.has(each, version):  # gc has not just removed it
+                    digests[version] = digest
+                    found += problems
             found += _verify_journal(store, each, digests, trust)
             found += _verify_beside(store, each, digests)
     return found
