@@ -2,12 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_fakes import write_adapter
+from registry_fakes import KEYS, write_adapter
 from served_fakes import World
 
 import genre
@@ -39,3 +39,17 @@ def llama_cpp() -> Any:
     if source := os.environ.get("LLAMA_CPP_PYTHON"):
         sys.path[:0] = source.split(os.pathsep)
     return pytest.importorskip("llama_cpp", reason="llama-cpp-python has no wheel, and takes 15 minutes to build")
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The endpoint of an S3 server on this machine, with a bucket."""
+    moto = pytest.importorskip("moto.server")
+    s3fs = pytest.importorskip("s3fs")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    s3fs.S3FileSystem(endpoint_url=endpoint, **KEYS).mkdir("bucket")
+    yield endpoint
+    server.stop()

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from genre.registry import BaseInfo, DataInfo, Manifest, MetricValue
 
 BASE = BaseInfo(name="tiny", fingerprint="f" * 64, depth=2)
+KEYS = {"key": "test", "secret": "test"}
 PATH = "model.layers.0.self_attn.q_proj"
 
 

@@ -3,13 +3,15 @@
 import contextlib
 import hashlib
 import random
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_fakes import draft, write_adapter, write_encoder
+from registry_fakes import KEYS, draft, write_adapter, write_encoder
 from stepping import Actor, Bucket, Plan, lengths_of, opened, run, switches
 
 from genre.errors import GenreError, NotFoundError, RegistryError
@@ -19,7 +21,7 @@ from genre.registry.remote import RemoteStore
 from genre.registry.tombstones import Tombstones
 
 ROOT = "bucket/registry"
-SHARE = 5
+SHARE = 8
 LATER = 100_000.0
 
 
@@ -269,3 +271,48 @@ def test_without_a_part_of_the_protocol_a_plan_loses_something(world: World, mon
     scene, plant = FAULTS[fault]
     plant(monkeypatch)
     assert any(check(world, scene, plan) for plan in plans(world, scene, 1))
+
+
+class Aged:
+    """A server on which everything that was there at first is old."""
+
+    def __init__(self, fs: Any, root: str) -> None:
+        self._fs = fs
+        self._old = set(fs.find(root))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fs, name)
+
+    def find(self, path: str, detail: bool) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = self._fs.find(path, detail=detail)
+        for old in self._old & found.keys():
+            found[old] |= {"LastModified": found[old]["LastModified"] - timedelta(seconds=LATER)}
+        return found
+
+
+def on_s3(world: World, scene: str, fs: Any, plan: Plan) -> list[str]:
+    """A plan of a scene on a real server."""
+    prepare, actors = SCENES[scene]
+    root = f"bucket/{uuid.uuid4().hex}/registry"
+    for path, (data, _) in prepared(world, prepare).objects.items():
+        fs.pipe_file(path.replace(ROOT, root), data)
+    aged = Aged(fs, root)
+    turns = run(aged, root, world.folders / "cache", actors(world), plan)
+    return [f"{scene}, {plan}: {problem}" for problem in lost(aged, root, world.folders / "cache", turns.results)]
+
+
+MARKED = [name for name, (prepare, _) in SCENES.items() if prepare in (marked, interrupted, gone_before)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize(
+    ("scene", "share"),
+    [
+        ("the unnamed version is published again", 100),
+        *(pytest.param(scene, 8, marks=pytest.mark.slow) for scene in MARKED),  # some 110 plans at a second each
+    ],
+)
+def test_a_sample_on_a_real_server(world: World, s3: str, scene: str, share: int) -> None:
+    fs = pytest.importorskip("s3fs").S3FileSystem(endpoint_url=s3, use_listings_cache=False, **KEYS)
+    for plan in list(plans(world, scene, 1))[share // 3 :: share]:
+        assert on_s3(world, scene, fs, plan) == []

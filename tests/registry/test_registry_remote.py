@@ -3,13 +3,13 @@
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_fakes import draft, write_adapter, write_encoder
+from registry_fakes import KEYS, draft, write_adapter, write_encoder
 
 from genre.errors import ConflictError, InputError, IntegrityError, NotFoundError, RegistryError
 from genre.registry import Garbage, Registry
@@ -20,21 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
-KEYS = {"key": "test", "secret": "test"}
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The endpoint of an S3 server on this machine, with a bucket."""
-    moto = pytest.importorskip("moto.server")
-    s3fs = pytest.importorskip("s3fs")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    s3fs.S3FileSystem(endpoint_url=endpoint, **KEYS).mkdir("bucket")
-    yield endpoint
-    server.stop()
 
 
 @pytest.fixture(params=["memory", "s3"])

@@ -524,7 +524,9 @@ class Registry:
         """
         from genre.registry.export.foreign import prepare_import
 
-        with prepare_import(Path(source), check_name(name), base, Path(base_folder), fields) as (folder, draft, encoder):
+        unpacked = prepare_import(Path(source), check_name(name), base, Path(base_folder), fields)
+        # gc must not come between the encoder, which may have no alias, and its user.
+        with unpacked as (folder, draft, encoder), self.store.writing():
             if encoder is not None and lookup.look_up(self.store, encoder[1].digest) is None:
                 known = encoder[1].name in self.names()
                 self.publish(encoder[0], read_draft(encoder[0]), alias=() if known else LATEST)
