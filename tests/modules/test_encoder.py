@@ -164,6 +164,14 @@ def test_a_description_allocates_nothing_that_the_tensors_do_not_have(change):
         BehaviourEncoder.restore(described, encoder.item_ids, encoder.payload())
 
 
+@pytest.mark.parametrize("name", ["width", "learned", "collaborative", "factors", "feedback"])
+@pytest.mark.parametrize("size", [None, -1, 1.5, True, "8"])
+def test_sizes_in_a_description_are_whole_numbers(name, size):
+    encoder = BehaviourEncoder(EncoderSpec(8, (), 4, 0, (), 3), ["a", "b"], scale=1.0)
+    with pytest.raises(ManifestError, match=f"encoder.json: {name}: got .*; expected a whole number"):
+        BehaviourEncoder.restore({**dataclasses.asdict(encoder.spec), name: size}, ["a", "b"], encoder.payload())
+
+
 def test_a_restored_encoder_is_what_was_published():
     encoder = BehaviourEncoder(EncoderSpec(8, (), 4, 0, (("x", 3),), 3, whiten=True), ["a", "b"], scale=1.0)
     found = BehaviourEncoder.restore(dataclasses.asdict(encoder.spec), encoder.item_ids, encoder.payload())

@@ -235,6 +235,9 @@ class BehaviourEncoder(nn.Module):
         Raises:
             ManifestError: A tensor is missing, superfluous or of another shape.
         """
+        for name in ("width", "learned", "collaborative", "factors", "feedback"):
+            if type(size := spec.get(name, 0)) is not int or size < 0:
+                raise ManifestError(f"encoder.json: {name}", got=repr(size)[:80], expected="a whole number from 0")
         if len(spec["dense"]) > len(payload):
             raise ManifestError("encoder.json: dense", got=f"{len(spec['dense']):,} columns", expected="a tensor for each")
         fields = {"text": tuple(spec["text"]), "dense": tuple(map(tuple, spec["dense"])), "control_tokens": recorded_rule(spec)}
