@@ -289,7 +289,8 @@ def test_a_new_recipe_reads_what_is_text_and_says_why(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize("task", ["like", "rating", "next_item"])
-def test_a_new_recipe_has_a_line_and_a_comment_for_each_key(task, place, capsys):
+def test_a_new_recipe_has_a_line_and_a_comment_for_each_key(task, place, tiny, capsys):
+    (place / "a: base #1").symlink_to(tiny)
     run(capsys, "recipe", "new", task, "--data", "shop", "--name", "it-is", "--base", "a: base #1")
     lines = (place / "it-is.yaml").read_text().splitlines()
     assert lines[0].startswith("# ") and all("  # " in line and len(line) < 140 for line in lines[1:])
