@@ -71,7 +71,8 @@ def test_the_wheel_holds_the_library_and_no_more(built: tuple[Path, Path], sourc
     with zipfile.ZipFile(built[0]) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         metadata = archive.read(next(name for name in archive.namelist() if name.endswith("/METADATA"))).decode()
-    committed = {path.relative_to(source / "adapters").as_posix() for path in (source / "adapters").rglob("*") if path.is_file()}
+    root = source / "adapters"
+    committed = {path.relative_to(root).as_posix() for path in (root / "genre").rglob("*") if path.is_file()}
     assert names == committed, "every module, page, template, table and marker, no test, no recipe"
     assert {"genre/py.typed", "genre/serving/page/index.html", "genre/data/packaged/ml_100k_movies.csv"} <= names
     for version in VERSIONS:
