@@ -207,7 +207,7 @@ def test_gc_waits_for_a_writer_and_not_for_one_that_was_killed(
         assert registry.gc(grace=0).marked == (unnamed.ref,)
         with pytest.raises(ConflictError, match="was not deleted: a writer is at work"):
             registry.delete(unnamed)
-        assert registry.versions("like")[-1] == unnamed.version and registry.verify() == []
+        assert unnamed.version in registry.versions("like") and registry.verify() == []
         monkeypatch.setattr("genre.registry.tombstones.CLAIM_S", -1.0)
         assert registry.gc(grace=0).versions == (unnamed.ref,)
         monkeypatch.undo()
