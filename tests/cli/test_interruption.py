@@ -21,6 +21,7 @@ from builders import LIKE, recipe
 from genre import cli
 from genre.cli.shell.interruption import LEFT
 from genre.registry import Registry
+from genre.registry.trust.keys import Signer
 
 moment: list[Callable[[str, tuple[Any, ...]], bool]] = []
 
@@ -86,6 +87,10 @@ CASES: dict[str, tuple[list[str], Callable[[str, tuple[Any, ...]], bool]]] = {
     "registry history": (["like"], opens("aliases")),
     "registry export": (["next_item", "--out", "new", "--base", "{base}"], renames("/new")),
     "registry import": (["peft", "--as", "new", "--base", "{base}"], renames("registry/new")),
+    "registry check-server": (["http://127.0.0.1:1", "--folder", "served"], opens("canaries.json")),
+    "registry keygen": (["new.key"], opens("new.key.pub")),
+    "registry sign": (["like", "--key", "release.key"], renames("signatures")),
+    "registry checkpoint": (["--out", "new.json"], renames("new.json")),
     "registry gc": ([], opens("manifest.json")),
     "registry delete": (["like"], opens("manifest.json")),
     "train": (["like.yaml"], renames("version")),
@@ -104,7 +109,14 @@ CASES: dict[str, tuple[list[str], Callable[[str, tuple[Any, ...]], bool]]] = {
     "audit": (["next_item", *EVAL, "--text-only"], opens("adapter_model")),
     "serve": (["--adapters", "like", "--base", "{base}", "--port", "0"], opens("adapter_model")),
 }
-KEPT = {"train": r"runs", "tune": r"study|runs", "crossval": r"runs", "score": r"out\.jsonl", "refresh": r"runs"}
+KEPT = {
+    "train": r"runs",
+    "tune": r"study|runs",
+    "crossval": r"runs",
+    "score": r"out\.jsonl",
+    "refresh": r"runs",
+    "registry sign": r"registry/like/signatures$",  # an empty folder
+}
 """What a command that can go on leaves; the others leave nothing."""
 
 
@@ -128,6 +140,11 @@ def test_in_the_midst_of_a_command(command, place, trained, capfd, monkeypatch):
     (place / "bench.yaml").write_text("{}")
     if command == "registry import":
         Registry("registry").export("next_item", "peft", base=trained.base)
+    if command == "registry check-server":
+        (place / "served").mkdir()
+        (place / "served" / "canaries.json").write_text("{}")
+    if command == "registry sign":
+        Signer.generate(place / "release.key")
     monkeypatch.delitem(sys.modules, "genre.modules.base.packaged", raising=False)  # whose import is the moment of base list
     run = str(trained.runs["like"].root)
     before = files(place)

@@ -95,3 +95,11 @@ def test_what_cannot_be_done_is_said(place, capsys, monkeypatch, arguments, mess
 def test_a_key_is_never_overwritten(place, capsys):
     assert main(["registry", "keygen", str(place / "release.key")]) == 2
     assert "a key is never overwritten" in capsys.readouterr().err
+
+
+def test_files_are_made_in_new_folders_too(place, capsys):
+    key = place / "keys" / "new.key"
+    assert main(["registry", "keygen", str(key)]) == 0 and key.stat().st_mode & 0o777 == 0o600
+    assert "signed by" in call(place, capsys, "checkpoint", "--out", str(place / "seen" / "new.json"), "--key", str(key))
+    assert main(["registry", "keygen", str(place / "trust.yaml" / "new.key")]) == 2
+    assert "a key lies in a file" in capsys.readouterr().err

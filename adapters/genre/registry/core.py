@@ -19,7 +19,7 @@ from typing import Any
 
 from genre import display
 from genre.errors import ConflictError, InputError, NotFoundError, RegistryError, TrustError, fault_of_file
-from genre.files import cache_folder, write_text
+from genre.files import cache_folder, disk_errors, write_text
 from genre.registry import checkpoint, lookup, maintenance, records, verification
 from genre.registry.cache import LocalCopies
 from genre.registry.entries import Move
@@ -386,8 +386,11 @@ class Registry:
             IntegrityError: A journal is damaged.
             DiskError: The disk is full or not writable.
         """
-        write_text(Path(out), checkpoint.make_checkpoint(self.store, self.author).decode())
-        return Path(out)
+        text, path = checkpoint.make_checkpoint(self.store, self.author).decode(), Path(out)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)
+        return path
 
     def verify(
         self, name: str | None = None, *, hashes: bool = True, since: Path | str | None = None

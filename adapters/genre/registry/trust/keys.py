@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from genre.errors import InputError, IntegrityError, fault_of_file
-from genre.files import disk_errors, sync
+from genre.files import check_writable, disk_errors, sync
 from genre.registry.limits import open_plain
 from genre.registry.names import is_digest
 
@@ -56,11 +56,21 @@ class Signer:
                 raise InputError("a key is never overwritten", got=each, expected="a new file")
         secret = private.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption())
         public = private.public_key().public_bytes(forms.Encoding.PEM, forms.PublicFormat.SubjectPublicKeyInfo)
-        with disk_errors(path):
-            for file, data, mode in ((path, secret, 0o600), (beside, public, 0o644)):
-                with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as target:
-                    target.write(data)
-                sync(file)
+        check_writable(path, "a key")
+        written: list[Path] = []
+        try:
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                for file, data, mode in ((path, secret, 0o600), (beside, public, 0o644)):
+                    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+                    written.append(file)
+                    with open(descriptor, "wb") as target:
+                        target.write(data)
+                    sync(file)
+        except BaseException:  # Ctrl-C too: half a pair would be in the way of the next try
+            for file in written:
+                file.unlink(missing_ok=True)
+            raise
         return cls(_text_of(private.public_key()), private)
 
     @classmethod
