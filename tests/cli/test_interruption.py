@@ -240,7 +240,7 @@ def test_a_signal_that_a_library_swallows_still_ends_in_exit_code_1(place, capfd
     def swallow(event, arguments):
         return event == "os.scandir" and "registry" in str(arguments[0])
 
-    import genre.registry.store as store
+    import genre.registry.stores.local as store
 
     scan = store._scan
 
@@ -272,7 +272,7 @@ sys.exit(cli.main(["registry", "list"]))
 
 def test_a_signal_that_falls_into_a_finalizer_is_not_lost(place, capfd, monkeypatch):
     """Python ends errors of finalizers with a traceback and goes on: the signal comes again."""
-    import genre.registry.store as store
+    import genre.registry.stores.local as store
 
     class Finalized:
         def __del__(self):

@@ -16,9 +16,9 @@ from stepping import Actor, Bucket, Plan, lengths_of, opened, run, switches
 
 from genre.errors import GenreError, NotFoundError, RegistryError
 from genre.registry import Registry, Version, maintenance
-from genre.registry.objects import Objects
-from genre.registry.remote import RemoteStore
-from genre.registry.tombstones import Tombstones
+from genre.registry.stores.objects import Objects
+from genre.registry.stores.remote import RemoteStore
+from genre.registry.stores.tombstones import Tombstones
 
 ROOT = "bucket/registry"
 SHARE = 8
@@ -168,7 +168,7 @@ def bury_in_any_order(patch: pytest.MonkeyPatch) -> None:
 
 
 def publish_into_the_same_folder(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("genre.registry.remote._folder", lambda path, generation: path)
+    patch.setattr("genre.registry.stores.remote._folder", lambda path, generation: path)
 
 
 FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {

@@ -12,8 +12,8 @@ from registry_fakes import draft, write_adapter
 
 from genre.errors import DiskError, IntegrityError, NotFoundError
 from genre.registry import Registry
-from genre.registry.locks import check_mount
-from genre.registry.store import LocalStore
+from genre.registry.stores.local import LocalStore
+from genre.registry.stores.locks import check_mount
 
 Adapter = Callable[..., Path]
 flock = fcntl.flock

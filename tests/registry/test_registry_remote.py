@@ -208,11 +208,11 @@ def test_gc_waits_for_a_writer_and_not_for_one_that_was_killed(
         with pytest.raises(ConflictError, match="was not deleted: a writer is at work"):
             registry.delete(unnamed)
         assert unnamed.version in registry.versions("like") and registry.verify() == []
-        monkeypatch.setattr("genre.registry.tombstones.CLAIM_S", -1.0)
+        monkeypatch.setattr("genre.registry.stores.tombstones.CLAIM_S", -1.0)
         assert registry.gc(grace=0).versions == (unnamed.ref,)
         monkeypatch.undo()
     with pytest.raises(ConflictError, match="writing took too long to be safe beside gc"), registry.store.writing():
-        monkeypatch.setattr("genre.registry.tombstones.CLAIM_S", 1e-9)
+        monkeypatch.setattr("genre.registry.stores.tombstones.CLAIM_S", 1e-9)
     fs, root = file_system(registry)
     assert not fs.find(f"{root}/.writers")
 

@@ -24,7 +24,7 @@ from genre.registry.limits import MAX_MANIFEST_BYTES
 from genre.registry.lookup import checked_version, open_version, require_version
 from genre.registry.manifest import Manifest, Version
 from genre.registry.names import MANIFEST
-from genre.registry.store import Store
+from genre.registry.stores.store import Store
 
 Stamp = tuple[tuple[str, int, int, int, int], ...]
 SETTLED_NS = 1_000_000_000

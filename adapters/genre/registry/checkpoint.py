@@ -24,7 +24,7 @@ from genre.registry.limits import MAX_JSON_BYTES, parse_json
 from genre.registry.lookup import open_version
 from genre.registry.manifest import canonical, checksum_of, render, utc_now
 from genre.registry.names import is_digest, is_name, is_version
-from genre.registry.store import Store
+from genre.registry.stores.store import Store
 from genre.registry.trust.actor import Author
 from genre.registry.trust.keys import is_key, is_signed, need_cryptography
 from genre.registry.trust.policy import Trust

@@ -1,7 +1,7 @@
 """The registry itself: publish, resolve, fetch, promote, roll back, verify.
 
 Owns: the order of things, so that nothing half-done is ever visible and nothing bad is ever loaded. Ignores: how a
-store writes (`store`, `remote`), what weights mean, torch.
+store writes (`stores`), what weights mean, torch.
 
     >>> registry = Registry("registry")                                  # doctest: +SKIP
     >>> version = registry.publish("runs/like/version", manifest, alias="candidate")  # doctest: +SKIP
@@ -27,15 +27,12 @@ from genre.registry.integrity import prepare, read_draft
 from genre.registry.journal import Journal
 from genre.registry.manifest import BaseInfo, Manifest, Publishable, Version
 from genre.registry.names import LATEST, PRODUCTION, Ref, check_name, check_version, is_version, parse_ref
-from genre.registry.other_folders import refuse_other
 from genre.registry.quality import check_floor, check_not_worse
 from genre.registry.signatures import check_signed, sign_version
-from genre.registry.store import LocalStore, Store
+from genre.registry.stores.opening import open_store
 from genre.registry.trust.actor import Author, check_actor, current_actor, current_signer
 from genre.registry.trust.keys import SIGN_VARIABLE, Signer
 from genre.registry.trust.policy import Trust
-
-SINGLE_WRITER = "GENRE_SINGLE_WRITER"
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ class Registry:
         self.trust = trust_of(trust)
         signer = current_signer() if sign_key is None else Signer.read(Path(sign_key))
         self.author = Author(current_actor() if actor is None else check_actor(actor), signer, self.trust.keys)
-        self.store = _open_store(self.url, storage_options or {}, single_writer)
+        self.store = open_store(self.url, storage_options or {}, single_writer)
         self._copies = LocalCopies(self.store, Path(cache) if cache is not None else cache_folder() / "registry")
 
     def __repr__(self) -> str:
@@ -551,23 +548,3 @@ def trust_of(given: Trust | Mapping[str, Any] | Path | str | None) -> Trust:
     if given is None:
         return Trust.find()
     return Trust.read(Path(given)) if isinstance(given, Path | str) else Trust.make(given)
-
-
-def _open_store(url: str, storage_options: Mapping[str, Any], single_writer: bool | None) -> Store:
-    if "://" in url and not url.startswith("file://"):
-        from genre.registry.remote import RemoteStore  # fsspec takes a while to import
-
-        return RemoteStore(url, dict(storage_options), single_writer=_is_set() if single_writer is None else single_writer)
-    folder = Path(url.removeprefix("file://"))
-    if folder.is_file():
-        raise RegistryError("a registry is a folder", got=f"the file {folder}", expected="a folder, or a new name")
-    store = LocalStore(folder)
-    refuse_other(folder, store.names)
-    return store
-
-
-def _is_set() -> bool:
-    value = os.environ.get(SINGLE_WRITER, "")
-    if value not in ("", "0", "1"):
-        raise InputError(f"{SINGLE_WRITER} cannot be read", got=repr(value[:80]), expected="1 or 0")
-    return value == "1"

@@ -30,7 +30,7 @@ from genre.registry.entries import (
 from genre.registry.limits import MAX_ENTRY_BYTES, MAX_MANIFEST_BYTES, MAX_MOVES, parse_json
 from genre.registry.manifest import checksum_of, open_sealed, render, utc_now
 from genre.registry.names import ALIASES, HEADS, MANIFEST, check_name
-from genre.registry.store import Store
+from genre.registry.stores.store import Store
 from genre.registry.trust.actor import Author
 from genre.registry.trust.policy import Trust
 

@@ -13,7 +13,7 @@ from genre.registry.journal import Journal
 from genre.registry.limits import MAX_MANIFEST_BYTES
 from genre.registry.manifest import Manifest, Version, open_sealed
 from genre.registry.names import MANIFEST, check_name, is_digest, parse_ref, shorten
-from genre.registry.store import Store
+from genre.registry.stores.store import Store
 from genre.registry.trust.policy import NOBODY, Trust
 
 

@@ -18,7 +18,7 @@ from genre.registry.journal import Journal
 from genre.registry.lookup import open_version, require_version
 from genre.registry.manifest import Version
 from genre.registry.names import is_digest, shorten
-from genre.registry.store import Store
+from genre.registry.stores.store import Store
 from genre.registry.trust.actor import Author
 
 

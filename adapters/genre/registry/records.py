@@ -19,7 +19,7 @@ from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
 from genre.registry.lookup import keep
 from genre.registry.manifest import MetricValue, Version, checksum_of, render, utc_now
 from genre.registry.names import RECORDS
-from genre.registry.store import Store
+from genre.registry.stores.store import Store
 
 Figures = dict[str, dict[str, dict[str, MetricValue]]]
 """By task, baseline and metric."""

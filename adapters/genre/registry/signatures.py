@@ -15,7 +15,7 @@ from genre.errors import IntegrityError, NotFoundError, TrustError
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
 from genre.registry.manifest import Version, canonical, render
 from genre.registry.names import SIGNATURES, shorten
-from genre.registry.store import Store
+from genre.registry.stores.store import Store
 from genre.registry.trust.keys import ALGORITHM, Signer, is_signed
 from genre.registry.trust.policy import Trust
 from genre.registry.trust.provenance import UNKNOWN, builder_of, state_provenance

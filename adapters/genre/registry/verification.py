@@ -20,7 +20,7 @@ from genre.registry.manifest import Version
 from genre.registry.names import MANIFEST, RECORDS, SIGNATURES
 from genre.registry.records import read_baselines
 from genre.registry.signatures import check_signed, find_wrong_signatures
-from genre.registry.store import Store, is_record, is_signature
+from genre.registry.stores.store import Store, is_record, is_signature
 from genre.registry.trust.policy import Trust
 
 

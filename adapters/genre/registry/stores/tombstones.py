@@ -27,7 +27,7 @@ from typing import Any, Literal
 from genre.errors import ConflictError, IntegrityError, JobError
 from genre.registry.limits import MAX_ENTRY_BYTES, parse_json
 from genre.registry.manifest import render, utc_now
-from genre.registry.objects import Objects, time_of
+from genre.registry.stores.objects import Objects, time_of
 
 MARKS = ".marks"
 WRITERS = ".writers"
