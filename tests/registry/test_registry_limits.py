@@ -16,7 +16,7 @@ from registry_fakes import BASE, PATH, draft, lora_config, write_adapter, write_
 from safetensors.numpy import load_file, save_file
 
 from genre.errors import DiskError, IntegrityError, ManifestError, NotFoundError, RegistryError
-from genre.registry import Registry, core, integrity, limits
+from genre.registry import Registry, integrity, limits, publishing
 from genre.registry.journal import Journal
 from genre.registry.manifest import checksum_of, digest_of, render
 from genre.registry.weights import lora
@@ -271,13 +271,13 @@ def test_an_encoder_that_goes_during_a_publish_is_missed_before_the_version_appe
     encoder = registry.publish(
         write_encoder(tmp_path / "encoder"), draft("encoder", kind="encoder", tasks=(), metrics={}, protocol={})
     )
-    prepare = core.prepare
+    prepare = publishing.prepare
 
     def meanwhile(*given):
         shutil.rmtree(Path(registry.url) / "encoder")
         return prepare(*given)
 
-    monkeypatch.setattr(core, "prepare", meanwhile)
+    monkeypatch.setattr(publishing, "prepare", meanwhile)
     with pytest.raises(ManifestError, match="needs an encoder that this registry does not have"):
         registry.publish(write_adapter(tmp_path / "made"), draft(encoder=encoder.digest))
     assert registry.names() == []

@@ -3,8 +3,9 @@
 >>> from genre.registry import Manifest, Registry
 """
 
-from genre.registry.core import Listed, Registry
+from genre.registry.core import Registry
 from genre.registry.entries import Move
+from genre.registry.lookup import Listed
 from genre.registry.maintenance import Garbage
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest, MetricValue, Publishable, Version, check_fit
 from genre.registry.quality import higher_is_better

@@ -13,11 +13,13 @@ are not chained. `versions` are those that a history names and that were not del
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from genre.errors import GenreError, InputError, IntegrityError, RegistryError, TrustError
+from genre.errors import GenreError, InputError, IntegrityError, RegistryError, TrustError, fault_of_file
+from genre.files import disk_errors, write_text
 from genre.registry.entries import Entry
 from genre.registry.journal import Journal
 from genre.registry.limits import MAX_JSON_BYTES, parse_json
@@ -61,12 +63,20 @@ class Checkpoint(_Form):
     checksum: str = ""
 
 
-def make_checkpoint(store: Store, author: Author) -> bytes:
-    """Return the bytes of a checkpoint of a store, signed where the author has a key.
+def write_checkpoint(path: Path, store: Store, author: Author) -> None:
+    """Write a checkpoint of a store to a file, signed where the author has a key; the file's folder is made if missing.
 
     Raises:
         IntegrityError: A journal is damaged, or a manifest that an entry of an earlier release means.
+        DiskError: The disk is full or not writable.
     """
+    text = _make_checkpoint(store, author).decode()
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+
+
+def _make_checkpoint(store: Store, author: Author) -> bytes:
     names: dict[str, Any] = {}
     for name in store.known():
         entries = Journal(store, name).entries()
@@ -80,14 +90,19 @@ def make_checkpoint(store: Store, author: Author) -> bytes:
     return render(raw | {"checksum": checksum_of(raw)})
 
 
-def read_checkpoint(data: bytes, trust: Trust) -> Checkpoint:
-    """Read a checkpoint and check its signature: it must hold, and be there, by a trusted key, where keys are trusted.
+def read_checkpoint(path: Path, trust: Trust) -> Checkpoint:
+    """Read a checkpoint's file and check its signature: it must hold, and be there, by a trusted key, where keys are trusted.
 
     Raises:
-        InputError: It is no checkpoint.
+        InputError: It cannot be read, or is no checkpoint.
         IntegrityError: It has changed since it was written.
         TrustError: It is not signed by a trusted key.
     """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        got = f"{path}: {fault_of_file(error)}"
+        raise InputError(f"{_WHAT} cannot be read", got=got, expected="what genre registry checkpoint wrote") from None
     raw = parse_json(data, _WHAT, limit=MAX_JSON_BYTES)
     try:
         found = Checkpoint.model_validate(raw)

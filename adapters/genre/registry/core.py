@@ -1,7 +1,7 @@
-"""The registry itself: publish, resolve, fetch, promote, roll back, verify.
+"""The registry as people use it: publish, resolve, fetch, promote, roll back, verify.
 
-Owns: the order of things, so that nothing half-done is ever visible and nothing bad is ever loaded. Ignores: how a
-store writes (`stores`), what weights mean, torch.
+Owns: the methods, their arguments and errors. Ignores: how each is done (`publishing`, `moves`, `lookup`, `maintenance`,
+`verification`, `export`), how a store writes (`stores`), what weights mean, torch.
 
     >>> registry = Registry("registry")                                  # doctest: +SKIP
     >>> version = registry.publish("runs/like/version", manifest, alias="candidate")  # doctest: +SKIP
@@ -11,37 +11,25 @@ store writes (`stores`), what weights mean, torch.
 """
 
 import builtins
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genre import display
-from genre.errors import ConflictError, InputError, NotFoundError, RegistryError, TrustError, fault_of_file
-from genre.files import cache_folder, disk_errors, write_text
-from genre.registry import checkpoint, lookup, maintenance, records, verification
+from genre.errors import RegistryError
+from genre.files import cache_folder
+from genre.registry import checkpoint, lookup, maintenance, moves, publishing, records, verification
+from genre.registry.access import Access
 from genre.registry.cache import LocalCopies
 from genre.registry.entries import Move
-from genre.registry.integrity import prepare, read_draft
 from genre.registry.journal import Journal
+from genre.registry.lookup import Listed
 from genre.registry.manifest import BaseInfo, Manifest, Publishable, Version
 from genre.registry.names import LATEST, PRODUCTION, Ref, check_name, check_version, is_version, parse_ref
-from genre.registry.quality import check_floor, check_not_worse
-from genre.registry.signatures import check_signed, sign_version
 from genre.registry.stores.opening import open_store
 from genre.registry.trust.actor import Author, check_actor, current_actor, current_signer
-from genre.registry.trust.keys import SIGN_VARIABLE, Signer
+from genre.registry.trust.keys import Signer
 from genre.registry.trust.policy import Trust
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One row of a listing; made without opening the version."""
-
-    name: str
-    version: str
-    aliases: tuple[str, ...]
 
 
 class Registry:
@@ -72,11 +60,15 @@ class Registry:
         single_writer: bool | None = None,
     ) -> None:
         self.url = str(url)
-        self.trust = trust_of(trust)
+        self.trust = Trust.of(trust)
         signer = current_signer() if sign_key is None else Signer.read(Path(sign_key))
         self.author = Author(current_actor() if actor is None else check_actor(actor), signer, self.trust.keys)
         self.store = open_store(self.url, storage_options or {}, single_writer)
         self._copies = LocalCopies(self.store, Path(cache) if cache is not None else cache_folder() / "registry")
+
+    @property
+    def _access(self) -> Access:
+        return Access(self.store, self.author, self.trust, self._copies)
 
     def __repr__(self) -> str:
         return f"Registry({self.url})"
@@ -114,44 +106,7 @@ class Registry:
             IntegrityError: A file is not accepted, or the weights are not usable.
             DiskError: The disk is full or not writable; nothing is left behind.
         """
-        folder = Path(source) if isinstance(source, str | os.PathLike) else Path(source.folder)
-        wanted = [alias] if isinstance(alias, str) else list(alias)
-        aliases = [check_name(item, "alias") for item in dict.fromkeys([LATEST, *wanted] if wanted and latest else wanted)]
-        if aliases:
-            self._check_signer()
-        if not folder.is_dir():
-            raise NotFoundError("no such folder to publish", got=folder, expected="a folder with the files of a version")
-        draft = manifest or (read_draft(folder) if isinstance(source, str | os.PathLike) else source.manifest)
-        name = check_name(draft.name)
-        lookup.check_encoder(self.store, draft)
-        with self.store.stage(name) as staged:
-            sealed = prepare(folder, staged, draft, self.author.actor)
-            with self.store.writing():
-                lookup.keep_references(self.store, draft)  # gc may have come meanwhile
-                if not self.store.commit(staged, name, sealed.version):
-                    sealed = self._same_content(name, sealed)
-                version = Version(name, sealed.version, sealed.digest, sealed)
-                if self.author.signer is not None:
-                    sign_version(self.store, version, self.author.signer)
-                journal = self._journal(name)
-                for item in aliases:
-                    held = journal.aliases().targets.get(item)
-                    if held is None or not held.means(version.digest):
-                        journal.append(item, version.version, "publish", digest=version.digest)
-        return version
-
-    def _same_content(self, name: str, sealed: Manifest) -> Manifest:
-        """The stored manifest of what was published before, whole; RegistryError if another version has the same 12 digits."""
-        there = self.open_version(name, sealed.version)
-        if there.digest != sealed.digest:
-            raise RegistryError(
-                f"another version of {name} has the same {len(there.version)} first digits",
-                got=f"digest {sealed.digest}",
-                expected=f"other digits than {there.digest} begins with",
-                todo="change a note of the manifest, which gives another digest, and publish again",
-            )
-        self._copies.fetch(there)
-        return there.manifest
+        return publishing.publish(self._access, source, manifest, alias=alias, latest=latest)
 
     def record_baselines(self, ref: str | Version, baselines: Mapping[str, Any], *, notes: Iterable[str] = ()) -> None:
         """Write beside a version what its metrics compare with; its digest stays, and an earlier record is replaced.
@@ -174,7 +129,7 @@ class Registry:
 
     def check_writable(self, name: str) -> None:
         """Raise InputError if a version could not be published, before the work that makes it; a remote store is not asked."""
-        self._check_signer()
+        self._access.check_signer()
         self.store.check_writable(check_name(name))
 
     def resolve(self, ref: str | Version) -> Version:
@@ -208,24 +163,7 @@ class Registry:
             IntegrityError: It is damaged or unsafe; it must not be loaded.
             TrustError: The policy requires signatures, and no trusted key has signed it.
         """
-        version = self.resolve(ref)
-        if self.trust.require:
-            check_signed(self.store, version, self.trust)
-        return self._copies.fetch(version, recheck=recheck)
-
-    def _journal(self, name: str) -> Journal:
-        return Journal(self.store, name, self.author)
-
-    def _check_signer(self) -> None:
-        """Refuse to move an alias where the policy requires signatures and the entry could not have a trusted one."""
-        if self.trust.require and (self.author.signer is None or self.author.signer.key not in self.trust.keys):
-            got = "no key" if self.author.signer is None else f"a key that is not trusted, {self.author.signer.key}"
-            raise TrustError(
-                "the trust policy requires signatures, so moves need a trusted key",
-                got=got,
-                expected=f"the private key of {' or '.join(self.trust.keys)}",
-                todo=f"name it with {SIGN_VARIABLE} or --key",
-            )
+        return self._access.fetch(self.resolve(ref), recheck=recheck)
 
     def names(self) -> builtins.list[str]:
         """All names that have a version."""
@@ -237,22 +175,15 @@ class Registry:
 
     def list(self) -> builtins.list[Listed]:
         """Every version and the aliases that name it, without opening any."""
-        rows = []
-        for name, versions in self.store.listing().items():
-            aliases = self.aliases(name)
-            named = {version: tuple(alias for alias, held in aliases.items() if held == version) for version in aliases.values()}
-            rows += [Listed(name, version, named.get(version, ())) for version in versions]
-        return rows
+        return lookup.list_versions(self.store)
 
     def aliases(self, name: str) -> dict[str, str]:
         """The version that each alias of a name names now, sorted by alias."""
-        targets = Journal(self.store, check_name(name)).aliases().targets
-        return {alias: target.version for alias, target in sorted(targets.items())}
+        return {alias: target.version for alias, target in lookup.targets_of(self.store, name).items()}
 
     def pins(self, name: str) -> dict[str, str]:
         """The digest that each alias of a name is bound to; 12 digits of it where an earlier release moved the alias."""
-        targets = Journal(self.store, check_name(name)).aliases().targets
-        return {alias: target.pin for alias, target in sorted(targets.items())}
+        return {alias: target.pin for alias, target in lookup.targets_of(self.store, name).items()}
 
     def history(self, name: str, alias: str | None = None, *, after: int = 0) -> builtins.list[Move]:
         """All moves of a name's aliases, or of one alias, oldest first; NotFoundError if there is no such name.
@@ -293,32 +224,9 @@ class Registry:
             IntegrityError: The version is damaged.
             ConflictError: Another writer moved the alias meanwhile.
         """
-        check_name(alias, "alias")
-        self._check_signer()
-        version = self.resolve(ref)
-        journal = self._journal(version.name)
-        before = journal.aliases()
-        believed = measured or {}
-        claims = believed.get(version.digest, version.manifest)
-        checks = [*checks, *check_floor(claims, floor or {})]
-        holder = before.targets.get(alias)
-        if instead_of is not None and (holder is None or not holder.means(instead_of)):
-            raise ConflictError(
-                f"{version.name}@{alias} was moved meanwhile",
-                got=holder.version if holder else "no holder",
-                expected=instead_of,
-                todo="compare with the present holder and decide again",
-            )
-        if not_worse and holder is not None:
-            present = self.open_version(version.name, holder.pin)
-            checks += check_not_worse(claims, believed.get(present.digest, present.manifest))
-        self.fetch(version)
-        if holder is not None and holder.means(version.digest):
-            return journal.move(holder.n)
-        with self.store.writing():
-            lookup.keep(self.store, version.name, version.digest)
-            more: dict[str, Any] = {"digest": version.digest, "checks": tuple(checks)}
-            return journal.append(alias, version.version, "promote", expected=before, **more)
+        return moves.promote(
+            self._access, ref, alias, floor=floor, not_worse=not_worse, instead_of=instead_of, checks=checks, measured=measured
+        )
 
     def rollback(self, name: str, alias: str = PRODUCTION) -> Move:
         """Move an alias back to its previous version; a second call goes one version further back.
@@ -328,16 +236,7 @@ class Registry:
             IntegrityError: The earlier version is damaged.
             ConflictError: Another writer moved the alias meanwhile.
         """
-        self._check_signer()
-        self.versions(name)
-        journal = self._journal(name)
-        before = journal.aliases()
-        target = journal.rollback_target(check_name(alias, "alias"), self.trust)
-        version = self.open_version(name, target.pin)
-        self.fetch(version)
-        with self.store.writing():
-            lookup.keep(self.store, name, version.digest)
-            return journal.append(alias, target.version, "rollback", digest=version.digest, expected=before)
+        return moves.rollback(self._access, name, alias)
 
     def sign(self, ref: str | Version) -> builtins.list[str]:
         """Sign a version with this registry's key, its encoder too, and the alias that the reference names, if it names one.
@@ -352,29 +251,7 @@ class Registry:
             NotFoundError: There is no such version, or its encoder is not here.
             IntegrityError: The version, its encoder or the journal is damaged.
         """
-        if self.author.signer is None:
-            todo = f"name one with --key, or with {SIGN_VARIABLE}; genre registry keygen KEY makes one"
-            raise InputError("there is no key to sign with", todo=todo)
-        version = lookup.resolve(self.store, ref)  # what is not trusted yet
-        signed = [version]
-        if version.manifest.encoder is not None:
-            signed.append(self.find(version.manifest.encoder))
-        for each in signed:
-            self._copies.fetch(each)
-        with self.store.writing():
-            for each in signed:
-                lookup.keep(self.store, each.name, each.digest)
-                sign_version(self.store, each, self.author.signer)
-            lines = [f"{each.ref} ({each.manifest.kind}), digest {each.digest}" for each in signed]
-            alias = parse_ref(ref).alias if isinstance(ref, str) and "@" in ref else None
-            if alias is not None:
-                journal = self._journal(version.name)
-                before = journal.aliases()
-                if not before.targets[alias].means(version.digest):
-                    raise ConflictError(f"{ref} was moved meanwhile", todo="look at the history and sign again")
-                move = journal.append(alias, version.version, "sign", digest=version.digest, expected=before)
-                lines.append(f"{version.name}@{alias} → {version.version}, entry {move.n}")
-        return lines
+        return moves.sign(self._access, ref)
 
     def checkpoint(self, out: Path | str) -> Path:
         """Write what the whole registry holds now to a file, which is to be kept elsewhere; signed if this registry has a key.
@@ -383,11 +260,8 @@ class Registry:
             IntegrityError: A journal is damaged.
             DiskError: The disk is full or not writable.
         """
-        text, path = checkpoint.make_checkpoint(self.store, self.author).decode(), Path(out)
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, text)
-        return path
+        checkpoint.write_checkpoint(Path(out), self.store, self.author)
+        return Path(out)
 
     def verify(
         self, name: str | None = None, *, hashes: bool = True, since: Path | str | None = None
@@ -404,7 +278,7 @@ class Registry:
             InputError: The checkpoint cannot be read.
             TrustError: Keys are trusted, and none of them has signed the checkpoint.
         """
-        seen = None if since is None else checkpoint.read_checkpoint(_read_file(Path(since)), self.trust)
+        seen = None if since is None else checkpoint.read_checkpoint(Path(since), self.trust)
         if name is not None and name not in self.store.known() and (seen is None or name not in seen.names):
             self.versions(name)
         found = verification.verify(self.store, name, self._copies.check_stored if hashes else None, self.trust)
@@ -525,26 +399,5 @@ class Registry:
         from genre.registry.export.foreign import prepare_import
 
         unpacked = prepare_import(Path(source), check_name(name), base, Path(base_folder), fields)
-        # gc must not come between the encoder, which may have no alias, and its user.
-        with unpacked as (folder, draft, encoder), self.store.writing():
-            if encoder is not None and lookup.look_up(self.store, encoder[1].digest) is None:
-                known = encoder[1].name in self.names()
-                self.publish(encoder[0], read_draft(encoder[0]), alias=() if known else LATEST)
-            return self.publish(folder, draft, alias=alias)
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        got = f"{path}: {fault_of_file(error)}"
-        raise InputError("the checkpoint cannot be read", got=got, expected="what genre registry checkpoint wrote") from None
-
-
-def trust_of(given: Trust | Mapping[str, Any] | Path | str | None) -> Trust:
-    """Return a policy as `Registry` takes it; errors as of `Trust.make` and `Trust.read`."""
-    if isinstance(given, Trust):
-        return given
-    if given is None:
-        return Trust.find()
-    return Trust.read(Path(given)) if isinstance(given, Path | str) else Trust.make(given)
+        with unpacked as (folder, draft, encoder):
+            return publishing.publish_with_encoder(self._access, folder, draft, encoder, alias=alias)

@@ -1,9 +1,11 @@
 """From a reference to a version: by name and alias, by digest, and along encoders and parents.
 
-Owns: reading manifests out of a store, and the messages that list what there is instead. Ignores: the versions' other files.
+Owns: what a store holds, reading manifests out of it, and the messages that list what there is instead. Ignores: the versions'
+other files.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,6 +17,15 @@ from genre.registry.manifest import Manifest, Version, open_sealed
 from genre.registry.names import MANIFEST, check_name, is_digest, parse_ref, shorten
 from genre.registry.stores.store import Store
 from genre.registry.trust.policy import NOBODY, Trust
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One row of a listing; made without opening the version."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
 
 
 def resolve(store: Store, ref: str | Version, trust: Trust = NOBODY) -> Version:
@@ -84,6 +95,22 @@ def versions_of(store: Store, name: str) -> list[str]:
     near = get_close_matches(name, names, n=1)
     todo = f"did you mean {near[0]}?" if near else None if names else "genre train publishes into it"
     raise NotFoundError(f"no adapter {name!r}", got=got, expected=_some(names) or None, todo=todo)
+
+
+def list_versions(store: Store) -> list[Listed]:
+    """Every version and the aliases that name it, without opening any."""
+    rows = []
+    for name, versions in store.listing().items():
+        aliases: dict[str, tuple[str, ...]] = {}
+        for alias, target in targets_of(store, name).items():
+            aliases[target.version] = (*aliases.get(target.version, ()), alias)
+        rows += [Listed(name, version, aliases.get(version, ())) for version in versions]
+    return rows
+
+
+def targets_of(store: Store, name: str) -> dict[str, Target]:
+    """What each alias of a name names now, sorted by alias."""
+    return dict(sorted(Journal(store, check_name(name)).aliases().targets.items()))
 
 
 def find(store: Store, digest: str) -> Version:

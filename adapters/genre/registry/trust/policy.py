@@ -46,6 +46,15 @@ class Trust:
     require: bool = False
 
     @classmethod
+    def of(cls, given: "Trust | Mapping[str, Any] | Path | str | None") -> "Trust":
+        """Return a policy as `Registry` takes it; errors as of `make` and `read`."""
+        if isinstance(given, Trust):
+            return given
+        if given is None:
+            return cls.find()
+        return cls.read(Path(given)) if isinstance(given, Path | str) else cls.make(given)
+
+    @classmethod
     def make(cls, fields: Mapping[str, Any], folder: Path = Path()) -> Self:
         """Return a policy from `{"keys": […], "require": True}`; keys in files are looked for from `folder` on.
 
