@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import genre
-from genre.cli.registry import app
+from genre.cli.registry.commands import app
 from genre.data.splits import TEST, SplitConfig
 from genre.engine import Engine, Request
 from genre.errors import InputError, RegistryError

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import genre
 from builders import LIKE
-from genre.cli.registry import app
+from genre.cli.registry.commands import app
 from genre.errors import JobError
 from genre.jobs.folders import claim_folder
 from genre.registry import Registry

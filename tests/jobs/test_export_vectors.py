@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import genre
 from builders import NEXT, publish_stirred, recipe, stir
 from fakes import planted_log
-from genre.cli.registry import app
+from genre.cli.registry.commands import app
 from genre.data.splits import TEST, SplitConfig
 from genre.engine import Engine, Request
 from genre.engine.vectors import item_matrix, strongest, vector_space

@@ -7,7 +7,7 @@ import pytest
 from registry_fakes import draft, write_adapter
 from typer.testing import CliRunner, Result
 
-from genre.cli.registry import app
+from genre.cli.registry.commands import app
 from genre.errors import GenreError, InputError, JobError, QualityError, RegistryError
 from genre.registry import Registry, Version
 

@@ -92,6 +92,24 @@ def make_table(title: str, columns: Mapping[str, Any]) -> "Table":
     return table
 
 
+def show_rows(columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+    """Print a table of facts; nothing is cut."""
+    from rich.table import Table
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a digest that is cut cannot be copied
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    console().print(table)
+
+
+def _cell(value: object) -> str:
+    from rich.markup import escape
+
+    return "" if value is None else escape(f"{value:,}" if isinstance(value, int) and value > 9999 else str(value))
+
+
 def format_size(count: int) -> str:
     """A number of bytes as people read it."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):

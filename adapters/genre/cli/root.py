@@ -22,7 +22,6 @@ from genre.cli import (
     merge,
     recommend,
     refresh,
-    registry,
     report,
     score,
     serve,
@@ -30,9 +29,10 @@ from genre.cli import (
     tune,
 )
 from genre.cli.recipe import check as recipe
+from genre.cli.registry import commands as registry
 from genre.cli.shell.completion import whole_words
 from genre.cli.shell.verbosity import add_verbosity
-from genre.cli.signing import add_trust
+from genre.cli.trust import add_trust
 from genre.distributed import process_count, process_rank
 from genre.errors import GenreError, InputError
 

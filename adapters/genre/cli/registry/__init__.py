@@ -1,0 +1,1 @@
+"""`genre registry …`: look at versions, move aliases, sign, exchange adapters, clean up."""

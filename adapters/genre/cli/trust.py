@@ -1,0 +1,63 @@
+"""The option `--trust` of every command that opens a registry.
+
+Owns: that a policy holds for the time of a command, in the processes that it starts too. Ignores: signatures.
+
+    genre serve --trust trust.yaml
+"""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+TRUST_VARIABLE = "GENRE_TRUST"
+TrustOption = Annotated[
+    Path | None,
+    typer.Option("--trust", metavar="FILE", envvar=TRUST_VARIABLE, help="A policy: the keys whose signatures versions need."),
+]
+
+
+def add_trust(app: typer.Typer) -> None:
+    """Give every command of a program that opens a registry, those of its groups included, the option `--trust`."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        if "registry" in inspect.signature(command.callback).parameters:
+            command.callback = _with_trust(command.callback)
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        add_trust(group.typer_instance)
+
+
+def _with_trust(function: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(function, eval_str=True)
+    own = inspect.Parameter("trust", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=TrustOption)
+
+    @functools.wraps(function)
+    def command(*, trust: Path | None, **given: Any) -> Any:
+        with _policy(trust):
+            return function(**given)
+
+    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), own])  # type: ignore[attr-defined]
+    return command
+
+
+@contextmanager
+def _policy(file: Path | None) -> Iterator[None]:
+    """A block in which registries are opened under a policy; the environment says so to the processes of a job too."""
+    if file is None:
+        yield
+        return
+    before = os.environ.get(TRUST_VARIABLE)
+    os.environ[TRUST_VARIABLE] = str(file.absolute())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TRUST_VARIABLE]
+        else:
+            os.environ[TRUST_VARIABLE] = before
