@@ -250,6 +250,7 @@ def test_the_command(trained, tiny, tmp_path):
     for more, message in (
         (["--tar"], "--tar does not go with --to vectors"),
         (["--temperature", "2"], "--temperature does not go with --to vectors"),
+        (["--top", "0"], "--top does not go with --to vectors"),
     ):
         done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "no"), *more])
         assert message in str(done.exception)

@@ -14,6 +14,8 @@ from served_fakes import TEXT, WORDS, World, first_layer
 import genre
 from builders import LIKE, recipe
 from genre.cli import main
+from genre.errors import JobError
+from genre.registry.export.check import ask_canaries
 from genre.registry.export.client import Client, ClientError, WrongServer
 
 torch = pytest.importorskip("torch")
@@ -68,6 +70,19 @@ def test_the_client_refuses_a_server_that_answers_with_the_base(world: World) ->
         assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(f"error: {url} answers texts with its base")
         unchecked = subprocess.run([*command, "--no-check"], input=json.dumps(row), capture_output=True, text=True)
         assert unchecked.returncode == 0 and 0 < json.loads(unchecked.stdout)["results"][0]["score"] < 1
+
+
+def test_a_server_without_numbers_and_a_tolerance_that_tells_nothing_are_refused(world: World) -> None:
+    with lora_server(world.out) as (url, served):
+        for tolerance in (0.9, float("nan")):
+            refused = pytest.raises(ClientError, match="cannot be told from its base")
+            with Client(url, world.out, tolerance=tolerance) as client, refused:
+                client.score([], ["i1"], task="like")
+        for name, weight in served.model.named_parameters():
+            if "lora_B" in name:
+                weight.data.fill_(float("nan"))
+        with pytest.raises(JobError, match="the server's answer has another form: got ValueError: log-probabilities nan, nan"):
+            ask_canaries(url, world.out, server="sglang")
 
 
 def test_the_command_tells_adapter_base_and_neither(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

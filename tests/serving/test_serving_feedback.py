@@ -92,6 +92,34 @@ def test_old_impressions_go_and_a_full_log_takes_rewards_only(tmp_path):
     log.close()
 
 
+@pytest.mark.parametrize("bounds", [{"days": -1}, {"days": 0}, {"days": math.nan}, {"most_bytes": 0}])
+def test_bounds_that_are_none(tmp_path, bounds):
+    with pytest.raises(InputError, match=r"--served-(days|bytes) cannot be used: got .*; expected "):
+        ServedLog(tmp_path / "served.sqlite", **bounds)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_row_that_cannot_be_held_is_refused_alone_and_a_closed_log_answers(served):
+    odd = [served.reward([Reward("\ud800", "1", 1.0)]), served.show([_impression(scores=[1.0])])]
+    good = served.show([_impression()])
+    for future in odd:
+        with pytest.raises(DiskError, match="cannot be written: got .*; expected values that SQLite can hold"):
+            future.result(10)
+    assert good.result(10) == ["recorded"]
+    served.close()
+    with pytest.raises(DiskError, match=r"served.sqlite is closed"):
+        served.show([_impression()]).result(10)
+
+
+def test_files_that_say_nothing_of_users(served, tmp_path):
+    served.show([_impression(user=None)]).result(10)
+    with pytest.raises(DataError, match=r"no list of .*served.sqlite has a user_id: got 1 without; .*/v1/recommend"):
+        import_log(served.path, format="served")
+    for path, got in ((tmp_path / "none", "no such file"), (tmp_path, "a folder")):
+        with pytest.raises(DataError, match=f"is no served log: got {got}; expected the file of"):
+            import_log(path, format="served")
+
+
 def test_one_service_has_a_log_and_no_other_file_is_one(served, tmp_path):
     with pytest.raises(InputError, match=r"--served-log cannot be used: got .*, which another service uses"):
         ServedLog(served.path)
@@ -157,6 +185,20 @@ def test_a_list_has_its_propensities_and_takes_rewards(exploring, trained, tmp_p
     assert mine["propensity"].to_list() == pytest.approx([item["propensity"] for item in row["results"]])
     assert (mine["click"].to_list(), mine["reward"].to_list()) == ([0, 1, 0], [0.0, 1.0, 0.0])
     assert log.info.skipped["impressions without a user_id"] == 1
+
+
+def test_an_item_of_several_candidates_is_shown_and_kept_once(exploring):
+    client, _ = exploring
+    row = _recommend(client, history=[], candidates=["i1", "i1", {"title": "new"}, {"title": "new"}, "i2"])
+    shown = [item["item_id"] for item in row["results"]]
+    assert sorted(shown) == ["i1", "i2", "new"]
+    rewards = [{"impression_id": row["impression_id"], "item_id": item, "reward": 1} for item in shown]
+    assert _send(client, *rewards) == [{"outcome": "recorded"}] * 3
+
+
+def test_a_list_is_no_longer_than_the_pool(exploring):
+    client, _ = exploring
+    assert len(_recommend(client, history=[], k=20)["results"]) == 6
 
 
 def test_scores_are_never_drawn_nor_kept_and_diversity_is_not_drawn(exploring):

@@ -98,9 +98,8 @@ def serve(
     settings = Settings.make(**access, **limits, **times, **lists, canary=shares, log_rows=log_rows)
     check_lanes(lanes)
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
-    listener = bind(host, port)
+    listener, served = bind(host, port), None
     try:
-        served = None
         if served_log is not None:
             served = ServedLog(served_log, days=served_days or None, most_bytes=served_bytes)
         service = _open(registry, adapters or [], data, base, quantization, lanes, settings, state, served)
@@ -110,6 +109,8 @@ def serve(
         run(service, listener)
     finally:
         listener.close()
+        if served is not None:
+            served.close()
 
 
 def _open(

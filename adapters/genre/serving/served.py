@@ -85,14 +85,18 @@ class ServedLog:
 
     Args:
         path: Created if it does not exist.
-        days: Impressions older than this are dropped, with their rewards; None keeps all.
+        days: Impressions older than this are dropped, with their rewards; above 0, None keeps all.
         most_bytes: A larger file takes no more impressions (rewards it does), until old ones are dropped.
 
     Raises:
-        InputError: It cannot be used: no such folder, no served log, or another service has it.
+        InputError: It cannot be used: no such folder, no served log, or another service has it; or a bound is none.
     """
 
     def __init__(self, path: Path, *, days: float | None = 90.0, most_bytes: int = 2**31) -> None:
+        if days is not None and not days > 0:  # true of NaN, which would drop nothing
+            raise InputError("--served-days cannot be used", got=days, expected="days above 0, or 0 on the command line for all")
+        if most_bytes < 1:
+            raise InputError("--served-bytes cannot be used", got=most_bytes, expected="1 or more")
         self.path = path
         self.days = days
         self.most_bytes = most_bytes
@@ -102,6 +106,8 @@ class ServedLog:
         except BaseException:
             self._lock.release()
             raise
+        self._closing = threading.Lock()
+        self._closed = False
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="genre-served-log", daemon=True)
         self._writer.start()
@@ -122,15 +128,21 @@ class ServedLog:
         return self._put(rewards)
 
     def close(self) -> None:
-        """Write what waits, then release the file."""
-        if self._writer.is_alive():
-            self._queue.put(None)
-            self._writer.join()
+        """Write what waits, then release the file; what comes later is refused."""
+        with self._closing:
+            if not self._closed:
+                self._queue.put(None)
+            self._closed = True
+        self._writer.join()
         self._lock.release()
 
     def _put(self, rows: Sequence[Impression] | Sequence[Reward]) -> "Future[list[Outcome]]":
         future: Future[list[Outcome]] = Future()
-        self._queue.put((rows, future))
+        with self._closing:
+            if self._closed:
+                future.set_exception(DiskError(f"the served log {self.path} is closed", expected="a service that runs"))
+            else:
+                self._queue.put((rows, future))
         return future
 
     def _write(self) -> None:
@@ -155,7 +167,7 @@ class ServedLog:
                 connection.execute("BEGIN IMMEDIATE")
                 size = _size(connection)
                 found = [[self._carry_out(connection, row, size) for row in rows] for rows, _ in works]
-        except (sqlite3.Error, DiskError) as error:
+        except (sqlite3.Error, DiskError, ValueError, TypeError, OverflowError) as error:  # the thread outlives any row
             if len(works) > 1:
                 for work in works:
                     self._commit(connection, [work])
@@ -241,5 +253,6 @@ def _unusable(got: object, expected: str, todo: str | None = None) -> InputError
     return InputError(f"{OPTION} cannot be used", got=got, expected=expected, todo=todo)
 
 
-def _not_written(path: Path, error: sqlite3.Error) -> DiskError:
-    return DiskError(f"the served log {path} cannot be written", got=str(error), expected="room on a disk that can be written")
+def _not_written(path: Path, error: Exception) -> DiskError:
+    expected = "room on a disk that can be written" if isinstance(error, sqlite3.Error) else "values that SQLite can hold"
+    return DiskError(f"the served log {path} cannot be written", got=str(error), expected=expected)

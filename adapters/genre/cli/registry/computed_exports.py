@@ -48,7 +48,8 @@ def check_options(to: str, given: Mapping[str, Any]) -> None:
     Raises:
         InputError: One does not.
     """
-    foreign = [name for name, value in given.items() if value not in (None, False) and name not in _TAKES.get(to, ("--tar",))]
+    used = [name for name, value in given.items() if value is not None and value is not False]  # 0 is a value
+    foreign = [name for name in used if name not in _TAKES.get(to, ("--tar",))]
     if foreign:
         own = [form for form, takes in _TAKES.items() if foreign[0] in takes]
         expected = f"--to {' or '.join(own)}" if own else f"--to {to} alone"

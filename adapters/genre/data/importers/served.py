@@ -6,6 +6,7 @@ Owns: the query, names and types. Ignores: how the log is written (`genre.servin
 """
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import polars as pl
@@ -40,20 +41,24 @@ def read_served(path: Path, report: Report) -> pl.DataFrame:
     learn of: they are left out and counted.
 
     Raises:
-        DataError: The file is no served log.
+        DataError: The file is no served log, or none of its lists has a user_id.
     """
+    expected = "the file of `genre serve --served-log`"
+    if not path.is_file():
+        raise DataError(f"{path} is no served log", got="a folder" if path.is_dir() else "no such file", expected=expected)
     try:
-        with sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True) as connection:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             rows = connection.execute(_QUERY).fetchall()
-        connection.close()
     except sqlite3.Error as error:
-        expected = "the file of `genre serve --served-log`"
         raise DataError(f"{path} is no served log", got=str(error), expected=expected) from None
     table = pl.DataFrame(rows, schema={name: kind for name, (_, kind) in _COLUMNS.items()}, orient="row")
     table = table.with_columns(pl.col("reward").fill_null(0.0))
     table = table.with_columns((pl.col("reward") > 0).cast(pl.Int64).alias("click"))
     named = table.filter(pl.col("user_id").is_not_null())
     left_out = table["impression_id"].n_unique() - named["impression_id"].n_unique()
+    if left_out and named.is_empty():
+        todo = "send user_id with the requests to /v1/recommend"
+        raise DataError(f"no list of {path} has a user_id", got=f"{left_out:,} without", expected="one or more", todo=todo)
     if left_out:
         report.add(NO_USER, left_out)
     return named

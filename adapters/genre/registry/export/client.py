@@ -318,7 +318,7 @@ class Client:
         self.prompts = Prompts(self.prompt, self.texts, self.server.tokenize)
         self.canaries = read_canaries(here)
         self.tolerance = self.canaries["tolerance"] if tolerance is None else tolerance
-        self._unchecked = check and bool(telling(self.canaries, self.tolerance))
+        self._unchecked = check and bool(telling(self.canaries, self.canaries["tolerance"]))  # a wider one fails in `check`
 
     def __enter__(self) -> "Client":
         return self
@@ -450,7 +450,7 @@ def check_server(
             if ids != each["token_ids"]:
                 raise WrongServer(f"the server has another tokenizer: got {ids!s:.80}; expected {each['token_ids']!s:.80}")
         (answer,) = server.probabilities([each["token_ids"]], each["word_ids"])
-        if _distance(answer, each["adapter"]) > tolerance:
+        if not _distance(answer, each["adapter"]) <= tolerance:  # true of NaN
             raise _refusal(server, each, answer, tolerance)
         answered.append({**each, "answer": answer})
     return answered
@@ -476,8 +476,10 @@ def _distance(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _shares(logs: Sequence[float]) -> list[float]:
-    """Probabilities among the words alone."""
+    """Probabilities among the words alone; -inf is 0."""
     most = max(logs)
+    if not math.isfinite(most) or any(math.isnan(log) for log in logs):
+        raise ValueError(f"log-probabilities {', '.join(map(str, logs))}")
     weights = [math.exp(log - most) for log in logs]
     return [weight / sum(weights) for weight in weights]
 

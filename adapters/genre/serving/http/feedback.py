@@ -42,11 +42,17 @@ def widened(service: Service, request: Request) -> Request:
 
 
 def draw(service: Service, asked: Request, answer: Answer) -> tuple[Answer, Impression | None]:
-    """The answer with the list that is shown, and its impression; None for a row without one."""
+    """The answer with the list that is shown, and its impression; None for a row without one.
+
+    An item that several candidates name is shown once, at its best score: a reward names an item, not a place.
+    """
     found = answer.response
-    items = [item for item in found.results if isinstance(item, Scored)]
-    if found.error is not None or not items or found.digest is None:
+    every = [item for item in found.results if isinstance(item, Scored)]
+    if found.error is not None or not every or found.digest is None:
         return answer, None
+    first = {item.item_id: item for item in reversed(every)}
+    items = [item for item in every if first[item.item_id] is item]
+    answer = replace(answer, response=replace(found, results=tuple(items)))
     explorer, policy, propensities = service.explorer, BEST, np.ones(len(items))
     if explorer is not None and asked.k is not None and not asked.diversity:
         policy = str(explorer.policy)
