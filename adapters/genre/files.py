@@ -90,13 +90,16 @@ def appearing_folder(path: Path, *, marker: str | None = None) -> Iterator[Path]
             anything is refused.
 
     Raises:
-        InputError: If `path` exists and is neither empty nor marked.
+        InputError: If `path` exists and is neither empty nor marked, or lies in a file.
         DiskError: If the disk is full or not writable.
     """
     path = Path(path).absolute()
     refuse_foreign(path, marker)
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InputError(f"{path} lies in a file", got=path.parent, expected="a folder") from None
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             aside.chmod(0o755)

@@ -93,6 +93,7 @@ def test_the_command(trained, tiny, tmp_path):
     assert done.exit_code == 0, done.output
     assert "60 users, 120 items in their lists" in done.output.replace("\n", " ") and len(pl.read_parquet(out)) == 120
     for more, message in (
+        (["--out", str(out / "no.parquet"), "--data", str(tmp_path / "log")], "no.parquet lies in a file: got "),
         (["--users"], "--users does not go with --to lists: got --users; expected --to vectors"),
         (["--before", "train"], "no such before: got --before train; expected valid or test"),
         ([], "lists are of the users of a log: got no --data"),

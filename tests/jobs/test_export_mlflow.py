@@ -62,6 +62,8 @@ def test_the_command_and_a_store_that_refuses(trained, uri, here, monkeypatch):
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     done = CliRunner().invoke(app, [*command, "--out", str(here / "folder")])
     assert isinstance(done.exception, JobError) and "folder refuses: got The filesystem tracking backend" in str(done.exception)
+    done = CliRunner().invoke(app, [*command, "--out", "http://127.0.0.1:9"])
+    assert isinstance(done.exception, JobError) and "http://127.0.0.1:9 cannot be reached: got " in str(done.exception)
     done = CliRunner().invoke(app, [*command, "--out", uri, "--users"])
     assert "--users does not go with --to mlflow" in str(done.exception)
 

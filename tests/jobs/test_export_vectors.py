@@ -248,6 +248,7 @@ def test_the_command(trained, tiny, tmp_path):
     out = read_vectors(tmp_path / "out")
     assert f"wrote {tmp_path / 'out'}: 30 items and 60 users, {out.dimensions} dimensions" in done.output.replace("\n", " ")
     for more, message in (
+        (["--out", str(tmp_path / "out" / "client.py" / "no")], "no lies in a file: got "),
         (["--tar"], "--tar does not go with --to vectors"),
         (["--temperature", "2"], "--temperature does not go with --to vectors"),
         (["--top", "0"], "--top does not go with --to vectors"),

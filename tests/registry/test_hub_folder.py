@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 from registry_fakes import draft, lora_config
 from safetensors.numpy import save_file
 
-from genre.errors import InputError
+from genre.errors import InputError, IntegrityError
 from genre.modules.base.fingerprint import fingerprint
 from genre.registry import BaseInfo, DataInfo, MetricValue, Registry, Version
 
@@ -80,6 +80,9 @@ def test_an_import_gives_the_version_that_it_was(
     taken = elsewhere.import_peft(source, "like", base=published.manifest.base, base_folder=tiny)
     assert taken.digest == published.digest
     assert (elsewhere.fetch(taken) / "README.md").read_bytes() == (registry.fetch(published) / "README.md").read_bytes()
+    (out / "manifest.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"manifest\.json cannot be read: got .*; export it again, --to peft or hub-folder"):
+        elsewhere.import_peft(out, "like", base=published.manifest.base, base_folder=tiny)
 
 
 def test_a_persons_own_card_keeps_its_words_and_metadata(

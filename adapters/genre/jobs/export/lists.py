@@ -22,7 +22,7 @@ from genre.data.interactions import Interactions
 from genre.engine import Engine
 from genre.engine.frames import recommend_frame
 from genre.errors import InputError, RegistryError
-from genre.files import atomic, disk_errors
+from genre.files import atomic, check_writable, disk_errors
 from genre.jobs.export.histories import Before, cut_log
 from genre.jobs.loading import load_base
 from genre.modules.base.base import Base
@@ -66,7 +66,7 @@ def export_lists(
 
     Raises:
         RegistryError: The version recommends no items, or has no such task.
-        InputError: `out` exists or has another suffix, `top` or `temperature` does not fit.
+        InputError: `out` exists, cannot be made or has another suffix, `top` or `temperature` does not fit.
         RequestError: A user cannot be answered.
     """
     reporter = reporter or Reporter.here()
@@ -101,6 +101,7 @@ def check_lists(version: Version, target: Path, *, task: str | None, top: int, t
         raise InputError("lists are a file", got=target, expected=f"a name that ends in {' or '.join(SUFFIXES)}")
     if target.exists():
         raise InputError(f"{target} exists already", got="a file or folder", expected="a new file", todo="name another")
+    check_writable(target, str(target))
     if top < 1:
         raise InputError("too few items of a list", got=top, expected="1 or more")
     if not (math.isfinite(temperature) and temperature > 0):

@@ -75,11 +75,34 @@ def export_mlflow(registry: Registry, ref: str, uri: str, *, experiment: str = E
     from mlflow.exceptions import MlflowException
 
     version = registry.resolve(ref)
+    _check_reached(uri)
     try:
         return _log(MlflowClient(uri, uri), registry, version, experiment)
     except (MlflowException, OSError) as error:
         expected = "a tracking server, or a store such as sqlite:///mlflow.db"
         raise JobError(f"MLflow at {uri} refuses", got=first_line(error), expected=expected) from None
+
+
+def _check_reached(uri: str) -> None:
+    """Refuse a server that does not answer at all, which MLflow's client asks again for minutes.
+
+    Raises:
+        JobError: It does not.
+    """
+    import requests
+
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        requests.get(uri, timeout=30, stream=True).close()
+    except requests.exceptions.SSLError:
+        return  # MLflow has settings of its own for certificates
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise JobError(
+            f"MLflow at {uri} cannot be reached", got=first_line(error), expected="a tracking server that runs"
+        ) from None
+    except requests.RequestException:
+        return  # told by the client in its own words
 
 
 def _log(client: Any, registry: Registry, version: Version, experiment: str) -> Tracked:

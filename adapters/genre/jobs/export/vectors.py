@@ -25,7 +25,7 @@ from genre.data.interactions import Interactions
 from genre.engine import Engine, Request
 from genre.engine.vectors import CALL, Space, product_task, vector_space
 from genre.errors import InputError, JobError
-from genre.files import appearing_folder, refuse_foreign
+from genre.files import appearing_folder, check_writable, refuse_foreign
 from genre.jobs.export.histories import Before, cut_log
 from genre.jobs.loading import load_base
 from genre.modules.base.base import Base
@@ -76,7 +76,7 @@ def export_vectors(
 
     Raises:
         RegistryError: The version's score is no dot product; the message says what works.
-        InputError: Users without data, a rank that does not fit, or `out` holds other files.
+        InputError: Users without data, a rank that does not fit, or `out` holds other files or cannot be made.
         JobError: Products are not the engine's scores.
     """
     reporter = reporter or Reporter.here()
@@ -86,6 +86,7 @@ def export_vectors(
     version = registry.resolve(ref)
     name = product_task(version, task)
     refuse_foreign(Path(out), None)
+    check_writable(Path(out), str(out))
     log = None if data is None else cut_log(data, version.manifest, name, before)
     with Engine(base or load_base(version.manifest), registry, lanes=1, host=0, data=log) as engine:
         space = vector_space(engine, version.ref, task=name, rank=rank)

@@ -34,6 +34,7 @@ from genre.registry.weights.modules import Linears, after_states
 from genre.registry.weights.tensors import read_array, write_weights
 
 _CONFIG_FIELDS = ("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "bias")
+_ANEW = f"export it again, --to peft or hub-folder, or remove {MANIFEST} to import the low-rank update alone"
 _SEALED = {"schema", "kind", "name", "version", "digest", "files", "checksum"}
 
 
@@ -122,7 +123,7 @@ def _take_back(
             named = original
     if damage := find_damage(target, sealed):
         what = f"{MANIFEST} is of {sealed.name}:{sealed.version}, but {'; '.join(' '.join(row) for row in damage[:3])}"
-        raise IntegrityError(what, todo=f"export it again, or remove {MANIFEST} to import the low-rank update alone")
+        raise IntegrityError(what, todo=_ANEW)
     if name != sealed.name and is_rendered(card.read_text(encoding="utf-8"), sealed):
         card.unlink()  # publishing writes it under the new name
     empty = {"version": "", "digest": "", "created": "", "checksum": "", "files": {}}
@@ -155,8 +156,8 @@ def _read_sealed(folder: Path) -> Manifest | None:
     data = file.read_bytes()
     try:
         raw = parse_json(data, MANIFEST, limit=MAX_MANIFEST_BYTES)
-    except IntegrityError:
-        return None
+    except IntegrityError as error:  # taken for another tool's, its tasks would be lost without a word
+        raise IntegrityError(f"{MANIFEST} cannot be read", got=str(error), todo=_ANEW) from None
     if not isinstance(raw, dict) or not raw.keys() >= _SEALED:
         return None
     return open_sealed(data, str(raw["name"]), str(raw["version"]))
