@@ -1,6 +1,6 @@
 """Sparse logs with item text: the adapter of `genre recipe new next_item` beside tuned baselines, last event out.
 
-    python benchmarks/text_logs.py --data DATA --json build/bench/text_logs.json [--seeds 0,1,2] [--part test]
+    python benchmarks/text_logs.py --data DATA --json build/bench/text_logs.json [--seeds 0,1,2] [--part test] [--controls]
 
 DATA is a data set folder (`genre data import`). The protocol is that of the published tables on Amazon's logs: the last event of
 each user is the test target, the one before validates, the whole catalogue is ranked, equal scores get mid-ranks; seen items
@@ -31,6 +31,7 @@ from genre.evaluation.ranking import Seen, rank_in_blocks
 from genre.evaluation.targets import targets
 from genre.jobs.evaluate import item_texts
 from genre.jobs.loading import open_log
+from genre.jobs.tuning.bench import make_random_base
 from genre.modules.heads.heads import CatalogueHead
 from genre.progress import Reporter
 from genre.training import fit
@@ -44,7 +45,14 @@ from suite import keep_figures
 MASKS: tuple[Seen, ...] = ("masked", "kept")
 METRIC = "ndcg@10"
 BASELINES = ("popularity", "transitions", "item_neighbours", "ease", "text_neighbours", "ease_text", "self_attentive")
-BY_SEED = ("adapter", "self_attentive")
+CONTROLS = {
+    "trained scores alone": [],
+    "head only": ["adapter.kind=head_only"],
+    "random base": [],
+    "no base": ["adapter.kind=no_base"],
+}
+"""Overrides of what the trained scores, without item neighbours, are compared with."""
+BY_SEED = ("adapter", "self_attentive", *CONTROLS)
 
 
 class Ranks:
@@ -65,7 +73,8 @@ class Ranks:
         file = self._file(method, seed, seen)
         if not file.exists():
             begun = time.perf_counter()
-            made = self._adapter(seed) if method == "adapter" else {seen: self._baseline(method, seed, seen)}
+            trained = method == "adapter" or method in CONTROLS
+            made = self._trained(method, seed) if trained else {seen: self._baseline(method, seed, seen)}
             for mask, ranks in made.items():
                 np.savez(self._file(method, seed, mask), ranks=ranks, seconds=time.perf_counter() - begun)
         return np.asarray(np.load(file)["ranks"])
@@ -77,22 +86,27 @@ class Ranks:
     def _file(self, method: str, seed: int, seen: Seen) -> Path:
         return self.folder / f"{method}-{seed if method in BY_SEED else 0}-{seen}.npz"
 
-    def _recipe(self, seed: int) -> genre.Recipe:
+    def _recipe(self, seed: int, method: str = "adapter") -> genre.Recipe:
         sections = for_events(Wanted("data", task="next_item"), self.log).sections
         sections["data"].pop("hold_out", None)  # nothing but this task is evaluated here
         sections |= {"train": sections["train"] | {"seed": seed}, "encoder": sections["encoder"] | {"use": "fit"}}
         path = self.folder / "recipe.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(genre.Recipe.parse(sections).dump(), encoding="utf-8")
-        return genre.Recipe.read(path, self.overrides)
+        own = CONTROLS.get(method)
+        recipe = genre.Recipe.read(path, self.overrides + ([] if own is None else ["encoder.neighbours=0", *own]))
+        if method == "random base":
+            name = make_random_base(recipe.base, self.folder / f"random-base-{seed}", seed=seed)
+            recipe = recipe.with_values({"base.name": name})
+        return recipe
 
-    def _assembly(self, seed: int) -> Assembly:
-        recipe = self._recipe(seed)
+    def _assembly(self, seed: int, method: str = "adapter") -> Assembly:
+        recipe = self._recipe(seed, method)
         return assemble(recipe, self.log, genre.Base.load(recipe.base.name, depth=recipe.base.depth))
 
-    def _adapter(self, seed: int) -> dict[Seen, np.ndarray]:
-        made = self._assembly(seed)
-        run = self.folder / f"run-{seed}"
+    def _trained(self, method: str, seed: int) -> dict[Seen, np.ndarray]:
+        made = self._assembly(seed, method)
+        run = self.folder / f"run-{method.replace(' ', '-')}-{seed}"
         fit(made, run, resume=(run / "checkpoints" / "last.pt").exists(), reporter=Reporter.for_terminal())
         (name,) = made.model.tasks
         found: dict[Seen, np.ndarray] = {}
@@ -144,6 +158,19 @@ def figures(ranks: Ranks, seeds: list[int], names: tuple[str, ...]) -> dict[str,
     return found
 
 
+def controls(ranks: Ranks, seeds: list[int]) -> dict[str, Any]:
+    """The trained scores alone over each of their controls, seen items masked."""
+    users = ranks.targets.user
+    every = {name: drawn(METRIC, users, None, [ranks.of(name, seed, MASKS[0]) for seed in seeds]) for name in CONTROLS}
+    alone, *others = CONTROLS
+    entry = {
+        "n": len(users),
+        "methods": {name: interval(values) for name, values in every.items()},
+        "alone_over": {name: interval(every[alone] / every[name]) for name in others},
+    }
+    return {f"{MASKS[0]}, controls": entry}
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -152,6 +179,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--part", choices=["valid", "test"], default="test")
     parser.add_argument("--without", default="", help="baselines to leave out, with commas")
+    parser.add_argument("--controls", action="store_true", help="the trained scores beside their controls, instead of baselines")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--fresh", action="store_true")
     chosen = parser.parse_args()
@@ -159,15 +187,19 @@ def main() -> None:
     if chosen.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     ranks = Ranks(folder, chosen.data, chosen.part, chosen.overrides)
+    seeds = [int(seed) for seed in chosen.seeds.split(",")]
     names = ("adapter", *(name for name in BASELINES if name not in chosen.without.split(",")))
-    found = figures(ranks, [int(seed) for seed in chosen.seeds.split(",")], names)
+    found = controls(ranks, seeds) if chosen.controls else figures(ranks, seeds, names)
     for scope, entry in found.items():
         print(f"\n{scope}, {METRIC}, n = {entry['n']:,}")
         for name, value in sorted(entry["methods"].items(), key=lambda each: -each[1]["value"]):
             low, high = value["interval"]
             print(f"  {name:16} {value['value']:.4f} [{low:.4f}, {high:.4f}]  {ranks.seconds(name):,.0f} s")
-        ratio = entry["adapter_over_best"]
-        print(f"  adapter / {ratio['baseline']}: {ratio['value']:.3f} [{ratio['interval'][0]:.3f}, {ratio['interval'][1]:.3f}]")
+        ratios = entry.get("alone_over") or {entry["adapter_over_best"]["baseline"]: entry["adapter_over_best"]}
+        mine = "alone" if chosen.controls else "adapter"
+        for name, ratio in ratios.items():
+            low, high = ratio["interval"]
+            print(f"  {mine} / {name}: {ratio['value']:.3f} [{low:.3f}, {high:.3f}]")
     keep_figures(chosen.json, {Path(chosen.data).name: found})
 
 
