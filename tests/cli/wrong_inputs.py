@@ -191,7 +191,7 @@ COMMANDS = {
     "merge like like --as m --data shop --floor -1": "floor: got -1.0; expected a share such as 0.95; 0 accepts everything",
     "registry promote like production --floor like.auc": "--floor cannot be read: got 'like.auc'; expected METRIC=NUMBER, such",
     "registry delete like:000000000000": "no version like:000000000000: got the registry at registry",
-    "registry export like --out e --to onnx": "cannot export to that: got 'onnx'; expected peft, merged",
+    "registry export like --out e --to onnx": "cannot export to that: got 'onnx'; expected peft, hub-folder, merged,",
     "registry import nothere --as x --base small": "nothing to import: got nothere; expected a PEFT folder, a tar or a zip",
     "tune like.yaml": "the number of trials is missing: got no --trials; expected --trials N",
     "tune like.yaml --trials 0": "trials: got 0; expected 1 or more",

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 from registry_fakes import KEYS, write_adapter
@@ -50,6 +51,7 @@ def s3() -> Iterator[str]:
     server.start()
     host, port = server.get_host_and_port()
     endpoint = f"http://{host}:{port}"
+    urlopen(Request(f"{endpoint}/moto-api/reset", method="POST")).close()  # its buckets are the process's, not the server's
     s3fs.S3FileSystem(endpoint_url=endpoint, **KEYS).mkdir("bucket")
     yield endpoint
     server.stop()

@@ -190,7 +190,7 @@ def test_what_vllm_cannot_answer_is_refused(world: World, trained: Trained, tmp_
     refused(plain, "like", "got an adapter whose prompts are not known")
     plain.publish(write_fake(tmp_path / "b", seed=1), draft("reviews", sequence={"text": ["title"], "max_tokens": 9}))
     refused(plain, "reviews", "got labelled texts")
-    with pytest.raises(RegistryError, match=r"cannot export to that: got 'onnx'; expected peft, merged"):
+    with pytest.raises(RegistryError, match=r"cannot export to that: got 'onnx'; expected peft, hub-folder, merged,"):
         world.registry.export("texts", tmp_path / "out", to="onnx")
 
 

@@ -122,7 +122,7 @@ def _open(
     lanes: int,
     settings: Any,
     state: Path | None,
-    served: "ServedLog | None",
+    served: "ServedLog | None" = None,
 ) -> Any:
     """Start a service; what is most likely to fail is checked first."""
     from genre.registry import Registry
