@@ -32,7 +32,17 @@ class GenreError(Exception):
         parts += [f"expected {expected}"] if expected is not None else []
         parts += [todo] if todo else []
         message = what + (": " + "; ".join(parts) if parts else "")
-        super().__init__(" ".join(message.split()))
+        super().__init__(visible(" ".join(message.split())))
+
+
+_HIDDEN = (*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+"""Controls of terminals other than tab and newline, and the marks that turn the order of letters."""
+_WRITTEN_OUT = {code: ascii(chr(code))[1:-1] for code in _HIDDEN}
+
+
+def visible(text: str) -> str:
+    """Return a text of somebody else's for a terminal: what would move the cursor, colour or reorder it is written out."""
+    return text.translate(_WRITTEN_OUT)
 
 
 def fault_of_file(error: Exception) -> str:

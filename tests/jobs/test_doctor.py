@@ -8,6 +8,7 @@ import pytest
 from genre import __version__, cli
 from genre.jobs.doctor import examine
 from genre.registry import Registry
+from genre.registry.trust.keys import Signer
 
 
 @pytest.fixture
@@ -39,6 +40,19 @@ def test_no_secret_and_no_home_folder_is_shown(place, monkeypatch, capsys):
     assert "hunter2" not in shown and "memory://host/models" in shown
     assert "GENRE_ADMIN_TOKEN" in shown and "(set)" in shown
     assert str(place) not in shown and '"working folder": "~"' in shown
+
+
+def test_who_signs_and_who_is_trusted(tmp_path, monkeypatch):
+    pytest.importorskip("cryptography", reason="signatures need the extra sign")
+    monkeypatch.chdir(tmp_path)
+    key = Signer.generate(tmp_path / "release.key").key
+    (tmp_path / "trust.yaml").write_text(f"registry: {{trust: {{keys: ['{key}'], require: false}}}}")
+    for name, value in {"GENRE_TRUST": "trust.yaml", "GENRE_ACTOR": "ann", "GENRE_SIGN_KEY": "release.key"}.items():
+        monkeypatch.setenv(name, value)
+        assert examine("registry")["variables"][name] == value
+    monkeypatch.setenv("GENRE_SIGN_KEY", (tmp_path / "release.key").read_text())
+    found = examine("registry")["variables"]
+    assert found["GENRE_SIGN_KEY"] == "(set, but to no file)" and "PRIVATE" not in str(found)
 
 
 def test_a_damaged_registry_is_a_problem_and_exit_code_1(place, capsys):

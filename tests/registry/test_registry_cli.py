@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from registry_fakes import draft, write_adapter
@@ -9,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from genre.cli.registry.commands import app
 from genre.errors import GenreError, InputError, JobError, QualityError, RegistryError
-from genre.registry import Registry, Version
+from genre.registry import MetricValue, Registry, Version
 
 
 @pytest.fixture
@@ -24,6 +25,26 @@ def call(registry: Registry, *arguments: str) -> Result:
         raise result.exception
     assert result.exit_code == 0, result.output
     return result
+
+
+HOSTILE = "[/x]\x1b[31mred\u202e"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metrics": {HOSTILE: {"auc": MetricValue(value=0.5, n=3)}}},
+        {"metrics": {"like": {HOSTILE: MetricValue(value=0.5, n=3)}}},
+        {"protocol": {"like": HOSTILE}},
+        {"notes": {HOSTILE: HOSTILE}, "tasks": [{"name": HOSTILE, "kind": HOSTILE}], "code_version": HOSTILE},
+    ],
+    ids=["task", "metric", "protocol", "others"],
+)
+def test_texts_of_a_manifest_are_neither_markup_nor_controls(registry: Registry, tmp_path: Path, changes: Any) -> None:
+    first = registry.publish(write_adapter(tmp_path / "0"), draft())
+    registry.publish(write_adapter(tmp_path / "1", seed=1), draft(**changes))
+    shown = "".join(call(registry, *words).output for words in (["list"], ["show", "like"], ["diff", first.ref, "like"]))
+    assert "\x1b" not in shown and "\u202e" not in shown and r"\x1b[31m" in shown
 
 
 def test_list_show_diff_history(registry: Registry, two: tuple[Version, Version]) -> None:
@@ -67,7 +88,7 @@ def test_verify_and_gc(registry: Registry, two: tuple[Version, Version], tmp_pat
     assert f"{lost.ref} (stays for now)\nfreed 0 bytes" in call(registry, "gc", "--grace", "3600").output
     assert "freed" in call(registry, "gc").output
     (registry.fetch("like") / "heads.safetensors").unlink()
-    with pytest.raises(JobError, match="1 problems in 2 versions"):
+    with pytest.raises(JobError, match="1 problem in 2 versions"):
         call(registry, "verify")
 
 

@@ -228,7 +228,7 @@ def test_the_encoder_of_an_adapter_must_be_signed_too(place, adapter, tmp_path):
     move = ann.history("like")[-1]
     assert (move.action, move.alias, move.previous, move.actor) == ("sign", "production", user.version, "ann")
     (line,) = [str(problem) for problem in reader.verify()]
-    assert line.startswith("like like@latest was moved without a trusted signature: got entry 1 by nobody, not signed")
+    assert line.startswith("like@latest was moved without a trusted signature: got entry 1 by nobody, not signed")
     with pytest.raises(NotFoundError, match="nothing to roll back to"):
         ann.rollback("like")
     with pytest.raises(InputError, match="there is no key to sign with"):
@@ -298,6 +298,16 @@ def test_a_roll_back_under_a_policy_counts_signed_moves_only(place, adapter):
     first, second, third = (ann.publish(adapter(seed), draft()) for seed in range(3))
     ann.promote(first), nobody.promote(third), ann.promote(second)
     assert ann.rollback("like").digest == first.digest
+
+
+def test_a_roll_back_of_a_move_that_nobody_trusts_leads_to_the_last_trusted_one(place, adapter):
+    ann, nobody = place("ann", ["ann"]), place()
+    first, second, third = (ann.publish(adapter(seed), draft()) for seed in range(3))
+    ann.promote(first), ann.promote(second), nobody.promote(third)
+    assert ann.rollback("like").digest == second.digest == ann.resolve("like@production").digest
+    assert ann.rollback("like").digest == first.digest
+    with pytest.raises(NotFoundError, match="nothing to roll back to"):
+        ann.rollback("like")
 
 
 def test_whoever_signs_has_followed_the_journal(place, adapter, keys):

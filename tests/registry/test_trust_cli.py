@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from registry_fakes import draft, write_adapter
@@ -33,7 +34,8 @@ def test_from_a_key_to_a_registry_that_is_trusted(place, capsys):
     refused = call(place, capsys, "export", "like@production", "--out", str(place / "out"), *trust, code=2)
     assert "like@production was moved without a trusted signature: got entry 2 by" in refused
     assert "genre registry sign like@production --key KEY" in refused
-    assert "3 problems in 1 versions" in call(place, capsys, "verify", *trust, code=1)
+    found = call(place, capsys, "verify", *trust, code=1)
+    assert "the registry is damaged or not signed: got 3 problems in 1 version; restore what is damaged" in found
     signed = call(place, capsys, "sign", "like@production", "like@latest", *key)
     assert signed.count("signed like:") == 2 and "signed like@production → " in signed and "entry 4" in signed
     assert "1 versions, all intact" in call(place, capsys, "verify", *trust)
@@ -72,6 +74,26 @@ def test_a_checkpoint_is_kept_and_compared(place, capsys):
     assert "like was rolled back or cut: its journal has 1 entries, and had 2 at the checkpoint of" in found
     file.write_text("{}")
     assert "the checkpoint has no created" in call(place, capsys, "verify", "--checkpoint", str(file), code=2)
+
+
+def test_a_checkpoint_is_of_something_that_is_whole(place, capsys):
+    file = str(place / "seen.json")
+    assert main(["registry", "checkpoint", "--out", file, "--registry", str(place / "typo")]) == 2
+    assert "there is nothing to make a checkpoint of: got the registry at" in capsys.readouterr().err
+    call(place, capsys, "checkpoint", "--out", file)
+    (place / "registry" / "like" / "aliases" / "2.json").unlink()
+    assert "like/aliases is cut: it ends with 1.json" in call(place, capsys, "checkpoint", "--out", file, code=2)
+    shutil.rmtree(place / "registry")
+    wiped = call(place, capsys, "verify", "--checkpoint", file, code=1)
+    assert "like was rolled back or cut: its journal has 0 entries" in wiped and "the registry is damaged: got " in wiped
+
+
+def test_a_signature_that_does_not_hold_is_shown_as_wrong(place, capsys):
+    call(place, capsys, "sign", "like", "--key", str(place / "release.key"))
+    assert "│ signature by" in call(place, capsys, "show", "like")
+    (file,) = (place / "registry" / "like" / "signatures").iterdir()
+    file.write_text(file.read_text().replace('"sig": "', '"sig": "AAAA'))
+    assert "│ wrong signature by" in call(place, capsys, "show", "like")
 
 
 @pytest.mark.parametrize(

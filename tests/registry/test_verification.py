@@ -8,7 +8,7 @@ import pytest
 from journal_fakes import as_earlier_release, entry_of, read_entry, rewrite
 from registry_fakes import draft, write_adapter, write_encoder
 
-from genre.errors import NotFoundError
+from genre.errors import IntegrityError, NotFoundError
 from genre.registry import Registry
 from genre.registry.journal import Journal
 
@@ -146,14 +146,27 @@ def test_unknown_files_have_a_line(registry, moved):
     (root / "like" / "baselines").mkdir()
     (root / "like" / "baselines" / "000000000000.json").write_text("{}")
     (root / ".heads" / "odd").write_text("")
+    (root / ".heads" / "like" / "odd").write_text("")
     (folder / "notes.txt").write_text("more")
     expected = {
         ".heads/odd does not belong here",
+        ".heads/like/odd does not belong here",
         "like/baselines/000000000000.json belongs to no version",
         f"{moved[0].ref}/notes.txt is not in the manifest",
     }
     assert expected == set(lines(registry))
     assert expected == {str(problem) for problem in registry.verify(hashes=False)}
+
+
+@pytest.mark.parametrize(
+    "change", [{"action": "\x1b[31m"}, {"actor": {"id": 1}}, {"created": 5}, {"checks": [None]}, {"previous": 7}], ids=repr
+)
+def test_an_entry_of_other_kinds_of_values_is_damaged(registry, moved, change):
+    rewrite(entry_of(registry, 5), lambda raw: raw.update(change))
+    assert lines(registry)[0].startswith("like/aliases/5.json aliases/5.json of like is damaged")
+    for call in (registry.history, registry.aliases, registry.resolve):
+        with pytest.raises(IntegrityError, match=r"aliases/5.json of like is damaged"):
+            call("like")
 
 
 def test_a_missing_or_damaged_encoder_has_a_line_of_its_own(registry, adapter, tmp_path):

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from genre.cli.options import JsonOption
-from genre.cli.output import check_file, console, step_reporter, write_result
-from genre.errors import InputError
+from genre.cli.output import check_file, console, plain, step_reporter, write_result
+from genre.errors import InputError, visible
 
 _FORMATS = (
     "csv (any table), atomic, movielens, mind, or a public log by name: amazon, diginetica, goodreads, hm, kuairec, lastfm, "
@@ -139,7 +139,7 @@ def import_(
         data = read(**table)
     found = understood(data)
     for line in lines(found):
-        console().print(line, highlight=False, soft_wrap=True, markup=False)
+        console().print(visible(line), highlight=False, soft_wrap=True, markup=False)
     if time_unit is not None and "since 1970" not in (found["time"] or {}).get("read_as", ""):
         print(f"--time-unit {time_unit} had no effect: it is for times that are numbers")
     if not dry:
@@ -190,13 +190,13 @@ def parse_mapping(pairs: list[str]) -> dict[str, str]:
 def _show(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(title=facts["name"], show_header=False)
+    table = Table(title=plain(facts["name"]), show_header=False)
     for key, value in _rows(facts):
-        table.add_row(key, value)
+        table.add_row(plain(key), plain(value))
     console().print(table)
     for each in facts.get("warnings", ()):
         line = f"warning: {each['found']}: {each['why']}; {each['todo']}"
-        console().print(line, highlight=False, soft_wrap=True, markup=False)
+        console().print(visible(line), highlight=False, soft_wrap=True, markup=False)
 
 
 def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

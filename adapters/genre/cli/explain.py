@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from genre.cli.options import BaseOption, DataOption, JsonOption, RefArgument, RegistryOption, TaskOption
-from genre.cli.output import check_file, console, make_table, write_result
-from genre.errors import InputError
+from genre.cli.output import check_file, console, make_table, plain, write_result
+from genre.errors import InputError, visible
 
 if TYPE_CHECKING:
     from genre.engine.explain import Explanation
@@ -63,15 +63,13 @@ def show(found: "Explanation", user: str, k: int, *, ranking: bool = False) -> N
         k: The number of events to show.
         ranking: The scores are logits of a ranking, of which only differences say something.
     """
-    from rich.markup import escape
-
     name = f"{found.title} ({found.item_id})" if found.title != found.item_id else found.item_id
-    print(f"{found.adapter} ({found.digest[:12]}), task {found.task}: user {user}, item {name}")
+    print(visible(f"{found.adapter} ({found.digest[:12]}), task {found.task}: user {user}, item {name}"))
     print(f"score {found.score:.4f}; without any history {found.without_history:.4f}")
     if ranking:
         factor = math.exp(min(found.score - found.without_history, 700.0))
         print(f"scores of a ranking are logits: the history multiplies this item's weight among all items by {factor:.3g}")
-    print(found.sentence)
+    print(visible(found.sentence))
     columns = {"place": "right", "item": "left", "title": "left"}
     columns |= {name: "right" for name in (found.column, "effect", "share") if name is not None}
     table = make_table(f"shares by {found.method.replace('_', ' ')}", columns)
@@ -79,7 +77,7 @@ def show(found: "Explanation", user: str, k: int, *, ranking: bool = False) -> N
     for event in found.events[:k]:
         feedback = () if found.column is None else (_format(event.feedback),)
         fields = (str(event.place), event.item_id, event.title, *feedback)
-        table.add_row(*map(escape, (*fields, f"{event.effect:+.4f}", f"{event.share:+.1%}")))
+        table.add_row(*map(plain, (*fields, f"{event.effect:+.4f}", f"{event.share:+.1%}")))
     console().print(table)
     if rest := found.events[k:]:
         count = f"{len(rest)} more event{'s' if len(rest) > 1 else ''}"

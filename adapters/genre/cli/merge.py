@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from genre.cli.options import AliasOption, BaseOption, DataOption, JsonOption, RegistryOption, ref_argument
-from genre.cli.output import check_file, console, format_value, make_table, write_result
-from genre.errors import InputError
+from genre.cli.output import check_file, console, format_value, make_table, plain, write_result
+from genre.errors import InputError, visible
 
 
 def merge(
@@ -58,16 +58,15 @@ def merge(
 
 def show(report: dict[str, Any]) -> None:
     """Print the transfer matrix, a row per update and a column per task; then the gate, a line per task."""
-    from rich.markup import escape
-
     tasks, metrics = report["transfer"]["tasks"], report["transfer"]["metric"]
     columns = {"update": "left"} | {f"{task} {metric}": "right" for task, metric in metrics.items()}
     table = make_table("test part, each task's own head on the update of …", columns)
     for source in dict.fromkeys(source for row in tasks.values() for source in row):
-        table.add_row(escape(source), *(format_value(tasks[task].get(source, {}).get(metrics[task])) for task in metrics))
+        table.add_row(plain(source), *(format_value(tasks[task].get(source, {}).get(metrics[task])) for task in metrics))
     console().print(table)
     for task, row in report["gate"]["tasks"].items():
-        print(f"validation {task}.{row['metric']}: {row['merged']:.4f}, the parent's {row['parent']:.4f} ({row['ratio']:.1%})")
+        ratio = f"{row['merged']:.4f}, the parent's {row['parent']:.4f} ({row['ratio']:.1%})"
+        print(visible(f"validation {task}.{row['metric']}: {ratio}"))
     print(f"{report['method']}, weights {', '.join(f'{weight:g}' for weight in report['weights'])}, rank {report['rank']}")
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genre.errors import InputError, JobError
+from genre.errors import InputError, JobError, visible
 from genre.files import check_writable, write_json
 from genre.progress import Reporter
 
@@ -59,13 +59,14 @@ def show_table(
         table = make_table(f"task {name}", {"metric": "left", "n": "right", heading: "right"})
         best, rest = _best_first(found)
         for baseline in best:
-            table.add_column(baseline.replace("_", " "), justify="right")
+            table.add_column(plain(baseline.replace("_", " ")), justify="right")
         for metric, entry in found["adapter"].items():
             others = (other(found["baselines"][baseline].get(metric)) for baseline in best)
-            table.add_row(metric, "" if entry["n"] is None else f"{entry['n']:,}", own(entry), *others)
+            table.add_row(plain(metric), "" if entry["n"] is None else f"{entry['n']:,}", own(entry), *others)
         console().print(table)
         if rest:
-            print(f"weaker baselines, with figures in the JSON: {', '.join(each.replace('_', ' ') for each in rest)}")
+            names = ", ".join(each.replace("_", " ") for each in rest)
+            print(visible(f"weaker baselines, with figures in the JSON: {names}"))
 
 
 def _best_first(found: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -86,9 +87,9 @@ def make_table(title: str, columns: Mapping[str, Any]) -> "Table":
     """Make a table of columns that are never wrapped, by name with their justification."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=plain(title), title_justify="left")
     for name, justify in columns.items():
-        table.add_column(name, justify=justify, no_wrap=True)
+        table.add_column(plain(name), justify=justify, no_wrap=True)
     return table
 
 
@@ -98,16 +99,21 @@ def show_rows(columns: list[str], rows: list[tuple[Any, ...]]) -> None:
 
     table = Table()
     for column in columns:
-        table.add_column(column, overflow="fold")  # a digest that is cut cannot be copied
+        table.add_column(plain(column), overflow="fold")  # a digest that is cut cannot be copied
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     console().print(table)
 
 
 def _cell(value: object) -> str:
+    return "" if value is None else plain(f"{value:,}" if isinstance(value, int) and value > 9999 else value)
+
+
+def plain(text: object) -> str:
+    """Return a text of somebody else's for a table or a console's line: neither its markup nor its controls mean anything."""
     from rich.markup import escape
 
-    return "" if value is None else escape(f"{value:,}" if isinstance(value, int) and value > 9999 else str(value))
+    return escape(visible(str(text)))
 
 
 def format_size(count: int) -> str:
@@ -139,7 +145,6 @@ def _with_interval(entry: dict[str, Any]) -> str:
 
 def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
     """Print a table of one response's items, best first; a ranking's logits say nothing by themselves, their shares do."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"{ref} ({response.digest[:12]})", title_justify="left")
@@ -153,7 +158,7 @@ def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
     table.add_column("chance to be next" if ranking else "score", justify="right", no_wrap=True)
     for rank, item in enumerate(response.results, 1):
         shown = f"{item.score:.4f}" if item.probability is None else format_percent(item.probability)
-        table.add_row(str(rank), escape(item.item_id), escape(titles.get(item.item_id, "")), shown)
+        table.add_row(str(rank), plain(item.item_id), plain(titles.get(item.item_id, "")), shown)
     console().print(table)
 
 

@@ -22,7 +22,7 @@ from genre.cli.options import (
     excludes_seen,
 )
 from genre.cli.output import check_file, show_list, show_written, write_result
-from genre.errors import InputError
+from genre.errors import InputError, visible
 
 if TYPE_CHECKING:
     from genre.data.catalogue import Titles
@@ -127,7 +127,7 @@ def _one(
         best = _best(loaded.layout.feedback)
         request = replace(asked, history=[{"item_id": item, **best} for item in liked])
         for item in liked:
-            print(f"liked: {titles.of(item)} ({item})")
+            print(visible(f"liked: {titles.of(item)} ({item})"))
     response = engine.score([request])[0]
     if response.error is not None:
         raise InputError(response.error)

@@ -22,8 +22,8 @@ from genre.cli.options import (
     data_option,
     ref_argument,
 )
-from genre.cli.output import check_file, console, make_table, show_table, write_result
-from genre.errors import DiskError, InputError, IntegrityError
+from genre.cli.output import check_file, console, make_table, plain, show_table, write_result
+from genre.errors import DiskError, InputError, IntegrityError, visible
 
 if TYPE_CHECKING:
     from genre.data.dataset import DataKind
@@ -178,18 +178,16 @@ def _spread(entry: dict[str, Any] | None) -> str:
 
 def _show_compared(rows: dict[str, list["Compared"]]) -> None:
     """Print a table per task, a row per metric; then the verdicts, a line per metric."""
-    from rich.markup import escape
-
     for name, compared in rows.items():
         a, b = compared[0].first, compared[0].second
         columns = ("n", "users", "first", "second", "difference, 95 % interval", "p(first at least as good)")
-        table = make_table(f"task {name}: {escape(a)} beside {escape(b)}", {"metric": "left"} | dict.fromkeys(columns, "right"))
+        table = make_table(f"task {name}: {a} beside {b}", {"metric": "left"} | dict.fromkeys(columns, "right"))
         for each in compared:
             shown = ("–", "–") if each.interval is None else (_difference(each), f"{each.at_least:.3f}")
-            table.add_row(each.metric, f"{each.n:,}", f"{each.users:,}", _number(each.a), _number(each.b), *shown)
+            table.add_row(plain(each.metric), f"{each.n:,}", f"{each.users:,}", _number(each.a), _number(each.b), *shown)
         console().print(table)
         for each in compared:
-            print(f"{name}.{each.metric}: {each.verdict()}")
+            print(visible(f"{name}.{each.metric}: {each.verdict()}"))
 
 
 def _difference(each: "Compared") -> str:

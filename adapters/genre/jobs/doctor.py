@@ -25,14 +25,17 @@ from genre.files import cache_folder, check_writable
 from genre.jobs.folders import processor
 from genre.modules.base.packaged import BASES, prepared_base
 from genre.registry import Registry
+from genre.registry.trust.keys import SIGN_VARIABLE
 
 PACKAGE = "genre-adapters"
 SHOWN = (
     "CUDA_VISIBLE_DEVICES",
+    "GENRE_ACTOR",
     "GENRE_CACHE",
     "GENRE_DATA",
     "GENRE_REGISTRY",
     "GENRE_SINGLE_WRITER",
+    "GENRE_TRUST",
     "HF_HOME",
     "HF_HUB_OFFLINE",
     "OMP_NUM_THREADS",
@@ -123,6 +126,8 @@ def _paths(cache: Path) -> dict[str, Any]:
 def _variables() -> dict[str, str]:
     """The variables that change what happens; of those that hold a secret, that they are set."""
     shown = {name: _without_credentials(os.environ[name]) for name in SHOWN if name in os.environ}
+    if key := os.environ.get(SIGN_VARIABLE):  # a path; somebody may have put the key itself there
+        shown[SIGN_VARIABLE] = key if os.path.isfile(key) else "(set, but to no file)"
     return shown | {name: "(set)" for name in SECRET if name in os.environ}
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from genre.errors import GenreError, InputError, IntegrityError, RegistryError, TrustError, fault_of_file
+from genre.errors import GenreError, InputError, IntegrityError, NotFoundError, RegistryError, TrustError, fault_of_file
 from genre.files import disk_errors, write_text
 from genre.registry.entries import Entry
 from genre.registry.journal import Journal
@@ -67,6 +67,7 @@ def write_checkpoint(path: Path, store: Store, author: Author) -> None:
     """Write a checkpoint of a store to a file, signed where the author has a key; the file's folder is made if missing.
 
     Raises:
+        NotFoundError: The store has no journals.
         IntegrityError: A journal is damaged, or a manifest that an entry of an earlier release means.
         DiskError: The disk is full or not writable.
     """
@@ -79,12 +80,18 @@ def write_checkpoint(path: Path, store: Store, author: Author) -> None:
 def _make_checkpoint(store: Store, author: Author) -> bytes:
     names: dict[str, Any] = {}
     for name in store.known():
-        entries = Journal(store, name).entries()
+        problems, entries = Journal(store, name).audit()
+        for file, what in problems:
+            todo = "genre registry verify shows more; a checkpoint of what is damaged would hide it"
+            raise IntegrityError(f"{name}/{file} {what}", todo=todo)
         if entries:
             moves = needed_versions([entry.move for entry in entries]).items()
             versions = {version: move.digest or open_version(store, name, version).digest for version, move in moves}
             names[name] = {"n": len(entries), "sha256": _fold(entries), "versions": versions}
     raw: dict[str, Any] = {"schema": 1, "created": utc_now(), "actor": author.actor, "names": names, "signature": None}
+    if not names:
+        got, todo = f"the registry at {store.url}, {store.content()}", "genre train publishes into it"
+        raise NotFoundError("there is nothing to make a checkpoint of", got=got, expected="names with aliases", todo=todo)
     if author.signer is not None:
         raw["signature"] = {"key": author.signer.key, "value": author.signer.sign(_KIND, _body(raw)).hex()}
     return render(raw | {"checksum": checksum_of(raw)})

@@ -257,6 +257,7 @@ class Registry:
         """Write what the whole registry holds now to a file, which is to be kept elsewhere; signed if this registry has a key.
 
         Raises:
+            NotFoundError: There is nothing in the registry yet.
             IntegrityError: A journal is damaged.
             DiskError: The disk is full or not writable.
         """

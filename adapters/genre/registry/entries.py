@@ -14,9 +14,9 @@ not chained. The next entry is, and binds what their aliases name.
 
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from genre.errors import IntegrityError, ManifestError
 from genre.registry.limits import MAX_ENTRY_BYTES, parse_json
@@ -174,6 +174,8 @@ def decode(data: bytes, name: str, number: int) -> Entry:
         targets = {alias: _target(target) for alias, target in raw["state"].items()}
         fields = {key: raw[key] for key in ("n", "alias", "version", "previous", "created", "action")}
         move = Move(**fields, checks=tuple(raw["checks"]), digest=raw.get("digest"), actor=raw.get("actor"))
+        if move.action not in get_args(Action) or not all(isinstance(text, str) for text in _texts(move)):
+            raise damaged
         named = all(is_name(alias) and _is_sound(target) for alias, target in targets.items())
         if (
             move.n != number
@@ -192,6 +194,12 @@ def decode(data: bytes, name: str, number: int) -> Entry:
     except (ManifestError, KeyError, TypeError, AttributeError, ValueError):
         raise damaged from None
     return Entry(move, Aliases(number, targets), before, hashlib.sha256(data).hexdigest(), raw)
+
+
+def _texts(move: Move) -> Iterator[object]:
+    """What an entry shows to people."""
+    yield from (move.created, *move.checks)
+    yield from (text for text in (move.previous, move.actor) if text is not None)
 
 
 def _is_signature(value: Any) -> bool:

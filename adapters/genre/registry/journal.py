@@ -29,12 +29,11 @@ from genre.registry.entries import (
 )
 from genre.registry.limits import MAX_ENTRY_BYTES, MAX_MANIFEST_BYTES, MAX_MOVES, parse_json
 from genre.registry.manifest import checksum_of, open_sealed, render, utc_now
-from genre.registry.names import ALIASES, HEADS, MANIFEST, check_name
+from genre.registry.names import ALIASES, HEAD, HEADS, MANIFEST, check_name
 from genre.registry.stores.store import Store
 from genre.registry.trust.actor import Author
 from genre.registry.trust.policy import Trust
 
-_HEAD = "head.json"
 _ATTEMPTS = 1_000
 
 
@@ -156,23 +155,29 @@ class Journal:
     def rollback_target(self, alias: str, trust: Trust) -> Target:
         """Return what `alias` named before its present version, rollbacks undone too: A, B, back to A; then nothing.
 
-        Under a policy that requires signatures only moves that have one by a trusted key count.
+        Under a policy that requires signatures only moves that have one by a trusted key count: after any other move the alias
+        goes back to what the last of them named.
 
         Raises:
             NotFoundError: The alias does not exist or has nowhere to go back to.
         """
         stack: list[Target] = []
+        holder: Target | None = None
         for entry in self.entries():
             move = entry.move
+            holder = entry.after.targets.get(alias)
             if move.alias != alias or (trust.require and signed_by(entry) not in trust.keys):
                 continue
             target = Target(move.version, move.n, move.digest)
             if move.action == "rollback":
                 if not stack:
                     raise IntegrityError(f"the journal of {self.name} rolls {alias} back before it moved", got=f"entry {move.n}")
-                stack.pop()
+                if not stack[-1].means(target.pin):  # else back from a move that does not count here
+                    stack.pop()
             elif not stack or not stack[-1].means(target.pin):
                 stack.append(target)
+        if stack and holder is not None and not stack[-1].means(holder.pin):
+            return stack[-1]  # somebody without a trusted key moved it from there
         if len(stack) < 2:
             got = f"only {stack[0].version}" if stack else "no move of this alias"
             raise NotFoundError(f"{self.name}@{alias} has nothing to roll back to", got=got, expected="an earlier version")
@@ -277,12 +282,12 @@ class Journal:
             if head[0] >= number or at.sha256 != head[1]:
                 return
         raw = {"n": number, "sha256": sha256}
-        self.store.put(HEADS, self.name, _HEAD, render(raw | {"checksum": checksum_of(raw)}))
+        self.store.put(HEADS, self.name, HEAD, render(raw | {"checksum": checksum_of(raw)}))
 
     def _head(self) -> tuple[int, str] | None:
-        what = f"{HEADS}/{self.name}/{_HEAD}"
+        what = f"{HEADS}/{self.name}/{HEAD}"
         try:
-            data = self.store.read(HEADS, self.name, _HEAD, MAX_ENTRY_BYTES)
+            data = self.store.read(HEADS, self.name, HEAD, MAX_ENTRY_BYTES)
         except NotFoundError:
             return None
         raw = parse_json(data, what, limit=MAX_ENTRY_BYTES)
@@ -292,8 +297,8 @@ class Journal:
         return raw["n"], raw["sha256"]
 
     def _read(self, number: int) -> Entry:
-        data = self.store.read(self.name, ALIASES, f"{number}.json", MAX_ENTRY_BYTES)
         try:
+            data = self.store.read(self.name, ALIASES, f"{number}.json", MAX_ENTRY_BYTES)
             return decode(data, self.name, number)
         except IntegrityError as error:
             file = f"{self.store.url.rstrip('/')}/{self.name}/{ALIASES}/{number}.json"

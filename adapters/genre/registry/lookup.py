@@ -49,7 +49,7 @@ def checked_version(data: bytes, name: str, version: str) -> Version:
     manifest = open_sealed(data, name, short)
     if not manifest.digest.startswith(version):
         what, got = f"{name}:{short} is not the version that was named", f"a version with digest {manifest.digest}"
-        todo = "another one with the same first digits was put in its place: restore it from a copy"
+        todo = "check the digits if you typed them; otherwise another version was put in its place: restore it from a copy"
         raise IntegrityError(what, got=got, expected=f"digest {version}", todo=todo)
     return Version(name, short, manifest.digest, manifest)
 

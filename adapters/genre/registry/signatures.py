@@ -38,6 +38,23 @@ def signers_of(store: Store, version: Version) -> list[str]:
     return [ALGORITHM + file.removeprefix(own).removesuffix(".json") for file in files]
 
 
+def signatures_of(store: Store, version: Version) -> list[tuple[str, str | None]]:
+    """Return the key of every signature file beside a version, and what is wrong with the signature; None if it holds."""
+    found: list[tuple[str, str | None]] = []
+    for key in signers_of(store, version):
+        try:
+            predicate = read_statement(store, version, key).get("predicate")
+        except IntegrityError as error:
+            found.append((key, str(error)))
+            continue
+        except NotFoundError:  # removed just now
+            continue
+        stated, written = builder_of(predicate), builder_of(version.manifest.provenance) or UNKNOWN
+        same = stated == written
+        found.append((key, None if same else f"names another builder than the manifest: got {written}; expected {stated}"))
+    return found
+
+
 def check_signed(store: Store, version: Version, trust: Trust) -> None:
     """Refuse a version that no trusted key has signed.
 
@@ -94,17 +111,8 @@ def read_statement(store: Store, version: Version, key: str) -> dict[str, Any]:
 
 def find_wrong_signatures(store: Store, version: Version) -> list[tuple[str, str]]:
     """Return a (file, problem) for every signature beside a version that does not hold."""
-    found = []
-    for key in signers_of(store, version):
-        file = f"{SIGNATURES}/{file_of(version.version, key)}"
-        try:
-            predicate = read_statement(store, version, key)["predicate"]
-        except (IntegrityError, KeyError) as error:
-            found.append((file, str(error)))
-            continue
-        if (stated := builder_of(predicate)) != (written := builder_of(version.manifest.provenance) or UNKNOWN):
-            found.append((file, f"names another builder than the manifest: got {written}; expected {stated}"))
-    return found
+    found = signatures_of(store, version)
+    return [(f"{SIGNATURES}/{file_of(version.version, key)}", problem) for key, problem in found if problem is not None]
 
 
 def file_of(version: str, key: str) -> str:

@@ -35,8 +35,9 @@ class Problem:
 
     def __str__(self) -> str:
         """One line: the path, then the problem."""
-        version = f":{self.version}" if self.version else ""
-        return f"{self.name}{version}{'/' + self.file if self.file else ''} {self.what}"
+        path = self.name + (f":{self.version}" if self.version else "") + (f"/{self.file}" if self.file else "")
+        repeated = self.what.startswith((f"{path} ", f"{path}@"))  # an error that names the place itself
+        return self.what if repeated else f"{path} {self.what}"
 
 
 def verify(store: Store, name: str | None, check: Callable[[Version], object] | None, trust: Trust) -> list[Problem]:

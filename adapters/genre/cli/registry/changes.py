@@ -13,7 +13,7 @@ from genre.cli.options import BaseOption, NameArgument, RefArgument, RegistryOpt
 from genre.cli.output import format_size
 from genre.cli.registry.opening import DEFAULT, KeyOption, open_registry
 from genre.cli.registry.recheck import measure
-from genre.errors import InputError
+from genre.errors import InputError, visible
 
 if TYPE_CHECKING:
     from genre.registry import Move
@@ -86,5 +86,5 @@ def delete(
 
 def _show_move(name: str, move: "Move") -> None:
     for check in move.checks:
-        typer.echo(f"checked {check}")
+        typer.echo(visible(f"checked {check}"))
     typer.echo(f"{name}@{move.alias}: {move.previous or 'nothing'} → {move.version} ({move.action}, entry {move.n})")

@@ -25,7 +25,7 @@ from genre.cli.registry.computed_exports import (
     export_computed,
 )
 from genre.cli.registry.opening import DEFAULT, open_registry
-from genre.errors import InputError, RegistryError
+from genre.errors import InputError, RegistryError, visible
 
 
 def export(
@@ -115,7 +115,7 @@ def import_(
     version = open_registry(registry).import_peft(source, name, base=info, base_folder=folder)
     remarks = version.manifest.notes.get("remarks")
     for remark in remarks if isinstance(remarks, list) else []:
-        typer.echo(remark)
+        typer.echo(visible(str(remark)))
     if not version.manifest.answers:
         typer.echo("it has no tasks, so nothing scores with it: it can be exported, and serve and score leave it out")
     typer.echo(f"published {version.ref}")

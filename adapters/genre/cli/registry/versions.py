@@ -17,7 +17,7 @@ from genre.cli.options import JsonOption, NameArgument, OnlyNameArgument, RefArg
 from genre.cli.output import check_file, format_size, show_metrics, show_rows, write_result
 from genre.cli.registry.opening import DEFAULT, open_registry
 from genre.cli.shell.completion import complete_names
-from genre.errors import InputError, JobError, RegistryError
+from genre.errors import InputError, JobError, RegistryError, visible
 
 if TYPE_CHECKING:
     from genre.registry import Listed, Manifest, Registry, Version
@@ -79,15 +79,18 @@ def verify(
     opened = open_registry(registry)
     problems = opened.verify(name, since=checkpoint)
     for problem in problems:
-        typer.echo(str(problem))
+        typer.echo(visible(str(problem)))
     count = len(opened.store.versions(name)) if name else sum(map(len, opened.store.listing().values()))
-    if problems and not count:
+    if problems and not count and checkpoint is None:
         raise InputError(
             f"{registry} is no registry", got=f"a folder {opened.store.content()}", todo="name the registry's folder"
         )
     if problems:
-        got = f"{len(problems)} problems in {count:,} versions"
-        raise JobError("the registry is damaged", got=got, todo="restore it from a copy")
+        got = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {count:,} version{'s' if count != 1 else ''}"
+        what, todo = "the registry is damaged", "restore it from a copy"
+        if opened.trust.require:
+            what, todo = f"{what} or not signed", "restore what is damaged from a copy, sign what may be trusted"
+        raise JobError(what, got=got, todo=todo)
     typer.echo(
         f"{count:,} versions, all intact" if count else f"no versions: the registry at {registry}, {opened.store.content()}"
     )
@@ -155,7 +158,7 @@ def _described(opened: "Registry", version: "Version") -> Iterator[tuple[str, ob
     """What a manifest holds, in rows that people read."""
     from genre.registry.card import describe_data, describe_task
     from genre.registry.lookup import flatten
-    from genre.registry.signatures import signers_of
+    from genre.registry.signatures import signatures_of
     from genre.registry.trust.provenance import builder_of
 
     manifest, base, cost = version.manifest, version.manifest.base, version.manifest.cost
@@ -174,7 +177,8 @@ def _described(opened: "Registry", version: "Version") -> Iterator[tuple[str, ob
     yield from (("fingerprint of " + field, value) for field in ("tokenizer", "catalogue") if (value := getattr(manifest, field)))
     yield ("code version", manifest.code_version)
     yield ("made by", builder_of(manifest.provenance) or "")
-    yield from (("signature by", key) for key in signers_of(opened.store, version))
+    for key, problem in signatures_of(opened.store, version):
+        yield ("signature by" if problem is None else "wrong signature by", key)
 
 
 def _plain(value: object) -> object:
@@ -198,6 +202,6 @@ def _show_figures(manifest: "Manifest", record: "BaselineRecord | None") -> None
     if tasks and not known:
         typer.echo("no baselines are recorded; genre evaluate computes them")
     for note in () if record is None else record.notes:
-        typer.echo(f"note: {note}")
+        typer.echo(visible(f"note: {note}"))
     for task, words in manifest.protocol.items():
-        typer.echo(f"protocol of {task}: {words}")
+        typer.echo(visible(f"protocol of {task}: {words}"))

@@ -30,7 +30,7 @@ from pathlib import Path
 from genre.errors import DiskError, NotFoundError, RegistryError
 from genre.files import check_writable, disk_errors, sync
 from genre.registry.limits import open_plain
-from genre.registry.names import ALIASES, HEADS, RECORDS, SIGNATURES, is_name, is_version
+from genre.registry.names import ALIASES, HEAD, HEADS, RECORDS, SIGNATURES, is_name, is_version
 from genre.registry.stores.locks import check_mount, is_owned, lock, owned
 from genre.registry.stores.other_folders import describe_content
 from genre.registry.stores.store import is_entry, is_record, is_signature
@@ -186,18 +186,17 @@ class LocalStore:
         own = (".lock", HEADS)
         found = [entry.name for entry in _scan(self.root) if entry.name not in own and not _is_folder(entry, is_name)]
         found += [f"{HEADS}/{entry.name}" for entry in _scan(self.root / HEADS) if not _is_folder(entry, is_name)]
+        beside = {ALIASES: is_entry, RECORDS: is_record, SIGNATURES: is_signature}
+        places = {f"{name}/{place}": is_known for name in self._name_folders() for place, is_known in beside.items()}
+        places |= {f"{HEADS}/{entry.name}": _is_head for entry in _scan(self.root / HEADS) if _is_folder(entry, is_name)}
         for name in self._name_folders():
             for entry in _scan(self.root / name):
-                known = _is_folder(entry, lambda text: is_version(text) or text in (ALIASES, RECORDS, SIGNATURES))
+                known = _is_folder(entry, lambda text: is_version(text) or text in beside)
                 if not known and not entry.name.startswith(TEMPORARY):
                     found.append(f"{name}/{entry.name}")
-            for entry in _scan(self.root / name / ALIASES):
-                if not is_entry(entry.name) and not entry.name.startswith(TEMPORARY):
-                    found.append(f"{name}/{ALIASES}/{entry.name}")
-            for place, is_known in ((RECORDS, is_record), (SIGNATURES, is_signature)):
-                for entry in _scan(self.root / name / place):
-                    if not is_known(entry.name) and not entry.name.startswith(TEMPORARY):
-                        found.append(f"{name}/{place}/{entry.name}")
+        for place, is_known in places.items():
+            strange = [entry.name for entry in _scan(self.root / place) if not is_known(entry.name)]
+            found += [f"{place}/{file}" for file in strange if not file.startswith(TEMPORARY)]
         return sorted(found)
 
     def _record(self, name: str, version: str) -> Path:
@@ -254,6 +253,10 @@ class LocalStore:
 
     def _name_folders(self) -> list[str]:
         return [entry.name for entry in _scan(self.root) if _is_folder(entry, is_name)]
+
+
+def _is_head(file: str) -> bool:
+    return file == HEAD
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:
