@@ -22,5 +22,5 @@ for canary in json.loads((folder / "canaries.json").read_text())["canaries"]:
     logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
     weights = [math.exp(logits[word]) for word in canary["word_ids"]]
     shares = [weight / sum(weights) for weight in weights]
-    answer, adapter, base = (", ".join(f"{s:.4f}" for s in row) for row in (shares, canary["adapter"], canary["base"]))
+    answer, adapter, base = (", ".join(f"{s:.4g}" for s in row) for row in (shares, canary["adapter"], canary["base"]))
     print(f"{canary['task']}: {answer} (adapter {adapter}; base {base})")

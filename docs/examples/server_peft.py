@@ -21,5 +21,5 @@ for canary in json.loads((folder / "canaries.json").read_text())["canaries"]:
     with torch.no_grad():
         logits = model(torch.tensor([canary["token_ids"]])).logits[0, -1]
     shares = logits[canary["word_ids"]].softmax(-1).tolist()
-    answer, adapter, base_alone = (", ".join(f"{s:.4f}" for s in row) for row in (shares, canary["adapter"], canary["base"]))
+    answer, adapter, base_alone = (", ".join(f"{s:.4g}" for s in row) for row in (shares, canary["adapter"], canary["base"]))
     print(f"{canary['task']}: {answer} (adapter {adapter}; base {base_alone})")

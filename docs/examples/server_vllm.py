@@ -17,7 +17,7 @@ from vllm.lora.request import LoRARequest
 if __name__ == "__main__":  # the engine's process imports this file again
     folder = Path(sys.argv[1])
     exact = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "logprobs_mode": "processed_logprobs"}
-    model = LLM(str(folder / "base"), enable_lora=True, max_lora_rank=64, **exact)
+    model = LLM(str(folder / "base"), enable_lora=True, max_lora_rank=64, max_logprobs=-1, **exact)  # ranks: 128, 256, 512 too
     lora = LoRARequest("adapter", 1, str(folder / "adapter"))
     for canary in json.loads((folder / "canaries.json").read_text())["canaries"]:
         words = canary["word_ids"]
@@ -25,5 +25,5 @@ if __name__ == "__main__":  # the engine's process imports this file again
         (output,) = model.generate([{"prompt_token_ids": canary["token_ids"]}], wanted, lora_request=lora, use_tqdm=False)
         logs = output.outputs[0].logprobs[0]
         shares = [math.exp(logs[word].logprob) for word in words]
-        answer, adapter, base = (", ".join(f"{s:.4f}" for s in row) for row in (shares, canary["adapter"], canary["base"]))
+        answer, adapter, base = (", ".join(f"{s:.4g}" for s in row) for row in (shares, canary["adapter"], canary["base"]))
         print(f"{canary['task']}: {answer} (adapter {adapter}; base {base})")

@@ -16,7 +16,7 @@ from builders import LIKE, recipe
 from genre.cli import main
 from genre.errors import JobError
 from genre.registry.export.check import ask_canaries
-from genre.registry.export.client import Client, ClientError, WrongServer
+from genre.registry.export.client import Client, ClientError, WrongServer, distance, telling
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -126,6 +126,21 @@ def test_the_command_tells_adapter_base_and_neither(world: World, tmp_path: Path
     (other / "canaries.json").write_text("{")
     code, _, error = checked(url, folder=other)
     assert code == 2 and "are damaged" in error
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "apart"),
+    [
+        ([0.61, 0.39], [0.08, 0.92], 0.53),
+        ([0.99, 0.01], [0.98, 0.02], 0.02 * 0.6931),  # twice as likely
+        ([0.9996022582, 0.0003977645], [0.9998874664, 0.0001124690], 0.02 * 1.2632),  # SmolLM2 cut to four layers
+        ([1.0, 1e-30], [1.0, 0.0], 0.0),
+        ([1.0, 1e-7, 1e-3], [1.0, 1e-7, 1e-3], 0.0),
+    ],
+)
+def test_answers_of_a_rare_word_are_apart_by_their_ratio(base: list[float], adapter: list[float], apart: float) -> None:
+    assert distance(base, adapter) == distance(adapter, base) == pytest.approx(apart, rel=1e-3)
+    assert bool(telling({"canaries": [{"base": base, "adapter": adapter}]}, 0.01)) is (apart > 0.02)
 
 
 def test_an_adapter_like_its_base_is_not_told_from_it(world: World, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def answers(script: str, folder: Path, *words: str, python: str = sys.executable
     command = [python, str(EXAMPLES / script), str(folder), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    lines = re.findall(r"^\w+: ([\d., ]+) \(adapter ", done.stdout, re.MULTILINE)
+    lines = re.findall(r"^\w+: ([\d., e-]+) \(adapter ", done.stdout, re.MULTILINE)
     return [[float(share) for share in line.split(", ")] for line in lines]
 
 

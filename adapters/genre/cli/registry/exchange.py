@@ -86,7 +86,7 @@ def check_server(
     canaries = ask_canaries(url, folder, model=model, server=server, tolerance=tolerance)
     for each in canaries:
         rows = (("server", each["answer"]), ("adapter", each["adapter"]), ("base", each["base"]))
-        show_rows([f"task {each['task']}", *each["words"]], [(name, *(f"{share:.4f}" for share in row)) for name, row in rows])
+        show_rows([f"task {each['task']}", *each["words"]], [(name, *(f"{share:.4g}" for share in row)) for name, row in rows])
     typer.echo(f"{url} answers with the adapter: {len(canaries)} of {len(canaries)} canaries")
     if json_file is not None:
         write_result(json_file, canaries)

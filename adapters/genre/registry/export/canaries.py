@@ -8,12 +8,12 @@ Owns: which prompts, and the file `canaries.json`. Ignores: servers (`client` as
 Their answers are those of stock transformers and PEFT in float32, on the base at full precision.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from genre.files import write_json
-from genre.registry.export.client import CANARIES, Prompts, telling
+from genre.registry.export.client import CANARIES, Prompts, distance, telling
 from genre.registry.manifest import Manifest
 from genre.registry.weights.base import layer_of, read_weights
 
@@ -77,11 +77,7 @@ def _choose(manifest: Manifest, source: Path, base: Path, prompts: Prompts, tole
         answered.append({**canary, "base": alone, "adapter": adapted})
         if len(telling({"canaries": answered}, 5 * tolerance)) == _COUNT:
             break
-    return sorted(answered, key=_apart, reverse=True)[:_COUNT]
-
-
-def _apart(canary: Mapping[str, Any]) -> float:
-    return max(abs(a - b) for a, b in zip(canary["base"], canary["adapter"], strict=True))
+    return sorted(answered, key=lambda each: distance(each["base"], each["adapter"]), reverse=True)[:_COUNT]
 
 
 def _candidates(prompts: Prompts) -> Iterator[dict[str, Any]]:

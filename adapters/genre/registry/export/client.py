@@ -31,6 +31,8 @@ _EVENT = ("item_id", "item", "impression_id", "timestamp", "rating", "click", "b
 AT_ONCE = 256
 """Prompts of one call to the server."""
 CANARIES = "canaries.json"
+_RARE = 1 / 50
+_LEAST = 1e-9
 
 
 class ClientError(Exception):
@@ -296,7 +298,7 @@ class Client:
         folder: The folder of `prompt.json`, `items.jsonl` and `canaries.json`; by default this file's.
         timeout: Seconds to wait for an answer.
         check: Send the canaries before the first prompt, and refuse a server that does not answer as the adapter does.
-        tolerance: Largest difference in the probability of a label word; by default that of `canaries.json`.
+        tolerance: Largest difference in the probability of a label word, as of `distance`; by default that of `canaries.json`.
     """
 
     def __init__(
@@ -420,7 +422,7 @@ def read_canaries(folder: Path) -> dict[str, Any]:
 
 def telling(found: Mapping[str, Any], tolerance: float) -> list[dict[str, Any]]:
     """The canaries whose answers by base and adapter differ by more than twice the tolerance, so that none is near both."""
-    return [each for each in found["canaries"] if _distance(each["base"], each["adapter"]) > 2 * tolerance]
+    return [each for each in found["canaries"] if distance(each["base"], each["adapter"]) > 2 * tolerance]
 
 
 def check_server(
@@ -431,7 +433,7 @@ def check_server(
     Args:
         server: The server.
         found: Of `canaries.json`.
-        tolerance: Largest difference in the probability of a label word.
+        tolerance: Largest difference in the probability of a label word, as of `distance`.
         prompts: Lays the canaries out anew, which shows another tokenizer; without it their stored token ids are sent alone.
 
     Raises:
@@ -440,7 +442,7 @@ def check_server(
     """
     name, canaries = server.prompt["model"], telling(found, tolerance)
     if not canaries:
-        apart = max((_distance(each["base"], each["adapter"]) for each in found["canaries"]), default=0.0)
+        apart = max((distance(each["base"], each["adapter"]) for each in found["canaries"]), default=0.0)
         reason = found.get("reason") or f"got answers {apart:.2g} apart; expected more than twice the tolerance of {tolerance:g}"
         raise ClientError(f"{name} cannot be told from its base: {reason}")
     answered = []
@@ -450,7 +452,7 @@ def check_server(
             if ids != each["token_ids"]:
                 raise WrongServer(f"the server has another tokenizer: got {ids!s:.80}; expected {each['token_ids']!s:.80}")
         (answer,) = server.probabilities([each["token_ids"]], each["word_ids"])
-        if not _distance(answer, each["adapter"]) <= tolerance:  # true of NaN
+        if not distance(answer, each["adapter"]) <= tolerance:  # true of NaN
             raise _refusal(server, each, answer, tolerance)
         answered.append({**each, "answer": answer})
     return answered
@@ -459,7 +461,7 @@ def check_server(
 def _refusal(server: Server, canary: Mapping[str, Any], answer: list[float], tolerance: float) -> WrongServer:
     name = server.prompt["model"]
     got = f"got {_words(canary, answer)}; expected {_words(canary, canary['adapter'])}"
-    if _distance(answer, canary["base"]) <= tolerance:
+    if distance(answer, canary["base"]) <= tolerance:
         todo = f"load the adapter under this name, or ask another server; {server.kind} took the name and left the adapter out"
         return WrongServer(f"{server.url} answers {name} with its base: {got}; {todo}")
     todo = "serve this folder's base and adapter, or raise the tolerance if the server computes in a lower precision"
@@ -468,11 +470,17 @@ def _refusal(server: Server, canary: Mapping[str, Any], answer: list[float], tol
 
 
 def _words(canary: Mapping[str, Any], shares: Sequence[float]) -> str:
-    return ", ".join(f"{word.strip()} {share:.4f}" for word, share in zip(canary["words"], shares, strict=True))
+    return ", ".join(f"{word.strip()} {share:.4g}" for word, share in zip(canary["words"], shares, strict=True))
 
 
-def _distance(a: Sequence[float], b: Sequence[float]) -> float:
-    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+def distance(a: Sequence[float], b: Sequence[float]) -> float:
+    """How far two answers are apart: the largest difference of a label word's probability.
+
+    A rare word's probability differs little however wrong it is. So a 50th of the difference of logarithms counts where that
+    is more, which is below 1/50. What is below 1e-9 counts as that.
+    """
+    rows = [(max(x, _LEAST), max(y, _LEAST)) for x, y in zip(a, b, strict=True)]
+    return max(max(abs(x - y), _RARE * abs(math.log(x / y))) for x, y in rows)
 
 
 def _shares(logs: Sequence[float]) -> list[float]:
