@@ -42,7 +42,7 @@ def llama_cpp() -> Any:
     return pytest.importorskip("llama_cpp", reason="llama-cpp-python has no wheel, and takes 15 minutes to build")
 
 
-@pytest.fixture(scope="session")  # two servers of one process would share their buckets
+@pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """The endpoint of an S3 server on this machine, with a bucket."""
     moto = pytest.importorskip("moto.server")
