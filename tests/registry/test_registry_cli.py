@@ -8,6 +8,7 @@ import pytest
 from registry_fakes import draft, write_adapter
 from typer.testing import CliRunner, Result
 
+from genre import cli
 from genre.cli.registry.commands import app
 from genre.errors import GenreError, InputError, JobError, QualityError, RegistryError
 from genre.registry import MetricValue, Registry, Version
@@ -45,6 +46,14 @@ def test_texts_of_a_manifest_are_neither_markup_nor_controls(registry: Registry,
     registry.publish(write_adapter(tmp_path / "1", seed=1), draft(**changes))
     shown = "".join(call(registry, *words).output for words in (["list"], ["show", "like"], ["diff", first.ref, "like"]))
     assert "\x1b" not in shown and "\u202e" not in shown and r"\x1b[31m" in shown
+
+
+def test_an_audit_refuses_a_report_in_a_file_before_it_looks_at_the_data(registry: Registry, tmp_path: Path, capsys: Any) -> None:
+    registry.publish(write_adapter(tmp_path / "0"), draft())
+    (tmp_path / "log.csv").touch()
+    report = str(tmp_path / "log.csv")
+    assert cli.main(["audit", "like", "--data", "nowhere", "--out", report, "--registry", registry.url]) == 2
+    assert "genre: --out lies in a file: got " in capsys.readouterr().err
 
 
 def test_list_show_diff_history(registry: Registry, two: tuple[Version, Version]) -> None:

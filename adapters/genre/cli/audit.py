@@ -16,6 +16,7 @@ import typer
 from genre.cli.options import BaseOption, DataOption, RegistryOption, TaskOption, ref_argument
 from genre.cli.output import console, make_table
 from genre.errors import InputError, fault_of_file
+from genre.files import check_writable
 
 if TYPE_CHECKING:
     from genre.jobs.audit.report import AuditReport, Standing
@@ -75,6 +76,7 @@ def audit(
     store = Registry(registry)
     version = store.resolve(ref)
     folder = out or Path("runs") / version.name / "audit"
+    check_writable(folder / PAGE, "--out")
     log, command = open_log(data), shlex.join(["genre", *sys.argv[1:]])
     report = run_audit(store, ref, log, options, base=base, folder=folder, command=command, reporter=Reporter.for_terminal())
     _show(report)
