@@ -238,13 +238,14 @@ def _manifests(case: Case) -> str:
     elif how == "name":
         case.stored.append(lambda stored: (stored / "manifest.json").write_bytes(_renamed(stored / "manifest.json")))
     else:
-        case.raw |= {
+        changes: dict[str, dict[str, object]] = {
             "kind": {"kind": "pickle"},
             "schema": {"schema": 2},
             "field": {"exec": "x"},
             "metrics": {"metrics": {"like": {"auc": {"value": "x"}}}},
             "kind encoder": {"kind": "encoder", "encoder": None},
-        }[how]
+        }
+        case.raw |= changes[how]
     return how
 
 

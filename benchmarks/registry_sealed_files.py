@@ -107,7 +107,7 @@ def _patterns(case: Case) -> str:
 
 
 def _configs(case: Case) -> str:
-    changes = case.rng.choice(
+    changes: dict[str, object] = case.rng.choice(
         [
             {"use_dora": True},
             {"peft_type": "PROMPT_TUNING"},

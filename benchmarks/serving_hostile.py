@@ -214,7 +214,7 @@ def _large_k(rng: random.Random, users: list[str], items: list[str]) -> Asked:
 
 def _lists(rng: random.Random, users: list[str], items: list[str]) -> Asked:
     many = [f"{rng.choice(items)}{'x' * (number % 2)}" for number in range(100_000)]
-    fields = [
+    fields: list[dict[str, object]] = [
         {"candidates": many},
         {"k": 10, "deny": many},
         {"k": 10, "allow": many},

@@ -143,7 +143,7 @@ def main() -> None:
     for name, (model, settings, seconds) in fit(log, cut_log(log, version.manifest, task, "valid"), split, lists).items():
         begun = time.process_time()
         ranks = rank_in_blocks(log, split, found, model.blocks(found)).ranks
-        row = {"student": name, "settings": settings, "fit_seconds": round(seconds, 2)}
+        row: dict[str, Any] = {"student": name, "settings": settings, "fit_seconds": round(seconds, 2)}
         row["ms_per_user"] = round((time.process_time() - begun) / len(found) * 1000, 2)
         row["metrics"] = {
             each: vars(paired_difference(each, found, ranks, teacher.scores, resamples=RESAMPLES)) for each in METRICS
