@@ -42,6 +42,8 @@ def test_wrong_input_is_one_line(folders, tmp_path, capsys, monkeypatch):
     assert "canary cannot be used" in refuse(capsys, *here, "--canary", "like=2")
     assert "a canary needs the name's production to be served: got nope" in refuse(capsys, *here, "--canary", "nope=0.5")
     assert "timeout_s cannot be used: got 0.0" in refuse(capsys, *here, "--timeout", 0)
+    assert "explore_pool cannot be used: got 0" in refuse(capsys, *here, "--explore-pool", 0)
+    assert "--explore cannot be used: got 'best'" in refuse(capsys, *here, "--explore", "best")
     assert "--state cannot be used" in refuse(capsys, *here, "--state", tmp_path / "none" / "state.json")
     assert "--state cannot be used" in refuse(capsys, *here, "--state", tmp_path)
     (tmp_path / "state.json").write_text("{}[")

@@ -24,6 +24,7 @@ from genre.errors import InputError
 
 POLICIES = ("epsilon", "softmax", "top-k-sampling")
 POOL = 100
+LARGEST_POOL = 1000
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Exploration:
             value = float(amount)
         except ValueError:
             value = float("nan")
-        bounds = {"epsilon": (0.0, 1.0), "softmax": (1e-6, 1e6), "top-k-sampling": (1.0, 1000.0)}
+        bounds = {"epsilon": (0.0, 1.0), "softmax": (1e-6, 1e6), "top-k-sampling": (1.0, float(LARGEST_POOL))}
         if kind not in bounds or not bounds[kind][0] <= value <= bounds[kind][1] or (kind == POLICIES[2] and value % 1):
             expected = "epsilon=0 to 1, softmax=TEMPERATURE above 0, or top-k-sampling=1 to 1000"
             raise InputError("--explore cannot be used", got=repr(text), expected=expected)
-        if not 1 <= pool <= 1000:
-            raise InputError("--explore-pool cannot be used", got=pool, expected="1 to 1000")
+        if not 1 <= pool <= LARGEST_POOL:
+            raise InputError("--explore-pool cannot be used", got=pool, expected=f"1 to {LARGEST_POOL:,}")
         return cls(kind, value, int(value) if kind == "top-k-sampling" else pool)  # type: ignore[arg-type]
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from genre.errors import InputError
-from genre.serving.exploring import POOL, Exploration
+from genre.serving.exploring import LARGEST_POOL, POOL, Exploration
 from genre.validation import refusal
 
 TOKEN_VARIABLE = "GENRE_ADMIN_TOKEN"
@@ -74,7 +74,7 @@ class Settings(BaseModel):
     canary_window: int = Field(default=100, ge=1)
     token_guesses: int = Field(default=5, ge=0)
     explore: str | None = None
-    explore_pool: int = POOL
+    explore_pool: int = Field(default=POOL, ge=1, le=LARGEST_POOL)
     log_rows: bool = False
     token: SecretStr | None = Field(default=None, repr=False)
 
