@@ -237,9 +237,12 @@ def serve(trained, after_s: float | None) -> tuple[int | None, str, float | None
     out, err, begun, up = io.StringIO(), io.StringIO(), time.perf_counter(), []
 
     def ready(url: str) -> None:
+        try:
+            with urllib.request.urlopen(f"{url}/livez", timeout=30) as answer:
+                assert answer.status == 200
+        except OSError:  # the signal came before an answer
+            return
         up.append(time.perf_counter() - begun)
-        with urllib.request.urlopen(f"{url}/livez", timeout=30) as answer:
-            assert answer.status == 200
         if after_s is None:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -261,6 +264,6 @@ def test_a_signal_while_the_service_starts(share, fresh, trained):
     assert code == 0 and "genre: " not in said
     code, said, up = serve(trained, start_s * share)
     lines = [line for line in said.splitlines() if line.startswith("genre: ")]
-    assert (code, len(lines)) == ((1, 1) if up is None else (0, 0)), said
+    assert (code, len(lines)) == (0, 0) or (up is None and (code, len(lines)) == (1, 1)), said
     assert "Traceback" not in said and all("interrupted" in line for line in lines)
     assert serve(trained, None)[0] == 0

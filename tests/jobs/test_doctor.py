@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -28,6 +29,20 @@ def test_a_page_without_problems(place, capsys):
     assert found["registry"]["versions"] >= names >= 4
     assert {"serve", "tune", "pandas"} <= found["extras"].keys() and "dev" not in found["extras"]
     assert max(map(len, page.replace(page.partition("packages\n")[2].partition("registry\n")[0], "").splitlines())) < 130
+
+
+@pytest.mark.parametrize(
+    ("gone", "problem"),
+    [("fastapi", None), ("uvicorn", "extra serve: no uvicorn; pip install 'genre-adapters[serve]'")],
+)
+def test_an_extra_is_there_with_its_first_package(gone, problem, place, monkeypatch):
+    def version(name):
+        if name == gone:
+            raise PackageNotFoundError(name)
+        return "99.0"
+
+    monkeypatch.setattr("genre.jobs.doctor.version", version)
+    assert [line for line in examine("registry")["problems"] if "extra serve" in line] == ([] if problem is None else [problem])
 
 
 def test_no_secret_and_no_home_folder_is_shown(place, monkeypatch, capsys):

@@ -150,7 +150,7 @@ def _problems(found: dict[str, Any], cache: Path) -> Iterator[str]:
             yield f"package {name}: {there}; pip install --upgrade {PACKAGE}"
     for extra, packages in found["extras"].items():
         missing = [name for name, there in packages.items() if there == "missing"]
-        if missing and len(missing) < len(packages):  # one that is missing as a whole is not wanted
+        if missing and next(iter(packages)) not in missing:  # without its first package, what else is there came for another
             yield f"extra {extra}: no {', '.join(missing)}; pip install '{PACKAGE}[{extra}]'"
     if torch.version.cuda and not torch.cuda.is_available():
         yield "this torch is built for CUDA but sees no GPU: a driver is missing or too old, or CUDA_VISIBLE_DEVICES hides it"
