@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 
 import pytest
 from registry_fakes import draft, write_adapter
@@ -96,6 +97,13 @@ def test_a_signature_that_does_not_hold_is_shown_as_wrong(place, capsys):
     assert "│ wrong signature by" in call(place, capsys, "show", "like")
 
 
+def test_signatures_without_the_library_that_checks_them(place, capsys, monkeypatch):
+    call(place, capsys, "sign", "like", "--key", str(place / "release.key"))
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    assert "genre: signatures need another package" in call(place, capsys, "verify", code=2)
+    assert "not checked: signatures need another package" in call(place, capsys, "show", "like")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -115,8 +123,9 @@ def test_what_cannot_be_done_is_said(place, capsys, monkeypatch, arguments, mess
 
 
 def test_a_key_is_never_overwritten(place, capsys):
-    assert main(["registry", "keygen", str(place / "release.key")]) == 2
-    assert "a key is never overwritten" in capsys.readouterr().err
+    for there in (str(place / "release.key"), ""):  # an empty argument is the folder
+        assert main(["registry", "keygen", there]) == 2
+        assert "a key is never overwritten" in capsys.readouterr().err
 
 
 def test_files_are_made_in_new_folders_too(place, capsys):

@@ -28,7 +28,7 @@ from genre.registry.manifest import canonical, checksum_of, render, utc_now
 from genre.registry.names import is_digest, is_name, is_version
 from genre.registry.stores.store import Store
 from genre.registry.trust.actor import Author
-from genre.registry.trust.keys import is_key, is_signed, need_cryptography
+from genre.registry.trust.keys import is_key, is_signed
 from genre.registry.trust.policy import Trust
 from genre.registry.verification import Problem, needed_versions
 from genre.validation import refusal
@@ -123,7 +123,6 @@ def read_checkpoint(path: Path, trust: Trust) -> Checkpoint:
         raise InputError(f"{_WHAT} cannot be used", expected="what genre registry checkpoint writes")
     key = None if found.signature is None else found.signature.key
     if found.signature is not None:
-        need_cryptography()
         if not is_key(key) or not is_signed(found.signature.key, _KIND, _body(raw), _bytes(found.signature.value)):
             raise IntegrityError(f"the signature of {_WHAT} does not fit its content", got=f"one by {key}")
     if trust.keys and key not in trust.keys:

@@ -177,8 +177,12 @@ def _described(opened: "Registry", version: "Version") -> Iterator[tuple[str, ob
     yield from (("fingerprint of " + field, value) for field in ("tokenizer", "catalogue") if (value := getattr(manifest, field)))
     yield ("code version", manifest.code_version)
     yield ("made by", builder_of(manifest.provenance) or "")
-    for key, problem in signatures_of(opened.store, version):
-        yield ("signature by" if problem is None else "wrong signature by", key)
+    try:
+        signatures = signatures_of(opened.store, version)
+    except InputError as error:  # without the extra sign
+        yield ("signatures", f"not checked: {error}")
+    else:
+        yield from (("signature by" if problem is None else "wrong signature by", key) for key, problem in signatures)
 
 
 def _plain(value: object) -> object:

@@ -50,7 +50,7 @@ class Signer:
         from cryptography.hazmat.primitives import serialization as forms
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        private, beside = Ed25519PrivateKey.generate(), path.with_name(f"{path.name}.pub")
+        private, beside = Ed25519PrivateKey.generate(), Path(f"{path}.pub")
         for each in (path, beside):
             if os.path.lexists(each):
                 raise InputError("a key is never overwritten", got=each, expected="a new file")
@@ -102,7 +102,8 @@ class Signer:
 
 
 def is_signed(key: str, kind: str, body: bytes, signature: bytes) -> bool:
-    """Return whether a signature over a body is one by a public key."""
+    """Return whether a signature over a body is one by a public key; InputError without the library to check it."""
+    need_cryptography()
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
