@@ -1,6 +1,7 @@
 """The commands, on a small registry."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def test_list_show_diff_history(registry: Registry, two: tuple[Version, Version]
         assert text in shown
     assert "metrics.like.auc.value" in call(registry, "diff", first.ref, second.ref).output
     assert "publish" in call(registry, "history", "like@latest").output
+    with pytest.raises(RegistryError, match="no alias like@nope: .*expected like@latest, like@production"):
+        call(registry, "history", "like@nope")
+    for command in ("history", "rollback"):  # of an alias, and not of all or of production
+        with pytest.raises(RegistryError, match="the alias is missing"):
+            call(registry, command, "like@")
 
 
 def test_promote_and_roll_back(registry: Registry, two: tuple[Version, Version]) -> None:
@@ -98,6 +104,10 @@ def test_verify_and_gc(registry: Registry, two: tuple[Version, Version], tmp_pat
     assert "freed" in call(registry, "gc").output
     (registry.fetch("like") / "heads.safetensors").unlink()
     with pytest.raises(JobError, match="1 problem in 2 versions"):
+        call(registry, "verify")
+    for version in registry.versions("like"):
+        shutil.rmtree(Path(registry.url) / "like" / version)
+    with pytest.raises(JobError, match="3 problems in 0 versions"):
         call(registry, "verify")
 
 

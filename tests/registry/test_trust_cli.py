@@ -39,7 +39,7 @@ def test_from_a_key_to_a_registry_that_is_trusted(place, capsys):
     assert "the registry is damaged or not signed: got 3 problems in 1 version; restore what is damaged" in found
     signed = call(place, capsys, "sign", "like@production", "like@latest", *key)
     assert signed.count("signed like:") == 2 and "signed like@production → " in signed and "entry 4" in signed
-    assert "1 versions, all intact" in call(place, capsys, "verify", *trust)
+    assert "1 version, all intact" in call(place, capsys, "verify", *trust)
     assert call(place, capsys, "promote", "like", "staging", *trust, code=2).count("moves need a trusted key: got no key") == 1
     assert "like@staging: nothing → " in call(place, capsys, "promote", "like", "staging", *trust, *key)
     assert "moves need a trusted key" in call(place, capsys, "rollback", "like@staging", *trust, code=2)

@@ -47,8 +47,8 @@ def promote(
 
 def rollback(name: NameArgument, key: KeyOption = None, registry: RegistryOption = DEFAULT) -> None:
     """Point an alias (by default production) at its previous version."""
-    name, _, alias = name.partition("@")
-    _show_move(name, open_registry(registry, key).rollback(name, alias or "production"))
+    name, at, alias = name.partition("@")
+    _show_move(name, open_registry(registry, key).rollback(name, alias if at else "production"))
 
 
 def gc(

@@ -80,26 +80,28 @@ def verify(
     problems = opened.verify(name, since=checkpoint)
     for problem in problems:
         typer.echo(visible(str(problem)))
-    count = len(opened.store.versions(name)) if name else sum(map(len, opened.store.listing().values()))
-    if problems and not count and checkpoint is None:
+    if problems and not opened.store.known() and checkpoint is None:
         raise InputError(
             f"{registry} is no registry", got=f"a folder {opened.store.content()}", todo="name the registry's folder"
         )
+    count = len(opened.store.versions(name)) if name else sum(map(len, opened.store.listing().values()))
+    versions = f"{count:,} version{'s' if count != 1 else ''}"
     if problems:
-        got = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {count:,} version{'s' if count != 1 else ''}"
+        got = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {versions}"
         what, todo = "the registry is damaged", "restore it from a copy"
         if opened.trust.require:
             what, todo = f"{what} or not signed", "restore what is damaged from a copy, sign what may be trusted"
         raise JobError(what, got=got, todo=todo)
-    typer.echo(
-        f"{count:,} versions, all intact" if count else f"no versions: the registry at {registry}, {opened.store.content()}"
-    )
+    typer.echo(f"{versions}, all intact" if count else f"no versions: the registry at {registry}, {opened.store.content()}")
 
 
 def history(name: NameArgument, registry: RegistryOption = DEFAULT) -> None:
     """List all alias moves, oldest first."""
-    name, _, alias = name.partition("@")
-    moves = open_registry(registry).history(name, alias or None)
+    name, at, alias = name.partition("@")
+    opened = open_registry(registry)
+    moves = opened.history(name, alias if at else None)
+    if not moves and at:
+        opened.resolve(f"{name}@{alias}")  # raises, for there is no such alias
     rows = [(m.n, m.created, m.actor, m.action, m.alias, m.previous or "", m.version, "; ".join(m.checks)) for m in moves]
     show_rows(["n", "created", "by", "action", "alias", "from", "to", "checks"], rows)
 
