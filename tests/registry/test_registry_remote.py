@@ -228,6 +228,20 @@ def test_a_damaged_mark_is_named(remote: Callable[..., Registry], tmp_path: Path
     assert registry.aliases("like") == {"latest": version.version}
 
 
+def test_unknown_objects_have_a_line(remote: Callable[..., Registry], tmp_path: Path) -> None:
+    registry = remote()
+    version = registry.publish(write_adapter(tmp_path / "a"), draft())
+    fs, root = file_system(registry)
+    for path in (".heads/like/odd", f"like/{version.version}/.marks/01.json"):
+        fs.pipe_file(f"{root}/{path}", b"{}")
+    assert {str(problem) for problem in registry.verify()} == {
+        ".heads/like/odd does not belong here",
+        f"like/{version.version}/.marks/01.json does not belong here",
+        f"{version.ref}/.marks/01.json is not in the manifest",
+    }
+    assert registry.promote(version).version == version.version
+
+
 def ignores_the_condition(fs: Any) -> Callable[..., None]:
     write = fs.pipe_file
     return lambda path, value, mode="overwrite": write(path, value)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from genre.errors import NotFoundError
-from genre.registry.names import ALIASES, HEADS, MANIFEST, RECORDS, SHORT, SIGNATURES, is_name, is_version
+from genre.registry.names import ALIASES, HEAD, HEADS, MANIFEST, RECORDS, SHORT, SIGNATURES, is_name, is_version
 from genre.registry.stores.objects import PROBE, Objects, time_of
 from genre.registry.stores.store import is_entry, is_record, is_signature
 from genre.registry.stores.tombstones import MARKS, WRITERS, Tombstones, is_mark
@@ -289,7 +289,7 @@ def _part_beside(path: str) -> _Part | None:
 
 def _is_head(path: str) -> bool:
     parts = path.split("/")
-    return len(parts) == 3 and parts[0] == HEADS and is_name(parts[1])
+    return len(parts) == 3 and parts[0] == HEADS and is_name(parts[1]) and parts[2] == HEAD
 
 
 def _is_own(path: str) -> bool:

@@ -28,6 +28,7 @@ from genre.errors import ConflictError, IntegrityError, JobError
 from genre.registry.limits import MAX_ENTRY_BYTES, parse_json
 from genre.registry.manifest import render, utc_now
 from genre.registry.stores.objects import Objects, time_of
+from genre.registry.stores.store import is_entry
 
 MARKS = ".marks"
 WRITERS = ".writers"
@@ -147,7 +148,4 @@ class Tombstones:
 def is_mark(path: str) -> bool:
     """Return whether a path ends as an entry of a version's log does."""
     folder, _, file = path.rpartition("/")
-    number = file.removesuffix(".json")
-    return (
-        folder.endswith(f"/{MARKS}") and file.endswith(".json") and number.isascii() and number.isdecimal() and len(number) < 10
-    )
+    return folder.endswith(f"/{MARKS}") and is_entry(file)
