@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genre.errors import GenreError, InputError, IntegrityError, NotFoundError, RegistryError, TrustError, fault_of_file
 from genre.files import disk_errors, write_text
-from genre.registry.entries import Entry
+from genre.registry.entries import Entry, unsigned
 from genre.registry.journal import Journal
 from genre.registry.limits import MAX_JSON_BYTES, parse_json
 from genre.registry.lookup import open_version
-from genre.registry.manifest import canonical, checksum_of, render, utc_now
+from genre.registry.manifest import checksum_of, render, utc_now
 from genre.registry.names import is_digest, is_name, is_version
 from genre.registry.stores.store import Store
 from genre.registry.trust.actor import Author
@@ -93,7 +93,7 @@ def _make_checkpoint(store: Store, author: Author) -> bytes:
         got, todo = f"the registry at {store.url}, {store.content()}", "genre train publishes into it"
         raise NotFoundError("there is nothing to make a checkpoint of", got=got, expected="names with aliases", todo=todo)
     if author.signer is not None:
-        raw["signature"] = {"key": author.signer.key, "value": author.signer.sign(_KIND, _body(raw)).hex()}
+        raw["signature"] = {"key": author.signer.key, "value": author.signer.sign(_KIND, unsigned(raw)).hex()}
     return render(raw | {"checksum": checksum_of(raw)})
 
 
@@ -122,9 +122,8 @@ def read_checkpoint(path: Path, trust: Trust) -> Checkpoint:
     if not sound or not all(is_version(version) and is_digest(digest) for version, digest in pins):
         raise InputError(f"{_WHAT} cannot be used", expected="what genre registry checkpoint writes")
     key = None if found.signature is None else found.signature.key
-    if found.signature is not None:
-        if not is_key(key) or not is_signed(found.signature.key, _KIND, _body(raw), _bytes(found.signature.value)):
-            raise IntegrityError(f"the signature of {_WHAT} does not fit its content", got=f"one by {key}")
+    if found.signature is not None and not _holds(found.signature, raw):
+        raise IntegrityError(f"the signature of {_WHAT} does not fit its content", got=f"one by {key}")
     if trust.keys and key not in trust.keys:
         expected = f"a signature by {' or '.join(trust.keys)}"
         raise TrustError(f"{_WHAT} is not signed by a trusted key", got=key or "no signature", expected=expected)
@@ -165,12 +164,9 @@ def _fold(entries: Iterable[Entry]) -> str:
     return hashlib.sha256("".join(f"{entry.sha256}\n" for entry in entries).encode()).hexdigest()
 
 
-def _body(raw: dict[str, Any]) -> bytes:
-    return canonical({key: value for key, value in raw.items() if key not in ("signature", "checksum")})
-
-
-def _bytes(text: str) -> bytes:
+def _holds(signature: _Signature, raw: dict[str, Any]) -> bool:
     try:
-        return bytes.fromhex(text)
+        value = bytes.fromhex(signature.value)
     except ValueError:
-        return b""
+        return False
+    return is_key(signature.key) and is_signed(signature.key, _KIND, unsigned(raw), value)

@@ -140,12 +140,13 @@ def _continues(later: Target, earlier: Target) -> bool:
 def signed_by(entry: Entry) -> str | None:
     """Return the public key whose signature over an entry is good; None if it has none, or a wrong one."""
     found = entry.raw.get("signature")
-    if found is None or not is_signed(found["key"], _KIND, _body(entry.raw), bytes.fromhex(found["value"])):
+    if found is None or not is_signed(found["key"], _KIND, unsigned(entry.raw), bytes.fromhex(found["value"])):
         return None
     return str(found["key"])
 
 
-def _body(raw: Mapping[str, Any]) -> bytes:
+def unsigned(raw: Mapping[str, Any]) -> bytes:
+    """Return the bytes that the signature inside an entry or a checkpoint is over."""
     return canonical({key: value for key, value in raw.items() if key not in ("signature", "checksum")})
 
 
@@ -154,7 +155,7 @@ def encode(move: Move, name: str, state: Mapping[str, Target], before: str, sign
     raw: dict[str, Any] = {**vars(move), "checks": list(move.checks), "name": name, "before": before, "signature": None}
     raw |= {"state": {alias: vars(target) for alias, target in state.items()}, "id": uuid.uuid4().hex}
     if signer is not None:
-        raw["signature"] = {"key": signer.key, "value": signer.sign(_KIND, _body(raw)).hex()}
+        raw["signature"] = {"key": signer.key, "value": signer.sign(_KIND, unsigned(raw)).hex()}
     return render(raw | {"checksum": checksum_of(raw)})
 
 
