@@ -183,12 +183,13 @@ class Journal:
             raise NotFoundError(f"{self.name}@{alias} has nothing to roll back to", got=got, expected="an earlier version")
         return stack[-2]
 
-    def problems(self) -> list[tuple[str, str]]:
-        """Return a (file, problem) for every gap, damaged entry, and entry that does not follow from the one before."""
-        return self.audit()[0]
-
     def audit(self) -> tuple[list[tuple[str, str]], list[Entry]]:
-        """Read the whole journal once; return its problems, and the entries that can be read, oldest first."""
+        """Read the whole journal once.
+
+        Returns:
+            A (file, problem) for every gap, damaged entry, and entry that does not follow from the one before; and the entries
+            that can be read, oldest first.
+        """
         found: list[tuple[str, str]] = []
         numbers = self._numbers()
         for last, number in zip([0, *numbers], numbers, strict=False):

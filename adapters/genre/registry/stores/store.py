@@ -100,7 +100,7 @@ class Store(Protocol):
 
 
 def is_entry(file: str) -> bool:
-    """Return whether a file name is that of an entry of a journal or of a version's log: a number from 1 without leading zeros."""
+    """Return whether a file name is that of an entry of a journal or a version's log: a number from 1, no leading zeros."""
     number = file.removesuffix(".json")
     return file.endswith(".json") and number.isascii() and number.isdecimal() and number[0] != "0" and len(number) < 10
 
