@@ -361,13 +361,18 @@ class Registry:
             found = lookup.look_up(self.store, version.manifest.encoder)
             encoder = None if found is None else self.fetch(found)
         folder = None if base is None else Path(base)
-        more: dict[str, Any] = {
-            "encoder": encoder,
-            "baselines": self.baselines(version),
-            "canaries": canaries,
-            "licence": licence,
-        }
-        return export(version, self.fetch(version), Path(out), folder, to=to, tar=tar, **more)
+        return export(
+            version,
+            self.fetch(version),
+            Path(out),
+            folder,
+            to=to,
+            tar=tar,
+            encoder=encoder,
+            baselines=self.baselines(version),
+            canaries=canaries,
+            licence=licence,
+        )
 
     def import_peft(
         self,

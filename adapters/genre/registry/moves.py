@@ -5,7 +5,6 @@ form of entries and signatures (`journal`, `signatures`).
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from genre.errors import ConflictError, InputError
 from genre.registry import lookup
@@ -54,8 +53,7 @@ def promote(
         return journal.move(holder.n)
     with access.store.writing():
         lookup.keep(access.store, version.name, version.digest)
-        more: dict[str, Any] = {"digest": version.digest, "checks": tuple(checks)}
-        return journal.append(alias, version.version, "promote", expected=before, **more)
+        return journal.append(alias, version.version, "promote", digest=version.digest, expected=before, checks=tuple(checks))
 
 
 def rollback(access: Access, name: str, alias: str) -> Move:

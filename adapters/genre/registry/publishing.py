@@ -60,7 +60,7 @@ def publish_with_encoder(
     with access.store.writing():  # gc must not come between the encoder, which may have no alias, and its user
         if encoder is not None and lookup.look_up(access.store, encoder[1].digest) is None:
             known = encoder[1].name in access.store.names()
-            publish(access, encoder[0], read_draft(encoder[0]), alias=() if known else LATEST, latest=True)
+            publish(access, encoder[0], None, alias=() if known else LATEST, latest=True)
         return publish(access, folder, draft, alias=alias, latest=True)
 
 

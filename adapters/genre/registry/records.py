@@ -65,7 +65,7 @@ def read_baselines(store: Store, name: str, version: str) -> BaselineRecord | No
         data = store.read(name, RECORDS, f"{version}.json", MAX_MANIFEST_BYTES)
     except NotFoundError:
         return None
-    todo = f"remove it; genre train --resume on its run writes it again, and the version {name}:{version} needs it not"
+    todo = f"remove it; genre train --resume on its run writes it again, and the version {name}:{version} does not need it"
     damaged = IntegrityError(f"{what} is damaged", got="other content than its checksum says", todo=todo)
     raw = parse_json(data, what, limit=MAX_MANIFEST_BYTES)
     if not isinstance(raw, dict) or checksum_of(raw) != raw.get("checksum") or render(raw) != data:

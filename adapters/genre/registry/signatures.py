@@ -14,7 +14,7 @@ from typing import Any
 from genre.errors import IntegrityError, NotFoundError, TrustError
 from genre.registry.limits import MAX_MANIFEST_BYTES, parse_json
 from genre.registry.manifest import Version, canonical, render
-from genre.registry.names import SIGNATURES, shorten
+from genre.registry.names import SIGNATURES
 from genre.registry.stores.store import Store
 from genre.registry.trust.keys import ALGORITHM, Signer, is_signed
 from genre.registry.trust.policy import Trust
@@ -117,4 +117,4 @@ def find_wrong_signatures(store: Store, version: Version) -> list[tuple[str, str
 
 def file_of(version: str, key: str) -> str:
     """Return the name of the file that holds a key's signature of a version."""
-    return f"{shorten(version)}-{key.removeprefix(ALGORITHM)}.json"
+    return f"{version}-{key.removeprefix(ALGORITHM)}.json"

@@ -38,7 +38,7 @@ class Trust:
     """Trusted public keys, as text.
 
     Attributes:
-        keys: They; empty trusts nobody, and requires nothing.
+        keys: As text; without any, nobody is trusted and nothing required.
         require: Refuse what none of them has signed; otherwise signatures are only reported by `verify`.
     """
 
