@@ -118,15 +118,15 @@ def find(store: Store, digest: str) -> Version:
     if not is_digest(digest):
         raise RegistryError("not a digest", got=repr(digest[:80]), expected="64 hex digits")
     failure: RegistryError | None = None
-    for name in store.names():
+    for name in [name for name, versions in store.listing().items() if shorten(digest) in versions]:
         try:
-            version = open_version(store, name, shorten(digest)) if store.has(name, shorten(digest)) else None
+            version = open_version(store, name, shorten(digest))
         except NotFoundError:  # removed just now
             continue
         except RegistryError as error:  # damaged here: it may stand under another name too
             failure = failure or error
             continue
-        if version is not None and version.digest == digest:
+        if version.digest == digest:
             return version
     if failure is not None:
         raise failure
