@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from genre.engine import Request, Scored
 from genre.errors import DiskError, RequestError
 from genre.serving.batching import Answer
+from genre.serving.exploring import Explorer
 from genre.serving.http.bodies import body_of, read_body, reply
 from genre.serving.http.schema import FeedbackBody, RewardRow
 from genre.serving.problems import Problem, shorten
@@ -34,11 +35,15 @@ _ERRORS: dict[Outcome, str] = {
 
 
 def widened(service: Service, request: Request) -> Request:
-    """The request with a k of the pool that a list is drawn from, where lists are drawn."""
-    explorer = service.explorer
-    if explorer is None or request.k is None or request.texts is not None or request.diversity:
-        return request
-    return replace(request, k=max(request.k, explorer.policy.pool))
+    """The request with a k of the pool that a list is drawn from, where its list is drawn."""
+    explorer = _explorer(service, request)
+    return request if explorer is None else replace(request, k=max(request.k or 0, explorer.policy.pool))
+
+
+def _explorer(service: Service, request: Request) -> Explorer | None:
+    """What draws the request's list; None if nothing does."""
+    best = request.k is None or request.texts is not None or bool(request.diversity)
+    return None if best else service.explorer
 
 
 def draw(service: Service, asked: Request, answer: Answer) -> tuple[Answer, Impression | None]:
@@ -52,42 +57,41 @@ def draw(service: Service, asked: Request, answer: Answer) -> tuple[Answer, Impr
         return answer, None
     first = {item.item_id: item for item in reversed(every)}
     items = [item for item in every if first[item.item_id] is item]
-    answer = replace(answer, response=replace(found, results=tuple(items)))
-    explorer, policy, propensities = service.explorer, BEST, np.ones(len(items))
-    if explorer is not None and asked.k is not None and not asked.diversity:
+    explorer, policy, propensities = _explorer(service, asked), BEST, np.ones(len(items))
+    if explorer is not None:
         policy = str(explorer.policy)
-        chosen, propensities = explorer.draw(np.array([item.score for item in items]), asked.k)
+        chosen, propensities = explorer.draw(np.array([item.score for item in items]), asked.k or 0)
         items = [items[index] for index in chosen]
-        answer = replace(answer, response=replace(found, results=tuple(items)))
+    answer = replace(answer, response=replace(found, results=tuple(items)))
     scores = [item.score for item in items]
     shown, number = [item.item_id for item in items], uuid.uuid4().hex
     return answer, Impression(number, found.adapter, found.digest, asked.user_id, policy, shown, scores, propensities.tolist())
 
 
-def describe(service: Service, row: dict[str, Any], impression: Impression | None) -> dict[str, Any]:
-    """The JSON object of an answer, with the id and the probabilities of its impression."""
+def describe(service: Service, row: dict[str, Any], impression: Impression | None, *, kept: bool) -> dict[str, Any]:
+    """The JSON object of an answer, with the probabilities of its impression, and its id if that is kept."""
     if impression is None:
         return row
-    named = {} if service.served is None else {"impression_id": impression.impression}
+    named = {"impression_id": impression.impression} if kept else {}
     if service.explorer is None:
         return row | named
     drawn = zip(row["results"], impression.propensities, strict=True)
     return row | named | {"policy": impression.policy, "results": [item | {"propensity": p} for item, p in drawn]}
 
 
-async def keep(service: Service, impressions: Sequence[Impression | None]) -> list[Impression | None]:
-    """Write impressions; without those that could not be, whose lists are shown all the same."""
+async def keep(service: Service, impressions: Sequence[Impression | None]) -> bool:
+    """Write impressions; False if they are not in a served log, and their lists are shown all the same."""
     rows = [row for row in impressions if row is not None]
     if service.served is None or not rows:
-        return list(impressions)
+        return False
     try:
         await asyncio.wrap_future(service.served.show(rows))
     except DiskError as error:
         service.log.write("impressions not written", level="error", error=str(error))
         service.metrics.impressions.labels("lost").inc(len(rows))
-        return [None if service.explorer is None else row for row in impressions]
+        return False
     service.metrics.impressions.labels("recorded").inc(len(rows))
-    return list(impressions)
+    return True
 
 
 async def feedback_call(service: Service, http: Http) -> Reply:

@@ -61,10 +61,13 @@ async def score_call(service: Service, http: Http, *, recommend: bool = False) -
     answers = [refusal or next(found) for refusal in refusals]
     results = sum(len(answer.response.results) for answer in answers)
     impressions: list[Impression | None] = [None] * len(answers)
+    kept = False
     if recommend and (service.explorer is not None or service.served is not None):
         drawn = await _apart(service, results > LARGE_RESULTS, partial(_draw, service, read, answers))
-        answers, impressions = [answer for answer, _ in drawn], await keep(service, [impression for _, impression in drawn])
-    body = await _apart(service, results > LARGE_RESULTS, partial(_show, service, answers, impressions, recommend=recommend))
+        answers, impressions = [answer for answer, _ in drawn], [impression for _, impression in drawn]
+        kept = await keep(service, impressions)
+    show = partial(_show, service, answers, impressions, recommend=recommend, kept=kept)
+    body = await _apart(service, results > LARGE_RESULTS, show)
     _log_rows(service, http, rows, [(answer.response.error, answer.response.digest) for answer in answers])
     broken = all(answer.internal for answer in answers)
     return Reply(body, 500 if broken else 200, media_type=JSON)
@@ -98,10 +101,12 @@ def _draw(
     ]
 
 
-def _show(service: Service, answers: Sequence[Answer], impressions: Sequence[Impression | None], *, recommend: bool) -> bytes:
+def _show(
+    service: Service, answers: Sequence[Answer], impressions: Sequence[Impression | None], *, recommend: bool, kept: bool
+) -> bytes:
     """The body with the answers, written one by one: no thread waits for all of them, and no object stays for each result."""
     shown = (
-        describe(service, _titled(service, answer) if recommend else answer.response.to_json(), impression)
+        describe(service, _titled(service, answer) if recommend else answer.response.to_json(), impression, kept=kept)
         for answer, impression in zip(answers, impressions, strict=True)
     )
     return b'{"responses":[' + b",".join(map(to_json, shown)) + b"]}"
