@@ -16,15 +16,16 @@ the whole truth.
 
 import threading
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 
 from genre.errors import InputError
 
-POLICIES = ("epsilon", "softmax", "top-k-sampling")
 POOL = 100
 LARGEST_POOL = 1000
+BOUNDS = {"epsilon": (0.0, 1.0), "softmax": (1e-6, 1e6), "top-k-sampling": (1.0, float(LARGEST_POOL))}
+"""The least and the largest amount of each kind of policy."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class Exploration:
     """A policy that draws lists.
 
     Attributes:
-        kind: One of `POLICIES`.
+        kind: One of `BOUNDS`.
         amount: ε, the temperature T in units of scores, or N.
         pool: The best so many items can be shown; all others have a propensity of 0.
     """
 
-    kind: Literal["epsilon", "softmax", "top-k-sampling"]
+    kind: str
     amount: float
     pool: int = POOL
 
@@ -53,13 +54,11 @@ class Exploration:
             value = float(amount)
         except ValueError:
             value = float("nan")
-        bounds = {"epsilon": (0.0, 1.0), "softmax": (1e-6, 1e6), "top-k-sampling": (1.0, float(LARGEST_POOL))}
-        if kind not in bounds or not bounds[kind][0] <= value <= bounds[kind][1] or (kind == POLICIES[2] and value % 1):
+        best = kind == "top-k-sampling"
+        if kind not in BOUNDS or not BOUNDS[kind][0] <= value <= BOUNDS[kind][1] or (best and value % 1):
             expected = "epsilon=0 to 1, softmax=TEMPERATURE above 0, or top-k-sampling=1 to 1000"
             raise InputError("--explore cannot be used", got=repr(text), expected=expected)
-        if not 1 <= pool <= LARGEST_POOL:
-            raise InputError("--explore-pool cannot be used", got=pool, expected=f"1 to {LARGEST_POOL:,}")
-        return cls(kind, value, int(value) if kind == "top-k-sampling" else pool)  # type: ignore[arg-type]
+        return cls(kind, value, int(value) if best else pool)
 
     def __str__(self) -> str:
         return f"{self.kind}={self.amount:g}"
@@ -99,9 +98,9 @@ class Exploration:
 class Explorer:
     """A policy with chance of its own, for several threads."""
 
-    def __init__(self, policy: Exploration, seed: int | None = None) -> None:
+    def __init__(self, policy: Exploration) -> None:
         self.policy = policy
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng()
         self._lock = threading.Lock()
 
     def draw(self, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
