@@ -21,13 +21,17 @@ def lock_beside(path: Path, option: str) -> FileLock:
         InputError: Another service has it, or its folder is not there or cannot be written.
     """
     if not path.parent.is_dir():  # the lock would make it
-        raise InputError(f"{option} cannot be used", got=path, expected="a file in a folder that exists")
+        raise unusable(option, path, "a file in a folder that exists")
     lock = FileLock(path.with_name(f".{path.name}.lock"))
-    what = f"{option} cannot be used"
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(what, got=f"{path}, which another service uses", expected="a file of its own") from None
+        raise unusable(option, f"{path}, which another service uses", "a file of its own") from None
     except OSError as error:
-        raise InputError(what, got=path, expected="a file in a folder that can be written", todo=error.strerror) from None
+        raise unusable(option, path, "a file in a folder that can be written", error.strerror) from None
     return lock
+
+
+def unusable(option: str, got: object, expected: str, todo: str | None = None) -> InputError:
+    """The error of an option whose file cannot be used."""
+    return InputError(f"{option} cannot be used", got=got, expected=expected, todo=todo)

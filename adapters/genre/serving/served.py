@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from genre.errors import DiskError, InputError
-from genre.serving.locks import lock_beside
+from genre.serving.locks import lock_beside, unusable
 
 OPTION = "--served-log"
 SCHEMA = 1
@@ -102,14 +102,14 @@ class ServedLog:
         self.most_bytes = most_bytes
         self._lock = lock_beside(path, OPTION)
         try:
-            _open(path).close()
+            connection = _open(path)
         except BaseException:
             self._lock.release()
             raise
         self._closing = threading.Lock()
         self._closed = False
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write, name="genre-served-log", daemon=True)
+        self._writer = threading.Thread(target=self._write, args=(connection,), name="genre-served-log", daemon=True)
         self._writer.start()
 
     def show(self, impressions: Sequence[Impression]) -> "Future[list[Outcome]]":
@@ -145,8 +145,8 @@ class ServedLog:
                 self._queue.put((rows, future))
         return future
 
-    def _write(self) -> None:
-        connection, cleaned, more = _open(self.path), -CLEAN_S, True
+    def _write(self, connection: sqlite3.Connection) -> None:
+        cleaned, more = -CLEAN_S, True
         while more:
             works = []
             while (work := self._queue.get()) is not None:
@@ -229,7 +229,7 @@ def _drop(connection: sqlite3.Connection, before: float) -> None:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """A connection to a served log, made if there is none.
+    """A connection, for the thread that writes, to a served log, made if there is none.
 
     Raises:
         InputError: It is none, or cannot be opened.
@@ -241,16 +241,12 @@ def _open(path: Path) -> sqlite3.Connection:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version != SCHEMA and (version or tables):
-            raise _unusable(path, "a served log of this version, or a new file")
+            raise unusable(OPTION, path, "a served log of this version, or a new file")
         connection.executescript(_TABLES)
         connection.execute(f"PRAGMA user_version={SCHEMA}")
     except sqlite3.Error as error:
-        raise _unusable(path, "a served log, or a new file in a folder that can be written", str(error)) from None
+        raise unusable(OPTION, path, "a served log, or a new file in a folder that can be written", str(error)) from None
     return connection
-
-
-def _unusable(got: object, expected: str, todo: str | None = None) -> InputError:
-    return InputError(f"{OPTION} cannot be used", got=got, expected=expected, todo=todo)
 
 
 def _not_written(path: Path, error: Exception) -> DiskError:

@@ -23,7 +23,7 @@ from genre.files import write_text
 from genre.registry.names import PRODUCTION
 from genre.serving.canary import Canaries
 from genre.serving.deployments import Deployments
-from genre.serving.locks import lock_beside
+from genre.serving.locks import lock_beside, unusable
 from genre.serving.logs import Log
 from genre.validation import refusal
 
@@ -96,14 +96,10 @@ def _read(path: Path) -> SavedState:
     except FileNotFoundError:
         return SavedState()
     except OSError as error:
-        raise _unusable(path, "a file", error.strerror) from None
+        raise unusable(OPTION, path, "a file", error.strerror) from None
     except ValidationError as error:
         wrong = refusal(error, "the file", ("schema", "loaded", "unloaded", "canary"), InputError)
-        raise _unusable(f"{path}: {wrong}", "what a service wrote", "remove it to start over") from None
-
-
-def _unusable(got: object, expected: str, todo: str | None = None) -> InputError:
-    return InputError(f"{OPTION} cannot be used", got=got, expected=expected, todo=todo)
+        raise unusable(OPTION, f"{path}: {wrong}", "what a service wrote", "remove it to start over") from None
 
 
 class OperatorState:
