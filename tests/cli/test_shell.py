@@ -162,7 +162,9 @@ def test_verbose_reports_every_phase_with_the_time_of_day(capsys):
 
 
 def test_the_import_of_pytorch_is_a_line_once(tmp_path, monkeypatch, capsys):
-    (tmp_path / "imported_slowly.py").write_text("")
+    (tmp_path / "imported_slowly").mkdir()
+    (tmp_path / "imported_slowly" / "__init__.py").write_text("import imported_slowly.part")
+    (tmp_path / "imported_slowly" / "part.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(loading, "SLOW", "imported_slowly")
     finders = list(sys.meta_path)
@@ -173,7 +175,8 @@ def test_the_import_of_pytorch_is_a_line_once(tmp_path, monkeypatch, capsys):
             if level is Verbosity.NORMAL:
                 importlib.import_module("imported_slowly")
         assert capsys.readouterr().err == said and sys.meta_path == finders
-    sys.modules.pop("imported_slowly")
+    for name in ("imported_slowly", "imported_slowly.part"):
+        sys.modules.pop(name)
 
 
 def test_environment_variables_are_defaults(place, monkeypatch, capsys):

@@ -11,10 +11,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-from genre.distributed import process_rank
 from genre.progress import Reporter
 
 SLOW = "torch"
@@ -22,28 +20,25 @@ LINE = "loading PyTorch"
 
 
 class _Announcer(MetaPathFinder):
-    """Finds the slow module as Python does, and reports when it is executed: libraries look whether it is there, too."""
+    """Finds nothing, and reports once that a part of the slow module is looked for: the module itself is being executed then.
+
+    Libraries look for the module itself, too, only to know whether it is there.
+    """
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self._report = report
+        self._reported = False
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != SLOW or (spec := PathFinder.find_spec(fullname, path, target)) is None or spec.loader is None:
-            return None
-        execute = spec.loader.exec_module
-
-        def announced(module: ModuleType) -> None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        if not self._reported and fullname.startswith(f"{SLOW}."):
+            self._reported = True
             self._report(LINE)
-            execute(module)
-
-        spec.loader.exec_module = announced  # type: ignore[method-assign]
-        return spec
 
 
 @contextmanager
 def announced_import() -> Iterator[None]:
     """A block in which the first import of PyTorch is a line on standard error, unless `--quiet` is given."""
-    if SLOW in sys.modules or process_rank() > 0:
+    if SLOW in sys.modules:
         yield
         return
     announcer = _Announcer(Reporter.for_terminal().line)
