@@ -5,15 +5,15 @@ Owns: that a policy holds for the time of a command, in the processes that it st
     genre serve --trust trust.yaml
 """
 
-import functools
-import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from genre.cli.shell.options import Command, add_options
 
 TRUST_VARIABLE = "GENRE_TRUST"
 TrustOption = Annotated[
@@ -24,25 +24,14 @@ TrustOption = Annotated[
 
 def add_trust(app: typer.Typer) -> None:
     """Give every command of a program that opens a registry, those of its groups included, the option `--trust`."""
-    for command in app.registered_commands:
-        assert command.callback is not None
-        if "registry" in inspect.signature(command.callback).parameters:
-            command.callback = _with_trust(command.callback)
-    for group in app.registered_groups:
-        assert group.typer_instance is not None
-        add_trust(group.typer_instance)
+    add_options(app, _with_trust, {"trust": (TrustOption, None)}, beside="registry")
 
 
-def _with_trust(function: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(function, eval_str=True)
-    own = inspect.Parameter("trust", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=TrustOption)
-
-    @functools.wraps(function)
+def _with_trust(function: Command, path: str) -> Command:
     def command(*, trust: Path | None, **given: Any) -> Any:
         with _policy(trust):
             return function(**given)
 
-    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), own])  # type: ignore[attr-defined]
     return command
 
 
