@@ -60,17 +60,6 @@ StrictOption = Annotated[bool, typer.Option("--strict", help="Exit with 1 if a r
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result to this file as JSON.")]
 
 
-def check_baselines(which: str) -> None:
-    """Check the value of `--baselines`.
-
-    Raises:
-        InputError: There is no such baseline.
-    """
-    from genre.evaluation.baselines import chosen_baselines
-
-    chosen_baselines(which)
-
-
 def check_choice(option: str, value: str | None, known: tuple[str, ...]) -> None:
     """Check an option that takes one of a few values, or None.
 

@@ -147,13 +147,14 @@ def show_list(ref: str, response: Any, titles: dict[str, str]) -> None:
     """Print a table of one response's items, best first; a ranking's logits say nothing by themselves, their shares do."""
     from rich.table import Table
 
-    table = Table(title=f"{ref} ({response.digest[:12]})", title_justify="left")
+    name = f"{ref} ({response.digest[:12]})"
+    if not response.results:
+        print(f"{name}: there is nothing left to recommend: {response.note}")
+        return
+    table = Table(title=name, title_justify="left")
     table.add_column("#", justify="right")
     table.add_column("item")
     table.add_column("title")
-    if not response.results:
-        print(f"{ref} ({response.digest[:12]}): there is nothing left to recommend: {response.note}")
-        return
     ranking = any(item.probability is not None for item in response.results)
     table.add_column("chance to be next" if ranking else "score", justify="right", no_wrap=True)
     for rank, item in enumerate(response.results, 1):

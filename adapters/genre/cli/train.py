@@ -24,7 +24,6 @@ from genre.cli.options import (
     RegistryOption,
     SeenOption,
     SetOption,
-    check_baselines,
     check_choice,
     check_seen,
 )
@@ -61,10 +60,11 @@ def train(
     from genre.recipe import Recipe
 
     wanted = [Recipe.read(recipe, overrides or []) for recipe in recipes]
+    from genre.evaluation.baselines import chosen_baselines
     from genre.registry.names import check_name
 
     check_name(alias, "alias")
-    check_baselines(baselines)
+    chosen_baselines(baselines)
     _check_options(wanted, out, resume, dry, tokens)
     check_file(json_file, "--json")
     from genre.jobs.dry_run import dry_run
@@ -182,10 +182,12 @@ def evaluate(
     json_file: JsonOption = None,
 ) -> None:
     """Evaluate a published version under its own protocol, beside the baselines; --json also writes reliability plots."""
+    from genre.evaluation.baselines import chosen_baselines
+
     check_choice("part", part, ("valid", "test"))
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
     chosen = check_seen(seen)
-    check_baselines(baselines)
+    chosen_baselines(baselines)
     check_file(json_file, "--json")
     from genre.jobs.evaluate import draw_reliability
     from genre.jobs.evaluate import evaluate as run_evaluation
@@ -197,8 +199,8 @@ def evaluate(
     manifest = store.resolve(ref).manifest
     opened = open_data(data, manifest.reads)
     loaded = load_base(manifest, base, quantization=quantization)
-    options: dict[str, Any] = {"part": part, "seen": chosen, "baselines": baselines}
-    found = run_evaluation(store, ref, opened, loaded, reporter=Reporter.for_terminal(), **options)
+    reporter = Reporter.for_terminal()
+    found = run_evaluation(store, ref, opened, loaded, part=part, seen=chosen, baselines=baselines, reporter=reporter)
     show_metrics(found["tasks"])
     show_metrics({f"{name}, {task['cold']['items']}": task["cold"] for name, task in found["tasks"].items() if "cold" in task})
     show_metrics(
