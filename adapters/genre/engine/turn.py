@@ -14,7 +14,6 @@ while one that waits for its only pass is still being woken.
 
 import threading
 from collections import deque
-from types import TracebackType
 
 KEPT = 0.9
 """The weight of what was measured before, at each further pass."""
@@ -48,9 +47,7 @@ class ForwardTurn:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: TracebackType | None = None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._guard:
             self._leave()
 
