@@ -35,15 +35,7 @@ def core_seconds(server: Server) -> float:
 
 def start(checkout: Path, world: World, folder: Path) -> Server:
     """A service of the code in a checkout."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(checkout / "adapters")
-    try:
-        return Server(folder, world.arguments("--follow", "0"))
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+    return Server(folder, world.arguments("--follow", "0"), variables={"PYTHONPATH": str(checkout / "adapters")})
 
 
 def compare(other: Path, world: World, folder: Path, rounds: int, count: int) -> dict[str, Any]:
@@ -60,8 +52,7 @@ def compare(other: Path, world: World, folder: Path, rounds: int, count: int) ->
         for server in servers.values():
             closed_loop(server.address, calls, 2 * len(calls))
         for number in range(rounds):
-            order = list(servers) if number % 2 else list(servers)[::-1]
-            for name in order:
+            for name in list(servers) if number % 2 else list(servers)[::-1]:
                 used = core_seconds(servers[name])
                 rates[name].append(count / closed_loop(servers[name].address, calls, count))
                 cores[name].append((core_seconds(servers[name]) - used) / count)
@@ -95,6 +86,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=96, help="calls of a round")
     parser.add_argument("--json", type=Path, default=Path("build/bench/serving_against.json"))
     options = parser.parse_args()
+    if not (options.checkout / "adapters" / "genre").is_dir():  # an installed genre would be compared with itself
+        parser.error(f"no checkout: got {options.checkout}; expected a folder with adapters/genre, as git worktree add makes one")
     world = reopen(options.world)
     if world is None:
         parser.error(f"there is no world in {options.world}: run serving.py with --world first")

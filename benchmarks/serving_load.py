@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,15 @@ class Lost(Exception):
 class Server:
     """`genre serve` in a process, its log lines in a file."""
 
-    def __init__(self, folder: Path, arguments: list[str], *, before: str = "", port: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        arguments: list[str],
+        *,
+        before: str = "",
+        port: int = 0,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.log = folder / f"log-{time.monotonic_ns()}.jsonl"
         code = f"{before}\nimport sys\nfrom genre.cli import main\nsys.exit(main(sys.argv[1:]))"
         self.begun = time.monotonic()
@@ -41,7 +49,7 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=stream,
                 text=True,
-                env={**os.environ, "GENRE_ADMIN_TOKEN": TOKEN},
+                env={**os.environ, "GENRE_ADMIN_TOKEN": TOKEN, **(variables or {})},
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
