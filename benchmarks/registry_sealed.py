@@ -137,8 +137,8 @@ def _heads(case: Case) -> str:
     )
     value = case.rng.choice([*ODD[1:], 2**40, {"items": 2**40}, "catalogue", [1] * 10])
     whole = case.rng.choice([None, None, None, [described], {}, {"like": None}, {"like": []}, {"other": own}])
-    same = value == own[field_] or (field_ == "fuse" and value in (0, False))
-    case.write("heads.json", {"like": own | {field_: "wrong" if same else value}} if whole is None else whole)
+    other = "wrong" if value == own[field_] else value
+    case.write("heads.json", {"like": own | {field_: other}} if whole is None else whole)
     return f"heads.json {field_}" if whole is None else "heads.json as a whole"
 
 
