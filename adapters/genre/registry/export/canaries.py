@@ -8,6 +8,7 @@ Owns: which prompts, and the file `canaries.json`. Ignores: servers (`client` as
 Their answers are those of stock transformers and PEFT in float32, on the base at full precision.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,9 @@ def write_canaries(
         "tolerance": tolerance,
         "canaries": [],
     }
-    needed, free = _float32_bytes(base, manifest.base.depth), _free_bytes()
     if not wanted:
         found["reason"] = "the export was asked for no canaries"
-    elif free is not None and needed > free:
+    elif (needed := _float32_bytes(base, manifest.base.depth)) > (free := _free_bytes()):
         found["reason"] = f"the canaries need {needed / 2**30:.1f} GiB of memory; {free / 2**30:.1f} GiB were free at the export"
     else:
         found["canaries"] = _choose(manifest, source, base, prompts, tolerance)
@@ -99,16 +99,14 @@ def _candidates(prompts: Prompts) -> Iterator[dict[str, Any]]:
 
 
 def _float32_bytes(base: Path, depth: int | None) -> int:
-    weights = ((name, tensor) for name, (_, tensor) in read_weights(base).items())
-    sizes = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-    kept = (tensor for name, tensor in weights if depth is None or (layer_of(name) or 0) < depth)
-    return sum((tensor.end - tensor.begin) * 4 // sizes.get(tensor.dtype, 4) for tensor in kept)
+    weights = read_weights(base).items()
+    return sum(4 * math.prod(tensor.shape) for name, (_, tensor) in weights if depth is None or (layer_of(name) or 0) < depth)
 
 
-def _free_bytes() -> int | None:
-    """Memory that is free on this machine; None where the system does not tell."""
+def _free_bytes() -> float:
+    """Memory that is free on this machine; infinite where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
-        return None
+        return math.inf

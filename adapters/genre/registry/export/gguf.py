@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genre.errors import RegistryError
-from genre.registry.export.served import Served, ask_usage, served_folder
+from genre.registry.export.served import Served, ask_usage, write_served
 from genre.registry.manifest import Version
 from genre.registry.weights.base import read_weights
 from genre.registry.weights.lora import ADAPTER
@@ -39,16 +39,20 @@ def export_gguf(version: Version, source: Path, out: Path, base: Path | None, *,
     Raises:
         RegistryError: As of `Registry.export`, or the base is of another kind than those that are written here.
     """
-    with served_folder(version, source, out, base, server="llama.cpp", label="llama.cpp", canaries=canaries) as export:
-        config = json.loads((export.folder / "base" / "config.json").read_text(encoding="utf-8"))
+
+    def fill(export: Served) -> str:
+        base = export.folder / "base"
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
         _check_kind(config)
-        if not (export.folder / "base" / "tokenizer.json").is_file():
+        if not (base / "tokenizer.json").is_file():
             raise RegistryError("the base has no fast tokenizer", got="no tokenizer.json", expected="one, as tokenizers reads it")
-        _write_base(export.folder / "base", config, export.folder / "base.gguf")
+        _write_base(base, config, export.folder / "base.gguf")
         _write_adapter(export, config, source / ADAPTER)
-        shutil.copyfile(export.folder / "base" / "tokenizer.json", export.folder / "tokenizer.json")
-        shutil.rmtree(export.folder / "base")
-        export.write_card(_usage(export.prompt))
+        shutil.copyfile(base / "tokenizer.json", export.folder / "tokenizer.json")
+        shutil.rmtree(base)
+        return _usage(export.prompt)
+
+    write_served(version, source, out, base, fill, server="llama.cpp", label="llama.cpp", canaries=canaries)
 
 
 def _check_kind(config: dict[str, Any]) -> None:

@@ -13,8 +13,7 @@ are refused.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from genre.files import appearing_folder
 from genre.registry.card import render_card
 from genre.registry.export import client
 from genre.registry.export.canaries import TOLERANCE, write_canaries
+from genre.registry.export.check import untold
 from genre.registry.export.peft import check_base
 from genre.registry.integrity import CARD
 from genre.registry.manifest import Manifest, Version
@@ -52,31 +52,27 @@ class Served:
     prompt: dict[str, Any]
     manifest: Manifest
 
-    def write_card(self, usage: str) -> None:
-        """Write the model card, with the lines for this server."""
-        check = _check(self.folder, self.prompt)
-        (self.folder / CARD).write_text(render_card(self.manifest, full=True) + usage + check, encoding="utf-8")
 
-
-@contextmanager
-def served_folder(
+def write_served(
     version: Version,
     source: Path,
     out: Path,
     base: Path | None,
+    fill: Callable[[Served], str],
     *,
     server: str,
     label: str,
     tolerance: float = TOLERANCE,
     canaries: bool = True,
-) -> Iterator[Served]:
-    """Yield a new folder for a server; it appears when the block ends.
+) -> None:
+    """Write a new folder for a server.
 
     Args:
         version: The version.
         source: Its files.
         out: The folder.
         base: Of its base.
+        fill: Writes what this server alone needs, and returns the card's lines for it; the base runs for canaries after it.
         server: The client's name of the server.
         label: The server's name for people.
         tolerance: How far its answers may be from the adapter's.
@@ -110,8 +106,10 @@ def served_folder(
         with (folder / "items.jsonl").open("w", encoding="utf-8") as file:
             for item, text in prompts.texts.items():
                 file.write(json.dumps({"item_id": item, "text": text}, ensure_ascii=False) + "\n")
+        usage = fill(Served(folder, adapter, dict(prompts.prompt), manifest))
         write_canaries(folder, manifest, source, base, prompts, tolerance=tolerance, wanted=canaries)
-        yield Served(folder, adapter, dict(prompts.prompt), manifest)
+        card = render_card(manifest, full=True) + usage + _check(folder, prompts.prompt)
+        (folder / CARD).write_text(card, encoding="utf-8")
 
 
 def add_canaries(folder: Path, version: Version, source: Path, base: Path | None, *, wanted: bool) -> None:
@@ -254,17 +252,15 @@ Candidates of one call {shared}
 """
 
 
-def _check(folder: Path, prompt: dict[str, Any]) -> str:
-    name, found = prompt["model"], client.read_canaries(folder)
+def _check(folder: Path, prompt: Mapping[str, Any]) -> str:
     where = "." if prompt["server"] == "llama.cpp" else "http://127.0.0.1:8000"
-    if not client.telling(found, found["tolerance"]):
-        reason = found.get("reason") or f"on the prompts that were tried, {name} answers as its base does"
+    if reason := untold(folder):
         return f"\n## Check\n\nNo canary tells the adapter from its base: {reason}.\n"
     return f"""
 ## Check
 
 `canaries.json` holds prompts that base and adapter answer differently. The client sends them first, and refuses a server that
-takes the name `{name}` and answers with the base. By hand, in this folder:
+takes the name `{prompt["model"]}` and answers with the base. By hand, in this folder:
 
 ```console
 $ genre registry check-server {where}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from genre.registry.export.canaries import LOW_PRECISION
-from genre.registry.export.served import Served, ask_usage, served_folder
+from genre.registry.export.served import Served, ask_usage, write_served
 from genre.registry.manifest import Version
 from genre.registry.weights.lora import ADAPTER, CONFIG, PREFIX
 from genre.registry.weights.scaled import is_uniform, largest_rank, uniform_updates
@@ -30,15 +30,17 @@ def export_sglang(version: Version, source: Path, out: Path, base: Path | None, 
 
     The base's first layers, or hard links to all of it, go along. For the errors see `Registry.export`.
     """
-    settings: dict[str, Any] = {"server": "sglang", "label": "SGLang", "tolerance": LOW_PRECISION, "canaries": canaries}
-    with served_folder(version, source, out, base, **settings) as export:
+
+    def fill(export: Served) -> str:
         (export.folder / "adapter").mkdir()
         if is_uniform(export.adapter):
             for name in (CONFIG, ADAPTER):
                 shutil.copyfile(source / name, export.folder / "adapter" / name)
         else:
             _write_uniform(export, source / ADAPTER)
-        export.write_card(_usage(export.prompt, largest_rank(export.adapter)))
+        return _usage(export.prompt, largest_rank(export.adapter))
+
+    write_served(version, source, out, base, fill, server="sglang", label="SGLang", tolerance=LOW_PRECISION, canaries=canaries)
 
 
 def _write_uniform(export: Served, weights: Path) -> None:

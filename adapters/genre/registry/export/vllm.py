@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from genre.errors import RegistryError
-from genre.registry.export.served import ask_usage, served_folder
+from genre.registry.export.served import Served, ask_usage, write_served
 from genre.registry.manifest import Version
 from genre.registry.weights.lora import ADAPTER, CONFIG, Adapter
 
@@ -30,12 +30,15 @@ def export_vllm(version: Version, source: Path, out: Path, base: Path | None, *,
 
     The base's first layers, or hard links to all of it, go along. For the errors see `Registry.export`.
     """
-    with served_folder(version, source, out, base, server="vllm", label="vLLM", canaries=canaries) as export:
+
+    def fill(export: Served) -> str:
         rank = _max_rank(export.adapter)
         (export.folder / "adapter").mkdir()
         for name in (CONFIG, ADAPTER):
             shutil.copyfile(source / name, export.folder / "adapter" / name)
-        export.write_card(_usage(export.prompt, rank))
+        return _usage(export.prompt, rank)
+
+    write_served(version, source, out, base, fill, server="vllm", label="vLLM", canaries=canaries)
 
 
 def _max_rank(adapter: Adapter) -> int:
