@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from served_fakes import LIKE, TEXT, WORDS, World, first_layer
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+from tokenizers.trainers import BpeTrainer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import genre
 from builders import publish_stirred, recipe
 from genre.errors import RegistryError
 from genre.registry.export.client import Client, WrongServer
+from genre.registry.export.gguf import _check_kind, _write_base
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 
@@ -76,18 +82,62 @@ def test_the_base_is_written_whole(world: World, out: Path) -> None:
     }
 
 
-def test_a_base_that_is_not_written_is_refused(world: World, tmp_path: Path) -> None:
-    from genre.registry.export.gguf import _check_kind
-
-    for config, message in (
-        (
-            {"model_type": "phi3"},
-            "a base of this kind is not written as GGUF: got phi3; expected llama, mistral, qwen2, qwen3; ",
-        ),
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "phi3"}, "a base of this kind is not written as GGUF: got phi3; expected llama, mistral, qwen2, qwen3; "),
         ({"model_type": "llama", "rope_parameters": {"rope_type": "llama3"}}, "scaled rotary positions are not written as GGUF"),
-    ):
-        with pytest.raises(RegistryError, match=message):
-            _check_kind(config)
+    ],
+)
+def test_a_base_that_is_not_written_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(RegistryError, match=message):
+        _check_kind(config)
+
+
+WORDS_OF = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS: dict[str, Any] = {
+    "gpt-2": [],
+    "smollm": [Digits(individual_digits=True)],
+    "qwen2": [Split(Regex(WORDS_OF % ""), "isolated")],
+    "llama-bpe": [Split(Regex(WORDS_OF % "{1,3}"), "isolated")],
+    "none": [Split(Regex(r"\p{Lu}"), "isolated")],
+}
+
+
+def write_bpe(folder: Path, name: str) -> Any:
+    """A base of one layer whose byte-level BPE splits a text as named, as GGUF; its tokenizer."""
+    torch.manual_seed(0)
+    own = Tokenizer(BPE())
+    own.pre_tokenizer = Sequence([*SPLITS[name], ByteLevel(add_prefix_space=False, use_regex=name in ("gpt-2", "smollm"))])
+    own.train_from_iterator([TEXT_TO_SPLIT] * 9, BpeTrainer(vocab_size=400, initial_alphabet=ByteLevel.alphabet()))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _write_base(folder, json.loads((folder / "config.json").read_text()), folder / "base.gguf")
+    return tokenizer
+
+
+TEXT_TO_SPLIT = "Toy Story 3 (1995): it's\n  12345 x1234567, DON'T  wait\n\n"
+
+
+def test_a_vocabulary_whose_splits_llama_cpp_lacks_is_left_out(tmp_path: Path) -> None:
+    for name in SPLITS:
+        write_bpe(tmp_path / name, name)
+        fields, _ = read(tmp_path / name / "base.gguf")
+        model = "none" if name == "none" else "gpt2"
+        assert (fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre", "none")) == (model, name)
+
+
+@pytest.mark.slow  # needs llama-cpp-python
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [name for name in SPLITS if name != "none"])
+def test_llama_cpp_splits_a_text_as_the_base_does(llama_cpp: Any, tmp_path: Path, name: str) -> None:
+    tokenizer = write_bpe(tmp_path, name)
+    model = llama_cpp.Llama(str(tmp_path / "base.gguf"), vocab_only=True, verbose=False)
+    assert list(model.tokenize(TEXT_TO_SPLIT.encode(), add_bos=False)) == tokenizer(TEXT_TO_SPLIT)["input_ids"]
 
 
 @pytest.mark.slow  # needs llama-cpp-python

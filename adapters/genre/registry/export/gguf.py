@@ -31,6 +31,9 @@ from genre.registry.weights.tensors import read_array
 _PERMUTED = ("llama", "mistral")
 _KINDS = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}
 """llama.cpp's architecture by the base's `model_type`."""
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = {(): "gpt-2", ("digits",): "smollm", (_WORDS % r"\p{N}",): "qwen2", (_WORDS % r"\p{N}{1,3}",): "llama-bpe"}
+"""llama.cpp's pre-tokenizer by what a text is split by before its bytes are read."""
 
 
 def export_gguf(version: Version, source: Path, out: Path, base: Path | None, *, canaries: bool = True) -> None:
@@ -150,12 +153,12 @@ def _finish(writer: Any) -> None:
 
 
 def _add_vocabulary(writer: Any, folder: Path, size: int) -> None:
-    """Add a byte-level BPE vocabulary; without one a model takes and gives token ids alone, which the client does."""
+    """Add a byte-level BPE whose splits llama.cpp has; without it a model takes token ids alone, as the client does."""
     import gguf
 
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    before = json.dumps(content.get("pre_tokenizer"))
-    if content["model"]["type"] != "BPE" or not content["model"]["merges"] or "ByteLevel" not in before:
+    before = _pre_tokenizer(content.get("pre_tokenizer") or {})
+    if content["model"]["type"] != "BPE" or not content["model"]["merges"] or before is None:
         writer.add_tokenizer_model("none")
         return
     added = {token["id"]: token for token in content["added_tokens"]}
@@ -166,10 +169,21 @@ def _add_vocabulary(writer: Any, folder: Path, size: int) -> None:
         plain = gguf.TokenType.USER_DEFINED if number in added else gguf.TokenType.NORMAL
         kinds.append(gguf.TokenType.UNUSED if number not in words else gguf.TokenType.CONTROL if control else plain)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm" if '"Digits"' in before else "gpt-2")
+    writer.add_tokenizer_pre(before)
     writer.add_token_list([words.get(number, f"[PAD{number}]") for number in range(size)])
     writer.add_token_types(kinds)
     gguf.SpecialVocab(folder, load_merges=True).add_to_gguf(writer)
+
+
+def _pre_tokenizer(found: dict[str, Any]) -> str | None:
+    """llama.cpp's name of a pre-tokenizer that ends in bytes; None where it is no such one, or not known here."""
+    *splits, last = found.get("pretokenizers") or [found]
+    own = last.get("use_regex", True)  # GPT-2's, which comes after the others
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
+        return None
+    names = tuple("digits" if each.get("individual_digits") else each.get("pattern", {}).get("Regex") for each in splits)
+    name = _SPLITS.get(names)
+    return name if own == (name in ("gpt-2", "smollm")) else None
 
 
 def _usage(prompt: dict[str, Any]) -> str:
