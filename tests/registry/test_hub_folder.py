@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 from registry_fakes import draft, lora_config
 from safetensors.numpy import save_file
 
-from genre.errors import InputError, IntegrityError
+from genre.errors import InputError, IntegrityError, RegistryError
 from genre.modules.base.fingerprint import fingerprint
 from genre.registry import BaseInfo, DataInfo, MetricValue, Registry, Version
 
@@ -97,6 +97,17 @@ def test_a_persons_own_card_keeps_its_words_and_metadata(
     assert "Written by hand." in card.text
     elsewhere = Registry(tmp_path / "elsewhere")
     assert elsewhere.import_peft(out, "own", base=own.manifest.base, base_folder=tiny).digest == own.digest
+
+
+@pytest.mark.parametrize(("head", "got"), [("license: [mit\n", "line 2: "), ("- mit\n", "a list; expected keys and values")])
+def test_a_persons_own_card_with_a_wrong_head_is_refused(
+    registry: Registry, published: Version, tmp_path: Path, head: str, got: str
+) -> None:
+    (tmp_path / "adapter" / "README.md").write_text(f"---\n{head}---\n# Mine\n")
+    own = registry.publish(tmp_path / "adapter", draft("own", base=published.manifest.base, metrics=METRICS))
+    with pytest.raises(RegistryError, match=rf"^the head of the version's README\.md cannot be read: got {got}"):
+        registry.export(own, tmp_path / "hub", to="hub-folder")
+    assert not (tmp_path / "hub").exists()
 
 
 def test_a_version_without_metrics_or_data_has_a_card_too(registry: Registry, published: Version, tmp_path: Path) -> None:

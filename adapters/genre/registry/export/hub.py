@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from genre.errors import InputError
+from genre.errors import InputError, RegistryError, fault_of_file, kind_of
 from genre.registry.card import is_rendered
 from genre.registry.integrity import CARD
 from genre.registry.manifest import Manifest
@@ -40,12 +40,24 @@ def write_hub_card(folder: Path, manifest: Manifest, stored: str, licence: str |
     (folder / STORED_CARD).write_text(stored, encoding="utf-8")
     text = (folder / CARD).read_text(encoding="utf-8")
     head = _HEAD.match(text)
-    body, own = (text, {}) if head is None else (text[head.end() :], yaml.safe_load(head[1]))
     metadata = hub_metadata(manifest, licence)
-    if not is_rendered(stored, manifest) and isinstance(own, dict):
-        metadata |= own
+    if head is not None and not is_rendered(stored, manifest):
+        metadata |= _read_head(head[1])
+    body = text if head is None else text[head.end() :]
     written = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=120)
     (folder / CARD).write_text(f"---\n{written}---\n{body}", encoding="utf-8")
+
+
+def _read_head(text: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text) or {}
+        got = None if isinstance(found, dict) else kind_of(found)
+    except yaml.YAMLError as error:
+        got = fault_of_file(error)
+    if got is not None:
+        todo = "publish the version with another card"
+        raise RegistryError(f"the head of the version's {CARD} cannot be read", got=got, expected="keys and values", todo=todo)
+    return dict(found)
 
 
 def hub_metadata(manifest: Manifest, licence: str | None) -> dict[str, Any]:
@@ -53,7 +65,7 @@ def hub_metadata(manifest: Manifest, licence: str | None) -> dict[str, Any]:
     from huggingface_hub import EvalResult, ModelCardData
 
     data = manifest.data
-    name = None if data is None or data.name is None else data.name
+    name = None if data is None else data.name
     about: dict[str, Any] = {"dataset_name": name or "not recorded", "dataset_type": _slug(name or "not-recorded")}
     if data is not None:
         about["dataset_revision"] = data.digest
