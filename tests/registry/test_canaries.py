@@ -119,7 +119,7 @@ def test_the_command_tells_adapter_base_and_neither(world: World, tmp_path: Path
         assert "the server has another tokenizer: got [" in checked(url, folder=other)[2]
     assert checked("http://127.0.0.1:9")[0] == 1
     code, _, error = checked("127.0.0.1:8000")
-    assert code == 1 and "not the URL of a server" in error
+    assert code == 2 and "not the URL of a server" in error
     code, _, error = checked(url, folder=tmp_path)
     assert code == 2 and "no canaries to ask with" in error
     assert checked(url, "--server", "tgi")[2].startswith("genre: there is no such kind of server: got tgi; expected vllm or sgl")

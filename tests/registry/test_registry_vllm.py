@@ -1,6 +1,7 @@
 """Export to vLLM: what the folder holds, the client against our engine, and what is refused. PEFT answers in vLLM's place."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,7 +121,7 @@ def test_a_server_that_reads_control_tokens_as_such_is_refused(world: World, ser
         served.split_special_tokens = True
 
 
-def test_client_py_runs_alone_and_fails_row_by_row(world: World, server: tuple[str, Served]) -> None:
+def test_client_py_runs_alone_and_fails_row_by_row(world: World, server: tuple[str, Served], tmp_path: Path) -> None:
     good = {"id": "a", "task": "like", "history": [{"item_id": "i0", "rating": 5}], "candidates": ["i1", {"title": "x"}]}
     rows = [good, {"id": "b"}, good | {"id": "c", "candidates": ["none"]}, good | {"id": "e", "history": [{"item_id": "i0"}]}]
     rows += [good | {"id": "d"}]
@@ -139,6 +140,9 @@ def test_client_py_runs_alone_and_fails_row_by_row(world: World, server: tuple[s
     assert "an event cannot be read: got '50'" in strange["error"]
     away = subprocess.run([*command[:-1], "http://127.0.0.1:9"], input=text, capture_output=True, text=True)
     assert away.returncode == 0 and "is the server up?" in away.stdout
+    (tmp_path / "rows").write_bytes(b'{"id": "\xff"}\n')
+    bytes_alone = subprocess.run([*command, str(tmp_path / "rows")], capture_output=True, text=True)
+    assert bytes_alone.returncode == 2 and re.fullmatch("error: 'utf-8' codec can't decode byte .*\n", bytes_alone.stderr)
 
 
 @pytest.mark.parametrize(

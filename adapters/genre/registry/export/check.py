@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from genre.errors import IntegrityError, JobError, NotFoundError, RegistryError
+from genre.errors import InputError, IntegrityError, JobError, NotFoundError, RegistryError
 from genre.registry.export.client import (
     CANARIES,
     SERVERS,
@@ -48,6 +48,7 @@ def ask_canaries(
 
     Raises:
         RegistryError: The folder is no export with canaries, or there is no such kind of server.
+        InputError: The URL is none, or llama.cpp is not installed.
         JobError: The server answers with the base, with neither of the two, or not at all; or no canary tells them apart.
     """
     if not (folder / CANARIES).is_file():
@@ -60,7 +61,11 @@ def ask_canaries(
         found = read_canaries(folder)
         bound = found["tolerance"] if tolerance is None else tolerance
         kind = SERVERS[server or found["server"]]
-        with closing(kind(url, {"model": model or found["model"]})) as asked:
+        try:
+            asked = kind(url, {"model": model or found["model"]})
+        except ClientError as error:
+            raise InputError(str(error)) from None
+        with closing(asked):
             prompts = None
             if (folder / "prompt.json").is_file():
                 prompt = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))

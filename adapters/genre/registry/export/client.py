@@ -22,6 +22,7 @@ import math
 import string
 import sys
 import urllib.parse
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class WrongServer(ClientError):
     """A server that does not answer as the adapter does."""
 
 
-class Server:
+class Server(ABC):
     """A server's HTTP interface: token ids of texts, probabilities of label words.
 
     Args:
@@ -84,9 +85,9 @@ class Server:
             got = f"{type(error).__name__}: {error}"
             raise ClientError(f"the server's answer has another form: got {got}; is this a {self.kind} server?") from None
 
+    @abstractmethod
     def log_probabilities(self, prompts: Sequence[list[int]], words: Sequence[int]) -> Iterable[list[float]]:
         """For each prompt the log-probability of each label word, up to a constant."""
-        raise NotImplementedError
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Send a request, and return the JSON of its answer."""
@@ -534,8 +535,8 @@ def main() -> None:
                 except ClientError as error:
                     answer = {"id": None, "error": str(error)}
                 print(json.dumps(answer), flush=True)
-    except (ClientError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ClientError, OSError, ValueError) as error:  # ValueError: bytes that are no text, a file that is damaged or missing
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 
