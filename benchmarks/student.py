@@ -32,6 +32,7 @@ from genre.evaluation.targets import targets
 from genre.files import write_json
 from genre.jobs.compare import RESAMPLES, paired_difference
 from genre.jobs.export.histories import cut_log
+from genre.jobs.export.lists import soft_labels
 from genre.jobs.loading import load_base, open_log
 from genre.jobs.predictions import from_version
 from genre.progress import Reporter
@@ -57,21 +58,19 @@ def map_of(events: Any, labels: Any, ridge: float) -> np.ndarray:
     return np.linalg.solve(gram, (events.T @ labels).toarray()).astype(np.float32)
 
 
-def matrices(log: Any, lists: Any) -> tuple[Any, Any]:
-    """X of ones and Y of soft labels, CSR (users, items)."""
-    users, items, shape = {u: n for n, u in enumerate(log.user_ids)}, log.catalogue, (len(log.user_ids), log.catalogue.size)
-    events = sp.csr_matrix((np.ones(len(log)), (log.user_codes, log.item_codes)), shape=shape)
+def events_of(log: Any) -> Any:
+    """X of ones, CSR (users, items)."""
+    events = sp.csr_matrix((np.ones(len(log)), (log.user_codes, log.item_codes)), shape=(len(log.user_ids), log.catalogue.size))
     events.data[:] = 1
-    rows = lists["user_id"].replace_strict(users).to_numpy(), items.codes(lists["item_id"].to_list())
-    return events, sp.csr_matrix((lists["label"].to_numpy(), rows), shape=shape)
+    return events
 
 
-def flattened(lists: Any, temperature: float) -> Any:
-    """Lists with labels at another temperature than 1."""
-    import polars as pl
-
-    powers = ((pl.col("score") - pl.col("score").max()) / temperature).exp()
-    return lists.with_columns(label=(powers / powers.sum()).over("user_id"))
+def labels_of(log: Any, lists: Any, temperature: float) -> Any:
+    """Y of soft labels, CSR (users, items)."""
+    users = lists["user_id"].replace_strict({user: row for row, user in enumerate(log.user_ids)}).to_numpy()
+    labels = lists.select(soft_labels(temperature)).to_series().to_numpy()
+    cells = users, log.catalogue.codes(lists["item_id"].to_list())
+    return sp.csr_matrix((labels, cells), shape=(len(log.user_ids), log.catalogue.size))
 
 
 def teacher_cost(registry: Any, ref: str, base: Any, log: Any) -> float:
@@ -88,25 +87,26 @@ def fit(log: Any, cut: Any, split: Any, lists: Any) -> dict[str, tuple[Any, dict
     """Each student with the settings that validation likes best, and the seconds of one fit."""
     found: dict[str, tuple[float, Any, dict[str, Any], float]] = {}
     valid = validation_targets(log, split)
-    events, _ = matrices(cut, lists)
+    events = events_of(cut)
 
-    def offer(name: str, made: Any, **settings: Any) -> None:
+    def offer(name: str, make: Any, *matrices: Any, ridge: float, **settings: float) -> None:
         begun = time.process_time()
-        weights = made()
+        weights = make(*matrices, ridge)
         seconds = time.process_time() - begun
         model = FadedModel(log, split, lambda history: history @ weights)
         quality = validation_ndcg(log, split, valid, model.blocks(valid))
         if name not in found or quality > found[name][0]:
-            found[name] = quality, model, settings | {"fade": model.fade, "valid ndcg@10": round(quality, 4)}, seconds
+            chosen = {"ridge": ridge} | settings | {"fade": model.fade, "valid ndcg@10": round(quality, 4)}
+            found[name] = quality, model, chosen, seconds
 
     for ridge in RIDGES:
-        offer("ease without a teacher", lambda: ease_of(events, ridge), ridge=ridge)  # noqa: B023
+        offer("ease without a teacher", ease_of, events, ridge=ridge)
     for temperature in TEMPERATURES:
-        _, labels = matrices(cut, flattened(lists, temperature))
+        labels = labels_of(cut, lists, temperature)
         for ridge, weight in itertools.product(RIDGES, WEIGHTS):
-            offer("lists", lambda: ease_of(events + weight * labels, ridge), ridge=ridge, weight=weight, temperature=temperature)  # noqa: B023
+            offer("lists", ease_of, events + weight * labels, ridge=ridge, weight=weight, temperature=temperature)
         for ridge in RIDGES:
-            offer("map", lambda: map_of(events, labels, ridge), ridge=ridge, temperature=temperature)  # noqa: B023
+            offer("map", map_of, events, labels, ridge=ridge, temperature=temperature)
     return {name: entry[1:] for name, entry in found.items()}
 
 

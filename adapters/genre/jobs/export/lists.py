@@ -76,10 +76,7 @@ def export_lists(
     log = cut_log(data, version.manifest, name, before)
     with Engine(base or load_base(version.manifest), registry, lanes=1, host=0, data=log) as engine:
         found = recommend_frame(engine.score, log, version.ref, None, top, {"task": name}, reporter=reporter)
-    label = pl.col("score")
-    if ranks:
-        powers = ((pl.col("score") - pl.col("score").max()) / temperature).exp()
-        label = (powers / powers.sum()).over("user_id")
+    label = soft_labels(temperature) if ranks else pl.col("score")
     lists = found.select("user_id", "rank", "item_id", "title", "score", label.alias("label"))
     if few := len(log.user_ids) - lists["user_id"].n_unique():
         reporter.line(f"{few:,} users have no list: nothing is left to recommend to them")
@@ -93,6 +90,12 @@ def export_lists(
             else:
                 _as_lines(lists, version.digest).write_ndjson(aside)
     return lists
+
+
+def soft_labels(temperature: float) -> pl.Expr:
+    """The softmax of each user's scores at a temperature, an expression over rows of lists."""
+    powers = ((pl.col("score") - pl.col("score").max()) / temperature).exp()
+    return (powers / powers.sum()).over("user_id")
 
 
 def check_lists(version: Version, target: Path, *, task: str | None, top: int, temperature: float) -> dict[str, Any]:
