@@ -45,6 +45,7 @@ MOST_EXACT = 4096
 """Items up to which exact item neighbours, a dimension per item, are no unreasonable vector."""
 CALL = 256
 """Users of one call."""
+QUERY, BIAS, TEXT, ITEMS = "query", "bias", "text neighbours", "item neighbours"
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,31 @@ class Space:
         Raises:
             GenreError: A history cannot be read, or the version cannot be loaded.
         """
-        found, make = np.empty((len(requests), sum(self.blocks.values())), dtype=np.float32), self._vectors_of
+        found = np.empty((len(requests), sum(self.blocks.values())), dtype=np.float32)
+        make = self._vectors_of  # one object, by which rows of a batch are computed together
         for start in range(0, len(requests), CALL):
-            asked = [_history_alone(request, self) for request in requests[start : start + CALL]]
+            asked = [self._history_alone(request) for request in requests[start : start + CALL]]
             with engine.planned_together(asked, self.ref) as jobs:
                 for job in jobs:
-                    job.user_vectors = make  # one object, by which rows of a batch are computed together
+                    job.user_vectors = make
                 engine.passes.run(jobs)
                 for number, job in enumerate(jobs, start):
                     (vector,) = job.scores
                     assert vector is not None
                     found[number] = vector
         return _finite(found, f"{self.ref} gives a user vector")
+
+    def _history_alone(self, request: Request) -> Request:
+        """A request for all of the catalogue, so that none is answered without its history being read."""
+        return Request(
+            self.ref,
+            request.history,
+            k=1,
+            task=self.task.name,
+            user_id=request.user_id,
+            user=request.user,
+            exclude_seen=False,
+        )
 
     def _vectors_of(self, inline: Inline, rows: Sequence[Row], batch: Batch, hidden: Tensor) -> list[np.ndarray]:
         """(d,) of each row; arguments as of `genre.engine.scoring.score`."""
@@ -122,9 +136,6 @@ class Space:
                 together = neighbours.blend[0] * neighbours.together(inline.index, *history)
                 parts.append(together if self._basis is None else together @ self._basis)
         return list(torch.cat(parts, 1).cpu().numpy())
-
-
-QUERY, BIAS, TEXT, ITEMS = "query", "bias", "text neighbours", "item neighbours"
 
 
 def vector_space(
@@ -241,9 +252,3 @@ def strongest(matrix: Any, rank: int) -> tuple[np.ndarray, float]:
     _, values, vectors = svds(centred, k=rank, v0=np.random.default_rng(0).normal(size=size))
     kept = float((values**2).sum())
     return np.ascontiguousarray(vectors[::-1].T, dtype=np.float32), float(np.sqrt(max(total - kept, 0.0) / max(total, 1e-30)))
-
-
-def _history_alone(request: Request, space: Space) -> Request:
-    """A request for all of the catalogue, so that none is answered without its history being read."""
-    about = {name: getattr(request, name) for name in ("history", "user_id", "user")}
-    return Request(space.ref, k=1, task=space.task.name, exclude_seen=False, **about)

@@ -24,6 +24,7 @@ import polars as pl
 from genre.data.interactions import Interactions
 from genre.engine import Engine, Request
 from genre.engine.vectors import CALL, Space, product_task, vector_space
+from genre.engine.vectors import ITEMS as NEIGHBOURS
 from genre.errors import InputError, JobError
 from genre.files import appearing_folder, check_writable, refuse_foreign
 from genre.jobs.export.histories import Before, cut_log
@@ -42,6 +43,10 @@ COMPARED = 1000
 CLOSE = 1e-3
 """The largest difference of an exact vector's product from the engine's score, relative to scores above 1."""
 _KEY = "genre"
+_TEXTS: dict[str, dict[str, Any]] = {
+    ITEMS: {"item_id": pl.String, "title": pl.String},
+    USERS: {"user_id": pl.String, "seen": pl.List(pl.String)},
+}
 
 
 def export_vectors(
@@ -106,12 +111,6 @@ def export_vectors(
     return Vectors.read(out)
 
 
-_TEXTS: dict[str, dict[str, Any]] = {
-    ITEMS: {"item_id": pl.String, "title": pl.String},
-    USERS: {"user_id": pl.String, "seen": pl.List(pl.String)},
-}
-
-
 def user_vectors(engine: Engine, vectors: Vectors, requests: Sequence[Request]) -> np.ndarray:
     """Make the vectors of histories as they are now, for an index of exported items.
 
@@ -127,13 +126,12 @@ def user_vectors(engine: Engine, vectors: Vectors, requests: Sequence[Request]) 
         StaleIndexError: The export is of another version than its reference names now.
         GenreError: The engine has other items, the version is gone, or a history cannot be read.
     """
-    about, end = vectors.about, vectors.dimensions
+    about, rank = vectors.about, vectors.about["rank"]
     catalogue = engine.catalogue_of(engine.read_by(Request(about["version"], history=[]))[0])
     if catalogue.item_ids != list(vectors.item_ids):
         got, expected = f"{catalogue.size:,} items", f"the {len(vectors.item_ids):,} of the export"
         raise InputError("the engine has another catalogue", got=got, expected=expected, todo="export again")
-    own = about["blocks"].get("item neighbours")
-    basis = None if own is None or about["rank"] is None else vectors.items[:, end - own : end]
+    basis = None if rank is None else vectors.items[:, -rank:]  # item neighbours are the last block
     space = vector_space(engine, about["version"], task=about["task"], basis=basis)
     vectors.check(space.digest)
     return space.users(engine, requests)
@@ -193,7 +191,6 @@ def _sample(engine: Engine, space: Space, log: Interactions | None, item_ids: Se
 def _describe(
     space: Space, items: pl.DataFrame, people: pl.DataFrame | None, log: Interactions | None, before: Before | None
 ) -> dict[str, Any]:
-    own = space.blocks.get("item neighbours")
     return {
         "schema": 1,
         "version": space.ref,
@@ -207,7 +204,7 @@ def _describe(
         "seen": space.task.seen,
         "data": None if log is None else log.digest,
         "before": before,
-        "rank": None if space.lost is None else own,
+        "rank": None if space.lost is None else space.blocks[NEIGHBOURS],
         "lost": space.lost,
     }
 
