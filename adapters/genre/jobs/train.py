@@ -133,7 +133,7 @@ def train(
         folder: The run folder; by default `runs/<name>/<n>`.
         resume: Resume from the run folder's last checkpoint.
         reporter: Receives progress; by default bars in a notebook, nothing in a script.
-        baselines: str baselines are evaluated beside it: none, those that take no time to fit (fast), or all.
+        baselines: Which baselines are evaluated beside it, as `genre.evaluation.baselines.chosen_baselines` reads it.
         on_evaluated: Called in the first process with the run before its baselines are computed, which may take longer than
             the run is worth waiting for: it can be published now.
 
