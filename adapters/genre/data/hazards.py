@@ -15,7 +15,7 @@ import polars as pl
 from genre.data.order import HASH
 from genre.data.schema import FEEDBACK, DatasetInfo
 from genre.data.splits import Events
-from genre.data.suspects import bursts, twins
+from genre.data.suspects import Twins, bursts, twins
 
 TIES = 0.01
 """Share of events, or of users' last events, from which ties are worth a warning."""
@@ -77,8 +77,9 @@ class Hazard:
 
 def hazards(log: Log) -> list[Hazard]:
     """Return what spoils an evaluation on a log, the gravest first; none for most logs."""
-    found = [_ties(log), _sorted_ties(log), _repeats(log), _heavy_user(log), _twins(log), _bursts(log), *_constant(log)]
-    return [each for each in found if each is not None]
+    copies = twins(log)
+    found = [_ties(log), _sorted_ties(log), _repeats(log), _heavy_user(log), _twins(log, copies), _bursts(log, copies)]
+    return [each for each in (*found, *_constant(log)) if each is not None]
 
 
 def _last(log: Log) -> np.ndarray:
@@ -184,8 +185,7 @@ def _heavy_user(log: Log) -> Hazard | None:
     return Hazard("heavy_user", round(float(share), 6), found, why, "leave the user out, or import again with the true ids")
 
 
-def _twins(log: Log) -> Hazard | None:
-    groups = twins(log)
+def _twins(log: Log, groups: list[Twins]) -> Hazard | None:
     if not groups:
         return None
     total, first = sum(len(group.users) for group in groups), groups[0]
@@ -196,9 +196,9 @@ def _twins(log: Log) -> Hazard | None:
     return Hazard("twins", float(total), found + _began(log, first.users), why, "look at them, and leave all but one out")
 
 
-def _bursts(log: Log) -> Hazard | None:
-    copies = np.concatenate([group.users for group in twins(log)] or [np.empty(0, dtype=np.int64)])
-    groups = [group for group in bursts(log) if not np.isin(group.users, copies).all()]  # those are told of already
+def _bursts(log: Log, copies: list[Twins]) -> Hazard | None:
+    known = [code for group in copies for code in group.users]
+    groups = [group for group in bursts(log) if not np.isin(group.users, known).all()]  # those are told of already
     if not groups:
         return None
     users = np.unique(np.concatenate([group.users for group in groups]))
