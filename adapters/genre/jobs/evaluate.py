@@ -39,7 +39,7 @@ from genre.modules.base.base import Base
 from genre.modules.embedding import SoftTokens
 from genre.modules.encoder import whitening_of
 from genre.modules.recommender import Recommender
-from genre.progress import Bar, Reporter
+from genre.progress import Reporter
 from genre.registry import Registry
 from genre.tasks import Task
 from genre.training.prediction import Predicted, list_facts, predict
@@ -179,10 +179,9 @@ def with_baselines(
         reporter: Receives a bar, and what a baseline leaves out.
     """
     names = chosen_baselines(which)
-    shown: list[Bar] = []
 
-    def progress(state: str) -> None:
-        shown[0].label = f"baseline self attentive, {state}"
+    def progress(state: str) -> None:  # runs inside the bar below
+        bar.label = f"{bar.label.partition(',')[0]}, {state}"
 
     notes: dict[str, list[str]] = {name: [] for name in results}
     scorers = {
@@ -205,7 +204,6 @@ def with_baselines(
     scores: dict[str, dict[str, Scores]] = {name: {} for name in results}
     if scorers:
         with reporter.bar("baselines", len(scorers)) as bar:
-            shown.append(bar)
             for (name, baseline), run in scorers.items():
                 bar.label = f"baseline {baseline.replace('_', ' ')} of {name}"
                 scores[name][baseline] = run()
