@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -152,12 +152,16 @@ class Recommender(nn.Module):
         found |= {f"base.{name}": value for name, value in self.base.model.named_parameters() if "lora_" not in name}
         return {name: value for name, value in found.items() if value.requires_grad}
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """(B, T, D) hidden states; zeros for a model without its base."""
+    def head(self, task: str) -> Head:
+        """The head of a task."""
+        return cast(Head, self.heads[task])
+
+    def hidden(self, batch: Batch, soft: SoftTokens | None = None) -> Tensor:
+        """(B, T, D) hidden states, with `soft` in place of its own soft tokens; zeros for a model without its base."""
         base = self.base
         if self.blind:
             return torch.zeros(*batch.tokens.shape, base.hidden_size, device=base.device)
-        embeds = embed(base, batch, self.soft, self.dropout if self.training else 0.0)
+        embeds = embed(base, batch, soft or self.soft, self.dropout if self.training else 0.0)
         checkpoint = self.checkpoint_activations and self.training
         places = batch.positions, batch.mask
         return base.hidden(embeds, *places, lengths=batch.lengths, checkpoint=checkpoint, read=batch.read_tokens)
@@ -180,19 +184,18 @@ class Recommender(nn.Module):
             reads: Some of the batch's reads of the task; all of them if None.
             tables: Of a head over the whole catalogue (`Head.tables` of all item vectors), made anew if None.
         """
-        head: Head = self.heads[task]  # type: ignore[assignment]
-        chosen = reads or batch.reads[task]
+        head, chosen = self.head(task), reads or batch.reads[task]
         if head.per_item and tables is None and self.soft is not None:
             tables = head.tables(self.soft.items())
         return read(head, hidden, batch, chosen, self.soft, tables=tables, events=chosen.events)
 
     def catalogue_tables(self) -> dict[str, tuple[Tensor, ...]]:
         """For each task whose head scores the whole catalogue, its tables of all items as they are now."""
-        if self.soft is None:
+        heads = {name: head for name in self.heads if (head := self.head(name)).per_item}
+        if self.soft is None or not heads:
             return {}
-        heads = {name: head for name, head in self.heads.items() if head.per_item}
-        vectors = self.soft.items() if heads else None
-        return {name: head.tables(vectors) for name, head in heads.items()}  # type: ignore[operator]
+        vectors = self.soft.items()
+        return {name: head.tables(vectors) for name, head in heads.items()}
 
     def forward(self, batch: Batch, shares: Mapping[str, float] | None = None) -> tuple[Tensor, dict[str, tuple[float, int]]]:
         """The weighted sum of the tasks' mean losses, from a batch; see `losses`."""

@@ -103,8 +103,7 @@ def _read(
     for name, reads in batch.reads.items():
         for piece in pieces(reads, len(tables[name][0]) if name in tables else None):
             output = model.output(name, hidden, batch, reads=piece, tables=tables.get(name))
-            score = model.heads[name].score(output)  # type: ignore[operator]
-            yield name, piece.events.numpy(), score.float().cpu().numpy()
+            yield name, piece.events.numpy(), model.head(name).score(output).float().cpu().numpy()
 
 
 def predict(

@@ -11,10 +11,10 @@ among `OTHERS` items that are drawn for each user, for which the base reads the 
 A rewritten item keeps what the encoder knows by its id: it is the same item under another title, not a new one.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,15 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genre.data.catalogue import Catalogue
-from genre.data.sequences.batches import Batch, Reads, collate, plan_batches
+from genre.data.sequences.batches import Reads, collate, plan_batches
 from genre.data.sequences.layout import Sequence as Row
 from genre.data.sequences.rows import RowBuilder
+from genre.data.sequences.text_rows import Builder
 from genre.errors import DataError
 from genre.jobs.audit.options import K
 from genre.jobs.audit.report import Standing
-from genre.modules.embedding import SoftTokens, embed
+from genre.modules.embedding import SoftTokens
 from genre.modules.encoder import ItemTable
-from genre.modules.heads.heads import CatalogueHead, Head
+from genre.modules.heads.heads import CatalogueHead
 from genre.modules.heads.neighbours import histories_of
 from genre.modules.lora.layer import attach, detach
 from genre.modules.reading import read, view_of
@@ -48,11 +49,13 @@ class Variants:
     """One item under V titles.
 
     Attributes:
+        count: V.
         texts: Their texts for item slots; None where slots hold no text.
         table: Their features; None without an encoder.
         vectors: (V, D) their item vectors; None without an encoder.
     """
 
+    count: int
     texts: list[str] | None
     table: ItemTable | None
     vectors: Tensor | None
@@ -67,7 +70,7 @@ def read_column(model: Recommender, builder: RowBuilder) -> str | None:
     return "title" if "title" in texts else next(iter(texts), None)
 
 
-class Lineup:
+class Lineup(ABC):
     """The lists of some users, without any target in them; see `CatalogueLineup` and `CandidateLineup`.
 
     Attributes:
@@ -84,7 +87,7 @@ class Lineup:
         self.model, self.builder, self.task = model.eval(), builder, task
         self.log = builder.data
         self.users = np.array([self.log.user_code(user) for user in users])
-        self.head: Head = model.heads[task.name]  # type: ignore[assignment]
+        self.head = model.head(task.name)
 
     @torch.no_grad()
     def place(self, target: int, column: str | None, titles: Sequence[str | None]) -> list[Standing]:
@@ -111,9 +114,9 @@ class Lineup:
             for each, own in zip(shown.T, scores.T, strict=True)
         ]
 
+    @abstractmethod
     def _scores(self, target: int, variants: Variants) -> np.ndarray:
         """(U, V) float64 scores of the variants for each user."""
-        raise NotImplementedError
 
     def _items(self, user: int) -> np.ndarray:
         return self.log.item_codes[self.log.user_offsets[user] : self.log.user_offsets[user + 1]]
@@ -142,14 +145,14 @@ class Lineup:
         some = Catalogue(frame)
         texts = None if layout.item == "token" else some.texts(list(layout.text))
         if soft is None:
-            return Variants(texts, None, None)
+            return Variants(len(titles), texts, None, None)
         encoder = soft.encoder
         with _bare(self.model):  # text vectors are the base's own
             features = encoder.table(some, self.model.base, keep=False).features
         row = encoder.row_of.get(catalogue.item_ids[target], -1)
         device = self.model.base.device
         table = ItemTable(features, torch.full((len(titles),), row)).to(device)
-        return Variants(texts, table, encoder.item_vectors(table))
+        return Variants(len(titles), texts, table, encoder.item_vectors(table))
 
     def _batches(self, rows: list[Row]) -> Iterator[tuple[np.ndarray, list[Row]]]:
         for chosen in plan_batches(np.array([len(row) for row in rows]), BATCH_TOKENS):
@@ -237,22 +240,18 @@ class CandidateLineup(Lineup):
             self.best[number], self.best_scores[number] = pools[number][order], scores[order]
 
     def _scores(self, target: int, variants: Variants) -> np.ndarray:
-        model, size = self.model, self.log.catalogue.size
-        count = (
-            len(variants.texts) if variants.texts is not None else len(variants.vectors) if variants.vectors is not None else 0
-        )
+        model, codes = self.model, self.log.catalogue.size + np.arange(variants.count)
         texts = None if variants.texts is None else [*(self.builder.texts or ()), *variants.texts]
-        codes = size + np.arange(count)
         rows = [self._row(user, texts, codes) for user in self.users.tolist()]
         return np.stack(self._read(rows, None if model.soft is None else _with_variants(model.soft, variants)))
 
     def _read(self, rows: list[Row], soft: SoftTokens | None) -> list[np.ndarray]:
         """The scores of each row's candidates."""
-        base, name, found = self.model.base, self.task.name, [np.empty(0)] * len(rows)
+        name, found = self.task.name, [np.empty(0)] * len(rows)
         most = max(len(row.candidates) for row in rows)
         for chosen, some in self._batches(rows):
-            batch = collate(some, {name: ("item", np.zeros(most))}).to(base.device)
-            output = read(self.head, self._hidden(batch, soft), batch, batch.reads[name], soft)
+            batch = collate(some, {name: ("item", np.zeros(most))}).to(self.model.base.device)
+            output = read(self.head, self.model.hidden(batch, soft), batch, batch.reads[name], soft)
             scores = self.head.score(output).float().cpu().numpy().astype(np.float64)
             if scores.ndim == 2:  # classes: the expected one
                 scores = scores @ np.arange(scores.shape[1])
@@ -260,11 +259,6 @@ class CandidateLineup(Lineup):
             for number, own in zip(chosen, np.split(scores, ends), strict=True):
                 found[number] = own
         return found
-
-    def _hidden(self, batch: Batch, soft: SoftTokens | None) -> Tensor:
-        base = self.model.base
-        places = batch.positions, batch.mask
-        return base.hidden(embed(base, batch, soft), *places, lengths=batch.lengths, read=batch.read_tokens)
 
 
 def _with_variants(soft: SoftTokens, variants: Variants) -> SoftTokens:
@@ -282,7 +276,9 @@ def _ends(rows: Sequence[Row]) -> Reads:
     return Reads(numbers, ends, length, length, torch.full_like(numbers, -1), None)
 
 
-def lineup_of(model: Recommender, builder: Any, task: Task, users: Sequence[str], targets: Sequence[int], *, seed: int) -> Lineup:
+def lineup_of(
+    model: Recommender, builder: Builder, task: Task, users: Sequence[str], targets: Sequence[int], *, seed: int
+) -> Lineup:
     """Make the lists of some users under a task.
 
     Args:
@@ -296,6 +292,7 @@ def lineup_of(model: Recommender, builder: Any, task: Task, users: Sequence[str]
     Raises:
         DataError: There are too few items to rank a target among.
     """
-    if isinstance(model.heads[task.name], CatalogueHead):
+    assert isinstance(builder, RowBuilder)  # `subject.task_of` refuses adapters that read labelled texts
+    if isinstance(model.head(task.name), CatalogueHead):
         return CatalogueLineup(model, builder, task, users)
     return CandidateLineup(model, builder, task, users, targets, seed)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from genre.data.interactions import Interactions
+from genre.data.sequences.text_rows import Builder
 from genre.data.splits import TRAIN, split
 from genre.data.suspects import named_users
 from genre.errors import InterruptedJobError, JobError
@@ -23,7 +24,6 @@ from genre.jobs.audit.lineup import lineup_of
 from genre.jobs.audit.report import InjectedProfiles, Named, ProfilesSection, Standing
 from genre.jobs.audit.subject import Subject
 from genre.jobs.audit.text import mean
-from genre.jobs.folders import describe_run
 from genre.jobs.loading import build_model, own_recipe
 from genre.modules.recommender import Recommender
 from genre.progress import Reporter
@@ -63,18 +63,17 @@ class FakeProfiles:
                 turns.begin(f"{attack}, {users} users ({share:.1%})")
                 made = Injection(attack, users, fillers, subject.targets, span, options.seed)
                 burst, spread = (made.into(log, subject.task, arrival) for arrival in ("burst", "spread"))
-                standing, warned = _retrained(subject, recipe, burst, reporter), (named(burst), named(spread))
-                done.append(
-                    InjectedProfiles(
-                        attack=attack,
-                        share=share,
-                        users=users,
-                        standing=standing,
-                        named_burst=warned[0],
-                        named_spread=warned[1],
-                    )
+                standing = _retrained(subject, recipe, burst, reporter)
+                found = InjectedProfiles(
+                    attack=attack,
+                    share=share,
+                    users=users,
+                    standing=standing,
+                    named_burst=named(burst),
+                    named_spread=named(spread),
                 )
-                names = f"describe names {warned[0].fakes}, {warned[1].fakes} if they come spread out"
+                done.append(found)
+                names = f"describe names {found.named_burst.fakes}, {found.named_spread.fakes} if they come spread out"
                 reporter.line(f"exposure {standing.exposure:.4f}, without them {clean.exposure:.4f}; {names}")
         return ProfilesSection(
             lists=lists,
@@ -118,7 +117,6 @@ def _retrained(subject: Subject, recipe: Recipe, log: Interactions, reporter: Re
     try:
         assembly = assemble(recipe, log, subject.base)
         try:
-            describe_run(root, assembly.recipe)
             fit(assembly, root, reporter=reporter)
             return _stand(subject, assembly.model, assembly.builder)[0]
         finally:
@@ -129,7 +127,7 @@ def _retrained(subject: Subject, recipe: Recipe, log: Interactions, reporter: Re
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _stand(subject: Subject, model: Recommender, builder: object) -> tuple[Standing, str]:
+def _stand(subject: Subject, model: Recommender, builder: Builder) -> tuple[Standing, str]:
     """Where the targets stand under their own titles, on average, and what is ranked."""
     lineup = lineup_of(model, builder, subject.task, subject.measured, subject.targets, seed=subject.options.seed)
     standings: Sequence[Standing] = [lineup.place(target, None, [None])[0] for target in subject.targets]

@@ -41,13 +41,13 @@ class TextAttack:
         options, targets = subject.options, subject.targets
         model, builder = build_model(subject.loaded, subject.log, subject.base)
         try:
-            column = read_column(model, builder)  # type: ignore[arg-type]
             item = subject.loaded.layout.item
             with reporter.phase("making the lists"):
                 measured, searched = (
                     lineup_of(model, builder, subject.task, users, targets, seed=options.seed)
                     for users in (subject.measured, subject.searched)
                 )
+            column = read_column(measured.model, measured.builder)
             if column is None:
                 reporter.line("text attack: the version reads no text of items, so a title changes nothing")
                 nothing = dict.fromkeys(("before", "suffixes", "greedy"))
