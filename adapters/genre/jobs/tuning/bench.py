@@ -79,6 +79,21 @@ def recipe_of(file: Path, variant: str, factor: float) -> Recipe:
     return Recipe.read(file, [*VARIANTS[variant], f"train.learning_rate={rate:g}"])
 
 
+def keep_recipe(recipe: Recipe, folder: Path) -> Path:
+    """Write the recipe that all runs in a folder share, and return its file.
+
+    Raises:
+        InputError: The folder holds runs of another recipe.
+    """
+    file, text = folder / "recipe.yaml", recipe.dump()
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        expected = "the same recipe and options, or another --out"
+        raise InputError("the folder holds runs of another recipe", got=folder, expected=expected)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+    return file
+
+
 def bench(
     recipe: Recipe,
     folder: Path,
@@ -109,16 +124,12 @@ def bench(
     reporter, names = reporter or Reporter.silent(), list(dict.fromkeys(variants or PROFILES[profile]))
     if unknown := [name for name in names if name not in VARIANTS]:
         raise InputError("no such variant", got=", ".join(unknown), expected=", ".join(VARIANTS))
-    own, text = folder / "recipe.yaml", recipe.dump()
-    if own.exists() and own.read_text(encoding="utf-8") != text:
-        raise InputError("the folder holds runs of another recipe", got=folder, expected="the same recipe, or another --out")
     data = open_data(recipe.data.path, recipe.reads)  # what is wrong is reported here, once, before anything runs
     check_data(recipe, data)
     find(recipe.base.name)
     objective = Objective(recipe, data)
     del data
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(own, text)
+    own = keep_recipe(recipe, folder)
     factors = {name: (FULL_FACTORS if name == "full" else FACTORS)[profile] for name in names}
     plan = {name: {f"{name}-{factor:g}": recipe_of(own, name, factor) for factor in factors[name]} for name in names}
     if "random_base" in plan:

@@ -22,13 +22,13 @@ from genre.data.interactions import Interactions
 from genre.data.splits import SplitConfig, split, training_events
 from genre.errors import InputError, JobError
 from genre.evaluation.metrics import bootstrap
-from genre.files import write_json, write_text
+from genre.files import write_json
 from genre.jobs.compare import compare
 from genre.jobs.folders import environment
 from genre.jobs.loading import check_data, open_log
 from genre.jobs.predictions import BASELINES, Scored, baselines_of_run, from_run, resampled_metrics
 from genre.jobs.train import METRICS
-from genre.jobs.tuning.bench import run
+from genre.jobs.tuning.bench import keep_recipe, run
 from genre.modules.base.source import find
 from genre.progress import Reporter
 from genre.recipe import Recipe
@@ -113,12 +113,7 @@ def learning_curve(
     check_data(recipe, log)
     find(recipe.base.name)
     plan = _plan(recipe, split(log, recipe.data.split), log, sizes, reporter)
-    text = recipe.dump()
-    if (folder / "recipe.yaml").exists() and (folder / "recipe.yaml").read_text(encoding="utf-8") != text:
-        todo = "the same recipe and --cold, or another --out"
-        raise InputError("the folder holds runs of another recipe", got=folder, expected=todo)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "recipe.yaml", text)
+    keep_recipe(recipe, folder)
     points = [_point(each, task, log, folder / name, reporter) for name, each in plan.items()]
     scopes = {"all": points}
     if cold is not None:
