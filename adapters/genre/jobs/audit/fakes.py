@@ -69,19 +69,18 @@ class Injection:
             timestamp=pl.Series(self._times(draw, length, arrival)),
             row=int(log.rows.max()) + 1 + pl.int_range(len(owners), dtype=pl.Int64),
         )
+        real = log.frame
         if SUBSECOND in frame.columns:
             frame = frame.with_columns(pl.lit(0, dtype=frame[SUBSECOND].dtype).alias(SUBSECOND))
         if "impression_id" in frame.columns:
             alone = PREFIX + pl.int_range(len(owners)).cast(pl.String)
             frame = frame.with_columns(impression_id=alone)
-            log_frame = log.frame.with_columns(pl.col("impression_id").cast(pl.String))
-        else:
-            log_frame = log.frame
+            real = real.with_columns(pl.col("impression_id").cast(pl.String))
         users = None
         if log.users is not None:
             copied = log.users[draw.integers(len(log.users), size=self.users)].with_columns(user_id=pl.Series(names))
             users = pl.concat([log.users, copied])
-        return Interactions.from_frame(pl.concat([log_frame, frame]), log.catalogue.frame, users, info=log.info, stored=True)
+        return Interactions.from_frame(pl.concat([real, frame]), log.catalogue.frame, users, info=log.info, stored=True)
 
     def _profiles(self, log: Interactions, task: Task, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """(users · events) items of all profiles, one after the other, and the event that each is copied from."""

@@ -82,8 +82,5 @@ class AuditOptions:
             raise InputError("too few or too many retrainings", got=got, expected=f"1 to {MAX_TRAININGS - 1} together")
         for override in self.overrides:
             if not override.startswith(("train.", "data.limit=", "data.max_events=")):
-                what, expected = (
-                    "an audit can only change how much a retraining costs",
-                    "train.KEY=VALUE, data.limit or data.max_events",
-                )
-                raise RecipeError(what, got=override, expected=expected, todo="audit a version of another recipe instead")
+                what, todo = "an audit can only change how much a retraining costs", "audit a version of another recipe instead"
+                raise RecipeError(what, got=override, expected="train.KEY=VALUE, data.limit or data.max_events", todo=todo)

@@ -123,9 +123,8 @@ def draw_targets(log: Interactions, options: AuditOptions, measured: Sequence[st
     counts = np.bincount(log.item_codes, minlength=log.catalogue.size)
     codes = np.array([log.user_code(user) for user in measured])
     theirs = np.isin(log.user_codes, codes)
-    owners = np.zeros(log.catalogue.size)
-    for _, item in set(zip(log.user_codes[theirs].tolist(), log.item_codes[theirs].tolist(), strict=True)):
-        owners[item] += 1
+    _, items = np.unique(np.stack([log.user_codes[theirs], log.item_codes[theirs]]), axis=1)
+    owners = np.bincount(items, minlength=log.catalogue.size)
     rare = (counts > 0) & (counts <= np.median(counts[counts > 0])) & (owners <= COMMON * len(measured))
     if not rare.any():
         expected, todo = f"an item that at most {COMMON:.0%} of the sampled users have", "name items with --target"
