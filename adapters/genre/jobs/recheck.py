@@ -6,9 +6,6 @@ Owns: the metrics of a version on data of the caller's, as a manifest that holds
     registry.promote("like@candidate", floor={"auc": 0.75}, measured={measured.digest: measured})
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from genre.data.dataset import Dataset
 from genre.data.splits import PARTS
 from genre.engine.versions import by_split, read_adapter
@@ -45,7 +42,7 @@ def measure_again(
     reporter = reporter or Reporter.silent()
     base = base or load_base(version.manifest)
     reporter.line(f"measuring {version.ref} on the test part")
-    metrics: dict[str, Mapping[str, MetricValue]] = {}
+    metrics: dict[str, dict[str, MetricValue]] = {}
     for one in by_split(read_adapter(registry, version, base)):
         model, builder, split = restore(one, data, base)
         try:
@@ -53,10 +50,6 @@ def measure_again(
             results = task_results(found, model, builder, split)
         finally:
             model.release()
-        metrics |= {name: _values(result.own_metrics()) for name, result in results.items()}
+        for name, result in results.items():
+            metrics[name] = {each: MetricValue(**entry) for each, entry in result.own_metrics().items()}
     return version.manifest.model_copy(update={"metrics": metrics, "data": used.model_copy(update={"digest": data.digest})})
-
-
-def _values(found: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricValue]:
-    fields = MetricValue.model_fields
-    return {name: MetricValue(**{key: value for key, value in entry.items() if key in fields}) for name, entry in found.items()}
