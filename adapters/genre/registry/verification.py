@@ -8,6 +8,7 @@ store and nothing else, so that a whole copy on this machine does not hide what 
     like:0c4d5e6f7a8b is missing but production names it
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -49,11 +50,12 @@ def verify(store: Store, name: str | None, check: Callable[[Version], object] | 
     strays = [path for path in store.strays() if name in (None, path.split("/")[0])]
     found = [Problem(path, "", "", "does not belong here") for path in strays]
     listing = store.listing()
+    find_encoder = functools.cache(lambda digest: look_up(store, digest))  # many versions share an encoder
     for each in store.known():
         if name in (None, each):
             digests: dict[str, str | None] = {}
             for version in listing.get(each, ()):
-                digest, problems = _verify_version(store, each, version, check, trust)
+                digest, problems = _verify_version(store, each, version, check, trust, find_encoder)
                 if not problems or store.has(each, version):  # gc has not just removed it
                     digests[version] = digest
                     found += problems
@@ -63,7 +65,12 @@ def verify(store: Store, name: str | None, check: Callable[[Version], object] | 
 
 
 def _verify_version(
-    store: Store, name: str, version: str, check: Callable[[Version], object] | None, trust: Trust
+    store: Store,
+    name: str,
+    version: str,
+    check: Callable[[Version], object] | None,
+    trust: Trust,
+    find_encoder: Callable[[str], Version | None],
 ) -> tuple[str | None, list[Problem]]:
     """The digest of a version, None where its manifest is damaged, and what is wrong with it."""
     digest: str | None = None
@@ -84,7 +91,7 @@ def _verify_version(
             found = [Problem(name, version, file, what) for file, what in find_damage(local, manifest)]
             if not found:
                 check_stored(local, manifest)
-        if manifest.encoder is not None and look_up(store, manifest.encoder) is None:
+        if manifest.encoder is not None and find_encoder(manifest.encoder) is None:
             found.append(Problem(name, version, "", f"names an encoder that is not here: {manifest.encoder}"))
         found += [Problem(name, "", file, what) for file, what in find_wrong_signatures(store, opened)]
         if trust.require:
