@@ -84,6 +84,15 @@ def test_a_file_that_is_no_key(tmp_path, content, message):
     assert "secret" not in str(caught.value)
 
 
+def test_a_private_key_in_the_place_of_its_path_is_never_shown(keys, monkeypatch):
+    text = (keys / "ann").read_text()
+    for given in (text, text.splitlines()[1]):
+        monkeypatch.setenv("GENRE_SIGN_KEY", given)
+        with pytest.raises(InputError) as caught:
+            Registry(keys)
+        assert str(caught.value) == "the private key cannot be read: got the key itself and not its file; expected a PEM file"
+
+
 def test_keys_of_other_kinds_and_with_passphrases_are_refused(tmp_path, keys):
     from cryptography.hazmat.primitives import serialization as forms
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -125,6 +134,8 @@ def test_a_policy_file(tmp_path, keys, monkeypatch):
         file.write_text(text)
         with pytest.raises(InputError, match=message):
             Trust.read(file)
+    with pytest.raises(InputError, match="registry.trust is not a JSON object: got .'ann.pub'."):
+        Registry(tmp_path / "r", trust=["ann.pub"])
     monkeypatch.setenv("GENRE_TRUST", str(tmp_path / "gone"))
     with pytest.raises(InputError, match="the trust policy cannot be read"):
         Registry(tmp_path / "r")

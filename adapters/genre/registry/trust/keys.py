@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SIGN_VARIABLE = "GENRE_SIGN_KEY"
 ALGORITHM = "ed25519:"
+_SECRETS = ("PRIVATE KEY", "MC4CAQ")
+"""Marks of a private key's text, which no message repeats: PEM's header, and PKCS #8 in base64."""
 MAX_KEY_BYTES = 2**16
 """Longer files are no key."""
 
@@ -167,7 +169,9 @@ def _read(path: Path, what: str) -> bytes:
         with open_plain(path.resolve()) as file:
             return file.read(MAX_KEY_BYTES)
     except (OSError, IntegrityError) as error:
-        raise InputError(f"{what} cannot be read", got=f"{path}: {fault_of_file(error)}", expected="a PEM file") from None
+        secret = any(mark in str(path) for mark in _SECRETS)
+        got = "the key itself and not its file" if secret else f"{path}: {fault_of_file(error)}"
+        raise InputError(f"{what} cannot be read", got=got, expected="a PEM file") from None
 
 
 def _no_key(path: Path, expected: str) -> InputError:

@@ -62,7 +62,7 @@ class Trust:
             InputError: A field is missing, unknown or wrong, or a key cannot be read.
         """
         try:
-            form = _Form.model_validate(dict(fields))
+            form = _Form.model_validate(dict(fields) if isinstance(fields, Mapping) else fields)
         except ValidationError as error:
             raise refusal(error, "registry.trust", list(_Form.model_fields), InputError) from None
         need_cryptography()
