@@ -133,6 +133,7 @@ COMMANDS = {
     "registry; expected a folder that genre train publishes into; name registry",
     "evaluate like --data shop --registry arrow": "got the registry at arrow, which holds no version but dataset_info.json, st",
     "registry list --registry shop": "shop is no registry: got a data set folder",
+    "registry list --registry=": "no registry is named: got ''; expected a folder such as registry/, or a URL",
     "registry verify --registry arrow": "arrow is no registry: got a folder which holds no version but dataset_info.json,",
     "train like.yaml --set encoder.use=nope": "no adapter 'nope': got the registry at registry; expected encoder-planted, like",
     "evaluate like --data shop --part tset": "no such part: got --part tset; expected valid or test",

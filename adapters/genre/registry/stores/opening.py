@@ -20,9 +20,11 @@ def open_store(url: str, storage_options: Mapping[str, Any], single_writer: bool
     """Open the store at a folder or URL; `single_writer` by default as GENRE_SINGLE_WRITER says, see `Registry`.
 
     Raises:
-        RegistryError: It is a file, or a folder of something else.
+        RegistryError: It is empty, a file, or a folder of something else.
         InputError: GENRE_SINGLE_WRITER cannot be read.
     """
+    if not url:
+        raise RegistryError("no registry is named", got="''", expected="a folder such as registry/, or a URL")
     if "://" in url and not url.startswith("file://"):
         from genre.registry.stores.remote import RemoteStore  # fsspec takes a while to import
 
