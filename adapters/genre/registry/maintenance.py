@@ -41,7 +41,7 @@ class Deleted:
     """A deleted version.
 
     Attributes:
-        ref: It, as `name:version`.
+        ref: The version, as `name:version`.
         freed_bytes: The size of its files.
         formerly: Aliases that named it once, and cannot be rolled back to it any more.
     """

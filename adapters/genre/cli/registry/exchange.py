@@ -60,10 +60,10 @@ def export(
     if (line := export_computed(to, opened, ref, out, base, given | {"--data": data})) is not None:
         typer.echo(line)
         return
-    manifest = opened.resolve(ref).manifest
-    if base is None and (to not in ("peft", "hub-folder") or manifest.base.depth is not None):
-        base = _prepared_base(manifest.base.name)
-    written = opened.export(ref, out, to=to, base=base, tar=tar, canaries=canaries, licence=licence)
+    version = opened.resolve(ref)
+    if base is None and (to not in ("peft", "hub-folder") or version.manifest.base.depth is not None):
+        base = _prepared_base(version.manifest.base.name)
+    written = opened.export(version, out, to=to, base=base, tar=tar, canaries=canaries, licence=licence)
     typer.echo(f"wrote {written}" + (f" and {written.name}.tar" if tar else ""))
     if canaries and (reason := untold(written)):
         typer.echo(f"no canaries: {reason}")
@@ -105,7 +105,7 @@ def import_(
     from genre.registry import BaseInfo
     from genre.registry.export.foreign import is_own_export
 
-    folder = Path(base) if Path(base).is_dir() else _prepared_base(base)
+    folder = _prepared_base(base)
     if folder is None:
         raise RegistryError("no such base", got=base, expected="a base's folder, or the name of a prepared one")
     if depth is None and not is_own_export(source):
@@ -122,6 +122,7 @@ def import_(
 
 
 def _prepared_base(name: str) -> Path | None:
+    """The folder of a base, given as a folder or by the name of a prepared one; None if there is none."""
     from genre.modules.base.packaged import prepared_base
 
     if Path(name).is_dir():
