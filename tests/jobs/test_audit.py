@@ -254,6 +254,23 @@ def test_the_command_writes_json_and_page(stirred, tiny, shop, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--text-only", "--share", "0.1"],
+            "--share has no effect here: got --text-only; expected an option of the attack that",
+        ),
+        (["--text-only", "--set", "train.epochs=1"], "--set has no effect here: got --text-only"),
+        (["--profiles-only", "--suffixes", "words.txt"], "--suffixes has no effect here: got --profiles-only"),
+    ],
+)
+def test_an_option_of_the_attack_that_is_left_out_is_refused(options, message, capsys):
+    assert main(["audit", "next_item", "--data", "shop", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"genre: {message}")
+
+
+@pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"users": 1}, InputError, "--users is out of range: got 1; expected 2 to 2,000"),

@@ -51,6 +51,14 @@ def audit(
     """Measure what rewritten titles and fake profiles gain an item: a report as JSON and as a page."""
     if text_only and profiles_only:
         raise InputError("two options exclude each other", got="--text-only and --profiles-only", expected="one of them")
+    only = "--text-only" if text_only else "--profiles-only"
+    others: dict[str, object] = (
+        {"--share": share, "--attack": attack, "--set": overrides} if text_only else {"--suffixes": suffixes}
+    )
+    unused = [option for option, value in others.items() if value]
+    if unused and (text_only or profiles_only):
+        todo = f"leave {unused[0]} out"
+        raise InputError(f"{unused[0]} has no effect here", got=only, expected="an option of the attack that is made", todo=todo)
     from genre.jobs.audit.options import ATTACKS, SUFFIXES, AuditOptions
 
     options = AuditOptions(
