@@ -68,6 +68,7 @@ def test_histories_end_before_the_part(trained, base, lists):
         ({"temperature": 0.0}, "the temperature does not fit: got 0.0"),
         ({"temperature": float("nan")}, "the temperature does not fit: got nan"),
         ({"ref": "like", "temperature": 2.0}, "a temperature is for next-item tasks: got task 'like'"),
+        ({"before": "train"}, "histories cannot end before that: got 'train'; expected valid or test"),
         ({"task": "other"}, "has no such task: got other; expected next_item"),
     ],
 )

@@ -6,7 +6,7 @@ what is made of them.
     cut_log(log, manifest, "next_item", before="test")     # each user's events before the first one that tests
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -31,10 +31,12 @@ def cut_log(log: Interactions, manifest: Manifest, task: str, before: Before | N
 
     Raises:
         ManifestError: The version does not record its split.
-        InputError: It was trained on other data, of which its split says nothing.
+        InputError: There is no such part, or it was trained on other data, of which its split says nothing.
     """
     if before is None:
         return log
+    if before not in get_args(Before):
+        raise InputError("histories cannot end before that", got=repr(before)[:80], expected="valid or test")
     if manifest.data is None:
         raise ManifestError("data.split", got=None, expected="the split that the version was trained under")
     if manifest.data.digest != log.digest:
