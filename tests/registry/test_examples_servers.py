@@ -1,5 +1,6 @@
 """docs/examples: scripts for stock PEFT, llama.cpp and vLLM, run as they stand on an exported folder, answer as the engine."""
 
+import json
 import os
 import re
 import subprocess
@@ -27,8 +28,6 @@ def answers(script: str, folder: Path, *words: str, python: str = sys.executable
 
 def ours(world: World, folder: Path) -> list[float]:
     """The engine's scores of the canaries."""
-    import json
-
     canaries = json.loads((folder / "canaries.json").read_text())["canaries"]
     requests: list[Any] = [
         genre.Request("texts", task=each["task"], history=each["history"], candidates=[each["candidate"]]) for each in canaries
@@ -54,11 +53,8 @@ def test_stock_peft(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # needs llama-cpp-python
-def test_llama_cpp(world: World, tmp_path: Path) -> None:
-    source = os.environ.get("LLAMA_CPP_PYTHON", "")
-    code = "import llama_cpp"
-    path = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
-    if subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True).returncode:
-        pytest.skip("llama-cpp-python has no wheel, and takes 15 minutes to build")
+@pytest.mark.filterwarnings("ignore")
+def test_llama_cpp(llama_cpp: Any, world: World, tmp_path: Path) -> None:
+    path = os.pathsep.join(filter(None, (os.environ.get("LLAMA_CPP_PYTHON"), os.environ.get("PYTHONPATH"))))
     out = world.registry.export("texts", tmp_path / "out", to="gguf", base=world.tiny)
     assert scores(answers("server_llama_cpp.py", out, PYTHONPATH=path)) == pytest.approx(ours(world, out), abs=1e-3)

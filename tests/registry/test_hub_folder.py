@@ -1,7 +1,9 @@
 """A folder for a model hub: huggingface_hub's own parsers read its card, and an import gives the version that it was."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import EvalResult, ModelCard
@@ -22,10 +24,6 @@ TASKS = [{"name": "like", "kind": "feedback", "head": "binary"}, {"name": "ratin
 @pytest.fixture
 def published(registry: Registry, tiny: Path, tmp_path: Path) -> Version:
     """An adapter of one linear of the tiny base, with two tasks on one data set."""
-    import json
-
-    import numpy as np
-
     name, draw = "base_model.model.model.layers.0.self_attn.q_proj", np.random.default_rng(0)
     (tmp_path / "adapter").mkdir()
     update = {"A": (2, 32), "B": (32, 2)}
