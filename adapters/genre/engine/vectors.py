@@ -28,6 +28,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
 
+from genre.data.catalogue import Catalogue
 from genre.data.sequences.batches import Batch
 from genre.data.sequences.layout import Sequence as Row
 from genre.engine.core import Engine
@@ -69,10 +70,15 @@ class Space:
     _space: ItemSpace
     _basis: Tensor | None
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """The items, in the order of their vectors."""
+        return self._space.catalogue
+
     @cached_property
     @torch.no_grad()
     def items(self) -> np.ndarray:
-        """(N, d) float32, in the catalogue's order.
+        """(N, d) float32, in the order of `catalogue`.
 
         Raises:
             JobError: A number is not finite.

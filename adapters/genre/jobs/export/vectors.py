@@ -10,7 +10,6 @@ indexes.
         client.py  README.md            # reads the folder, refuses an index of another version
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.registry.export import vector_client
-from genre.registry.export.vector_client import ABOUT, ITEMS, USERS, Vectors
+from genre.registry.export.vector_client import ABOUT, ITEMS, USERS, Vectors, sha256_of
 
 METRIC = "dot"
 CHECKED = 32
@@ -95,9 +94,8 @@ def export_vectors(
     log = None if data is None else cut_log(data, version.manifest, name, before)
     with Engine(base or load_base(version.manifest), registry, lanes=1, host=0, data=log) as engine:
         space = vector_space(engine, version.ref, task=name, rank=rank)
-        catalogue = engine.catalogue_of(engine.read_by(Request(version.ref, history=[]))[0])
-        checked = _check(engine, space, log, catalogue.item_ids)
-        items = pl.DataFrame({"item_id": catalogue.item_ids, "title": catalogue.titles()}, schema=_TEXTS[ITEMS])
+        checked = _check(engine, space, log)
+        items = pl.DataFrame({"item_id": space.catalogue.item_ids, "title": space.catalogue.titles()}, schema=_TEXTS[ITEMS])
         people, vectors = _users(engine, space, log, reporter) if users and log is not None else (None, None)
     about = _describe(space, items, people, log, before) | {"check": checked}
     with appearing_folder(Path(out)) as folder:
@@ -106,7 +104,7 @@ def export_vectors(
             _write(folder, USERS, people, vectors, about)
         shutil.copyfile(vector_client.__file__, folder / "client.py")
         (folder / "README.md").write_text(_card(about), encoding="utf-8")
-        about["files"] = {file.name: _sha256(file) for file in sorted(folder.iterdir()) if file.suffix in (".npy", ".parquet")}
+        about["files"] = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.suffix in (".npy", ".parquet")}
         (folder / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return Vectors.read(out)
 
@@ -152,13 +150,13 @@ def _users(engine: Engine, space: Space, log: Interactions, reporter: Reporter) 
     return pl.DataFrame({"user_id": ids, "seen": seen}, schema=_TEXTS[USERS]), np.concatenate(parts)
 
 
-def _check(engine: Engine, space: Space, log: Interactions | None, item_ids: Sequence[str]) -> dict[str, Any]:
+def _check(engine: Engine, space: Space, log: Interactions | None) -> dict[str, Any]:
     """Compare products with the engine's scores for some histories.
 
     Raises:
         JobError: They differ where no rank was asked for.
     """
-    requests = _sample(engine, space, log, item_ids)
+    requests, item_ids = _sample(engine, space, log), space.catalogue.item_ids
     products = space.users(engine, requests) @ space.items.T
     most = min(len(item_ids), COMPARED)
     answers = engine.score([replace(request, k=most, exclude_seen=False, task=space.task.name) for request in requests])
@@ -177,9 +175,9 @@ def _check(engine: Engine, space: Space, log: Interactions | None, item_ids: Seq
     return {"histories": len(requests), "largest_difference": largest, "overlap@10": float(np.mean(shared))}
 
 
-def _sample(engine: Engine, space: Space, log: Interactions | None, item_ids: Sequence[str]) -> list[Request]:
+def _sample(engine: Engine, space: Space, log: Interactions | None) -> list[Request]:
     """Some users of the log, or histories of one item each."""
-    known = item_ids if log is None else log.user_ids
+    known = space.catalogue.item_ids if log is None else log.user_ids
     chosen = [known[at] for at in np.linspace(0, len(known) - 1, min(CHECKED, len(known))).astype(np.int64)]
     if log is not None:
         return [Request(space.ref, user_id=user) for user in chosen]
@@ -213,11 +211,6 @@ def _write(folder: Path, name: str, frame: pl.DataFrame, vectors: np.ndarray, ab
     np.save(folder / f"{name}.npy", vectors)
     rows = frame.insert_column(1 + (name == ITEMS), pl.Series("vector", vectors, dtype=pl.Array(pl.Float32, vectors.shape[1])))
     rows.write_parquet(folder / f"{name}.parquet", compression="zstd", metadata={_KEY: json.dumps(about)})
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _card(about: dict[str, Any]) -> str:

@@ -184,11 +184,15 @@ def _read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def _check_file(file: Path, sha256: str) -> None:
     if not file.is_file():
         raise VectorsError(f"{file.name} is missing: expected all files of the export; export again")
-    with open(file, "rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if found != sha256:
+    if (found := sha256_of(file)) != sha256:
         got, expected = f"sha256 {found[:12]}…", f"{sha256[:12]}… as {ABOUT} says"
         raise VectorsError(f"{file.name} has changed since the export: got {got}; expected {expected}; export again")
