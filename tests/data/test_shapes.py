@@ -114,7 +114,10 @@ def test_headers_with_numbers_are_headers(tmp_path):
 @pytest.mark.parametrize("sign", ["\\t", "tab"])
 def test_a_tab_by_its_name(tmp_path, sign):
     assert import_log(write(tmp_path / "log.csv", lines("\t", "\t".join(NAMES))), separator=sign).digest == DIGEST
-    with pytest.raises(InputError, match="--separator is not usable: got '::'; expected one plain character, or tab"):
+    with pytest.raises(
+        InputError,
+        match="--separator is not usable: got '::'; expected one plain character, or tab, space, comma, semicolon, pipe;",
+    ):
         import_log(write(tmp_path / "log.dat", lines("::")), separator="::", columns=NAMES)
 
 

@@ -65,8 +65,8 @@ def read_csv(
         raise InputError("unknown --quote", got=repr(quote), expected="one plain character, or none")
     separator = _NAMES.get(separator or "", separator)
     if separator is not None and len(separator.encode()) != 1:
-        todo = "put another one into the file, such as a tab"
-        raise InputError("--separator is not usable", got=repr(separator), expected="one plain character, or tab", todo=todo)
+        todo, names = "put another one into the file, such as a tab", ", ".join(list(_NAMES)[1:])
+        raise InputError("--separator is not usable", got=repr(separator), expected=f"one plain character, or {names}", todo=todo)
     head = read_head(path, encoding)
     named = re.match(r"sep=(.)\r?\n", head)  # Excel's own way to name the separator
     skip = 1 if named else 0
