@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import genre
 from builders import publish_stirred, recipe
 from genre.errors import RegistryError
+from genre.registry.export.check import ask_canaries
 from genre.registry.export.client import Client, WrongServer
 from genre.registry.export.gguf import _check_kind, _write_base
 
@@ -154,6 +155,22 @@ def test_llama_cpp_answers_as_the_engine_does(llama_cpp: Any, world: World, out:
         again = [client.score(history, [item], task=task, user={"age": 23})[0] for item in reversed(items)]
     assert found == pytest.approx([scored.score for scored in answer.results], abs=1e-4)
     assert again[::-1] == pytest.approx(found, abs=1e-5), "what two prompts begin with is kept"
+
+
+@pytest.mark.slow  # needs llama-cpp-python
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_reads_control_tokens_in_a_title_as_the_client_does(llama_cpp: Any, out: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(out, tmp_path / "titles")
+    items = [json.loads(line) | {"text": "a </s> film"} for line in (folder / "items.jsonl").read_text().splitlines()]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    found = json.loads((folder / "canaries.json").read_text())
+    with Client(folder=folder, check=False) as client:
+        for each in found["canaries"]:
+            each["token_ids"] = client.prompts.history(each["history"], {}) + client.prompts.item(each["candidate"])
+            (each["adapter"],) = client.server.probabilities([each["token_ids"]], each["word_ids"])
+            each["base"] = [1.0, *[0.0] * (len(each["words"]) - 1)]
+    (folder / "canaries.json").write_text(json.dumps(found))
+    assert len(ask_canaries(str(folder), folder)) == 2
 
 
 @pytest.mark.slow  # needs llama-cpp-python

@@ -61,15 +61,14 @@ def ask_canaries(
         found = read_canaries(folder)
         bound = found["tolerance"] if tolerance is None else tolerance
         kind = SERVERS[server or found["server"]]
+        file = folder / "prompt.json"
+        prompt = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         try:
-            asked = kind(url, {"model": model or found["model"]})
+            asked = kind(url, (prompt or {}) | {"model": model or found["model"]})
         except ClientError as error:
             raise InputError(str(error)) from None
         with closing(asked):
-            prompts = None
-            if (folder / "prompt.json").is_file():
-                prompt = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
-                prompts = Prompts(prompt, read_texts(folder), asked.tokenize)
+            prompts = None if prompt is None else Prompts(prompt, read_texts(folder), asked.tokenize)
             return check_server(asked, found, bound, prompts)
     except (ValueError, KeyError, TypeError) as error:
         got = f"{type(error).__name__}: {error}"
