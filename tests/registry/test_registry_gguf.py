@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import genre
 from builders import publish_stirred, recipe
-from genre.errors import RegistryError
+from genre.errors import InputError, RegistryError
 from genre.registry.export.check import ask_canaries
 from genre.registry.export.client import Client, WrongServer
 from genre.registry.export.gguf import _check_kind, _write_base
@@ -81,6 +81,11 @@ def test_the_base_is_written_whole(world: World, out: Path) -> None:
         *(f"blk.0.attn_{name}.weight" for name in ("q", "k", "v", "output")),
         *(f"blk.0.ffn_{name}.weight" for name in ("gate", "up", "down")),
     }
+
+
+def test_a_url_in_place_of_the_folder_is_refused(out: Path) -> None:
+    with pytest.raises(InputError, match=r"^no file for llama\.cpp: got http:/.*base\.gguf; expected a folder of --to gguf"):
+        ask_canaries("http://127.0.0.1:8080", out)
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,10 @@ class LlamaCpp(Server):
     kind = "llama.cpp"
 
     def __init__(self, folder: str, prompt: Mapping[str, Any], *, timeout: float = 0) -> None:
+        files = {name: str(Path(folder) / f"{name}.gguf") for name in ("base", "adapter")}
+        if missing := [file for file in files.values() if not Path(file).is_file()]:
+            expected = "a folder of --to gguf, since llama.cpp runs in this process and no server is asked"
+            raise ClientError(f"no file for llama.cpp: got {missing[0]}; expected {expected}")
         try:
             import llama_cpp
             from tokenizers import Tokenizer
@@ -169,7 +173,6 @@ class LlamaCpp(Server):
             raise ClientError(f"llama.cpp runs by llama-cpp-python and tokenizers: got {error}; install both") from None
         self.prompt = prompt
         self.url = folder
-        files = {name: str(Path(folder) / f"{name}.gguf") for name in ("base", "adapter")}
         exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # the cache is in float16 by default
         self._model = llama_cpp.Llama(files["base"], lora_path=files["adapter"], n_ctx=0, verbose=False, **exact)
         self._logits = llama_cpp.llama_get_logits_ith
