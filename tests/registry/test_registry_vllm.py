@@ -169,6 +169,8 @@ def test_the_clients_own_errors(world: World, server: tuple[str, Served], tmp_pa
     with Client(server[0], world.out) as client:
         with pytest.raises(ClientError, match="no such task: got None; expected like or rating"):
             client.score([], ["i1"])
+        asked = {"id": "1", "task": ["like"], "history": [], "candidates": ["i1"]}
+        assert client.answer(asked)["error"] == "no such task: got ['like']; expected like or rating"
         client.prompt["model"] = "other"
         with pytest.raises(ClientError, match="refused /tokenize: got 404"):
             client.score([], ["i1"], task="like")

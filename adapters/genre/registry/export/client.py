@@ -401,12 +401,11 @@ class Client:
         return {"id": row.get("id"), "results": [{"item_id": n, "score": s} for n, s in zip(names, scores, strict=True)]}
 
     def _task(self, name: str | None) -> dict[str, Any]:
-        tasks = {task["name"]: task for task in self.prompt["tasks"]}
-        if name is None and len(tasks) == 1:
-            return next(iter(tasks.values()))
-        if name not in tasks:
-            raise ClientError(f"no such task: got {name!r}; expected {' or '.join(tasks)}")
-        return tasks[name]
+        tasks: list[dict[str, Any]] = self.prompt["tasks"]
+        found = [task for task in tasks if name in (None, task["name"])]
+        if len(found) != 1:
+            raise ClientError(f"no such task: got {name!r:.80}; expected {' or '.join(task['name'] for task in tasks)}")
+        return found[0]
 
 
 def read_texts(folder: Path) -> dict[str, str]:
