@@ -24,7 +24,7 @@ import numpy as np
 
 import genre
 from genre.cli.recipe.new import Wanted, for_events
-from genre.data.splits import PARTS, split
+from genre.data.splits import PARTS, split, training_events
 from genre.distributed import Processes
 from genre.evaluation.baselines import ranking_baselines
 from genre.evaluation.ranking import Seen, rank_in_blocks
@@ -141,9 +141,12 @@ def figures(ranks: Ranks, seeds: list[int], names: tuple[str, ...]) -> dict[str,
     """Every method's figure under each mask, whole and without ties, and the adapter's ratio to the best baseline."""
     ids = np.array(ranks.log.catalogue.item_ids)
     before = ids[ranks.log.item_codes[ranks.targets.event - 1]]
+    scopes: dict[str, Any] = {"all": slice(None), "no tie": ids[ranks.targets.item] < before}
+    if ranks.recipe.data.split.cold_items is not None:
+        scopes["held out"] = training_events(ranks.log, ranks.split.part)[ranks.targets.item] == 0
     found: dict[str, Any] = {}
     for seen in MASKS:
-        for scope, rows in {"all": slice(None), "no tie": ids[ranks.targets.item] < before}.items():
+        for scope, rows in scopes.items():
             users = ranks.targets.user[rows]
             every = {}
             for name in names:
