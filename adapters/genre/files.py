@@ -142,8 +142,12 @@ def refuse_foreign(path: Path, marker: str | None) -> None:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """A path beside the wanted one that is renamed into place when the block ends well, and removed when it does not.
+
+    Args:
+        path: The wanted path.
+        durable: Bring the content to the disk first; not needed for a file that means nothing after the process.
 
     Raises:
         DiskError: The disk is full or not writable.
@@ -151,7 +155,8 @@ def atomic(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield aside
-        sync(aside)
+        if durable:
+            sync(aside)
         os.replace(aside, path)
     except OSError as error:
         raise DiskError(

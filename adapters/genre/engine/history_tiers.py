@@ -1,0 +1,222 @@
+"""Where states of histories lie: memory of the device, pinned memory of the host, files.
+
+Owns: what a tier's bytes are, the way of a buffer in and out of it. Ignores: whose state it is, which one leaves.
+
+    tier = DiskTier(Path("/var/tmp"), 2**30)
+    charge = tier.charge(buffer.numel())
+    held = tier.keep(buffer)
+    buffer = tier.bring(held)
+    tier.release(held)
+"""
+
+import shutil
+import uuid
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genre.errors import DiskError, InputError
+from genre.files import atomic, check_writable
+
+ENTRY_BYTES = 2048
+"""Memory of an entry beside its tensors: its key, its place in the tables, what the allocator adds."""
+PREFIX = "genre-history-"
+LOCK = ".lock"
+BLOCK = 4096
+
+
+class Tier(Protocol):
+    """A place for buffers, of so many bytes."""
+
+    name: str
+    capacity: int
+
+    def charge(self, size: int) -> int:
+        """Bytes of the tier that a buffer of so many takes."""
+
+    def keep(self, buffer: Tensor) -> Any:
+        """Take a buffer in; a `DiskError` if there is no room on a disk."""
+
+    def bring(self, held: Any) -> Tensor | None:
+        """A buffer as it was kept, on the device; None if it is there no more."""
+
+    def lower(self, held: Any) -> Tensor:
+        """A buffer where it lies, for the tier below."""
+
+    def release(self, held: Any) -> None:
+        """Forget a buffer."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+
+
+class DeviceTier:
+    """Memory of the device that computes; on a processor, its memory."""
+
+    name = "device"
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+
+    def charge(self, size: int) -> int:
+        """See `Tier`."""
+        return size + ENTRY_BYTES
+
+    def keep(self, buffer: Tensor) -> Tensor:
+        """See `Tier`."""
+        return buffer
+
+    def bring(self, held: Tensor) -> Tensor | None:
+        """See `Tier`."""
+        return held
+
+    def lower(self, held: Tensor) -> Tensor:
+        """See `Tier`."""
+        return held
+
+    def release(self, held: Tensor) -> None:
+        """See `Tier`."""
+
+    def close(self) -> None:
+        """See `Tier`."""
+
+
+@dataclass(frozen=True)
+class _Pinned:
+    buffer: Tensor
+    copied: torch.cuda.Event
+
+
+class HostTier:
+    """Pinned memory beside a CUDA device: copies run beside what the device computes, in a stream of their own."""
+
+    name = "host"
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def charge(self, size: int) -> int:
+        """See `Tier`. PyTorch rounds pinned blocks up to a power of two."""
+        return (1 << max(0, size - 1).bit_length()) + ENTRY_BYTES
+
+    def keep(self, buffer: Tensor) -> _Pinned:
+        """See `Tier`."""
+        pinned = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))  # it may be written yet
+        with torch.cuda.stream(self._stream):
+            pinned.copy_(buffer, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(self._stream)
+        buffer.record_stream(self._stream)  # or its memory would be given away before it is read
+        return _Pinned(pinned, copied)
+
+    def bring(self, held: _Pinned) -> Tensor | None:
+        """See `Tier`."""
+        torch.cuda.current_stream(self.device).wait_event(held.copied)
+        return held.buffer.to(self.device, non_blocking=True)
+
+    def lower(self, held: _Pinned) -> Tensor:
+        """See `Tier`."""
+        held.copied.synchronize()
+        return held.buffer
+
+    def release(self, held: _Pinned) -> None:
+        """See `Tier`. The allocator waits for copies before it gives the block away."""
+
+    def close(self) -> None:
+        """See `Tier`."""
+
+
+class DiskTier:
+    """Files in a private folder, which goes with the process; a folder that a killed process left is removed at the next start.
+
+    Args:
+        folder: Where the private folder is made; created if it is not there.
+        capacity: Bytes of files.
+        device: Where buffers are brought to.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+
+    name = "disk"
+
+    def __init__(self, folder: Path, capacity: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self.device = device
+        check_writable(folder / PREFIX, "the folder of the history cache")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            got = f"{folder}: {error.strerror}"
+            raise InputError("the folder of the history cache cannot be made", got=got, expected="a folder") from None
+        remove_left(folder)
+        self.folder = folder / f"{PREFIX}{uuid.uuid4().hex}"
+        lock = FileLock(folder / f".{self.folder.name}{LOCK}")
+        lock.acquire()  # before there is a folder, which nobody may take for one that was left
+        self.folder.mkdir(mode=0o700)
+        self._made = 0
+        self._remove = weakref.finalize(self, _remove, self.folder, lock)  # at the end of the process too
+
+    def charge(self, size: int) -> int:
+        """See `Tier`."""
+        return -(-(size + BLOCK) // BLOCK) * BLOCK
+
+    def keep(self, buffer: Tensor) -> Path:
+        """See `Tier`."""
+        self._made += 1
+        path = self.folder / f"{self._made}.safetensors"
+        with atomic(path, durable=False) as aside:
+            try:
+                save_file({"states": buffer.cpu()}, aside)
+            except SafetensorError as error:
+                raise DiskError(f"{path} cannot be written", got=str(error), todo="free some space") from None
+        return path
+
+    def bring(self, held: Path) -> Tensor | None:
+        """See `Tier`."""
+        try:
+            return load_file(held)["states"].to(self.device)
+        except (OSError, SafetensorError, KeyError):
+            return None
+
+    def lower(self, held: Path) -> Tensor:
+        """See `Tier`: nothing is below."""
+        raise NotImplementedError
+
+    def release(self, held: Path) -> None:
+        """See `Tier`."""
+        held.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """See `Tier`."""
+        self._remove()
+
+
+def remove_left(folder: Path) -> int:
+    """Remove private folders in a folder whose process has ended; return how many."""
+    removed = 0
+    for path in folder.glob(f".{PREFIX}*{LOCK}"):
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):  # a living process', or another user's
+            continue
+        _remove(folder / path.name.removeprefix(".").removesuffix(LOCK), lock)
+        removed += 1
+    return removed
+
+
+def _remove(folder: Path, lock: FileLock) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()

@@ -1,0 +1,277 @@
+"""The store of histories' states: bounded bytes, tiers in the order of use, time limits, forgetting, exact or rounded tensors."""
+
+import gc
+import multiprocessing
+import stat
+import threading
+import time
+
+import pytest
+import torch
+
+from genre.engine.history_packing import pack, unpack
+from genre.engine.history_store import HistoryStore
+from genre.engine.history_tiers import ENTRY_BYTES, PREFIX
+from genre.errors import InputError
+
+STATE_BYTES = 4096
+CHARGE = STATE_BYTES + ENTRY_BYTES
+FILE_BYTES = 2 * STATE_BYTES
+
+
+def state(number, rows=16):
+    """A state of `STATE_BYTES` bytes, whose values tell its number."""
+    return (torch.full((rows, 32), float(number)), torch.arange(rows * 32, dtype=torch.float32).view(rows, 32) + number)
+
+
+def put(store, number, owner=None, **options):
+    store.put(("digest", number), state(number), owner=owner or f"user {number}", tokens=16, **options)
+
+
+def held(store, numbers):
+    return [number for number in numbers if ("digest", number) in store]
+
+
+def files(folder):
+    return sorted(path.name for path in folder.rglob("*.safetensors"))
+
+
+def on_disk(tmp_path, memory=2, disk=3, **options):
+    return HistoryStore(memory * CHARGE, disk=tmp_path / "states", disk_bytes=disk * FILE_BYTES, **options)
+
+
+def same(found, number):
+    return found is not None and all(torch.equal(mine, theirs) for mine, theirs in zip(found, state(number), strict=True))
+
+
+def test_the_least_recently_used_leave_first_and_the_bytes_stay_within_the_bound():
+    store = HistoryStore(3 * CHARGE)
+    for number in range(3):
+        put(store, number)
+    assert same(store.get(("digest", 0)), 0)
+    put(store, 3)
+    assert held(store, range(4)) == [0, 2, 3]
+    for number in range(4, 100):
+        put(store, number)
+        assert store.counters.device_bytes <= 3 * CHARGE
+    found = store.counters
+    assert (found.entries, found.evictions, found.device_bytes) == (3, 97, 3 * CHARGE)
+
+
+def test_hits_misses_and_the_tokens_that_were_spared_are_counted():
+    store = HistoryStore(10 * CHARGE)
+    put(store, 1)
+    assert store.get(("digest", 2)) is None
+    assert same(store.get(("digest", 1)), 1)
+    assert same(store.get(("digest", 1)), 1)
+    found = store.counters
+    assert (found.hits, found.misses, found.tokens_spared) == (2, 1, 32)
+    assert ("digest", 1) in store and store.counters == found  # a look counts nothing
+
+
+def test_a_state_is_a_copy_and_one_of_the_same_key_is_replaced():
+    store = HistoryStore(10 * CHARGE)
+    batch = torch.ones(8, 1024)
+    store.put("key", (batch[3],), owner="a", tokens=1)
+    batch.zero_()
+    (found,) = store.get("key")
+    assert found.eq(1).all() and found.untyped_storage().nbytes() == STATE_BYTES  # not the batch's memory
+    store.put("key", (batch[3],), owner="b", tokens=1)
+    assert store.get("key")[0].eq(0).all() and store.counters.entries == 1
+    assert store.forget("a") == 0 and store.forget("b") == 1
+
+
+def test_what_is_larger_than_the_store_is_not_kept_and_drives_nobody_out():
+    store = HistoryStore(3 * CHARGE)
+    put(store, 1)
+    store.put("large", state(2, rows=128), owner="b", tokens=1)
+    assert "large" not in store and held(store, [1]) == [1]
+    assert HistoryStore(0).counters.device_bytes == 0
+
+
+def test_a_disk_takes_what_leaves_memory_and_gives_it_back_exactly(tmp_path):
+    store = on_disk(tmp_path)
+    for number in range(5):
+        put(store, number)
+    assert len(files(tmp_path)) == 3 and store.counters.disk_bytes == 3 * FILE_BYTES
+    assert same(store.get(("digest", 0)), 0)  # up again, and the oldest in memory goes down
+    assert len(files(tmp_path)) == 3 and held(store, range(5)) == [0, 1, 2, 3, 4]
+    put(store, 5)
+    assert held(store, range(6)) == [0, 2, 3, 4, 5] and store.counters.evictions == 1
+    for path in (tmp_path / "states").glob(f"{PREFIX}*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    store.close()
+    assert list((tmp_path / "states").iterdir()) == []
+
+
+def test_forgetting_a_user_leaves_neither_memory_nor_files(tmp_path):
+    store = on_disk(tmp_path, disk=6)
+    for number in range(8):
+        put(store, number, owner="even" if number % 2 == 0 else "odd")
+    assert store.forget("even") == 4 and store.forget("even") == 0
+    assert held(store, range(8)) == [1, 3, 5, 7] and len(files(tmp_path)) == 3
+    assert store.drop(lambda key: key[1] > 4) == 2
+    store.clear()
+    found = store.counters
+    assert (found.entries, found.device_bytes, found.disk_bytes, files(tmp_path)) == (0, 0, 0, [])
+    store.close()
+
+
+def test_a_call_under_way_does_not_bring_a_forgotten_user_back():
+    store = HistoryStore(10 * CHARGE)
+    begun = time.monotonic()
+    put(store, 1, owner="a", begun=begun)
+    store.forget("a")
+    put(store, 1, owner="a", begun=begun)
+    put(store, 2, owner="b", begun=begun)
+    assert held(store, [1, 2]) == [2]
+    put(store, 1, owner="a", begun=time.monotonic())  # who comes again is a user as any
+    assert held(store, [1, 2]) == [1, 2]
+    store.clear()
+    put(store, 2, owner="b", begun=begun)
+    assert len(store) == 0
+
+
+def test_states_go_when_their_time_is_over_without_any_call(tmp_path):
+    store = on_disk(tmp_path, ttl_s=0.3)
+    for number in range(4):
+        put(store, number)
+    time.sleep(0.15)
+    assert same(store.get(("digest", 3)), 3)
+    time.sleep(0.2)
+    assert held(store, range(4)) == [3]  # the rest is over, whether or not somebody has looked
+    end = time.monotonic() + 10
+    while store.counters.entries or files(tmp_path):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert store.get(("digest", 3)) is None
+    store.close()
+
+
+def test_a_file_that_is_gone_or_damaged_is_a_miss(tmp_path):
+    store = on_disk(tmp_path, memory=1)
+    for number in range(4):
+        put(store, number)
+    paths = sorted((tmp_path / "states").rglob("*.safetensors"))
+    paths[0].unlink()
+    paths[1].write_bytes(b"no tensors")
+    assert store.get(("digest", 0)) is None and store.get(("digest", 1)) is None
+    assert same(store.get(("digest", 2)), 2)
+    assert store.counters.disk_failures == 2 and store.counters.misses == 2
+    store.close()
+
+
+def test_a_disk_that_takes_nothing_costs_the_states_not_the_calls(tmp_path):
+    store = on_disk(tmp_path, memory=1)
+    for path in (tmp_path / "states").glob(f"{PREFIX}*"):
+        path.rmdir()
+    for number in range(3):
+        put(store, number)
+    found = store.counters
+    assert held(store, range(3)) == [2] and found.disk_failures == 2 and found.disk_bytes == 0
+    store.close()
+
+
+def leave(folder, ready):
+    store = HistoryStore(0, disk=folder, disk_bytes=2**20)
+    put(store, 1)
+    ready.set()
+    time.sleep(60)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # the child needs none of the threads
+def test_files_of_a_killed_process_go_at_the_next_start_and_a_living_one_keeps_its_own(tmp_path):
+    folder, forking = tmp_path / "states", multiprocessing.get_context("fork")  # spares the seconds of importing torch again
+    ready = forking.Event()
+    other = forking.Process(target=leave, args=(folder, ready))
+    other.start()
+    try:
+        assert ready.wait(30)
+        first = HistoryStore(0, disk=folder, disk_bytes=2**20)
+        assert len(files(folder)) == 1  # the other lives
+        other.kill()
+        other.join()
+        assert len(files(folder)) == 1
+        second = HistoryStore(0, disk=folder, disk_bytes=2**20)
+        assert files(folder) == []
+        del first  # as at the end of a process
+        gc.collect()
+        second.close()
+        assert list(folder.iterdir()) == []
+    finally:
+        other.kill()
+        other.join()
+
+
+@pytest.mark.parametrize(
+    ("storage", "size", "bound"), [("auto", 4, 0.0), ("float32", 4, 0.0), ("bfloat16", 2, 2**-8), ("int8", 1.25, 1 / 250)]
+)
+def test_stored_types_take_their_bytes_and_lose_what_they_say(storage, size, bound):
+    torch.manual_seed(0)
+    exact = torch.randn(3, 40, 16) * torch.logspace(-3, 3, 40)[:, None]
+    codes = torch.arange(40)
+    before = exact.clone()
+    packed = pack((exact, codes), storage)
+    assert torch.equal(exact, before)
+    found, kept = unpack(packed)
+    assert packed.buffer.numel() == pytest.approx(exact.numel() * size + 320, abs=128)
+    assert found.dtype == torch.float32 and torch.equal(kept, codes)
+    largest = exact.abs().amax(-1, keepdim=True)
+    assert ((found - exact).abs() / largest).max() <= bound
+    again, _ = unpack(pack((found, codes), storage))
+    torch.testing.assert_close(again, found, rtol=1e-6, atol=0)  # a state that is stored again loses no more
+
+
+def test_what_is_not_finite_stays_so_and_empty_tensors_stay_empty():
+    exact = torch.zeros(4, 16)
+    exact[1, 3], exact[2, 3] = float("nan"), float("inf")
+    found, none, half = unpack(pack((exact, torch.empty(0, 16), torch.ones(2, 16, dtype=torch.bfloat16)), "int8"))
+    assert found[0].eq(0).all() and found[3].eq(0).all()
+    assert not found[1].isfinite().all() and not found[2].isfinite().all()
+    assert none.shape == (0, 16) and half.dtype == torch.bfloat16 and half.eq(1).all()
+
+
+def test_many_threads_at_once_lose_nothing(tmp_path):
+    store = on_disk(tmp_path, memory=8, disk=8)
+    wrong = []
+
+    def work(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for number in torch.randint(0, 30, (150,), generator=generator).tolist():
+            found = store.get(("digest", number))
+            if found is not None and not same(found, number):
+                wrong.append(number)
+            put(store, number)
+            if number == 7:
+                store.forget("user 7")
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = store.counters
+    assert wrong == [] and found.hits + found.misses == 600
+    assert found.entries == 16 and len(files(tmp_path)) == 8
+    assert (found.device_bytes, found.disk_bytes) == (8 * CHARGE, 8 * FILE_BYTES)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"capacity": -1}, "capacity of the history cache: got -1"),
+        ({"capacity": 1, "storage": "int4"}, "got int4"),
+        ({"capacity": 1, "ttl_s": 0}, "seconds above 0"),
+        ({"capacity": 1, "disk_bytes": 5}, "a folder and the bytes of its files, or neither"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        HistoryStore(**options)
+
+
+def test_a_folder_in_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="lies in a file"):
+        HistoryStore(1, disk=tmp_path / "file" / "states", disk_bytes=1)
