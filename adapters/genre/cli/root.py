@@ -19,6 +19,7 @@ from genre.cli import (
     data,
     doctor,
     explain,
+    federated,
     merge,
     recommend,
     refresh,
@@ -67,7 +68,7 @@ def _root(
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(train.train, train.evaluate, recommend.recommend, score.score, merge.merge, tune.tune, tune.crossval, tune.compare),
-    *(bench.bench, refresh.refresh, explain.explain, report.report, audit.audit, doctor.doctor, serve.serve),
+    *(federated.federated, bench.bench, refresh.refresh, explain.explain, report.report, audit.audit, doctor.doctor, serve.serve),
 )
 for each in COMMANDS:
     app.command()(each)

@@ -3,7 +3,8 @@
 Owns: the wiring of a run's parts and their defaults. Ignores: the loop, files, the registry.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -42,6 +43,21 @@ class Start:
     layout: Layout
     heads: dict[str, Head]
     layers: dict[str, LoraLinear]
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What runs on different logs have in common, so that their parts have the same shapes.
+
+    Attributes:
+        vocabulary: The feedback values; None takes those of the log's training events.
+        classes: The number of classes of each categorical task; a task that is left out takes its labels'.
+        blank: Heads start at nothing that was counted in the log.
+    """
+
+    vocabulary: FeedbackVocabulary | None = None
+    classes: Mapping[str, int] = field(default_factory=dict)
+    blank: bool = False
 
 
 @dataclass
@@ -113,6 +129,7 @@ def assemble(
     *,
     soft: SoftTokens | None = None,
     bare: bool = False,
+    agreed: Agreed | None = None,
 ) -> Assembly:
     """Wire a run. The base carries the run's low-rank layers until `model.release()`.
 
@@ -123,6 +140,7 @@ def assemble(
         shared: A fitted encoder to use as it is; None fits a new one where one is needed.
         soft: The shared encoder's item vectors of this log, where another run has them already.
         bare: Leave the base bare: the layers are made and held, for a base that carries several runs' in turn.
+        agreed: What the run has in common with runs on other logs.
 
     Raises:
         RecipeError, DataError, ManifestError: The recipe, the log and the encoder do not go together.
@@ -130,11 +148,13 @@ def assemble(
     base.need_causal(f"recipe {recipe.name!r}, whose rows are a user's events with many targets,")
     torch.manual_seed(recipe.train.seed)
     chosen, train_mask = training_split(recipe, log)
+    agreed = agreed or Agreed()
     column = feedback_column(recipe, log)
+    own = agreed.vocabulary or (fit_vocabulary(column, log, train_mask) if shared is None else None)
     if needs_encoder(recipe):
-        shared = shared or make_encoder(recipe, log, base, train_mask, fit_vocabulary(column, log, train_mask))
+        shared = shared or make_encoder(recipe, log, base, train_mask, own)
         check_feedback(column, shared.feedback_column)
-    fitted = shared.vocabulary if shared else fit_vocabulary(column, log, train_mask)
+    fitted = shared.vocabulary if shared else own
     vocabulary = None if column is None else fitted
     sequence = recipe.sequence
     layout = Layout.make(
@@ -155,9 +175,10 @@ def assemble(
     if shared is not None and soft is None:
         shared.encoder.to(base.device)
         soft = SoftTokens(shared.encoder, shared.encoder.table(log.catalogue, base, fit=shared.digest is None))
-    heads = make_heads(recipe, base, builder, train_mask, fuse=soft is not None and recipe.encoder.fuse)
+    fuse = soft is not None and recipe.encoder.fuse
+    heads = make_heads(recipe, base, builder, train_mask, fuse=fuse, classes=agreed.classes, blank=agreed.blank)
     model = _make_model(recipe, log, base, heads, soft, train_mask)
-    if soft is not None:
+    if soft is not None and not agreed.blank:
         start_item_heads(model, builder, train_mask)
     let_train(model, recipe, bare=bare)
     return Assembly(recipe, log, base, chosen, train_mask, builder, model, shared, {})

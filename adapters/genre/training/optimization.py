@@ -82,6 +82,10 @@ class Optimization:
         self.optimizer.step()
         self.zero_grad()
 
+    def restart(self) -> None:
+        """Forget the moments of earlier steps, which are of weights that were replaced."""
+        self.optimizer.state.clear()
+
     def zero_grad(self) -> None:
         """Drop the gradients."""
         self.optimizer.zero_grad(set_to_none=True)

@@ -3,6 +3,7 @@
 Owns: making them. Ignores: how they are wired and trained.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,9 +105,25 @@ def least_events(recipe: Recipe) -> int:
 
 
 def make_heads(
-    recipe: Recipe, base: Base, builder: RowBuilder | TextRows, train_mask: np.ndarray, *, fuse: bool = False
+    recipe: Recipe,
+    base: Base,
+    builder: RowBuilder | TextRows,
+    train_mask: np.ndarray,
+    *,
+    fuse: bool = False,
+    classes: Mapping[str, int] | None = None,
+    blank: bool = False,
 ) -> dict[str, Head]:
     """Make one head per task, started at the training labels' share, or mean and deviation, and fit its n-grams.
+
+    Args:
+        recipe: The recipe.
+        base: The base.
+        builder: The rows of the data.
+        train_mask: (n,) bool, rows that train.
+        fuse: Heads read the user's earlier events.
+        classes: The number of classes of categorical tasks, where it is not that of the labels.
+        blank: Start at no statistics of the labels.
 
     Raises:
         DataError: A task's labels cannot train it.
@@ -125,11 +142,12 @@ def make_heads(
             raise RecipeError(
                 what, got=got, expected=f"classes below {words}", todo="name one word per class in the task's words"
             )
-        classes = len(task.classes or ()) or (int(labels.max()) + 1 if task.head == "categorical" else 0)
+        own = len(task.classes or ()) or (int(labels.max()) + 1 if task.head == "categorical" else 0)
         ngrams = _fit_ngrams(recipe, task, builder, train_mask) if isinstance(builder, TextRows) else None
         count = None if ngrams is None else len(ngrams.keys)
-        spec = HeadSpec.of(task, base.hidden_size, classes=classes, feedback_codes=codes, fuse=fuse, ngrams=count)
-        start = label_statistics(task, labels[train_mask & known_labels(labels)])
+        count_of = (classes or {}).get(task.name, own)
+        spec = HeadSpec.of(task, base.hidden_size, classes=count_of, feedback_codes=codes, fuse=fuse, ngrams=count)
+        start = {} if blank else label_statistics(task, labels[train_mask & known_labels(labels)])
         heads[task.name] = make_head(spec, base, dropout=recipe.train.dropout, ngrams=ngrams, **start)
     return heads
 

@@ -62,7 +62,7 @@ def merge(
         return {}
     ranks = sorted({a.shape[0] for update in updates for a, _, _ in update.values()})
     if method == "svd":
-        return {name: (*_truncated(_parts(updates, weights, name), rank or ranks[-1]), 1.0) for name in names}
+        return {name: (*best_of_rank(_parts(updates, weights, name), rank or ranks[-1]), 1.0) for name in names}
     if len(ranks) > 1:
         got, todo = f"ranks {', '.join(map(str, ranks))}", "use --method svd, which merges any ranks"
         raise ManifestError(f"method {method} needs parents of one rank", got=got, expected="equal ranks", todo=todo)
@@ -130,7 +130,7 @@ def _combined(
     return a, combine([b for _, b, _ in parts], roots)
 
 
-def _truncated(parts: list[tuple[Tensor, Tensor, float]], rank: int) -> tuple[Tensor, Tensor]:
+def best_of_rank(parts: list[tuple[Tensor, Tensor, float]], rank: int) -> tuple[Tensor, Tensor]:
     """A and B of the best rank-`rank` form of sum_i w_i B_i A_i; without ever building the (out, in) matrix.
 
     With [B_1 … B_n] = Q_b R_b and [w_1 A_1; …; w_n A_n]ᵀ = Q_a R_a, the singular values of the sum are those of R_b R_aᵀ.

@@ -1,0 +1,67 @@
+"""Client-level noise: clipped updates, Gaussian noise on their sum, and the epsilon of all rounds together.
+
+Owns: these. Ignores: who adds the noise, what an update is of.
+
+    >>> round(epsilon(1.0, rounds=10, delta=1e-2), 2), round(epsilon(4.0, rounds=10, delta=1e-2), 2)
+    (10.95, 1.79)
+
+The unit is a client: two runs are neighbours if one has a client's updates and the other zeros in their place, so the sum of
+updates of length at most C moves by at most C. Noise N(0, (z C)²) on it is a Gaussian mechanism of μ = 1 / z, and k rounds of it
+are one of μ = √k / z (Dong, Roth and Su, 2019), whose epsilon at a delta is exact (Balle and Wang, 2018).
+"""
+
+import math
+
+import numpy as np
+
+from genre.errors import InputError
+
+
+def clipped(update: np.ndarray, most: float) -> np.ndarray:
+    """An update, (n,), scaled down to a length of at most `most`."""
+    length = float(np.linalg.norm(update))
+    return update if length <= most else update * (most / length)
+
+
+def noisy_mean(
+    updates: list[np.ndarray], *, clip: float, multiplier: float, draw: np.random.Generator | None = None
+) -> np.ndarray:
+    """The mean of clipped updates, (n,) each, with noise of deviation `multiplier` times `clip` on their sum.
+
+    Args:
+        updates: One per client; all count alike.
+        clip: The greatest length of one.
+        multiplier: Of the noise.
+        draw: The source of the noise; by default one that nobody can repeat.
+    """
+    total = np.sum([clipped(update, clip) for update in updates], axis=0)
+    return (total + (draw or np.random.default_rng()).normal(0.0, multiplier * clip, size=total.shape)) / len(updates)
+
+
+def epsilon(multiplier: float, *, rounds: int, delta: float) -> float:
+    """The epsilon at `delta` of so many rounds with noise of `multiplier` times the clipping length.
+
+    Raises:
+        InputError: An argument is out of range.
+    """
+    if not multiplier > 0 or not 0 < delta < 1 or rounds < 1:
+        got, expected = (
+            f"noise {multiplier:g}, delta {delta:g}, {rounds} rounds",
+            "noise above 0, delta in (0, 1), 1 round or more",
+        )
+        raise InputError("the noise has no epsilon", got=got, expected=expected)
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    mu = math.sqrt(rounds) / multiplier
+
+    def excess(value: float) -> float:
+        second = math.exp(value + norm.logcdf(-value / mu - mu / 2))
+        return float(norm.cdf(-value / mu + mu / 2) - second - delta)
+
+    if excess(0.0) <= 0:
+        return 0.0
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    return float(brentq(excess, 0.0, high))
