@@ -32,7 +32,7 @@ class Trained:
     base: Path
 
 
-def recipe(base: Path, *tasks: dict[str, Any], **sections: Any) -> Recipe:
+def recipe(base: Path, /, *tasks: dict[str, Any], **sections: Any) -> Recipe:
     """A recipe that trains in a second; `train={"epochs": 1}` changes keys of a section, a text replaces it."""
     raw: dict[str, Any] = {
         "name": tasks[0]["name"],
@@ -49,7 +49,7 @@ def recipe(base: Path, *tasks: dict[str, Any], **sections: Any) -> Recipe:
     return Recipe.parse(raw)
 
 
-def text_recipe(base: Path | str, *tasks: dict[str, Any], **sections: Any) -> Recipe:
+def text_recipe(base: Path | str, /, *tasks: dict[str, Any], **sections: Any) -> Recipe:
     """The same for `planted_texts`."""
     raw: dict[str, Any] = {
         "name": tasks[0]["name"],
@@ -64,7 +64,7 @@ def text_recipe(base: Path | str, *tasks: dict[str, Any], **sections: Any) -> Re
     return Recipe.parse(raw)
 
 
-def write_recipe(base: Path, *tasks: dict[str, Any], **sections: Any) -> str:
+def write_recipe(base: Path, /, *tasks: dict[str, Any], **sections: Any) -> str:
     """Write `NAME.yaml`, one epoch on the data set `shop`, into the current folder; return its name."""
     found = recipe(base, *tasks, **{"data": {"path": "shop"}, "train": {"epochs": 1}, **sections})
     Path(f"{found.name}.yaml").write_text(found.dump())

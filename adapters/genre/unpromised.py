@@ -17,11 +17,22 @@ def checkpointed(layers: Iterable[Any], checkpoint: Callable[..., Any]) -> Itera
 
     transformers' own switch (`gradient_checkpointing_enable`, from 5.24 on `activation_checkpointing_enable`) makes the token
     embeddings require gradients as well, for good, and layers that take part must be in training mode, where dropout is on. Here
-    a layer alone is in training mode, its parts stay in evaluation.
+    a layer alone is in training mode, and not while its function runs; its parts stay in evaluation.
     """
+
+    def still(layer: Any, function: Callable[..., Any], *given: Any) -> Any:
+        before, layer.training = layer.training, False  # some layers (OPT) drop out by their own mode
+        try:
+            return function(*given)
+        finally:
+            layer.training = before
+
+    def around(layer: Any, function: Callable[..., Any], *given: Any) -> Any:
+        return checkpoint(partial(still, layer, function), *given)
+
     chosen = list(layers)
     for layer in chosen:
-        layer._gradient_checkpointing_func = checkpoint
+        layer._gradient_checkpointing_func = partial(around, layer)
         layer.gradient_checkpointing = True
         layer.training = True
     try:

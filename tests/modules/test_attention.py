@@ -169,19 +169,21 @@ def test_gradients_equal_those_of_a_dense_mask():
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("key_heads", [HEADS, 2])
 def test_each_batch_of_a_packed_one_sees_itself_only(key_heads, window):
-    """Two rows of 5 tokens, one of 3, and a row with branches, packed into one row."""
-    _, _, branched = batch_of([row_of(4, [2, 3])])
-    shapes, masks = [(2, 5), (1, 3), (1, 9)], [None, None, branched]
+    """Two rows of 5 tokens, one of 3, and a row with branches, packed into one row; a window counts positions in all of them."""
+    _, positions, branched = batch_of([row_of(4, [2, 3])])
+    branched = branched & (positions[:, :, None] - positions[:, None] < (window or 100))[:, None]
+    _, _, unwindowed = batch_of([row_of(4, [2, 3])])
+    shapes, masks, places = [(2, 5), (1, 3), (1, 9)], [None, None, unwindowed], [None, None, positions]
     alone = [states(*shape, key_heads=key_heads, seed=seed) for seed, shape in enumerate(shapes)]
     flat = [torch.cat([each[kind].transpose(0, 1).flatten(1, 2) for each in alone], dim=1)[None] for kind in range(3)]
     parts, start = [], 0
-    for shape, mask in zip(shapes, masks, strict=True):
+    for shape, mask, place in zip(shapes, masks, places, strict=True):
         stop = start + shape[0] * shape[1]
-        parts.append(PackedPart(start, stop, shape, None if mask is None else added(mask, torch.float32)))
+        parts.append(PackedPart(start, stop, shape, None if mask is None else added(mask, torch.float32), place))
         start = stop
     got, _ = attend(Layer(HEADS // key_heads), *flat, None, packed=tuple(parts), sliding_window=window)
     assert got.shape == (1, start, HEADS, WIDTH)
-    for part, mask, own in zip(parts, masks, alone, strict=True):
+    for part, mask, own in zip(parts, (None, None, branched), alone, strict=True):
         step = torch.arange(part.shape[1])
         causal = (step[:, None] >= step) & (step[:, None] - step < (window or 100))
         wanted = dense(*own, causal if mask is None else mask)
@@ -194,8 +196,8 @@ def test_plans_and_parts_move_with_the_layers_that_accelerate_places():
     there = blocks.to("meta")
     assert blocks.to("cpu") is blocks and there is blocks.to("meta") and isinstance(there, Blocks)
     assert there.blocks[1].mask.is_meta and there.blocks[0].mask is None and there.positions.is_meta
-    part = PackedPart(0, 4, (2, 2), torch.zeros(2, 1, 2, 2))
-    assert part.to("meta").mask.is_meta and part.to("meta").shape == (2, 2)
+    part = PackedPart(0, 4, (2, 2), torch.zeros(2, 1, 2, 2), torch.zeros(2, 2, dtype=torch.long))
+    assert part.to("meta").mask.is_meta and part.to("meta").positions.is_meta and part.to("meta").shape == (2, 2)
 
 
 # --- on a model ------------------------------------------------------------------------------------------------------

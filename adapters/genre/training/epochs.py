@@ -57,7 +57,9 @@ def plan_epoch(assembly: Assembly, all_labels: Labels, epoch: int) -> Epoch:
     if not rows:
         raise InputError("no user has enough training events", expected=f"data.min_events {data.min_events} or more")
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    longest, limit = int(lengths.argmax()), getattr(assembly.base.model.config, "max_position_embeddings", None)
+    longest, base = int(lengths.argmax()), assembly.base
+    limits = (getattr(base.model.config, "max_position_embeddings", None), base.position_limit)
+    limit = min(filter(None, limits), default=None)
     if limit is not None and lengths[longest] > limit:
         got = f"{lengths[longest]:,} tokens: {name_rows(assembly, [rows[longest]])}"
         todo = "lower data.max_events or sequence.max_item_tokens, or take long user columns out of sequence.instruction"

@@ -60,9 +60,8 @@ class Block:
     def near(self, positions: Tensor, window: int) -> Tensor:
         """The mask restricted to a sliding window; positions (B, T)."""
         keys = torch.cat([positions[:, : self.first], positions[:, self.again : self.stop]], dim=1)
-        near = positions[:, self.start : self.stop, None] - keys[:, None] < window
-        mask = self.mask if self.mask is not None else torch.ones_like(near).tril_()[:, None]
-        return mask & near[:, None]
+        close = near(positions[:, self.start : self.stop], keys, window)
+        return close & (self.mask if self.mask is not None else torch.ones_like(close).tril_())
 
 
 @dataclass(frozen=True)
@@ -98,16 +97,30 @@ class PackedPart:
         start, stop: Its first token, and the one after its last.
         shape: (B, T).
         mask: (B, 1, T, T) what is added to attention scores; None for plain causal attention.
+        positions: (B, T) int64, or None for 0, 1, 2, …
     """
 
     start: int
     stop: int
     shape: tuple[int, int]
     mask: Tensor | None
+    positions: Tensor | None = None
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "PackedPart":
         """The same on another device."""
-        return PackedPart(self.start, self.stop, self.shape, None if self.mask is None else self.mask.to(device))
+        moved = (None if each is None else each.to(device) for each in (self.mask, self.positions))
+        return PackedPart(self.start, self.stop, self.shape, *moved)
+
+    def within(self, window: int | None, query: Tensor) -> Tensor | None:
+        """The mask restricted to a sliding window, on the device and in the precision of queries; None for plain attention."""
+        tokens = self.shape[1]
+        if window is None or tokens <= window:
+            return self.mask
+        step = torch.arange(tokens, device=query.device)[None]
+        close = near(step, step, window) if self.positions is None else near(self.positions, self.positions, window)
+        if self.mask is None:
+            return added(close & (step[:, :, None] >= step[:, None]), query.dtype)
+        return self.mask.masked_fill(~close, torch.finfo(query.dtype).min)
 
 
 def plan_blocks(masked: Sequence[np.ndarray], positions: Tensor) -> Blocks:
@@ -195,7 +208,7 @@ def attend(
         for part in packed:
             flat = (states[0, :, part.start : part.stop] for states in (query, key, value))
             rows = [states.unflatten(1, part.shape).transpose(0, 1) for states in flat]
-            mask = part.mask if part.mask is not None else _window_mask(rows[0], part.shape[1], sliding_window)
+            mask = part.within(sliding_window, query)
             found.append(sdpa_attention_forward(module, *rows, mask, scaling=scaling, **rest)[0].flatten(0, 1))
         return torch.cat(found)[None], None
     if blocks is None:
@@ -214,14 +227,28 @@ def attend(
     return torch.cat(parts, dim=1), None
 
 
+def near(queries: Tensor, keys: Tensor, window: int) -> Tensor:
+    """The mask of a sliding window, (B, 1, Q, K) bool, from the positions of queries (B, Q) and keys (B, K)."""
+    return (queries[:, :, None] - keys[:, None] < window)[:, None]
+
+
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """The additive form of a mask that is True where a query may look."""
     return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
 
 
-def _window_mask(query: Tensor, tokens: int, window: int | None) -> Tensor | None:
-    """The additive mask of a sliding window over rows of so many tokens; None if the window covers them."""
-    if window is None or tokens <= window:
-        return None
-    step = torch.arange(tokens, device=query.device)
-    return added((step[:, None] >= step) & (step[:, None] - step < window), query.dtype)[None, None]
+def masks_of(config: Any, mask: Tensor, positions: Tensor | None, dtype: torch.dtype) -> Any:
+    """A mask (B, 1, T, T) as a model adds it to attention scores; for one with layers of both kinds a mask for each kind.
+
+    transformers takes a mask of four dimensions as it is, so a sliding window that rows are longer than must be in it.
+    """
+    whole, window = added(mask, dtype), getattr(config, "sliding_window", None)
+    if window is None or mask.shape[-1] <= window:
+        return whole
+    if positions is None:
+        positions = torch.arange(mask.shape[-1], device=mask.device)[None]
+    slid = added(mask & near(positions, positions, window), dtype)
+    kinds = set(getattr(config, "layer_types", None) or ("sliding_attention",))
+    if len(kinds) > 1:
+        return {"full_attention": whole, "sliding_attention": slid}
+    return slid if kinds == {"sliding_attention"} else whole

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from genre.data.sequences.batches import padded, plan_batches
 from genre.errors import BaseModelError, InputError
-from genre.modules.base.attention import Blocks, PackedPart, added
+from genre.modules.base.attention import Blocks, PackedPart, added, masks_of
 from genre.modules.base.fingerprint import fingerprint
+from genre.modules.base.kinds import EAGER, VERIFIED, check_branches, need_positions, position_limit, scale_logits
 from genre.modules.base.loading import IN_PARTS, Quantization, cut_layers, device_of, load_model, weight_of
 from genre.modules.base.quiet import quiet_casts
 from genre.modules.base.source import find, is_encoder, max_row_tokens, need_causal, read_config, tokenizer_digest
@@ -85,8 +86,8 @@ class Base:
             offload_folder: For what the map, or `auto`, leaves on the disk.
 
         Raises:
-            BaseModelError: The folder is neither a causal LM nor an encoder, the depth is too large, or the device cannot hold
-                the quantization.
+            BaseModelError: The folder is neither a causal LM nor an encoder, or is one whose layers cannot keep the branches of
+                a row apart; the depth is too large, or the device cannot hold the quantization.
         """
         folder = find(name)
         config, tokenizer = read_config(name, folder)
@@ -94,7 +95,10 @@ class Base:
         place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = load_model(name, folder, config, quantization, place, dtype, device_map, offload_folder)
         marks = fingerprint(folder), tokenizer_digest(tokenizer)
-        return cls(name, model, tokenizer, quantization, *marks, folder, full_depth, bidirectional=is_encoder(config))
+        base = cls(name, model, tokenizer, quantization, *marks, folder, full_depth, bidirectional=is_encoder(config))
+        if not (base.bidirectional or base.offloaded or config.model_type in VERIFIED):
+            check_branches(base)
+        return base
 
     @property
     def body(self) -> nn.Module:
@@ -129,7 +133,8 @@ class Base:
     @property
     def embedding_rms(self) -> float:
         """Root mean square of the token embedding's entries: the scale that soft tokens start at."""
-        return float(weight_of(self.embedding)[:4096].float().square().mean().sqrt())
+        scale = float(getattr(self.embedding, "embed_scale", 1.0))  # of Gemma's kind, which its embedding multiplies by
+        return scale * float(weight_of(self.embedding)[:4096].float().square().mean().sqrt())
 
     @property
     def offloaded(self) -> bool:
@@ -177,6 +182,11 @@ class Base:
         """The longest row that an encoder's absolute positions reach; None for a base without such a limit."""
         return max_row_tokens(self.model.config, self.tokenizer) if self.bidirectional else None
 
+    @property
+    def position_limit(self) -> int | None:
+        """The number of positions that a causal base can tell apart (learned ones, mostly); None without such a limit."""
+        return None if self.bidirectional else position_limit(self.model.config)
+
     def need_causal(self, what: str) -> None:
         """Check that the base reads from left to right, as slots, branches and many targets in one row need it.
 
@@ -214,6 +224,7 @@ class Base:
 
         Raises:
             BaseModelError: Positions or a mask are given to an encoder, or the base's layers cannot be run again.
+            InputError: A row needs more positions than the base can tell apart.
         """
         if checkpoint:
             with self._checkpointed(read):
@@ -224,14 +235,16 @@ class Base:
             assert lengths is not None, "an encoder needs to know what is padding"
             there = torch.arange(embeds.shape[1], device=embeds.device) < lengths.to(embeds.device)[:, None]
             return self._pass(inputs_embeds=embeds, attention_mask=there.long())
+        need_positions(self.position_limit, embeds.shape[1], positions)
         more: dict[str, Any] = {}
+        given: Any = None
         if mask is not None:
-            mask = added(mask, embeds.dtype)
+            given = masks_of(self.model.config, mask, positions, embeds.dtype)
         elif blocks is not None:
-            mask = embeds.new_zeros(1, 1, 1, 1)  # any 4-D mask keeps transformers from making a whole one; nobody reads it
+            given = embeds.new_zeros(1, 1, 1, 1)  # any 4-D mask keeps transformers from making a whole one; nobody reads it
             more["blocks"] = blocks
         with self._skipping(read):
-            return self._pass(inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False, **more)
+            return self._pass(inputs_embeds=embeds, position_ids=positions, attention_mask=given, use_cache=False, **more)
 
     def packed(
         self,
@@ -257,9 +270,10 @@ class Base:
         parts: list[PackedPart] = []
         steps = []
         for each, own, mask in zip(embeds, positions, masks, strict=True):
+            need_positions(self.position_limit, each.shape[1], own)
             start, (rows, length) = parts[-1].stop if parts else 0, each.shape[:2]
             scores = None if mask is None else added(mask, each.dtype)
-            parts.append(PackedPart(start, start + rows * length, (rows, length), scores))
+            parts.append(PackedPart(start, start + rows * length, (rows, length), scores, own))
             steps.append(torch.arange(length, device=each.device).repeat(rows) if own is None else own.reshape(-1))
         flat = torch.cat([each.flatten(0, 1) for each in embeds])[None]
         unread = flat.new_zeros(1, 1, 1, 1)  # as in `hidden`
@@ -314,7 +328,8 @@ class Base:
     @property
     def takes_blocks(self) -> bool:
         """True if attention by blocks works here: the model passes unknown arguments on to the attention function."""
-        return not self.bidirectional and self.model.is_backend_compatible()
+        own = self.model.config.model_type in EAGER
+        return not self.bidirectional and not own and self.model.is_backend_compatible()
 
     @property
     def in_parts(self) -> bool:
@@ -363,9 +378,13 @@ class Base:
             BaseModelError: The base is an encoder.
         """
         self.need_causal("head 'verbalizer'")
-        weight = weight_of(self.model.get_output_embeddings())
-        weight = weight[word_ids.to(weight.device)].to(hidden.dtype)
-        return nn.functional.linear(hidden, weight.to(hidden.device)).float()
+        head = self.model.get_output_embeddings()
+        weight, bias = weight_of(head), getattr(head, "bias", None)
+        ids = word_ids.to(weight.device)
+        logits = nn.functional.linear(hidden, weight[ids].to(hidden.device, hidden.dtype)).float()
+        if bias is not None:
+            logits = logits + bias[ids].to(hidden.device).float()
+        return scale_logits(self.model.config, logits)
 
     @torch.no_grad()
     def text_vectors(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genre.errors import BaseModelError, first_line
 from genre.modules.base.fused_layers import fuse_layers
+from genre.modules.base.kinds import EAGER
 from genre.modules.base.quiet import quiet
 from genre.modules.base.source import is_encoder
 from genre.unpromised import execution_device
@@ -38,7 +39,7 @@ def cut_layers(name: str, config: Any, depth: int | None) -> int:
     if depth is not None and not 1 <= depth <= full_depth:
         raise BaseModelError("depth is out of range", got=depth, expected=f"1 to {full_depth} for base {name!r}")
     config.num_hidden_layers = depth or full_depth
-    if getattr(config, "layer_types", None):
+    if len(getattr(config, "layer_types", None) or ()) > config.num_hidden_layers:
         config.layer_types = config.layer_types[: config.num_hidden_layers]
     return full_depth
 
@@ -60,7 +61,8 @@ def load_model(
         on_gpu = any(isinstance(each, int) or str(each).startswith("cuda") for each in device_map.values())
         device = "cuda" if on_gpu else "cpu"
     precision = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-    kind: Any = AutoModel if is_encoder(config) else AutoModelForCausalLM
+    encoder = is_encoder(config)
+    kind: Any = AutoModel if encoder else AutoModelForCausalLM
     with quiet():
         try:
             model = kind.from_pretrained(
@@ -70,10 +72,13 @@ def load_model(
                 device_map=dict(device_map) if device_map else "auto" if device == "auto" else {"": device},
                 offload_folder=offload_folder,
                 quantization_config=_bits(quantization),
-                attn_implementation="sdpa",
+                attn_implementation=None if encoder else "eager" if config.model_type in EAGER else "sdpa",
             )
         except (OSError, ValueError, ImportError, RuntimeError) as error:
-            raise BaseModelError(f"base {name!r} cannot be loaded", got=first_line(error)) from None
+            reason = first_line(error)
+            if "does not support an attention implementation" in reason:
+                reason = f"{config.model_type}, whose attention is its own and takes no mask for branches"
+            raise BaseModelError(f"base {name!r} cannot be loaded", got=reason) from None
     for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

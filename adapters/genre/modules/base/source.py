@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from genre.errors import BaseModelError, first_line
+from genre.modules.base.kinds import need_kind
 from genre.modules.base.packaged import BASES, prepare_base, prepared_base
 from genre.modules.base.quiet import quiet
 
@@ -73,17 +74,19 @@ def read_config(name: str, folder: Path) -> tuple[Any, Any]:
     """The configuration and the tokenizer of a base's folder.
 
     Raises:
-        BaseModelError: The folder holds none.
+        BaseModelError: The folder holds none, or one of a kind that cannot be a base.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     with quiet():
         try:
-            return AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+            found = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise BaseModelError(
                 f"base {name!r} cannot be read", got=first_line(error), expected="a folder with config.json and a tokenizer"
             ) from None
+    need_kind(name, found[0])
+    return found
 
 
 def reads_both_ways(folder: Path) -> bool:

@@ -26,14 +26,15 @@ class FusedLora(torch.autograd.Function):
         ctx.save_for_backward(x, weight, *pairs)
         ctx.spans = spans
         flat = x.reshape(-1, x.shape[-1])
-        y = x.new_empty(len(flat), len(weight))
+        found = x.new_empty(*x.shape[:-1], len(weight))  # autograd lets nobody change a view that is returned, as OLMo does
+        y = found.view(len(flat), -1)
         for start, stop, index, scale in spans:
             merged = weight if index < 0 else torch.addmm(weight, pairs[index + 1], pairs[index], alpha=scale)
             if bias is None:
                 torch.mm(flat[start:stop], merged.t(), out=y[start:stop])
             else:
                 torch.addmm(bias, flat[start:stop], merged.t(), out=y[start:stop])
-        return y.view(*x.shape[:-1], -1)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -62,7 +63,9 @@ class AddUpdate(torch.autograd.Function):
         ctx.save_for_backward(x, a, b)
         ctx.scale = scale
         flat = x.reshape(-1, a.shape[1])
-        return torch.addmm(y.reshape(len(flat), -1), (a @ flat.t()).t(), b.t(), alpha=scale).view_as(y)
+        found = y.new_empty(y.shape)
+        torch.addmm(y.reshape(len(flat), -1), (a @ flat.t()).t(), b.t(), alpha=scale, out=found.view(len(flat), -1))
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
