@@ -2,8 +2,9 @@
 
 Owns: the layout, the storage types, their loss. Ignores: what the tensors mean, where the buffer lies.
 
-    packed = pack((keys, values), "int8")       # bytes: a quarter of float32's, and a scale of 4 for each vector of the last axis
-    keys, values = unpack(packed)               # the shapes and types that were packed, on the device of the buffer
+    layout = lay_out((keys, values), "int8")    # bytes: a quarter of float32's, and a scale of 4 for each vector of the last axis
+    pack((keys, values), layout, buffer)        # (layout.size,) uint8
+    keys, values = unpack(buffer, layout)       # the shapes and types that were packed, on the device of the buffer
 
 One buffer for an entry, since thirty layers are sixty tensors: one allocation, one copy between memories, one file.
 """
@@ -50,25 +51,25 @@ class Layout:
     size: int
 
 
-@dataclass(frozen=True)
-class Packed:
-    """A buffer, (bytes,) uint8, and its layout."""
-
-    buffer: Tensor
-    layout: Layout
-
-
-def pack(tensors: Sequence[Tensor], storage: Storage) -> Packed:
-    """Copy tensors of one device into a new buffer there.
+def lay_out(tensors: Sequence[Tensor], storage: Storage) -> Layout:
+    """Lay tensors out.
 
     Args:
         tensors: Any shapes; tensors that are not floating-point are stored as they are.
         storage: `auto` keeps types; `float32` and `bfloat16` round to them where they are smaller; `int8` rounds each vector
             of the last axis to 255 steps of its largest value.
     """
-    layout = _lay_out(tuple((each.dtype, tuple(each.shape)) for each in tensors), storage)
-    device = tensors[0].device if tensors else torch.device("cpu")
-    buffer = torch.empty(layout.size, dtype=torch.uint8, device=device)
+    return _lay_out(tuple((each.dtype, tuple(each.shape)) for each in tensors), storage)
+
+
+def pack(tensors: Sequence[Tensor], layout: Layout, buffer: Tensor) -> None:
+    """Write tensors into a buffer.
+
+    Args:
+        tensors: Those that were laid out.
+        layout: Their layout.
+        buffer: (bytes,) uint8 on their device, of the layout's size.
+    """
     for tensor, part in zip(tensors, layout.parts, strict=True):
         values = _view(buffer, part.start, part.stored, part.shape)
         if part.scales is None:
@@ -79,12 +80,11 @@ def pack(tensors: Sequence[Tensor], storage: Storage) -> Packed:
         # A vector of zeros has any scale; one that is not finite keeps a scale that is not, and stays so.
         scales.copy_(exact.abs().amax(-1, keepdim=True).div_(LARGEST).clamp_min_(torch.finfo(torch.float32).tiny))
         values.copy_(exact.div(scales).round_())
-    return Packed(buffer, layout)
 
 
-def unpack(packed: Packed) -> tuple[Tensor, ...]:
+def unpack(buffer: Tensor, layout: Layout) -> tuple[Tensor, ...]:
     """Return the tensors that were packed; views of the buffer where nothing was converted, so nobody may write into them."""
-    return tuple(_read(packed.buffer, part) for part in packed.layout.parts)
+    return tuple(_read(buffer, part) for part in layout.parts)
 
 
 def _read(buffer: Tensor, part: Part) -> Tensor:

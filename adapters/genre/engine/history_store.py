@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genre.engine.history_packing import STORAGES, Layout, Packed, Storage, pack, unpack
-from genre.engine.history_tiers import DeviceTier, DiskTier, HostTier, Tier
+from genre.engine.history_packing import STORAGES, Layout, Storage, lay_out, pack, unpack
+from genre.engine.history_tiers import DiskTier, HostTier, MemoryTier, Tier
 from genre.errors import DiskError, InputError
 
 LONGEST_CALL_S = 3600.0
@@ -127,7 +127,8 @@ class HistoryStore:
             raise InputError("disk of the history cache", got=got, expected="a folder and the bytes of its files, or neither")
         self.storage = storage
         self.ttl_s = ttl_s
-        self._shelves = [_Shelf(tier) for tier in _tiers(torch.device(device), capacity, host, disk, disk_bytes)]
+        self.device = torch.device(device)
+        self._shelves = [_Shelf(tier) for tier in _tiers(self.device, capacity, host, disk, disk_bytes)]
         self._owned: dict[str, set[Hashable]] = {}
         self._found: dict[Hashable, _Entry] = {}
         self._forgotten: dict[int | None, float] = {}  # by hash: not even the id is kept
@@ -174,8 +175,7 @@ class HistoryStore:
                 self._place(entry, buffer, 0)
             else:
                 self._shelves[0].entries.move_to_end(key)
-            packed = Packed(buffer, entry.layout)
-        return unpack(packed)
+        return unpack(buffer, entry.layout)
 
     def put(self, key: Hashable, tensors: Sequence[Tensor], *, owner: str, tokens: int, begun: float | None = None) -> None:
         """Keep a copy of a state's tensors; one of the same key is replaced. One that is larger than every tier is not kept.
@@ -187,17 +187,19 @@ class HistoryStore:
             tokens: Tokens that were read for it.
             begun: When the call that made it began (`time.monotonic()`): it is not kept if the user was forgotten since.
         """
-        packed = pack(tensors, self.storage)
+        layout = lay_out(tensors, self.storage)
         with self._lock:
             if not self._open or (begun is not None and begun <= self._forgotten_at(owner)):
                 return
             old = self._found.get(key)
             if old is not None:
                 self._remove(old)
-            entry = _Entry(key, owner, tokens, packed.layout, time.monotonic())
+            buffer = self._room(layout.size)
+            pack(tensors, layout, buffer)
+            entry = _Entry(key, owner, tokens, layout, time.monotonic())
             self._found[key] = entry
             self._owned.setdefault(owner, set()).add(key)
-            self._place(entry, packed.buffer, 0)
+            self._place(entry, buffer, 0)
             self._watch()
 
     def forget(self, owner: str) -> int:
@@ -262,6 +264,22 @@ class HistoryStore:
     def _expired(self, entry: _Entry) -> bool:
         return self.ttl_s is not None and time.monotonic() - entry.used >= self.ttl_s
 
+    def _room(self, size: int) -> Tensor:
+        """Memory for a buffer, of the first tier if it has a place or makes one."""
+        shelf = self._shelves[0]
+        charge = shelf.tier.charge(size)
+        if charge <= shelf.tier.capacity and isinstance(shelf.tier, MemoryTier):
+            self._make_room(shelf, charge)
+            while (block := shelf.tier.room(size)) is None and shelf.entries:
+                self._move_down(next(iter(shelf.entries.values())))
+            if block is not None:
+                return block
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def _make_room(self, shelf: _Shelf, charge: int) -> None:
+        while shelf.bytes + charge > shelf.tier.capacity:
+            self._move_down(next(iter(shelf.entries.values())))
+
     def _place(self, entry: _Entry, buffer: Tensor, level: int) -> None:
         """Put an entry that is in no tier into one, or a lower one where that is too small; others make room."""
         for index in range(level, len(self._shelves)):
@@ -269,20 +287,25 @@ class HistoryStore:
             charge = shelf.tier.charge(buffer.numel())
             if charge > shelf.tier.capacity:
                 continue
-            while shelf.bytes + charge > shelf.tier.capacity:
+            self._make_room(shelf, charge)
+            while not (fits := shelf.tier.fits(buffer)) and shelf.entries:
                 self._move_down(next(iter(shelf.entries.values())))
             try:
-                entry.held = shelf.tier.keep(buffer)
-            except DiskError:  # a cache that is full of nothing is better than a call that fails
+                if fits:
+                    self._hold(entry, buffer, index, charge)
+                    return
+            except DiskError:  # a cache that holds less is better than a call that fails
                 self._failures += 1
-                continue
-            entry.level = index
-            entry.charge = charge
-            shelf.entries[entry.key] = entry
-            shelf.bytes += charge
-            return
         self._evictions += 1
         self._unlist(entry)
+
+    def _hold(self, entry: _Entry, buffer: Tensor, level: int, charge: int) -> None:
+        shelf = self._shelves[level]
+        entry.held = shelf.tier.keep(buffer)
+        entry.level = level
+        entry.charge = charge
+        shelf.entries[entry.key] = entry
+        shelf.bytes += charge
 
     def _move_down(self, entry: _Entry) -> None:
         level = entry.level
@@ -340,11 +363,11 @@ class HistoryStore:
 def _tiers(device: torch.device, capacity: int, host: int, disk: Path | None, disk_bytes: int) -> list[Tier]:
     """The tiers of a device, the fastest first."""
     tiers: list[Tier] = []
-    if device.type != "cuda":
-        capacity, host = capacity + host, 0
-    if capacity or not host:
-        tiers.append(DeviceTier(capacity))
-    if host:
+    if device.type == "cpu":
+        tiers.append(MemoryTier(capacity + host))
+    else:
+        tiers.append(Tier(capacity))
+    if host and device.type == "cuda":
         tiers.append(HostTier(host, device))
     if disk is not None:
         tiers.append(DiskTier(disk, disk_bytes, device))

@@ -14,7 +14,7 @@ import uuid
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from genre.engine.history_arena import Arena
 from genre.errors import DiskError, InputError
 from genre.files import atomic, check_writable
 
@@ -32,33 +33,13 @@ LOCK = ".lock"
 BLOCK = 4096
 
 
-class Tier(Protocol):
-    """A place for buffers, of so many bytes."""
+class Tier:
+    """A place for buffers, of so many bytes; as it stands here, memory of a device, by that device's own allocator.
 
-    name: str
-    capacity: int
-
-    def charge(self, size: int) -> int:
-        """Bytes of the tier that a buffer of so many takes."""
-
-    def keep(self, buffer: Tensor) -> Any:
-        """Take a buffer in; a `DiskError` if there is no room on a disk."""
-
-    def bring(self, held: Any) -> Tensor | None:
-        """A buffer as it was kept, on the device; None if it is there no more."""
-
-    def lower(self, held: Any) -> Tensor:
-        """A buffer where it lies, for the tier below."""
-
-    def release(self, held: Any) -> None:
-        """Forget a buffer."""
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-
-
-class DeviceTier:
-    """Memory of the device that computes; on a processor, its memory."""
+    Attributes:
+        name: device, host or disk.
+        capacity: Bytes.
+    """
 
     name = "device"
 
@@ -66,26 +47,69 @@ class DeviceTier:
         self.capacity = capacity
 
     def charge(self, size: int) -> int:
-        """See `Tier`."""
+        """Bytes of the tier that a buffer of so many takes."""
         return size + ENTRY_BYTES
+
+    def room(self, size: int) -> Tensor | None:
+        """Memory to fill, of so many bytes, that `keep` takes as it is; None if there is no place, or no such memory."""
+        return None
+
+    def fits(self, buffer: Tensor) -> bool:
+        """True if there is a place for a buffer beside what the tier holds."""
+        return True
+
+    def keep(self, buffer: Tensor) -> Any:
+        """Take a buffer in that fits; a `DiskError` if a disk does not take it."""
+        return buffer
+
+    def bring(self, held: Any) -> Tensor | None:
+        """A buffer as it was kept, on the device; None if it is there no more."""
+        return held  # type: ignore[no-any-return]
+
+    def lower(self, held: Any) -> Tensor:
+        """A buffer where it lies, for the tier below."""
+        return held  # type: ignore[no-any-return]
+
+    def release(self, held: Any) -> None:
+        """Let a buffer go."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+
+
+class MemoryTier(Tier):
+    """Memory of the process, for states of a base on the processor."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._arena = Arena(max(1, capacity))
+        self._entries = 0
+
+    def room(self, size: int) -> Tensor | None:
+        """See `Tier`."""
+        return self._arena.take(size, self._limit)
+
+    def fits(self, buffer: Tensor) -> bool:
+        """See `Tier`."""
+        return self._arena.holds(buffer) or self._arena.fits(buffer.numel(), self._limit)
 
     def keep(self, buffer: Tensor) -> Tensor:
         """See `Tier`."""
+        if not self._arena.holds(buffer):
+            block = self._arena.take(buffer.numel(), self._limit)
+            assert block is not None  # it fits
+            buffer = block.copy_(buffer)
+        self._entries += 1
         return buffer
-
-    def bring(self, held: Tensor) -> Tensor | None:
-        """See `Tier`."""
-        return held
-
-    def lower(self, held: Tensor) -> Tensor:
-        """See `Tier`."""
-        return held
 
     def release(self, held: Tensor) -> None:
         """See `Tier`."""
+        self._entries -= 1
 
-    def close(self) -> None:
-        """See `Tier`."""
+    @property
+    def _limit(self) -> int:
+        """Bytes of the arena that may be used beside what entries take outside of it."""
+        return self.capacity - ENTRY_BYTES * (self._entries + 1)
 
 
 @dataclass(frozen=True)
@@ -94,13 +118,13 @@ class _Pinned:
     copied: torch.cuda.Event
 
 
-class HostTier:
+class HostTier(Tier):
     """Pinned memory beside a CUDA device: copies run beside what the device computes, in a stream of their own."""
 
     name = "host"
 
     def __init__(self, capacity: int, device: torch.device) -> None:
-        self.capacity = capacity
+        super().__init__(capacity)
         self.device = device
         self._stream = torch.cuda.Stream(device)
 
@@ -129,14 +153,8 @@ class HostTier:
         held.copied.synchronize()
         return held.buffer
 
-    def release(self, held: _Pinned) -> None:
-        """See `Tier`. The allocator waits for copies before it gives the block away."""
 
-    def close(self) -> None:
-        """See `Tier`."""
-
-
-class DiskTier:
+class DiskTier(Tier):
     """Files in a private folder, which goes with the process; a folder that a killed process left is removed at the next start.
 
     Args:
@@ -151,7 +169,7 @@ class DiskTier:
     name = "disk"
 
     def __init__(self, folder: Path, capacity: int, device: torch.device) -> None:
-        self.capacity = capacity
+        super().__init__(capacity)
         self.device = device
         check_writable(folder / PREFIX, "the folder of the history cache")
         try:
@@ -188,10 +206,6 @@ class DiskTier:
             return load_file(held)["states"].to(self.device)
         except (OSError, SafetensorError, KeyError):
             return None
-
-    def lower(self, held: Path) -> Tensor:
-        """See `Tier`: nothing is below."""
-        raise NotImplementedError
 
     def release(self, held: Path) -> None:
         """See `Tier`."""

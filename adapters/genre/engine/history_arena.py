@@ -1,0 +1,106 @@
+"""Memory of a process for blocks of any size, never more than its bound.
+
+Owns: one mapping, which blocks of it are free. Ignores: what is in them, who has to leave for a new one.
+
+    arena = Arena(2**30)
+    block = arena.take(9 * 2**20)               # (bytes,) uint8; None if no gap is large enough
+    del block                                   # free once nobody has it or a view of it
+
+An allocator's memory grows beyond what was asked of it where states of every size come and go, by a sixth as measured; and one that
+gives each block back to the system pays for its pages anew, several times what writing into them takes.
+"""
+
+import mmap
+import weakref
+from bisect import bisect
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from genre.errors import InputError
+
+ALIGNED = 64
+
+
+class Arena:
+    """Blocks of one mapping, the first gap that is large enough; memory is taken from the system when it is first written.
+
+    Args:
+        size: Bytes; at least 1.
+
+    Raises:
+        InputError: The system has no such memory.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        try:
+            self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError, ValueError) as error:
+            got = f"{size:,} bytes: {error}"
+            raise InputError("the memory of the history cache", got=got, expected="less than the machine has") from None
+        self._gaps = [(0, size)]  # of (start, end), in order
+        self._written = 0
+        # Blocks end in whatever thread lets go of the last view, at any point of its code: they wait here for the next `take`.
+        self._returned: deque[tuple[int, int]] = deque()
+
+    def take(self, size: int, limit: int | None = None) -> Tensor | None:
+        """A block of memory with any content; None if there is no gap of its size. One thread at a time.
+
+        Args:
+            size: Its bytes.
+            limit: The block ends below so many bytes from the start; None for the arena's end.
+        """
+        self._settle()
+        needed = max(ALIGNED, _aligned(size))
+        index = self._find(needed, limit)
+        if index is None:
+            return None
+        start, end = self._gaps[index]
+        if start + needed == end:
+            del self._gaps[index]
+        else:
+            self._gaps[index] = (start + needed, end)
+        self._written = max(self._written, start + needed)
+        view = memoryview(self._map)[start : start + size]
+        weakref.finalize(view, self._returned.append, (start, start + needed)).atexit = False
+        return torch.frombuffer(view, dtype=torch.uint8)  # which holds the view, as every tensor made of it does
+
+    def fits(self, size: int, limit: int | None = None) -> bool:
+        """True if `take` would find a block."""
+        self._settle()
+        return self._find(max(ALIGNED, _aligned(size)), limit) is not None
+
+    def holds(self, block: Tensor) -> bool:
+        """True if a block is one of these."""
+        first = torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()
+        return first <= block.data_ptr() < first + self.size
+
+    def _find(self, size: int, limit: int | None) -> int | None:
+        last = self.size if limit is None else min(limit, self.size)
+        for index, (start, end) in enumerate(self._gaps):
+            if start + size > last:
+                return None
+            if start + size <= end:
+                return index
+        return None
+
+    def _settle(self) -> None:
+        """Make gaps of the blocks that nobody has any more; without a block left the memory goes back to the system."""
+        while self._returned:
+            start, end = self._returned.popleft()
+            index = bisect(self._gaps, (start, end))
+            if index < len(self._gaps) and self._gaps[index][0] == end:
+                end = self._gaps.pop(index)[1]
+            if index and self._gaps[index - 1][1] == start:
+                index -= 1
+                start = self._gaps.pop(index)[0]
+            self._gaps.insert(index, (start, end))
+        if self._written and self._gaps == [(0, self.size)]:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._written = 0
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED
