@@ -136,8 +136,19 @@ def test_a_call_under_way_does_not_bring_a_forgotten_user_back():
     assert held(store, [1, 2]) == [2]
     put(store, 1, owner="a", begun=time.monotonic())  # who comes again is a user as any
     assert held(store, [1, 2]) == [1, 2]
-    store.clear()
+    assert store.clear() == 2
     put(store, 2, owner="b", begun=begun)
+    assert len(store) == 0
+
+
+def test_calls_that_wait_keep_nothing_of_a_forgotten_user_either():
+    store = HistoryStore(10 * CHARGE)
+    store.forget("a", hold_s=60)
+    put(store, 1, owner="a", begun=time.monotonic())
+    put(store, 2, owner="b", begun=time.monotonic())
+    assert held(store, [1, 2]) == [2]
+    store.clear(hold_s=60)
+    put(store, 2, owner="b", begun=time.monotonic())
     assert len(store) == 0
 
 

@@ -6,8 +6,8 @@ Owns: one mapping, which blocks of it are free. Ignores: what is in them, who ha
     block = arena.take(9 * 2**20)               # (bytes,) uint8; None if no gap is large enough
     del block                                   # free once nobody has it or a view of it
 
-An allocator's memory grows beyond what was asked of it where states of every size come and go, by a sixth as measured. One that gives
-each block back to the system pays for its pages anew, several times what writing into them takes.
+An allocator's memory grows beyond what was asked of it where states of every size come and go, by a sixth as measured. One that
+gives each block back to the system pays for its pages anew, several times what writing into them takes.
 """
 
 import mmap

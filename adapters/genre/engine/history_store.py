@@ -202,16 +202,20 @@ class HistoryStore:
             self._place(entry, buffer, 0)
             self._watch()
 
-    def forget(self, owner: str) -> int:
+    def forget(self, owner: str, *, hold_s: float = 0.0) -> int:
         """Drop every state of a user, in memory and on disk; what calls that are under way make of them is not kept.
 
+        Args:
+            owner: The user's id.
+            hold_s: Seconds in which calls that begin keep nothing of the user either: for those that wait to be computed.
+
         Returns:
-            How many there were.
+            How many states there were.
         """
         with self._lock:
             now = time.monotonic()
             self._forgotten = {who: when for who, when in self._forgotten.items() if when > now - LONGEST_CALL_S}
-            self._forgotten[hash(owner)] = now
+            self._forgotten[hash(owner)] = now + hold_s
             return self._remove_all(self._found[key] for key in list(self._owned.get(owner, ())))
 
     def drop(self, where: Callable[[Hashable], bool]) -> int:
@@ -219,11 +223,11 @@ class HistoryStore:
         with self._lock:
             return self._remove_all(entry for key, entry in list(self._found.items()) if where(key))
 
-    def clear(self) -> None:
-        """Drop everything; what calls that are under way make is not kept."""
+    def clear(self, *, hold_s: float = 0.0) -> int:
+        """Drop everything, as `forget` does for a user; return how many states there were."""
         with self._lock:
-            self._forgotten = {None: time.monotonic()}
-            self._remove_all(list(self._found.values()))
+            self._forgotten[None] = time.monotonic() + hold_s
+            return self._remove_all(list(self._found.values()))
 
     def expire(self) -> int:
         """Drop the states whose time is over, as happens by itself soon after; return how many."""

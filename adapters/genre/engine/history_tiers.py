@@ -64,11 +64,11 @@ class Tier:
 
     def bring(self, held: Any) -> Tensor | None:
         """A buffer as it was kept, on the device; None if it is there no more."""
-        return held  # type: ignore[no-any-return]
+        return held
 
     def lower(self, held: Any) -> Tensor:
         """A buffer where it lies, for the tier below."""
-        return held  # type: ignore[no-any-return]
+        return held
 
     def release(self, held: Any) -> None:
         """Let a buffer go."""
