@@ -1,13 +1,15 @@
-"""`genre audit`: what rewritten titles and fake profiles gain.
+"""`genre audit`: what rewritten titles and fake profiles gain, and what a version tells about its users.
 
 Owns: arguments and printing. Ignores: everything else; the library is imported inside the command.
 
     genre audit like@production --data data/shop
     genre audit next_item@latest --data ml-100k --text-only --target 242 --out out/audit
+    genre audit like@production --data data/shop --privacy
 """
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,15 +32,27 @@ def audit(
     ] = None,
     text_only: Annotated[bool, typer.Option("--text-only", help="Rewrite titles only; nothing is trained.")] = False,
     profiles_only: Annotated[bool, typer.Option("--profiles-only", help="Inject users and train again only.")] = False,
+    privacy: Annotated[bool, typer.Option("--privacy", help="Attack the users' privacy instead of pushing items.")] = False,
     task: TaskOption = None,
-    users: Annotated[int, typer.Option(help="Users whose lists are measured.")] = 100,
+    users: Annotated[
+        int | None, typer.Option(help="Users whose lists are measured, 100; or with --privacy who are attacked, 1,000.")
+    ] = None,
     targets: Annotated[int, typer.Option(help="Items to push, drawn among the rarer ones.")] = 5,
     target: Annotated[list[str] | None, typer.Option(metavar="ITEM", help="An item to push, by id; repeatable.")] = None,
     suffixes: Annotated[Path | None, typer.Option(metavar="FILE", help="Suffixes for titles, one a line.")] = None,
     words: Annotated[int, typer.Option(help="Words that each greedy step chooses from.")] = 30,
     share: Annotated[list[float] | None, typer.Option(help="Injected users as a share of the real ones; repeatable.")] = None,
     attack: Annotated[list[str] | None, typer.Option(help="random, average or bandwagon; repeatable; all by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws users, targets and profiles.")] = 0,
+    shadows: Annotated[
+        int | None, typer.Option(help="With --privacy: adapters that membership is attacked with, an even number; 4.")
+    ] = None,
+    canaries: Annotated[
+        int | None, typer.Option(help="With --privacy: made-up users, half of them inserted, that bound epsilon; 200.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="With --privacy: the delta beside epsilon; 1 / (10 times the users).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Draws users, targets, profiles, halves and canaries.")] = 0,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,23 +62,27 @@ def audit(
     registry: RegistryOption = "registry",
     base: BaseOption = None,
 ) -> None:
-    """Measure what rewritten titles and fake profiles gain an item: a report as JSON and as a page."""
-    if text_only and profiles_only:
-        raise InputError("two options exclude each other", got="--text-only and --profiles-only", expected="one of them")
-    only = "--text-only" if text_only else "--profiles-only"
-    others: dict[str, object] = (
-        {"--share": share, "--attack": attack, "--set": overrides} if text_only else {"--suffixes": suffixes}
-    )
-    unused = [option for option, value in others.items() if value]
-    if unused and (text_only or profiles_only):
-        todo = f"leave {unused[0]} out"
-        raise InputError(f"{unused[0]} has no effect here", got=only, expected="an option of the attack that is made", todo=todo)
-    from genre.jobs.audit.options import ATTACKS, SUFFIXES, AuditOptions
+    """Measure what rewritten titles and fake profiles gain an item, or what a version tells of its users."""
+    kinds = {"--text-only": text_only, "--profiles-only": profiles_only, "--privacy": privacy}
+    chosen = [option for option, given in kinds.items() if given]
+    if len(chosen) > 1:
+        raise InputError("two options exclude each other", got=" and ".join(chosen), expected="one of them")
+    of_profiles: dict[str, object] = {"--share": share, "--attack": attack}
+    of_privacy: dict[str, object] = {"--shadows": shadows, "--canaries": canaries, "--delta": delta}
+    foreign: dict[str, dict[str, object]] = {
+        "--text-only": {**of_profiles, "--set": overrides, **of_privacy},
+        "--profiles-only": {"--suffixes": suffixes, **of_privacy},
+        "--privacy": {"--suffixes": suffixes, "--target": target, **of_profiles},
+        "no --privacy": of_privacy,
+    }
+    only = chosen[0] if chosen else "no --privacy"
+    _check_unused(only, foreign[only])
+    from genre.jobs.audit.options import ATTACKS, PRIVACY, PUSHES, SUFFIXES, AuditOptions
 
     options = AuditOptions(
-        checks=("text",) if text_only else ("profiles",) if profiles_only else ("text", "profiles"),
+        checks=("text",) if text_only else ("profiles",) if profiles_only else PRIVACY if privacy else PUSHES,
         task=task,
-        users=users,
+        users=users if users is not None else 1000 if privacy else AuditOptions.users,
         targets=targets,
         items=tuple(target or ()),
         suffixes=SUFFIXES if suffixes is None else _read_suffixes(suffixes),
@@ -73,6 +91,9 @@ def audit(
         attacks=tuple(attack or ATTACKS),
         seed=seed,
         overrides=tuple(overrides or ()),
+        shadows=AuditOptions.shadows if shadows is None else shadows,
+        canaries=AuditOptions.canaries if canaries is None else canaries,
+        delta=delta,
     )
     options.check()
     from genre.jobs.audit.job import PAGE
@@ -89,6 +110,18 @@ def audit(
     report = run_audit(store, ref, log, options, base=base, folder=folder, command=command, reporter=Reporter.for_terminal())
     _show(report)
     print(f"wrote {folder / PAGE}")
+
+
+def _check_unused(given: str, options: Mapping[str, object]) -> None:
+    """Refuse options of an attack that is not made.
+
+    Raises:
+        InputError: One has a value.
+    """
+    unused = next((option for option, value in options.items() if value not in (None, [])), None)
+    if unused is not None:
+        what, todo = f"{unused} has no effect here", f"leave {unused} out"
+        raise InputError(what, got=given, expected="an option of the attack that is made", todo=todo)
 
 
 def _read_suffixes(file: Path) -> tuple[str, ...]:
@@ -125,6 +158,14 @@ def _show(report: "AuditReport") -> None:
             named = f"{each.named_burst.fakes}", f"{each.named_spread.fakes}"
             table.add_row(f"{each.attack}, {each.share:.1%}", str(each.users), *_cells(each.standing), *named)
         console().print(table)
+    _show_privacy(report)
+
+
+def _show_privacy(report: "AuditReport") -> None:
+    from genre.jobs.audit.report import privacy_lines
+
+    for line in privacy_lines(report):
+        print(line)
 
 
 def _cells(standing: "Standing") -> tuple[str, str]:

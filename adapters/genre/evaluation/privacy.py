@@ -90,6 +90,15 @@ def true_positives(scores: np.ndarray, member: np.ndarray, rate: float = FALSE_P
     return float((scores[member] > threshold).mean())
 
 
+def receiver_curve(scores: np.ndarray, member: np.ndarray, *, points: int = 200) -> list[tuple[float, float]]:
+    """(false positives, true positives) at some thresholds, from (0, 0) to (1, 1), close together where few are false."""
+    others, members = np.sort(scores[~member])[::-1], np.sort(scores[member])
+    places = np.unique(np.geomspace(1, len(others), min(points, len(others))).astype(np.int64)) - 1
+    passed = 1 - np.searchsorted(members, others[places], side="left") / len(members)
+    middle = [(float(place + 1) / len(others), float(share)) for place, share in zip(places, passed, strict=True)]
+    return [(0.0, true_positives(scores, member, 0.0)), *middle, (1.0, 1.0)]
+
+
 def exact_interval(right: float, trials: int) -> tuple[float, float]:
     """The 95 % interval of a share by Clopper and Pearson; `right` may be a mean count, no whole number."""
     tail = (1 - LEVEL) / 2

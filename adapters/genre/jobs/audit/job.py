@@ -18,6 +18,9 @@ from genre._version import __version__
 from genre.data.interactions import Interactions
 from genre.engine.versions import read_adapter
 from genre.files import write_text
+from genre.jobs.audit.canaries import CanaryUsers
+from genre.jobs.audit.extraction import PrefixExtraction
+from genre.jobs.audit.membership import MembershipAttack
 from genre.jobs.audit.options import AuditOptions
 from genre.jobs.audit.page import write_page
 from genre.jobs.audit.profiles import FakeProfiles
@@ -30,7 +33,13 @@ from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.registry import Registry
 
-CHECKS: dict[str, Check] = {"text": TextAttack(), "profiles": FakeProfiles()}
+CHECKS: dict[str, Check] = {
+    "text": TextAttack(),
+    "profiles": FakeProfiles(),
+    "membership": MembershipAttack(),
+    "canaries": CanaryUsers(),
+    "extraction": PrefixExtraction(),
+}
 REPORT = "audit.json"
 PAGE = "audit.html"
 
@@ -69,7 +78,7 @@ def audit(
     loaded = read_adapter(registry, version, base)
     task = task_of(loaded, options.task)
     measured, searched = draw_users(log, options)
-    targets = draw_targets(log, options, measured)
+    targets = draw_targets(log, options, measured) if options.pushes else ()
     with working_folder(folder, REPORT):
         subject = Subject(registry, version, loaded, log, base, options, task, targets, measured, searched, folder)
         for name in options.checks:
@@ -109,6 +118,8 @@ def _data(log: Interactions) -> AuditedData:
 
 def _sampling(options: AuditOptions, targets: Sequence[int]) -> str:
     users = f"users drawn at random (seed {options.seed})"
+    if not options.pushes:
+        return users
     if options.items:
         return f"{users}; targets named by hand"
     rare = "items with events, no more than the median item has, that at most a tenth of the measured users have"

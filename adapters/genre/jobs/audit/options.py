@@ -23,8 +23,14 @@ SUFFIXES = (
 K = 10
 """Places of a list: exposure is the share of users whose list holds the item."""
 
+PUSHES = ("text", "profiles")
+"""Checks that push items."""
+PRIVACY = ("membership", "canaries", "extraction")
+"""Checks of privacy."""
+
 MAX_TRAININGS = 16
 _BOUNDS = {"users": (2, 2000), "targets": (1, 100), "words": (1, 500), "seed": (0, 2**63 - 1)}
+_BOUNDS |= {"shadows": (4, 64), "canaries": (10, 5000)}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class AuditOptions:
     Attributes:
         checks: Names of the checks, in order; see `genre.jobs.audit.job.CHECKS`.
         task: The task whose lists are looked at; the version's first if None.
-        users: Real users whose lists are looked at.
+        users: Real users whose lists are looked at, or who are attacked.
         targets: Items that are pushed, drawn among the rarer ones.
         items: The items themselves, by id, in place of drawn ones.
         suffixes: Texts that are put behind a title.
@@ -43,6 +49,9 @@ class AuditOptions:
         attacks: Kinds of injected profiles.
         seed: Draws users, targets and profiles.
         overrides: `KEY=VALUE` changes of the version's recipe for all retrainings, the one without injected users included.
+        shadows: Adapters, an even number, that membership is attacked with.
+        canaries: Canary users, about half of whom are inserted.
+        delta: The delta beside which epsilon is bounded; None for 1 / (10 · users).
     """
 
     checks: tuple[str, ...] = ("text", "profiles")
@@ -56,6 +65,14 @@ class AuditOptions:
     attacks: tuple[str, ...] = ATTACKS
     seed: int = 0
     overrides: tuple[str, ...] = ()
+    shadows: int = 4
+    canaries: int = 200
+    delta: float | None = None
+
+    @property
+    def pushes(self) -> bool:
+        """True if a check pushes items, and so needs targets."""
+        return any(check in PUSHES for check in self.checks)
 
     @property
     def trainings(self) -> int:
@@ -73,6 +90,11 @@ class AuditOptions:
                 raise InputError(f"--{name} is out of range", got=getattr(self, name), expected=f"{low} to {high:,}")
         if not self.checks:
             raise InputError("nothing is left to audit", got="--text-only and --profiles-only", expected="one of the two")
+        if self.shadows % 2:
+            todo = f"give --shadows {self.shadows + 1}"
+            raise InputError("--shadows is odd", got=self.shadows, expected="an even number: each user trains half", todo=todo)
+        if self.delta is not None and not 0 <= self.delta < 1:
+            raise InputError("--delta is out of range", got=self.delta, expected="0 to 1, 1 not included")
         if strange := [attack for attack in self.attacks if attack not in ATTACKS]:
             raise InputError("no such attack", got=strange[0], expected=", ".join(ATTACKS))
         if strange_share := [share for share in self.shares if not 0 < share <= 0.2]:

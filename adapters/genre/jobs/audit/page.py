@@ -1,4 +1,4 @@
-"""The page of an audit: exposure before and after each attack, targets by name, what the warnings of describe name.
+"""The page of an audit: what each attack gained, targets by name, what the warnings of describe name.
 
 Owns: plots and words of the page. Ignores: how figures come about. Each check has a template of its name.
 
@@ -8,8 +8,10 @@ Owns: plots and words of the page. Ignores: how figures come about. Each check h
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from genre.files import write_text
-from genre.jobs.audit.report import AuditReport, ProfilesSection, TextSection
+from genre.jobs.audit.report import AuditReport, CanariesSection, MembershipSection, ProfilesSection, TextSection
 from genre.jobs.audit.text import best
 from genre.jobs.report.figures import ACCENT, INK, REST, figure_of, render, svg_of
 
@@ -24,6 +26,12 @@ def write_page(report: AuditReport, out: Path) -> None:
         sections["text"] = {"found": text, "plot": _text_plot(text) if text.targets else None, "best": best}
     if (profiles := report.checks.profiles) is not None:
         sections["profiles"] = {"found": profiles, "plot": _profiles_plot(profiles)}
+    if (membership := report.checks.membership) is not None:
+        sections["membership"] = {"found": membership, "plot": _membership_plot(membership)}
+    if (canaries := report.checks.canaries) is not None:
+        sections["canaries"] = {"found": canaries, "plot": _canaries_plot(canaries)}
+    if (extraction := report.checks.extraction) is not None:
+        sections["extraction"] = {"found": extraction}
     write_text(out, render("audit.html", TEMPLATES, report=report, sections=sections))
 
 
@@ -58,5 +66,37 @@ def _profiles_plot(found: ProfilesSection) -> Any:
     axes.grid(axis="y", color=REST, alpha=0.25)
     axes.set_xlabel("injected users, % of the real ones", fontsize=8, color=INK)
     axes.set_ylabel("exposure@10", fontsize=8, color=INK)
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    return svg_of(figure)
+
+
+def _membership_plot(found: MembershipSection) -> Any:
+    """True against false positives of the attacks, both on a log scale: what counts is the left end."""
+    figure, axes = figure_of(5.2, 3.0)
+    lines = {"likelihood ratio": (found.ratio, "-"), "loss": (found.loss, "--")}
+    if found.published is not None:
+        lines["loss, the version itself"] = (found.published["loss"], ":")
+    least = 1 / max(attack.others for attack, _ in lines.values())
+    for name, (attack, line) in lines.items():
+        false, true = zip(*[(max(x, least / 2), max(y, least / 2)) for x, y in attack.curve], strict=True)
+        axes.plot(false, true, linestyle=line, color=ACCENT, label=name, linewidth=1.6)
+    axes.plot([least / 2, 1], [least / 2, 1], color=INK, linewidth=1, alpha=0.6, label="chance")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.axvline(0.01, color=REST, linewidth=1)
+    axes.set_xlabel("false positives", fontsize=8, color=INK)
+    axes.set_ylabel("true positives", fontsize=8, color=INK)
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    return svg_of(figure)
+
+
+def _canaries_plot(found: CanariesSection) -> Any:
+    """Scores of canaries that were inserted, and of those that were not."""
+    figure, axes = figure_of(5.2, 1.9)
+    edges = np.histogram_bin_edges(found.scores, bins=30)
+    for inside, colour, name in ((False, REST, "left out"), (True, ACCENT, "inserted")):
+        own = [score for score, kept in zip(found.scores, found.inserted, strict=True) if kept == inside]
+        axes.hist(own, bins=edges, color=colour, alpha=0.6, label=name)
+    axes.set_xlabel("score: how much better the model fits the canary than the version does", fontsize=8, color=INK)
     axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     return svg_of(figure)

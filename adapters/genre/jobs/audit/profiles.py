@@ -6,11 +6,7 @@ The recipe is trained once without injected users as well, since a retraining al
 the split of the recipe; an encoder is fitted anew, as fakes move its features too.
 """
 
-import shutil
-import tempfile
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -18,18 +14,16 @@ from genre.data.interactions import Interactions
 from genre.data.sequences.text_rows import Builder
 from genre.data.splits import TRAIN, split
 from genre.data.suspects import named_users
-from genre.errors import InterruptedJobError, JobError
 from genre.jobs.audit.fakes import MOST_EVENTS, Injection, injected
 from genre.jobs.audit.lineup import lineup_of
 from genre.jobs.audit.report import InjectedProfiles, Named, ProfilesSection, Standing
+from genre.jobs.audit.retraining import Turns, audited_recipe, foresee_trainings, retrained
 from genre.jobs.audit.subject import Subject
 from genre.jobs.audit.text import mean
-from genre.jobs.loading import build_model, own_recipe
+from genre.jobs.loading import build_model
 from genre.modules.recommender import Recommender
 from genre.progress import Reporter
 from genre.recipe import Recipe
-from genre.training import fit
-from genre.training.assembly import assemble, needs_encoder
 
 
 class FakeProfiles:
@@ -38,9 +32,7 @@ class FakeProfiles:
     def foresee(self, subject: Subject) -> str:
         """The number of retrainings, and their time by that of the version's own training."""
         _recipe(subject)
-        count, cost = subject.options.trainings, subject.loaded.manifest.cost.seconds
-        about = f", about {count * cost / 60:,.0f} min by the {cost:,.0f} s of the version's own training" if cost else ""
-        return f"fake profiles: {count} retrainings{about}"
+        return f"fake profiles: {foresee_trainings(subject, subject.options.trainings)}"
 
     def run(self, subject: Subject, reporter: Reporter) -> ProfilesSection:
         """Train again and again."""
@@ -53,7 +45,7 @@ class FakeProfiles:
             published, lists = _stand(subject, model, builder)
         finally:
             model.release()
-        turns = _Turns(options.trainings, reporter)
+        turns = Turns(options.trainings, reporter)
         turns.begin("no injected users")
         clean = _retrained(subject, recipe, log, reporter)
         done: list[InjectedProfiles] = []
@@ -86,45 +78,15 @@ class FakeProfiles:
         )
 
 
-class _Turns:
-    """Lines at the beginning of each retraining, with the time left by those before."""
-
-    def __init__(self, total: int, reporter: Reporter) -> None:
-        self.total, self.reporter = total, reporter
-        self.number, self.begun = 0, time.perf_counter()
-
-    def begin(self, what: str) -> None:
-        """Write the line of the next one."""
-        left = (time.perf_counter() - self.begun) / max(self.number, 1) * (self.total - self.number)
-        self.number += 1
-        about = f"; about {left / 60:,.1f} min left" if self.number > 1 else ""
-        self.reporter.line(f"retraining {self.number} of {self.total}: {what}{about}")
-
-
 def _recipe(subject: Subject) -> Recipe:
-    """The version's recipe with the overrides, its encoder fitted anew."""
-    merged, overrides = "audit its parents, or leave retrainings out with --text-only", subject.options.overrides
-    recipe = own_recipe(subject.registry, subject.version, "audited with fake profiles", overrides, merged=merged)
-    update: dict[str, object] = {"train": recipe.train.model_copy(update={"tracker": "none"})}
-    if needs_encoder(recipe):
-        update["encoder"] = recipe.encoder.model_copy(update={"use": "fit"})
-    return recipe.model_copy(update=update)
+    merged = "audit its parents, or leave retrainings out with --text-only"
+    return audited_recipe(subject, "fake profiles", merged=merged)
 
 
 def _retrained(subject: Subject, recipe: Recipe, log: Interactions, reporter: Reporter) -> Standing:
     """Where the targets stand, on average, once the recipe is trained on a log."""
-    root = Path(tempfile.mkdtemp(prefix=".retraining-", dir=subject.folder))
-    try:
-        assembly = assemble(recipe, log, subject.base)
-        try:
-            fit(assembly, root, reporter=reporter)
-            return _stand(subject, assembly.model, assembly.builder)[0]
-        finally:
-            assembly.model.release()
-    except InterruptedJobError as error:
-        raise JobError(error.what, got=error.got, todo="what ended before is in the report; start the audit again") from None
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
+    with retrained(subject, recipe, log, reporter) as assembly:
+        return _stand(subject, assembly.model, assembly.builder)[0]
 
 
 def _stand(subject: Subject, model: Recommender, builder: Builder) -> tuple[Standing, str]:

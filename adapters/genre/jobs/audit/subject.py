@@ -91,7 +91,7 @@ def task_of(loaded: Loaded, name: str | None) -> Task:
 
 
 def draw_users(log: Interactions, options: AuditOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Draw the users who are measured, and others whom an attacker watches.
+    """Draw the users who are measured, and, where items are pushed, others whom an attacker watches.
 
     Raises:
         DataError: The log has too few users.
@@ -100,7 +100,7 @@ def draw_users(log: Interactions, options: AuditOptions) -> tuple[tuple[str, ...
     if count < 4:
         raise DataError("an audit needs users", got=f"{count} in the log", expected="at least 4")
     draw = np.random.default_rng((options.seed, 1)).permutation(count)
-    searched = min(SEARCHERS, max(2, count // 4), options.users)
+    searched = min(SEARCHERS, max(2, count // 4), options.users) if options.pushes else 0
     measured = draw[searched : searched + options.users]
     names = log.user_ids
     return tuple(names[code] for code in measured), tuple(names[code] for code in draw[:searched])
