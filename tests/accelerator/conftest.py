@@ -14,7 +14,6 @@ if os.environ.get("GENRE_SIMULATED"):
 
     import simulated
 
-    os.environ["ACCELERATE_TORCH_DEVICE"] = simulated.NAME  # accelerate knows no device that it has not heard of
     torch.set_num_threads(1)
     simulated.register()
 else:

@@ -159,7 +159,9 @@ class Loop:
         check_trainable(assembly, self.parameters)
         self.start = checksums(self.parameters)
         tracker = check_tracker(self.train.tracker)
-        self.accelerator = Accelerator(cpu=self.device.type == "cpu", log_with=tracker, project_dir=str(folder))
+        # Everything is where the base is already: accelerate has one device per process, whatever the base was loaded on.
+        on_cpu = self.processes.count > 1 and self.device.type == "cpu"
+        self.accelerator = Accelerator(cpu=on_cpu, device_placement=False, log_with=tracker, project_dir=str(folder))
         start_tracker(self.accelerator, self.recipe, folder)
         # Not wrapped for data parallel: gradients are summed here, weighted by targets, whatever module they are of.
         self.wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.processes.count > 1)
