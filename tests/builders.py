@@ -85,13 +85,13 @@ def stir(assembly: Any, seed: int = 0, size: float = 0.3) -> None:
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in assembly.model.layers.values():
-            layer.lora_B.normal_(std=size / layer.rank**0.5, generator=draw)
+            layer.lora_B.copy_(torch.empty(layer.lora_B.shape).normal_(std=size / layer.rank**0.5, generator=draw))
         for parameter in assembly.model.heads.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=draw) * size)
+            parameter.add_((torch.randn(parameter.shape, generator=draw) * size).to(parameter.device))
         for name, head in list(assembly.model.heads.items()):
             if isinstance(head, CatalogueHead) and head.memory is not None:
                 factors = torch.randn(4, head.spec.width, generator=draw) * size / 6
-                assembly.model.heads[name] = head.with_cooccurrence(factors, 0.3)
+                assembly.model.heads[name] = head.with_cooccurrence(factors.to(head.key.weight.device), 0.3)
 
 
 def publish_stirred(

@@ -302,6 +302,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _note(name, func, args, kwargs, tensors)
     if name in ("copy_", "_copy_from"):
         return _copied(name, args)
+    if index is not None and isinstance(kwargs.get("generator"), torch.Generator):
+        raise RuntimeError(f"Expected a '{NAME}' device type for generator but found 'cpu'")
     if name in PRODUCTS and tensors and tensors[0].dtype in INTEGERS:
         raise NotImplementedError(f'"{name}_cuda" not implemented for {tensors[0].dtype}')
     inner_args = _mapped(args, _inner)
