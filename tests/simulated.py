@@ -473,6 +473,14 @@ class _Current:
         DEVICE.current.index = self.before
 
 
+class _Event:
+    """Nothing to wait for: whatever copies to the CPU has been counted where it began."""
+
+    def record(self, stream: Any = None) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
 def _module() -> types.ModuleType:
     module: Any = types.ModuleType(f"torch.{NAME}")
 
@@ -497,6 +505,8 @@ def _module() -> types.ModuleType:
     module.set_rng_state = set_rng_state
     module.manual_seed = module.manual_seed_all = manual_seed_all
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+    module.current_stream = lambda device=None: None
+    module.Event = _Event
     module.get_device_name = lambda device=None: "simulated"
     module.empty_cache = lambda: None
     module.mem_get_info = lambda device=None: (8 << 30, 8 << 30)

@@ -72,9 +72,9 @@ def test_no_draw_of_negatives_is_absent():
     counts, absent = np.array([5, 0, 3, 0, 1]), np.array([False, True, False, True, False])
     some = Negatives(counts, 2, absent)
     torch.manual_seed(0)
-    drawn = torch.cat([some.draw(torch.device("cpu"))[0] for _ in range(50)])
+    drawn = torch.cat([some.draw()[0] for _ in range(50)])
     assert set(drawn.tolist()) == {0, 2, 4}
-    codes, log_count = Negatives(counts, 3, absent).draw(torch.device("cpu"))
+    codes, log_count = Negatives(counts, 3, absent).draw()
     assert codes.tolist() == [0, 2, 4] and log_count.tolist() == [0, 0, 0]
 
 

@@ -32,7 +32,7 @@ def sampled(drawn, log_count):
 
 
 def test_all_items_as_negatives_are_the_full_softmax():
-    drawn, log_count = Negatives(COUNTS, ITEMS).draw(torch.device("cpu"))
+    drawn, log_count = Negatives(COUNTS, ITEMS).draw()
     assert drawn.tolist() == list(range(ITEMS)) and not log_count.any()
     assert sampled(drawn, log_count).item() == pytest.approx(cross_entropy(LOGITS, OWN).item(), rel=1e-6)
 
@@ -58,7 +58,7 @@ def test_the_corrected_sum_is_the_catalogues_in_expectation(power):
     negatives = Negatives(COUNTS, 6)
     sums = torch.zeros(TARGETS, dtype=torch.float64)
     for _ in range(4000):
-        drawn, log_count = negatives.draw(torch.device("cpu"))
+        drawn, log_count = negatives.draw()
         terms = torch.exp(LOGITS[:, drawn] - (log_count if power == "corrected" else 0.0))
         sums += terms.masked_fill(OWN[:, None] == drawn, 0).sum(1) / 4000
     exact = torch.exp(LOGITS).sum(1) - torch.exp(LOGITS[torch.arange(TARGETS), OWN])
@@ -71,7 +71,7 @@ def test_the_loss_nears_the_full_one_as_more_are_drawn():
     full, errors = cross_entropy(LOGITS, OWN).item(), []
     for size in (2, 11):
         negatives = Negatives(COUNTS, size)
-        losses = [sampled(*negatives.draw(torch.device("cpu"))).item() for _ in range(200)]
+        losses = [sampled(*negatives.draw()).item() for _ in range(200)]
         errors.append(np.abs(np.array(losses) - full).mean())
     assert errors[1] < errors[0] / 2
 
@@ -81,7 +81,7 @@ def test_popular_items_are_drawn_more_often_and_rare_ones_at_times():
     counts = np.array([0, 1000])
     seen = np.zeros(2)
     for _ in range(3000):
-        drawn, _ = Negatives(counts, 1).draw(torch.device("cpu"))
+        drawn, _ = Negatives(counts, 1).draw()
         seen[drawn.tolist()] += 1
     assert 0 < seen[0] / 3000 == pytest.approx(1 / (1 + 1001**0.75), rel=0.5)
 
@@ -89,9 +89,9 @@ def test_popular_items_are_drawn_more_often_and_rare_ones_at_times():
 def test_the_same_random_state_gives_the_same_draw():
     negatives = Negatives(COUNTS, 6)
     state = torch.get_rng_state()
-    first = negatives.draw(torch.device("cpu"))
+    first = negatives.draw()
     torch.set_rng_state(state)
-    again = negatives.draw(torch.device("cpu"))
+    again = negatives.draw()
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 

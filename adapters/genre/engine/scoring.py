@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genre.data.sequences.batches import Batch, Reads
 from genre.data.sequences.layout import Sequence as Row
+from genre.data.sequences.transfer import upload
 from genre.engine.items import Inline, scales_of
 from genre.engine.planning import Job
 from genre.engine.texts import TextJob
@@ -61,8 +62,10 @@ def score_readers(readers: Sequence[Reader], batch: Batch, hidden: Tensor) -> No
         by_head.setdefault((id(job.resident), job.task.name, id(job.user_vectors)), []).append(reader)
     for own in by_head.values():
         rows, job, index = [reader.row for reader in own], own[0].job, [reader.index for reader in own]
-        at = torch.tensor(index, device=hidden.device)
-        part, states = (batch, hidden) if index == list(range(len(hidden))) else (batch.take(at), hidden[at])
+        part, states = batch, hidden
+        if index != list(range(len(hidden))):
+            at = torch.tensor(index)
+            part, states = batch.take(at), hidden[upload(at, hidden.device)]
         scores: Sequence[np.ndarray]
         if job.user_vectors is not None:
             scores = job.user_vectors(job.inline, rows, part, states)
@@ -155,7 +158,7 @@ def catalogue_logits(inline: Inline, codes: Sequence[np.ndarray], found: Tensor)
 
 def logits_of(inline: Inline, codes: np.ndarray, direction: Tensor) -> Tensor:
     """(n,) float32 logits of some codes for one (D,) direction."""
-    vectors = inline.items(torch.from_numpy(codes.astype(np.int64)).to(direction.device))
+    vectors = inline.items(upload(torch.from_numpy(codes.astype(np.int64)), direction.device))
     return vectors.float() @ direction * scales_of(vectors)
 
 
@@ -163,9 +166,9 @@ def neighbours_of(
     head: CatalogueHead, inline: Inline, batch: Batch, row: int, length: int, codes: np.ndarray, weights: Tensor | None = None
 ) -> Tensor:
     """(n,) float32: what the head's item neighbours add to the logits of some codes, from a row's history of so many events."""
-    number = torch.tensor([row], device=batch.tokens.device)
-    reads = Reads(number, number, torch.full_like(number, length), torch.full_like(number, length), number, None)
-    wanted = torch.from_numpy(codes.astype(np.int64)).to(number.device)
+    number, device = torch.tensor([row]), batch.tokens.device
+    reads = Reads(number, number, torch.full_like(number, length), torch.full_like(number, length), number, None).to(device)
+    wanted = upload(torch.from_numpy(codes.astype(np.int64)), device)
     found = neighbour_scores(head, batch, reads, inline, codes=wanted, weights=weights)
     assert isinstance(found, Tensor)
     return found[0]

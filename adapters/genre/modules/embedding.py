@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genre.data.sequences.batches import Batch
+from genre.data.sequences.transfer import upload
 from genre.modules.base.base import Base
 from genre.modules.encoder import BehaviourEncoder, ItemTable
 from genre.modules.heads.neighbours import ItemIndex
@@ -98,14 +99,15 @@ def embed(base: Base, batch: Batch, soft: SoftVectors | Sequence[SoftVectors | N
     Returns:
         (B, T, D) in the base's dtype.
     """
-    flat = base.embedding(batch.tokens.reshape(-1))
+    flat, host = base.embedding(batch.tokens.reshape(-1)), batch.on_host
     lookups = soft if isinstance(soft, Sequence) else [soft] * len(batch.tokens)
     for vectors in {id(each): each for each in lookups if each is not None}.values():
         own = [each is vectors for each in lookups]
-        for codes, look_up in ((batch.items, vectors.items), (batch.feedback, vectors.feedback)):
-            there = codes >= 0 if all(own) else (codes >= 0) & torch.tensor(own, device=codes.device)[:, None]
+        for codes, look_up in ((host.items, vectors.items), (host.feedback, vectors.feedback)):
+            there = codes >= 0 if all(own) else (codes >= 0) & torch.tensor(own)[:, None]
             positions = there.reshape(-1).nonzero().squeeze(-1)
             if len(positions):
-                found = F.dropout(look_up(codes.reshape(-1)[positions]), dropout, training=dropout > 0)
-                flat.index_copy_(0, positions, found.to(flat.dtype))
+                asked = upload(codes.reshape(-1)[positions], flat.device)
+                found = F.dropout(look_up(asked), dropout, training=dropout > 0)
+                flat.index_copy_(0, upload(positions, flat.device), found.to(flat.dtype))
     return flat.view(*batch.tokens.shape, -1)

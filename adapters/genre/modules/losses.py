@@ -90,7 +90,7 @@ POWER = 0.75
 class Negatives:
     """Items drawn with replacement by smoothed popularity, q_i ∝ (n_i + 1)^0.75, in place of the whole catalogue for one step.
 
-        codes, log_count = negatives.draw(device)     # shared by every target of the batch
+        codes, log_count = negatives.draw()     # shared by every target of the batch
         loss = sampled_cross_entropy(own, others - log_count, codes == targets[:, None])
 
     With M draws from q, item i counts Σ_j exp(z_j) / (M q_j) in the catalogue's sum, which is its expectation (Bengio & Senécal,
@@ -114,15 +114,15 @@ class Negatives:
         with np.errstate(divide="ignore"):
             self.log_expected = torch.from_numpy(np.log(share * size))
 
-    def draw(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Draw distinct items and their logQ corrections: (m,) int64 and (m,) float32, m at most M.
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Draw distinct items and their logQ corrections: (m,) int64 and (m,) float32, m at most M, on the CPU.
 
-        Uses torch's own random numbers on the CPU, so that a resumed run draws what an uninterrupted one does.
+        Uses torch's own random numbers there, so that a resumed run draws what an uninterrupted one does.
         """
         count = len(self.upper)
         if self.size >= len(self.present):
-            return self.present.to(device), torch.zeros(len(self.present), device=device)
+            return self.present, torch.zeros(len(self.present))
         drawn = torch.searchsorted(self.upper, torch.rand(self.size, dtype=torch.float64)).clamp_max(count - 1)
         codes, times = torch.unique(drawn, return_counts=True)
         log_count = (self.log_expected[codes] - times.double().log()).float()
-        return codes.to(device), log_count.to(device)
+        return codes, log_count

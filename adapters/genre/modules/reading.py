@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from genre.data.sequences.batches import Batch, Reads
+from genre.data.sequences.transfer import upload
 from genre.modules.embedding import SoftVectors
 from genre.modules.heads.gaussian_process import View
 from genre.modules.heads.heads import CatalogueHead, Head
@@ -49,7 +50,7 @@ def read(
         view, _ = view_of(head, batch, reads, soft, weights=weights)
     else:
         history = batch.history_items, batch.history_feedback
-        view = View(tables, *history, reads.rows, reads.history_lengths, reads.items, reads.time_index, weights)
+        view = View(tables, *history, reads.rows, reads.history_lengths, reads.items, reads.time_index, weights, _rows(reads))
     found: Tensor = head(state, view)
     return found if tables is None else found + neighbour_scores(head, batch, reads, soft, weights=weights)
 
@@ -86,16 +87,21 @@ def view_of(
         batch: B rows.
         reads: The n reads.
         soft: The item vectors.
-        others: Codes of further items that the tables shall have.
+        others: Codes of further items that the tables shall have, on the CPU.
         weights: As in `read`.
 
     Returns:
         The view, and the other codes as rows of its tables.
     """
-    codes, (history_items, items, *rest) = compact(batch.history_items, reads.items, *others)
-    tables = head.tables(soft.items(codes))
+    codes, parts = compact(batch.on_host.history_items, reads.on_host.items, *others)
+    history_items, items, *rest = (upload(part, reads.rows.device) for part in parts)
+    tables = head.tables(soft.items(upload(codes, reads.rows.device)))
     history = history_items, batch.history_feedback
-    return View(tables, *history, reads.rows, reads.history_lengths, items, reads.time_index, weights), rest
+    return View(tables, *history, reads.rows, reads.history_lengths, items, reads.time_index, weights, _rows(reads)), rest
+
+
+def _rows(reads: Reads) -> Tensor:
+    return reads.on_host.rows
 
 
 def compact(*codes: Tensor) -> tuple[Tensor, list[Tensor]]:

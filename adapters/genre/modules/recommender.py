@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from genre.data.sequences.batches import Batch, LabelledReads
+from genre.data.sequences.transfer import upload
 from genre.errors import DivergedError
 from genre.modules.base.base import Base
 from genre.modules.embedding import SoftTokens, embed
@@ -245,8 +246,9 @@ class Recommender(nn.Module):
             return loss, (output, reads.labels)
         head = self.heads[name]
         assert isinstance(head, CatalogueHead) and self.soft is not None
-        drawn, log_count = self.negatives[name].draw(hidden.device)
+        drawn, log_count = self.negatives[name].draw()
         view, (others,) = view_of(head, batch, reads, self.soft, drawn)
+        drawn, log_count = upload(drawn, others.device), upload(log_count, others.device)
         query, keys = head.ask(reads.of(hidden), view), view.tables[0]
         given = (head.match(query, keys[view.items]), head.logits(query, keys[others]) - log_count, reads.items[:, None] == drawn)
         return sampled_cross_entropy, given

@@ -3,7 +3,6 @@
 Owns: the one scoring pass that validation, evaluation and the quality gates share. Ignores: metrics, baselines.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -155,7 +154,7 @@ def pieces(reads: LabelledReads, items: int | None) -> Iterator[LabelledReads]:
             yield reads
         return
     for rows in block_rows(count, block_size(items)):
-        yield dataclasses.replace(reads, **{name: value[rows] for name, value in vars(reads).items() if value is not None})
+        yield reads.part(rows)
 
 
 def _in_order(

@@ -7,7 +7,7 @@ Owns: tensors of several rows. Ignores: how a row came about, task names, models
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from genre.data.dataset import Slot
 from genre.data.sequences.layout import Sequence
+from genre.data.sequences.transfer import upload
 
 MAX_READ_SHARE = 0.8
 """Above this share of the tokens, leaving out those that are not read costs what it saves."""
@@ -34,6 +35,7 @@ class Reads:
         time_index: (n,) int64, how many of them come before it in time.
         items: (n,) int64 item code of the target, -1 for the whole catalogue.
         spans: (n,) int64, tokens up to `token_index` whose mean is read; None for that token alone.
+        host: The same on the CPU, of reads on another device.
     """
 
     rows: Tensor
@@ -42,11 +44,24 @@ class Reads:
     time_index: Tensor
     items: Tensor
     spans: Tensor | None
+    host: Self | None = dataclasses.field(default=None, repr=False, kw_only=True)
+
+    @property
+    def on_host(self) -> Self:
+        """The same on the CPU: what is there already is looked at without waiting for the device."""
+        return self.host or self
 
     def to(self, device: torch.device) -> Self:
         """Move to another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return dataclasses.replace(self, **moved)
+        return self._map(lambda value: upload(value, device), None if device.type == "cpu" else self.on_host)
+
+    def part(self, rows: slice) -> Self:
+        """Some of the reads, neighbours."""
+        return self._map(lambda value: value[rows], None if self.host is None else self.host.part(rows))
+
+    def _map(self, change: Callable[[Tensor], Tensor], host: Self | None) -> Self:
+        changed: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **changed, host=host)
 
     def of(self, hidden: Tensor) -> Tensor:
         """(n, D) states to read of (B, T, D) hidden states."""
@@ -88,6 +103,7 @@ class Batch:
         reads: What each task reads.
         read_tokens: (n,) int64, the tokens of the flattened batch that any task reads, each once; None where a task reads means
             of spans, or where that is most of the tokens.
+        host: The same on the CPU, of a batch on another device.
     """
 
     tokens: Tensor
@@ -101,21 +117,31 @@ class Batch:
     used: int
     reads: dict[str, LabelledReads]
     read_tokens: Tensor | None = None
+    host: "Batch | None" = dataclasses.field(default=None, repr=False)
+
+    @property
+    def on_host(self) -> "Batch":
+        """The same on the CPU: what is there already is looked at without waiting for the device."""
+        return self.host or self
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move to another device."""
         target = torch.device(device)
-        moved: dict[str, Any] = {name: value.to(target) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **moved, reads={name: reads.to(target) for name, reads in self.reads.items()})
+        moved: dict[str, Any] = {name: upload(value, target) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved |= {"reads": {name: reads.to(target) for name, reads in self.reads.items()}}
+        return dataclasses.replace(self, **moved, host=None if target.type == "cpu" else self.on_host)
 
     def take(self, rows: Tensor) -> "Batch":
-        """Return some of the rows, (R,) int64 and maybe one several times, for heads to read; without mask and reads."""
+        """Return some rows, (R,) int64 on the CPU and maybe one several times, for heads to read; without mask and reads."""
+        there = upload(rows, self.tokens.device)
         taken: dict[str, Any] = {
-            name: value[rows]
+            name: value[there]
             for name, value in vars(self).items()
             if isinstance(value, Tensor) and name not in ("mask", "read_tokens")
         }
-        bare: dict[str, Any] = {"mask": None, "used": int(taken["lengths"].sum()), "reads": {}, "read_tokens": None}
+        host = None if self.host is None else self.host.take(rows)
+        used = int(taken["lengths"].sum()) if host is None else host.used
+        bare: dict[str, Any] = {"mask": None, "used": used, "reads": {}, "read_tokens": None, "host": host}
         return dataclasses.replace(self, **taken | bare)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from genre.data.sequences.transfer import upload
+
 
 @dataclass(frozen=True)
 class View:
@@ -24,6 +26,7 @@ class View:
         items: (n,) int64 item code of each target.
         time_index: (n,) int64, how many of these events come before each target in time; all of them if None.
         weights: (B, E) float how much each event counts, 1 if None; explanations take gradients by it.
+        host_rows: `rows` on the CPU; None if they are there.
     """
 
     tables: tuple[Tensor, ...]
@@ -34,6 +37,7 @@ class View:
     items: Tensor
     time_index: Tensor | None = None
     weights: Tensor | None = None
+    host_rows: Tensor | None = None
 
     @property
     def event_weights(self) -> Tensor:
@@ -85,7 +89,8 @@ class GaussianProcess(nn.Module):
         factor, failed = torch.linalg.cholesky_ex(kernel + torch.eye(len(step), device=present.device))
         factor = torch.where(failed[:, None, None] > 0, torch.nan, factor)  # weights that have diverged: so does the loss
         rest = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False)
-        column, width = columns(view.rows, len(present))
+        index, width = columns(view.rows if view.host_rows is None else view.host_rows, len(present))
+        column = upload(index, present.device)
 
         def by_row(values: Tensor) -> Tensor:
             """(n, …) one of each target → (B, C, …) targets of a row side by side, zeros where it has fewer."""
