@@ -16,6 +16,7 @@ from genre.data.texts.dataset import Texts
 REAL_DATA = {
     "test_packaged_real",
     "test_baselines_ml100k",
+    "test_precision_ml100k",
     "test_quickstart",
     "test_registry_vllm_server",
     "test_first_hour",

@@ -108,7 +108,7 @@ def test_an_unknown_key_that_is_near_nothing_lists_what_there_is():
 WRONG = [
     ("name", "Like it", "recipe: name: got 'Like it'; expected 1 to 64 of a-z 0-9 _ . - that begin"),
     ("base.quantization", "int4", "recipe: base.quantization: got 'int4'; expected 'none', 'int8' or 'nf4'"),
-    ("base.precision", "fp16", "recipe: base.precision: got 'fp16'; expected 'auto', 'float32' or 'bfloat16'"),
+    ("base.precision", "fp16", "recipe: base.precision: got 'fp16'; expected 'auto', 'float32', 'bfloat16' or 'measured'"),
     ("base.depth", 0, "recipe: base.depth: got 0; expected at least 1"),
     ("data.max_events", 1, "recipe: data.max_events: got 1; expected at least 2"),
     ("data.limit", 0, "recipe: data.limit: got 0; expected at least 1"),

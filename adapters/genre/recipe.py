@@ -57,14 +57,15 @@ class BaseConfig(_Config):
         name: A packaged base, a folder or a hub id.
         quantization: Of its linear layers.
         depth: Keep only this many of its first layers; all if None.
-        precision: Of its weights and activations: bfloat16 on CUDA and float32 on a CPU if `auto`. Trained parameters are float32
-            in any case, except the weights of a full fine-tune and their optimizer moments.
+        precision: Of its weights and activations: bfloat16 on CUDA and float32 on a CPU if `auto`; if `measured`, whichever is
+            faster on the machine that trains, and the run records which. Trained parameters are float32 in any case, except
+            the weights of a full fine-tune and their optimizer moments.
     """
 
     name: str = "smollm2-135m"
     quantization: Literal["none", "int8", "nf4"] = "none"
     depth: int | None = Field(default=None, ge=1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "measured"] = "auto"
 
     @model_validator(mode="after")
     def _check(self) -> "BaseConfig":

@@ -38,6 +38,7 @@ def test_wrong_input_is_one_line(folders, tmp_path, capsys, monkeypatch):
     assert "port cannot be used: got 70000" in refuse(capsys, *here, "--port", 70000)
     assert "--host cannot be used: got no-such-host.invalid" in refuse(capsys, *here, "--host", "no-such-host.invalid")
     assert "no such quantization" in refuse(capsys, *here, "--quantization", "int3")
+    assert "no such precision: got --precision fp16; expected auto," in refuse(capsys, *here, "--precision", "fp16")
     assert "--canary cannot be read: got 'like'" in refuse(capsys, *here, "--canary", "like")
     assert "canary cannot be used" in refuse(capsys, *here, "--canary", "like=2")
     assert "a canary needs the name's production to be served: got nope" in refuse(capsys, *here, "--canary", "nope=0.5")

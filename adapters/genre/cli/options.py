@@ -48,6 +48,13 @@ LanesOption = Annotated[int, typer.Option("--lanes", help="Adapters in memory at
 QuantizationOption = Annotated[
     str | None, typer.Option("--quantization", help="none, int8 or nf4; by default the one that the version was trained on.")
 ]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help="float32, bfloat16, or auto: what this machine is faster in, as measured; by default bfloat16 on CUDA only.",
+    ),
+]
 SeenOption = Annotated[
     str | None,
     typer.Option("--seen", help="masked or kept: items of the history among what is ranked; by default as the task says."),
@@ -69,6 +76,16 @@ def check_choice(option: str, value: str | None, known: tuple[str, ...]) -> None
     if value is not None and value not in known:
         expected = f"{', '.join(known[:-1])} or {known[-1]}"
         raise InputError(f"no such {option}", got=f"--{option} {value}", expected=expected)
+
+
+def check_precision(precision: str | None) -> str:
+    """Return the precision that `--precision` means, as a recipe names it.
+
+    Raises:
+        InputError: It takes no such value.
+    """
+    check_choice("precision", precision, ("auto", "float32", "bfloat16"))
+    return {None: "auto", "auto": "measured"}.get(precision) or str(precision)
 
 
 def parse_number(option: str, text: str, form: str) -> tuple[str, float]:

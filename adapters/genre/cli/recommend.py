@@ -14,11 +14,13 @@ from genre.cli.options import (
     BaseOption,
     DataOption,
     JsonOption,
+    PrecisionOption,
     RefArgument,
     RegistryOption,
     SeenOption,
     StrictOption,
     TaskOption,
+    check_precision,
     excludes_seen,
 )
 from genre.cli.output import check_file, show_list, show_written, write_result
@@ -30,6 +32,10 @@ if TYPE_CHECKING:
     from genre.data.sequences.layout import FeedbackVocabulary
     from genre.engine import Engine, Request
     from genre.jobs.score.results import Results
+
+
+Opening = dict[str, Any]
+"""How the engine is opened: `base` and `precision` of `open_engine`."""
 
 
 def recommend(
@@ -67,6 +73,7 @@ def recommend(
     strict: StrictOption = False,
     registry: RegistryOption = "registry",
     base: BaseOption = None,
+    precision: PrecisionOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Recommend for one user, for somebody who liked a few titles, or for all users."""
@@ -88,6 +95,7 @@ def recommend(
         raise InputError("-k is too small", got=k, expected="1 or more")
     check_file(json_file, "--json")
     exclude_seen = excludes_seen(seen)
+    opening = {"base": base, "precision": check_precision(precision)}
     from genre.data.catalogue import Titles
     from genre.engine import Request
     from genre.jobs.loading import open_log
@@ -95,7 +103,7 @@ def recommend(
 
     asked = Request(ref, history=[], k=k, task=task, where=where, diversity=diversity, exclude_seen=exclude_seen)
     if output is not None:
-        _all(asked, data, output, registry, base, resume=resume, strict=strict)
+        _all(asked, data, output, registry, opening, resume=resume, strict=strict)
         return
     log = open_log(data)
     _check_where(asked, log)
@@ -103,7 +111,7 @@ def recommend(
     found = [titles.find(title) for title in liked or ()]
     if user is not None:
         log.user_code(user)
-    engine = open_engine(registry, [ref], log, base=base)
+    engine = open_engine(registry, [ref], log, **opening)
     _one(engine, asked, titles, user=user, liked=found, json_file=json_file)
 
 
@@ -142,12 +150,12 @@ def _best(feedback: "FeedbackVocabulary | None") -> dict[str, Any]:
     return {feedback.column: None if isinstance(feedback.values[0], str) else max(feedback.values)}
 
 
-def _all(asked: "Request", data: str, output: str, registry: str, base: str | None, *, resume: bool, strict: bool) -> None:
+def _all(asked: "Request", data: str, output: str, registry: str, opening: Opening, *, resume: bool, strict: bool) -> None:
     from genre.jobs.loading import open_log
     from genre.jobs.score.tables import check_table, is_table, lines_of, write_table
 
     if not is_table(output):
-        show_written(_all_lines(asked, data, output, registry, base, resume=resume), strict=strict)
+        show_written(_all_lines(asked, data, output, registry, opening, resume=resume), strict=strict)
         return
     table = Path(output)
     check_file(table, "--output")
@@ -158,14 +166,14 @@ def _all(asked: "Request", data: str, output: str, registry: str, base: str | No
         print(f"{table} is complete")
         return
     lines = lines_of(table)
-    results = _all_lines(asked, data, str(lines), registry, base, resume=resume)
+    results = _all_lines(asked, data, str(lines), registry, opening, resume=resume)
     write_table(lines, table, open_log(data).catalogue)
     lines.unlink()
     results.path = table
     show_written(results, strict=strict)
 
 
-def _all_lines(asked: "Request", data: str, output: str, registry: str, base: str | None, *, resume: bool) -> "Results":
+def _all_lines(asked: "Request", data: str, output: str, registry: str, opening: Opening, *, resume: bool) -> "Results":
     """Answer every user in a line; return the output, closed."""
     from dataclasses import replace
 
@@ -177,6 +185,7 @@ def _all_lines(asked: "Request", data: str, output: str, registry: str, base: st
     from genre.registry import Registry
 
     settings = {"-k": asked.k, "--task": asked.task, "--where": asked.where or [], "--diversity": asked.diversity}
+    settings |= {} if opening["precision"] == "auto" else {"--precision": opening["precision"]}
     settings |= {} if asked.exclude_seen is None else {"--seen": "masked" if asked.exclude_seen else "kept"}
     with Results.open(output, resume=resume, settings=settings) as results:
         if others := results.digests.keys() - {asked.adapter}:
@@ -187,7 +196,7 @@ def _all_lines(asked: "Request", data: str, output: str, registry: str, base: st
         if not results.complete:
             _check_where(asked, log)
             exact = exact_refs(Registry(registry), results)
-            scorer = Scorer(open_engine(registry, [asked.adapter], log, base=base), exact)
+            scorer = Scorer(open_engine(registry, [asked.adapter], log, **opening), exact)
             blocks = batched(rest, CHUNK_ROWS)
             write_all(results, map(scorer.answer, blocks), Reporter.for_terminal(), total=len(log.user_ids))
     return results

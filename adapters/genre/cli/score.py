@@ -12,11 +12,13 @@ import typer
 from genre.cli.options import (
     BaseOption,
     LanesOption,
+    PrecisionOption,
     RegistryOption,
     SeenOption,
     StrictOption,
     check_choice,
     check_lanes,
+    check_precision,
     data_option,
     excludes_seen,
 )
@@ -41,6 +43,7 @@ def score(
     resume: Annotated[bool, typer.Option("--resume", help="Continue after the last row of an unfinished output.")] = False,
     lanes: LanesOption = 16,
     base: BaseOption = None,
+    precision: PrecisionOption = None,
     seen: SeenOption = None,
     strict: StrictOption = False,
 ) -> None:
@@ -48,6 +51,7 @@ def score(
     check_choice("engine", engine, ("local", "ray"))
     check_lanes(lanes)
     exclude_seen = excludes_seen(seen)
+    computed = check_precision(precision)
     if workers is not None and (engine == "local" or workers < 1):
         got = f"{workers} with --engine {engine}"
         raise InputError("--workers cannot be used", got=got, expected="1 or more, with --engine ray")
@@ -61,7 +65,8 @@ def score(
 
     if engine == "ray":
         need_ray()
-    settings = None if seen is None else {"--seen": seen}
+    named = {"--seen": seen, "--precision": precision}
+    settings = {name: value for name, value in named.items() if value is not None} or None
     with RequestFile(source) as file, Results.open(output, resume=resume, settings=settings) as results:
         if engine == "ray":
             file.need_plain()
@@ -83,12 +88,13 @@ def score(
                     workers=workers,
                     exact=exact,
                     exclude_seen=exclude_seen,
+                    precision=computed,
                 )
                 with ray_here(plan.cpus) as reporter:
                     reporter.line(f"{plan.rows} rows over {plan.workers} workers of {plan.threads} threads")
                     write_all(results, answers(plan), reporter, total=results.rows + plan.rows)
             else:
-                opened = engine_for(registry, refs, open_users(data), base=base, lanes=lanes)
+                opened = engine_for(registry, refs, open_users(data), base=base, lanes=lanes, precision=computed)
                 scorer = Scorer(opened, exact, exclude_seen=exclude_seen)
                 write_all(results, map(scorer.answer_lines, chunks(rest)), Reporter.for_terminal())
     show_written(results, strict=strict)

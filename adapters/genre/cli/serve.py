@@ -7,6 +7,7 @@ Owns: arguments, the line printed at the start. Ignores: everything else; the li
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,12 @@ import typer
 from genre.cli.options import (
     BaseOption,
     LanesOption,
+    PrecisionOption,
     QuantizationOption,
     RegistryOption,
     check_choice,
     check_lanes,
+    check_precision,
     data_option,
     parse_number,
 )
@@ -47,6 +50,7 @@ def serve(
     lanes: LanesOption = 16,
     base: BaseOption = None,
     quantization: QuantizationOption = None,
+    precision: PrecisionOption = None,
     canary: Annotated[
         list[str] | None, typer.Option("--canary", metavar="NAME=SHARE", help="Share of a name's traffic for its candidate.")
     ] = None,
@@ -98,11 +102,12 @@ def serve(
     settings = Settings.make(**access, **limits, **times, **lists, canary=shares, log_rows=log_rows)
     check_lanes(lanes)
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
+    loads = {"quantization": quantization, "precision": check_precision(precision)}
     listener, served = bind(host, port), None
     try:
         if served_log is not None:
             served = ServedLog(served_log, days=served_days or None, most_bytes=served_bytes)
-        service = _open(registry, adapters or [], data, base, quantization, lanes, settings, state, served)
+        service = _open(registry, adapters or [], data, base, loads, lanes, settings, state, served)
         names = ", ".join(deployment.ref for deployment in service.deployments.public()) or "nothing"
         listener.listen()  # whoever reads the next line may call at once
         print(f"serving {names} at {url_of(listener)}", flush=True)
@@ -118,7 +123,7 @@ def _open(
     adapters: list[str],
     data: str | None,
     base: str | None,
-    quantization: str | None,
+    loads: Mapping[str, Any],
     lanes: int,
     settings: Any,
     state: Path | None,
@@ -140,15 +145,18 @@ def _open(
     kept = None if state is None else StateFile(state)
     from genre.engine import Engine
     from genre.jobs.loading import load_base, open_log
+    from genre.modules.base.precision import MEASURED, measured
     from genre.serving import Service
 
     progress = _progress()
     with progress.phase("reading the data", at_once=False):
         log = None if data is None else open_log(data)
     with progress.phase(f"loading the base {first.manifest.base.name}", at_once=False):
-        loaded = load_base(first.manifest, base, quantization=quantization)
+        loaded = load_base(first.manifest, base, **loads)
     engine = Engine(loaded, store, lanes=lanes, data=log, batch_tokens=settings.batch_tokens)
     service = Service(engine, settings, state=kept, served=served)
+    if loads["precision"] == MEASURED and loaded.quantization == "none":
+        service.log.write("precision", precision=loaded.precision, why=measured().why)
     for ref, why in others.items():
         service.log.write("not served", level="warning", ref=ref, why=why)
     with progress.phase(f"loading {', '.join(refs)}", at_once=False):

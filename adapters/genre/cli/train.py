@@ -19,12 +19,14 @@ from genre.cli.options import (
     DataOption,
     JsonOption,
     PartOption,
+    PrecisionOption,
     QuantizationOption,
     RefArgument,
     RegistryOption,
     SeenOption,
     SetOption,
     check_choice,
+    check_precision,
     check_seen,
 )
 from genre.cli.output import check_file, console, format_size, show_metrics, write_result
@@ -52,6 +54,7 @@ def train(
     tokens: Annotated[
         int | None, typer.Option("--tokens-at-once", help="Several recipes: most tokens in one pass of the base.")
     ] = None,
+    precision: PrecisionOption = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Take one step, print the cost of the run, keep nothing.")] = False,
     baselines: BaselinesOption = "all",
     json_file: JsonOption = None,
@@ -59,7 +62,8 @@ def train(
     """Train a recipe's adapter, evaluate it beside the baselines, publish it; or several recipes at once."""
     from genre.recipe import Recipe
 
-    wanted = [Recipe.read(recipe, overrides or []) for recipe in recipes]
+    chosen = [] if precision is None else [f"base.precision={check_precision(precision)}"]
+    wanted = [Recipe.read(recipe, [*(overrides or []), *chosen]) for recipe in recipes]
     from genre.evaluation.baselines import chosen_baselines
     from genre.registry.names import check_name
 
@@ -177,6 +181,7 @@ def evaluate(
     part: PartOption = "test",
     base: BaseOption = None,
     quantization: QuantizationOption = None,
+    precision: PrecisionOption = None,
     seen: SeenOption = None,
     baselines: BaselinesOption = "all",
     json_file: JsonOption = None,
@@ -186,7 +191,7 @@ def evaluate(
 
     check_choice("part", part, ("valid", "test"))
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
-    chosen = check_seen(seen)
+    chosen, computed = check_seen(seen), check_precision(precision)
     chosen_baselines(baselines)
     check_file(json_file, "--json")
     from genre.jobs.evaluate import draw_reliability
@@ -198,7 +203,7 @@ def evaluate(
     store = Registry(registry)
     manifest = store.resolve(ref).manifest
     opened = open_data(data, manifest.reads)
-    loaded = load_base(manifest, base, quantization=quantization)
+    loaded = load_base(manifest, base, quantization=quantization, precision=computed)
     reporter = Reporter.for_terminal()
     found = run_evaluation(store, ref, opened, loaded, part=part, seen=chosen, baselines=baselines, reporter=reporter)
     show_metrics(found["tasks"])

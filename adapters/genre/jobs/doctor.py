@@ -22,8 +22,8 @@ from packaging.requirements import Requirement
 from genre._version import __version__
 from genre.errors import GenreError
 from genre.files import cache_folder, check_writable
-from genre.jobs.folders import processor
 from genre.modules.base.packaged import BASES, prepared_base
+from genre.modules.base.precision import measured, processor
 from genre.registry import Registry
 from genre.registry.trust.keys import SIGN_VARIABLE
 
@@ -103,6 +103,7 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "faster precision": str(measured("cpu", keep=False)),
         "cuda": torch.version.cuda or "none: this torch is built without it",
     }
     for index in range(torch.cuda.device_count()):

@@ -22,7 +22,7 @@ from genre.distributed import Processes
 from genre.errors import InputError, ManifestError
 from genre.jobs.encoders import check_leak, encoder_name, find_encoder
 from genre.jobs.folders import run_folder
-from genre.jobs.loading import open_base, open_log
+from genre.jobs.loading import open_base, open_log, settle_precision
 from genre.jobs.publish import encoder_manifest
 from genre.jobs.train import check_base, wire
 from genre.modules.base.base import Base
@@ -166,7 +166,7 @@ class _Rehearsal:
     costs: list[Cost] = field(default_factory=list)
 
     def run(self) -> DryRun:
-        recipes = [_without_tracker(recipe) for recipe in self.recipes]
+        recipes = [_without_tracker(settle_precision(recipe, self.base, self.reporter)) for recipe in self.recipes]
         if len(recipes) == 1:
             assembly = wire(recipes[0], self.log, self.base, self.registry, self.reporter, Processes())
             base = assembly.base
@@ -177,7 +177,7 @@ class _Rehearsal:
             self.several(recipes, base)
         plans = tuple(dataclasses.replace(self.expected[recipe.name], recipe=recipe) for recipe in self.recipes)
         names = [name for name, *_ in self.encoders] + [each.recipe.name for each in plans if each.version_bytes is not None]
-        about = (base.name, base.depth, base.full_depth, base.quantization, str(base.dtype).removeprefix("torch."))
+        about = (base.name, base.depth, base.full_depth, base.quantization, base.precision)
         return DryRun(about, plans, tuple(self.costs), tuple(dict.fromkeys(names)))
 
     def several(self, recipes: Sequence[Recipe], base: Base) -> None:

@@ -109,7 +109,7 @@ def evaluate(
             tasks[name]["reliability"] = own
     lines = {name: _with_ties(line, tasks.get(name, {})) for name, line in loaded.manifest.protocol.items()}
     about = {"ref": ref, "digest": loaded.digest, "part": part, "protocol": lines}
-    return Evaluation(about | {"quantization": base.quantization, "tasks": tasks})
+    return Evaluation(about | {"quantization": base.quantization, "precision": base.precision, "tasks": tasks})
 
 
 def with_seen(loaded: Loaded, seen: Seen | None) -> Loaded:

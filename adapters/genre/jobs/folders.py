@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from genre.errors import InputError
 from genre.files import disk_errors, write_json, write_text
+from genre.modules.base.precision import kept_measurement, processor
 from genre.recipe import Recipe
 from genre.training.reporting import read_log
 
@@ -152,18 +153,9 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor(),
+        "faster_precision": kept_measurement(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
         "packages": {name: package_version(name) for name in packages},
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-def processor() -> str:
-    """The CPU's name, torch's instruction set on it, and its bfloat16 instructions: what speed and rounding depend on."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = facts.get("model name") or platform.processor() or platform.machine()
-    bfloat16 = sorted({"avx512_bf16", "amx_bf16"}.intersection(facts.get("flags", "").split()))
-    return ", ".join([name, torch.backends.cpu.get_cpu_capability(), *bfloat16])

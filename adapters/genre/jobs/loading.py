@@ -9,7 +9,7 @@ Owns: names of packaged data sets, the base that a manifest asks for, a version 
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,18 +20,22 @@ from genre.data.sequences.control import recorded_rule
 from genre.data.sequences.text_rows import Builder, rows_of
 from genre.data.splits import SplitConfig
 from genre.data.texts.dataset import Texts
+from genre.distributed import Processes
 from genre.engine.versions import Loaded, Low
-from genre.errors import BaseModelError, DataError, ManifestError, RecipeError
+from genre.errors import BaseModelError, DataError, InputError, ManifestError, RecipeError
 from genre.modules.base.base import Base
 from genre.modules.base.fingerprint import fingerprint
-from genre.modules.base.loading import PRECISIONS
+from genre.modules.base.precision import MEASURED, PRECISIONS, Precision, measured
 from genre.modules.base.source import find
 from genre.modules.embedding import SoftTokens
 from genre.modules.lora.layer import LoraLinear
 from genre.modules.recommender import Recommender
+from genre.progress import Reporter
 from genre.recipe import BaseConfig, Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Manifest, Version
+
+ALONE = Processes()
 
 
 def open_log(path: str) -> Interactions:
@@ -87,9 +91,32 @@ def _find(path: str) -> Path:
 
 def open_base(wanted: BaseConfig, *, device: str | torch.device | None = None) -> Base:
     """Load the base of a recipe; raises as `Base.load` does."""
-    return Base.load(
-        wanted.name, quantization=wanted.quantization, depth=wanted.depth, device=device, dtype=PRECISIONS[wanted.precision]
-    )
+    dtype = dtype_of(wanted.precision, device)
+    return Base.load(wanted.name, quantization=wanted.quantization, depth=wanted.depth, device=device, dtype=dtype)
+
+
+def dtype_of(precision: str, device: str | torch.device | None = None) -> torch.dtype | None:
+    """The type of a precision as a recipe names it; None for the device's own."""
+    return measured(device).dtype if precision == MEASURED else PRECISIONS[precision]
+
+
+def settle_precision(recipe: Recipe, base: Base | None, reporter: Reporter, processes: Processes = ALONE) -> Recipe:
+    """Replace the precision `measured` of a recipe by the one that a run computes in, the same in all its processes.
+
+    Args:
+        recipe: The recipe; one that names a precision is returned as it is.
+        base: The base that the run was given, whose precision it is then.
+        reporter: Receives a line about it.
+        processes: Those of the run.
+    """
+    if recipe.base.precision != MEASURED:
+        return recipe
+    if base is None:
+        found = processes.broadcast(measured(processes.device))
+    else:
+        found = Precision(cast(Any, base.precision), "the base that was given is", {})
+    reporter.line(f"computing in {found}")
+    return recipe.model_copy(update={"base": recipe.base.model_copy(update={"precision": found.name})})
 
 
 def load_base(manifest: Manifest, name: str | None = None, *, quantization: str | None = None, precision: str = "auto") -> Base:
@@ -99,14 +126,20 @@ def load_base(manifest: Manifest, name: str | None = None, *, quantization: str 
         manifest: Of a version. A name of the hub in it is looked up on this machine only: whoever published it wrote it.
         name: A folder or hub id, for versions whose base came from a folder, has moved or is to be fetched.
         quantization: Replaces the one that the version was trained on.
-        precision: As in a recipe.
+        precision: As in a recipe; a quantized base has its own.
 
     Raises:
         BaseModelError: There is no base of that name.
+        InputError: A precision is named for a quantized base.
         ManifestError: Its weights are not those that the version was trained on.
     """
     wanted = manifest.base
     chosen: Any = quantization or wanted.quantization
+    if chosen != "none":
+        if precision not in ("auto", MEASURED):
+            todo = "leave the precision out, or name quantization none"
+            raise InputError("a quantized base has its own precision", got=f"{precision} with {chosen}", todo=todo)
+        precision = "auto"
     source = name or wanted.name
     try:
         found = fingerprint(find(source, fetch=name is not None))
@@ -117,7 +150,7 @@ def load_base(manifest: Manifest, name: str | None = None, *, quantization: str 
     if found != wanted.fingerprint:
         todo = "name the base it was trained on"
         raise ManifestError("base.fingerprint", got=found, expected=wanted.fingerprint, todo=todo)
-    return Base.load(source, quantization=chosen, depth=wanted.depth, dtype=PRECISIONS[precision])
+    return Base.load(source, quantization=chosen, depth=wanted.depth, dtype=dtype_of(precision))
 
 
 def own_recipe(registry: Registry, version: Version, done: str, overrides: Iterable[str] = (), *, merged: str) -> Recipe:

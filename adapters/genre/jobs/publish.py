@@ -105,7 +105,9 @@ def adapter_manifest(
     parents: tuple[str, ...] = (),
     notes: dict[str, Any] | None = None,
 ) -> Manifest:
-    """The manifest draft of a trained assembly."""
+    """The manifest draft of a trained assembly; its notes name a precision other than the device's own."""
+    chosen = assembly.recipe.base.precision != "auto" and assembly.base.dtype == torch.bfloat16
+    precision = {"precision": "bfloat16"} if chosen else {}
     return _manifest(
         assembly,
         kind="adapter",
@@ -116,7 +118,7 @@ def adapter_manifest(
         cost=cost,
         metrics=metrics,
         parents=parents,
-        notes=notes or {},
+        notes=(notes or {}) | precision,
     )
 
 

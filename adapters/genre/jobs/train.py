@@ -38,11 +38,11 @@ from genre.jobs.evaluate import (
 )
 from genre.jobs.figures import frame_of, html_of
 from genre.jobs.folders import check_same, claim_folder, describe_run, removed_if_refused, run_folder
-from genre.jobs.loading import check_data, open_base, open_data
+from genre.jobs.loading import check_data, open_base, open_data, settle_precision
 from genre.jobs.predictions import write_baselines, write_predictions
 from genre.jobs.publish import adapter_manifest, count, write_adapter
 from genre.modules.base.base import Base
-from genre.modules.base.loading import PRECISIONS
+from genre.modules.base.precision import PRECISIONS
 from genre.modules.base.source import find as find_base
 from genre.progress import Reporter
 from genre.recipe import Recipe
@@ -144,6 +144,7 @@ def train(
     chosen_baselines(baselines)
     processes = Processes.current()
     reporter = (reporter or Reporter.here()) if processes.is_main else Reporter.silent()
+    recipe = settle_precision(recipe, base, reporter, processes)
     root = processes.broadcast(Path(folder) if folder is not None else run_folder(recipe.name, resume))
     assembly = wire(recipe, log, base, registry, reporter, processes, own_encoder=resume and fitted_encoder(root))
     try:
@@ -365,7 +366,7 @@ def check_base(recipe: Recipe, base: Base) -> None:
     Raises:
         RecipeError: The message names the field and both values.
     """
-    precision = PRECISIONS[recipe.base.precision] or base.dtype
+    precision = PRECISIONS.get(recipe.base.precision) or base.dtype
     for field, got, expected in (
         ("base.depth", base.depth, recipe.base.depth or base.full_depth),
         ("base.quantization", base.quantization, recipe.base.quantization),

@@ -18,7 +18,7 @@ from genre.evaluation.baselines import chosen_baselines
 from genre.jobs.encoders import find_encoder
 from genre.jobs.evaluate import warn_few_users
 from genre.jobs.folders import claim_folder, describe_run, remove_unused, removed_if_refused, run_folder
-from genre.jobs.loading import open_base, open_log
+from genre.jobs.loading import open_base, open_log, settle_precision
 from genre.jobs.train import Run, check_base, check_resumed, conclude, interrupted, train
 from genre.modules.base.base import Base
 from genre.modules.embedding import SoftTokens
@@ -107,9 +107,11 @@ def train_together(
     chosen_baselines(baselines)
     if Processes.current().count > 1:
         raise InputError("several recipes train in one process", got=f"{Processes.current().count} processes", expected="one")
+    reporter = reporter or Reporter.silent()
+    recipes = [settle_precision(recipe, base, reporter) for recipe in recipes]
     base = base or open_base(recipes[0].base)
     check_base(recipes[0], base)
-    job = _Job(base, registry, resume, reporter or Reporter.silent(), tokens, on_run, baselines, on_evaluated)
+    job = _Job(base, registry, resume, reporter, tokens, on_run, baselines, on_evaluated)
     with removed_if_refused(job.made):
         return job.run(recipes, log, None if folder is None else Path(folder))
 

@@ -26,7 +26,7 @@ from genre.files import write_json
 from genre.jobs.encoders import check_leak
 from genre.jobs.evaluate import task_results, with_baselines
 from genre.jobs.folders import claim_folder, describe_run, removed_if_refused
-from genre.jobs.loading import build_model, load_base, lora_layers
+from genre.jobs.loading import build_model, load_base, lora_layers, settle_precision
 from genre.jobs.refresh.gate import Verdict, compare, overall, unknown_shares
 from genre.jobs.refresh.plan import MIN_TARGETS, MIN_USERS, Plan, RefreshOptions, plan, read_recipe, resolve_recipe
 from genre.jobs.train import Run, finish
@@ -95,6 +95,7 @@ def refresh(
     if data.digest == log.digest or not report["data"]["new"]:
         why = "the data set is the one that it was trained on" if data.digest == log.digest else "no event is later"
         return _stop(report, "nothing new", f"there is nothing new for {version.ref}: {why}")
+    recipe = settle_precision(recipe, base if isinstance(base, Base) else None, reporter)
     base = base if isinstance(base, Base) else load_base(version.manifest, base, precision=recipe.base.precision)
     loaded = read_adapter(registry, version.ref, base)
     shares: Any = {"replay": options.replay, "valid": options.valid, "test": options.test}

@@ -126,20 +126,34 @@ class LateEngine:
 
 
 def engine_for(
-    registry: str | Path, refs: Sequence[str], log: Interactions | None, *, base: str | None = None, lanes: int = 16
+    registry: str | Path,
+    refs: Sequence[str],
+    log: Interactions | None,
+    *,
+    base: str | None = None,
+    lanes: int = 16,
+    precision: str = "auto",
 ) -> Any:
     """Open an engine for a request file, at its first request if `refs`, the references of its first rows, are none.
 
     Raises as `open_engine` does.
     """
-    open_for = partial(open_engine, registry, log=log, base=base, lanes=lanes)
+    open_for = partial(open_engine, registry, log=log, base=base, lanes=lanes, precision=precision)
     return open_for(refs) if refs else LateEngine(open_for)
 
 
 def open_engine(
-    registry: str | Path, refs: Iterable[str], log: Interactions | None, *, base: str | None = None, lanes: int = 16
+    registry: str | Path,
+    refs: Iterable[str],
+    log: Interactions | None,
+    *,
+    base: str | None = None,
+    lanes: int = 16,
+    precision: str = "auto",
 ) -> Any:
     """Open an engine on the base of the first reference that can be scored; the others fail in their own rows.
+
+    The precision is as `load_base` takes it.
 
     Raises:
         NotFoundError: None of them exists.
@@ -148,7 +162,7 @@ def open_engine(
     from genre.engine import Engine
 
     store = Registry(registry)
-    return Engine(load_base(first_known(store, refs), base), store, lanes=lanes, data=log)
+    return Engine(load_base(first_known(store, refs), base, precision=precision), store, lanes=lanes, data=log)
 
 
 def first_known(store: Registry, refs: Iterable[str]) -> Any:

@@ -25,6 +25,7 @@ from genre.errors import GenreError, InputError, JobError, RegistryError
 from genre.jobs.score.local import Answers, Scorer, engine_for, first_known, open_users
 from genre.jobs.score.ray_runtime import rows_of
 from genre.jobs.score.requests import Line, RequestFile, chunks, read_row
+from genre.modules.base.precision import MEASURED, measured
 from genre.registry import Registry
 
 ATTEMPTS, RESTARTS = 5, 10
@@ -54,7 +55,7 @@ class Plan:
 
     Attributes:
         source: The request file.
-        registry, data, base, lanes: As in `genre score`; paths are absolute.
+        registry, data, base, lanes, precision: As in `genre score`; paths are absolute.
         workers: The number of actors.
         threads: Per actor.
         refs: References of the file's first rows, in order; the base is that of the first which exists. Where those rows are
@@ -75,6 +76,7 @@ class Plan:
     exact: dict[str, str]
     index: tuple[Chunk, ...]
     exclude_seen: bool | None = None
+    precision: str = "auto"
 
     @classmethod
     def make(
@@ -90,6 +92,7 @@ class Plan:
         workers: int | None = None,
         exact: dict[str, str] | None = None,
         exclude_seen: bool | None = None,
+        precision: str = "auto",
     ) -> "Plan":
         """Read a file once to index its chunks and collect its references.
 
@@ -104,12 +107,15 @@ class Plan:
             workers: The number of actors; by default one per GPU, or else one for every two cores.
             exact: Versions of references that an earlier run has used.
             exclude_seen: As in `Scorer`.
+            precision: As in `load_base`; all workers compute in the same one.
 
         Raises:
             NotFoundError: No reference exists.
             InputError: Too many workers for this machine.
         """
         store, exact = Registry(registry), dict(exact or {})
+        if precision == MEASURED:
+            measured()  # once, before the workers look for it
         if refs:
             first_known(store, refs)
         cores = len(os.sched_getaffinity(0))
@@ -135,6 +141,7 @@ class Plan:
             exact=exact,
             index=tuple(index),
             exclude_seen=exclude_seen,
+            precision=precision,
         )
 
     @property
@@ -177,7 +184,9 @@ class Actor:
     def _answer(self, chunk: Chunk) -> Answers:
         plan = self.plan
         if self.scorer is None:
-            engine = engine_for(plan.registry, plan.refs, open_users(plan.data), base=plan.base, lanes=plan.lanes)
+            engine = engine_for(
+                plan.registry, plan.refs, open_users(plan.data), base=plan.base, lanes=plan.lanes, precision=plan.precision
+            )
             self.scorer = Scorer(engine, plan.exact, exclude_seen=plan.exclude_seen)
         with RequestFile(plan.source) as file:
             return self.scorer.answer(map(read_row, islice(file.lines(chunk.begin, chunk.number), chunk.rows)))

@@ -126,6 +126,11 @@ class Base:
         return self.embedding.weight.dtype
 
     @property
+    def precision(self) -> str:
+        """The name of `dtype`, as in a recipe."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def embedding(self) -> nn.Embedding:
         """The token embedding, (V, D)."""
         return self.model.get_input_embeddings()

@@ -20,9 +20,6 @@ from genre.unpromised import execution_device
 
 Quantization = Literal["none", "int8", "nf4"]
 
-PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Precisions by their name in a recipe."""
-
 IN_PARTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Model types of layers, rotary positions, a final norm, and nothing between."""
 

@@ -23,6 +23,7 @@ def overview(service: Service) -> dict[str, Any]:
             "name": Path(base.name).name,
             "depth": base.depth,
             "quantization": base.quantization,
+            "precision": base.precision,
             "fingerprint": base.fingerprint,
         },
         "data": mounted,

@@ -1,0 +1,187 @@
+"""bfloat16 against float32 on this processor: products, requests, training steps, and what it costs in quality.
+
+    python benchmarks/precision.py --json build/bench/precision.json [--only products,serving,training,loss]
+
+products    a linear of (rows x width) by (width x width), milliseconds of float32, bfloat16 and int8 by torch's own kernels.
+serving     requests to `like`, `rating` and `next_item` on the users of ML-100K, one and 32 at a time: requests/s, alternating.
+training    steps of recipes/like.yaml, alternating.
+loss        the test metrics of the published versions, computed in both precisions: the paired difference over users.
+
+`serving` and `loss` need a registry with `like`, `rating` and `next_item`: `make demo` leaves one. Threads are torch's own; set
+OMP_NUM_THREADS for another number.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import genre
+from genre.engine import Engine, Request
+from genre.jobs.compare import compare
+from genre.jobs.loading import load_base, open_base, open_log
+from genre.jobs.predictions import from_version
+from genre.progress import Reporter
+from genre.registry import Registry
+from genre.training import Loop
+from genre.training.assembly import assemble
+from suite import keep_figures
+
+PARTS = ("products", "serving", "training", "loss")
+PRECISIONS = ("float32", "bfloat16")
+RECIPE = Path(__file__).parent.parent / "recipes" / "like.yaml"
+SHAPES = ((576, 576), (576, 1536), (1536, 576))
+ROWS = (1, 8, 32, 128, 512, 2048)
+REFS = ("like@production", "rating@production", "next_item@production")
+
+
+def milliseconds(call: Callable[[], object], least_s: float = 0.1) -> float:
+    """The median time of a call, over at least so many seconds, in milliseconds."""
+    call()
+    taken: list[float] = []
+    until = time.perf_counter() + least_s
+    while len(taken) < 3 or time.perf_counter() < until:
+        begun = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begun)
+    return 1000 * median(taken)
+
+
+@torch.inference_mode()
+def products() -> dict[str, Any]:
+    """Linears of the packaged base's shapes; `int8` quantizes each row first, multiplies by `torch._int_mm` and scales."""
+    found = {}
+    for inside, outside in SHAPES:
+        weight = torch.randn(outside, inside) / inside**0.5
+        half = weight.bfloat16()
+        scale = weight.abs().amax(1) / 127
+        whole = (weight / scale[:, None]).round().to(torch.int8).t()
+        for rows in ROWS:
+            x = torch.randn(rows, inside)
+            x_half = x.bfloat16()
+
+            def int8(x: torch.Tensor = x_half, whole: torch.Tensor = whole, scale: torch.Tensor = scale) -> torch.Tensor:
+                own = x.abs().amax(1, keepdim=True).float() / 127
+                rounded = (x / own).round().to(torch.int8)
+                return (torch._int_mm(rounded, whole).float() * own * scale).bfloat16()
+
+            times = [milliseconds(lambda x=x, w=weight: nn.functional.linear(x, w))]
+            times += [milliseconds(lambda x=x_half, w=half: nn.functional.linear(x, w)), milliseconds(int8)]
+            found[f"{rows} x {inside} -> {outside}"] = dict(zip(("float32", "bfloat16", "int8"), times, strict=True))
+    return found
+
+
+def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], float]:
+    """Median seconds of two ways that take turns, and how many times as fast the second is."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            begun = time.perf_counter()
+            way()
+            if turn:  # the first builds kernels
+                taken[name].append(time.perf_counter() - begun)
+    first, second = taken.values()
+    return {name: median(own) for name, own in taken.items()}, median(a / b for a, b in zip(first, second, strict=True))
+
+
+def requests_of(log: genre.Interactions, ref: str, count: int, seed: int) -> list[Request]:
+    """Requests for users of the log: ten items of the catalogue by next_item, 20 candidates by the others."""
+    draw = np.random.default_rng(seed)
+    users = [log.user_ids[int(code)] for code in draw.integers(len(log.user_ids), size=count)]
+    if ref.startswith("next_item"):
+        return [Request(ref, user_id=user, k=10) for user in users]
+    items = log.catalogue.item_ids
+    chosen = draw.integers(len(items), size=(count, 20))
+    return [Request(ref, user_id=user, candidates=[items[int(i)] for i in own]) for user, own in zip(users, chosen, strict=True)]
+
+
+def serving(log: genre.Interactions, registry: Registry, rounds: int) -> dict[str, Any]:
+    """Requests a second in both precisions."""
+    manifest = registry.resolve(REFS[0]).manifest
+    engines = {each: Engine(load_base(manifest, precision=each), registry, data=log) for each in PRECISIONS}
+    found: dict[str, Any] = {"depth": manifest.base.depth}
+    for ref in REFS:
+        for count in (1, 32):
+            turns = {name: iter(range(10_000)) for name in engines}
+
+            def ask(name: str, ref: str = ref, count: int = count, turns: Any = turns) -> None:
+                for answer in engines[name].score(requests_of(log, ref, count, next(turns[name]))):
+                    if answer.error:
+                        raise RuntimeError(answer.error)
+
+            seconds, ratio = alternate({name: lambda n=name: ask(n) for name in engines}, rounds if count > 1 else 4 * rounds)
+            rates = {name: round(count / own, 2) for name, own in seconds.items()}
+            found[f"{ref.partition('@')[0]}, {count} at a time"] = {"requests_per_second": rates, "ratio": round(ratio, 2)}
+    for engine in engines.values():
+        engine.close()
+    return found
+
+
+def training(log: genre.Interactions, rounds: int) -> dict[str, Any]:
+    """Steps of a recipe in both precisions."""
+    ways: dict[str, Callable[[], object]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for each in PRECISIONS:
+            recipe = genre.Recipe.read(RECIPE, ["train.tracker=none", "encoder.use=fit", f"base.precision={each}"])
+            loop = Loop(assemble(recipe, log, open_base(recipe.base)), Path(folder) / each, Reporter.silent())
+            loop.set_training()
+            batches = iter(loop.plan(0) + loop.plan(1))
+            ways[each] = lambda loop=loop, batches=batches: loop.step(next(batches), 0.1)
+        seconds, ratio = alternate(ways, 4 * rounds)
+    return {"seconds_of_a_step": seconds, "ratio": round(ratio, 2)}
+
+
+def loss(log: genre.Interactions, registry: Registry) -> dict[str, Any]:
+    """The test metrics of published versions in both precisions, paired by user."""
+    found: dict[str, Any] = {}
+    scored: dict[str, list[Any]] = {ref: [] for ref in REFS}
+    for each in PRECISIONS:
+        base = load_base(registry.resolve(REFS[0]).manifest, precision=each)
+        for ref in REFS:
+            (own,) = from_version(registry, ref, log, base, part="test").values()
+            scored[ref].append(replace(own, name=each))
+    for ref, (exact, rough) in scored.items():
+        found[ref.partition("@")[0]] = {
+            one.metric: {"float32": one.b, "bfloat16": one.a, "difference": one.difference, "interval": one.interval}
+            for one in compare(rough, exact)
+        }
+    return found
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", type=Path, default=Path("build/bench/precision.json"))
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), metavar="PART,PART")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--registry", type=Path, default=Path("build/demo/registry"))
+    parser.add_argument("--data", default="ml-100k")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.only) - set(PARTS)):
+        parser.error(f"no such part: {', '.join(unknown)}; expected {', '.join(PARTS)}")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    log = open_log(options.data)
+    for part in (each for each in PARTS if each in options.only):
+        if part == "products":
+            result[part] = products()
+        elif part == "training":
+            result[part] = training(log, options.rounds)
+        else:
+            registry = Registry(options.registry)
+            result[part] = serving(log, registry, options.rounds) if part == "serving" else loss(log, registry)
+        keep_figures(options.json, result)
+        print(f"{part}: {json.dumps(result[part], indent=2)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
