@@ -95,7 +95,7 @@ def recommend(
         raise InputError("-k is too small", got=k, expected="1 or more")
     check_file(json_file, "--json")
     exclude_seen = excludes_seen(seen)
-    opening = {"base": base, "precision": check_precision(precision)}
+    opening: Opening = {"base": base, "precision": check_precision(precision)}
     from genre.data.catalogue import Titles
     from genre.engine import Request
     from genre.jobs.loading import open_log
