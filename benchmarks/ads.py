@@ -6,8 +6,8 @@ Trains recipes/ads.yaml and reads the test part once. `tasks.click`: AUC, log lo
 a logistic regression on the same columns (its penalty by validation log loss), with user-bootstrap intervals (a user is one
 impression here) and paired differences; and what ECE would be if the adapter's probabilities were perfect. `off_policy`: for the
 test rounds of each logging policy the value, clicks per impression, of ranking greedily by the adapter, of its softmax, of the
-logistic regression and of chance (`off_policy.py`; the reward model of `dr` is the logistic regression, which has not seen the
-test part). The log is small: each value comes with the number of clicks it rests on.
+logistic regression and of chance (`genre.evaluation.off_policy`; the reward model of `dr` is the logistic regression, which has
+not seen the test part). The log is small: each value comes with the number of clicks it rests on.
 """
 
 import argparse
@@ -22,11 +22,11 @@ import genre
 from genre.data.splits import TEST, TRAIN, VALID, Split, split
 from genre.evaluation.baselines import feedback_baselines
 from genre.evaluation.metrics import ece, log_loss, metric, paired_bootstrap
+from genre.evaluation.off_policy import CLIP, ESTIMATORS, Rounds, estimate
 from genre.evaluation.protocol import protocol_line
 from genre.evaluation.targets import Targets, evaluate_feedback
 from genre.jobs.loading import open_log
 from genre.progress import Reporter
-from off_policy import CLIP, Rounds, estimate, greedy, softmax, uniform
 from suite import keep_figures
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ads.yaml"
@@ -113,8 +113,31 @@ def adapter_table(ref: str, registry: genre.Registry, log: genre.Interactions, b
     return np.array([[item.score for item in answer.results] for answer in answers])[place]
 
 
-def rounds_of(log: genre.Interactions, events: np.ndarray, members: dict[str, np.ndarray]) -> tuple[Rounds, np.ndarray]:
-    """Test events as rounds, and [n, K] the item code of each candidate: the items of the round's campaign."""
+def uniform(candidates: np.ndarray) -> np.ndarray:
+    """[n, K] probabilities, the same for every candidate of a round."""
+    return candidates / candidates.sum(1, keepdims=True)
+
+
+def greedy(scores: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """[n, K] the best candidate of each round, the first of equal ones."""
+    return np.eye(candidates.shape[1])[np.where(candidates, scores, -np.inf).argmax(1)]
+
+
+def softmax(logits: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """[n, K] π(a|x) ∝ exp(z_a) over the candidates."""
+    inside = np.where(candidates, logits, -np.inf)
+    raised = np.exp(inside - inside.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)
+
+
+def choices_of(
+    log: genre.Interactions, events: np.ndarray, members: dict[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What could be shown in test events, the items of their campaign.
+
+    Returns:
+        [n] the place of what was shown, [n, K] the item code of each place, [n, K] bool which places there are.
+    """
     campaign = log.column("campaign")[events]
     width = max(map(len, members.values()))
     codes, candidates = np.zeros((len(events), width), dtype=np.int64), np.zeros((len(events), width), dtype=bool)
@@ -122,7 +145,7 @@ def rounds_of(log: genre.Interactions, events: np.ndarray, members: dict[str, np
         rows = np.flatnonzero(campaign == name)
         codes[rows, : len(own)], candidates[rows, : len(own)] = own, True
     action = ((codes == log.item_codes[events][:, None]) & candidates).argmax(1)
-    return Rounds(action, log.column("click")[events], log.column("propensity")[events], candidates), codes
+    return action, codes, candidates
 
 
 def off_policy(
@@ -134,16 +157,21 @@ def off_policy(
     policy, result = log.column("policy")[found.event], {}
     for name in np.unique(policy.astype(str)):
         mine = np.flatnonzero(policy == name)
-        rounds, codes = rounds_of(log, found.event[mine], members)
+        events = found.event[mine]
+        action, codes, candidates = choices_of(log, events, members)
         scores = np.take_along_axis(table[mine], codes, 1)
         expected = regression(found.user[mine][:, None], codes)
         policies = {
-            "adapter_greedy": greedy(scores, rounds.candidates),
-            "adapter_softmax": softmax(np.log(scores) - np.log1p(-scores), rounds.candidates),
-            "regression_greedy": greedy(expected, rounds.candidates),
-            "uniform": uniform(rounds.candidates),
+            "adapter_greedy": greedy(scores, candidates),
+            "adapter_softmax": softmax(np.log(scores) - np.log1p(-scores), candidates),
+            "regression_greedy": greedy(expected, candidates),
+            "uniform": uniform(candidates),
         }
-        result[str(name)] = estimate(rounds, policies, expected, resamples=resamples)
+        shown = log.column("click")[events], log.column("propensity")[events]
+        result[str(name)] = {
+            other: estimate(Rounds.of_choices(action, *shown, candidates, chances, expected), resamples=resamples)
+            for other, chances in policies.items()
+        }
     return result
 
 
@@ -209,15 +237,14 @@ def show(result: dict[str, Any]) -> None:
         chance = task["adapter_ece_if_perfect"]
         print(f"\nECE of the adapter's scores were they perfect: {_text({'value': chance['mean'], **chance})}")
     for name, found in result["off_policy"].items():
-        own = found["logging"]
-        print(f"\nlogged by {name}: {own['rounds']:,} rounds, {own['rewards']:g} clicks, value {_text(own['on_policy'])}\n")
-        print("| policy | IPS | SNIPS | DR | effective rounds | clicks with weight | clipped |\n" + "|---" * 7 + "|")
+        own = next(iter(found.values()))
+        print(f"\nlogged by {name}: {own['lists']:,} rounds, {own['rewards']:g} clicks, value {_text(own['logging'])}\n")
+        print("| policy | IPS | SNIPS | DR | switch-DR | effective rounds | clicks with weight | clipped |\n" + "|---" * 8 + "|")
         for policy, entry in found.items():
-            if policy != "logging":
-                weights, values = entry["weights"], " | ".join(_text(entry[way]) for way in ("ips", "snips", "dr"))
-                few = " (few)" if weights["few_rewards"] else ""
-                rests = f"{weights['effective_rounds']:,.0f} | {weights['rewards_with_weight']}{few} | {weights['clipped']}"
-                print(f"| {policy.replace('_', ' ')} | {values} | {rests} |")
+            weights, values = entry["weights"], " | ".join(_text(entry["estimates"][way]) for way in ESTIMATORS)
+            few = " (few)" if weights["few_rewards"] else ""
+            rests = f"{weights['effective_lists']:,.0f} | {weights['rewards_with_weight']}{few} | {weights['clipped']}"
+            print(f"| {policy.replace('_', ' ')} | {values} | {rests} |")
 
 
 def _text(figure: dict[str, Any]) -> str:

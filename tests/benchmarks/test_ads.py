@@ -7,6 +7,7 @@ import pytest
 
 import genre
 from genre.data.splits import TEST, TRAIN, split
+from genre.evaluation.off_policy import ESTIMATORS
 from genre.evaluation.targets import targets
 from standins import ROOT, deep_base
 from worlds import open_bandit
@@ -14,7 +15,6 @@ from worlds import open_bandit
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ads  # noqa: E402
-from off_policy import ESTIMATORS  # noqa: E402
 
 SMALL = ["base.depth=2", "train.epochs=1", "train.tracker=none"]
 
@@ -53,13 +53,13 @@ def test_from_training_to_values(place, ads_log, wanted, capsys):
     assert 0 < task["adapter_ece_if_perfect"]["mean"] < 0.5
     assert result["engine_and_evaluation_apart"] < 1e-4
     assert set(result["off_policy"]) == {"random", "bts"}
-    assert sum(found["logging"]["rounds"] for found in result["off_policy"].values()) == 72
+    assert sum(found["uniform"]["lists"] for found in result["off_policy"].values()) == 72
     for found in result["off_policy"].values():
-        assert all(set(ESTIMATORS) < set(found[name]) for name in found if name != "logging")
-    random = result["off_policy"]["random"]
+        assert all(set(found[name]["estimates"]) == set(ESTIMATORS) for name in found)
+    random = result["off_policy"]["random"]["uniform"]
     for way in ESTIMATORS[:2]:  # every weight is one
-        assert random["uniform"][way]["value"] == pytest.approx(random["logging"]["on_policy"]["value"])
-    assert random["uniform"]["weights"]["effective_rounds"] == pytest.approx(random["logging"]["rounds"])
+        assert random["estimates"][way]["value"] == pytest.approx(random["logging"]["value"])
+    assert random["weights"]["effective_lists"] == pytest.approx(random["lists"])
     ads.show({"off_policy": result["off_policy"], "tasks": result["tasks"]})
     assert "| adapter greedy |" in capsys.readouterr().out
 
@@ -68,10 +68,17 @@ def test_candidates_are_the_items_of_the_campaign(ads_log):
     campaigns = ads_log.catalogue.column("campaign").to_numpy()
     members = {name: np.flatnonzero(campaigns == name) for name in ("all", "men", "women")}
     events = np.arange(len(ads_log))
-    rounds, codes = ads.rounds_of(ads_log, events, members)
-    assert np.array_equal(codes[events, rounds.action], ads_log.item_codes)
-    assert np.array_equal(rounds.candidates.sum(1), [{"all": 6}.get(name, 4) for name in ads_log.column("campaign")])
-    assert np.array_equal(rounds.reward, ads_log.column("click"))
+    action, codes, candidates = ads.choices_of(ads_log, events, members)
+    assert np.array_equal(codes[events, action], ads_log.item_codes)
+    assert np.array_equal(candidates.sum(1), [{"all": 6}.get(name, 4) for name in ads_log.column("campaign")])
+
+
+def test_policies():
+    candidates = np.array([[True, True, False], [True, True, True]])
+    scores = np.array([[0.1, 0.1, 9.0], [0.1, 0.2, 0.7]])
+    assert ads.greedy(scores, candidates).tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert ads.uniform(candidates).tolist() == [[0.5, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]]
+    assert ads.softmax(np.log(scores), candidates) == pytest.approx(np.array([[0.5, 0.5, 0], [0.1, 0.2, 0.7]]))
 
 
 def test_baselines_see_training_events_alone(ads_log, wanted):

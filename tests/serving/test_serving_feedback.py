@@ -17,7 +17,7 @@ from serving_fakes import Process, open_engine, serving, wait_until
 from genre import cli
 from genre.data.importers.log import import_log
 from genre.errors import DataError, DiskError, InputError
-from genre.serving.exploring import Exploration
+from genre.evaluation.exploring import Exploration
 from genre.serving.served import Impression, Reward, ServedLog
 
 SCORES = np.array([2.0, 1.0, 0.5, -1.0])

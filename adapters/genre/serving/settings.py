@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from genre.errors import InputError
-from genre.serving.exploring import LARGEST_POOL, POOL, Exploration
+from genre.evaluation.exploring import LARGEST_POOL, POOL, Exploration
 from genre.validation import refusal
 
 TOKEN_VARIABLE = "GENRE_ADMIN_TOKEN"
@@ -42,7 +42,7 @@ class Settings(BaseModel):
         canary: Share of a name's traffic that goes to its `candidate`.
         canary_failures, canary_window: So many failures among a candidate's last rows send its traffic back to production.
         token_guesses: Wrong admin tokens of a client before it has to wait; a call without one is no guess.
-        explore: How `/v1/recommend` draws its lists (`genre.serving.exploring`); None gives the best items.
+        explore: How `/v1/recommend` draws its lists (`genre.evaluation.exploring`); None gives the best items.
         explore_pool: The best so many items that can be drawn.
         log_rows: Log user ids and histories; off, so that logs hold no user's data.
         token: Must come with admin calls; None switches them off.
