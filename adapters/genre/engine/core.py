@@ -19,6 +19,8 @@ from genre.data.interactions import Interactions
 from genre.engine.adapter_cache import AdapterCache
 from genre.engine.adapter_source import AdapterSource, Resident
 from genre.engine.frames import recommend_frame
+from genre.engine.histories import Histories
+from genre.engine.history_store import HistoryStore
 from genre.engine.items import Inline
 from genre.engine.passes import Passes
 from genre.engine.planning import Job, history_of, plan
@@ -29,6 +31,7 @@ from genre.engine.versions import Loaded
 from genre.errors import GenreError, InputError, RequestError
 from genre.modules.base.attention import block_attention
 from genre.modules.base.base import Base
+from genre.modules.base.prefixes import takes_prefixes
 from genre.modules.lora.layer import find_linears
 from genre.modules.lora.slots import AdapterSlots
 from genre.registry import Registry
@@ -49,6 +52,8 @@ class Engine:
         host: Versions beyond those that stay in CPU memory when they leave their slot.
         data: A data set for `user_id` requests; its catalogue replaces the one that versions carry.
         batch_tokens: Padded tokens of one forward pass.
+        history_cache: Bytes for the states of histories that were read, so that a user who comes back costs the new events alone
+            (docs/engine.md), or a store for them, which the engine closes; None keeps none.
 
     Raises:
         InputError: Something else is attached to the base.
@@ -63,6 +68,7 @@ class Engine:
         host: int = 128,
         data: Interactions | None = None,
         batch_tokens: int = 8192,
+        history_cache: int | HistoryStore | None = None,
     ) -> None:
         base.need_bare()
         for name, value, least in (("lanes", lanes, 1), ("host", host, 0), ("batch_tokens", batch_tokens, 1)):
@@ -82,7 +88,9 @@ class Engine:
         self.forward = ForwardTurn()
         source = AdapterSource(base, registry, self.slots, data, self.forward)
         self.cache = AdapterCache(source, capacity=lanes, cpu_capacity=host)
-        self.passes = Passes(base, self.slots, self.forward, batch_tokens)
+        self.history_store = HistoryStore(history_cache, device=base.device) if isinstance(history_cache, int) else history_cache
+        histories = Histories(self.history_store) if self.history_store is not None and takes_prefixes(base) else None
+        self.passes = Passes(base, self.slots, self.forward, batch_tokens, histories)
         self._state = threading.Condition()
         self._calls = 0
         self._open = True
@@ -100,6 +108,8 @@ class Engine:
             self._state.wait_for(lambda: self._calls == 0)
         if was_open:
             self.cache.clear()
+            if self.history_store is not None:
+                self.history_store.close()
             self._attachment.close()
 
     def load(self, ref: str, *, pin: bool = False) -> str:

@@ -3,8 +3,10 @@
 Owns: the codes of one `score` call, texts and item vectors behind them. Ignores: requests, adapters.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,12 @@ class ItemSpace:
         if shared is not None:
             self.vectors, self.index = look_up(shared, catalogue, base, forward)
             self.scales = scales_of(self.vectors)
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of all that its texts and vectors come from, the same in every engine on one base."""
+        encoder = None if self.shared is None else self.shared.digest
+        return hashlib.sha256(json.dumps([encoder, self.catalogue.digest, *self.text]).encode()).hexdigest()
 
     def met(self, condition: str) -> np.ndarray:
         """(N,) bool: the items that meet a condition; those of the last few conditions are kept.
@@ -117,6 +125,11 @@ class Inline:
             self._number[key] = len(self.rows)
             self.rows.append(columns)
         return self.space.catalogue.size + self._number[key]
+
+    def digest(self, code: int) -> bytes:
+        """16 bytes that say which columns an inline item has."""
+        columns = json.dumps(self.rows[code - self.space.catalogue.size], sort_keys=True, default=str)
+        return hashlib.blake2b(columns.encode(), digest_size=16).digest()
 
     def item_id(self, code: int) -> str:
         """The id that a result carries: the catalogue's, or the one given inline, or the title."""

@@ -23,11 +23,13 @@ from torch import Tensor
 from genre.data.sequences.batches import MAX_READ_SHARE, Batch, collate, padded
 from genre.data.sequences.layout import Sequence as Row
 from genre.engine.adapter_source import Resident
+from genre.engine.histories import Histories, Known, by_turns, has_history, history_key
 from genre.engine.planning import Job
 from genre.engine.scoring import Reader, read_positions, score_readers
 from genre.engine.turn import ForwardTurn
 from genre.modules.base.attention import Blocks, plan_blocks
 from genre.modules.base.base import Base
+from genre.modules.base.prefixes import Continued, Recorder
 from genre.modules.embedding import embed
 from genre.modules.lora.slots import AdapterSlots
 
@@ -35,6 +37,9 @@ MASKED_ROW_TOKENS = 2048
 MASKED_SQUARES = 2**24
 LEAST_PASS_TOKENS = 512
 """Tokens of a pass that is limited by time: in fewer, rows with branches would repeat their history too often."""
+
+KNOWN_PASSES = 4
+"""Tokens of histories that are brought together at once, in passes."""
 
 Key = tuple[int | bytes, ...]
 
@@ -45,12 +50,20 @@ class Unit:
 
     Attributes:
         readers: Jobs and the number of their row.
+        known: The row's first tokens, which are not in `row` then; None where all are computed.
     """
 
     resident: Resident
     row: Row
     job: Job
     readers: list[tuple[Job, int]] = field(default_factory=list)
+    known: Known | None = None
+
+    @property
+    def first_read(self) -> int:
+        """The first token of a row with a history whose state is read."""
+        reads = [read_positions(job, number) for job, number in self.readers]
+        return min(int(own.min(initial=len(self.row))) for own in reads if own is not None)
 
 
 def units_of(jobs: Sequence[Job]) -> list[Unit]:
@@ -110,13 +123,22 @@ class Passes:
         slots: Its slot layers.
         forward: Held during a forward pass: the base is one.
         batch_tokens: Padded tokens of one pass.
+        histories: What is known of histories that were read before; None reads each from its start.
     """
 
-    def __init__(self, base: Base, slots: AdapterSlots, forward: ForwardTurn, batch_tokens: int) -> None:
+    def __init__(
+        self,
+        base: Base,
+        slots: AdapterSlots,
+        forward: ForwardTurn,
+        batch_tokens: int,
+        histories: Histories | None = None,
+    ) -> None:
         self.base = base
         self.slots = slots
         self.forward = forward
         self.batch_tokens = batch_tokens
+        self.histories = histories
 
     def tokens_in(self, seconds: float | None) -> int:
         """Padded tokens of a pass that takes so many seconds; of any pass for None."""
@@ -142,51 +164,114 @@ class Passes:
         units = units_of(jobs)
         few = sum(len(unit.row) for unit in units) <= pass_tokens < self.batch_tokens
         with self.forward if few else nullcontext():
-            self._run(units, pass_tokens)
+            if self.histories is None:
+                self._run(units, pass_tokens)
+            else:
+                self._run_known(self.histories, units, pass_tokens)
+
+    def _run_known(self, histories: Histories, units: Sequence[Unit], pass_tokens: int) -> None:
+        """Compute what is new of the units whose history is known, and the others from their start."""
+        rest = [unit for unit in units if not has_history(unit.row)]
+        own = sorted((unit for unit in units if has_history(unit.row)), key=lambda unit: len(unit.row))
+        for turn in by_turns(own, [history_key(unit.job, unit.row) for unit in own]):
+            for some in self._known(histories, turn, rest):
+                for batch in self._batches(some, pass_tokens):
+                    self._go_on(histories, batch)
+            self._run(rest, pass_tokens)
+            rest = []
+
+    def _known(self, histories: Histories, units: Sequence[Unit], rest: list[Unit]) -> Iterator[list[Unit]]:
+        """What is left to compute of units whose history is known, a few at a time, as their states lie in memory meanwhile.
+
+        The others go into `rest` (mutated).
+        """
+        some: list[Unit] = []
+        tokens = 0
+        for unit in units:
+            known = histories.find(unit.job, unit.row, unit.first_read)
+            if known is None:
+                rest.append(unit)
+                continue
+            if some and tokens + known.tokens > KNOWN_PASSES * self.batch_tokens:
+                yield some
+                some, tokens = [], 0
+            some.append(Unit(unit.resident, unit.row.after(known.tokens), unit.job, unit.readers, known))
+            tokens += known.tokens
+        if some:
+            yield some
+
+    def _go_on(self, histories: Histories, units: Sequence[Unit]) -> None:
+        """Compute what is left of some units, and keep what is new of their histories."""
+        batch, blocks, known = self._collate(units), self._blocks(units), [unit.known for unit in units if unit.known]
+        made = Continued([each.prefix for each in known], blocks, self.base.dtype)
+        with self.forward, self._routed(units):
+            hidden = self.base.run(self._embed(units, batch), 0, self.base.depth, blocks, prefixes=made)
+        self._read(units, batch, hidden)
+        for index, (unit, each) in enumerate(zip(units, known, strict=True)):
+            if unit.row.prefix_length > 0:
+                histories.keep(unit.job, each.row, each.longer(made.of(index, 0, unit.row.prefix_length)))
+
+    def _keep(self, units: Sequence[Unit], made: Recorder | None) -> None:
+        """Keep the histories of a batch that was read from its start."""
+        if made is not None and self.histories is not None:
+            for index, unit in enumerate(units):
+                if has_history(unit.row):
+                    self.histories.keep(unit.job, unit.row, made.of(index, 0, unit.row.prefix_length))
+
+    def _recorder(self, units: Sequence[Unit]) -> Recorder | None:
+        """What keeps the states of a batch; None if nobody will look for them."""
+        return Recorder() if self.histories is not None and any(has_history(unit.row) for unit in units) else None
 
     def _run(self, units: Sequence[Unit], pass_tokens: int) -> None:
         families, rest = families_of(units) if self.base.in_parts and self.base.takes_blocks else ({}, units)
         for some in self._batches(rest, pass_tokens):
             batch = self._collate(some)
+            made = self._recorder(some)
             with self.forward:
                 begun = perf_counter()
-                hidden = self._all_layers(some, batch)
+                hidden = self._all_layers(some, batch, made)
             self._read(some, batch, hidden)
             self._record(batch, begun, self.base.depth)
+            self._keep(some, made)
         for shared, groups in families.items():
             heads = {id(members[0]): members for members in groups}
             for some in self._batches([members[0] for members in groups], pass_tokens):
                 batch = self._collate(some)
-                read = self._read_tokens([heads[id(one)] for one in some], batch)
+                read, made = self._read_tokens([heads[id(one)] for one in some], batch), self._recorder(some)
                 with self.forward:
                     begun = perf_counter()
-                    lower = self.base.run(self._embed(some, batch), 0, shared, self._blocks(some), read=read)
+                    lower = self.base.run(self._embed(some, batch), 0, shared, self._blocks(some), read=read, prefixes=made)
                 self._record(batch, begun, shared)
                 members = [(unit, index) for index, one in enumerate(some) for unit in heads[id(one)]]
-                self._upper(members, lower, shared, pass_tokens)
+                self._upper(members, lower, shared, pass_tokens, made)
 
-    def _upper(self, members: Sequence[tuple[Unit, int]], lower: Tensor, shared: int, pass_tokens: int) -> None:
+    def _upper(
+        self, members: Sequence[tuple[Unit, int]], lower: Tensor, shared: int, pass_tokens: int, below: Recorder | None
+    ) -> None:
         """The layers from `shared` on for every unit, from its row of the lower layers' states."""
         index_of = {id(unit): index for unit, index in members}
         for units in self._batches([unit for unit, _ in members], pass_tokens):
             batch = self._collate(units)
             rows = torch.tensor([index_of[id(unit)] for unit in units], device=lower.device)
             hidden = lower[rows, : batch.tokens.shape[1]]
+            made = None if below is None else below.onto(rows.tolist())
             begun = perf_counter()
             if shared < self.base.depth:
                 read = self._read_tokens([[unit] for unit in units], batch)
                 with self.forward, self._routed(units):
                     begun = perf_counter()
-                    hidden = self.base.run(hidden, shared, self.base.depth, self._blocks(units), read=read)
+                    hidden = self.base.run(hidden, shared, self.base.depth, self._blocks(units), read=read, prefixes=made)
             self._read(units, batch, hidden)
             self._record(batch, begun, self.base.depth - shared)
+            self._keep(units, made)
 
     def _record(self, batch: Batch, begun: float, layers: int) -> None:
         """Remember how long so many layers of a batch took; once its states are read, since a GPU computes them meanwhile."""
         self.forward.record(batch.tokens.numel() * layers // self.base.depth, perf_counter() - begun)
 
     def _read(self, units: Sequence[Unit], batch: Batch, hidden: Tensor) -> None:
-        readers = [Reader(job, number, index) for index, unit in enumerate(units) for job, number in unit.readers]
+        skipped = [unit.known.tokens if unit.known else 0 for unit in units]
+        readers = [Reader(job, number, index, skipped[index]) for index, unit in enumerate(units) for job, number in unit.readers]
         score_readers(readers, batch, hidden.to(self.base.device))
 
     def _collate(self, units: Sequence[Unit]) -> Batch:
@@ -196,11 +281,13 @@ class Passes:
     def _embed(self, units: Sequence[Unit], batch: Batch) -> Tensor:
         return embed(self.base, batch, [unit.job.inline.soft for unit in units])
 
-    def _all_layers(self, units: Sequence[Unit], batch: Batch) -> Tensor:
+    def _all_layers(self, units: Sequence[Unit], batch: Batch, made: Recorder | None) -> Tensor:
         """(B, T, D) states after all layers, each row with its own adapter."""
-        blocks = self._blocks(units) if batch.positions is not None and self.base.takes_blocks else None
         read, embeds = self._read_tokens([[unit] for unit in units], batch), self._embed(units, batch)
+        blocks = self._blocks(units) if made is not None or (batch.positions is not None and self.base.takes_blocks) else None
         with self._routed(units):
+            if made is not None and blocks is not None:
+                return self.base.run(embeds, 0, self.base.depth, blocks, read=read, prefixes=made)
             return self.base.hidden(embeds, batch.positions, batch.mask, lengths=batch.lengths, blocks=blocks, read=read)
 
     def _read_tokens(self, rows: Sequence[Sequence[Unit]], batch: Batch) -> Tensor | None:

@@ -11,6 +11,7 @@ Tasks that score the whole catalogue by a dot product need no branches.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class Job:
         rows: The history with the candidates in chunks, or alone for a task that scores the catalogue.
         scores: For each row, the scores of its candidates (of all codes where the history is alone); None until they are known.
         note: Why nothing is scored; None where something is.
+        begun: When the request was taken up, in seconds of the monotonic clock.
         user_vectors: Makes a vector of each row, which takes the place of its scores; None scores.
     """
 
@@ -59,6 +61,7 @@ class Job:
     scores: list[np.ndarray | None] = field(default_factory=list)
     note: str | None = None
     user_vectors: UserVectors | None = None
+    begun: float = field(default_factory=monotonic)
 
     @property
     def head(self) -> Any:
@@ -101,7 +104,7 @@ def plan(number: int, request: Request, resident: Resident, inline: Inline, data
     Raises:
         GenreError: The request cannot be answered.
     """
-    known = len(inline.rows)
+    known, begun = len(inline.rows), monotonic()
     try:
         loaded = resident.loaded
         task = task_of(loaded, request)
@@ -116,7 +119,7 @@ def plan(number: int, request: Request, resident: Resident, inline: Inline, data
         kept = layout.max_events - 1
         rows = _rows(task, inline, layout, history[-kept:], history_items[-kept:], user, codes, row_tokens)
         inline.take_in()
-        return Job(number, request, resident, task, inline, codes, rows, [None] * len(rows), note)
+        return Job(number, request, resident, task, inline, codes, rows, [None] * len(rows), note, begun=begun)
     except BaseException as error:
         inline.forget(known)
         if isinstance(error, TypeError | ValueError | OverflowError | RecursionError):  # odd values that no check foresaw

@@ -28,16 +28,22 @@ MAX_LOGITS = 2**24
 
 @dataclass(frozen=True)
 class Reader:
-    """A row of a job, and the row of a batch that it is read from."""
+    """A row of a job, and the row of a batch that it is read from.
+
+    Attributes:
+        skipped: Its first tokens that the batch does not have, as they were known.
+    """
 
     job: Job
     number: int
     index: int
+    skipped: int = 0
 
     @property
     def row(self) -> Row:
-        """The row of the job."""
-        return self.job.rows[self.number]
+        """The row of the job, as far as the batch has it."""
+        row = self.job.rows[self.number]
+        return row.after(self.skipped) if self.skipped else row
 
 
 def read_positions(job: Job, number: int) -> np.ndarray | None:

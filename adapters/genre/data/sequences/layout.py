@@ -18,7 +18,7 @@ impression are not branches, since what comes after them is read from the last o
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -93,6 +93,23 @@ class Sequence:
     def branches(self) -> bool:
         """True if the row needs a mask beyond the causal one."""
         return bool((self.masked_spans[:, 1] > self.masked_spans[:, 0]).any())
+
+    def after(self, tokens: int) -> "Sequence":
+        """The row without its first tokens, part of the prefix; heads read its events as before.
+
+        Indices count from the first token that is left, below 0 for what is left out; what a masked span has of that is left out.
+        """
+        left = slice(tokens, None)
+        moved = ("event_starts", "item_reads", "next_reads", "prefix_length", "candidate_reads")
+        return replace(
+            self,
+            tokens=self.tokens[left],
+            items=self.items[left],
+            feedback=self.feedback[left],
+            positions=self.positions[left],
+            masked_spans=np.maximum(self.masked_spans[left] - tokens, 0),
+            **{name: getattr(self, name) - tokens for name in moved},
+        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ Everything in a decoder but its attention looks at one token at a time. So batch
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -123,6 +123,13 @@ class PackedPart:
         return self.mask.masked_fill(~close, torch.finfo(query.dtype).min)
 
 
+class Prefixes(Protocol):
+    """What becomes of the keys and values of a pass (`genre.modules.base.prefixes`)."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor | None:
+        """The next layer's attention, (B, T, heads, d); None leaves it as it is. Arguments as of `attend` here."""
+
+
 def plan_blocks(masked: Sequence[np.ndarray], positions: Tensor) -> Blocks:
     """Plan the blocks of a batch of rows.
 
@@ -180,6 +187,7 @@ def attend(
     *,
     blocks: Blocks | None = None,
     packed: tuple[PackedPart, ...] | None = None,
+    prefixes: Prefixes | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **rest: Any,
@@ -194,6 +202,7 @@ def attend(
         attention_mask: Only without blocks and packed batches.
         blocks: Of the batch.
         packed: The parts of a packed batch, B = 1.
+        prefixes: Keeps keys and values, or attends to those that were kept before.
         scaling: Of the products.
         sliding_window: How far a token looks back, in positions; None for all the way.
         rest: transformers' further arguments.
@@ -214,6 +223,10 @@ def attend(
     if blocks is None:
         rest |= {"scaling": scaling, "sliding_window": sliding_window}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
+    if prefixes is not None:
+        continued = prefixes.attend(query, key, value, scaling, sliding_window)
+        if continued is not None:
+            return continued, None
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from genre.data.sequences.batches import padded, plan_batches
 from genre.errors import BaseModelError, InputError
-from genre.modules.base.attention import Blocks, PackedPart, added, masks_of
+from genre.modules.base.attention import Blocks, PackedPart, Prefixes, added, masks_of
 from genre.modules.base.fingerprint import fingerprint
 from genre.modules.base.kinds import EAGER, VERIFIED, check_branches, need_positions, position_limit, scale_logits
 from genre.modules.base.loading import IN_PARTS, Quantization, cut_layers, device_of, load_model, weight_of
@@ -341,7 +341,16 @@ class Base:
         """True if some of the layers can be run alone (`run`)."""
         return self.model.config.model_type in IN_PARTS
 
-    def run(self, hidden: Tensor, first: int, last: int, blocks: Blocks, *, read: Tensor | None = None) -> Tensor:
+    def run(
+        self,
+        hidden: Tensor,
+        first: int,
+        last: int,
+        blocks: Blocks,
+        *,
+        read: Tensor | None = None,
+        prefixes: Prefixes | None = None,
+    ) -> Tensor:
         """Run the layers from `first` up to, not including, `last`; the final norm follows the base's last layer.
 
         Args:
@@ -350,6 +359,7 @@ class Base:
             last: Up to the depth.
             blocks: What may see what, and the positions.
             read: As in `hidden`; has no effect unless the base's last layer is among the layers.
+            prefixes: Where `genre.modules.base.prefixes.takes_prefixes` holds, within `block_attention`.
 
         Returns:
             (B, T, D).
@@ -364,6 +374,8 @@ class Base:
         body: Any = self.body
         rotary = body.rotary_emb(hidden, position_ids=blocks.positions)
         shared = {"position_ids": blocks.positions, "position_embeddings": rotary, "blocks": blocks}
+        if prefixes is not None:
+            shared["prefixes"] = prefixes
         with self._quiet(), self._skipping(read if last == self.depth else None):
             for layer in body.layers[first:last]:
                 hidden = layer(hidden, attention_mask=None, use_cache=False, **shared)

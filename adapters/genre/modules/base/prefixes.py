@@ -1,0 +1,189 @@
+"""Keys and values of a row's first tokens: recorded in one pass, looked at by the row's further tokens in a later one.
+
+Owns: what is recorded of a pass, attention of further tokens. Ignores: whose row it is, where keys and values lie meanwhile.
+
+In causal attention a token's keys and values depend on the tokens before it alone. So a row of P + t tokens whose first P were
+read before takes a pass over t tokens, at each layer
+
+    queries   the t tokens, in blocks as `plan_blocks` makes them of those tokens
+    keys      the P of before, padded to the longest of the batch; then the block's own
+
+with `Base.run(…, prefixes=Recorder())` the first time and `Base.run(…, prefixes=Continued(…))` later. The queries of heads that
+share keys lie one after the other, so that keys are not repeated.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genre.modules.base.attention import Block, Blocks, added
+from genre.modules.base.base import Base
+
+KeysValues = tuple[Tensor, ...]
+"""Keys and values of a row at some layers in order, (key heads, tokens, d) each: of the first layer its keys, its values, …"""
+
+
+def takes_prefixes(base: Base) -> bool:
+    """True if a row can go on from keys and values of its first tokens.
+
+    Not where a token's states depend on what comes after it: on all other tokens in an encoder, on the length of the row where
+    rotary frequencies do. Nor where layers lie on several devices, or cannot be run by `Base.run`.
+    """
+    if not (base.in_parts and base.takes_blocks) or base.offloaded:
+        return False
+    rope = str((getattr(base.model.config, "rope_parameters", None) or {}).get("rope_type", "default"))
+    one_place = len({weight.device for weight in base.model.parameters()}) == 1
+    return one_place and "dynamic" not in rope and rope != "longrope"
+
+
+class Recorder:
+    """Keeps the keys and values of a batch at every layer of a pass, as the layers made them."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[Tensor, Sequence[int] | None]] = []
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor | None:
+        """Keep those of the next layer, (B, key heads, T, d); None, as attention is as ever."""
+        self._made += (key, None), (value, None)
+        return None
+
+    def onto(self, rows: Sequence[int]) -> "Recorder":
+        """A recorder of the layers above, whose batch has these of the rows; it has the layers below as well."""
+        above = Recorder()
+        above._made = [(each, rows) for each, _ in self._made]
+        return above
+
+    def of(self, row: int, start: int, stop: int) -> KeysValues:
+        """Views of a row's tokens from `start` up to, not including, `stop`."""
+        return tuple(each[row if rows is None else rows[row], :, start:stop] for each, rows in self._made)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The first tokens of one row.
+
+    Attributes:
+        states: Their keys and values at the layers of the pass; further tokens may follow, which are not looked at.
+        tokens: P, how many are looked at.
+        positions: (P,) int32.
+        masked_spans: (t, 2) int32, of each further token: it does not see the tokens of the row from the first up to the second.
+    """
+
+    states: KeysValues
+    tokens: int
+    positions: np.ndarray
+    masked_spans: np.ndarray
+
+
+class Continued(Recorder):
+    """Attention of a batch's further tokens to prefixes of its rows; their own keys and values are kept as well.
+
+    Args:
+        prefixes: B prefixes.
+        blocks: Of the further tokens, their masked spans counted from the first of them.
+        dtype: Of the base.
+    """
+
+    def __init__(self, prefixes: Sequence[Prefix], blocks: Blocks, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._prefixes = prefixes
+        self._blocks = blocks.blocks
+        self._longest = max(prefix.tokens for prefix in prefixes)
+        device = blocks.positions.device
+        self._masks = [added(mask.to(device), dtype) for mask in self._visible(blocks.positions.shape[1])]
+        self._near = _Near(prefixes, blocks, self._longest)
+        self._folded: dict[int, list[Tensor]] = {}
+        self._room: tuple[Tensor, Tensor] | None = None
+        self._layer = 0
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
+        """The next layer's attention.
+
+        Args:
+            query: (B, heads, t, d).
+            key: (B, key heads, t, d).
+            value: (B, key heads, t, d).
+            scaling: Of the products.
+            window: How far a token looks back, in positions; None for all the way.
+
+        Returns:
+            (B, t, heads, d).
+        """
+        super().attend(query, key, value, scaling, window)
+        keys, values = self._fill(key)
+        shared = query.shape[1] // key.shape[1]
+        parts = []
+        for number, block in enumerate(self._blocks):
+            end = self._longest + block.first + block.stop - block.again
+            for room, own in ((keys, key), (values, value)):
+                room[:, :, self._longest : self._longest + block.first] = own[:, :, : block.first]
+                room[:, :, self._longest + block.first : end] = own[:, :, block.again : block.stop]
+            mask = self._mask(number, shared, window)
+            asked = query[:, :, block.start : block.stop].unflatten(1, (-1, shared)).flatten(2, 3)
+            found = F.scaled_dot_product_attention(asked, keys[:, :, :end], values[:, :, :end], attn_mask=mask, scale=scaling)
+            parts.append(found.unflatten(2, (shared, -1)).flatten(1, 2).transpose(1, 2))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _fill(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory for a layer's keys and values, of the prefixes and of a block, that holds those of the prefixes."""
+        if self._room is None:
+            most = self._longest + max(block.first + block.stop - block.again for block in self._blocks)
+            shape = (*like.shape[:2], most, like.shape[3])
+            self._room = like.new_zeros(shape), like.new_zeros(shape)  # no mask hides what is not a number
+        for row, prefix in enumerate(self._prefixes):
+            for room, known in zip(self._room, prefix.states[self._layer : self._layer + 2], strict=True):
+                room[row, :, : prefix.tokens] = known[:, : prefix.tokens]
+        self._layer += 2
+        return self._room
+
+    def _mask(self, number: int, shared: int, window: int | None) -> Tensor:
+        """(B, 1, shared · queries, keys) what is added to a block's products."""
+        if window is not None and self._near.cuts(window):
+            near = self._near.of(self._blocks[number], window)
+            return (self._masks[number] + added(near, self._masks[number].dtype)).repeat(1, 1, shared, 1)
+        if shared not in self._folded:
+            self._folded[shared] = [mask.repeat(1, 1, shared, 1) for mask in self._masks]
+        return self._folded[shared][number]
+
+    def _visible(self, total: int) -> list[Tensor]:
+        """For each block (B, 1, queries, keys) bool: what the queries see of prefixes and block."""
+        known = np.arange(self._longest)
+        prefixes = np.zeros((len(self._prefixes), total, self._longest), dtype=bool)
+        for own, prefix in zip(prefixes, self._prefixes, strict=True):
+            spans = prefix.masked_spans[:, :, None]
+            own[:] = known < prefix.tokens
+            own[: len(spans)] &= (known < spans[:, 0]) | (known >= spans[:, 1])
+        found = []
+        for block in self._blocks:
+            before = torch.from_numpy(prefixes[:, None, block.start : block.stop])
+            mask = block.mask
+            if mask is None:
+                mask = torch.ones(block.stop, block.stop, dtype=torch.bool).tril_().expand(len(before), 1, -1, -1)
+            found.append(torch.cat([before, mask.to(before.device)], dim=-1))
+        return found
+
+
+class _Near:
+    """What lies within a sliding window."""
+
+    def __init__(self, prefixes: Sequence[Prefix], blocks: Blocks, longest: int) -> None:
+        self.longest = blocks.longest
+        self.queries = blocks.positions
+        known = np.zeros((len(prefixes), longest), dtype=np.int64)
+        for own, prefix in zip(known, prefixes, strict=True):
+            own[: prefix.tokens] = prefix.positions
+        self.known = torch.from_numpy(known).to(blocks.positions.device)
+
+    def cuts(self, window: int) -> bool:
+        """True if any token looks back further than a window."""
+        return window < self.longest
+
+    def of(self, block: Block, window: int) -> Tensor:
+        """(B, 1, queries, keys) bool."""
+        own = self.queries[:, : block.first], self.queries[:, block.again : block.stop]
+        keys = torch.cat([self.known, *own], dim=1)
+        return (self.queries[:, block.start : block.stop, None] - keys[:, None] < window)[:, None]
