@@ -207,9 +207,11 @@ class Passes:
         with self.forward, self._routed(units):
             hidden = self.base.run(self._embed(units, batch), 0, self.base.depth, blocks, prefixes=made)
         self._read(units, batch, hidden)
-        for index, (unit, each) in enumerate(zip(units, known, strict=True)):
-            if unit.row.prefix_length > 0:
-                histories.keep(unit.job, each.row, each.longer(made.of(index, 0, unit.row.prefix_length)))
+        new = [unit.row.prefix_length for unit in units]
+        longer = [each.longer(made.of(index, 0, new[index])) if new[index] > 0 else () for index, each in enumerate(known)]
+        for unit, each, states in zip(units, known, longer, strict=True):
+            if states:
+                histories.keep(unit.job, each.row, states)
 
     def _keep(self, units: Sequence[Unit], made: Recorder | None) -> None:
         """Keep the histories of a batch that was read from its start."""

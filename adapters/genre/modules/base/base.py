@@ -366,11 +366,13 @@ class Base:
 
         Raises:
             BaseModelError: The base's layers cannot be run apart.
+            InputError: A row is longer than the base can read.
         """
         if not self.in_parts:
             raise BaseModelError(
                 "the base's layers cannot be run separately", got=self.model.config.model_type, expected=", ".join(IN_PARTS)
             )
+        need_positions(self.position_limit, blocks.longest, blocks.positions)
         body: Any = self.body
         rotary = body.rotary_emb(hidden, position_ids=blocks.positions)
         shared = {"position_ids": blocks.positions, "position_embeddings": rotary, "blocks": blocks}

@@ -14,13 +14,14 @@ share keys lie one after the other, so that keys are not repeated.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genre.modules.base.attention import Block, Blocks, added
+from genre.modules.base.attention import Blocks, added, near
 from genre.modules.base.base import Base
 
 KeysValues = tuple[Tensor, ...]
@@ -30,14 +31,12 @@ KeysValues = tuple[Tensor, ...]
 def takes_prefixes(base: Base) -> bool:
     """True if a row can go on from keys and values of its first tokens.
 
-    Not where a token's states depend on what comes after it: on all other tokens in an encoder, on the length of the row where
-    rotary frequencies do. Nor where layers lie on several devices, or cannot be run by `Base.run`.
+    Not in an encoder, where a token's states depend on all other tokens. Nor where layers lie on several devices, or cannot be
+    run by `Base.run`.
     """
     if not (base.in_parts and base.takes_blocks) or base.offloaded:
         return False
-    rope = str((getattr(base.model.config, "rope_parameters", None) or {}).get("rope_type", "default"))
-    one_place = len({weight.device for weight in base.model.parameters()}) == 1
-    return one_place and "dynamic" not in rope and rope != "longrope"
+    return len({weight.device for weight in base.model.parameters()}) == 1
 
 
 class Recorder:
@@ -95,7 +94,8 @@ class Continued(Recorder):
         self._longest = max(prefix.tokens for prefix in prefixes)
         device = blocks.positions.device
         self._masks = [added(mask.to(device), dtype) for mask in self._visible(blocks.positions.shape[1])]
-        self._near = _Near(prefixes, blocks, self._longest)
+        self._positions = blocks.positions
+        self._reach = blocks.longest
         self._folded: dict[int, list[Tensor]] = {}
         self._room: tuple[Tensor, Tensor] | None = None
         self._layer = 0
@@ -142,12 +142,23 @@ class Continued(Recorder):
 
     def _mask(self, number: int, shared: int, window: int | None) -> Tensor:
         """(B, 1, shared · queries, keys) what is added to a block's products."""
-        if window is not None and self._near.cuts(window):
-            near = self._near.of(self._blocks[number], window)
-            return (self._masks[number] + added(near, self._masks[number].dtype)).repeat(1, 1, shared, 1)
+        if window is not None and window < self._reach:
+            block = self._blocks[number]
+            own = self._positions[:, : block.first], self._positions[:, block.again : block.stop]
+            keys = torch.cat([self._known_positions, *own], dim=1)
+            within = added(near(self._positions[:, block.start : block.stop], keys, window), self._masks[number].dtype)
+            return (self._masks[number] + within).repeat(1, 1, shared, 1)
         if shared not in self._folded:
             self._folded[shared] = [mask.repeat(1, 1, shared, 1) for mask in self._masks]
         return self._folded[shared][number]
+
+    @cached_property
+    def _known_positions(self) -> Tensor:
+        """(B, P) int64."""
+        known = np.zeros((len(self._prefixes), self._longest), dtype=np.int64)
+        for own, prefix in zip(known, self._prefixes, strict=True):
+            own[: prefix.tokens] = prefix.positions
+        return torch.from_numpy(known).to(self._positions.device)
 
     def _visible(self, total: int) -> list[Tensor]:
         """For each block (B, 1, queries, keys) bool: what the queries see of prefixes and block."""
@@ -165,25 +176,3 @@ class Continued(Recorder):
                 mask = torch.ones(block.stop, block.stop, dtype=torch.bool).tril_().expand(len(before), 1, -1, -1)
             found.append(torch.cat([before, mask.to(before.device)], dim=-1))
         return found
-
-
-class _Near:
-    """What lies within a sliding window."""
-
-    def __init__(self, prefixes: Sequence[Prefix], blocks: Blocks, longest: int) -> None:
-        self.longest = blocks.longest
-        self.queries = blocks.positions
-        known = np.zeros((len(prefixes), longest), dtype=np.int64)
-        for own, prefix in zip(known, prefixes, strict=True):
-            own[: prefix.tokens] = prefix.positions
-        self.known = torch.from_numpy(known).to(blocks.positions.device)
-
-    def cuts(self, window: int) -> bool:
-        """True if any token looks back further than a window."""
-        return window < self.longest
-
-    def of(self, block: Block, window: int) -> Tensor:
-        """(B, 1, queries, keys) bool."""
-        own = self.queries[:, : block.first], self.queries[:, block.again : block.stop]
-        keys = torch.cat([self.known, *own], dim=1)
-        return (self.queries[:, block.start : block.stop, None] - keys[:, None] < window)[:, None]
