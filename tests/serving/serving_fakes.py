@@ -135,7 +135,8 @@ def raw(address, *parts, seconds=30.0):
         return bytes(received)
 
 
-def open_engine(trained, registry=None, *, data=True, lanes=8):
+def open_engine(trained, registry=None, *, data=True, lanes=8, history_cache=None):
     """An engine on a base of its own."""
     base = genre.Base.load(str(trained.base))
-    return genre.Engine(base, registry or trained.registry, lanes=lanes, data=trained.log if data else None)
+    log = trained.log if data else None
+    return genre.Engine(base, registry or trained.registry, lanes=lanes, data=log, history_cache=history_cache)

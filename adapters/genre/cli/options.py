@@ -6,6 +6,7 @@ Ignores: what commands do with them.
     def evaluate(ref: RefArgument, data: DataOption, registry: RegistryOption = "registry") -> None: ...
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -15,6 +16,7 @@ from genre.cli.shell.completion import REGISTRY_VARIABLE, complete_data, complet
 from genre.errors import InputError
 
 DATA_VARIABLE = "GENRE_DATA"
+_SIZE = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?) ?(((?P<prefix>[kKMGT])(?P<binary>i)?)?B)?")
 
 
 def data_option(help: str) -> Any:
@@ -99,6 +101,19 @@ def parse_number(option: str, text: str, form: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError:
         raise InputError(f"{option} cannot be read", got=repr(text), expected=form) from None
+
+
+def parse_size(option: str, text: str) -> int:
+    """Return the bytes of a text such as 2GiB, 500MB or 0.
+
+    Raises:
+        InputError: The text has another form.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise InputError(f"{option} cannot be read", got=repr(text), expected="bytes, or a size such as 512MiB, 2GiB or 10GB")
+    power = " KMGT".index((found["prefix"] or " ").upper())
+    return int(float(found["number"]) * (1024 if found["binary"] else 1000) ** power)
 
 
 def check_seen(seen: str | None) -> Literal["masked", "kept"] | None:

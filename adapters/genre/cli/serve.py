@@ -5,6 +5,7 @@ Owns: arguments, the line printed at the start. Ignores: everything else; the li
     genre serve --data ml-100k --adapters like@production --canary like=0.1
 """
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from genre.cli.options import (
     check_precision,
     data_option,
     parse_number,
+    parse_size,
 )
 from genre.cli.shell.completion import complete_refs
 from genre.errors import InputError
@@ -81,6 +83,24 @@ def serve(
         typer.Option(metavar="KIND=AMOUNT", help="Draw recommended lists: epsilon=0.1, softmax=TEMPERATURE, top-k-sampling=50."),
     ] = None,
     explore_pool: Annotated[int, typer.Option(help="The best so many items that can be drawn.")] = 100,
+    history_cache: Annotated[
+        str,
+        typer.Option(
+            "--history-cache", metavar="SIZE", help="Memory for what was computed of histories, such as 2GiB; 0 keeps nothing."
+        ),
+    ] = "0",
+    history_cache_host: Annotated[
+        str, typer.Option("--history-cache-host", metavar="SIZE", help="The same in the memory beside a GPU.")
+    ] = "0",
+    history_cache_disk: Annotated[
+        str | None, typer.Option("--history-cache-disk", metavar="DIR:SIZE", help="The same in a folder, gone with the process.")
+    ] = None,
+    history_cache_storage: Annotated[
+        str, typer.Option("--history-cache-storage", help="auto, float32, bfloat16 or int8; auto is as it was computed.")
+    ] = "auto",
+    history_cache_ttl: Annotated[
+        float, typer.Option("--history-cache-ttl", help="Seconds without a call after which a user's states go; 0 never.")
+    ] = 3600.0,
     log_rows: Annotated[bool, typer.Option("--log-rows", help="Log the requests: user ids and histories.")] = False,
 ) -> None:
     """Serve adapters over HTTP. The environment variable GENRE_ADMIN_TOKEN enables the admin calls."""
@@ -103,11 +123,12 @@ def serve(
     check_lanes(lanes)
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
     loads = {"quantization": quantization, "precision": check_precision(precision)}
+    states = _history_cache(history_cache, history_cache_host, history_cache_disk, history_cache_storage, history_cache_ttl)
     listener, served = bind(host, port), None
     try:
         if served_log is not None:
             served = ServedLog(served_log, days=served_days or None, most_bytes=served_bytes)
-        service = _open(registry, adapters or [], data, base, loads, lanes, settings, state, served)
+        service = _open(registry, adapters or [], data, base, loads, lanes, settings, state, served, states)
         names = ", ".join(deployment.ref for deployment in service.deployments.public()) or "nothing"
         listener.listen()  # whoever reads the next line may call at once
         print(f"serving {names} at {url_of(listener)}", flush=True)
@@ -128,6 +149,7 @@ def _open(
     settings: Any,
     state: Path | None,
     served: "ServedLog | None" = None,
+    states: dict[str, Any] | None = None,
 ) -> Any:
     """Start a service; what is most likely to fail is checked first."""
     from genre.registry import Registry
@@ -144,6 +166,7 @@ def _open(
     first = store.resolve(refs[0])
     kept = None if state is None else StateFile(state)
     from genre.engine import Engine
+    from genre.engine.history_store import HistoryStore
     from genre.jobs.loading import load_base, open_log
     from genre.modules.base.precision import MEASURED, measured
     from genre.serving import Service
@@ -153,7 +176,8 @@ def _open(
         log = None if data is None else open_log(data)
     with progress.phase(f"loading the base {first.manifest.base.name}", at_once=False):
         loaded = load_base(first.manifest, base, **loads)
-    engine = Engine(loaded, store, lanes=lanes, data=log, batch_tokens=settings.batch_tokens)
+    cache = None if states is None else HistoryStore(device=loaded.device, **states)
+    engine = Engine(loaded, store, lanes=lanes, data=log, batch_tokens=settings.batch_tokens, history_cache=cache)
     service = Service(engine, settings, state=kept, served=served)
     if loads["precision"] == MEASURED and loaded.quantization == "none":
         service.log.write("precision", precision=loaded.precision, why=measured().why)
@@ -162,6 +186,24 @@ def _open(
     with progress.phase(f"loading {', '.join(refs)}", at_once=False):
         service.start(refs, found=not adapters)
     return service
+
+
+def _history_cache(memory: str, host: str, disk: str | None, storage: str, ttl_s: float) -> dict[str, Any] | None:
+    """What the options say of a store of histories' states; None if there is to be none."""
+    check_choice("history-cache-storage", storage, ("auto", "float32", "bfloat16", "int8"))
+    if not 0 <= ttl_s < math.inf:
+        raise InputError("--history-cache-ttl cannot be used", got=ttl_s, expected="seconds, or 0 for no limit")
+    folder, _, size = (disk or "").rpartition(":")
+    if disk is not None and not folder:
+        raise InputError("--history-cache-disk cannot be read", got=repr(disk), expected="DIR:SIZE, such as /var/tmp/genre:20GiB")
+    found = {
+        "capacity": parse_size("--history-cache", memory),
+        "host": parse_size("--history-cache-host", host),
+        "disk_bytes": parse_size("--history-cache-disk", size) if folder else 0,
+    }
+    if not any(found.values()):
+        return None
+    return {**found, "disk": Path(folder) if found["disk_bytes"] else None, "storage": storage, "ttl_s": ttl_s or None}
 
 
 def _progress() -> "Reporter":

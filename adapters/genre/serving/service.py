@@ -21,6 +21,7 @@ from genre.serving.batching import Batcher, Routed
 from genre.serving.canary import Canaries
 from genre.serving.deployments import Deployments
 from genre.serving.exploring import Explorer
+from genre.serving.histories import HistoryCollector, figures
 from genre.serving.logs import Log
 from genre.serving.lookup import AliasHistory, Baselines, Lookup, count_events
 from genre.serving.metrics import Metrics
@@ -62,6 +63,8 @@ class Service:
         self.settings = settings
         self.log = Log(stream)
         self.metrics = Metrics()
+        if engine.history_store is not None:
+            self.metrics.registry.register(HistoryCollector(engine.history_store))
         self.batcher = Batcher(engine, settings, self.log, self.metrics, self)
         self.deployments = Deployments(engine, self.log, self.metrics, self.batcher.settle)
         numbers = {"failures": settings.canary_failures, "window": settings.canary_window}
@@ -207,6 +210,11 @@ class Service:
         except DataError:
             return 0
 
+    def forget(self, user_id: str) -> int:
+        """Drop a user's states from the history cache; rows that wait leave none behind either. Return how many there were."""
+        store = self.engine.history_store
+        return 0 if store is None else store.forget(user_id, hold_s=self.settings.timeout_s)
+
     def not_ready(self) -> list[str]:
         """The reasons against sending traffic; empty when the service is ready."""
         reasons = ["the service is stopping"] if self.draining else []
@@ -219,7 +227,9 @@ class Service:
     def stats(self) -> dict[str, Any]:
         """Live figures for the page."""
         queue = {"queue_rows": self.batcher.waiting, "queue_limit": self.settings.queue_rows}
-        return {**self.metrics.live.figures(), **queue, "lanes": self._count_lanes()}
+        store = self.engine.history_store
+        cache = None if store is None else figures(store)
+        return {**self.metrics.live.figures(), **queue, "lanes": self._count_lanes(), "history_cache": cache}
 
     def _count_lanes(self) -> dict[str, int]:
         used = len(set(self.engine.resident().values()))

@@ -18,7 +18,7 @@ from genre._version import __version__
 from genre.errors import NotFoundError, RequestError
 from genre.serving.http import page, schema
 from genre.serving.http.admin import ACTS, act
-from genre.serving.http.bodies import reply
+from genre.serving.http.bodies import LONGEST_TEXT, reply
 from genre.serving.http.feedback import feedback_call
 from genre.serving.http.middleware import Middleware
 from genre.serving.http.openapi import (
@@ -44,6 +44,7 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 MESSAGES = {404: "there is nothing at this path", 405: "this path does not take this method"}
 _Route = TypeVar("_Route", bound=Callable[..., Any])
 Text = Annotated[str, Query(max_length=200)]
+LongText = Annotated[str, Query(max_length=LONGEST_TEXT)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -124,6 +125,11 @@ def _lookups(app: FastAPI, service: Service) -> None:
     def history(user_id: Text, limit: Limit = 100) -> Reply:
         """A user's latest events, oldest first."""
         return reply(service.lookup.history(user_id, limit))
+
+    @app.delete("/v1/history-cache", response_model=schema.Forgotten, responses=troubles(421, 422))
+    def forget(user_id: LongText) -> Reply:
+        """Forget a user in the history cache, files included; the mounted data set and the served log stay as they are."""
+        return reply({"user_id": user_id, "dropped": service.forget(user_id)})
 
     @app.get("/v1/stats", response_model=schema.Stats, responses=troubles(421))
     def stats() -> Reply:

@@ -205,6 +205,14 @@ class Stats(_Model):
     queue_rows: int
     queue_limit: int
     lanes: dict[str, int]
+    history_cache: dict[str, int] | None
+
+
+class Forgotten(_Model):
+    """A user, and how many states of histories were dropped."""
+
+    user_id: str
+    dropped: int
 
 
 class Health(_Model):
