@@ -148,3 +148,17 @@ def disk_of(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+PRIVACY: dict[str, Any] = {"epsilon": 8, "users": 20, "feedback_values": [1, 2, 4, 5], "ranges": {}}
+"""The section `train.privacy` of recipes on the planted log; one setting for all tests, since its noise is searched for once."""
+
+
+def private_recipe(
+    base: Path, *tasks: dict[str, Any], epochs: int = 3, privacy: dict[str, Any] | None = None, **sections: Any
+) -> Recipe:
+    """A recipe as `recipe` makes it, with privacy by user."""
+    ranges = {task["name"]: [1, 5] for task in tasks if task.get("loss") == "mse"}
+    train = {"epochs": epochs, **sections.pop("train", {}), "privacy": {**PRIVACY, "ranges": ranges, **(privacy or {})}}
+    data = {"split": {"kind": "user_ratio"}, **sections.pop("data", {})}
+    return recipe(base, *tasks, data=data, train=train, **sections)

@@ -21,6 +21,7 @@ from genre.data.dataset import DataKind
 from genre.data.sequences.control import ControlTokens
 from genre.data.splits import SplitConfig
 from genre.errors import RecipeError, fault_of_file, kind_of
+from genre.privacy import PrivacyConfig, refuse
 from genre.tasks import Task
 from genre.validation import expected
 
@@ -192,6 +193,7 @@ class TrainConfig(_Config):
             `wandb` (`WANDB_MODE=offline` keeps it local), `comet_ml`, `aim`; or `none`.
         accumulate: Micro-batches of a step: less memory, the same gradient.
         checkpoint_activations: Activation checkpointing: keep only the inputs of the base's layers.
+        privacy: User-level differential privacy of all that is published (None: none).
     """
 
     epochs: int = Field(default=5, ge=1)
@@ -209,6 +211,7 @@ class TrainConfig(_Config):
     accumulate: int = Field(default=1, ge=1)
     checkpoint_activations: bool = False
     sampled: SampledConfig = SampledConfig()
+    privacy: PrivacyConfig | None = None
 
 
 class Recipe(_Config):
@@ -250,6 +253,8 @@ class Recipe(_Config):
             raise ValueError("encoder.use none needs sequence.item text: soft tokens come from an encoder")
         if self.encoder.use == "none" and any(task.head == "catalogue" for task in self.tasks):
             raise ValueError("head 'catalogue' needs an encoder: it scores against its item vectors")
+        if self.train.privacy is not None:
+            refuse(self)
         return self
 
     def __repr__(self) -> str:
@@ -410,7 +415,7 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
 def _known_keys(path: list[str]) -> list[str]:
     model: Any = Recipe
     for part in path:
-        annotation = {"tasks": Task, "split": SplitConfig, "hold_out": SplitConfig}.get(part)
+        annotation = {"tasks": Task, "split": SplitConfig, "hold_out": SplitConfig, "privacy": PrivacyConfig}.get(part)
         model = annotation or model.model_fields[part].annotation
     return sorted(model.model_fields)
 

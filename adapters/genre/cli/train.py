@@ -274,6 +274,7 @@ def _plan_lines(each: "Expected") -> list[tuple[str, str]]:
         ("trains", f"{kinds}: {share}, kind {each.recipe.adapter.kind}"),
         ("encoder", "none" if each.encoder is None else each.encoder),
         ("epoch", f"{size}; computed"),
+        *([] if each.privacy is None else [("privacy", each.privacy.removeprefix("privacy: "))]),
         ("writes", f"{each.run}/ (checkpoints of {checkpoint}{version})"),
     ]
 

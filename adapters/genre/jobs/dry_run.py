@@ -59,6 +59,7 @@ class Expected:
         encoder: The behaviour encoder: "fitted", the version or recipe that it comes from, or None.
         run: The run folder.
         version_bytes: Of the adapter version; None for a full fine-tune, which is not published.
+        privacy: Its budget in a line; None for a run without one.
     """
 
     recipe: Recipe
@@ -71,6 +72,7 @@ class Expected:
     encoder: str | None
     run: str
     version_bytes: int | None
+    privacy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -280,8 +282,10 @@ class _Rehearsal:
             encoder=encoder,
             run=str(run / recipe.name if self.folder is not None and len(self.recipes) > 1 else run),
             version_bytes=4 * (parameters.lora + own) if recipe.adapter.publishable else None,
+            privacy=None if loop.private is None else loop.private.announce(),
         )
-        return max(training, key=padded)
+        loop.state.batch = max(range(len(training)), key=lambda index: padded(training[index]))
+        return training[loop.state.batch]
 
 
 def _without_tracker(recipe: Recipe) -> Recipe:

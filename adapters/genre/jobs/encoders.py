@@ -26,12 +26,14 @@ from genre.registry import Registry
 from genre.registry.manifest import Cost, Manifest
 from genre.training.assembly import Assembly, check_feedback, feedback_column, needs_encoder
 from genre.training.parts import SharedEncoder
+from genre.training.private.table import check_sources
 
 
-def encoder_name(data: Dataset) -> str:
-    """The name of a data set's behaviour encoder in a registry."""
+def encoder_name(data: Dataset, recipe: Recipe | None = None) -> str:
+    """The name of a data set's behaviour encoder in a registry; those of private recipes know no event, and have their own."""
     plain = "".join(letter if letter.isalnum() else "-" for letter in data.info.name.lower())[:50].strip("-")
-    return f"encoder-{plain or 'log'}"
+    public = recipe is not None and recipe.train.privacy is not None
+    return f"encoder-{plain or 'log'}{'-public' if public else ''}"
 
 
 def find_encoder(
@@ -40,7 +42,7 @@ def find_encoder(
     """Find the published encoder of a recipe and check it; None if the run fits a new one or needs none."""
     if not needs_encoder(recipe) or recipe.encoder.use == "fit":
         return None
-    ref = encoder_name(data) if recipe.encoder.use == "auto" else recipe.encoder.use
+    ref = encoder_name(data, recipe) if recipe.encoder.use == "auto" else recipe.encoder.use
     if registry is None:
         if recipe.encoder.use == "auto":
             return None
@@ -48,6 +50,7 @@ def find_encoder(
     try:
         version = registry.resolve(ref)
         shared = read_encoder(registry, version.digest, base)
+        _check_public(version.manifest, recipe, shared)
         check_leak(version.manifest, recipe, need_log(data))
         _check_rule(version.manifest, recipe)
         check_feedback(feedback_column(recipe, need_log(data)), shared.feedback_column)
@@ -67,8 +70,11 @@ def publish_encoder(assembly: Assembly, root: Path, registry: Registry | None, c
     with appearing_folder(folder) as aside:
         write_encoder(aside, assembly)
     store = registry or Registry(root / "registry")
-    name = encoder_name(assembly.data)
-    published = store.publish(folder, encoder_manifest(assembly, name, cost=cost))
+    name = encoder_name(assembly.data, assembly.recipe)
+    manifest = encoder_manifest(assembly, name, cost=cost)
+    if assembly.recipe.train.privacy is not None:
+        check_sources(folder, manifest.raw())
+    published = store.publish(folder, manifest)
     return published.digest, published.ref
 
 
@@ -78,6 +84,26 @@ def _check_rule(encoder: Manifest, recipe: Recipe) -> None:
     if recipe.encoder.use == "auto" and got != expected:
         what, todo = "the encoder reads control tokens in titles otherwise", "name it in encoder.use to share it all the same"
         raise ManifestError(what, got=got, expected=f"sequence.control_tokens {expected}", todo=todo)
+
+
+def _check_public(encoder: Manifest, recipe: Recipe, shared: SharedEncoder) -> None:
+    """Refuse a private recipe an encoder that knows events, or other feedback values than it declares (ManifestError)."""
+    privacy = recipe.train.privacy
+    if privacy is None:
+        return
+    if not knows_no_event(encoder):
+        what, todo = "a private recipe needs an encoder that was fitted to no event", "set encoder.use to auto or fit"
+        raise ManifestError(what, got=f"{encoder.name} without a budget of zero", expected="notes.privacy.epsilon 0", todo=todo)
+    values = shared.vocabulary.values if shared.vocabulary else ()
+    if values != privacy.feedback_values:
+        what = "the encoder was made for other feedback values"
+        raise ManifestError(what, got=list(values), expected=list(privacy.feedback_values), todo="set encoder.use to fit")
+
+
+def knows_no_event(encoder: Manifest) -> bool:
+    """True if an encoder was made of public things alone, as its budget table says."""
+    table: Any = encoder.notes.get("privacy")
+    return isinstance(table, dict) and table.get("epsilon") == 0 and not table.get("mechanisms")
 
 
 def _why_fitted(error: Exception, ref: str) -> str:
@@ -92,7 +118,7 @@ def foresee_encoder(recipe: Recipe, log: Interactions, registry: Registry) -> st
         return "encoder: the recipe needs none"
     if recipe.encoder.use == "fit":
         return "encoder: a new one is fitted, since encoder.use is fit"
-    ref = encoder_name(log) if recipe.encoder.use == "auto" else recipe.encoder.use
+    ref = encoder_name(log, recipe) if recipe.encoder.use == "auto" else recipe.encoder.use
     try:
         version = registry.resolve(ref)
         own, theirs = (recipe.base.name, recipe.base.depth), (version.manifest.base.name, version.manifest.base.depth)
@@ -173,6 +199,8 @@ def check_leak(encoder: Manifest, recipe: Recipe, log: Interactions) -> None:
     Raises:
         ManifestError: It was, or it may have been.
     """
+    if knows_no_event(encoder):
+        return
     data = encoder.data
     if data is not None and data.digest == log.digest and data.split is not None:
         overlap = count_leak(data.split, recipe.data.split, log)

@@ -26,7 +26,9 @@ from genre.modules.heads.heads import Head
 from genre.modules.lora.layer import peft_config, to_peft
 from genre.recipe import Recipe
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest
+from genre.registry.names import WITHHELD
 from genre.training.assembly import Assembly
+from genre.training.private.table import public_budget
 
 
 def write_adapter(folder: Path, assembly: Assembly) -> None:
@@ -124,7 +126,8 @@ def adapter_manifest(
 
 def encoder_manifest(assembly: Assembly, name: str, *, cost: Cost) -> Manifest:
     """The manifest draft of a fitted encoder."""
-    return _manifest(assembly, kind="encoder", name=name, cost=cost)
+    notes = {} if assembly.recipe.train.privacy is None else {"privacy": public_budget(assembly)}
+    return _manifest(assembly, kind="encoder", name=name, cost=cost, notes=notes)
 
 
 def used_splits(recipe: Recipe) -> dict[str, Any]:
@@ -136,12 +139,15 @@ def used_splits(recipe: Recipe) -> dict[str, Any]:
 def _manifest(assembly: Assembly, **fields: Any) -> Manifest:
     base, data, used = assembly.base, assembly.data, used_splits(assembly.recipe)
     rows, span = int(np.count_nonzero(assembly.train_mask)), data.time_span(assembly.train_mask)
+    about = DataInfo(name=data.info.name, digest=data.digest, rows=rows, time_span=span, split=used)
+    if assembly.recipe.train.privacy is not None:
+        about = DataInfo(name=data.info.name, digest=WITHHELD, rows=0, split=used)
     described = {
         "base": BaseInfo(name=base_name(base), fingerprint=base.fingerprint, depth=base.depth, quantization=base.quantization),
         "tokenizer": base.tokenizer_digest,
         "sequence": assembly.builder.layout.describe(),
         "catalogue": None if data.catalogue is None else data.catalogue.digest,
-        "data": DataInfo(name=data.info.name, digest=data.digest, rows=rows, time_span=span, split=used),
+        "data": about,
         "code_version": __version__,
     }
     return Manifest.model_validate(described | fields)

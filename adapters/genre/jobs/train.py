@@ -53,6 +53,7 @@ from genre.training.assembly import Assembly, assemble_any, needs_encoder
 from genre.training.checkpoints import fitted_encoder
 from genre.training.fsdp import check_launch
 from genre.training.prediction import predict
+from genre.training.private.table import budget, check_sources
 from genre.training.reporting import draw_curve
 from genre.training.time_left import TimeLeft
 
@@ -149,7 +150,7 @@ def train(
     assembly = wire(recipe, log, base, registry, reporter, processes, own_encoder=resume and fitted_encoder(root))
     try:
         if registry is not None and assembly.fits_encoder:
-            registry.check_writable(encoder_name(assembly.data))
+            registry.check_writable(encoder_name(assembly.data, assembly.recipe))
         made = processes.is_main and not root.exists()
         if folder is None and not resume:
             root = processes.broadcast(claim_folder(recipe.name) if processes.is_main else root)
@@ -333,17 +334,25 @@ def finish(
         lora_params=count(_updated(assembly)),
         head_params=sum(value.numel() for value in assembly.model.heads.parameters()),
     )
+    private, published = fitted.private, cost
+    if private is not None:  # tokens and time follow from who was drawn
+        published = Cost(lora_params=cost.lora_params, head_params=cost.head_params)
+        notes = (notes or {}) | {"privacy": budget(private)}
     encoder = assembly.shared.digest if assembly.shared else None
     reference = None
     if assembly.fits_encoder:
-        encoder, reference = publish_encoder(assembly, root, registry, cost)
+        encoder, reference = publish_encoder(assembly, root, registry, published)
     folder = root / "version" if assembly.recipe.adapter.publishable else None
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
         with appearing_folder(folder) as aside:
             write_adapter(aside, assembly)
-    notes = (notes or {}) | ({"untied": untied} if untied else {})
-    manifest = adapter_manifest(assembly, encoder=encoder, cost=cost, metrics=metrics, parents=parents, notes=notes)
+    shown = private is None or private.publishes_metrics
+    notes = (notes or {}) | ({"untied": untied} if untied and shown else {})
+    own = metrics if shown else {}
+    manifest = adapter_manifest(assembly, encoder=encoder, cost=published, metrics=own, parents=parents, notes=notes)
+    if private is not None and folder is not None:
+        check_sources(folder, manifest.raw())
     report: dict[str, Any] = {"metrics": metrics, "baselines": baselines, "untied": untied, "validation": fitted.state.history}
     report |= {"cost": cost.model_dump(), "skipped": assembly.skipped, "cut_texts": assembly.builder.cut}
     draw_curve(root)

@@ -203,7 +203,11 @@ class Recommender(nn.Module):
         return self.losses(self.hidden(batch), batch, shares)
 
     def losses(
-        self, hidden: Tensor, batch: Batch, shares: Mapping[str, float] | None = None
+        self,
+        hidden: Tensor,
+        batch: Batch,
+        shares: Mapping[str, float] | None = None,
+        tables: Mapping[str, tuple[Tensor, ...]] | None = None,
     ) -> tuple[Tensor, dict[str, tuple[float, int]]]:
         """The weighted sum of the tasks' mean losses, from hidden states.
 
@@ -212,6 +216,7 @@ class Recommender(nn.Module):
             batch: What the hidden states are of.
             shares: For each task, the share of a larger batch's targets that this one has; 1 if None. The sums over the
                 micro-batches of a batch are then the batch's own.
+            tables: `catalogue_tables`, where nothing that they are made of trains.
 
         Returns:
             The scalar to go backward from, and each task's mean loss and number of targets.
@@ -222,7 +227,7 @@ class Recommender(nn.Module):
         total = hidden.new_zeros((), dtype=torch.float32)
         parts: dict[str, tuple[float, int]] = {}
         for name, reads in batch.reads.items():
-            loss, given = self._loss_of(name, hidden, batch)
+            loss, given = self._loss_of(name, hidden, batch, (tables or {}).get(name))
             value = loss(*given)
             if not torch.isfinite(value):
                 bad = [i for i in range(len(reads.labels)) if not torch.isfinite(loss(*(each[i : i + 1] for each in given)))]
@@ -234,11 +239,13 @@ class Recommender(nn.Module):
             total = total + self.tasks[name].weight * (1.0 if shares is None else shares[name]) * value
         return total, parts
 
-    def _loss_of(self, name: str, hidden: Tensor, batch: Batch) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    def _loss_of(
+        self, name: str, hidden: Tensor, batch: Batch, tables: tuple[Tensor, ...] | None
+    ) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
         """A task's loss and its arguments, each with a row per target."""
         reads = batch.reads[name]
         if name not in self.negatives:
-            output = self.output(name, hidden, batch)
+            output = self.output(name, hidden, batch, tables=tables)
             if self.cold is not None and self.heads[name].per_item:
                 output = output.masked_fill(self.cold, -torch.inf)
             kept = self.tasks[name].keep_negatives

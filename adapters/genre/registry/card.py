@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from genre.registry.manifest import DataInfo, Manifest, MetricValue
+from genre.registry.names import WITHHELD
 from genre.registry.records import BaselineRecord
 
 _ADDED = "<!-- added by the export -->"
@@ -90,7 +91,7 @@ def describe_task(task: Mapping[str, Any]) -> str:
 def describe_data(data: DataInfo) -> list[tuple[str, str]]:
     """What is known of a version's data, as rows: its name, digest, size, time and splits."""
     rows = [("data set", data.name)] if data.name else []
-    rows += [("digest", data.digest), ("training events", f"{data.rows:,}")]
+    rows += [("digest", data.digest), ("training events", WITHHELD if data.digest == WITHHELD else f"{data.rows:,}")]
     if data.time_span:
         first, last = (_day(second) for second in data.time_span)
         rows.append(("time", f"{first} to {last}"))

@@ -24,8 +24,9 @@ from genre.modules.heads.heads import Head
 from genre.modules.lora.layer import LoraLinear
 from genre.modules.losses import Negatives
 from genre.modules.recommender import Recommender
+from genre.privacy import PrivacyConfig, public_only
 from genre.recipe import NO_FEEDBACK, Recipe
-from genre.training.parts import SharedEncoder, least_events, make_encoder, make_heads, start_item_heads
+from genre.training.parts import SharedEncoder, least_events, make_encoder, make_heads, start_from_values, start_item_heads
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,16 @@ def assemble(
         RecipeError, DataError, ManifestError: The recipe, the log and the encoder do not go together.
     """
     base.need_causal(f"recipe {recipe.name!r}, whose rows are a user's events with many targets,")
+    privacy = recipe.train.privacy
+    recipe = recipe if privacy is None else public_only(recipe)
     torch.manual_seed(recipe.train.seed)
     chosen, train_mask = training_split(recipe, log)
     agreed = agreed or Agreed()
     column = feedback_column(recipe, log)
-    own = agreed.vocabulary or (fit_vocabulary(column, log, train_mask) if shared is None else None)
+    if privacy is not None:
+        own = declared_vocabulary(column, log, privacy)
+    else:
+        own = agreed.vocabulary or (fit_vocabulary(column, log, train_mask) if shared is None else None)
     if needs_encoder(recipe):
         shared = shared or make_encoder(recipe, log, base, train_mask, own)
         check_feedback(column, shared.feedback_column)
@@ -178,7 +184,9 @@ def assemble(
     fuse = soft is not None and recipe.encoder.fuse
     heads = make_heads(recipe, base, builder, train_mask, fuse=fuse, classes=agreed.classes, blank=agreed.blank)
     model = _make_model(recipe, log, base, heads, soft, train_mask)
-    if soft is not None and not agreed.blank:
+    if privacy is not None:
+        start_from_values(model, builder)
+    elif soft is not None and not agreed.blank:
         start_item_heads(model, builder, train_mask)
     let_train(model, recipe, bare=bare)
     return Assembly(recipe, log, base, chosen, train_mask, builder, model, shared, {})
@@ -197,6 +205,9 @@ def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, t
     Raises:
         DataError: The log lacks a column, or nothing is left to train on.
     """
+    if recipe.train.privacy is not None:
+        what, todo = f"recipe {recipe.name!r} is private: going on from its version would spend its budget again", "train it anew"
+        raise RecipeError(what, got="train.privacy", expected="a recipe without it", todo=todo)
     torch.manual_seed(recipe.train.seed)
     chosen, train_mask = training_split(recipe, log)
     builder = RowBuilder(log, start.layout)
@@ -285,6 +296,8 @@ def _make_model(
 ) -> Recommender:
     """A model of the log, with a sampled softmax where the catalogue is large."""
     counts = np.bincount(log.item_codes[train_mask], minlength=log.catalogue.size)
+    if recipe.train.privacy is not None:
+        counts = np.zeros_like(counts)  # negatives are then drawn evenly, since counts are private
     cold = counts == 0 if least_events(recipe) else None
     large = log.catalogue.size > recipe.train.sampled.above
     ranked = [task.name for task in recipe.tasks if task.head == "catalogue" and large]
@@ -334,6 +347,21 @@ def _check_siblings(recipe: Recipe, log: Interactions) -> None:
 def fit_vocabulary(column: str | None, log: Interactions, train_mask: np.ndarray) -> FeedbackVocabulary | None:
     """The feedback values of the training events; None without a column. Raises as `FeedbackVocabulary.fit` does."""
     return None if column is None else FeedbackVocabulary.fit(column, log.column(column)[train_mask])
+
+
+def declared_vocabulary(column: str | None, log: Interactions, privacy: PrivacyConfig) -> FeedbackVocabulary | None:
+    """The feedback values that a private recipe declares; None without a column.
+
+    Raises:
+        RecipeError: They are numbers where the column holds texts, or the other way round.
+    """
+    if column is None:
+        return None
+    values, texts = privacy.feedback_values, log.column(column).dtype == object
+    if not values or isinstance(values[0], str) != texts:
+        expected = f"all {'texts' if texts else 'numbers'} that {column} can be"
+        raise RecipeError("train.privacy.feedback_values", got=list(values), expected=expected)
+    return FeedbackVocabulary(column, values)
 
 
 def check_feedback(column: str | None, fitted: str | None) -> None:

@@ -46,11 +46,29 @@ def plan_epoch(assembly: Assembly, all_labels: Labels, epoch: int) -> Epoch:
         InputError: No user has enough events.
         DataError: A row is longer than the base can read.
     """
-    train, data = assembly.recipe.train, assembly.recipe.data
+    train = assembly.recipe.train
     draw = np.random.default_rng([train.seed, epoch])
-    labels, targets = _thin(assembly, all_labels, epoch)
+    rows, labels = lay_out(assembly, all_labels, draw.random(), np.random.default_rng([train.seed, epoch, 1]))
+    batches = list(plan_batches(np.array([len(row) for row in rows]), train.batch_tokens, draw.permutation(len(rows))))
+    return Epoch([[rows[i] for i in batches[index]] for index in draw.permutation(len(batches))], labels)
+
+
+def lay_out(assembly: Assembly, all_labels: Labels, shift: float, thinning: np.random.Generator) -> tuple[list[Sequence], Labels]:
+    """The rows of an epoch, in the log's order of users, and the labels that it learns from.
+
+    Args:
+        assembly: The run; skipped events are noted in it.
+        all_labels: For each task its slot and all labels.
+        shift: Of the cuts between windows, in [0, 1).
+        thinning: Draws the negatives that are left out.
+
+    Raises:
+        InputError, DataError: As `plan_epoch`.
+    """
+    data = assembly.recipe.data
+    labels, targets = _thin(assembly, all_labels, thinning)
     rows, skipped = assembly.builder.training_rows(
-        assembly.train_mask, targets, max_events=data.max_events, min_events=data.min_events, shift=draw.random()
+        assembly.train_mask, targets, max_events=data.max_events, min_events=data.min_events, shift=shift
     )
     if skipped:
         assembly.skipped["events of users with fewer than min_events"] = skipped
@@ -64,11 +82,10 @@ def plan_epoch(assembly: Assembly, all_labels: Labels, epoch: int) -> Epoch:
         got = f"{lengths[longest]:,} tokens: {name_rows(assembly, [rows[longest]])}"
         todo = "lower data.max_events or sequence.max_item_tokens, or take long user columns out of sequence.instruction"
         raise DataError("a sequence is longer than the base can read", got=got, expected=f"at most {limit:,}", todo=todo)
-    batches = list(plan_batches(lengths, train.batch_tokens, draw.permutation(len(rows))))
-    return Epoch([[rows[i] for i in batches[index]] for index in draw.permutation(len(batches))], labels)
+    return rows, labels
 
 
-def _thin(assembly: Assembly, all_labels: Labels, epoch: int) -> tuple[Labels, np.ndarray | None]:
+def _thin(assembly: Assembly, all_labels: Labels, draw: np.random.Generator) -> tuple[Labels, np.ndarray | None]:
     """Labels without the negatives that an epoch leaves out (see `Task.keep_negatives`), and the mask of its targets.
 
     Where every task has left some out, rows are made for the remaining targets alone.
@@ -76,7 +93,6 @@ def _thin(assembly: Assembly, all_labels: Labels, epoch: int) -> tuple[Labels, n
     targets, tasks = assembly.target_mask, assembly.recipe.tasks
     if all(task.keep_negatives is None for task in tasks):
         return all_labels, targets
-    draw = np.random.default_rng([assembly.recipe.train.seed, epoch, 1])
     kept = thin_negatives(tasks, {name: own for name, (_, own) in all_labels.items()}, draw)
     labels = {name: (slot, kept[name]) for name, (slot, _) in all_labels.items()}
     if any(task.keep_negatives is None for task in tasks):

@@ -30,6 +30,7 @@ from genre.training.fsdp import shard_base
 from genre.training.micro_batches import broadcast_weights, count_targets, most_micro_batches, seed_process, shares, split_rows
 from genre.training.neighbours import add_neighbours
 from genre.training.optimization import Optimization, learning_rate
+from genre.training.private.steps import PrivateSteps
 from genre.training.reporting import append_log, check_tracker, for_tracker, start_tracker, trim_log
 from genre.training.runtime import Interrupts, peak_memory_bytes
 from genre.training.time_left import TimeLeft
@@ -43,11 +44,13 @@ class Fitted:
     Attributes:
         state: Counters and the validation history.
         peak_memory_bytes: Of the process on the CPU, of the device on CUDA.
+        private: What a private run spent.
     """
 
     assembly: Assembly
     state: TrainingState
     peak_memory_bytes: int
+    private: PrivateSteps | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def fit(
         raise InterruptedJobError(f"interrupted after step {loop.saved or 0}", got="Ctrl-C", todo=todo) from None
     finally:
         loop.close()
-    return Fitted(assembly, loop.state, peak_memory_bytes(assembly.base.device))
+    return Fitted(assembly, loop.state, peak_memory_bytes(assembly.base.device), loop.private)
 
 
 class Loop:
@@ -170,6 +173,7 @@ class Loop:
             self.reporter.line(message)
         self.optimization = Optimization(self.accelerator, self.processes, list(self.parameters.values()), self.train)
         self.average = Average(self.parameters, self.train.average)
+        self.private = PrivateSteps(assembly, self.parameters) if self.train.privacy is not None else None
         self.all_labels: Labels = assembly.builder.data.supervise(list(self.recipe.tasks))
         self.labels: Labels = self.all_labels
         self.best: dict[str, Tensor] = {}
@@ -201,6 +205,10 @@ class Loop:
         Raises:
             KeyboardInterrupt: The user wants to stop; a checkpoint of the last step was written.
         """
+        if self.private is not None:
+            self.reporter.line(self.private.announce())
+            if self.saved is None:
+                self.private.begin()
         if self.saved is None:
             self.save()  # so that a run that is killed before its first checkpoint can be resumed too
         while self.state.epoch < self.train.epochs and not self.stopped_early:
@@ -230,7 +238,8 @@ class Loop:
 
     def plan(self, epoch: int) -> list[list[Sequence]]:
         """Lay out an epoch: the rows of its steps. Steps learn from its labels from now on."""
-        planned = plan_epoch(self.assembly, self.all_labels, epoch)
+        private = self.private
+        planned = plan_epoch(self.assembly, self.all_labels, epoch) if private is None else private.plan_epoch(self.all_labels)
         self.labels = planned.labels
         return planned.batches
 
@@ -259,10 +268,14 @@ class Loop:
         requested = self.interrupts.requested if self.processes.count == 1 else self.stop_requested
         if requested or (self.stop_at is not None and self.state.step >= self.stop_at):
             self.save()
+            if self.private is not None:
+                self.reporter.line(self.private.report())
             raise KeyboardInterrupt
 
     def step(self, rows: list[Sequence], progress: float) -> StepResult:
         """Take one optimizer step on some rows."""
+        if self.private is not None:
+            return self.private_step(self.private, rows, progress)
         targets = count_targets(rows, self.labels)
         losses = torch.zeros(len(targets) + 1)  # and whether this process was interrupted
         micro_batches = split_rows(rows, self.processes, self.train.accumulate)
@@ -284,6 +297,15 @@ class Loop:
         total = sum(self.model.tasks[name].weight * mean for name, mean in zip(targets, means, strict=True))
         by_task = {name: (mean, targets[name]) for name, mean in zip(targets, means, strict=True)}
         return StepResult(total, sum(len(row) for row in rows), by_task)
+
+    def private_step(self, private: PrivateSteps, rows: list[Sequence], progress: float) -> StepResult:
+        """Take one optimizer step on the noisy gradient of the users whose rows these are."""
+        found = private.gradient(rows, self.labels, index=self.state.batch)
+        self.optimization.step(learning_rate(self.train, progress))
+        self.average.update(self.state.step + 1)
+        private.stepped()
+        total = sum(self.model.tasks[name].weight * mean for name, (mean, _) in found.losses.items())
+        return StepResult(total, found.tokens, found.losses)
 
     def update(self, rows: list[Sequence], progress: float) -> None:
         """Clip the gradients that some rows gave, step the optimizer, and drop them.
@@ -311,6 +333,11 @@ class Loop:
         """Evaluate the validation part; keep the weights, or their average, if they are the best so far."""
         check_finite(self.parameters, self.state.step)
         begun = time.perf_counter()
+        if self.private is not None:  # validation events are their users' too: none of them decides anything
+            with self.average.applied():
+                self.best = {name: value.detach().clone() for name, value in self.parameters.items()}
+            self.reporter.line(self.private.report())
+            return
         with self.average.applied():
             with self.exclusive(), self.reporter.phase(f"epoch {self.state.epoch + 1}: validating", at_once=False):
                 measured = validation_metrics(self.assembly, self.processes)
@@ -370,6 +397,8 @@ class Loop:
                 "random": torch.get_rng_state(),
                 "random_device": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
             }
+            if self.private is not None:
+                payload["privacy"] = self.private.state()
             write_checkpoint(self.folder, payload)
         self.saved = self.state.step
 
@@ -385,6 +414,8 @@ class Loop:
         if theirs != own:
             different = sorted({name for name, _ in theirs ^ own})[:3]
             raise InputError("the checkpoint is of another recipe", got=different, expected="the same trained parameters")
+        if self.private is not None:
+            self.private.restore(payload.get("privacy"), payload["state"]["step"])
         copy_into(self.parameters, payload["weights"])
         self.state = TrainingState(**payload["state"])
         self.best = payload["best"]

@@ -19,12 +19,16 @@ from genre.evaluation.labels import check_labels, check_spread, known_labels, sm
 from genre.modules.base.base import Base
 from genre.modules.collaborative import collaborative_vectors, factor_vectors
 from genre.modules.encoder import COMPUTED, BehaviourEncoder, EncoderSpec
-from genre.modules.heads.heads import BinaryHead, CatalogueHead, FeedbackHead, Head, make_head
+from genre.modules.heads.heads import BinaryHead, CatalogueHead, FeedbackHead, Head, ScalarHead, make_head
 from genre.modules.heads.spec import HeadSpec
 from genre.modules.heads.tfidf import TfidfNgrams
 from genre.modules.recommender import Recommender
+from genre.privacy import public_start
 from genre.recipe import Recipe
 from genre.tasks import Task
+
+VALUE = 0.5
+"""Share of a feedback value's own label that a head starts to take from it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,10 @@ def make_encoder(
     ids = [item for item, kept in zip(log.catalogue.item_ids, warm.tolist(), strict=True) if kept]
     tables = {name: torch.from_numpy(values[warm]) for name, values in computed.items()}
     encoder = BehaviourEncoder(spec, ids, scale=base.embedding_rms, computed=tables)
+    if recipe.train.privacy is not None:  # it stays as chance made it, so its projections had better keep angles
+        for projection in encoder.project.values():
+            torch.nn.init.orthogonal_(projection.weight)  # type: ignore[arg-type]
+        encoder.requires_grad_(False)
     return SharedEncoder(encoder, vocabulary, None)
 
 
@@ -147,7 +155,10 @@ def make_heads(
         count = None if ngrams is None else len(ngrams.keys)
         count_of = (classes or {}).get(task.name, own)
         spec = HeadSpec.of(task, base.hidden_size, classes=count_of, feedback_codes=codes, fuse=fuse, ngrams=count)
-        start = {} if blank else label_statistics(task, labels[train_mask & known_labels(labels)])
+        if recipe.train.privacy is not None:
+            start = public_start(task, recipe.train.privacy)
+        else:
+            start = {} if blank else label_statistics(task, labels[train_mask & known_labels(labels)])
         heads[task.name] = make_head(spec, base, dropout=recipe.train.dropout, ngrams=ngrams, **start)
     return heads
 
@@ -196,6 +207,24 @@ def start_item_heads(model: Recommender, builder: RowBuilder, train_mask: np.nda
             codes = len(head.affinity.worth)
             feedback, _ = _item_bias(builder.feedback[chosen], (labels[chosen] - mean) / unit, codes, prior)
             head.affinity.start_at(vectors, item, weight, feedback)
+
+
+@torch.no_grad()
+def start_from_values(model: Recommender, builder: RowBuilder) -> None:
+    """Start what heads make of a feedback value at the label that it means, for labels read from that column (mutates them).
+
+    Nothing of it is taken from events: `rating > 3` says what a rating of 4 means.
+    """
+    vocabulary = builder.layout.feedback
+    for name, head in model.heads.items():
+        task = model.tasks[name]
+        if vocabulary is None or task.column != vocabulary.column or not isinstance(head, FeedbackHead) or head.affinity is None:
+            continue
+        numbers = isinstance(vocabulary.values[0], float)
+        labels = task.labels({vocabulary.column: np.array(vocabulary.values, dtype=np.float64 if numbers else object)})
+        unit = float(head.get_buffer("moments")[1]) if isinstance(head, ScalarHead) else 0.25
+        middle = float(head.get_buffer("moments")[0]) if isinstance(head, ScalarHead) else 0.5
+        head.affinity.worth[1:] = torch.from_numpy(VALUE * (labels - middle) / unit).to(head.affinity.worth)
 
 
 def _item_bias(codes: np.ndarray, values: np.ndarray, count: int, prior: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -132,6 +132,12 @@ def check_mergeable(versions: Sequence[Version], registry: Registry | None = Non
         if version.manifest.kind == "encoder" or not version.manifest.tasks:
             got, expected = f"a version of kind {version.manifest.kind}", "an adapter with tasks"
             raise ManifestError(f"{version.ref} has no tasks to merge", got=got, expected=expected)
+        if "privacy" in version.manifest.notes:
+            what, todo = (
+                f"{version.ref} is private: the gate of a merge reads its users' events without noise",
+                "train one joint recipe",
+            )
+            raise ManifestError(what, got="notes.privacy", expected="versions without it", todo=todo)
         for field, got, wanted in _conditions(version.manifest, first.manifest):
             if canonical(got) != canonical(wanted):
                 what = f"{version.ref} cannot be merged with {first.ref}: {field} differs"

@@ -43,6 +43,10 @@ class Objective:
 
     def __init__(self, recipe: Recipe, data: Dataset) -> None:
         task = recipe.tasks[0]
+        if recipe.train.privacy is not None:
+            what = "trials would be compared on validation events, and each would spend the budget of train.privacy anew"
+            todo = "tune on public data, then train once with the values that it finds"
+            raise RecipeError(what, got=f"epsilon {recipe.train.privacy.epsilon:g}", expected="a recipe without it", todo=todo)
         check_metrics(task, data)
         self.name = f"{task.name}.{task.metrics[0]}"
         self.metric = metric(task.metrics[0])

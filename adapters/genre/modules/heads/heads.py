@@ -140,11 +140,14 @@ class CatalogueHead(Head):
         blend: β.
         neighbours: A term of item neighbours, which whoever reads a batch adds (`genre.modules.reading`), as it looks items up
             by their ids.
+        by_direction: Score by `direction`: tables then hold unit vectors and no weight of the head, so that many heads share
+            one. For heads without a co-occurrence term that counts.
     """
 
     taste: Tensor | None
     blend: Tensor | None
     per_item = sees_items = True
+    by_direction = False
     decays = (0.5, 0.9, 1.0)
     fading = 0.95
 
@@ -201,7 +204,7 @@ class CatalogueHead(Head):
 
         What is remembered is computed for the items of a history only: a table of it would be thrice as large as the keys.
         """
-        keys = self._keys(vectors)
+        keys = to_unit(vectors) if self.by_direction else self._keys(vectors)
         return (keys,) if self.memory is None else (keys, vectors)
 
     def extend(self, tables: tuple[Tensor, ...], vectors: Tensor) -> tuple[Tensor, ...]:
@@ -257,6 +260,8 @@ class CatalogueHead(Head):
 
     def logits(self, query: Tensor, keys: Tensor) -> Tensor:
         """(n, d + k) against (m, d + k + 1) keys → (n, m)."""
+        if self.by_direction:
+            return self.direction(query) @ keys.t()
         return query @ keys[:, :-1].t() / math.sqrt(self.spec.size) + keys[:, -1]
 
     def direction(self, query: Tensor) -> Tensor:
@@ -268,6 +273,8 @@ class CatalogueHead(Head):
 
     def match(self, query: Tensor, keys: Tensor) -> Tensor:
         """(n, d + k) against one of (n, d + k + 1) keys each → (n,)."""
+        if self.by_direction:
+            return (self.direction(query) * keys).sum(-1)
         return (query * keys[:, :-1]).sum(-1) / math.sqrt(self.spec.size) + keys[:, -1]
 
     def forward(self, hidden: Tensor, view: View | None = None) -> Tensor:

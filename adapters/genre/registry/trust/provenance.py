@@ -16,7 +16,7 @@ See https://slsa.dev/spec/v1.0/provenance and https://github.com/in-toto/attesta
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from genre.registry.names import is_digest
+from genre.registry.names import WITHHELD, is_digest
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
@@ -74,7 +74,8 @@ def _dependencies(raw: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     }
     if data is not None:
         about = {key: data[key] for key in ("name", "rows", "split")}
-        yield {"name": "data", "digest": {"sha256": data["digest"]}, "annotations": about}
+        digest = {} if data["digest"] == WITHHELD else {"digest": {"sha256": data["digest"]}}
+        yield {"name": "data", **digest, "annotations": about}
     for field in ("tokenizer", "catalogue", "encoder"):
         if raw[field] is not None:
             yield {"name": field, "digest": {"sha256": raw[field]}}
