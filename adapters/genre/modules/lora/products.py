@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FEW_TOKENS = 5
+"""Tokens up to which a product x Wᵀ of float32 is faster as (W xᵀ)ᵀ: a user who comes back with an event or two."""
+
 
 class FusedLora(torch.autograd.Function):
     """One product with the merged weight instead of three with its parts, for each slice of the tokens its own update."""
@@ -90,3 +93,13 @@ def update_gradients(x: Tensor, gradient: Tensor, narrow: Tensor, a: Tensor, sca
     to_a = narrow @ x
     to_b = ((a @ x.t()) @ gradient).t()
     return to_a.mul_(scale), to_b.mul_(scale)
+
+
+def few_tokens(x: Tensor) -> bool:
+    """True if x (…, in) has so few tokens that a product with a frozen weight is faster with the weight on the left."""
+    return 1 < x.numel() // x.shape[-1] <= FEW_TOKENS and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def multiply_few(x: Tensor, weight: Tensor) -> Tensor:
+    """x Wᵀ of few tokens x (…, in) and W (out, in) → (…, out), up to twice as fast as a linear's own product."""
+    return torch.mm(weight, x.reshape(-1, x.shape[-1]).t()).t().reshape(*x.shape[:-1], -1)

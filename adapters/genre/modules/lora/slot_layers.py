@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genre.modules.lora.products import few_tokens, multiply_few
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -174,12 +176,15 @@ class SlotLinear(nn.Module):
         routes = [(rank, route) for rank, route in self.routing.routes.items() if route.serves(self.group.used.get(rank, ()))]
         if routes and x.ndim == 2:  # some bases (OPT) lay the rows of a batch end to end
             return self.forward(x.view(self.routing.count, -1, x.shape[-1])).flatten(0, 1)
-        if len(routes) == 1 and self.adds_onto and routes[0][1].rows == slice(0, len(x)):
-            weight: Any = self.base.weight
+        weight: Any = self.base.weight if self.adds_onto else None
+        if weight is not None and few_tokens(x):
+            y = multiply_few(x, weight)
+        elif len(routes) == 1 and weight is not None and routes[0][1].rows == slice(0, len(x)):
             y = self._update(x, *routes[0])
             y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
             return y.view(*x.shape[:-1], -1)
-        y = self.base(x)
+        else:
+            y = self.base(x)
         if y.requires_grad:  # what a quantized product returns may be a view that autograd lets nobody change
             y = y.clone()
         for rank, route in routes:
