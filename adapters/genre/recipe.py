@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from genre import display
 from genre.data.dataset import DataKind
 from genre.data.sequences.control import ControlTokens
+from genre.data.sequences.windows import WindowRule
 from genre.data.splits import SplitConfig
 from genre.errors import RecipeError, fault_of_file, kind_of
 from genre.privacy import PrivacyConfig, refuse
@@ -96,6 +97,8 @@ class SequenceConfig(_Config):
             (0: none). Training starts at a linear model on them; see `genre.modules.heads.tfidf`.
         control_tokens: Control tokens of the base's vocabulary, such as `<|endoftext|>`, that stand in titles, user columns,
             texts or the instruction: plain `text`, or the `token` itself, as in versions that record no rule.
+        window: A history beyond `data.max_events` loses its oldest events one by one (`sliding`), or half a window at once
+            (`blocks`), so that an engine with a history cache goes on from what it has read.
     """
 
     item: Literal["text", "token", "both"] = "token"
@@ -107,6 +110,7 @@ class SequenceConfig(_Config):
     pool: Literal["auto", "mean", "first", "last"] = "auto"
     terms: int = Field(default=0, ge=0, le=1_000_000)
     control_tokens: ControlTokens = "text"
+    window: WindowRule = "sliding"
 
 
 class EncoderConfig(_Config):
@@ -331,7 +335,7 @@ class Recipe(_Config):
 
 _FOR_LOGS = {
     "data": ("max_events", "min_events"),
-    "sequence": ("item", "feedback", "max_item_tokens"),
+    "sequence": ("item", "feedback", "max_item_tokens", "window"),
     "encoder": tuple(EncoderConfig.model_fields),
 }
 _FOR_TEXTS = {"sequence": ("max_tokens", "pool", "terms")}

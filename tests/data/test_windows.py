@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genre.data.interactions import Interactions
-from genre.data.sequences.windows import evaluation_windows, training_windows
+from genre.data.sequences.windows import evaluation_windows, first_in_window, training_windows
 from genre.data.splits import TEST, VALID, SplitConfig, split
 
 
@@ -89,3 +89,29 @@ def test_transductive_histories_hold_training_events_only():
             assert len(window.branches) <= 4 and set(log.user_codes[window.branches]) == {window.user}
         branches = np.concatenate([window.branches for window in windows])
         assert sorted(branches.tolist()) == np.flatnonzero(chosen.part == part).tolist()
+
+
+@given(count=st.integers(0, 60), most=st.integers(2, 9))
+def test_a_window_in_blocks_keeps_at_least_half_and_moves_by_half(count, most):
+    first, late = first_in_window(count, most, "blocks"), first_in_window(count, most, "sliding")
+    assert first % (most // 2) == 0 and late <= first < late + most // 2
+    assert first_in_window(count + 1, most, "blocks") - first in (0, most // 2)
+    assert count - late == min(count, most - 1)
+
+
+@pytest.mark.parametrize("most", [2, 5, 8, 100])
+def test_under_blocks_evaluation_is_what_the_engine_reads_and_training_begins_there(most):
+    log = log_of(40, 23, 7)
+    chosen = split(log, SplitConfig(kind="user_ratio", valid=0.3, test=0.5))
+    targets = []
+    for window in evaluation_windows(log, chosen, TEST, max_events=most, rule="blocks"):
+        start = log.user_offsets[window.user]
+        for target in window.events[window.targets] - start:
+            assert window.events[0] - start == first_in_window(int(target), most, "blocks")
+            targets.append(int(target + start))
+    assert sorted(targets) == np.flatnonzero(chosen.part == TEST).tolist()
+    for shift in (0.0, 0.3, 0.7):
+        windows, _ = training_windows(log, np.ones(len(log), bool), max_events=most, min_events=1, shift=shift, rule="blocks")
+        begins = [window.events[0] - log.user_offsets[window.user] for window in windows]
+        assert sorted(np.concatenate([window.events for window in windows])) == list(range(len(log)))
+        assert all(begin % (most // 2) == 0 for begin in begins) and all(len(window.events) <= most for window in windows)

@@ -28,6 +28,7 @@ def registry(tiny, trained, log, tmp_path_factory):
         "both": ((LIKE,), {"sequence": {"item": "both"}}),
         "words": ((LIKE,), {"sequence": {"item": "text"}, "encoder": {"use": "none"}}),
         "items": ((NEXT,), {"sequence": {"feedback": "none"}}),
+        "blocks": ((LIKE,), {"sequence": {"window": "blocks"}}),
     }
     for seed, (name, (tasks, sections)) in enumerate(made.items()):
         wanted = recipe(tiny, *tasks, name=name, **sections)
@@ -68,9 +69,15 @@ def spared(engine):
     return engine.history_store.counters.hits, engine.history_store.counters.tokens_spared
 
 
-def test_a_user_who_comes_back_costs_the_new_events_alone(plain, cached, log, monkeypatch):
+@pytest.fixture
+def seen(cached, monkeypatch):
+    """The tokens of a row of each pass."""
     run, seen = cached.base.run, []
     monkeypatch.setattr(cached.base, "run", lambda x, *rest, **more: seen.append(x.shape[1]) or run(x, *rest, **more))
+    return seen
+
+
+def test_a_user_who_comes_back_costs_the_new_events_alone(plain, cached, log, seen):
     history = log.history("u1")[:10]
     for end in (6, 7, 9):
         agree(plain, cached, [Request("like", history=history[:end], user_id="u1", candidates=["i1", "i2"])])
@@ -80,10 +87,24 @@ def test_a_user_who_comes_back_costs_the_new_events_alone(plain, cached, log, mo
     assert seen[3:] == [1] and cached.history_store.counters.hits == 3
 
 
+def test_a_window_that_moves_in_blocks_leaves_a_prefix(plain, cached, registry, log, seen):
+    """Sixteen events are read at most, the one asked for among them."""
+    assert registry.resolve("blocks").manifest.sequence["window"] == "blocks"
+    assert "window" not in registry.resolve("like").manifest.sequence
+    history, whole = log.history("u1"), {}
+    for name in ("like", "blocks"):
+        seen.clear()
+        for end in range(14, 25):
+            agree(plain, cached, [Request(name, history=history[:end], user_id="u1", candidates=["i1"])])
+        whole[name] = [tokens > 3 for tokens in seen]
+    assert whole["like"] == [True, False] + 9 * [True]
+    assert whole["blocks"] == [True, False, True] + 7 * [False] + [True]
+
+
 class Shop:
     """Users whose histories grow, change and are asked about in every way, drawn from a seed."""
 
-    names = ("like", "other", "next", "joint", "top", "top-next", "both", "words", "items")
+    names = ("like", "other", "next", "joint", "top", "top-next", "both", "words", "items", "blocks")
 
     def __init__(self, log, seed):
         self.draw = np.random.default_rng(seed)

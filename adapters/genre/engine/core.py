@@ -237,7 +237,7 @@ class Engine:
         with self._held(ref or request.adapter) as resident:
             loaded = resident.loaded
             history, user = history_of(request, self.data)
-            kept = history[-(loaded.layout.max_events - 1) :]
+            kept = history[loaded.layout.latest(len(history))]
             return loaded, kept, len(history) - len(kept), user
 
     def catalogue_of(self, loaded: Loaded) -> Catalogue:

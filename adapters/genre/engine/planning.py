@@ -116,8 +116,8 @@ def plan(number: int, request: Request, resident: Resident, inline: Inline, data
             raise RequestError("diversity needs item vectors", got=got, expected="an adapter with an encoder")
         codes, note = _candidates(request, inline, history_items, task)
         layout = loaded.layout
-        kept = layout.max_events - 1
-        rows = _rows(task, inline, layout, history[-kept:], history_items[-kept:], user, codes, row_tokens)
+        kept = layout.latest(len(history))
+        rows = _rows(task, inline, layout, history[kept], history_items[kept], user, codes, row_tokens)
         inline.take_in()
         return Job(number, request, resident, task, inline, codes, rows, [None] * len(rows), note, begun=begun)
     except BaseException as error:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genre.data.interactions import Interactions
-from genre.data.sequences.windows import evaluation_windows
+from genre.data.sequences.windows import WindowRule, evaluation_windows
 from genre.data.splits import TRAIN, Split
 from genre.errors import DataError, InputError
 from genre.evaluation.ease import EaseScorer, ease
@@ -83,6 +83,7 @@ def feedback_baselines(
     binary: bool,
     *,
     window: int | None = None,
+    rule: WindowRule = "sliding",
 ) -> dict[str, Floats]:
     """Return a score per target of each baseline for a feedback task.
 
@@ -93,6 +94,7 @@ def feedback_baselines(
         targets: Events to score, of the validation or test part; an item's mean holds every training label.
         binary: Whether labels are 0 and 1, so that scores are probabilities.
         window: Events of a user that a model reads at once; None if unknown.
+        rule: Its rule for longer histories.
 
     Returns:
         float64 scores by name: `item_mean`, `running_user_share` (of values: their running mean), with a window `prompt_share`,
@@ -111,7 +113,7 @@ def feedback_baselines(
     user = running_mean(histories, label, targets.event, overall, prior)
     scores = {"item_mean": item, "running_user_share": user}
     if window:
-        scores["prompt_share"] = prompt_share(log, histories, split, label, targets, window, overall, prior)
+        scores["prompt_share"] = prompt_share(log, histories, split, label, targets, window, overall, prior, rule)
     if binary:
         return scores | {"additive": _sigmoid(_logit(item) + _logit(user) - _logit(np.array(overall)))}
     return scores | {
@@ -141,17 +143,18 @@ def prompt_share(
     window: int,
     overall: float,
     prior: float = SMOOTHING,
+    rule: WindowRule = "sliding",
 ) -> Floats:
     """Return float64[m]: (Σ y + k μ) / (n + k) over the labels of the events that one row of a model shows before a target.
 
     It is the rule that a prompt alone suffices for: how much of what it lists was liked. `window` is the most events of a row,
-    laid out as for an adapter (`genre.data.sequences.windows`); the other arguments are as of `running_mean`.
+    laid out as for an adapter by its rule (`genre.data.sequences.windows`); the other arguments are as of `running_mean`.
     """
     sums, counts = np.zeros(len(log)), np.zeros(len(log))
     known = ~np.isnan(label)
     values = np.where(known, label, 0.0)
     for part in np.unique(np.asarray(split.part)[targets.event]):
-        for row in evaluation_windows(log, split, int(part), max_events=window):
+        for row in evaluation_windows(log, split, int(part), max_events=window, rule=rule):
             if len(row.branches):
                 sums[row.branches], counts[row.branches] = values[row.events].sum(), known[row.events].sum()
                 continue

@@ -29,6 +29,8 @@ def protocol_line(recipe: Recipe, data: Dataset, task: Task) -> str:
         return f"{kind} ({shares}): no group on two sides; texts of at most {recipe.sequence.max_tokens} tokens"
     how = "transductive history" if kind == "given" else "prequential: all earlier events are history"
     window = f"windows of {recipe.data.max_events} events"
+    if recipe.sequence.window == "blocks":
+        window += ", which move by half of that"
     ranking = f"; full catalogue, seen items {task.seen}, mid-rank for equal scores" if task.kind == "next_item" else ""
     settings = ", ".join(f"{key} {value}" for key, value in config.items())
     return f"{kind} ({settings}); {how}; {need_log(data).tie_rule}; {window}{ranking}"

@@ -8,11 +8,13 @@ Owns: which baselines a task has. Ignores: metrics, and how a baseline works.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions, need_log
+from genre.data.sequences.windows import WindowRule
 from genre.data.splits import Split
 from genre.data.texts.dataset import Texts
 from genre.evaluation.baselines import Blocks, feedback_baselines, ranking_baselines
@@ -34,6 +36,7 @@ def baseline_scorers(
     targets: Targets,
     *,
     window: int | None = None,
+    rule: WindowRule = "sliding",
     item_texts: Callable[[], np.ndarray] | None = None,
     report: Callable[[str], None] = lambda line: None,
     progress: Callable[[str], None] = lambda state: None,
@@ -47,6 +50,7 @@ def baseline_scorers(
         split: A split of the data.
         targets: The targets.
         window: Events of a user that the adapter reads at once; None if unknown.
+        rule: Its rule for longer histories.
         item_texts: Gives (N, r) text vectors of length one, for next-item tasks; without them no baseline reads text.
         report: Called with what a baseline leaves out, once it runs.
         progress: Called with a line about each epoch of a baseline that trains.
@@ -61,7 +65,8 @@ def baseline_scorers(
         return {name: partial(_ranked, log, split, targets, make, task) for name, make in blocks.items()}
     if task.loss == "cross_entropy":
         return {}
-    scores = feedback_baselines(log, split, log.labels_of(task), targets, binary=task.is_binary, window=window)
+    reads: Any = {"window": window, "rule": rule}
+    scores = feedback_baselines(log, split, log.labels_of(task), targets, binary=task.is_binary, **reads)
     return {name: partial(_without_lists, value) for name, value in scores.items()}
 
 

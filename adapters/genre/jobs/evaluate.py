@@ -195,6 +195,7 @@ def with_baselines(
             split,
             result.targets,
             window=builder.layout.max_events,
+            rule=builder.layout.window,
             item_texts=result.texts,
             report=notes[name].append,
             progress=progress,

@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from genre.data.dataset import DataKind, Dataset
+from genre.data.sequences.windows import WindowRule
 from genre.data.splits import PARTS, SplitConfig
 from genre.engine.versions import by_split, read_adapter
 from genre.errors import DataError, InputError, first_line
@@ -128,6 +129,7 @@ class Scored:
         scores: (n,) or (n, C); ranks (n,) for next-item tasks.
         under: The conditions that have to be equal for two to be compared, by name.
         window: Events that the model reads at most; None if unknown. May differ.
+        rule: Its rule for longer histories.
         text: The text columns that a published version reads.
         item_texts: Gives (N, r) text vectors of a published version's items, of length one; None if its encoder has none.
     """
@@ -140,6 +142,7 @@ class Scored:
     window: int | None = None
     text: tuple[str, ...] = ()
     item_texts: Callable[[], np.ndarray] | None = None
+    rule: WindowRule = "sliding"
 
 
 def resampled_metrics(task: Task) -> list[str]:
@@ -175,7 +178,8 @@ def from_version(
         for key, (targets, scores, _) in predicted.items():
             under = _under(model.tasks[key], data.digest, split.config, part)
             window, text = one.reading.max_events or None, tuple(one.reading.text)
-            found[key] = Scored(name, model.tasks[key], targets, scores, under, window, text, item_texts_of(model))
+            reads = window, text, item_texts_of(model), one.reading.window
+            found[key] = Scored(name, model.tasks[key], targets, scores, under, *reads)
     return found
 
 
@@ -343,7 +347,7 @@ def from_baseline(name: str, beside: Scored, data: Dataset, progress: Callable[[
         got, expected = "a run folder", "a published version"
         raise InputError(f"{beside.name} does not record which columns it reads", got=got, expected=expected)
     split = data.split(SplitConfig.model_validate(beside.under["split"]))
-    more: dict[str, Any] = {"window": beside.window, "item_texts": beside.item_texts, "progress": progress}
+    more: dict[str, Any] = {"window": beside.window, "rule": beside.rule, "item_texts": beside.item_texts, "progress": progress}
     known = baseline_scorers(task, data, beside.text, split, beside.targets, **more)
     if name not in known:
         expected = ", ".join(known) or f"none is known for a task with loss {task.loss}"

@@ -173,6 +173,7 @@ def assemble(
         max_events=recipe.data.max_events,
         soft_feedback=shared is not None,
         control_tokens=sequence.control_tokens,
+        window=sequence.window,
     )
     builder = RowBuilder(log, layout)
     builder.prefix(0)  # an instruction that names an unknown user column is refused before anything is written

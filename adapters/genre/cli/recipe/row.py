@@ -56,9 +56,11 @@ def picture_of_events(recipe: "Recipe", log: "Interactions", usable: np.ndarray,
         max_events=recipe.data.max_events,
         soft_feedback=needs_encoder(recipe),
         control_tokens=sequence.control_tokens,
+        window=sequence.window,
     )
     builder = RowBuilder(log, layout)
-    windows, _ = training_windows(log, usable, max_events=recipe.data.max_events, min_events=recipe.data.min_events)
+    limits: Any = {"max_events": recipe.data.max_events, "min_events": recipe.data.min_events, "rule": sequence.window}
+    windows, _ = training_windows(log, usable, **limits)
     if not windows:
         raise DataError("no user has enough training events", expected=f"data.min_events {recipe.data.min_events} or more")
     window = next((each for each in windows if len(each.events) > EVENTS), windows[0])

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from genre.data.sequences.instruction import parts_of
+from genre.data.sequences.windows import WindowRule
 from genre.errors import ManifestError
 from genre.validation import expected
 
@@ -29,6 +30,7 @@ class LogLayout(_Described):
     item: Literal["text", "token", "both"]
     max_item_tokens: int = Field(ge=1, le=MOST_TOKENS)
     max_events: int = Field(ge=1, le=MOST_EVENTS)
+    window: WindowRule = "sliding"
     soft_feedback: bool
     feedback: str | None
     values: list[FiniteFloat] | list[str] = Field(max_length=MOST_VALUES)

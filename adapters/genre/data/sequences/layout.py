@@ -26,6 +26,7 @@ import numpy as np
 from genre.data.sequences.control import ControlTokens, describe_rule, recorded_rule, token_ids
 from genre.data.sequences.described import LogLayout, check_described
 from genre.data.sequences.instruction import fill
+from genre.data.sequences.windows import WindowRule, first_in_window
 from genre.errors import DataError
 
 MOST_KEPT, LONGEST_KEPT = 100_000, 512
@@ -187,6 +188,7 @@ class Layout:
         start: Token ids that open every row (the base's begin token).
         max_item_tokens: Longer texts are cut.
         max_events: Events of one row, the one that is asked for included; longer histories lose their oldest events.
+        window: The rule for how many of them (`genre.data.sequences.windows`).
         control_tokens: The rule for control tokens in titles, instructions, user columns and feedback.
     """
 
@@ -200,6 +202,7 @@ class Layout:
     max_events: int = 100
     soft_feedback: bool = True
     control_tokens: ControlTokens = "text"
+    window: WindowRule = "sliding"
     _texts: dict[str, tuple[np.ndarray, bool]] = field(default_factory=dict, repr=False)
     _words: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
     _prefixes: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -209,11 +212,16 @@ class Layout:
         """The column that fills the feedback slots; None for events without such a slot."""
         return None if self.feedback is None else self.feedback.column
 
+    def latest(self, count: int) -> slice:
+        """Those of a history's `count` events that a row reads before the one that is asked for."""
+        return slice(first_in_window(count, self.max_events, self.window), None)
+
     def describe(self) -> dict[str, Any]:
         """Return what a manifest records: everything that decides how an event becomes tokens."""
         values = [] if self.feedback is None else list(self.feedback.values)
         feedback = {"feedback": self.feedback_column, "values": values}
-        plain = {name: getattr(self, name) for name in _PLAIN} | describe_rule(self.control_tokens)
+        rules = describe_rule(self.control_tokens) | ({} if self.window == "sliding" else {"window": self.window})
+        plain = {name: getattr(self, name) for name in _PLAIN} | rules
         return plain | {"text": list(self.text)} | feedback
 
     @classmethod
@@ -227,8 +235,8 @@ class Layout:
         check_described(described, LogLayout)
         vocabulary = FeedbackVocabulary.restore(described["feedback"], described["values"])
         plain = {name: described[name] for name in _PLAIN}
-        rule = recorded_rule(described)
-        return cls.make(tokenizer, text=tuple(described["text"]), feedback=vocabulary, control_tokens=rule, **plain)
+        rules: Any = {"control_tokens": recorded_rule(described), "window": described.get("window", "sliding")}
+        return cls.make(tokenizer, text=tuple(described["text"]), feedback=vocabulary, **rules, **plain)
 
     @classmethod
     def make(cls, tokenizer: Any, *, control_tokens: ControlTokens = "text", **fields: Any) -> "Layout":

@@ -84,12 +84,14 @@ class RowBuilder:
         Returns:
             The rows, and how many events were left out because their user has fewer than `min_events`.
         """
+        limits: Any = {"max_events": max_events, "min_events": min_events, "rule": self.layout.window}
         if target is None:
-            windows, skipped = training_windows(self.data, train, max_events=max_events, min_events=min_events, shift=shift)
+            windows, skipped = training_windows(self.data, train, shift=shift, **limits)
         else:
-            windows, skipped = chosen_windows(self.data, train, target, max_events=max_events, min_events=min_events)
+            windows, skipped = chosen_windows(self.data, train, target, **limits)
         return [self.row(window) for window in windows], skipped
 
     def evaluation_rows(self, split: Split, part: int, *, max_events: int) -> list[Sequence]:
         """Return rows in which every event of a part is a target once."""
-        return [self.row(window) for window in evaluation_windows(self.data, split, part, max_events=max_events)]
+        windows = evaluation_windows(self.data, split, part, max_events=max_events, rule=self.layout.window)
+        return [self.row(window) for window in windows]

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from genre.data.sequences.control import ControlTokens, batch_token_ids, describ
 from genre.data.sequences.described import TextsLayout, check_described
 from genre.data.sequences.layout import Layout, Sequence
 from genre.data.sequences.rows import RowBuilder
+from genre.data.sequences.windows import WindowRule
 from genre.data.splits import Split
 from genre.data.texts.dataset import Texts
 from genre.errors import DataError, InputError, RecipeError
@@ -58,6 +59,7 @@ class TextLayout:
     control_tokens: ControlTokens = "text"
     max_events = 0
     """A row has no events."""
+    window: ClassVar[WindowRule] = "sliding"
 
     @classmethod
     def make(

@@ -116,7 +116,8 @@ def inapplicable(layout: Layout, log: Interactions) -> str:
 
 def _cut(builder: RowBuilder, train: np.ndarray, max_events: int) -> Iterator[_Halves]:
     """The first window of each user's training events, cut in the middle."""
-    windows, _ = training_windows(builder.data, train, max_events=max_events, min_events=MIN_EVENTS)
+    limits, rule = {"max_events": max_events, "min_events": MIN_EVENTS}, builder.layout.window
+    windows, _ = training_windows(builder.data, train, **limits, rule=rule)
     seen: set[int] = set()
     for window in windows:
         if window.user in seen or len(window.events) < MIN_EVENTS:

@@ -124,7 +124,8 @@ class Lineup(ABC):
     def _row(self, user: int, texts: list[str] | None, candidates: np.ndarray | None = None) -> Row:
         """One user's latest events, and candidates after them."""
         log, layout = self.log, self.builder.layout
-        events = np.arange(*log.user_offsets[user : user + 2])[-(layout.max_events - 1) :]
+        own = np.arange(*log.user_offsets[user : user + 2])
+        events = own[layout.latest(len(own))]
         shown = log.impressions
         return layout.build(
             self.builder.prefix(user),

@@ -101,5 +101,5 @@ def few_tokens(x: Tensor) -> bool:
 
 
 def multiply_few(x: Tensor, weight: Tensor) -> Tensor:
-    """x Wᵀ of few tokens x (…, in) and W (out, in) → (…, out), up to twice as fast as a linear's own product."""
+    """X Wᵀ of few tokens x (…, in) and W (out, in) → (…, out), up to twice as fast as a linear's own product."""
     return torch.mm(weight, x.reshape(-1, x.shape[-1]).t()).t().reshape(*x.shape[:-1], -1)

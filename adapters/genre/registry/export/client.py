@@ -229,7 +229,11 @@ class Prompts:
         parts = string.Formatter().parse(layout["instruction"])  # columns alone: no attribute, no width
         text = "".join(before + ("" if name is None else str(columns[name])) for before, name, _, _ in parts)
         ids = [*self.prompt["start"], *self._tokens(text)] or [0]
-        for event in history[max(len(history) - layout["max_events"] + 1, 0) :]:
+        first = max(len(history) - layout["max_events"] + 1, 0)
+        if layout.get("window") == "blocks":
+            half = max(layout["max_events"] // 2, 1)
+            first = half * -(-first // half)
+        for event in history[first:]:
             if event.get("impression_id") is not None:
                 raise ClientError(
                     "events of one impression do not see each other, which one prompt cannot express: got impression_id; "
