@@ -53,6 +53,28 @@ def test_a_user_is_forgotten_in_memory_and_on_disk(cached, store, tmp_path):
     assert cached.request("DELETE", "/v1/history-cache").status_code == 422
 
 
+def test_a_user_who_comes_back_is_found_until_forgotten_and_answered_as_ever(trained, cached, store, asked):
+    user = trained.log.user_ids[3]
+    rows = [
+        {"adapter": "like@production", "user_id": user, "candidates": trained.log.catalogue.item_ids[:4]},
+        {"adapter": "next_item@production", "user_id": user, "k": 5},
+    ]
+
+    def scores(client):
+        answers = client.post("/v1/score", json={"requests": rows}).json()["responses"]
+        return [{item["item_id"]: item["score"] for item in answer["results"]} for answer in answers]
+
+    wanted = scores(asked.client)
+    for hits in (0, 2):
+        for got, alone in zip(scores(cached), wanted, strict=True):
+            assert got == pytest.approx(alone, abs=1e-5)
+        assert series(cached)["hits_total"] == hits
+    assert cached.request("DELETE", "/v1/history-cache", params={"user_id": user}).json()["dropped"] == 2
+    assert scores(cached)[0] == pytest.approx(wanted[0], abs=1e-5)
+    found = series(cached)
+    assert (found["hits_total"], found["misses_total"], found["states"]) == (2, 4, 0)  # and it is not kept again
+
+
 def test_the_series_are_the_counters_of_the_store(cached, store):
     store.put("key", (torch.ones(1000),), owner="u3", tokens=7)
     assert store.get("key") is not None and store.get("no key") is None
