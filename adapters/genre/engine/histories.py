@@ -80,12 +80,13 @@ class Histories:
             row: A row with a history.
             read: The first token whose state is read: it and those after it are computed.
         """
-        found = self.store.get(history_key(job, row))
-        if found is None:
-            return None
-        marks, *states = found
-        tokens = min(_alike(marks.cpu().numpy(), marks_of(row, job.inline)), read)
-        return Known(row, tuple(states), tokens) if 0 < tokens >= LEAST_SHARE * row.prefix_length else None
+        found = self.store.look(history_key(job, row))
+        marks, *states = found or (None,)
+        tokens = 0 if marks is None else min(_alike(marks.cpu().numpy(), marks_of(row, job.inline)), read)
+        if tokens < LEAST_SHARE * row.prefix_length:
+            tokens = 0
+        self.store.count(tokens)
+        return Known(row, tuple(states), tokens) if tokens > 0 else None
 
     def keep(self, job: Job, row: Row, states: KeysValues) -> None:
         """Keep the states of a row's history, (key heads, tokens, d) each, in place of those that the user had."""

@@ -153,8 +153,15 @@ class HistoryStore:
     def get(self, key: Hashable) -> tuple[Tensor, ...] | None:
         """Return a state's tensors, on the device and of the types that were put; None if it is not there.
 
-        They may be the store's own: nobody may write into them.
+        They may be the store's own: nobody may write into them. Counts a hit, with the tokens that were read for it, or a miss.
         """
+        with self._lock:
+            found = self.look(key)
+            self.count(0 if found is None else self._found[key].tokens)
+            return found
+
+    def look(self, key: Hashable) -> tuple[Tensor, ...] | None:
+        """The same for who does not know yet if the state fits, and counts it then."""
         with self._lock:
             entry = self._found.get(key)
             if entry is not None and self._expired(entry):
@@ -165,10 +172,7 @@ class HistoryStore:
                 if entry is not None:
                     self._failures += 1
                     self._remove(entry)
-                self._misses += 1
                 return None
-            self._hits += 1
-            self._spared += entry.tokens
             entry.used = time.monotonic()
             if entry.level:
                 self._take_out(entry)
@@ -176,6 +180,13 @@ class HistoryStore:
             else:
                 self._shelves[0].entries.move_to_end(key)
         return unpack(buffer, entry.layout)
+
+    def count(self, tokens: int) -> None:
+        """Count a lookup: a hit that spared so many tokens, or a miss for 0."""
+        with self._lock:
+            self._hits += tokens > 0
+            self._misses += tokens <= 0
+            self._spared += max(0, tokens)
 
     def put(self, key: Hashable, tensors: Sequence[Tensor], *, owner: str, tokens: int, begun: float | None = None) -> None:
         """Keep a copy of a state's tensors; one of the same key is replaced. One that is larger than every tier is not kept.
