@@ -18,6 +18,7 @@ from genre.cli import (
     bench,
     data,
     doctor,
+    evaluate,
     explain,
     federated,
     merge,
@@ -67,7 +68,7 @@ def _root(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(train.train, train.evaluate, recommend.recommend, score.score, merge.merge, tune.tune, tune.crossval, tune.compare),
+    *(train.train, evaluate.evaluate, recommend.recommend, score.score, merge.merge, tune.tune, tune.crossval, tune.compare),
     *(federated.federated, bench.bench, refresh.refresh, explain.explain, report.report, audit.audit, doctor.doctor, serve.serve),
 )
 for each in COMMANDS:

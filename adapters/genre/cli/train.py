@@ -1,9 +1,8 @@
-"""`genre train`, `genre evaluate`: train recipes and publish the results, evaluate a published version.
+"""`genre train`: train recipes and publish the results.
 
 Owns: arguments and printing. Ignores: everything else; the library is imported inside the commands.
 
     genre train recipes/next_item.yaml recipes/like.yaml
-    genre evaluate like@candidate --data ml-100k
 """
 
 from dataclasses import asdict
@@ -15,19 +14,11 @@ import typer
 from genre.cli.options import (
     AliasOption,
     BaselinesOption,
-    BaseOption,
-    DataOption,
     JsonOption,
-    PartOption,
     PrecisionOption,
-    QuantizationOption,
-    RefArgument,
     RegistryOption,
-    SeenOption,
     SetOption,
-    check_choice,
     check_precision,
-    check_seen,
 )
 from genre.cli.output import check_file, console, format_size, show_metrics, write_result
 from genre.distributed import Processes, process_count, process_rank
@@ -172,50 +163,6 @@ class _Publisher:
             result |= {"ref": published.ref, "digest": published.digest}
         self.found[name] = result
         show_metrics({task: {"adapter": own, "baselines": run.baselines[task]} for task, own in run.metrics.items()})
-
-
-def evaluate(
-    ref: RefArgument,
-    data: DataOption,
-    registry: RegistryOption = "registry",
-    part: PartOption = "test",
-    base: BaseOption = None,
-    quantization: QuantizationOption = None,
-    precision: PrecisionOption = None,
-    seen: SeenOption = None,
-    baselines: BaselinesOption = "all",
-    json_file: JsonOption = None,
-) -> None:
-    """Evaluate a published version under its own protocol, beside the baselines; --json also writes reliability plots."""
-    from genre.evaluation.baselines import chosen_baselines
-
-    check_choice("part", part, ("valid", "test"))
-    check_choice("quantization", quantization, ("none", "int8", "nf4"))
-    chosen, computed = check_seen(seen), check_precision(precision)
-    chosen_baselines(baselines)
-    check_file(json_file, "--json")
-    from genre.jobs.evaluate import draw_reliability
-    from genre.jobs.evaluate import evaluate as run_evaluation
-    from genre.jobs.loading import load_base, open_data
-    from genre.progress import Reporter
-    from genre.registry import Registry
-
-    store = Registry(registry)
-    manifest = store.resolve(ref).manifest
-    opened = open_data(data, manifest.reads)
-    loaded = load_base(manifest, base, quantization=quantization, precision=computed)
-    reporter = Reporter.for_terminal()
-    found = run_evaluation(store, ref, opened, loaded, part=part, seen=chosen, baselines=baselines, reporter=reporter)
-    show_metrics(found["tasks"])
-    show_metrics({f"{name}, {task['cold']['items']}": task["cold"] for name, task in found["tasks"].items() if "cold" in task})
-    show_metrics(
-        {f"{name}, {task['untied']['targets']}": task["untied"] for name, task in found["tasks"].items() if "untied" in task}
-    )
-    for name, line in found["protocol"].items():
-        print(f"protocol of {name}: {line}")
-    write_result(json_file, found)
-    for name, plot in draw_reliability(found, json_file).items() if json_file is not None else ():
-        print(f"reliability of {name}: {plot}")
 
 
 def _show_dry_run(found: "DryRun", registry: str, alias: str) -> None:
