@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from genre.cli.forget import forget
 from genre.cli.options import JsonOption
 from genre.cli.output import check_file, console, plain, step_reporter, write_result
 from genre.errors import InputError, visible
@@ -24,7 +25,8 @@ _FORMATS = (
     "otto, rees46, retailrocket, steam, yambda, yelp, yoochoose. By default as the file's name says."
 )
 
-app = typer.Typer(help="Data sets: get, look at, import.", no_args_is_help=True)
+app = typer.Typer(help="Data sets: get, look at, import, forget users.", no_args_is_help=True)
+app.command()(forget)
 
 
 @app.command()

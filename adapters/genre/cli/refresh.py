@@ -3,16 +3,20 @@
 Owns: arguments and printing. Ignores: everything else; the library is imported inside the command.
 
     genre refresh like@production --data data/shop --replay 0.2
+    genre refresh like@production --data data/shop --without 196
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from genre.cli.options import BaseOption, JsonOption, RegistryOption, data_option, ref_argument
 from genre.cli.output import check_file, write_result
 from genre.errors import InputError
+
+if TYPE_CHECKING:
+    from genre.jobs.refresh.plan import RefreshOptions
 
 
 def refresh(
@@ -28,12 +32,19 @@ def refresh(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="train.KEY=VALUE", help="Override a key of train; repeatable.")
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option("--without", metavar="USER", help="Train from the start, on the log without this user; repeatable."),
+    ] = None,
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Train from the start, on the log as it is after users were forgotten in it.")
+    ] = False,
     registry: RegistryOption = "registry",
     base: BaseOption = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default the next runs/NAME/N.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Train a version on newer events; promote the new one if it is not worse."""
+    """Train a version on newer events, or from the start without some users; promote the new one if it is not worse."""
     check_file(json_file, "--json")
     if out is not None and out.exists() and (out.is_file() or any(out.iterdir())):
         raise InputError("--out is taken", got=out, expected="a new folder, or an empty one")
@@ -47,10 +58,28 @@ def refresh(
     options.check()
     store = Registry(registry)
     store.resolve(ref)
-    reporter = Reporter.for_terminal()
-    done = run_refresh(store, ref, open_log(data), options, base=base, folder=out, reporter=reporter)
+    reporter, anew = Reporter.for_terminal(), bool(without) or from_start
+    if anew:
+        _check_from_start(options)
+        from genre.jobs.refresh.without import refresh_without
+
+        asked: dict[str, Any] = {"overrides": options.overrides, "path": data, "tolerance": tolerance, "folder": out}
+        users = list(dict.fromkeys(without or ()))
+        done = refresh_without(store, ref, open_log(data, trains=True), users, base=base, reporter=reporter, **asked)
+    else:
+        done = run_refresh(store, ref, open_log(data, trains=True), options, base=base, folder=out, reporter=reporter)
     show(done.report)
     write_result(json_file, done.report)
+
+
+def _check_from_start(options: "RefreshOptions") -> None:
+    """Refuse options of a refresh that goes on from the old weights."""
+    usual = type(options)()
+    for name in ("replay", "valid", "test", "encoder_due"):
+        if getattr(options, name) != getattr(usual, name):
+            option, got = f"--{name.replace('_', '-')}", "--without or --from-start"
+            what, todo = f"{option} has no effect where nothing of the old version is kept", f"leave {option} out"
+            raise InputError(what, got=got, expected="a refresh that goes on from the old weights", todo=todo)
 
 
 def show(report: dict[str, Any]) -> None:

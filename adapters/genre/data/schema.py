@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from genre.data.user_key import UserKey
 from genre.errors import DataError
 
 REQUIRED = ("user_id", "item_id", "timestamp")
@@ -72,9 +73,10 @@ class DatasetInfo(BaseModel):
         times: The reading of the times, in words (`genre.data.reading.time_reading`).
         order: What orders equal times: `hash`, `file`, or a column of events.
         timed: False if the source has no times, and all are 0.
+        users_key: The key of the folder that the data came from, which is never part of dataset.json; None if it has none.
     """
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", arbitrary_types_allowed=True)
 
     name: str = "log"
     source: str = ""
@@ -89,6 +91,7 @@ class DatasetInfo(BaseModel):
     times: str = ""
     order: str = "hash"
     timed: bool = True
+    users_key: UserKey | None = Field(default=None, exclude=True, repr=False)
 
     def after(self, report: "Report", roles: dict[str, dict[str, str]]) -> "DatasetInfo":
         """Return the same with what a report counted, and with other roles."""

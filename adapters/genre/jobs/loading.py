@@ -20,6 +20,7 @@ from genre.data.sequences.control import recorded_rule
 from genre.data.sequences.text_rows import Builder, rows_of
 from genre.data.splits import SplitConfig
 from genre.data.texts.dataset import Texts
+from genre.data.user_key import ensure_key
 from genre.distributed import Processes
 from genre.engine.versions import Loaded, Low
 from genre.errors import BaseModelError, DataError, InputError, ManifestError, RecipeError
@@ -38,21 +39,29 @@ from genre.registry.manifest import Manifest, Version
 ALONE = Processes()
 
 
-def open_log(path: str) -> Interactions:
+def open_log(path: str, *, trains: bool = False) -> Interactions:
     """Open a log: a data set folder, or a packaged data set by name (prepared if need be).
+
+    Args:
+        path: The folder or the name.
+        trains: Versions will be trained on it: make the key that tells later who trained them, if the folder has none.
 
     Raises:
         DataError: There is neither.
     """
-    return Interactions.read(_find(path))
+    folder = _find(path)
+    if trains:
+        ensure_key(folder)
+    return Interactions.read(folder)
 
 
-def open_data(path: str, kind: DataKind | None = None) -> Dataset:
+def open_data(path: str, kind: DataKind | None = None, *, trains: bool = False) -> Dataset:
     """Open a log, or labelled texts.
 
     Args:
         path: A data set folder, or the name of a packaged data set (prepared if need be).
         kind: The kind to open; None opens what is there, the log where both are.
+        trains: As of `open_log`.
 
     Raises:
         DataError: There is no such data set, or none of that kind.
@@ -60,7 +69,7 @@ def open_data(path: str, kind: DataKind | None = None) -> Dataset:
     folder = _find(path)
     if kind is None:
         kind = "texts" if Texts.is_at(folder) and not (folder / "interactions.parquet").is_file() else "log"
-    return Texts.read(folder) if kind == "texts" else Interactions.read(folder)
+    return Texts.read(folder) if kind == "texts" else open_log(str(folder), trains=trains)
 
 
 def check_data(recipe: Recipe, data: Dataset) -> None:

@@ -5,6 +5,7 @@ publishes.
 
     adapter   adapter_config.json  adapter_model.safetensors  heads.safetensors  heads.json  recipe.yaml  [catalogue.jsonl]
     encoder   encoder.safetensors  encoder.json  catalogue.jsonl
+    both      [users.json]
 """
 
 import dataclasses
@@ -19,6 +20,8 @@ from safetensors.torch import save_file
 
 from genre._version import __version__
 from genre.data.catalogue import Catalogue
+from genre.data.interactions import Interactions
+from genre.data.splits import VALID
 from genre.engine.versions import CATALOGUE, HEADS
 from genre.evaluation.protocol import protocol_line
 from genre.modules.base.base import Base
@@ -27,6 +30,7 @@ from genre.modules.lora.layer import peft_config, to_peft
 from genre.recipe import Recipe
 from genre.registry.manifest import BaseInfo, Cost, DataInfo, Manifest
 from genre.registry.names import WITHHELD
+from genre.registry.users import UserSet
 from genre.training.assembly import Assembly
 from genre.training.private.table import public_budget
 
@@ -50,6 +54,7 @@ def write_adapter(folder: Path, assembly: Assembly) -> None:
         _write_json(folder / "adapter_config.json", config)
     write_heads(folder, {name: head for name, head in model.heads.items() if isinstance(head, Head)})
     (folder / "recipe.yaml").write_text(assembly.recipe.dump(), encoding="utf-8")
+    write_users(folder, assembly)
     shared, items = assembly.shared, assembly.data.catalogue
     if items is None:
         return
@@ -83,6 +88,16 @@ def write_encoder(folder: Path, assembly: Assembly) -> None:
         described["items"] = encoder.item_ids
     _write_json(folder / "encoder.json", described)
     write_catalogue(folder, assembly.log.catalogue, _item_columns(assembly))
+    write_users(folder, assembly)
+
+
+def write_users(folder: Path, assembly: Assembly) -> None:
+    """Write who trained or validated an assembly as a keyed set; nothing for texts, and for logs without a key."""
+    log, key = assembly.data, assembly.data.info.users_key
+    if not isinstance(log, Interactions) or key is None:
+        return
+    used = assembly.train_mask | (assembly.split.part == VALID)
+    UserSet.of((log.user_ids[code] for code in np.unique(log.user_codes[used])), key).write(folder)
 
 
 def _item_columns(assembly: Assembly) -> tuple[str, ...]:

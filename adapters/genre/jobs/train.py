@@ -289,7 +289,7 @@ def wire(
         own_encoder: Fit a new encoder whatever the registry has, as a resumed run does if it began so.
     """
     with processes.main_first():
-        data = log if log is not None else open_data(recipe.data.path, recipe.reads)
+        data = log if log is not None else open_data(recipe.data.path, recipe.reads, trains=True)
         check_data(recipe, data)
         if base is None:
             find_base(recipe.base.name)

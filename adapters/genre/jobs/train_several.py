@@ -136,7 +136,7 @@ class _Job:
         members = []
         for recipe in recipes:
             if recipe.data.path not in logs:
-                logs[recipe.data.path] = open_log(recipe.data.path)
+                logs[recipe.data.path] = open_log(recipe.data.path, trains=True)
             root = run_folder(recipe.name, self.resume) if folder is None else folder / recipe.name
             members.append(_Member(recipe, logs[recipe.data.path], root, claimed=self.resume or folder is not None))
         if self.resume and not any(each.has_checkpoint() for each in members):

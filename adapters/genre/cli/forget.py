@@ -1,0 +1,98 @@
+"""`genre data forget`: take users out of a data set and a served log, and name the versions that were trained on them.
+
+Owns: arguments, the order, and printing. Ignores: everything else; the library is imported inside the command.
+
+    genre data forget 196 --data data/shop
+    genre data forget 196 242 --data data/shop --served-log served.sqlite --dry-run
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from genre.cli.options import JsonOption, RegistryOption, data_option
+from genre.cli.output import check_file, show_rows, write_result
+from genre.errors import InputError
+
+if TYPE_CHECKING:
+    from genre.data.forgetting import Forgotten
+    from genre.jobs.forget.versions import TrainedVersion
+
+
+def forget(
+    users: Annotated[list[str], typer.Argument(metavar="USER", help="A user_id; several are forgotten together.")],
+    data: Annotated[str | None, data_option("The data set folder; it is changed as a whole or not at all.")] = None,
+    served_log: Annotated[
+        Path | None,
+        typer.Option("--served-log", metavar="FILE", help="A served log that forgets them too; no service may have it."),
+    ] = None,
+    drop_items: Annotated[
+        bool, typer.Option("--drop-items", help="Remove items that only they had, though a table of items describes them.")
+    ] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Name the versions, change nothing.")] = False,
+    registry: RegistryOption = "registry",
+    json_file: JsonOption = None,
+) -> None:
+    """Remove users' events for good, and name every version that was trained on them."""
+    check_file(json_file, "--json")
+    if data is None and served_log is None:
+        raise InputError("nothing is named that could forget", got="no --data", expected="--data DIR, or --served-log FILE")
+    wanted, done = list(dict.fromkeys(users)), "would go" if dry else "removed"
+    result: dict[str, Any] = {"dry_run": dry, "data": None, "served_lists": None, "versions": []}
+    versions: list[TrainedVersion] = []
+    if data is not None:
+        from genre.data.forgetting import check_foreign, check_known
+        from genre.data.interactions import Interactions
+        from genre.jobs.forget.versions import versions_of
+        from genre.registry import Registry
+
+        if not Path(data).is_dir():
+            raise InputError("--data is no folder", got=data, expected="a data set folder, not the name of a packaged data set")
+        log = Interactions.read(data)
+        check_known(log, wanted)
+        check_foreign(Path(data), log, wanted)
+        versions = versions_of(Registry(registry), log, wanted)
+    if served_log is not None and not dry:
+        from genre.serving.forgotten import forget_served
+
+        result["served_lists"] = forget_served(served_log, wanted)
+        print(f"{served_log}: {result['served_lists']:,} lists removed")
+    if data is not None:
+        from genre.data.forgetting import foresee_forgetting, forget_users
+
+        found = (foresee_forgetting if dry else forget_users)(Path(data), wanted, drop_items=drop_items)
+        result |= {"data": asdict(found), "versions": [asdict(each) for each in versions]}
+        print(f"{data}: {found.events:,} events of {found.users:,} users {done}")
+        _show_items(found)
+        _show_versions(versions, wanted, data)
+    write_result(json_file, result)
+
+
+def _show_items(found: "Forgotten") -> None:
+    if found.items:
+        print(f"{found.items:,} items that only they had go too")
+    if found.kept_items:
+        print(
+            f"{found.kept_items:,} items that only they had stay, as a table of items describes them; --drop-items removes them"
+        )
+    for path in found.left:
+        print(f"left by an interrupted import, and may hold their events: {path}")
+
+
+def _show_versions(versions: "list[TrainedVersion]", users: list[str], data: str) -> None:
+    if not versions:
+        print("no version of the registry was trained on them")
+        return
+    rows = [(each.ref, ", ".join(each.aliases), each.known, each.why, _rate(each)) for each in versions]
+    show_rows(["version", "aliases", "trained on them", "known from", "by mistake"], rows)
+    first = next((each for each in versions if each.aliases), versions[0])
+    name = first.ref.partition(":")[0]
+    target = f"{name}@{first.aliases[0]}" if first.aliases else first.ref
+    without = " ".join(f"--without {user}" for user in users)
+    print(f"train them again: genre refresh {target} {without} --data {data}; then genre registry delete {first.ref}")
+
+
+def _rate(each: "TrainedVersion") -> str:
+    return "" if each.false_positives is None else f"{each.false_positives:.1g}"

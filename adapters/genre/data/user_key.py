@@ -1,0 +1,99 @@
+"""The key of a data set folder: a secret by which its owner can test who trained a version, and nobody else.
+
+Owns: the file `users.key`, digests of user ids, and the digests of users who were forgotten. Ignores: what is published
+(`genre.registry.users`), and how a user is forgotten (`genre.data.forgetting`).
+
+    8f0c…                               32 random bytes, as hex digits
+    5b1e3c0a9d7748f2a6e0c4d18b92f317    a user who was forgotten: 16 bytes of HMAC-SHA256(key, user_id)
+"""
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from genre.errors import DataError
+from genre.files import atomic
+
+FILE = "users.key"
+SECRET_BYTES, DIGEST_BYTES = 32, 16
+
+
+@dataclass(frozen=True)
+class UserKey:
+    """A key, and who was forgotten.
+
+    Attributes:
+        secret: 32 bytes.
+        forgotten: Digests of users who were forgotten.
+    """
+
+    secret: bytes = field(repr=False)
+    forgotten: frozenset[bytes] = frozenset()
+
+    @classmethod
+    def new(cls) -> Self:
+        """Draw a key."""
+        return cls(secrets.token_bytes(SECRET_BYTES))
+
+    @property
+    def name(self) -> str:
+        """16 hex digits that tell keys apart, and give nothing of the secret away."""
+        return hashlib.sha256(b"genre users.key" + self.secret).hexdigest()[:16]
+
+    def digest(self, user: str) -> bytes:
+        """The digest of a user: HMAC-SHA256 of the id, cut to 16 bytes."""
+        return hmac.digest(self.secret, user.encode(), "sha256")[:DIGEST_BYTES]
+
+    def with_forgotten(self, users: Iterable[str]) -> Self:
+        """The same key, by which these users were forgotten too."""
+        return replace(self, forgotten=self.forgotten | {self.digest(user) for user in users})
+
+    def write(self, folder: Path) -> None:
+        """Write the key into a folder, readable by its owner alone.
+
+        Raises:
+            DiskError: The disk is full or not writable.
+        """
+        with atomic(folder / FILE) as aside:
+            lines = [self.secret.hex(), *sorted(digest.hex() for digest in self.forgotten)]
+            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with open(descriptor, "w", encoding="ascii") as file:
+                file.write("\n".join(lines) + "\n")
+
+
+def read_key(folder: Path) -> UserKey | None:
+    """Read the key of a data set folder; None if it has none.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    path = folder / FILE
+    try:
+        secret, *forgotten = (bytes.fromhex(line) for line in path.read_text(encoding="ascii").split())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise _damaged(path) from None
+    if len(secret) != SECRET_BYTES or any(len(digest) != DIGEST_BYTES for digest in forgotten):
+        raise _damaged(path)
+    return UserKey(secret, frozenset(forgotten))
+
+
+def ensure_key(folder: Path) -> None:
+    """Make the key of a data set folder that has none; a folder that cannot be written stays without.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    if read_key(folder) is None and os.access(folder, os.W_OK):
+        UserKey.new().write(folder)
+
+
+def _damaged(path: Path) -> DataError:
+    todo = "restore it from a copy; without it nobody can tell who trained the versions of this data set"
+    return DataError(f"{path} cannot be read", got="other content", expected=f"{2 * SECRET_BYTES} hex digits", todo=todo)
