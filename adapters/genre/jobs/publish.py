@@ -92,9 +92,12 @@ def write_encoder(folder: Path, assembly: Assembly) -> None:
 
 
 def write_users(folder: Path, assembly: Assembly) -> None:
-    """Write who trained or validated an assembly as a keyed set; nothing for texts, and for logs without a key."""
+    """Write who trained or validated an assembly as a keyed set; nothing for texts, logs without a key and private runs.
+
+    A private run promises to tell nobody who trained it, whatever else they know or come to know, such as a key.
+    """
     log, key = assembly.data, assembly.data.info.users_key
-    if not isinstance(log, Interactions) or key is None:
+    if not isinstance(log, Interactions) or key is None or assembly.recipe.train.privacy is not None:
         return
     used = assembly.train_mask | (assembly.split.part == VALID)
     UserSet.of((log.user_ids[code] for code in np.unique(log.user_codes[used])), key).write(folder)

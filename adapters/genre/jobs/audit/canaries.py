@@ -60,7 +60,9 @@ class CanaryUsers:
                 expected="2 or more",
                 todo="audit another task with --task, or insert more with --canaries",
             )
-        delta = options.delta if options.delta is not None else 1 / (10 * len(log.user_ids))
+        privacy, delta = recipe.train.privacy, options.delta
+        if delta is None:
+            delta = 1 / (10 * len(log.user_ids)) if privacy is None else privacy.delta_of(len(kept.user_ids))
         bound = epsilon_bound(scores[known], inserted[known], delta=delta)
         reporter.line(f"epsilon is at least {bound.epsilon:.2f} ({bound.right} of {bound.guesses} guesses right)")
         return CanariesSection(
@@ -73,7 +75,7 @@ class CanaryUsers:
             confidence=LEVEL,
             guesses=bound.guesses,
             right=bound.right,
-            claimed=None,
+            claimed=None if privacy is None else privacy.epsilon,
             scores=[round(float(score), 6) for score in scores[known]],
             inserted=inserted[known].tolist(),
         )

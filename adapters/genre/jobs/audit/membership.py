@@ -24,6 +24,7 @@ from genre.jobs.audit.user_losses import attacked_events, layout_of, mean_losses
 from genre.jobs.loading import build_model
 from genre.progress import Reporter
 from genre.recipe import Recipe
+from genre.registry.names import WITHHELD
 from genre.training.assembly import training_split
 
 MIN_USERS = 20
@@ -135,7 +136,9 @@ def _published(
 ) -> tuple[dict[str, Attack] | None, str]:
     """Attack the version itself, if the log holds users who did not train it; else the reason."""
     log, data = subject.log, subject.loaded.manifest.data
-    if data is None or data.digest != log.digest:
+    if data is None or data.digest == WITHHELD:
+        return None, "it does not say what it was trained on"
+    if data.digest != log.digest:
         return None, "the log is not the one that the version was trained on, so it is not known who trained it"
     member = trained_users(log, train, least=recipe.data.min_events)[found.users]
     if min(member.sum(), (~member).sum()) < MIN_USERS:

@@ -51,7 +51,7 @@ class AuditOptions:
         overrides: `KEY=VALUE` changes of the version's recipe for all retrainings, the one without injected users included.
         shadows: Adapters, an even number, that membership is attacked with.
         canaries: Canary users, about half of whom are inserted.
-        delta: The delta beside which epsilon is bounded; None for 1 / (10 · users).
+        delta: The delta beside which epsilon is bounded; None for that of `train.privacy`, or 1 / (10 · users).
     """
 
     checks: tuple[str, ...] = ("text", "profiles")

@@ -11,7 +11,7 @@ have no set; then the data set's digest, or the times of the events, tell as muc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from genre.data.user_key import UserKey
 from genre.errors import ManifestError, RegistryError
 from genre.registry import Registry
 from genre.registry.limits import MAX_MANIFEST_BYTES
-from genre.registry.manifest import DataInfo, Version
+from genre.registry.manifest import DataInfo, Manifest, Version
 from genre.registry.users import FILE, UserSet
 
 Known = Literal["trained", "unknown", "not trained"]
@@ -119,6 +119,8 @@ class Search:
             return "not trained", "it was trained on labelled texts", None
         if manifest.kind == "merged":
             return "not trained", "it was merged", None  # its parents tell
+        if (private := _of_private(manifest)) is not None:
+            return private
         if FILE in manifest.files:
             held = read_users(self.registry, version)
             if self.key is not None and held.key == self.key.name:
@@ -167,6 +169,21 @@ def _first_second(log: Interactions, users: Sequence[str]) -> int | None:
     theirs = np.isin(log.user_ids, users)[log.user_codes]
     span = log.time_span(theirs) if theirs.any() else None
     return None if span is None else span[0]
+
+
+def _of_private(manifest: Manifest) -> Answer | None:
+    """What is known of a version with a budget of differential privacy; None for others."""
+    table: Any = manifest.notes.get("privacy")
+    if not isinstance(table, dict):
+        return None
+    if not table.get("mechanisms"):
+        return "not trained", "it was made of public things alone", None
+    epsilon, delta = table.get("epsilon"), table.get("delta")
+    return (
+        "unknown",
+        f"it was trained with differential privacy, epsilon {epsilon} at delta {delta}, and does not say on whom",
+        None,
+    )
 
 
 def read_users(registry: Registry, version: Version) -> UserSet:

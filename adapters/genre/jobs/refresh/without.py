@@ -23,8 +23,8 @@ from genre.jobs.encoders import encoder_name
 from genre.jobs.forget.versions import Search
 from genre.jobs.loading import build_model, load_base, own_recipe
 from genre.jobs.refresh.gate import compare
-from genre.jobs.refresh.job import Refreshed, decide, stop
-from genre.jobs.train import train
+from genre.jobs.refresh.job import CANDIDATE, Refreshed, decide, stop
+from genre.jobs.train import Run, train
 from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.recipe import Recipe
@@ -85,6 +85,8 @@ def refresh_without(
     run = train(recipe, log=rest, base=base, registry=registry, folder=folder, reporter=reporter)
     notes: dict[str, Any] = dict(run.manifest.notes) | {"from_start": "users were left out or forgotten"}
     run = replace(run, manifest=run.manifest.model_copy(update={"notes": notes}))
+    if recipe.train.privacy is not None:
+        return _unmeasured(registry, run, report)
     own = read_adapter(registry, registry.publish(run, alias=[], latest=False).exact, base)
     before, after = (_tested(each, rest, base, recipe) for each in (loaded, own))
     verdicts = compare(loaded.tasks, before, after, tolerance)
@@ -94,6 +96,16 @@ def refresh_without(
         "metrics": run.metrics,
     }
     return decide(registry, version, run, verdicts, report)
+
+
+def _unmeasured(registry: Registry, run: Run, report: dict[str, Any]) -> Refreshed:
+    """Publish a private run as the candidate; figures on its users' events, which would decide, are not for the journal."""
+    new = registry.publish(run, alias=CANDIDATE, latest=False)
+    why = f"published {new.ref} as {CANDIDATE}; a private version is not compared on its users' events"
+    todo = f"to let it take over, genre registry promote {new.ref} ALIAS"
+    return Refreshed(
+        report | {"new": {"ref": new.ref, "digest": new.digest}, "decision": "kept", "why": f"{why}: {todo}"}, new, run
+    )
 
 
 def _search(registry: Registry, log: Interactions, users: Sequence[str]) -> Search:
@@ -114,7 +126,7 @@ def _check_users(log: Interactions, users: Sequence[str], known: str) -> None:
 
 def _encoder(registry: Registry, recipe: Recipe, rest: Interactions, search: Search, reporter: Reporter) -> str:
     """The recipe's encoder by reference if it did not see the users; else `fit`."""
-    ref = encoder_name(rest) if recipe.encoder.use in ("auto", "fit") else recipe.encoder.use
+    ref = encoder_name(rest, recipe) if recipe.encoder.use in ("auto", "fit") else recipe.encoder.use
     try:
         version = registry.resolve(ref)
     except NotFoundError:
