@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import socket
 
+import pytest
 import torch
 import uvicorn
 
 from genre.modules.base.base import Base
-from genre.unpromised import checkpointed, close_listeners, execution_device
+from genre.unpromised import checkpointed, close_listeners, execution_device, flower_task, start_secure_round
 
 
 def test_layers_run_through_the_given_function_and_their_parts_stay_in_evaluation(base):
@@ -65,3 +66,33 @@ def test_connections_that_wait_when_uvicorn_closes_its_sockets_are_answered():
     server.should_exit = True
     asyncio.run(server.serve(sockets=[listener]))
     assert server.answer.startswith(b"HTTP/1.1 204")
+
+
+def test_flower_makes_messages_inside_a_block_and_reads_the_round_of_a_secure_context():
+    pytest.importorskip("flwr", reason="the extra federated")
+    from flwr.app import Context, Message, RecordDict
+    from flwr.server import LegacyContext
+    from flwr.server.workflow import SecAggPlusWorkflow
+
+    with pytest.raises(RuntimeError):
+        Message(content=RecordDict(), dst_node_id=2, message_type="query.any")
+    with flower_task(1, 7):
+        message = Message(content=RecordDict(), dst_node_id=2, message_type="query.any")
+    assert (message.metadata.src_node_id, message.metadata.run_id) == (1, 7)
+    with pytest.raises(RuntimeError):
+        Message(content=RecordDict(), dst_node_id=2, message_type="query.any")
+
+    class Asked:
+        def configure_fit(self, number, parameters, manager):
+            self.number = number
+            return []
+
+    class Nobody:
+        def num_available(self):
+            return 0
+
+    strategy = Asked()
+    context = LegacyContext(Context(7, 1, {}, RecordDict(), {}), strategy=strategy, client_manager=Nobody())
+    start_secure_round(context, 5)
+    SecAggPlusWorkflow(1.0, 2)(None, context)
+    assert strategy.number == 5

@@ -72,3 +72,35 @@ async def close_listeners(server: Any, listeners: Iterable[socket.socket]) -> No
     for connection in queued:
         connection.setblocking(False)
         await asyncio.get_running_loop().connect_accepted_socket(protocol, connection)
+
+
+@contextmanager
+def flower_task(node: int, run: int) -> Iterator[None]:
+    """A block in which this thread's process may make Flower's messages, as if it were a task of a run.
+
+    Flower sets this identity when it starts a ServerApp; a message made outside of one is refused. There is no call for a grid
+    that is not Flower's own.
+    """
+    from flwr.supercore.task_identity import TaskIdentity
+
+    before = {name: getattr(TaskIdentity, name) for name in ("_task_id", "_run_id", "_node_id")}
+    TaskIdentity.task_id = run
+    TaskIdentity.run_id = run
+    TaskIdentity.node_id = node
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(TaskIdentity, name, value)
+
+
+def start_secure_round(context: Any, number: int) -> None:
+    """Write into Flower's `LegacyContext` what `SecAggPlusWorkflow` reads there (mutates it).
+
+    `DefaultWorkflow` does it for whole runs, with an evaluation that is not ours and a thread that takes seconds to end.
+    """
+    from flwr.app import ArrayRecord, ConfigRecord
+    from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
+
+    context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: number})
+    context.state.array_records[MAIN_PARAMS_RECORD] = ArrayRecord()

@@ -5,7 +5,8 @@ Owns: the clients of a simulation and the order of the job. Ignores: the rounds 
     run = simulate(Recipe.read("like.yaml"), {"north": Path("data/north"), "south": Path("data/south")}, registry=registry)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from genre.data.interactions import Interactions
@@ -64,6 +65,18 @@ def simulate(
             Client(log, name, root / "clients" / name, rank=(ranks or {}).get(name), load=lambda _: loaded)
             for name, log in logs.items()
         ]
-        transport: Transport = LocalTransport(clients)
-        trained = federate(transport, recipe, options, registry=registry, folder=root, reporter=reporter)
+        with _transport(clients, options) as transport:
+            trained = federate(transport, recipe, options, registry=registry, folder=root, reporter=reporter)
         return write_run(trained, recipe, options, root, registry)
+
+
+def _transport(clients: Sequence[Client], options: FederatedOptions) -> AbstractContextManager[Transport]:
+    """A block with the way to some clients in this process, through Flower where that adds updates up."""
+    if not options.secure:
+        return nullcontext(LocalTransport(clients))
+    try:
+        from genre.jobs.federated.flower import local_transport
+    except ModuleNotFoundError as error:
+        what, todo = "secure aggregation needs Flower", "pip install 'genre-adapters[federated]'"
+        raise InputError(what, got=f"no {error.name}", expected="flwr", todo=todo) from None
+    return local_transport(clients)

@@ -1,0 +1,101 @@
+"""Eight clients that keep their users beside one that has them all: `like` on ML-100K, users split by age.
+
+    python benchmarks/federated.py --json build/bench/federated.json [--depth 2] [--rounds 6] [--ways central,products,secure]
+
+`central` trains on all users for as many epochs as the others have rounds of one epoch; `products` averages products of both
+factors, `frozen_a` trains B alone, `secure` does so under SecAgg+ (extra `federated`), `factors` averages each factor for itself,
+the fault that this library does not make. Every way is evaluated once on the same test events, the last tenth of each user's.
+Intervals: users drawn again. The share is that of the central AUC.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+import genre
+from genre.jobs.evaluate import evaluate
+from genre.jobs.federated import averaging, server
+from genre.jobs.federated.options import FederatedOptions
+from genre.jobs.federated.packets import State
+from genre.jobs.federated.simulation import simulate
+from genre.jobs.loading import open_base, open_log
+from genre.jobs.train import train
+from genre.progress import Reporter
+from suite import keep_figures
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "like.yaml"
+WAYS = ("central", "products", "factors", "frozen_a", "secure")
+
+
+def by_age(log: genre.Interactions, clients: int) -> dict[str, genre.Interactions]:
+    """The log in parts of about equally many users, youngest first; every part has the whole catalogue."""
+    assert log.users is not None
+    users = log.users.sort("age", "user_id")
+    found = {}
+    for index in range(clients):
+        some = users[index * len(users) // clients : (index + 1) * len(users) // clients]
+        name = f"age-{some['age'].min()}-{some['age'].max()}-{index}"
+        events = log.frame.filter(pl.col("user_id").is_in(some["user_id"].to_list()))
+        people = log.users.filter(pl.col("user_id").is_in(some["user_id"].to_list()))
+        found[name] = genre.Interactions.from_frame(events, log.catalogue.frame, people, info=log.info)
+    return found
+
+
+def factor_means(state: State, replies: list[State], weights: list[float], *, seed: int) -> State:
+    """The plain mean of every tensor, factors too."""
+    shares = [weight / sum(weights) for weight in weights]
+    return {name: sum(share * each[name] for share, each in zip(shares, replies, strict=True)) for name in state}
+
+
+def measure(way: str, recipe: genre.Recipe, log: genre.Interactions, base: Any, args: argparse.Namespace, folder: Path) -> Any:
+    """Train in one way, and evaluate on the test part of all users."""
+    reporter, registry = Reporter.for_terminal(), genre.Registry(folder / "registry")
+    if way == "central":
+        run: Any = train(
+            recipe, log=log, base=base, registry=registry, folder=folder / "run", baselines="none", reporter=reporter
+        )
+    else:
+        freeze = way in ("frozen_a", "secure")
+        given = FederatedOptions(args.rounds, freeze_a=freeze, secure=way == "secure", clients=args.clients)
+        server.average = factor_means if way == "factors" else averaging.average
+        parts = by_age(log, args.clients)
+        run = simulate(recipe, parts, given, registry=registry, base=base, folder=folder / "run", reporter=reporter)
+    version = registry.publish(run)
+    found = evaluate(registry, version.ref, log, base, baselines="none", reporter=reporter)
+    return found["tasks"]["like"]["adapter"]
+
+
+def main() -> None:
+    """Measure the ways that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=Path("build/bench/federated.json"))
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--ways", default="central,products,frozen_a")
+    parser.add_argument("--set", action="append", default=[], help="Override a key of the recipe.")
+    args = parser.parse_args()
+    ways = args.ways.split(",")
+    if stray := set(ways) - set(WAYS):
+        parser.error(f"--ways: no such way: {', '.join(sorted(stray))}")
+    own = ["data.split={kind: user_ratio, valid: 0.1, test: 0.1}", "encoder={use: fit, learned: 64, collaborative: 0}"]
+    own += [f"base.depth={args.depth}", f"train.epochs={args.rounds}", "train.tracker=none"]
+    recipe = genre.Recipe.read(RECIPE, [*own, *args.set])
+    log, base = open_log("ml-100k"), open_base(recipe.base)
+    result: dict[str, Any] = {"clients": args.clients, "rounds": args.rounds, "depth": args.depth, "ways": {}}
+    for way in ways:
+        folder = args.json.parent / "federated" / way
+        shutil.rmtree(folder, ignore_errors=True)
+        result["ways"][way] = measure(way, recipe, log, base, args, folder)
+        auc = result["ways"][way]["auc"]
+        central = result["ways"].get("central", {}).get("auc", {}).get("value")
+        share = f", {auc['value'] / central:.2%} of central" if central else ""
+        print(f"{way}: AUC {auc['value']:.4f} ({auc['interval'][0]:.4f} to {auc['interval'][1]:.4f}){share}", flush=True)
+        keep_figures(args.json, result)
+
+
+if __name__ == "__main__":
+    main()
