@@ -12,12 +12,13 @@ import argparse
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import polars as pl
 
 import genre
 from genre.jobs.evaluate import evaluate
-from genre.jobs.federated import averaging, server
+from genre.jobs.federated import averaging
 from genre.jobs.federated.options import FederatedOptions
 from genre.jobs.federated.packets import State
 from genre.jobs.federated.simulation import simulate
@@ -37,7 +38,8 @@ def by_age(log: genre.Interactions, clients: int) -> dict[str, genre.Interaction
     found = {}
     for index in range(clients):
         some = users[index * len(users) // clients : (index + 1) * len(users) // clients]
-        name = f"age-{some['age'].min()}-{some['age'].max()}-{index}"
+        ages = some["age"].to_list()
+        name = f"age-{ages[0]}-{ages[-1]}-{index}"
         events = log.frame.filter(pl.col("user_id").is_in(some["user_id"].to_list()))
         people = log.users.filter(pl.col("user_id").is_in(some["user_id"].to_list()))
         found[name] = genre.Interactions.from_frame(events, log.catalogue.frame, people, info=log.info)
@@ -60,9 +62,10 @@ def measure(way: str, recipe: genre.Recipe, log: genre.Interactions, base: Any, 
     else:
         freeze = way in ("frozen_a", "secure")
         given = FederatedOptions(args.rounds, freeze_a=freeze, secure=way == "secure", clients=args.clients)
-        server.average = factor_means if way == "factors" else averaging.average
-        parts = by_age(log, args.clients)
-        run = simulate(recipe, parts, given, registry=registry, base=base, folder=folder / "run", reporter=reporter)
+        mean = factor_means if way == "factors" else averaging.average
+        with patch("genre.jobs.federated.server.average", mean):
+            parts = by_age(log, args.clients)
+            run = simulate(recipe, parts, given, registry=registry, base=base, folder=folder / "run", reporter=reporter)
     version = registry.publish(run)
     found = evaluate(registry, version.ref, log, base, baselines="none", reporter=reporter)
     return found["tasks"]["like"]["adapter"]

@@ -1,7 +1,7 @@
 """The Flower app: a ServerApp and a ClientApp around the server and the clients of federated training.
 
 Owns: packets as Flower's messages, the transport over a grid, the settings of a run and of a node. Ignores: rounds and training.
-The only module that imports `flwr` (extra `federated`).
+This module and `secure` are the ones that import `flwr` (extra `federated`), when they are called.
 
     # app.py of a Flower app
     from genre.jobs.federated.flower import make_client_app, make_server_app
@@ -14,15 +14,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from logging import INFO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common import log
-from flwr.serverapp import Grid, ServerApp
 
 from genre.errors import GenreError, InputError
 from genre.jobs.federated.client import Client
@@ -37,6 +32,11 @@ from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.unpromised import flower_task
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
 
 KINDS = {
     "describe": "query.describe",
@@ -72,13 +72,15 @@ RUN_CONFIG: dict[str, Any] = {
 """The keys of a run's configuration, `[tool.flwr.app.config]`, and their defaults."""
 
 
-def to_records(packet: Packet) -> RecordDict:
+def to_records(packet: Packet) -> "RecordDict":
     """A packet as Flower's records."""
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
     arrays = ArrayRecord({name: Array(np.asarray(value)) for name, value in packet.arrays.items()})
     return RecordDict({FACTS: ConfigRecord({"json": json.dumps(packet.facts)}), ARRAYS: arrays})
 
 
-def from_records(records: RecordDict) -> Packet:
+def from_records(records: "RecordDict") -> Packet:
     """The packet in Flower's records."""
     arrays = {name: value.numpy() for name, value in records.array_records[ARRAYS].items()}
     return Packet(json.loads(str(records.config_records[FACTS]["json"])), arrays)
@@ -93,7 +95,7 @@ class GridTransport:
         timeout_s: Most seconds to wait for the answers to a question.
     """
 
-    def __init__(self, grid: Grid, context: Context, *, timeout_s: float = 3600.0) -> None:
+    def __init__(self, grid: "Grid", context: "Context", *, timeout_s: float = 3600.0) -> None:
         self.grid = grid
         self.context = context
         self.timeout_s = timeout_s
@@ -104,6 +106,8 @@ class GridTransport:
 
     def ask(self, kind: str, questions: Mapping[int, Packet]) -> Answers:
         """Ask some nodes at once, and wait for their answers."""
+        from flwr.app import Message
+
         messages = [
             Message(content=to_records(each), dst_node_id=node, message_type=KINDS[kind]) for node, each in questions.items()
         ]
@@ -117,42 +121,55 @@ class GridTransport:
         return add_up(self.grid, self.context, questions, weights, timeout_s=self.timeout_s)
 
 
-def _itself(client: Client, context: Context) -> Client:
+def _itself(client: Client, context: "Context") -> Client:
     return client
 
 
-def _answer(reply: Message) -> Packet | Failure:
+def _answer(reply: "Message") -> Packet | Failure:
     if reply.has_error():
         return Failure(f"{reply.error.reason or 'no reason given'} (Flower's code {reply.error.code})")
     packet = from_records(reply.content)
     return Failure(str(packet.facts[FAULT])) if FAULT in packet.facts else packet
 
 
-class GenreClientApp(ClientApp):
-    """Flower's ClientApp that answers as `Client` does; messages of SecAgg+ pass Flower's own modifier.
+def app_of(client_of: Callable[["Context"], Client]) -> "ClientApp":
+    """Make a ClientApp that answers as a client does; a secure round passes Flower's own modifier.
 
     Args:
         client_of: The client of a context; called for every message, each of which may find a new process.
     """
+    from flwr.client.mod import secaggplus_mod
+    from flwr.clientapp import ClientApp
 
-    def __init__(self, client_of: Callable[[Context], Client]) -> None:
-        super().__init__()
-        self.client_of = client_of
-        self.secure = secured(client_of)
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message."""
-        kind = next((kind for kind, own in KINDS.items() if own == message.metadata.message_type), None)
-        if kind is None:
-            return self.secure(message, context)
-        try:
-            answer = self.client_of(context)(kind, from_records(message.content))
-        except GenreError as error:
-            answer = Packet({FAULT: str(error)})
-        return Message(to_records(answer), reply_to=message)
+    app = ClientApp()
+    for kind, own in KINDS.items():
+        category, _, action = own.partition(".")
+        getattr(app, category)(action)(partial(_tell, kind, client_of))
+    app.train(mods=[secaggplus_mod])(secured(client_of))
+    return app
 
 
-def make_client_app(settings: Mapping[str, Any] | None = None) -> ClientApp:
+def _tell(kind: str, client_of: Callable[["Context"], Client], message: "Message", context: "Context") -> "Message":
+    """A client's answer to a message."""
+    from flwr.app import Message
+
+    try:
+        answer = client_of(context)(kind, from_records(message.content))
+    except GenreError as error:
+        answer = Packet({FAULT: str(error)})
+    return Message(to_records(answer), reply_to=message)
+
+
+def _reporter() -> Reporter:
+    """A reporter that writes to Flower's log."""
+    from logging import INFO
+
+    from flwr.common import log
+
+    return Reporter(lambda text: log(INFO, text))
+
+
+def make_client_app(settings: Mapping[str, Any] | None = None) -> "ClientApp":
     """Make the ClientApp of a Flower app.
 
     A node's configuration (`flower-supernode --node-config`) names its data set folder `data`, and may name `name`, `folder`,
@@ -163,7 +180,7 @@ def make_client_app(settings: Mapping[str, Any] | None = None) -> ClientApp:
     """
     kept: dict[str, Client] = {}
 
-    def client_of(context: Context) -> Client:
+    def client_of(context: "Context") -> Client:
         run, node = {**context.run_config, **(settings or {})}, context.node_config
         data = str(node.get("data") or _partition(str(run.get("data") or ""), node))
         if data not in kept:
@@ -176,11 +193,11 @@ def make_client_app(settings: Mapping[str, Any] | None = None) -> ClientApp:
                 folder,
                 rank=None if rank is None else int(rank),
                 base=None if base is None else str(base),
-                reporter=Reporter(lambda text: log(INFO, text)),
+                reporter=_reporter(),
             )
         return kept[data]
 
-    return GenreClientApp(client_of)
+    return app_of(client_of)
 
 
 def _partition(folders: str, node: Mapping[str, Any]) -> str:
@@ -195,16 +212,18 @@ def _partition(folders: str, node: Mapping[str, Any]) -> str:
     return each[int(index)]
 
 
-def make_server_app(beside: str | Path = ".", settings: Mapping[str, Any] | None = None) -> ServerApp:
+def make_server_app(beside: str | Path = ".", settings: Mapping[str, Any] | None = None) -> "ServerApp":
     """Make the ServerApp of a Flower app.
 
     Args:
         beside: A file of the Flower app; a relative `recipe` is looked up in its folder.
         settings: Take precedence over the run's configuration, whose keys are those of `RUN_CONFIG`.
     """
+    from flwr.serverapp import ServerApp
+
     app = ServerApp()
 
-    def main(grid: Grid, context: Context) -> None:
+    def main(grid: "Grid", context: "Context") -> None:
         given = RUN_CONFIG | {**context.run_config, **(settings or {})}
         if stray := sorted(given.keys() - RUN_CONFIG.keys()):
             raise InputError("no such key in the run's configuration", got=", ".join(stray), expected=", ".join(RUN_CONFIG))
@@ -230,7 +249,7 @@ def make_server_app(beside: str | Path = ".", settings: Mapping[str, Any] | None
         root = Path(str(given["folder"])) if given["folder"] else claim_folder(recipe.name)
         describe_run(root, recipe)
         transport = GridTransport(grid, context, timeout_s=float(given["timeout-s"]))
-        reporter = Reporter(lambda text: log(INFO, text))
+        reporter = _reporter()
         trained = federate(transport, recipe, options, registry=registry, folder=root, reporter=reporter)
         run = write_run(trained, recipe, options, root, registry)
         published = registry.publish(run, alias=str(given["alias"]))
@@ -243,7 +262,6 @@ def make_server_app(beside: str | Path = ".", settings: Mapping[str, Any] | None
 @contextmanager
 def local_transport(clients: Sequence[Client]) -> Iterator[GridTransport]:
     """A block with a transport to clients in this process that goes through Flower's messages, and so has SecAgg+."""
-    grid = LocalGrid([GenreClientApp(partial(_itself, client)) for client in clients])
-    context = Context(run_id=RUN, node_id=SERVER, node_config={}, state=RecordDict(), run_config={})
+    grid = LocalGrid([app_of(partial(_itself, client)) for client in clients])
     with flower_task(SERVER, RUN):
-        yield GridTransport(grid, context)
+        yield GridTransport(grid, grid.context)

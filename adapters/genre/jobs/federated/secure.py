@@ -10,18 +10,9 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.client import NumPyClient
-from flwr.client.mod import secaggplus_mod
-from flwr.clientapp import ClientApp
-from flwr.common import FitIns, ndarrays_to_parameters, parameters_to_ndarrays
-from flwr.server import LegacyContext, SimpleClientManager
-from flwr.server.strategy import FedAvg
-from flwr.server.workflow import SecAggPlusWorkflow
-from flwr.serverapp import Grid
 
 from genre.errors import GenreError, InputError, JobError
 from genre.jobs.federated.averaging import difference, flat
@@ -30,6 +21,11 @@ from genre.jobs.federated.noise import clipped
 from genre.jobs.federated.options import LEVELS, MODULUS
 from genre.jobs.federated.packets import Answers, Failure, Packet
 from genre.unpromised import start_secure_round
+
+if TYPE_CHECKING:
+    from flwr.app import Context, Message
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid
 
 SERVER, RUN = 1, 1
 """The server's number, and that of the run, in the grid inside this process."""
@@ -42,18 +38,19 @@ class _Node:
         self.node_id = node
 
 
-class _Sum(FedAvg):
-    """Flower's strategy of one secure round: the questions in, the mean out."""
+class _Sum:
+    """What Flower's workflow asks of a strategy, for one secure round: the questions in, the mean out."""
 
     def __init__(self, questions: Mapping[int, Packet], weights: Mapping[int, float]) -> None:
-        super().__init__()
         self.questions = questions
         self.weights = weights
         self.mean: np.ndarray | None = None
         self.nodes: list[int] = []
 
-    def configure_fit(self, server_round: int, parameters: Any, client_manager: Any) -> list[tuple[Any, FitIns]]:
+    def configure_fit(self, server_round: int, parameters: Any, client_manager: Any) -> list[tuple[Any, Any]]:
         """The question of every node."""
+        from flwr.common import FitIns, ndarrays_to_parameters
+
         found = []
         for node, question in self.questions.items():
             names = sorted(question.arrays)
@@ -64,19 +61,24 @@ class _Sum(FedAvg):
 
     def aggregate_fit(self, server_round: int, results: Any, failures: Any) -> tuple[None, dict[str, Any]]:
         """Keep the mean, which Flower gives every answer."""
+        from flwr.common import parameters_to_ndarrays
+
         self.nodes = [node.node_id for node, _ in results]
         (self.mean,) = parameters_to_ndarrays(results[0][1].parameters)
         return None, {}
 
 
 def add_up(
-    grid: Grid, context: Context, questions: Mapping[int, Packet], weights: Mapping[int, float], *, timeout_s: float
+    grid: "Grid", context: "Context", questions: Mapping[int, Packet], weights: Mapping[int, float], *, timeout_s: float
 ) -> tuple[np.ndarray, Answers]:
     """One round of SecAgg+ over a grid; arguments and result as of `Transport.add_up`.
 
     Raises:
         JobError: More than a third of the clients failed, whose masks cannot be taken off then.
     """
+    from flwr.server import LegacyContext, SimpleClientManager
+    from flwr.server.workflow import SecAggPlusWorkflow
+
     count = len(questions)
     threshold = max(2, math.ceil(2 * count / 3))
     strategy = _Sum(questions, weights)
@@ -100,8 +102,10 @@ def add_up(
     return strategy.mean.astype(np.float64), answers
 
 
-def secured(client_of: Callable[[Context], Client]) -> ClientApp:
-    """A ClientApp that trains for a secure round, behind Flower's modifier."""
+def secured(client_of: Callable[["Context"], Client]) -> "ClientApp":
+    """A ClientApp that trains for a secure round; to be called behind Flower's modifier."""
+    from flwr.client import NumPyClient
+    from flwr.clientapp import ClientApp
 
     class Trainer(NumPyClient):
         """One client for one message."""
@@ -126,28 +130,32 @@ def secured(client_of: Callable[[Context], Client]) -> ClientApp:
                 )
             return [update], weight, {}
 
-    return ClientApp(client_fn=lambda context: Trainer(client_of(context)).to_client(), mods=[secaggplus_mod])
+    return ClientApp(client_fn=lambda context: Trainer(client_of(context)).to_client())
 
 
-class LocalGrid(Grid):
-    """A grid to ClientApps in this process, which answer one after another.
+class LocalGrid:
+    """What is needed of a grid, to ClientApps in this process, which answer one after another.
 
     Args:
         apps: One per node.
+
+    Attributes:
+        context: The server's.
     """
 
-    def __init__(self, apps: Sequence[ClientApp]) -> None:
-        self.apps = {node: app for node, app in enumerate(apps, SERVER + 1)}
-        self.contexts = {
-            node: Context(run_id=RUN, node_id=node, node_config={}, state=RecordDict(), run_config={}) for node in self.apps
-        }
+    def __init__(self, apps: Sequence["ClientApp"]) -> None:
+        self.apps = dict(enumerate(apps, SERVER + 1))
+        self.context, *contexts = (_context(node) for node in (SERVER, *self.apps))
+        self.contexts = dict(zip(self.apps, contexts, strict=True))
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes."""
         return list(self.apps)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable["Message"], *, timeout: float | None = None) -> Iterable["Message"]:
         """Let each node answer in turn; what it is sent is a copy."""
+        from flwr.app import Error, Message
+
         replies = []
         for message in messages:
             message.content = copy.deepcopy(message.content)
@@ -158,21 +166,8 @@ class LocalGrid(Grid):
                 replies.append(Message(Error(code=0, reason=str(error)), reply_to=message))
         return replies
 
-    def set_run(self, run: Any) -> None:
-        """Refuse: there is one run."""
-        raise NotImplementedError
 
-    @property
-    def run(self) -> Any:
-        """Refuse: there is one run."""
-        raise NotImplementedError
+def _context(node: int) -> "Context":
+    from flwr.app import Context, RecordDict
 
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Refuse: `Message` makes one."""
-        raise NotImplementedError
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Refuse: answers are not kept."""
-        raise NotImplementedError
-
-    pull_messages = push_messages
+    return Context(run_id=RUN, node_id=node, node_config={}, state=RecordDict(), run_config={})

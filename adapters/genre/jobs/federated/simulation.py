@@ -7,6 +7,7 @@ Owns: the clients of a simulation and the order of the job. Ignores: the rounds 
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 from genre.data.interactions import Interactions
@@ -74,9 +75,9 @@ def _transport(clients: Sequence[Client], options: FederatedOptions) -> Abstract
     """A block with the way to some clients in this process, through Flower where that adds updates up."""
     if not options.secure:
         return nullcontext(LocalTransport(clients))
-    try:
-        from genre.jobs.federated.flower import local_transport
-    except ModuleNotFoundError as error:
+    if find_spec("flwr") is None:
         what, todo = "secure aggregation needs Flower", "pip install 'genre-adapters[federated]'"
-        raise InputError(what, got=f"no {error.name}", expected="flwr", todo=todo) from None
+        raise InputError(what, got="no flwr", expected="the extra federated", todo=todo)
+    from genre.jobs.federated.flower import local_transport
+
     return local_transport(clients)
