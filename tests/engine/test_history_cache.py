@@ -153,5 +153,5 @@ def test_whatever_is_asked_the_answers_are_those_without_a_cache(plain, base, re
             shop.happen()
             agree(plain, cached, [shop.request() for _ in range(shop.draw.integers(1, 9))])
         counters = cached.history_store.counters
-        assert counters.hits > 15 and counters.misses > 15 and counters.device_bytes <= capacity
+        assert counters.hits > 10 and counters.misses > 15 and counters.device_bytes <= capacity
         assert (counters.evictions > 5) is (capacity < 2**20)
