@@ -7,6 +7,8 @@ training    supervised targets a second on 4 layers, 2,048 tokens a step: two of
 mixed       16 rows of 128 tokens, 16 adapters of rank 8 on all seven linears, 10 layers: PEFT's `adapter_names`, vLLM.
 mixed_five  the same on the five linears that AdapterHub's `adapters` can adapt: `BatchSplit`, and PEFT again.
 candidates  100 candidates by their titles on a history of 420 tokens, 10 layers: vLLM with prefix caching, PEFT with a KV cache.
+returning   16 users with a history of about 420 tokens, each with one event more in every round, 10 candidates by their titles:
+            the history cache against vLLM with prefix caching, which keep what they have read from round to round.
 
 Environments are made under build/peers/NAME once. Every side is a process of its own that answers "run one round", so that
 rounds alternate although libraries differ (`peers/rounds.py`). Answers are compared first: a peer whose log-odds differ by more
@@ -63,6 +65,7 @@ PLAN: dict[str, dict[str, list[tuple[str, str]]]] = {
     "mixed": {"ours": [("mixed", "mixed_seven")], "peers": [("peft", "mixed_seven"), ("vllm", "mixed_seven")]},
     "mixed_five": {"ours": [("mixed_five", "mixed_five")], "peers": [("adapterhub", "mixed_five"), ("peft", "mixed_five")]},
     "candidates": {"ours": [("candidates", "candidates")], "peers": [("vllm", "candidates"), ("peft", "candidates")]},
+    "returning": {"ours": [("returning", "returning")], "peers": [("vllm", "returning")]},
 }
 
 
@@ -264,7 +267,7 @@ def prepare(options: argparse.Namespace) -> Path:
 
     file = options.folder / "world" / "job.json"
     held = json.loads(file.read_text()) if file.exists() else {}
-    if held.get("depth") != options.depth:
+    if held.get("depth") != options.depth or "returning" not in held:
         print("making the adapters", flush=True)
         world.build(file.parent.absolute(), open_log("data/ml-100k"), depth=options.depth)
     if options.prepare:

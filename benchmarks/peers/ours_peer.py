@@ -43,17 +43,31 @@ def candidates(job: dict[str, Any]) -> Part:
     return asking(job, [Request(job["adapters"]["seven"][0]["ref"], history=own["history"], candidates=own["items"])])
 
 
+def returning(job: dict[str, Any]) -> Part:
+    """Users who come back in every round with one event more; the history cache keeps what was read of them."""
+    ref = job["adapters"]["seven"][0]["ref"]
+    turns = [
+        [Request(ref, user_id=one["user"], history=one["history"], candidates=one["items"]) for one in asked]
+        for asked in job["returning"]
+    ]
+    engine = Engine(genre.Base.load(BASE, depth=job["depth"]), genre.Registry(job["registry"]), lanes=2, history_cache=2**30)
+    left = iter(turns)
+    return Part(lambda: log_odds(engine, turns[0]), lambda: float(len(log_odds(engine, next(left)))))
+
+
 def asking(job: dict[str, Any], requests: list[Request]) -> Part:
     """An engine with a slot for each adapter."""
     engine = Engine(genre.Base.load(BASE, depth=job["depth"]), genre.Registry(job["registry"]), lanes=len(requests) + 1)
 
-    def answers() -> list[float]:
-        found = engine.score(requests)
-        if errors := [answer.error for answer in found if answer.error]:
-            raise RuntimeError(errors[0])
-        return [math.log(scored.score) - math.log1p(-scored.score) for answer in found for scored in answer.results]
+    return Part(lambda: log_odds(engine, requests), lambda: float(len(log_odds(engine, requests))))
 
-    return Part(answers, lambda: float(len(answers())))
+
+def log_odds(engine: Engine, requests: list[Request]) -> list[float]:
+    """Score requests."""
+    found = engine.score(requests)
+    if errors := [answer.error for answer in found if answer.error]:
+        raise RuntimeError(errors[0])
+    return [math.log(scored.score) - math.log1p(-scored.score) for answer in found for scored in answer.results]
 
 
 def training(name: str) -> Any:
@@ -93,6 +107,7 @@ if __name__ == "__main__":
             "mixed_seven": mixed("seven"),
             "mixed_five": mixed("five"),
             "candidates": candidates,
+            "returning": returning,
         },
         ("torch", "transformers"),
     )

@@ -29,6 +29,8 @@ from training import TOKENS as STEP_TOKENS
 RECIPE = Path(__file__).parents[1] / "recipes" / "like_text.yaml"
 ROWS, TOKENS, RANK = 16, 128, 8
 HISTORY, CANDIDATES = 420, 100
+USERS, TURNS, SHOWN = 16, 16, 10
+"""Users who come back, their calls, and the candidates of a call."""
 PROMPTS = 1024
 FIVE = ("q_proj", "k_proj", "v_proj", "up_proj", "down_proj")
 
@@ -58,6 +60,7 @@ def build(folder: Path, log: genre.Interactions, *, depth: int) -> Job:
         layout, texts = assembly.builder.layout, assembly.builder.texts
         mixed = rows_of_length(log, layout, texts, TOKENS, ROWS)
         scored = candidates_of(log, layout, texts)
+        again = returning_of(log, layout, texts)
     finally:
         assembly.model.release()
     job = {
@@ -72,6 +75,7 @@ def build(folder: Path, log: genre.Interactions, *, depth: int) -> Job:
         "registry": str(folder / "registry"),
         "mixed": mixed,
         "candidates": scored,
+        "returning": again,
         "training": {"tokens_per_step": STEP_TOKENS, "learning_rate": 1e-3, **prompts_of(log)},
     }
     (folder / "job.json").write_text(json.dumps(job))
@@ -128,16 +132,40 @@ def rows_of_length(log: genre.Interactions, layout: Any, texts: Any, length: int
 def candidates_of(log: genre.Interactions, layout: Any, texts: Any) -> dict[str, Any]:
     """A history of about 420 tokens, and 100 items after it."""
     user = max(log.user_ids, key=lambda each: len(log.history(each)))
-    events, size = log.history(user), 1
-    while len(_row(log, layout, texts, events[: size + 1], []).tokens) <= HISTORY:
-        size += 1
+    events = log.history(user)
     some = np.random.default_rng(0).choice(log.catalogue.size, CANDIDATES, replace=False)
     items = [log.catalogue.item_ids[code] for code in some]
-    row = _row(log, layout, texts, events[:size], items)
+    return _asked(log, layout, texts, events[: _events_of(log, layout, texts, events)], items)
+
+
+def returning_of(log: genre.Interactions, layout: Any, texts: Any) -> list[list[dict[str, Any]]]:
+    """For each turn what every user asks: a history of about 420 tokens at first, then one event more in each, and 10 items."""
+    draw = np.random.default_rng(0)
+    users = sorted(log.user_ids, key=lambda each: (-len(log.history(each)), each))[:USERS]
+    turns: list[list[dict[str, Any]]] = [[] for _ in range(TURNS)]
+    for user in users:
+        events = log.history(user)
+        first = _events_of(log, layout, texts, events)
+        for turn, asked in enumerate(turns):
+            items = [log.catalogue.item_ids[code] for code in draw.choice(log.catalogue.size, SHOWN, replace=False)]
+            asked.append({"user": user, **_asked(log, layout, texts, events[: first + turn], items)})
+    return turns
+
+
+def _events_of(log: genre.Interactions, layout: Any, texts: Any, events: list[dict[str, Any]]) -> int:
+    """Events of about 420 tokens."""
+    size = 1
+    while len(_row(log, layout, texts, events[: size + 1], []).tokens) <= HISTORY:
+        size += 1
+    return size
+
+
+def _asked(log: genre.Interactions, layout: Any, texts: Any, events: list[dict[str, Any]], items: list[str]) -> dict[str, Any]:
+    row = _row(log, layout, texts, events, items)
     ends = [*(row.candidate_reads + 1).tolist()]
     parts = [row.tokens[a:b].tolist() for a, b in zip([row.prefix_length, *ends[:-1]], ends, strict=True)]
     history = row.tokens[: row.prefix_length].tolist()
-    return {"history_ids": history, "candidate_ids": parts, "history": events[:size], "items": items}
+    return {"history_ids": history, "candidate_ids": parts, "history": events, "items": items}
 
 
 def _row(log: genre.Interactions, layout: Any, texts: Any, history: list[dict[str, Any]], items: list[str]) -> Any:

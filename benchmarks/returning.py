@@ -1,0 +1,314 @@
+"""Users who come back: the history cache against none, alternating; its memory, and vLLM's prefix cache on the same work.
+
+    python benchmarks/returning.py [--only alone_4,sessions] [--against CHECKOUT] [--json build/bench/returning.json]
+
+batch_30, alone_30    32 users (one user) with 99 events, each with one event more in every call; 30 layers. Ten candidates a row.
+batch_4, alone_4      the same on 4 layers.
+sessions              ML-100K's users at the times of the log: a visit whenever one comes after 30 seconds; 8 rows a call, four
+                      adapters, one of which is swapped every 40 calls; a cache of a tenth of the users' states; 4 layers.
+bursts                the same with users by Zipf's law who come in bursts.
+sessions_30, bursts_30  both on 30 layers.
+strangers             users who come once, 4 layers: what the cache costs where it cannot help.
+memory                20,000 calls on a base of two layers: resident memory against the bound, and whether it grows.
+vllm                  text items on 10 layers, 16 users with a history of about 420 tokens, each with one event more in every
+                      call: our engine with its cache against vLLM's CPU build with prefix caching (installed as peers.py does).
+
+Each side is a process of its own (returning_side.py); a call goes to one after the other, the first by turns, and the seconds are
+those of `Engine.score`. Scores are compared at every call. `--against` gives the side without a cache the code of another
+checkout. `ratios.X` are requests/s with the cache against without. Exit code 1 if a bar is missed.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import genre
+from genre.jobs.loading import open_log
+from inference_engine import Shelf
+from returning_traffic import (
+    Call,
+    Writer,
+    bursts,
+    repeated,
+    returning,
+    sessions,
+    strangers,
+    tokens_of_users,
+    with_swaps,
+)
+from suite import keep_figures
+from tiny_world import tiny_base, tiny_log
+
+HERE = Path(__file__).resolve().parent
+EVENTS = 99
+WHOLE = 2**33
+"""Bytes of a cache that nothing leaves."""
+ADAPTERS = 4
+BOUND = 2**28
+CALLS = 20_000
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case that compares two sides.
+
+    Attributes:
+        depth: Layers.
+        bar: The ratio that is aimed at.
+        share: The cache's bytes as a share of the users' states; None for a cache that nothing leaves.
+        warm: Calls before any is counted.
+    """
+
+    depth: int
+    bar: float
+    share: float | None = None
+    warm: int = 0
+
+
+CASES = {
+    "batch_30": Case(30, 8.0, warm=1),
+    "alone_30": Case(30, 6.0, warm=1),
+    "batch_4": Case(4, 3.0, warm=1),
+    "alone_4": Case(4, 3.0, warm=2),
+    "sessions": Case(4, 3.0, share=0.1),
+    "bursts": Case(4, 3.0, share=0.1),
+    "sessions_30": Case(30, 3.0, share=0.1),
+    "bursts_30": Case(30, 3.0, share=0.1),
+    "strangers": Case(4, 0.98, share=0.1, warm=2),
+}
+PARTS = (*CASES, "memory", "vllm")
+
+
+class Side:
+    """A process that answers calls."""
+
+    def __init__(self, job: dict[str, Any], checkout: Path | None = None) -> None:
+        path = checkout or HERE.parent
+        variables = {**os.environ, "PYTHONPATH": str(path / "adapters")}
+        command = [sys.executable, str(HERE / "returning_side.py"), json.dumps(job)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+        self.ready = self._read()
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
+
+    def ask(self, call: Call) -> dict[str, Any]:
+        """The answer to a call: seconds, scores, counters of the cache, resident bytes."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"rows": call.rows, "swaps": call.swaps}) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a side ended with exit code {self.process.wait()}")
+        found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise RuntimeError(found["error"])
+        return found
+
+
+class Worlds:
+    """Registries of adapters with random weights, one for each base, made when they are first asked for."""
+
+    def __init__(self, folder: Path, log: genre.Interactions) -> None:
+        self.folder = folder
+        self.log = log
+        self._jobs: dict[int, dict[str, Any]] = {}
+
+    def job(self, depth: int) -> dict[str, Any]:
+        """What a side is told: registry, base, depth, names with their first versions; `next` are those to swap the first to."""
+        if depth not in self._jobs:
+            folder = self.folder / f"depth-{depth}"
+            shelf = Shelf(folder, self.log, genre.Base.load("smollm2-135m", depth=depth))
+            names = {f"a{number}": shelf.add(f"a{number}")[0] for number in range(ADAPTERS)}
+            later = [names["a0"], shelf.add("a0")[0]]
+            self._jobs[depth] = {
+                "registry": str(folder / "registry"),
+                "base": "smollm2-135m",
+                "depth": depth,
+                "names": names,
+                "next": later,
+            }
+        return dict(self._jobs[depth])
+
+
+def traffic(part: str, writer: Writer, log: genre.Interactions, job: dict[str, Any], scale: float) -> list[Call]:
+    """The calls of a case."""
+    kind, deep = part.partition("_")[0], part.endswith("_30")
+    visits = int(scale * (320 if deep else 1600))
+    if kind == "batch":
+        return returning(writer, 32, EVENTS, 1 + max(2, int(scale * (3 if deep else 8))))
+    if kind == "alone":
+        return returning(writer, 1, EVENTS, 2 + max(4, int(scale * (12 if deep else 60))))
+    if kind == "strangers":
+        return strangers(writer, 2 + max(4, int(scale * 60)), 8, EVENTS)
+    found = sessions(writer, log, visits, 8) if kind == "sessions" else bursts(writer, visits, 8, users=max(8, visits // 8))
+    return with_swaps(found, "a0", job["next"])
+
+
+def compare(part: str, worlds: Worlds, options: argparse.Namespace) -> dict[str, Any]:
+    """Ask both sides every call of a case."""
+    case = CASES[part]
+    job = worlds.job(case.depth)
+    writer = Writer(worlds.log, list(job["names"]), wander=0.1 if case.share is not None else 0.0)
+    calls = traffic(part, writer, worlds.log, job, options.scale)
+    seconds: dict[str, list[float]] = {"none": [], "cache": []}
+    off = 0.0
+    with Side({**job, "cache": 0}, options.against) as plain:
+        states = tokens_of_users(calls) * plain.ready["token_bytes"]
+        bound = WHOLE if case.share is None else int(case.share * states)
+        with Side({**job, "cache": bound, "storage": options.storage}) as cached:
+            sides = {"none": plain, "cache": cached}
+            for number, call in enumerate(calls):
+                answers = {name: sides[name].ask(call) for name in sorted(sides, reverse=bool(number % 2))}
+                off = max(off, _difference(answers["none"]["scores"], answers["cache"]["scores"]))
+                if number >= case.warm:
+                    for name, answer in answers.items():
+                        seconds[name].append(answer["seconds"])
+            counters = answers["cache"]["counters"]
+    pairs = [one / two for one, two in zip(seconds["none"], seconds["cache"], strict=True)]
+    # Calls of a case are alike where the users are; else the whole stream counts, not the median call.
+    alike = case.share is None or part == "strangers"
+    ratio = median(pairs) if alike else sum(seconds["none"]) / sum(seconds["cache"])
+    rows = sum(len(call.rows) for call in calls[case.warm :])
+    return {
+        "depth": case.depth,
+        "calls": len(pairs),
+        "rows": rows,
+        "repeated": repeated(calls),
+        "hit_rate": counters["hits"] / (counters["hits"] + counters["misses"]),
+        "cache_bytes": bound if case.share is not None else counters["device_bytes"],
+        "requests_per_s": {name: rows / sum(own) for name, own in seconds.items()},
+        "ms_per_call": {name: 1000 * median(own) for name, own in seconds.items()},
+        "max_abs_difference": off,
+        "counters": counters,
+        "ratio": ratio,
+        "bar": case.bar,
+    }
+
+
+def _difference(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
+    """The largest difference of two sides' scores."""
+    worst = max(abs(a - b) for mine, theirs in zip(one, other, strict=True) for a, b in zip(mine, theirs, strict=True))
+    if worst > TOLERANCE:
+        raise RuntimeError(f"the sides' scores differ by {worst:.2g}; expected at most {TOLERANCE:g}")
+    return worst
+
+
+def memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Resident memory of a cache that is full beyond that of a side without one, against the bound; its growth over calls."""
+    log = tiny_log()
+    base = tiny_base(folder / "base")
+    shelf = Shelf(folder / "world", log, genre.Base.load(str(base)))
+    job = {"registry": str(folder / "world" / "registry"), "base": str(base), "depth": None, "names": {"a0": shelf.add("a0")[0]}}
+    writer = Writer(log, ["a0"], candidates=2)
+    calls = max(400, int(options.scale * CALLS))
+    users = [writer.history(100) for _ in range(4000)]
+    grown: dict[str, list[int]] = {"none": [], "cache": []}
+    for name, cache, most in (("none", 0, calls // 4), ("cache", BOUND, calls)):
+        with Side({**job, "cache": cache, "storage": options.storage}) as side:
+            for number in range(most):
+                some = [int(code) for code in writer.draw.integers(len(users), size=4)]
+                lengths = writer.draw.integers(10, 100, size=4)
+                rows = [writer.row(f"user-{code}", users[code][:length]) for code, length in zip(some, lengths, strict=True)]
+                answer = side.ask(Call(rows))
+                if number % (calls // 20) == calls // 20 - 1:
+                    grown[name].append(answer["rss"])
+                    print(f"memory: {name}, {number + 1:,} calls, {answer['rss'] / 2**20:,.0f} MiB", flush=True)
+    counters = answer["counters"]
+    quarter = calls // 20 * 5 // (calls // 20) - 1
+    beyond = grown["cache"][quarter] - grown["none"][-1]
+    return {
+        "bound": BOUND,
+        "calls": calls,
+        "beyond_no_cache": beyond,
+        "counted": counters["device_bytes"],
+        "evictions": counters["evictions"],
+        "memory_against_bound": beyond / BOUND,
+        "growth": grown["cache"][-1] / grown["cache"][quarter] - 1,
+    }
+
+
+def against_vllm(options: argparse.Namespace) -> dict[str, Any]:
+    """The part `returning` of peers.py."""
+    import peers
+
+    told = argparse.Namespace(folder=options.folder, depth=10, prepare=False, peers=["vllm"], rounds=8)
+    found = peers.measure("returning", peers.prepare(told), told)
+    if errors := found.pop("errors"):
+        raise RuntimeError(f"vLLM: {errors['vllm']}")
+    return found | {"ratio": found.pop("ratios")["returning_vs_vllm"], "bar": 3.0}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", type=Path, default=Path("build/bench/returning.json"))
+    parser.add_argument("--only", type=lambda text: text.split(","), default=[part for part in PARTS if part != "vllm"])
+    parser.add_argument("--against", type=Path, help="a checkout whose code has the side without a cache")
+    parser.add_argument("--storage", default="auto", help="auto, float32, bfloat16 or int8")
+    parser.add_argument("--scale", type=float, default=1.0, help="so many of the calls")
+    parser.add_argument("--folder", type=Path, default=HERE.parent / "build" / "peers", help="for vLLM's environment")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.only) - set(PARTS)):
+        parser.error(f"no such part: {', '.join(unknown)}; expected {', '.join(PARTS)}")
+    if options.against is not None and not (options.against / "adapters" / "genre").is_dir():
+        parser.error(f"no checkout: got {options.against}; expected a folder with adapters/genre, as git worktree add makes one")
+    result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {"ratios": {}, "counts": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        worlds = Worlds(Path(folder), open_log("data/ml-100k"))
+        for part in (each for each in PARTS if each in options.only):
+            begun = time.perf_counter()
+            found = measure(part, worlds, Path(folder), options)
+            if "ratio" in found:
+                result["ratios"][part] = found["ratio"]
+            else:
+                result["counts"] |= {name: found[name] for name in ("memory_against_bound", "growth")}
+            result[part] = found | {"took_seconds": round(time.perf_counter() - begun, 1)}
+            keep_figures(options.json, result)
+            print(f"{part}: {json.dumps(result[part])}", flush=True)
+    missed = missed_bars(result, options.only)
+    print(json.dumps({"ratios": result["ratios"], "counts": result["counts"], "missed": missed}, indent=2))
+    sys.exit(bool(missed))
+
+
+def measure(part: str, worlds: Worlds, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one part."""
+    if part == "memory":
+        return memory(folder, options)
+    if part == "vllm":
+        return against_vllm(options)
+    return compare(part, worlds, options)
+
+
+def missed_bars(result: dict[str, Any], parts: Sequence[str]) -> list[str]:
+    """The figures of these parts that miss what is aimed at."""
+    missed = [part for part in parts if "ratio" in result[part] and result[part]["ratio"] < result[part]["bar"]]
+    if "memory" in parts:
+        missed += ["memory_against_bound"] * (result["memory"]["memory_against_bound"] > 1.05)
+        missed += ["growth"] * (result["memory"]["growth"] > 0.02)
+    return missed
+
+
+if __name__ == "__main__":
+    main()
