@@ -84,8 +84,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("tokens", [10_000, 60])
+@pytest.mark.parametrize(("case", "tokens"), [*((case, 10_000) for case in CASES), ("joint", 60), ("sampled", 60)])
 def test_gradients_by_user_are_those_of_each_user_alone(prepare, case, tokens):
     """Several windows a user, shared instructions and positions; in one micro-batch, and with users cut into parts."""
     tasks, sections = CASES[case]
