@@ -1,10 +1,11 @@
 """Eight clients that keep their users beside one that has them all: `like` on ML-100K, users split by age.
 
-    python benchmarks/federated.py --json build/bench/federated.json [--depth 2] [--rounds 6] [--ways central,products,secure]
+    python benchmarks/federated.py --json build/bench/federated.json [--rounds 6] [--ways central,products,secure,…]
 
 `central` trains on all users for as many epochs as the others have rounds of one epoch; `products` averages products of both
 factors, `frozen_a` trains B alone, `secure` does so under SecAgg+ (extra `federated`), `factors` averages each factor for itself,
 the fault that this library does not make. Every way is evaluated once on the same test events, the last tenth of each user's.
+The base is a tiny random one unless one is named: what the adapter, heads and encoder learn is what is compared.
 Intervals: users drawn again. The share is that of the central AUC.
 """
 
@@ -26,6 +27,7 @@ from genre.jobs.loading import open_base, open_log
 from genre.jobs.train import train
 from genre.progress import Reporter
 from suite import keep_figures
+from tiny_world import tiny_base
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "like.yaml"
 WAYS = ("central", "products", "factors", "frozen_a", "secure")
@@ -77,7 +79,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("build/bench/federated.json"))
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--depth", type=int, help="The base's first layers; the tiny one has two.")
+    parser.add_argument("--base", default="tiny", help="A random Llama of two layers, 64 wide, or the name of a base.")
     parser.add_argument("--ways", default="central,products,frozen_a")
     parser.add_argument("--set", action="append", default=[], help="Override a key of the recipe.")
     args = parser.parse_args()
@@ -85,10 +88,12 @@ def main() -> None:
     if stray := set(ways) - set(WAYS):
         parser.error(f"--ways: no such way: {', '.join(sorted(stray))}")
     own = ["data.split={kind: user_ratio, valid: 0.1, test: 0.1}", "encoder={use: fit, learned: 64, collaborative: 0}"]
-    own += [f"base.depth={args.depth}", f"train.epochs={args.rounds}", "train.tracker=none"]
+    base_name = str(tiny_base(args.json.parent / "federated" / "tiny")) if args.base == "tiny" else args.base
+    own += [f"base={{name: {base_name}}}", f"train.epochs={args.rounds}", "train.tracker=none"]
+    own += [f"base.depth={args.depth}"] if args.depth else []
     recipe = genre.Recipe.read(RECIPE, [*own, *args.set])
     log, base = open_log("ml-100k"), open_base(recipe.base)
-    result: dict[str, Any] = {"clients": args.clients, "rounds": args.rounds, "depth": args.depth, "ways": {}}
+    result: dict[str, Any] = {"clients": args.clients, "rounds": args.rounds, "base": args.base, "depth": args.depth, "ways": {}}
     for way in ways:
         folder = args.json.parent / "federated" / way
         shutil.rmtree(folder, ignore_errors=True)

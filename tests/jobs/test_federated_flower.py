@@ -1,6 +1,14 @@
 """The Flower app: packets as messages, secure aggregation, a simulation with ray, SuperLink and SuperNodes over loopback."""
 
+import contextlib
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +30,8 @@ from genre.jobs.federated.simulation import simulate
 from genre.registry import Registry
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "federated"
+BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +101,99 @@ def test_noise_and_secure_aggregation_go_together(four: dict[str, Interactions],
     run = simulate(wanted(tiny, LIKE), four, options, registry=registry, base=base, folder=tmp_path / "run")
     note: Any = run.manifest.notes["federated"]
     assert note["secure_aggregation"] is True and note["privacy"]["noise"] == 0.5 and run.manifest.metrics == {}
+
+
+@pytest.fixture
+def world(four: dict[str, Interactions], tiny: Path, tmp_path: Path) -> Path:
+    """Data set folders and the Flower app of the examples, with a recipe of one round."""
+    for name, log in four.items():
+        log.write(tmp_path / name)
+    shutil.copytree(EXAMPLE, tmp_path / "app")
+    recipe = wanted(tiny, LIKE, train={"early_stop": None})
+    (tmp_path / "app" / "like.yaml").write_text(recipe.dump(), encoding="utf-8")
+    return tmp_path
+
+
+def check_version(folder: Path, names: list[str]) -> Any:
+    """The version that a run published, once it is known who took part."""
+    version = Registry(folder / "registry").resolve("like@candidate")
+    note: Any = version.manifest.notes["federated"]
+    assert [(each["name"], each["rounds"]) for each in note["clients"]] == [(name, note["rounds"]) for name in names]
+    assert version.manifest.metrics["like"]["auc"].value > 0
+    return note
+
+
+@pytest.mark.slow  # ray starts a process that loads torch
+def test_flowers_simulation_runs_the_app(world: Path, four: dict[str, Interactions]) -> None:
+    script = """
+        from flwr.simulation import run_simulation
+        from genre.jobs.federated.flower import make_client_app, make_server_app
+        settings = {"recipe": "like.yaml", "registry": "registry", "folder": "run", "rounds": 1, "clients": 4, "freeze-a": True}
+        client = make_client_app({"data": "east,north,south,west"})
+        backend = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 1, "include_dashboard": False}}
+        server = make_server_app("app/app.py", settings | {"secure": True})
+        run_simulation(server, client, num_supernodes=4, backend_config=backend)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, cwd=world, env=own_env(world), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert check_version(world, sorted(four))["secure_aggregation"] is True
+
+
+@pytest.mark.slow  # six questions to two nodes, each a process of its own that loads torch
+@pytest.mark.timeout(900)
+def test_a_superlink_and_two_supernodes_over_loopback(world: Path) -> None:
+    env = own_env(world)
+    (world / "flwr").mkdir()
+    link, first, second = (free_port() for _ in range(3))
+    config = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{link}"\ninsecure = true\n'
+    (world / "flwr" / "config.toml").write_text(config)
+    node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}", "--port"]
+    commands = [
+        ["flower-superlink", "--insecure", "--disable-runtime-dependency-installation", "--port", str(link)],
+        [*node, str(first), "--node-config", f'data="{world}/north" folder="{world}/kept-north"'],
+        [*node, str(second), "--node-config", f'data="{world}/south" name="the south" rank=4 folder="{world}/kept-south"'],
+    ]
+    where = f'rounds=1 wait-s=60.0 registry="{world}/registry" folder="{world}/run"'
+    with contextlib.ExitStack() as stack:
+        for number, command in enumerate(commands):
+            log = stack.enter_context((world / f"{number}.log").open("w"))
+            running = subprocess.Popen([BIN / command[0], *command[1:]], env=env, stdout=log, stderr=log, start_new_session=True)
+            stack.callback(stop, running)
+            time.sleep(5 if number == 0 else 0)
+        done = subprocess.run(
+            [BIN / "flwr", "run", "app", "here", "--stream", "--run-config", where],
+            cwd=world,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=800,
+        )
+    assert (world / "registry").is_dir(), done.stdout[-2000:] + done.stderr[-2000:]
+    note = check_version(world, ["north", "the south"])
+    assert [each["rank"] for each in note["clients"]] == [8, 4]
+    kept = [path.name for path in (world / "kept-south").rglob("*") if path.is_file()]
+    assert "last.pt" in kept and not any(name.endswith(".parquet") for name in kept)
+
+
+def own_env(world: Path) -> dict[str, str]:
+    """An environment in which Flower writes under the test's folder and tells nobody."""
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    return {**os.environ, "PATH": path, "FLWR_HOME": str(world / "flwr"), **quiet}
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a process with those that it started."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
