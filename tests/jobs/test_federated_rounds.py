@@ -12,6 +12,7 @@ import torch
 from builders import LIKE, NEXT, RATING, recipe
 from fakes import planted_log
 from genre.data.interactions import Interactions
+from genre.data.user_key import ensure_key
 from genre.errors import DataError, DivergedError, InputError, JobError, RecipeError
 from genre.jobs.federated.averaging import average, completed, difference, flat, moved, plus, unflat
 from genre.jobs.federated.client import Client
@@ -244,6 +245,23 @@ def test_a_frozen_encoder_of_the_registry_is_used_by_all_and_stays_as_it_is(
         federate(LocalTransport(clients_of(parts, tmp_path / "c", base)), recipe, options_of(parts), folder=tmp_path / "none")
 
 
+def test_who_trained_stays_with_the_clients(tiny: Path, tmp_path: Path, base: Any) -> None:
+    planted_log(users=12, items=12, events=10).write(tmp_path / "shop")
+    ensure_key(tmp_path / "shop")
+    log = Interactions.read(tmp_path / "shop")
+    assert log.info.users_key is not None
+    simulate(
+        wanted(tiny, LIKE),
+        {"shop": log},
+        FederatedOptions(1),
+        registry=Registry(tmp_path / "r"),
+        base=base,
+        folder=tmp_path / "run",
+    )
+    names = {path.name for path in (tmp_path / "run").rglob("*") if "clients" not in path.parts}
+    assert "heads.json" in names and "users.json" not in names
+
+
 def test_with_noise_nothing_that_was_counted_leaves_a_client(
     parts: dict[str, Interactions], tiny: Path, tmp_path: Path, base: Any
 ) -> None:
@@ -309,6 +327,8 @@ def test_recipes_that_read_all_events_at_once_are_refused_with_the_settings_that
     check_federated(recipe(tiny, NEXT, encoder={"collaborative": 0, "taste": 0}))
     with pytest.raises(RecipeError, match="kind full"):
         check_federated(wanted(tiny, adapter={"kind": "full"}))
+    with pytest.raises(RecipeError, match="not accounted for over rounds"):
+        check_federated(wanted(tiny, train={"privacy": {"epsilon": 8, "feedback_values": [1, 5]}}))
 
 
 def test_clients_that_do_not_go_together_are_refused(

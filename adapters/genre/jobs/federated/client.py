@@ -51,6 +51,16 @@ from genre.training.prediction import predict
 from genre.training.runtime import RandomStream
 from genre.training.validation import validation_metrics
 
+SENT_FILES = (
+    "manifest.json",
+    "recipe.yaml",
+    "adapter_config.json",
+    "heads.json",
+    "catalogue.jsonl",
+    "encoder/encoder.json",
+    "encoder/catalogue.jsonl",
+)
+"""Files of a version that a client sends; others, such as the set of its users, stay where they are."""
 OWN_FILES = ("manifest.json", "recipe.yaml", "adapter_config.json")
 """Files that name a client's own paths or data; all others are the same at all clients."""
 SHARED = "shared"
@@ -340,5 +350,4 @@ class LocalRun:
                 write_encoder(folder / "encoder", assembly)
             draft = adapter_manifest(assembly, encoder=shared, cost=Cost(), metrics={})
             (folder / "manifest.json").write_text(json.dumps(draft.raw(), sort_keys=True), encoding="utf-8")
-            kept = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".safetensors")
-            return {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in sorted(kept)}
+            return {name: file.read_text(encoding="utf-8") for name in SENT_FILES if (file := folder / name).is_file()}

@@ -86,6 +86,9 @@ def check_federated(recipe: Recipe) -> None:
     if recipe.adapter.kind not in ("lora", "rslora", "head_only"):
         expected = "lora, rslora or head_only"
         raise RecipeError("federated training publishes an adapter", got=f"adapter.kind {recipe.adapter.kind}", expected=expected)
+    if recipe.train.privacy is not None:
+        what, todo = "user-level privacy is not accounted for over rounds", "leave it out; --noise protects whole clients"
+        raise RecipeError(what, got="train.privacy", expected="a recipe without it", todo=todo)
     wrong = list(_one_logs(recipe))
     if wrong:
         got = ", ".join(f"{key} {value}" for key, value, _ in wrong)
