@@ -35,6 +35,16 @@ BARS = {
     "candidates_vs_vllm": 1.0,
     "candidates_vs_peft": 1.0,
     "http_vs_direct": 0.85,
+    "returning_batch_30": 8.0,
+    "returning_alone_30": 6.0,
+    "returning_batch_4": 3.0,
+    "returning_alone_4": 3.0,
+    "returning_sessions": 3.0,
+    "returning_bursts": 3.0,
+    "returning_sessions_30": 3.0,
+    "returning_bursts_30": 3.0,
+    "returning_strangers": 0.98,
+    "returning_vs_vllm": 3.0,
 }
 CEILINGS = {
     "memory_64_overhead": 0.10,
@@ -52,6 +62,8 @@ CEILINGS = {
     "p99_vs_median_evenly_spaced": 3,
     "memory_growth": 0.02,
     "restart_to_ready_max": 15,
+    "returning_memory": 1.05,
+    "returning_growth": 0.02,
 }
 KINDS = ("ratios", "counts", "seconds")
 SPEED = {
@@ -61,6 +73,7 @@ SPEED = {
     "peers": "Beside other libraries",
     "scaling": "How cost grows",
     "registry": "The registry",
+    "returning": "Users who come back",
 }
 
 BESIDE = ("fused_vs_peft_throughput", "together_4_vs_one_after_the_other", "bfloat16_vs_float32_throughput")

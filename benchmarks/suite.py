@@ -14,6 +14,7 @@ SUITE: dict[str, dict[str, list[str]]] = {
         "full": ["--minutes", "20"],
     },
     "inference": {"quick": ["--only", "lanes,tasks,candidates", "--rounds", "4", "--depth", "4"], "full": []},
+    "returning": {"quick": ["--only", "batch_4,alone_4,strangers", "--scale", "0.2"], "full": []},
     "registry": {"quick": ["--scale", "0.05"], "full": []},
     "scaling": {"quick": ["--quick"], "full": []},
     "serving": {"quick": ["--scale", "0.02", "--depth", "2"], "full": []},
