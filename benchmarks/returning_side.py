@@ -8,6 +8,7 @@
 checkout's with its PYTHONPATH, which need not know of a cache where there is to be none.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -25,6 +26,9 @@ def resident() -> int:
 
 def main() -> None:
     """Answer until standard input ends."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("job", type=json.loads, help="what is opened, in JSON")
+    job = parser.parse_args().job
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -32,7 +36,6 @@ def main() -> None:
         replies.write(json.dumps(values) + "\n")
         replies.flush()
 
-    job = json.loads(sys.argv[1])
     try:
         import genre
         from genre.engine import Engine
