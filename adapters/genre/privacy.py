@@ -108,6 +108,10 @@ def refuse(recipe: Any) -> None:
     for task in recipe.tasks:
         if task.loss == "mse" and task.name not in privacy.ranges:
             raise ValueError(f"train.privacy.ranges lacks the possible labels of task {task.name}, such as {task.name}: [1, 5]")
+        if task.logged is not None:
+            raise ValueError(
+                f"train.privacy: loss {task.loss} of task {task.name} reads rewards without a bound; use cross_entropy"
+            )
         if task.head == "categorical" and task.classes is None:
             raise ValueError(f"train.privacy: task {task.name} needs its classes, since those that occur are private")
     if not privacy.feedback_values and recipe.sequence.feedback != "none":

@@ -23,7 +23,7 @@ from genre.data.sequences.windows import WindowRule
 from genre.data.splits import SplitConfig
 from genre.errors import RecipeError, fault_of_file, kind_of
 from genre.privacy import PrivacyConfig, refuse
-from genre.tasks import Task
+from genre.tasks import Logged, Task
 from genre.validation import expected
 
 
@@ -419,7 +419,13 @@ def _explain(error: ValidationError, where: str) -> RecipeError:
 def _known_keys(path: list[str]) -> list[str]:
     model: Any = Recipe
     for part in path:
-        annotation = {"tasks": Task, "split": SplitConfig, "hold_out": SplitConfig, "privacy": PrivacyConfig}.get(part)
+        annotation = {
+            "tasks": Task,
+            "split": SplitConfig,
+            "hold_out": SplitConfig,
+            "privacy": PrivacyConfig,
+            "logged": Logged,
+        }.get(part)
         model = annotation or model.model_fields[part].annotation
     return sorted(model.model_fields)
 

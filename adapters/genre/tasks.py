@@ -28,7 +28,9 @@ from genre.errors import DataError, RecipeError
 
 Kind = Literal["feedback", "next_item", "text"]
 HeadName = Literal["verbalizer", "binary", "scalar", "categorical", "catalogue", "pooled"]
-LossName = Literal["cross_entropy", "mse", "log_loss"]
+LossName = Literal["cross_entropy", "mse", "log_loss", "ips", "snips", "dr"]
+OFF_POLICY = ("ips", "snips", "dr")
+"""Losses that learn a policy from what another one showed."""
 
 _EXPRESSION = re.compile(r"^\s*([A-Za-z_]\w*)\s*(?:(>=|<=|==|!=|>|<)\s*(.+?))?\s*$")
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -43,7 +45,7 @@ _LOSSES_OF_HEAD: dict[str, tuple[str, ...]] = {
     "binary": ("log_loss",),
     "scalar": ("mse",),
     "categorical": ("cross_entropy",),
-    "catalogue": ("cross_entropy",),
+    "catalogue": ("cross_entropy", *OFF_POLICY),
     "pooled": ("log_loss", "cross_entropy", "mse"),
     "verbalizer": ("cross_entropy", "log_loss", "mse"),
 }
@@ -83,6 +85,22 @@ def parse_label(expression: str) -> tuple[str, str | None, float | str | None]:
         return column, op, literal.strip("'\"")
 
 
+class Logged(BaseModel):
+    """What a log says of the policy that showed its items.
+
+    Attributes:
+        reward: The column of rewards: 0 for a shown item that nothing came of.
+        propensity: The column of the probabilities, in (0, 1], with which the items were shown.
+        clip: The largest weight, the softmax's probability of an item over its propensity.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reward: str = "click"
+    propensity: str = "propensity"
+    clip: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+
+
 class Task(BaseModel):
     """One task of a recipe.
 
@@ -92,7 +110,8 @@ class Task(BaseModel):
         label: For feedback and text tasks, `column` or `column OP literal`. For next_item, which events are targets: those
             where it holds (`behaviour == 'purchase'`); all of them without one. What comes before a target is its history anyway.
         head: How the hidden state becomes a score.
-        loss: `log_loss`, `mse` or `cross_entropy`.
+        loss: `log_loss`, `mse` or `cross_entropy`; of next_item also `ips`, `snips` or `dr`, which raise the reward that
+            the softmax over the catalogue would have earned in the place of the policy that showed the log's items.
         weight: Its share in the sum of losses of a joint adapter.
         metrics: Names from `genre.evaluation.metrics`; the first one decides early stopping.
         words: For the verbalizer, one label word per class, worst first.
@@ -101,6 +120,8 @@ class Task(BaseModel):
         seen: For ranking, whether items of the history are `masked` or `kept` as candidates.
         keep_negatives: With log_loss, the share of the training events with label 0 that each epoch learns from, drawn anew.
             The loss corrects the logit, so that probabilities stay those of the whole log. None keeps all.
+        logged: With loss `ips`, `snips` or `dr`, the columns of rewards and propensities. Training learns from every event that
+            has both; `label`, by default a reward above 0, says which events are targets of validation and test.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,6 +137,7 @@ class Task(BaseModel):
     classes: tuple[float, ...] | tuple[str, ...] | None = Field(default=None, min_length=2, max_length=MAX_CLASSES)
     seen: Literal["masked", "kept"] = "masked"
     keep_negatives: float | None = Field(default=None, gt=0, le=1)
+    logged: Logged | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -127,6 +149,10 @@ class Task(BaseModel):
             data.setdefault("head", "catalogue")
             data.setdefault("loss", "cross_entropy")
             data.setdefault("metrics", _RANKING)
+            if data["loss"] in OFF_POLICY:
+                logged = data.setdefault("logged", {})
+                reward = logged.get("reward", "click") if isinstance(logged, Mapping) else "click"
+                data["label"] = data.get("label") or f"{reward} > 0"
         else:
             usual = _METRICS_OF_TEXT if data.get("kind") == "text" else _METRICS_OF_LOSS
             data.setdefault("head", "pooled" if data.get("kind") == "text" else "binary")
@@ -154,6 +180,8 @@ class Task(BaseModel):
                 raise ValueError("two classes are the same")
         if self.keep_negatives is not None and not self.is_binary:
             raise ValueError("keep_negatives is for loss log_loss: other losses have no negatives")
+        if self.logged is not None and self.loss not in OFF_POLICY:
+            raise ValueError(f"logged is for loss {', '.join(OFF_POLICY)}: other losses know no propensities")
         if not self.metrics:
             raise ValueError("a task needs at least one metric")
         return self

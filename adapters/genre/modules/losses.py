@@ -1,6 +1,7 @@
 """Losses as pure functions of logits and labels.
 
-Owns: the three losses of the method and the sampled softmax, with the formula; the draw of its negatives. Ignores: tasks, models.
+Owns: the losses of the method, sampled and off-policy ones among them, with their formulas; the draw of negatives. Ignores:
+tasks, models.
 
     >>> import torch
     >>> log_loss(torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.0])).item()  # ln 2
@@ -12,14 +13,13 @@ to the graph, so that backward works) for an empty input.
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-LossName = Literal["cross_entropy", "mse", "log_loss"]
 
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
@@ -78,6 +78,61 @@ def sampled_log_loss(logits: Tensor, labels: Tensor, kept: float, weights: Tenso
         weights: (n,) or None.
     """
     return log_loss(logits.float() - math.log(kept), labels, weights)
+
+
+def ips(logits: Tensor, labels: Tensor, reward: Tensor, propensity: Tensor, *, clip: float) -> Tensor:
+    """-w r with w = min(π(a) / p, clip), averaged: the clipped inverse propensity estimate of a policy's reward, to be raised.
+
+    Args:
+        logits: (n, N) over the catalogue; π is their softmax. -inf excludes an item.
+        labels: (n,) int64, the item a that was shown.
+        reward: (n,) r, what came of it.
+        propensity: (n,) p, in (0, 1], with which it was shown.
+        clip: The largest weight; beyond it an item's probability is not raised any more.
+    """
+    return _mean(-_ratios(logits, labels, propensity, clip) * reward, None)
+
+
+def snips(logits: Tensor, labels: Tensor, reward: Tensor, propensity: Tensor, *, clip: float) -> Tensor:
+    """-Σ w r / Σ w: self-normalized, so that a policy gains nothing by leaving what the log shows; arguments as `ips`."""
+    return _mean(-reward.float(), _ratios(logits, labels, propensity, clip))
+
+
+def dr(logits: Tensor, labels: Tensor, reward: Tensor, propensity: Tensor, *, clip: float, model: Tensor) -> Tensor:
+    """-[Σ_i π(i) q_i + w (r - q_a)], averaged: doubly robust, by a model q of the reward, (N,); arguments as `ips`."""
+    expected = logits.float().softmax(-1) @ model
+    return _mean(-(expected + _ratios(logits, labels, propensity, clip) * (reward - model[labels])), None)
+
+
+def _ratios(logits: Tensor, labels: Tensor, propensity: Tensor, clip: float) -> Tensor:
+    """(n,) the weights of what was shown."""
+    chance = -F.cross_entropy(logits.float(), labels, reduction="none")
+    return (chance.exp() / propensity).clamp_max(clip)
+
+
+@dataclass(frozen=True)
+class LoggedRewards:
+    """What came of a log's events, for the losses that learn from it.
+
+    Attributes:
+        loss: `ips`, `snips` or `dr`.
+        reward, propensity: (events,) float32 on the CPU, by the log's event number.
+        clip: The largest weight.
+        model: (N,) float32, the mean reward of each item; for `dr`.
+    """
+
+    loss: str
+    reward: Tensor
+    propensity: Tensor
+    clip: float
+    model: Tensor
+
+    def of(self, events: Tensor, device: torch.device) -> tuple[Callable[..., Tensor], tuple[Tensor, Tensor]]:
+        """The loss, and the rewards and propensities of some events, (n,) int64 on the CPU."""
+        own = self.reward[events].to(device), self.propensity[events].to(device)
+        if self.loss == "dr":
+            return partial(dr, clip=self.clip, model=self.model.to(device)), own
+        return partial(ips if self.loss == "ips" else snips, clip=self.clip), own
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "log_loss": log_loss}

@@ -23,7 +23,7 @@ from genre.modules.base.base import Base
 from genre.modules.embedding import SoftTokens, embed
 from genre.modules.heads.heads import CatalogueHead, Head
 from genre.modules.lora.layer import LoraLinear, attach, detach, find_linears
-from genre.modules.losses import LOSSES, Negatives, sampled_cross_entropy, sampled_log_loss
+from genre.modules.losses import LOSSES, LoggedRewards, Negatives, sampled_cross_entropy, sampled_log_loss
 from genre.modules.reading import read, view_of
 from genre.tasks import Task
 
@@ -38,6 +38,7 @@ class Recommender(nn.Module):
         soft: The behaviour encoder and its item table; None where everything is text.
         dropout: Of the soft tokens' vectors in training.
         negatives: For each next-item task that trains on a sampled softmax, what it draws from.
+        logged: For each task that learns a policy from propensities, what came of the events.
         cold: (N,) bool, items without training events, which are not negatives of next-item tasks; None if all items are.
         name_events: Names events of the data in a message.
         checkpoint_activations: In training, keep only the inputs of the base's layers and run these again in the backward pass.
@@ -54,6 +55,7 @@ class Recommender(nn.Module):
         *,
         dropout: float = 0.0,
         negatives: Mapping[str, Negatives] | None = None,
+        logged: Mapping[str, LoggedRewards] | None = None,
         cold: Tensor | None = None,
         name_events: Callable[[list[int]], str] = lambda events: f"the events {events[:3]}",
         checkpoint_activations: bool = False,
@@ -65,6 +67,7 @@ class Recommender(nn.Module):
         self.dropout = dropout
         self.tasks = {task.name: task for task in tasks}
         self.negatives = dict(negatives or {})
+        self.logged = dict(logged or {})
         self.cold = cold
         self.name_events = name_events
         self.checkpoint_activations = checkpoint_activations
@@ -248,6 +251,9 @@ class Recommender(nn.Module):
             output = self.output(name, hidden, batch, tables=tables)
             if self.cold is not None and self.heads[name].per_item:
                 output = output.masked_fill(self.cold, -torch.inf)
+            if name in self.logged:
+                off_policy, logged = self.logged[name].of(reads.events, output.device)
+                return off_policy, (output, reads.labels, *logged)
             kept = self.tasks[name].keep_negatives
             loss = LOSSES[self.tasks[name].loss] if kept is None else partial(sampled_log_loss, kept=kept)
             return loss, (output, reads.labels)

@@ -26,6 +26,7 @@ from genre.modules.losses import Negatives
 from genre.modules.recommender import Recommender
 from genre.privacy import PrivacyConfig, public_only
 from genre.recipe import NO_FEEDBACK, Recipe
+from genre.training.logged import logged_rewards
 from genre.training.parts import SharedEncoder, least_events, make_encoder, make_heads, start_from_values, start_item_heads
 
 
@@ -302,6 +303,9 @@ def _make_model(
     cold = counts == 0 if least_events(recipe) else None
     large = log.catalogue.size > recipe.train.sampled.above
     ranked = [task.name for task in recipe.tasks if task.head == "catalogue" and large]
+    if drawn := [task for task in recipe.tasks if task.name in ranked and task.logged is not None]:
+        got = f"{log.catalogue.size:,} items with train.sampled.above {recipe.train.sampled.above:,}"
+        raise RecipeError(f"loss {drawn[0].loss} needs the whole catalogue", got=got, expected="train.sampled.above of as many")
     return Recommender(
         base,
         recipe.tasks,
@@ -309,6 +313,7 @@ def _make_model(
         soft,
         dropout=recipe.train.dropout,
         negatives={name: Negatives(counts, recipe.train.sampled.negatives, cold) for name in ranked},
+        logged={task.name: logged_rewards(task, log, train_mask) for task in recipe.tasks if task.logged is not None},
         cold=torch.from_numpy(cold).to(base.device) if cold is not None and cold.any() else None,
         name_events=log.name_rows,
         checkpoint_activations=recipe.train.checkpoint_activations,

@@ -27,6 +27,7 @@ from genre.training.checks import GradientMonitor, check_finite, check_trainable
 from genre.training.cooccurrence import add_cooccurrence
 from genre.training.epochs import Labels, plan_epoch
 from genre.training.fsdp import shard_base
+from genre.training.logged import training_labels
 from genre.training.micro_batches import broadcast_weights, count_targets, most_micro_batches, seed_process, shares, split_rows
 from genre.training.neighbours import add_neighbours
 from genre.training.optimization import Optimization, learning_rate
@@ -174,7 +175,7 @@ class Loop:
         self.optimization = Optimization(self.accelerator, self.processes, list(self.parameters.values()), self.train)
         self.average = Average(self.parameters, self.train.average)
         self.private = PrivateSteps(assembly, self.parameters) if self.train.privacy is not None else None
-        self.all_labels: Labels = assembly.builder.data.supervise(list(self.recipe.tasks))
+        self.all_labels: Labels = training_labels(assembly.builder.data, self.recipe.tasks)
         self.labels: Labels = self.all_labels
         self.best: dict[str, Tensor] = {}
         self.saved: int | None = None
