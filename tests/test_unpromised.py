@@ -9,7 +9,7 @@ import torch
 import uvicorn
 
 from genre.modules.base.base import Base
-from genre.unpromised import checkpointed, close_listeners, execution_device, flower_task, start_secure_round
+from genre.unpromised import checkpointed, close_listeners, execution_device, flower_task, onednn_linear, start_secure_round
 
 
 def test_layers_run_through_the_given_function_and_their_parts_stay_in_evaluation(base):
@@ -96,3 +96,9 @@ def test_flower_makes_messages_inside_a_block_and_reads_the_round_of_a_secure_co
     start_secure_round(context, 5)
     SecAggPlusWorkflow(1.0, 2)(None, context)
     assert strategy.number == 5
+
+
+def test_onednn_multiplies_in_float32_what_torch_leaves_to_mkl():
+    x, weight, bias = torch.randn(9, 40), torch.randn(30, 40), torch.randn(30)
+    for added in (None, bias):
+        assert torch.allclose(onednn_linear(x, weight, added), torch.nn.functional.linear(x, weight, added), atol=1e-5)

@@ -55,6 +55,16 @@ def execution_device(module: Any) -> Any:
     return None
 
 
+def onednn_linear(x: Any, weight: Any, bias: Any) -> Any:
+    """(n, in) by (out, in) as `torch.nn.functional.linear` without gradients, by oneDNN in float32 too, for which torch asks MKL.
+
+    torch's promised way to oneDNN, `torch.utils.mkldnn`, copies every input and output into another layout.
+    """
+    import torch
+
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
 async def close_listeners(server: Any, listeners: Iterable[socket.socket]) -> None:
     """Close the listening sockets of a uvicorn server, after taking the connections that wait in the kernel's queue.
 

@@ -31,7 +31,8 @@ def keep(cache, *gains):
     """A measurement of this machine as the library writes it, with other figures."""
     file, machine = precision._memo()
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"machine": machine, "gains": dict(zip(map(str, ROWS), gains, strict=True))}))
+    own = dict(zip(map(str, ROWS), gains, strict=True))
+    file.write_text(json.dumps({"machine": machine, "gains": dict.fromkeys(precision._ways(), own)}))
     assert file.parent == cache
     return file
 
@@ -86,9 +87,9 @@ def test_a_damaged_or_foreign_file_is_measured_anew(cache, monkeypatch, caplog, 
     held = json.loads(file.read_text())
     others = {"nan": {"4": float("nan")}, "negative": {"4": -2.0}, "words": {"4": "fast"}}
     if damage in others:
-        held["gains"] |= others[damage]
+        held["gains"]["bfloat16"] |= others[damage]
     elif damage == "lacks":
-        del held["gains"]["4"]
+        del held["gains"]["bfloat16"]["4"]
     elif damage == "foreign":
         held["machine"]["processor"] = "another"
     file.write_text(json.dumps(held) if damage in (*others, "lacks", "foreign") else damage)

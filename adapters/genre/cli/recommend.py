@@ -178,8 +178,8 @@ def _all_lines(asked: "Request", data: str, output: str, registry: str, opening:
     from dataclasses import replace
 
     from genre.jobs.loading import open_log
-    from genre.jobs.score.local import Scorer, batched, exact_refs, open_engine, write_all
-    from genre.jobs.score.requests import CHUNK_ROWS
+    from genre.jobs.score.local import Scorer, exact_refs, open_engine, write_all
+    from genre.jobs.score.requests import chunks
     from genre.jobs.score.results import Results
     from genre.progress import Reporter
     from genre.registry import Registry
@@ -197,6 +197,5 @@ def _all_lines(asked: "Request", data: str, output: str, registry: str, opening:
             _check_where(asked, log)
             exact = exact_refs(Registry(registry), results)
             scorer = Scorer(open_engine(registry, [asked.adapter], log, **opening), exact)
-            blocks = batched(rest, CHUNK_ROWS)
-            write_all(results, map(scorer.answer, blocks), Reporter.for_terminal(), total=len(log.user_ids))
+            write_all(results, map(scorer.answer, chunks(rest, grow=True)), Reporter.for_terminal(), total=len(log.user_ids))
     return results

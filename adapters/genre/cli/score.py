@@ -96,5 +96,5 @@ def score(
             else:
                 opened = engine_for(registry, refs, open_users(data), base=base, lanes=lanes, precision=computed)
                 scorer = Scorer(opened, exact, exclude_seen=exclude_seen)
-                write_all(results, map(scorer.answer_lines, chunks(rest)), Reporter.for_terminal())
+                write_all(results, map(scorer.answer_lines, chunks(rest, grow=True)), Reporter.for_terminal())
     show_written(results, strict=strict)

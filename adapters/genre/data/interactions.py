@@ -308,7 +308,12 @@ class Interactions(Dataset):
         """
         code = self.user_code(user_id)
         start, stop = self.user_offsets[code : code + 2].tolist()
-        return self.frame[start:stop].drop("user_id", "row", SUBSECOND, strict=False).to_dicts()
+        return self._told[start:stop].to_dicts()
+
+    @cached_property
+    def _told(self) -> pl.DataFrame:
+        """The columns that a history tells, without a copy: choosing them anew takes polars longer than the rows do."""
+        return self.frame.drop("user_id", "row", SUBSECOND, strict=False)
 
     def select(self, mask: np.ndarray) -> "Interactions":
         """Return the events where `mask` (bool[n]) holds: the same catalogue, only the users that keep an event.

@@ -32,11 +32,14 @@ from genre.errors import GenreError, InputError, RequestError
 from genre.modules.base.attention import block_attention
 from genre.modules.base.base import Base
 from genre.modules.base.prefixes import takes_prefixes
+from genre.modules.base.split_linears import split_linears
 from genre.modules.lora.layer import find_linears
 from genre.modules.lora.slots import AdapterSlots
 from genre.registry import Registry
 
 TURN_BATCHES = 32
+TURN_CODES = 2**24
+"""Candidates of one turn, about: a row's items and scores stay in memory until its turn is over."""
 
 _Waiting = tuple[int, Request, str]
 """A request that is not answered yet: its index in the call, the request, the reference that is looked up."""
@@ -80,7 +83,9 @@ class Engine:
         self.capacity = lanes
         with ExitStack() as attachment:
             attachment.enter_context(base.attached("an engine"))
-            self.slots = AdapterSlots(base.model, find_linears(base.model, "all-linear"), slots=lanes + 1, dtype=base.dtype)
+            linears = find_linears(base.model, "all-linear")
+            attachment.enter_context(split_linears(base.model, linears))
+            self.slots = AdapterSlots(base.model, linears, slots=lanes + 1, dtype=base.dtype)
             attachment.callback(self.slots.detach)
             if base.takes_blocks:
                 attachment.enter_context(block_attention(base.model))
@@ -311,9 +316,9 @@ class Engine:
         Returns:
             Those that are left.
         """
-        tokens = 0
+        tokens = codes = 0
         for index, (number, request, ref) in enumerate(waiting):
-            if tokens >= TURN_BATCHES * self.passes.batch_tokens:
+            if tokens >= TURN_BATCHES * self.passes.batch_tokens or codes >= TURN_CODES:
                 return list(waiting[index:])
             try:
                 resident = self.cache.acquire(ref, wait=not jobs)
@@ -329,6 +334,7 @@ class Engine:
             else:
                 jobs.append(job)
                 tokens += sum(map(len, job.rows))
+                codes += len(job.codes)
         return []
 
     def _plan(self, number: int, request: Request, resident: Resident, inline: dict[int, Inline], pass_tokens: int) -> Job:

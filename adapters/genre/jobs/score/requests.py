@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
 from genre.errors import InputError, RequestError
 
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 STANDARD = "-"
 LINE_BYTES = 64 * 2**20
-CHUNK_ROWS = 64
+CHUNK_ROWS, LARGEST_CHUNK = 64, 512
 CHUNK_BYTES = 8 * 2**20
 
+T = TypeVar("T")
 Row: TypeAlias = "Request | dict[str, Any]"
 """A request, or the error row of a line that cannot be read."""
 
@@ -129,18 +130,22 @@ class RequestFile:
             raise InputError(what, got=f"{self.name}: {error}", expected="complete gzip", todo=todo) from None
 
 
-def chunks(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    """Lists of `CHUNK_ROWS` lines, fewer where they hold more than `CHUNK_BYTES`; lines before damage are yielded first."""
-    chunk: list[Line] = []
-    size = 0
+def chunks(lines: Iterable[T], *, grow: bool = False) -> Iterator[list[T]]:
+    """Lists of `CHUNK_ROWS` lines or requests, fewer where lines hold more than `CHUNK_BYTES`.
+
+    Lines before damage are yielded first. With `grow` each list is twice as long as the one before, up to `LARGEST_CHUNK`: rows
+    that are scored together are padded to those of about their length.
+    """
+    chunk: list[T] = []
+    rows, size = CHUNK_ROWS, 0
     try:
         for line in lines:
             chunk.append(line)
-            size += len(line.raw)
-            if len(chunk) == CHUNK_ROWS or size >= CHUNK_BYTES:
+            size += len(line.raw) if isinstance(line, Line) else 0
+            if len(chunk) == rows or size >= CHUNK_BYTES:
                 yield chunk
                 chunk = []
-                size = 0
+                rows, size = min(2 * rows, max(rows, LARGEST_CHUNK)) if grow else rows, 0
     except InputError:
         if chunk:
             yield chunk

@@ -1,6 +1,7 @@
 """The precision that this machine is faster in: bfloat16 where its processor multiplies it and a measurement says so.
 
-Owns: the processor's name and instructions, the half-second measurement and what is kept of it. Ignores: loading a base, recipes.
+Owns: the processor's name and instructions, the half-second measurement and what is kept of it, whether torch's other library of
+products is faster in float32. Ignores: loading a base, recipes, who computes.
 
     found = measured()
     found.name, found.why     # ("bfloat16", "its products are 2.1 to 4.3 times as fast as float32's on this processor")
@@ -16,17 +17,18 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import nn
 
 from genre.files import cache_folder, write_json
+from genre.unpromised import onednn_linear
 
 PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 """Precisions by their name in a recipe; None is bfloat16 on CUDA and float32 on a CPU."""
@@ -37,9 +39,13 @@ ROWS = (4, 64, 512)
 WIDTH = 768
 SECONDS = 0.5
 LEAST_GAIN = 1.1
-"""How many times as fast bfloat16 has to be, on the geometric mean; below, rounding would buy nothing."""
+"""How many times as fast a way has to be, on the geometric mean; below, it would buy nothing."""
+BFLOAT16, ONEDNN = "bfloat16", "onednn"
+"""The ways that are measured against torch's own product in float32: the other precision, the other library."""
 INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Flags of processors that multiply bfloat16: those of Intel and AMD, and Arm's."""
+Gains = dict[str, dict[int, float]]
+"""For each way and number of rows, how many times as fast it is."""
 _SWITCHES = ("DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA")
 """Variables that keep torch's library from using instructions that are there."""
 
@@ -81,13 +87,21 @@ def measured(device: str | torch.device | None = None, *, keep: bool = True) -> 
         return Precision("float32", f"nothing is known of bfloat16 on {kind}", {})
     if not bfloat16_instructions():
         return Precision("float32", "the processor has no instructions for bfloat16", {})
-    gains = _gains(keep)
+    gains = _gains(keep)[BFLOAT16]
     least, most = min(gains.values()), max(gains.values())
-    mean = math.exp(sum(map(math.log, gains.values())) / len(gains))
     how = f"its products are {least:.2g} to {most:.2g} times as fast as float32's on this processor"
-    if mean >= LEAST_GAIN:
+    if _mean(gains) >= LEAST_GAIN:
         return Precision("bfloat16", how, gains)
     return Precision("float32", f"bfloat16 gains nothing here: {how}", gains)
+
+
+def onednn_gain() -> float:
+    """How many times as fast oneDNN's products in float32 are on this CPU, on the geometric mean; 1 where torch has none."""
+    return _mean(_gains(keep=True)[ONEDNN]) if torch.backends.mkldnn.is_available() else 1.0
+
+
+def _mean(gains: Mapping[int, float]) -> float:
+    return math.exp(sum(map(math.log, gains.values())) / len(gains))
 
 
 def kept_measurement() -> str | None:
@@ -125,8 +139,8 @@ def _memo() -> tuple[Path, dict[str, Any]]:
     return cache_folder() / "precision" / f"{key}.json", machine
 
 
-def _gains(keep: bool) -> dict[int, float]:
-    """The gain at each number of rows: what is kept, or a measurement."""
+def _gains(keep: bool) -> Gains:
+    """The gains of the ways of this machine: what is kept, or a measurement."""
     file, machine = _memo()
     if (found := _read(file, machine)) is not None:
         return found
@@ -137,22 +151,22 @@ def _gains(keep: bool) -> dict[int, float]:
         with FileLock(file.with_suffix(".lock")):  # two measurements at once would disturb each other
             if (found := _read(file, machine)) is None:
                 found = _measure()
-                write_json(file, {"machine": machine, "gains": {str(rows): gain for rows, gain in found.items()}})
+                write_json(file, {"machine": machine, "gains": found})
         return found
     except OSError as error:
         logging.getLogger(__name__).warning("%s cannot be written, so each process measures anew: %s", file, error)
         return _measure()
 
 
-def _read(file: Path, machine: Mapping[str, Any]) -> dict[int, float] | None:
+def _read(file: Path, machine: Mapping[str, Any]) -> Gains | None:
     """The gains that were kept for a machine; None if there are none, or they are not what `_gains` writes."""
     if not file.exists():
         return None
     try:
         held = json.loads(file.read_text(encoding="utf-8"))
-        gains = {int(rows): float(gain) for rows, gain in held["gains"].items()}
-        whole = held["machine"] == machine and tuple(gains) == ROWS
-        if whole and all(math.isfinite(gain) and gain > 0 for gain in gains.values()):
+        gains = {way: {int(rows): float(gain) for rows, gain in own.items()} for way, own in held["gains"].items()}
+        whole = held["machine"] == machine and list(gains) == _ways() and all(tuple(own) == ROWS for own in gains.values())
+        if whole and all(math.isfinite(gain) and gain > 0 for own in gains.values() for gain in own.values()):
             return gains
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         pass
@@ -160,26 +174,32 @@ def _read(file: Path, machine: Mapping[str, Any]) -> dict[int, float] | None:
     return None
 
 
+def _ways() -> list[str]:
+    """What is measured here: bfloat16 without instructions for it may be a hundred times slower, and is not tried."""
+    return [ONEDNN] * torch.backends.mkldnn.is_available() + [BFLOAT16] * bool(bfloat16_instructions())
+
+
 @torch.inference_mode()
-def _measure() -> dict[int, float]:
-    """For each number of rows, the time of a product in float32 over that in bfloat16; the two alternate."""
+def _measure() -> Gains:
+    """The time of a product in float32 over that of each way, which take turns."""
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(WIDTH, WIDTH, generator=draw)
-    found = {}
+    found: Gains = {way: {} for way in _ways()}
     for rows in ROWS:
         x = torch.randn(rows, WIDTH, generator=draw)
-        exact, rough = _product(x, weight), _product(x.bfloat16(), weight.bfloat16())
-        taken: tuple[list[float], list[float]] = ([], [])
-        exact(), rough()  # the first call prepares the kernel
+        calls = [partial(nn.functional.linear, x, weight)]
+        calls += [partial(onednn_linear, x, weight, None)] * (ONEDNN in found)
+        calls += [partial(nn.functional.linear, x.bfloat16(), weight.bfloat16())] * (BFLOAT16 in found)
+        for call in calls:  # the first one prepares the kernel
+            call()
+        taken: list[list[float]] = [[] for _ in calls]
         until = time.perf_counter() + SECONDS / len(ROWS)
         while len(taken[0]) < 3 or time.perf_counter() < until:
-            for call, seconds in zip((exact, rough), taken, strict=True):
+            for call, seconds in zip(calls, taken, strict=True):
                 begun = time.perf_counter()
                 call()
                 seconds.append(time.perf_counter() - begun)
-        found[rows] = median(taken[0]) / median(taken[1])
+        own, *others = map(min, taken)  # whatever else runs meanwhile adds to the others
+        for way, other in zip(found, others, strict=True):
+            found[way][rows] = own / other
     return found
-
-
-def _product(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
-    return lambda: nn.functional.linear(x, weight)
