@@ -128,14 +128,9 @@ def test_wrong_tasks(tiny, changes, message):
 
 
 def test_private_training_refuses_it(tiny):
+    sections = {"data": QUIET["data"], "encoder": {"learned": 0, "collaborative": 0}, "sequence": {"feedback": "none"}}
     with pytest.raises(RecipeError, match="loss ips of task next_item reads rewards without a bound"):
-        recipe(
-            tiny,
-            LEARNS,
-            encoder={"learned": 0, "collaborative": 0},
-            sequence={"feedback": "none"},
-            train={"privacy": {"epsilon": 8}},
-        )
+        recipe(tiny, LEARNS, **sections, train={"privacy": {"epsilon": 8}})
 
 
 @pytest.mark.parametrize(
