@@ -77,10 +77,10 @@ def test_users_without_training_events_are_looked_at_by_all_of_theirs():
     assert trained_users(log, train, least=4).tolist() == [True, True, False, True]
 
 
-def test_an_adapter_that_was_overfitted_on_purpose_has_a_bound_above_1(overfitted, tmp_path):
+def test_an_adapter_that_was_overfitted_on_purpose_has_a_bound_above_1(overfitted, tmp_path, capsys):
     registry, log, base = overfitted
     options = AuditOptions(checks=("canaries", "extraction"), canaries=60, delta=1e-5)
-    report = audit(registry, "like", log, options, base=base, folder=tmp_path)
+    report = audit(registry, "like", log, options, base=base, folder=tmp_path, record=True)
     canaries, extraction = report.checks.canaries, report.checks.extraction
     assert canaries.epsilon > 1 and canaries.right == canaries.guesses and canaries.claimed is None
     assert 50 < len(canaries.scores) == canaries.canaries <= 60 and sum(canaries.inserted) == canaries.included
@@ -92,6 +92,13 @@ def test_an_adapter_that_was_overfitted_on_purpose_has_a_bound_above_1(overfitte
     assert page.count("<svg") == 1 and not list(tmp_path.glob(".retraining*"))
     first, second = privacy_lines(report)
     assert first.startswith("epsilon at least") and second.startswith("extraction: does not apply, items are soft tokens")
+    found = registry.audit_of("like")
+    assert AuditReport.model_validate(found.report) == report and found.page == page and found.lines == (first, second)
+    assert registry.verify() == [] and registry.audit_of("some") is None
+    asked = ["registry", "show", "like", "--registry", str(registry.url), "--audit-page", str(tmp_path / "page.html")]
+    assert main(asked) == 0 and f": {first}" in capsys.readouterr().out and (tmp_path / "page.html").read_text() == page
+    assert main([*asked[:2], "some", *asked[3:]]) == 2
+    assert "no audit of its privacy is recorded" in capsys.readouterr().err
 
 
 def test_who_trained_an_overfitted_adapter_is_told_from_who_did_not(overfitted, tmp_path):

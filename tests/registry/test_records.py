@@ -38,6 +38,43 @@ def test_a_record_is_read_back_and_moves_nothing(store: Registry, tmp_path: Path
         store.record_baselines("like:0123456789ab", FIGURES)
 
 
+def test_an_audit_is_read_back_and_moves_nothing(store: Registry, tmp_path: Path) -> None:
+    version = store.publish(write_adapter(tmp_path / "0"), draft(), alias="production")
+    assert store.audit_of("like") is None
+    store.record_baselines("like", FIGURES)
+    store.record_audit("like", {"task": "like"}, lines=["epsilon at least 1.20"], page="<html>")
+    found = store.audit_of(version)
+    assert found is not None and (found.report, found.lines, found.page) == (
+        {"task": "like"},
+        ("epsilon at least 1.20",),
+        "<html>",
+    )
+    assert store.baselines("like") is not None and store.verify() == [] and store.names() == ["like"]
+    other = store.publish(write_adapter(tmp_path / "1", seed=1), draft(), alias="production")
+    store.record_audit(other, {}, lines=[], page="")
+    store.rollback("like", "production")
+    assert store.audit_of("like@production") == found
+    with pytest.raises(NotFoundError):
+        store.record_audit("like:0123456789ab", {}, lines=[], page="")
+
+
+def test_a_damaged_audit_is_named_and_goes_with_its_version(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    kept = registry.publish(write_adapter(tmp_path / "0"), draft())
+    lost = registry.publish(write_adapter(tmp_path / "1", seed=1), draft(), alias=())
+    for version in (kept, lost):
+        registry.record_audit(version, {"epsilon": 1.2}, lines=["epsilon"], page="")
+    file = tmp_path / "registry" / "like" / "audits" / f"{kept.version}.json"
+    file.write_text(file.read_text().replace("1.2", "0.2"))
+    with pytest.raises(IntegrityError, match=r"audits/.*\.json of like is damaged"):
+        registry.audit_of(kept)
+    assert len(registry.verify()) == 1 and registry.resolve(kept.ref) == kept
+    registry.delete(lost)
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    (file.parent / "notes.txt").write_text("mine")
+    assert any("notes.txt" in str(problem) for problem in registry.verify())
+
+
 def test_a_record_goes_with_its_version(store: Registry, tmp_path: Path) -> None:
     kept = store.publish(write_adapter(tmp_path / "0"), draft())
     lost = store.publish(write_adapter(tmp_path / "1", seed=1), draft(), alias=())

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,6 +52,9 @@ def audit(
     delta: Annotated[
         float | None, typer.Option(help="With --privacy: the delta beside epsilon; 1 / (10 times the users).")
     ] = None,
+    record: Annotated[
+        bool, typer.Option(help="With --privacy: write the report beside the version, as registry show reads it.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Draws users, targets, profiles, halves and canaries.")] = 0,
     overrides: Annotated[
         list[str] | None,
@@ -107,7 +110,8 @@ def audit(
     folder = out or Path("runs") / version.name / "audit"
     check_writable(folder / PAGE, "--out")
     log, command = open_log(data), shlex.join(["genre", *sys.argv[1:]])
-    report = run_audit(store, ref, log, options, base=base, folder=folder, command=command, reporter=Reporter.for_terminal())
+    given: Any = {"folder": folder, "command": command, "record": privacy and record}
+    report = run_audit(store, ref, log, options, base=base, reporter=Reporter.for_terminal(), **given)
     _show(report)
     print(f"wrote {folder / PAGE}")
 

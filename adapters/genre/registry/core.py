@@ -127,6 +127,26 @@ class Registry:
         version = self.resolve(ref)
         return records.read_baselines(self.store, version.name, version.version)
 
+    def record_audit(self, ref: str | Version, report: Mapping[str, Any], *, lines: Iterable[str], page: str) -> None:
+        """Write the audit of a version's privacy beside it; its digest stays, and an earlier record is replaced.
+
+        Args:
+            ref: The version.
+            report: The report, JSON values.
+            lines: Its figures in lines for people.
+            page: Its page, HTML.
+
+        Raises:
+            NotFoundError: There is no such version.
+            DiskError: The disk is full or not writable.
+        """
+        records.write_audit(self.store, self.resolve(ref), report, lines, page)
+
+    def audit_of(self, ref: str | Version) -> records.AuditRecord | None:
+        """The last audit of a version's privacy; None if none is recorded, IntegrityError if it is damaged."""
+        version = self.resolve(ref)
+        return records.read_audit(self.store, version.name, version.version)
+
     def check_writable(self, name: str) -> None:
         """Raise InputError if a version could not be published, before the work that makes it; a remote store is not asked."""
         self._access.check_signer()

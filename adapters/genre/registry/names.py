@@ -20,6 +20,7 @@ from genre.errors import RegistryError
 
 ALIASES = "aliases"
 RECORDS = "baselines"
+AUDITS = "audits"
 SIGNATURES = "signatures"
 HEADS = ".heads"
 HEAD = "head.json"

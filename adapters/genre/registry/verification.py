@@ -18,8 +18,8 @@ from genre.registry.integrity import check_stored, find_damage
 from genre.registry.journal import Journal
 from genre.registry.lookup import look_up, open_version
 from genre.registry.manifest import Version
-from genre.registry.names import MANIFEST, RECORDS, SIGNATURES
-from genre.registry.records import read_baselines
+from genre.registry.names import AUDITS, MANIFEST, RECORDS, SIGNATURES
+from genre.registry.records import read_audit, read_baselines
 from genre.registry.signatures import check_signed, find_wrong_signatures
 from genre.registry.stores.store import Store, is_record, is_signature
 from genre.registry.trust.policy import Trust
@@ -143,14 +143,20 @@ def _missing(name: str, move: Move, holders: list[str]) -> str:
 
 def _verify_beside(store: Store, name: str, digests: Mapping[str, str | None]) -> list[Problem]:
     """What lies beside the versions: their records, and nothing of versions that are gone."""
-    owners = {f"{RECORDS}/{file}": file.removesuffix(".json") for file in store.files(name, RECORDS) if is_record(file)}
+    owners = {
+        f"{folder}/{file}": file.removesuffix(".json")
+        for folder in (RECORDS, AUDITS)
+        for file in store.files(name, folder)
+        if is_record(file)
+    }
     signatures = [file for file in store.files(name, SIGNATURES) if is_signature(file)]
     owners |= {f"{SIGNATURES}/{file}": file.partition("-")[0] for file in signatures}
     orphans = sorted(file for file, version in owners.items() if version not in digests)
     found = [Problem(name, "", file, "belongs to no version") for file in orphans]
     for version in digests:
-        try:
-            read_baselines(store, name, version)
-        except RegistryError as error:
-            found.append(Problem(name, version, "", str(error)))
+        for read in (read_baselines, read_audit):
+            try:
+                read(store, name, version)
+            except RegistryError as error:
+                found.append(Problem(name, version, "", str(error)))
     return found

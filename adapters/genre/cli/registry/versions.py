@@ -18,6 +18,7 @@ from genre.cli.output import check_file, format_size, show_metrics, show_rows, w
 from genre.cli.registry.opening import DEFAULT, open_registry
 from genre.cli.shell.completion import complete_names
 from genre.errors import InputError, JobError, RegistryError, visible
+from genre.files import write_text
 
 if TYPE_CHECKING:
     from genre.registry import Listed, Manifest, Registry, Version
@@ -49,18 +50,37 @@ def list_(
         write_result(json_file, [_as_json(row, _manifest(opened, row)) for row in rows])
 
 
-def show(ref: RefArgument, registry: RegistryOption = DEFAULT, json_file: JsonOption = None) -> None:
-    """Show a version's tasks, data, metrics beside the baselines, protocol, cost and lineage."""
+def show(
+    ref: RefArgument,
+    audit_page: Annotated[
+        Path | None,
+        typer.Option("--audit-page", metavar="FILE", help="Write the page of its last audit of privacy to this file."),
+    ] = None,
+    registry: RegistryOption = DEFAULT,
+    json_file: JsonOption = None,
+) -> None:
+    """Show a version's tasks, data, metrics beside the baselines, protocol, cost, lineage and last audit of privacy."""
     check_file(json_file, "--json")
+    check_file(audit_page, "--audit-page")
     opened = open_registry(registry)
     version = opened.resolve(ref)
-    record = opened.baselines(version)
+    record, audited = opened.baselines(version), opened.audit_of(version)
+    if audit_page is not None and audited is None:
+        todo = f"genre audit {version.ref} --data DIR --privacy makes one"
+        raise InputError("no audit of its privacy is recorded", got=version.ref, expected="a version that was audited", todo=todo)
     named = [alias for alias, held in opened.aliases(version.name).items() if held == version.version]
     show_rows([version.ref, ""], [("aliases", ", ".join(named) or "none"), *_described(opened, version)])
     _show_figures(version.manifest, record)
+    if audited is not None:
+        for line in audited.lines:
+            typer.echo(visible(f"privacy, audited {audited.created.partition('T')[0]}: {line}"))
+        if audit_page is not None:
+            write_text(audit_page, audited.page)
     if json_file is not None:
         baselines = None if record is None else record.model_dump(mode="json")
-        write_result(json_file, {"aliases": named, "manifest": version.manifest.raw(), "baselines": baselines})
+        audit = None if audited is None else audited.model_dump(mode="json", exclude={"page"})
+        raw = version.manifest.raw()
+        write_result(json_file, {"aliases": named, "manifest": raw, "baselines": baselines, "audit": audit})
 
 
 def diff(a: RefArgument, b: RefArgument, registry: RegistryOption = DEFAULT) -> None:

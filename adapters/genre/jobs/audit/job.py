@@ -11,6 +11,7 @@ A further check is a class with `foresee` and `run` (`subject.Check`), a field o
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -24,7 +25,7 @@ from genre.jobs.audit.membership import MembershipAttack
 from genre.jobs.audit.options import AuditOptions
 from genre.jobs.audit.page import write_page
 from genre.jobs.audit.profiles import FakeProfiles
-from genre.jobs.audit.report import AuditedData, AuditReport, Checks
+from genre.jobs.audit.report import AuditedData, AuditReport, Checks, privacy_lines
 from genre.jobs.audit.subject import Check, Subject, draw_targets, draw_users, task_of
 from genre.jobs.audit.text import TextAttack
 from genre.jobs.folders import working_folder
@@ -32,6 +33,7 @@ from genre.jobs.loading import load_base
 from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.registry import Registry
+from genre.registry.manifest import Manifest
 
 CHECKS: dict[str, Check] = {
     "text": TextAttack(),
@@ -53,18 +55,20 @@ def audit(
     base: Base | str | None = None,
     folder: Path,
     command: str = "",
+    record: bool = False,
     reporter: Reporter | None = None,
 ) -> AuditReport:
-    """Audit a version, and leave the report as JSON and as a page; the registry is only read.
+    """Audit a version, and leave the report as JSON and as a page.
 
     Args:
-        registry: Holds the version.
+        registry: Holds the version; only read, unless the audit is recorded.
         ref: The version.
         log: Gives users, items and, for retrainings, the training events.
         options: See `AuditOptions`.
         base: The version's base, or its folder or hub id; by default found by the name in the manifest.
         folder: Gets `audit.json` and `audit.html`; what an earlier audit left there is replaced.
         command: How it was asked for, for the report.
+        record: Write an audit of privacy beside the version too, where its recipe does not withhold figures of its users.
         reporter: Receives progress.
 
     Raises:
@@ -74,6 +78,8 @@ def audit(
     options, reporter, begun = options or AuditOptions(), reporter or Reporter.here(), time.perf_counter()
     options.check()
     version = registry.resolve(ref)
+    if record:
+        registry.check_writable(version.name)
     base = base if isinstance(base, Base) else load_base(version.manifest, base)
     loaded = read_adapter(registry, version, base)
     task = task_of(loaded, options.task)
@@ -89,8 +95,20 @@ def audit(
             seconds = round(time.perf_counter() - begun, 1)
             report = _report(subject, sections, seconds, command)  # after each check: a later one may be interrupted
             write_text(folder / REPORT, report.model_dump_json(by_alias=True, indent=2) + "\n")
-            write_page(report, folder / PAGE)
+            page = write_page(report, folder / PAGE)
+    lines = privacy_lines(report)
+    if record and lines and _withheld(version.manifest):
+        reporter.line("not recorded beside the version: its recipe withholds figures of its users (train.privacy.metrics)")
+    elif record and lines:
+        registry.record_audit(version, report.model_dump(mode="json", by_alias=True), lines=lines, page=page)
+        reporter.line(f"recorded beside {version.ref}: genre registry show {version.ref}")
     return report
+
+
+def _withheld(manifest: Manifest) -> bool:
+    """True for a private version that publishes no figure of its users."""
+    table: Any = manifest.notes.get("privacy")
+    return isinstance(table, dict) and "metrics" not in table.get("public", {})
 
 
 def _report(subject: Subject, sections: dict[str, BaseModel], seconds: float, command: str) -> AuditReport:

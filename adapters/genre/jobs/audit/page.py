@@ -19,8 +19,8 @@ TEMPLATES = Path(__file__).parent
 _STYLES = {"random": ("o", "-"), "average": ("s", "--"), "bandwagon": ("^", ":")}
 
 
-def write_page(report: AuditReport, out: Path) -> None:
-    """Write the page of a report; DiskError if the disk is full or not writable."""
+def write_page(report: AuditReport, out: Path) -> str:
+    """Write the page of a report, and return it; DiskError if the disk is full or not writable."""
     sections: dict[str, Any] = {}
     if (text := report.checks.text) is not None:
         sections["text"] = {"found": text, "plot": _text_plot(text) if text.targets else None, "best": best}
@@ -32,7 +32,9 @@ def write_page(report: AuditReport, out: Path) -> None:
         sections["canaries"] = {"found": canaries, "plot": _canaries_plot(canaries)}
     if (extraction := report.checks.extraction) is not None:
         sections["extraction"] = {"found": extraction}
-    write_text(out, render("audit.html", TEMPLATES, report=report, sections=sections))
+    page = render("audit.html", TEMPLATES, report=report, sections=sections)
+    write_text(out, page)
+    return page
 
 
 def _text_plot(found: TextSection) -> Any:

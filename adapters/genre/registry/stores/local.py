@@ -30,7 +30,7 @@ from pathlib import Path
 from genre.errors import DiskError, NotFoundError, RegistryError
 from genre.files import check_writable, disk_errors, sync
 from genre.registry.limits import open_plain
-from genre.registry.names import ALIASES, HEAD, HEADS, RECORDS, SIGNATURES, is_name, is_version
+from genre.registry.names import ALIASES, AUDITS, HEAD, HEADS, RECORDS, SIGNATURES, is_name, is_version
 from genre.registry.stores.locks import check_mount, is_owned, lock, owned
 from genre.registry.stores.other_folders import describe_content
 from genre.registry.stores.store import is_entry, is_record, is_signature
@@ -155,13 +155,14 @@ class LocalStore:
         with disk_errors(self.root):
             aside = self.root / name / f"{TEMPORARY}{uuid.uuid4().hex}"
             os.rename(self.root / name / version, aside)
-            self._record(name, version).unlink(missing_ok=True)
+            for records in (RECORDS, AUDITS):
+                (self.root / name / records / f"{version}.json").unlink(missing_ok=True)
             for signature in (self.root / name / SIGNATURES).glob(f"{version}-*.json"):
                 signature.unlink(missing_ok=True)
             shutil.rmtree(aside)
 
     def unfinished(self) -> dict[str, int]:
-        places = ("", ALIASES, RECORDS, SIGNATURES)
+        places = ("", ALIASES, RECORDS, AUDITS, SIGNATURES)
         folders = [self.root / name / place for name in self._name_folders() for place in places]
         folders += [self.root / HEADS / entry.name for entry in _scan(self.root / HEADS)]
         paths = sorted((path for folder in folders for path in folder.glob(f"{TEMPORARY}*")), key=str)
@@ -186,7 +187,7 @@ class LocalStore:
         own = (".lock", HEADS)
         found = [entry.name for entry in _scan(self.root) if entry.name not in own and not _is_folder(entry, is_name)]
         found += [f"{HEADS}/{entry.name}" for entry in _scan(self.root / HEADS) if not _is_folder(entry, is_name)]
-        beside = {ALIASES: is_entry, RECORDS: is_record, SIGNATURES: is_signature}
+        beside = {ALIASES: is_entry, RECORDS: is_record, AUDITS: is_record, SIGNATURES: is_signature}
         places = {f"{name}/{place}": is_known for name in self._name_folders() for place, is_known in beside.items()}
         places |= {f"{HEADS}/{entry.name}": _is_head for entry in _scan(self.root / HEADS) if _is_folder(entry, is_name)}
         for name in self._name_folders():
@@ -198,9 +199,6 @@ class LocalStore:
             strange = [entry.name for entry in _scan(self.root / place) if not is_known(entry.name)]
             found += [f"{place}/{file}" for file in strange if not file.startswith(TEMPORARY)]
         return sorted(found)
-
-    def _record(self, name: str, version: str) -> Path:
-        return self.root / name / RECORDS / f"{version}.json"
 
     def keep(self, name: str, version: str) -> bool:
         return self.has(name, version)

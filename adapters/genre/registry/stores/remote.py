@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from genre.errors import NotFoundError
-from genre.registry.names import ALIASES, HEAD, HEADS, MANIFEST, RECORDS, SHORT, SIGNATURES, is_name, is_version
+from genre.registry.names import ALIASES, AUDITS, HEAD, HEADS, MANIFEST, RECORDS, SHORT, SIGNATURES, is_name, is_version
 from genre.registry.stores.objects import PROBE, Objects, time_of
 from genre.registry.stores.store import is_entry, is_record, is_signature
 from genre.registry.stores.tombstones import MARKS, WRITERS, Tombstones, is_mark
 
 _GENERATION = re.compile(r"\.gen-(0|[1-9][0-9]{0,8})", re.ASCII)
-_BESIDE = {RECORDS: is_record, SIGNATURES: is_signature}
+_BESIDE = {RECORDS: is_record, AUDITS: is_record, SIGNATURES: is_signature}
 """The folders of files beside versions; their names begin with that of the version."""
 
 
