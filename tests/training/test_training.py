@@ -223,7 +223,7 @@ def test_a_gradient_that_is_not_finite_is_named_by_its_step(build, tmp_path, poi
 
 
 def test_training_that_changes_nothing_is_a_failure(build, tmp_path, monkeypatch):
-    monkeypatch.setattr(Loop, "step", lambda self, rows, progress: loop.StepResult(0.0, 1))
+    monkeypatch.setattr(Loop, "step", lambda self, rows, progress: loop.StepResult(1, {}, {}, torch.zeros(2)))
     with pytest.raises(DivergedError, match="weights did not change in training"):
         fit(build(LIKE, train={"epochs": 1}), tmp_path)
 

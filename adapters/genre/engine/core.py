@@ -29,7 +29,6 @@ from genre.engine.texts import plan_texts
 from genre.engine.turn import ForwardTurn
 from genre.engine.versions import Loaded
 from genre.errors import GenreError, InputError, RequestError
-from genre.modules.base.attention import block_attention
 from genre.modules.base.base import Base
 from genre.modules.base.prefixes import takes_prefixes
 from genre.modules.base.split_linears import split_linears
@@ -88,7 +87,7 @@ class Engine:
             self.slots = AdapterSlots(base.model, linears, slots=lanes + 1, dtype=base.dtype)
             attachment.callback(self.slots.detach)
             if base.takes_blocks:
-                attachment.enter_context(block_attention(base.model))
+                attachment.enter_context(base.by_blocks())
             self._attachment = attachment.pop_all()
         self.forward = ForwardTurn()
         source = AdapterSource(base, registry, self.slots, data, self.forward)

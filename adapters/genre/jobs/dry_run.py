@@ -195,7 +195,7 @@ class _Rehearsal:
                 self.alone(assemble(recipe, log, base))
             else:
                 assembly = assemble(recipe, log, base, encoder, bare=True)
-                members.append((Member(assembly, self.scratch / recipe.name, RandomStream(base.device)), origin))
+                members.append((Member(assembly, self.scratch / recipe.name, RandomStream(*base.devices)), origin))
         if members:
             self.together(members)
 

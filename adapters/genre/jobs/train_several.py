@@ -193,7 +193,7 @@ class _Job:
             soft = _soft(each, trainees)
             with self.reporter.phase(f"{each.recipe.name}: preparing the model", at_once=False):
                 assembly = assemble(each.recipe, each.log, self.base, each.shared, soft=soft, bare=True)
-            stream = RandomStream(self.base.device)
+            stream = RandomStream(*self.base.devices)
             trainees.append(Trainee(assembly, each.root, stream, self.resume and each.has_checkpoint()))
         for each, trainee in zip(group, trainees, strict=True):
             trainee.folder = each.begin(self.made)

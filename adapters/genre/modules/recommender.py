@@ -201,9 +201,11 @@ class Recommender(nn.Module):
         vectors = self.soft.items()
         return {name: head.tables(vectors) for name, head in heads.items()}
 
-    def forward(self, batch: Batch, shares: Mapping[str, float] | None = None) -> tuple[Tensor, dict[str, tuple[float, int]]]:
+    def forward(
+        self, batch: Batch, shares: Mapping[str, float] | None = None, *, check: bool = True
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
         """The weighted sum of the tasks' mean losses, from a batch; see `losses`."""
-        return self.losses(self.hidden(batch), batch, shares)
+        return self.losses(self.hidden(batch), batch, shares, check=check)
 
     def losses(
         self,
@@ -211,7 +213,9 @@ class Recommender(nn.Module):
         batch: Batch,
         shares: Mapping[str, float] | None = None,
         tables: Mapping[str, tuple[Tensor, ...]] | None = None,
-    ) -> tuple[Tensor, dict[str, tuple[float, int]]]:
+        *,
+        check: bool = True,
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
         """The weighted sum of the tasks' mean losses, from hidden states.
 
         Args:
@@ -220,25 +224,26 @@ class Recommender(nn.Module):
             shares: For each task, the share of a larger batch's targets that this one has; 1 if None. The sums over the
                 micro-batches of a batch are then the batch's own.
             tables: `catalogue_tables`, where nothing that they are made of trains.
+            check: Look at every loss, which waits for the device; otherwise the caller does so later.
 
         Returns:
-            The scalar to go backward from, and each task's mean loss and number of targets.
+            The scalar to go backward from, and each task's mean loss, a scalar without a gradient, and number of targets.
 
         Raises:
             DivergedError: A loss is not finite; the message names the task and the events.
         """
         total = hidden.new_zeros((), dtype=torch.float32)
-        parts: dict[str, tuple[float, int]] = {}
+        parts: dict[str, tuple[Tensor, int]] = {}
         for name, reads in batch.reads.items():
             loss, given = self._loss_of(name, hidden, batch, (tables or {}).get(name))
             value = loss(*given)
-            if not torch.isfinite(value):
+            if check and not torch.isfinite(value):
                 bad = [i for i in range(len(reads.labels)) if not torch.isfinite(loss(*(each[i : i + 1] for each in given)))]
                 where = f"{len(bad)} of {len(reads.labels)} targets: {self.name_events(reads.events[bad].tolist())}"
                 todo = f"{where}; look at them, or lower train.learning_rate"
                 what = f"the loss of task {name!r} is not finite"
                 raise DivergedError(what, got=float(value.detach()), expected="a finite loss", todo=todo)
-            parts[name] = (float(value.detach()), len(reads.labels))
+            parts[name] = (value.detach(), len(reads.labels))
             total = total + self.tasks[name].weight * (1.0 if shares is None else shares[name]) * value
         return total, parts
 

@@ -59,7 +59,7 @@ class Average:
 
     def load(self, values: Mapping[str, Tensor]) -> None:
         """Replace the average by one of a checkpoint."""
-        self.values = {name: value.clone() for name, value in values.items()}
+        self.values = {name: value.to(self.parameters[name].device, copy=True) for name, value in values.items()}
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from genre.data.sequences.layout import Sequence
 from genre.errors import DivergedError, JobError
 from genre.training.assembly import Assembly
+from genre.training.runtime import same_random_states
 
 SPIKE = 100.0
 """Warn when the gradient norm exceeds this multiple of its running median, naming the worst sequence."""
@@ -37,15 +38,23 @@ def check_finite(parameters: Mapping[str, Tensor], step: int) -> None:
     Raises:
         DivergedError: The message names the weight.
     """
-    for name, value in parameters.items():
-        if not torch.isfinite(value).all():
+    finite = _numbers([torch.isfinite(value).all() for value in parameters.values()])
+    for name, every in zip(parameters, finite, strict=True):
+        if not every:
             todo = "lower train.learning_rate; the last checkpoint is intact"
             raise DivergedError(f"weight {name} is not finite after step {step}", todo=todo)
 
 
 def checksums(parameters: Mapping[str, Tensor]) -> dict[str, float]:
     """A number per parameter that a step changes."""
-    return {name: float(value.detach().float().sum()) for name, value in parameters.items()}
+    return dict(zip(parameters, _numbers([value.detach().float().sum() for value in parameters.values()]), strict=True))
+
+
+def _numbers(values: Rows[Tensor]) -> list[float]:
+    """Some scalars, read from a device all at once."""
+    devices = {value.device for value in values}
+    there = values if len(devices) < 2 else [value.cpu() for value in values]
+    return torch.stack(list(there)).tolist() if there else []
 
 
 def check_trained(parameters: Mapping[str, Tensor], start: Mapping[str, float]) -> None:
@@ -104,7 +113,7 @@ def gradient_norms(
     """
     norms = []
     values = list(parameters.values())
-    with torch.random.fork_rng(devices=sorted({value.device.index for value in values if value.device.type == "cuda"})):
+    with same_random_states({value.device for value in values}):
         for row in rows:
             try:
                 found = torch.autograd.grad(loss_of([row]), values, allow_unused=True)

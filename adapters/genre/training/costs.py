@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from genre.data.sequences.batches import plan_batches
 from genre.data.sequences.layout import Sequence as Row
+from genre.data.sequences.transfer import DIRECT
 from genre.data.splits import PARTS
 from genre.evaluation.ranking import block_size
 from genre.modules.recommender import Recommender
@@ -104,13 +105,13 @@ def padded(rows: list[Row]) -> int:
 def timed(device: torch.device, work: Callable[[], object]) -> tuple[float, int]:
     """Do some work twice: the seconds of the second time, and by how many bytes the first one raised peak memory.
 
-    Peak memory is that of the process (whose peak begins anew on Linux), and on CUDA of the device.
+    Peak memory is that of the process (whose peak begins anew on Linux), and on an accelerator of the device.
     """
     reset_peak_memory(device)
     before = peak_memory_bytes(device)
     work()
     growth = max(peak_memory_bytes(device) - before, 0)  # a process may give memory back meanwhile
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait = (lambda: None) if device.type in DIRECT else partial(torch.get_device_module(device).synchronize, device)
     wait()
     begun = time.perf_counter()
     work()

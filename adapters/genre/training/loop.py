@@ -7,9 +7,10 @@ Owns: one run from its first step to its best weights. Ignores: the registry, co
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from genre.data.sequences.batches import collate
 from genre.data.sequences.layout import Sequence
+from genre.data.sequences.transfer import DIRECT
 from genre.distributed import Processes
 from genre.errors import InputError, InterruptedJobError
 from genre.progress import Bar, Reporter
@@ -31,9 +33,10 @@ from genre.training.logged import training_labels
 from genre.training.micro_batches import broadcast_weights, count_targets, most_micro_batches, seed_process, shares, split_rows
 from genre.training.neighbours import add_neighbours
 from genre.training.optimization import Optimization, learning_rate
+from genre.training.outcomes import StepChecks, StepResult, mean_losses
 from genre.training.private.steps import PrivateSteps
 from genre.training.reporting import append_log, check_tracker, for_tracker, start_tracker, trim_log
-from genre.training.runtime import Interrupts, peak_memory_bytes
+from genre.training.runtime import Interrupts, peak_memory_bytes, random_states, set_random_states
 from genre.training.time_left import TimeLeft
 from genre.training.validation import deciding_metric, validation_metrics
 
@@ -52,26 +55,6 @@ class Fitted:
     state: TrainingState
     peak_memory_bytes: int
     private: PrivateSteps | None = None
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """The outcome of one step.
-
-    Attributes:
-        loss: The weighted sum of the tasks' mean losses.
-        tokens: Of its rows, without padding.
-        losses: For each task its mean loss and its number of targets.
-    """
-
-    loss: float
-    tokens: int
-    losses: dict[str, tuple[float, int]] = field(default_factory=dict)
-
-    @property
-    def targets(self) -> int:
-        """The number of targets of all tasks."""
-        return sum(count for _, count in self.losses.values())
 
 
 def fit(
@@ -129,6 +112,9 @@ class Loop:
         labels: For each task its slot and the labels of the present epoch.
         best: The best validated weights so far.
         saved: The step of the last checkpoint; None before the first.
+        awaits: Every pass looks at its losses, as on the CPU, where that costs nothing.
+        checks: Looks at the figures of every step; on an accelerator a step late, but for a full fine-tune, where that would
+            take a second copy of the base.
     """
 
     def __init__(
@@ -174,15 +160,23 @@ class Loop:
             self.reporter.line(message)
         self.optimization = Optimization(self.accelerator, self.processes, list(self.parameters.values()), self.train)
         self.average = Average(self.parameters, self.train.average)
+        self.weights = {name: task.weight for name, task in self.model.tasks.items()}
         self.private = PrivateSteps(assembly, self.parameters) if self.train.privacy is not None else None
         self.all_labels: Labels = training_labels(assembly.builder.data, self.recipe.tasks)
         self.labels: Labels = self.all_labels
         self.best: dict[str, Tensor] = {}
         self.saved: int | None = None
         self.gradients = GradientMonitor(assembly, self.row_norms)
+        self.awaits = self.device.type in DIRECT
+        self.checks = StepChecks(
+            self.gradients,
+            list(self.parameters.values()),
+            late=not self.awaits and self.recipe.adapter.kind != "full",
+            run_again=None if self.awaits else self.run_again,
+            warn=self.reporter.line,
+        )
         self.bar: Bar | None = None
         self.interrupts = Interrupts(self.reporter.line)
-        self.stop_requested = False
 
     def run(self) -> None:
         """Train to the last epoch or the early stop, then restore the best weights."""
@@ -236,9 +230,11 @@ class Loop:
                 if self.state.step % self.train.checkpoint_every == 0:
                     self.save()
                 self.stop_if_requested()
+            self.checks.settle()
 
     def plan(self, epoch: int) -> list[list[Sequence]]:
         """Lay out an epoch: the rows of its steps. Steps learn from its labels from now on."""
+        self.checks.settle()
         private = self.private
         planned = plan_epoch(self.assembly, self.all_labels, epoch) if private is None else private.plan_epoch(self.all_labels)
         self.labels = planned.labels
@@ -251,22 +247,26 @@ class Loop:
             self.assembly.shared.encoder.train(self.assembly.fits_encoder)
 
     def account(self, progress: float, result: StepResult, *, seconds: float) -> None:
-        """Count a step that was done, and log it."""
+        """Count a step that was done, and log it once its figures are found to be in order."""
         self.state.batch += 1
         self.state.step += 1
         self.state.tokens += result.tokens
         self.state.targets += result.targets
         self.state.seconds += seconds
+        self.checks.report(partial(self.report, progress, result, self.counters()))
+
+    def report(self, progress: float, result: StepResult, counters: dict[str, float]) -> None:
+        """Show and log the figures of a step."""
         if self.bar is not None:
             self.bar.advance(1, loss=result.loss, tokens=result.tokens)
         parts = {f"loss.{name}": value for name, (value, _) in result.losses.items()} if len(result.losses) > 1 else {}
         norms = self.gradients.norms
         norm = {"gradient_norm": norms[-1]} if norms else {}
-        self.log({"loss": result.loss, **parts, **norm, "learning_rate": learning_rate(self.train, progress)})
+        self.log({"loss": result.loss, **parts, **norm, "learning_rate": learning_rate(self.train, progress)}, counters)
 
     def stop_if_requested(self) -> None:
         """Stop between two steps if the user wants to; with a checkpoint, so that nothing is lost."""
-        requested = self.interrupts.requested if self.processes.count == 1 else self.stop_requested
+        requested = self.interrupts.requested if self.processes.count == 1 else self.checks.interrupted
         if requested or (self.stop_at is not None and self.state.step >= self.stop_at):
             self.save()
             if self.private is not None:
@@ -278,26 +278,21 @@ class Loop:
         if self.private is not None:
             return self.private_step(self.private, rows, progress)
         targets = count_targets(rows, self.labels)
-        losses = torch.zeros(len(targets) + 1)  # and whether this process was interrupted
+        losses = torch.zeros(len(targets) + 1, device=self.device)  # and whether this process was interrupted
         micro_batches = split_rows(rows, self.processes, self.train.accumulate)
         for micro_batch in micro_batches:
             batch = collate(micro_batch, self.labels).to(self.device)
             share = shares({name: len(reads.labels) for name, reads in batch.reads.items()}, targets)
-            loss, parts = self.wrapped(batch, share)
+            loss, parts = self.wrapped(batch, share, check=self.awaits)
             self.optimization.backward(loss)
-            losses += torch.tensor([*(share[name] * parts[name][0] for name in targets), 0.0])
+            losses[:-1] += mean_losses(parts, share)
         if self.processes.count > 1 and self.model.base.sharded:
             # run the base as often as the other processes, on a row that counts for nothing
             for _ in range(most_micro_batches(rows, self.processes, self.train.accumulate) - len(micro_batches)):
                 batch = collate(rows[:1], self.labels).to(self.device)
                 self.optimization.backward(self.wrapped(batch, dict.fromkeys(targets, 0.0))[0])
         losses[-1] = float(self.interrupts.requested)
-        *means, interrupted = self.optimization.all_reduce(losses).tolist()
-        self.stop_requested = interrupted > 0
-        self.update(rows, progress)
-        total = sum(self.model.tasks[name].weight * mean for name, mean in zip(targets, means, strict=True))
-        by_task = {name: (mean, targets[name]) for name, mean in zip(targets, means, strict=True)}
-        return StepResult(total, sum(len(row) for row in rows), by_task)
+        return self.update(rows, progress, self.optimization.all_reduce(losses), targets)
 
     def private_step(self, private: PrivateSteps, rows: list[Sequence], progress: float) -> StepResult:
         """Take one optimizer step on the noisy gradient of the users whose rows these are."""
@@ -305,20 +300,36 @@ class Loop:
         self.optimization.step(learning_rate(self.train, progress))
         self.average.update(self.state.step + 1)
         private.stepped()
-        total = sum(self.model.tasks[name].weight * mean for name, (mean, _) in found.losses.items())
-        return StepResult(total, found.tokens, found.losses)
+        counts = {name: count for name, (_, count) in found.losses.items()}
+        means = torch.tensor([*(mean for mean, _ in found.losses.values()), 0.0, 0.0], dtype=torch.float64)
+        return StepResult(found.tokens, counts, self.weights, means)
 
-    def update(self, rows: list[Sequence], progress: float) -> None:
+    def update(self, rows: list[Sequence], progress: float, losses: Tensor, targets: Mapping[str, int]) -> StepResult:
         """Clip the gradients that some rows gave, step the optimizer, and drop them.
 
+        Args:
+            rows: The rows.
+            progress: The share of the run that is done.
+            losses: (tasks + 1,) float32 each task's mean loss, and the number of interrupted processes.
+            targets: The number of targets of each task.
+
         Raises:
-            DivergedError: A gradient is not finite; nothing was changed, and the message names the sequences.
+            DivergedError: See `StepChecks.add`.
         """
-        norm = self.optimization.clip()
-        if warning := self.gradients.check(norm, rows, self.state.step):
-            self.reporter.line(warning)
+        norm = self.optimization.clip().to(losses)
+        result = StepResult(sum(map(len, rows)), targets, self.weights, torch.cat([losses, norm.reshape(1)]))
+        self.checks.add(rows, self.state.step, result)
         self.optimization.step(learning_rate(self.train, progress))
         self.average.update(self.state.step + 1)
+        return result
+
+    @torch.no_grad()
+    def run_again(self, rows: list[Sequence]) -> None:
+        """Run a step's rows forward and look at every loss; raises what names those that are not finite."""
+        parts = self.train.accumulate * self.processes.count
+        with self.exclusive():
+            for some in split_rows(rows, Processes(), parts):
+                self.model(collate(some, self.labels).to(self.device))
 
     def row_norms(self, rows: list[Sequence]) -> list[float]:
         """The norm of the gradient that each row gives by itself."""
@@ -332,6 +343,7 @@ class Loop:
 
     def validate(self) -> None:
         """Evaluate the validation part; keep the weights, or their average, if they are the best so far."""
+        self.checks.settle()
         check_finite(self.parameters, self.state.step)
         begun = time.perf_counter()
         if self.private is not None:  # validation events are their users' too: none of them decides anything
@@ -374,19 +386,24 @@ class Loop:
             for message in (*add_cooccurrence(self.assembly, self.processes), *add_neighbours(self.assembly, self.processes)):
                 self.reporter.line(message)
 
-    def log(self, values: dict[str, float]) -> None:
-        """Write a line to the log file and the tracker."""
+    def counters(self) -> dict[str, float]:
+        """Where the run is."""
+        return {"step": self.state.step, "epoch": self.state.epoch, "seconds": round(self.state.seconds, 3)}
+
+    def log(self, values: dict[str, float], counters: dict[str, float] | None = None) -> None:
+        """Write a line to the log file and the tracker, of where the run is or was."""
+        counters = counters or self.counters()
         if self.processes.is_main:
-            self.accelerator.log(for_tracker(self.train.tracker, values), step=self.state.step)
-            counters = {"step": self.state.step, "epoch": self.state.epoch, "seconds": round(self.state.seconds, 3)}
+            self.accelerator.log(for_tracker(self.train.tracker, values), step=int(counters["step"]))
             append_log(self.folder, counters | values)
 
     def save(self) -> None:
         """Write a checkpoint of everything that the next step depends on.
 
         Raises:
-            DivergedError: A weight is not finite; the last checkpoint stays.
+            DivergedError: A figure or a weight is not finite; the last checkpoint stays.
         """
+        self.checks.settle()
         check_finite(self.parameters, self.state.step)
         if self.processes.is_main:
             payload = {
@@ -396,7 +413,7 @@ class Loop:
                 "best": {key: value.cpu() for key, value in self.best.items()},
                 "average": {key: value.cpu() for key, value in self.average.values.items()},
                 "random": torch.get_rng_state(),
-                "random_device": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+                "random_device": random_states(self.assembly.base.devices),
             }
             if self.private is not None:
                 payload["privacy"] = self.private.state()
@@ -409,7 +426,7 @@ class Loop:
         Raises:
             InputError: There is no checkpoint, it is damaged, or it is of another recipe.
         """
-        payload = read_checkpoint(self.folder, self.device)
+        payload = read_checkpoint(self.folder, torch.device("cpu"))
         theirs = {(name, tuple(value.shape)) for name, value in payload["weights"].items()}
         own = {(name, tuple(value.shape)) for name, value in self.parameters.items()}
         if theirs != own:
@@ -426,9 +443,9 @@ class Loop:
         if not self.processes.is_main:  # the checkpoint has the first process's random numbers
             seed_process(self.processes, self.train.seed, self.state.step)
             return
-        torch.set_rng_state(payload["random"].cpu())
-        if payload["random_device"] is not None:
-            torch.cuda.set_rng_state(payload["random_device"].cpu())
+        torch.set_rng_state(payload["random"])
+        there = payload["random_device"] or {}
+        set_random_states({str(self.device): there} if isinstance(there, Tensor) else there)
         trim_log(self.folder, self.state.step, self.state.epoch)
 
     def close(self) -> None:

@@ -60,20 +60,21 @@ class Optimization:
             extra: (k,) float32 further numbers to sum.
 
         Returns:
-            (k,) their sums, on the CPU.
+            (k,) their sums.
         """
         if self.processes.count == 1:
-            return extra.cpu()
+            return extra
         own = [torch.zeros_like(value) if value.grad is None else value.grad for value in self.parameters]
         flat = torch.cat([*(value.reshape(-1).float() for value in own), extra.to(own[0].device)])
         *sums, extra = self.processes.all_reduce(flat).split([*(value.numel() for value in own), len(extra)])
         for value, total in zip(self.parameters, sums, strict=True):
             value.grad = total.view_as(value).to(value.dtype)
-        return extra.cpu()
+        return extra
 
-    def clip(self) -> float:
-        """Bound the gradient's norm by `train.clip`; return the norm before that, infinite or NaN if the gradient is."""
-        return float(self.accelerator.clip_grad_norm_(list(self.parameters), self.max_norm))
+    def clip(self) -> Tensor:
+        """Bound the gradient's norm by `train.clip`; return the norm before that, (), infinite or NaN if the gradient is."""
+        norm: Tensor = self.accelerator.clip_grad_norm_(list(self.parameters), self.max_norm)
+        return norm
 
     def step(self, rate: float) -> None:
         """Change the weights, and drop the gradients."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from genre.data.sequences.batches import Batch
 from genre.errors import BaseModelError
-from genre.modules.base.attention import block_attention
 from genre.modules.base.base import Base
 
 
@@ -25,7 +24,7 @@ def packing(base: Base) -> Iterator[None]:
     """
     if not base.takes_blocks:
         raise _unfit(base, "its attention cannot be replaced")
-    with block_attention(base.model):
+    with base.by_blocks():
         yield
 
 

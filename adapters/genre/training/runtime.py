@@ -13,13 +13,15 @@ Owns: these three. Ignores: what is trained.
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 import torch
 from torch import Tensor
+
+from genre.data.sequences.transfer import DIRECT
 
 
 class Interrupts:
@@ -62,36 +64,57 @@ class RandomStream:
     """One run's own random numbers while several runs draw in turn: each draws what it would draw alone.
 
     Args:
-        device: Of the base; on CUDA its generator is kept too.
+        devices: Those that the base is on; their generators are kept beside the CPU's.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
+    def __init__(self, *devices: torch.device) -> None:
+        self.devices = devices
         self._host: Tensor
-        self._device: Tensor | None = None
+        self._there: dict[str, Tensor]
         self.capture()
 
     def capture(self) -> None:
         """Take torch's present random state as this run's."""
         self._host = torch.get_rng_state()
-        self._device = torch.cuda.get_rng_state() if self.cuda else None
+        self._there = random_states(self.devices)
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """A block that draws from this run's numbers."""
         torch.set_rng_state(self._host)
-        if self._device is not None:
-            torch.cuda.set_rng_state(self._device)
+        set_random_states(self._there)
         try:
             yield
         finally:
             self.capture()
 
 
+def random_states(devices: Iterable[torch.device]) -> dict[str, Tensor]:
+    """The states of the generators of accelerators, by device, on the CPU."""
+    return {str(each): torch.get_device_module(each).get_rng_state(each) for each in devices if each.type not in DIRECT}
+
+
+def set_random_states(states: Mapping[str, Tensor]) -> None:
+    """Set what `random_states` gave."""
+    for name, state in states.items():
+        torch.get_device_module(name).set_rng_state(state.cpu(), torch.device(name))
+
+
+@contextmanager
+def same_random_states(devices: Iterable[torch.device]) -> Iterator[None]:
+    """A block after which the generators of the CPU and of some devices are as they were."""
+    host, there = torch.get_rng_state(), random_states(devices)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(host)
+        set_random_states(there)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak resident memory of the process, or peak allocated memory of a CUDA device, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
+    """Peak resident memory of the process, or peak allocated memory of an accelerator, in bytes."""
+    if device.type not in DIRECT:
+        return int(torch.get_device_module(device).max_memory_allocated(device))
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))):
         return int(found[1]) * 1024
@@ -102,8 +125,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Let the peak begin at what is in use now; only Linux can do that for a process, elsewhere nothing changes."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type not in DIRECT:
+        torch.get_device_module(device).reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -9,7 +9,7 @@ and its own random numbers, so that it ends as it would alone.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,8 @@ from genre.modules.lora.layer import PackedLora, PackedSpans, attach, detach, fi
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.training.assembly import Assembly
-from genre.training.loop import Fitted, Loop, StepResult
+from genre.training.loop import Fitted, Loop
+from genre.training.outcomes import mean_losses
 from genre.training.packing import check_packing, packed_hidden, packing, read_count
 from genre.training.runtime import Interrupts, RandomStream, peak_memory_bytes
 from genre.training.time_left import TimeLeft
@@ -240,16 +241,14 @@ class Group:
         self.routing.read = spans_of(steps, [read_count(batch) for batch in batches]) if some else ()
         end = self.routing.spans[-1][-1]
         losses: dict[int, torch.Tensor] = {}
-        results: dict[int, StepResult] = {}
+        parts: dict[int, dict[str, tuple[torch.Tensor, int]]] = {}
         for step, batch, states in zip(steps, batches, packed_hidden(self.base, embeds, batches), strict=True):
             run = step.run
             try:
                 with run.stream.drawing():
-                    losses[run.slot], parts = run.loop.model.losses(states, batch)
+                    losses[run.slot], parts[run.slot] = run.loop.model.losses(states, batch, check=run.loop.awaits)
             except GenreError as error:
                 run.fail(error)
-            else:
-                results[run.slot] = StepResult(float(losses[run.slot].detach()), batch.used, parts)
         if losses:
             torch.stack(list(losses.values())).sum().backward()
         seconds = time.perf_counter() - begun
@@ -257,18 +256,20 @@ class Group:
         self.padded += end
         self.used += sum(batch.used for batch in batches)
         for step in steps:
-            if step.run.slot in results:
-                self._update(step, results[step.run.slot], seconds * step.size / end)
+            if step.run.slot in parts:
+                self._update(step, parts[step.run.slot], seconds * step.size / end)
 
-    def _update(self, step: PendingStep, result: StepResult, seconds: float) -> None:
+    def _update(self, step: PendingStep, parts: Mapping[str, tuple[torch.Tensor, int]], seconds: float) -> None:
         """Step a run's optimizer and account for it; `seconds` is its share of the pass."""
-        begun = time.perf_counter()
+        begun, loop = time.perf_counter(), step.run.loop
+        counts = {name: count for name, (_, count) in parts.items()}
+        losses = torch.nn.functional.pad(mean_losses(parts, dict.fromkeys(parts, 1.0)), (0, 1))
         try:
-            step.run.loop.update(step.rows, step.progress)
+            result = loop.update(step.rows, step.progress, losses, counts)
         except GenreError as error:
             step.run.fail(error)
         else:
-            step.run.loop.account(step.progress, result, seconds=seconds + time.perf_counter() - begun)
+            loop.account(step.progress, result, seconds=seconds + time.perf_counter() - begun)
 
     def stop_if_requested(self) -> None:
         """Stop between two rounds if the user wants to; every run with a checkpoint of its own."""

@@ -258,7 +258,7 @@ class LocalRun:
                 layer.lora_A = torch.nn.Parameter(layer.lora_A[: self.rank].clone(), requires_grad=not self.frozen)
                 layer.lora_B = torch.nn.Parameter(layer.lora_B[:, : self.rank].clone())
                 layer.rank = self.rank
-        self.stream = RandomStream(self.assembly.base.device)
+        self.stream = RandomStream(*self.assembly.base.devices)
 
     @cached_property
     def loop(self) -> Loop:

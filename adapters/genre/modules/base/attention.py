@@ -188,6 +188,7 @@ def attend(
     blocks: Blocks | None = None,
     packed: tuple[PackedPart, ...] | None = None,
     prefixes: Prefixes | None = None,
+    plain: bool = False,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **rest: Any,
@@ -199,10 +200,11 @@ def attend(
         query: (B, heads, T, d).
         key: (B, key heads, T, d).
         value: (B, key heads, T, d).
-        attention_mask: Only without blocks and packed batches.
+        attention_mask: Only without blocks and packed batches, and where attention is not plain.
         blocks: Of the batch.
         packed: The parts of a packed batch, B = 1.
         prefixes: Keeps keys and values, or attends to those that were kept before.
+        plain: Causal attention, whatever the mask.
         scaling: Of the products.
         sliding_window: How far a token looks back, in positions; None for all the way.
         rest: transformers' further arguments.
@@ -220,6 +222,8 @@ def attend(
             mask = part.within(sliding_window, query)
             found.append(sdpa_attention_forward(module, *rows, mask, scaling=scaling, **rest)[0].flatten(0, 1))
         return torch.cat(found)[None], None
+    if plain:
+        attention_mask = PackedPart(0, 0, (query.shape[0], query.shape[2]), None).within(sliding_window, query)
     if blocks is None:
         rest |= {"scaling": scaling, "sliding_window": sliding_window}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)

@@ -9,7 +9,7 @@ Owns: device and dtype, hidden states, what is attached. Ignores: adapters, data
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from genre.data.sequences.batches import padded, plan_batches
+from genre.data.sequences.transfer import DIRECT
 from genre.errors import BaseModelError, InputError
-from genre.modules.base.attention import Blocks, PackedPart, Prefixes, added, masks_of
+from genre.modules.base.attention import Blocks, PackedPart, Prefixes, added, block_attention, masks_of
 from genre.modules.base.fingerprint import fingerprint
 from genre.modules.base.kinds import EAGER, VERIFIED, check_branches, need_positions, position_limit, scale_logits
 from genre.modules.base.loading import IN_PARTS, Quantization, cut_layers, device_of, load_model, weight_of
@@ -60,6 +61,8 @@ class Base:
     full_depth: int
     bidirectional: bool = False
     _holder: str | None = field(default=None, init=False, repr=False)
+    _by_blocks: bool = field(default=False, init=False, repr=False)
+    _always: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     @classmethod
     def load(
@@ -96,6 +99,8 @@ class Base:
         model = load_model(name, folder, config, quantization, place, dtype, device_map, offload_folder)
         marks = fingerprint(folder), tokenizer_digest(tokenizer)
         base = cls(name, model, tokenizer, quantization, *marks, folder, full_depth, bidirectional=is_encoder(config))
+        if base.device.type not in DIRECT and base.takes_blocks:
+            base._always.enter_context(base.by_blocks())  # see `hidden`
         if not (base.bidirectional or base.offloaded or config.model_type in VERIFIED):
             check_branches(base)
         return base
@@ -119,6 +124,11 @@ class Base:
     def device(self) -> torch.device:
         """The device that token ids go to, where the embedding computes."""
         return device_of(self.embedding)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """The devices that hold its weights, that of the embedding first."""
+        return list(dict.fromkeys([self.device, *(each.device for each in self.model.parameters() if not each.is_meta)]))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -219,7 +229,7 @@ class Base:
             mask: (B, 1, T, T) bool, True where a query may look at a key; None for plain attention.
             lengths: (B,) int64 tokens of each row that are not padding, which an encoder must know; in plain causal attention
                 nothing looks ahead, so right padding needs no mask.
-            blocks: The same as a mask, where `takes_blocks` holds, within `block_attention`.
+            blocks: The same as a mask, where `takes_blocks` holds, within `by_blocks`.
             checkpoint: Keep only each layer's input for the backward pass, and run the layer again in it: less memory, more
                 time, the same gradients.
             read: The tokens whose states are read, as `skip_unread` takes them; the states of others are undefined then.
@@ -248,6 +258,9 @@ class Base:
         elif blocks is not None:
             given = embeds.new_zeros(1, 1, 1, 1)  # any 4-D mask keeps transformers from making a whole one; nobody reads it
             more["blocks"] = blocks
+        elif self._by_blocks and embeds.device.type not in DIRECT and positions is None:
+            given = embeds.new_zeros(1, 1, 1, 1)  # without one transformers looks for packed rows, and waits for what it finds
+            more["plain"] = True
         with self._skipping(read):
             return self._pass(inputs_embeds=embeds, position_ids=positions, attention_mask=given, use_cache=False, **more)
 
@@ -261,7 +274,7 @@ class Base:
     ) -> list[Tensor]:
         """Hidden states of several batches in one pass, none padded to another's length, each as `hidden` gives them alone.
 
-        Within `block_attention` (`genre.modules.base.attention`).
+        Within `by_blocks`.
 
         Args:
             embeds: For each batch (B, T, D).
@@ -286,6 +299,19 @@ class Base:
         with self._skipping(read):
             hidden = self._pass(**given, use_cache=False, packed=tuple(parts))[0]
         return [hidden[part.start : part.stop].view(*part.shape, -1) for part in parts]
+
+    @contextmanager
+    def by_blocks(self) -> Iterator[None]:
+        """A block in which attention layers take blocks and packed batches (mutates the model), where `takes_blocks` holds."""
+        if self._by_blocks:
+            yield
+            return
+        with block_attention(self.model):
+            self._by_blocks = True
+            try:
+                yield
+            finally:
+                self._by_blocks = False
 
     @contextmanager
     def _checkpointed(self, read: Tensor | None) -> Iterator[None]:

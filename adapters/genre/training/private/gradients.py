@@ -169,7 +169,7 @@ class UserGradients:
             total = total + loss
             for name, (value, count) in parts.items():
                 if count:
-                    losses[name] = ([*losses[name][0], value], losses[name][1] + count)
+                    losses[name] = ([*losses[name][0], float(value)], losses[name][1] + count)
         if not total.requires_grad:  # no user has a target
             return [torch.zeros_like(value) for value in copies.values()], losses
         found = torch.autograd.grad(total, list(copies.values()), allow_unused=True)
