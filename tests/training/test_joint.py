@@ -50,7 +50,7 @@ def test_the_joint_loss_and_its_gradient_are_the_weighted_sums(base, tiny, log, 
         joint, parts, together = gradients(assembly, tasks)
         single = {task.name: gradients(assembly, [task]) for task in tasks}
         assert joint == pytest.approx(sum(loss for loss, _, _ in single.values()), rel=1e-5)
-        assert joint == pytest.approx(sum(WEIGHTS[name] * value for name, (value, _) in parts.items()), rel=1e-5)
+        assert joint == pytest.approx(sum(WEIGHTS[name] * float(value) for name, (value, _) in parts.items()), rel=1e-5)
         for name, wanted in together.items():
             apart = sum(found[name] for _, _, found in single.values())
             assert torch.allclose(wanted, apart, atol=1e-5), name
