@@ -64,7 +64,7 @@ def test_what_a_loss_is_of(tiny):
         finally:
             assembly.model.release()
         counts = np.bincount(log.user_codes[assembly.train_mask], minlength=12)
-        mean, count = parts[own.name]
+        mean, count = float(parts[own.name][0]), parts[own.name][1]
         assert count == counts.sum() and float(np.nansum(found * counts)) / count == pytest.approx(mean, rel=1e-4)
         assert np.isnan(found).sum() == (counts == 0).sum()
 

@@ -145,7 +145,7 @@ def backward(assembly):
     assembly.model.train()
     loss, parts = assembly.model(collate(rows, assembly.builder.data.supervise(list(assembly.model.tasks.values()))))
     loss.backward()
-    return loss, parts
+    return loss, {name: (float(value), count) for name, (value, count) in parts.items()}
 
 
 def test_a_joint_loss_is_the_weighted_sum(build):

@@ -59,7 +59,7 @@ class _Losses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, hidden: Tensor, batch: Batch, *given: Any) -> tuple[Tensor, dict[str, tuple[float, int]]]:
+    def forward(self, hidden: Tensor, batch: Batch, *given: Any) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
         """See `Recommender.losses`."""
         return self.model.losses(hidden, batch, *given)
 
