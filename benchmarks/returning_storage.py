@@ -23,7 +23,7 @@ REF = "like@production"
 
 def questions(log: genre.Interactions) -> list[list[tuple[int, Request, bool]]]:
     """For each turn the users' numbers, their requests and whether they liked the item."""
-    frame = log.events.select("user_id", "item_id", "rating", "timestamp").sort("timestamp", maintain_order=True)
+    frame = log.frame.select("user_id", "item_id", "rating", "timestamp").sort("timestamp", maintain_order=True)
     first = int(0.9 * len(frame))
     known: dict[str, list[dict[str, Any]]] = {}
     asked: dict[str, list[tuple[int, Request, bool]]] = {}

@@ -87,19 +87,18 @@ def strangers(writer: Writer, calls: int, rows: int, events: int) -> list[Call]:
 
 def sessions(writer: Writer, log: genre.Interactions, visits: int, rows: int, skip: int = 30_000) -> list[Call]:
     """Visits of a log in the order of its times: a user's history up to there, whenever they come after a pause."""
-    frame = log.events.select("user_id", "item_id", "rating", "timestamp").sort("timestamp", maintain_order=True)
+    frame = log.frame.select("user_id", "item_id", "rating", "timestamp").sort("timestamp", maintain_order=True)
     known: dict[str, list[Row]] = {}
     last: dict[str, float] = {}
     found: list[Row] = []
     for place, (user, item, rating, when) in enumerate(frame.iter_rows()):
-        seconds = when.timestamp() if hasattr(when, "timestamp") else float(when)
         history = known.setdefault(str(user), [])
-        if place >= skip and history and seconds - last[str(user)] >= PAUSE_S:
+        if place >= skip and history and when - last[str(user)] >= PAUSE_S:
             found.append(writer.row(str(user), list(history)))
             if len(found) == visits:
                 break
         history.append({"item_id": str(item), "rating": float(rating)})
-        last[str(user)] = seconds
+        last[str(user)] = when
     return list(_together(found, rows))
 
 
