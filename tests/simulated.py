@@ -21,7 +21,7 @@ import threading
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,9 @@ class SimTensor(torch.Tensor):
         if isinstance(data, Tensor):
             return data.detach().to(**place, copy=True).requires_grad_(requires_grad)
         return torch.tensor(data, **place, requires_grad=requires_grad)
+
+    def record_stream(self, stream: Any) -> None:
+        """Nothing: memory is not given away while a copy reads it."""
 
     def tolist(self) -> Any:
         """As torch's, which takes no wrapper."""
@@ -481,6 +484,16 @@ class _Event:
     def synchronize(self) -> None: ...
 
 
+class _Stream:
+    """One after the other is an order that every stream allows."""
+
+    def __init__(self, device: Any = None) -> None: ...
+
+    def wait_stream(self, stream: Any) -> None: ...
+
+    def wait_event(self, event: Any) -> None: ...
+
+
 def _module() -> types.ModuleType:
     module: Any = types.ModuleType(f"torch.{NAME}")
 
@@ -505,7 +518,9 @@ def _module() -> types.ModuleType:
     module.set_rng_state = set_rng_state
     module.manual_seed = module.manual_seed_all = manual_seed_all
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
-    module.current_stream = lambda device=None: None
+    module.current_stream = _Stream
+    module.Stream = _Stream
+    module.stream = nullcontext
     module.Event = _Event
     module.get_device_name = lambda device=None: "simulated"
     module.empty_cache = lambda: None

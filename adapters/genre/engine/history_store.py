@@ -382,7 +382,7 @@ def _tiers(device: torch.device, capacity: int, host: int, disk: Path | None, di
         tiers.append(MemoryTier(capacity + host))
     else:
         tiers.append(Tier(capacity))
-    if host and device.type == "cuda":
+    if host and device.type != "cpu":
         tiers.append(HostTier(host, device))
     if disk is not None:
         tiers.append(DiskTier(disk, disk_bytes, device))

@@ -115,18 +115,26 @@ class MemoryTier(Tier):
 @dataclass(frozen=True)
 class _Pinned:
     buffer: Tensor
-    copied: torch.cuda.Event
+    copied: Any
 
 
 class HostTier(Tier):
-    """Pinned memory beside a CUDA device: copies run beside what the device computes, in a stream of their own."""
+    """Pinned memory beside a device with streams, as CUDA has: copies run beside what it computes, in a stream of their own.
+
+    Raises:
+        InputError: The device has no streams.
+    """
 
     name = "host"
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         super().__init__(capacity)
         self.device = device
-        self._stream = torch.cuda.Stream(device)
+        self._module = torch.get_device_module(device)
+        if not hasattr(self._module, "Stream"):
+            todo = "leave the bytes of pinned memory out"
+            raise InputError("host memory of the history cache", got=device.type, expected="a CUDA device", todo=todo)
+        self._stream = self._module.Stream(device)
 
     def charge(self, size: int) -> int:
         """See `Tier`. PyTorch rounds pinned blocks up to a power of two."""
@@ -135,17 +143,17 @@ class HostTier(Tier):
     def keep(self, buffer: Tensor) -> _Pinned:
         """See `Tier`."""
         pinned = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))  # it may be written yet
-        with torch.cuda.stream(self._stream):
+        self._stream.wait_stream(self._module.current_stream(self.device))  # it may be written yet
+        with self._module.stream(self._stream):
             pinned.copy_(buffer, non_blocking=True)
-            copied = torch.cuda.Event()
+            copied = self._module.Event()
             copied.record(self._stream)
         buffer.record_stream(self._stream)  # or its memory would be given away before it is read
         return _Pinned(pinned, copied)
 
     def bring(self, held: _Pinned) -> Tensor | None:
         """See `Tier`."""
-        torch.cuda.current_stream(self.device).wait_event(held.copied)
+        self._module.current_stream(self.device).wait_event(held.copied)
         return held.buffer.to(self.device, non_blocking=True)
 
     def lower(self, held: _Pinned) -> Tensor:
