@@ -3,7 +3,7 @@
 Owns: these. Ignores: who adds the noise, what an update is of.
 
     >>> round(epsilon(1.0, rounds=10, delta=1e-2), 2), round(epsilon(4.0, rounds=10, delta=1e-2), 2)
-    (10.95, 1.79)
+    (11.61, 1.69)
 
 The unit is a client: two runs are neighbours if one has a client's updates and the other zeros in their place, so the sum of
 updates of length at most C moves by at most C. Noise N(0, (z C)²) on it is a Gaussian mechanism of μ = 1 / z, and k rounds of it
