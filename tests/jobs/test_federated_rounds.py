@@ -367,6 +367,16 @@ def test_a_client_whose_training_diverges_is_left_out_of_the_round(
             raise DivergedError("a loss is not finite", got="nan")
         return whole(kind, question)
 
+    def odd(kind: str, question: Packet) -> Packet:
+        answer = whole(kind, question)
+        if kind == "train":
+            answer.arrays["heads.like.linear.bias"] = np.full_like(answer.arrays["heads.like.linear.bias"], np.nan)
+        return answer
+
+    found = federate(
+        LocalTransport([clients[0], odd]), wanted(tiny, LIKE), options_of(parts, min_clients=1), folder=tmp_path / "odd"
+    )
+    assert [row["clients"] for row in found.history] == [["north"], ["north"]]
     transport = LocalTransport([clients[0], broken])
     found = federate(
         transport, wanted(tiny, LIKE), options_of(parts, min_clients=1, rounds=1), folder=tmp_path / "run", reporter=told(lines)

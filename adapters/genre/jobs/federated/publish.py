@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from genre.errors import JobError
 from genre.files import appearing_folder, write_json
 from genre.jobs.federated.averaging import A, B, linears
+from genre.jobs.federated.members import Member
 from genre.jobs.federated.options import FederatedOptions
 from genre.jobs.federated.packets import State, tensors
-from genre.jobs.federated.server import Member, Trained
+from genre.jobs.federated.server import Trained
 from genre.modules.heads.spec import HeadSpec
 from genre.modules.lora.layer import PEFT_PREFIX
 from genre.recipe import Recipe

@@ -13,17 +13,18 @@ import math
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.torch import save_file
 
-from genre.data.sequences.layout import FeedbackVocabulary
-from genre.errors import DataError, InputError, JobError, ManifestError, visible
+from genre.errors import InputError, JobError, ManifestError, visible
+from genre.evaluation.metrics import Metric
 from genre.files import write_json
-from genre.jobs.federated.averaging import A, average, difference, flat, moved, plus, unflat
+from genre.jobs.federated.averaging import A, average, completed, difference, flat, moved, plus, unflat
+from genre.jobs.federated.members import Member, check_names, check_same, common_classes, common_feedback
 from genre.jobs.federated.noise import epsilon, noisy_mean
 from genre.jobs.federated.options import FederatedOptions, check_federated
 from genre.jobs.federated.packets import Failure, Packet, State, Transport, tensors
@@ -32,28 +33,6 @@ from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.training.assembly import needs_encoder
 from genre.training.validation import deciding_metric
-
-
-@dataclass
-class Member:
-    """A client that takes part.
-
-    Attributes:
-        node: Its number in the transport.
-        facts: What it told about itself.
-        rounds: The rounds that it answered.
-        metrics: On its own test part, by task.
-    """
-
-    node: int
-    facts: dict[str, Any]
-    rounds: list[int] = field(default_factory=list)
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The name that it gave."""
-        return str(self.facts["name"])
 
 
 @dataclass
@@ -108,6 +87,26 @@ def federate(
     return server.run()
 
 
+@dataclass
+class _Best:
+    """The best state so far, its round, and the value of the metric that decides."""
+
+    state: State
+    round: int = 0
+    value: float | None = None
+
+    def offer(self, number: int, state: State, deciding: tuple[str, Metric] | None, measured: Mapping[str, float]) -> bool:
+        """Keep a round's state if it is better, or if there is nothing to decide by; return whether it was kept."""
+        if deciding is not None:
+            name, metric = deciding
+            if self.value is not None and not metric.better(measured[name], self.value):
+                return False
+            self.value = measured[name]
+        self.state = state
+        self.round = number
+        return True
+
+
 class _Server:
     def __init__(
         self,
@@ -136,33 +135,26 @@ class _Server:
     def run(self) -> Trained:
         begun = time.perf_counter()
         self._gather()
-        state = best = self._start()
-        best_round, best_value, stale = 0, None, 0
-        for number in range(1, self.options.rounds + 1):
-            state = self._round(number, state)
-            measured = {} if self.options.blank else self._validate(state)
-            self.history[-1] |= measured
-            better = True
-            if (deciding := deciding_metric(self.recipe.tasks, measured)) is not None:
-                name, metric = deciding
-                better = best_value is None or metric.better(measured[name], best_value)
-                best_value = measured[name] if better else best_value
-            if better:
-                best, best_round, stale = state, number, 0
-            else:
-                stale += 1
-            self._keep(state)
-            shown = "  ".join(f"{key} {value:.4f}" for key, value in list(measured.items())[:4])
-            self.reporter.line(f"round {number}: {shown or 'averaged'}{'  (best)' if measured and better else ''}")
-            early = self.recipe.train.early_stop
-            if early is not None and stale >= early:
-                self.reporter.line(f"early stop: no better for {stale} rounds")
-                break
+        state = self._start()
+        best = _Best(state)
+        with self.reporter.bar("rounds", self.options.rounds) as bar:
+            for number in range(1, self.options.rounds + 1):
+                state = self._round(number, state)
+                measured = {} if self.options.blank else self._validate(state)
+                self.history[-1] |= measured
+                self._keep(state)
+                better = best.offer(number, state, deciding_metric(self.recipe.tasks, measured), measured)
+                shown = "  ".join(f"{key} {value:.4f}" for key, value in list(measured.items())[:4])
+                self.reporter.line(f"round {number}: {shown or 'averaged'}{'  (best)' if measured and better else ''}")
+                bar.advance(1)
+                if self.recipe.train.early_stop is not None and number - best.round >= self.recipe.train.early_stop:
+                    self.reporter.line(f"early stop: no better for {number - best.round} rounds")
+                    break
         if not self.options.blank:
-            self._test(best)
+            self._test(best.state)
         texts = self._texts()
         privacy = self._privacy(len(self.history))
-        return Trained(best, self.members, self.history, best_round, texts, privacy, time.perf_counter() - begun)
+        return Trained(best.state, self.members, self.history, best.round, texts, privacy, time.perf_counter() - begun)
 
     def _gather(self) -> None:
         """Wait for the clients, and let them tell who they are."""
@@ -175,33 +167,17 @@ class _Server:
             )
         answers = self._ask("describe", {node: Packet(self.facts) for node in nodes})
         self.members = [Member(node, answer.facts) for node, answer in answers.items()]
-        _check_names(self.members)
+        check_names(self.members)
         for key, what in (("catalogue", "the catalogue"), ("release", "the release of genre")):
-            _check_same({member.name: member.facts[key] for member in self.members}, what)
+            check_same({member.name: member.facts[key] for member in self.members}, what)
         self.members.sort(key=lambda member: member.name)
-        self.facts["agreed"] = {"feedback": self._vocabulary(), "classes": self._classes(), "blank": self.options.blank}
+        self.facts["agreed"] = {
+            "feedback": common_feedback(self.members),
+            "classes": common_classes(self.members),
+            "blank": self.options.blank,
+        }
         for member in self.members:
             self.reporter.line(f"client {member.name}: {member.facts['examples']:,} examples, rank {member.facts['rank']}")
-
-    def _vocabulary(self) -> dict[str, Any] | None:
-        """The feedback values of all clients; None for events without feedback."""
-        given = {member.name: member.facts["feedback"] for member in self.members}
-        columns = {name: None if one is None else one["column"] for name, one in given.items()}
-        _check_same(columns, "the feedback column")
-        values = [value for one in given.values() if one is not None for value in one["values"]]
-        if not values:
-            return None
-        texts = isinstance(values[0], str)
-        observed = np.array(values, dtype=object if texts else np.float64)
-        vocabulary = FeedbackVocabulary.fit(str(next(iter(columns.values()))), observed)
-        return {"column": vocabulary.column, "values": list(vocabulary.values)}
-
-    def _classes(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for member in self.members:
-            for task, count in member.facts["classes"].items():
-                counts[task] = max(counts.get(task, 0), int(count))
-        return counts
 
     def _start(self) -> State:
         """The tensors of the first round: the clients' own heads averaged, and the low-rank layers of the first client."""
@@ -212,7 +188,7 @@ class _Server:
         self.members = [member for member in self.members if member.node in answers]
         same = {member.name: answers[member.node].facts["same"] for member in self.members}
         for key in sorted({key for one in same.values() for key in one}):
-            _check_same({name: one.get(key) for name, one in same.items()}, key)
+            check_same({name: one.get(key) for name, one in same.items()}, key)
         states = [answers[member.node].arrays for member in self.members]
         first = states[0]
         common = [{name: value if not _low_rank(name) else first[name] for name, value in each.items()} for each in states]
@@ -250,7 +226,8 @@ class _Server:
         if given.secure:
             after, answered = self._add_up(question, state)
         else:
-            answers = self._ask("train", {member.node: question for member in members})
+            asked = self.transport.ask("train", {member.node: question for member in members})
+            answers = self._told({node: _checked(answer, state) for node, answer in asked.items()})
             answered = [member for member in members if member.node in answers]
             replies = [answers[member.node].arrays for member in answered]
             if given.noise:
@@ -300,8 +277,9 @@ class _Server:
                 member.metrics = answers[member.node].facts["metrics"]
 
     def _evaluate(self, state: State, part: str) -> dict[int, Packet]:
+        """The metrics of those clients that answer, which may be none: what was trained is worth keeping without."""
         question = Packet(self.facts | {"part": part}, state)
-        return self._ask("evaluate", {member.node: question for member in self.members})
+        return self._answers(self.transport.ask("evaluate", {member.node: question for member in self.members}))
 
     def _texts(self) -> dict[str, str]:
         """The version's text files, from the first client that still answers."""
@@ -321,15 +299,19 @@ class _Server:
         Raises:
             JobError: There are too few.
         """
-        found = {node: answer for node, answer in answers.items() if isinstance(answer, Packet)}
-        failed = {node: answer for node, answer in answers.items() if isinstance(answer, Failure)}
-        for node, failure in failed.items():
-            self._failed(node, failure)
+        found = self._answers(answers)
         if len(found) < self.options.min_clients:
-            reason = next((f": {each.reason}" for each in failed.values()), "")
+            reason = next((f": {each.reason}" for each in answers.values() if isinstance(each, Failure)), "")
             got, expected = f"{len(found)} of {len(answers)}{visible(reason)}", f"at least {self.options.min_clients}"
             raise JobError("too few clients answered", got=got, expected=expected, todo=self._kept())
         return found
+
+    def _answers(self, answers: Mapping[int, Packet | Failure]) -> dict[int, Packet]:
+        """The answers that there are; clients without one are reported."""
+        for node, answer in answers.items():
+            if isinstance(answer, Failure):
+                self._failed(node, answer)
+        return {node: answer for node, answer in answers.items() if isinstance(answer, Packet)}
 
     def _failed(self, node: int, failure: Failure) -> None:
         name = next((member.name for member in self.members if member.node == node), f"number {node}")
@@ -356,24 +338,16 @@ class _Server:
         return {"noise": given.noise, "clip": given.clip, "rounds": rounds, "epsilon": value, "delta": delta}
 
 
+def _checked(answer: Packet | Failure, state: State) -> Packet | Failure:
+    """An answer with the tensors of a state; a failure if it has others, or some that are no numbers."""
+    if isinstance(answer, Failure):
+        return answer
+    try:
+        completed(state, answer.arrays)
+    except InputError as error:
+        return Failure(str(error))
+    return answer
+
+
 def _low_rank(name: str) -> bool:
     return name.endswith((A, ".lora_B"))
-
-
-def _check_names(members: list[Member]) -> None:
-    """Check that every client has a short name of its own."""
-    names = [member.name for member in members]
-    for name in names:
-        if not name or len(name) > 64 or not name.isprintable():
-            raise DataError("the name of a client", got=repr(name[:80]), expected="1 to 64 printable characters")
-        if names.count(name) > 1:
-            raise DataError("two clients have the same name", got=name, expected="a name each")
-
-
-def _check_same(values: Mapping[str, Any], what: str) -> None:
-    """Check that all clients have the same value."""
-    first, expected = next(iter(values.items()))
-    for name, value in values.items():
-        if value != expected:
-            got = f"{str(value)[:60]} at {name}, {str(expected)[:60]} at {first}"
-            raise DataError(f"the clients differ in {what}", got=got, expected="the same everywhere")
