@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import genre
-from builders import LIKE, NEXT, publish_stirred, recipe
+from builders import LIKE, NEXT, private_recipe, publish_stirred, recipe
 from fakes import planted_log
 from genre.cli import main
 from genre.data.interactions import Interactions
@@ -99,6 +99,26 @@ def test_an_adapter_that_was_overfitted_on_purpose_has_a_bound_above_1(overfitte
     assert main(asked) == 0 and f": {first}" in capsys.readouterr().out and (tmp_path / "page.html").read_text() == page
     assert main([*asked[:2], "some", *asked[3:]]) == 2
     assert "no audit of its privacy is recorded" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # thirteen private trainings and four searches for noise, some minutes
+def test_no_bound_refutes_the_epsilon_of_a_private_training(tiny, tmp_path):
+    pytest.importorskip("opacus", reason="the extra privacy")
+    registry, base, log = genre.Registry(tmp_path / "registry"), Base.load(str(tiny)), by_chance(users=60)
+    split = {"kind": "user_ratio", "valid": 0, "test": 0.2}
+    privacy = {"users": 20, "feedback_values": [1, 2, 3, 4, 5], "statistics": 0}
+    train = {"batch_tokens": 4096, "learning_rate": 1e-2}
+    options = {"encoder": TEXT_ONLY, "adapter": {"rank": 16}, "data": {"split": split}, "train": train, "privacy": privacy}
+    wanted = private_recipe(tiny, LIKE, epochs=6, base={"precision": "float32"}, **options)
+    registry.publish(genre.train(wanted, log=log, base=base, registry=registry, folder=tmp_path / "run", baselines="none"))
+    for epsilon in (1, 2, 4, 8):
+        for seed in range(3):
+            asked = AuditOptions(checks=("canaries",), canaries=60, seed=seed, overrides=(f"train.privacy.epsilon={epsilon}",))
+            report = audit(registry, "like", log, asked, base=base, folder=tmp_path / f"{epsilon}-{seed}", record=True)
+            found = report.checks.canaries
+            assert found.claimed == epsilon and 0 < found.delta < 1 / (10 * 60)
+            assert found.epsilon < epsilon, f"epsilon {epsilon}, seed {seed}"
+    assert registry.audit_of("like") is None, "the recipe withholds figures of its users"
 
 
 def test_who_trained_an_overfitted_adapter_is_told_from_who_did_not(overfitted, tmp_path):

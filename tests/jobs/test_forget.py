@@ -193,3 +193,13 @@ def test_a_folder_that_cannot_be_written_trains_without_a_key(tmp_path):
         ensure_key(folder)
     finally:
         folder.chmod(0o700)
+
+
+def test_an_import_that_brings_somebody_back_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    guests(5.0, ["i1"]).frame.drop("row").write_csv("events.csv")
+    bringing = ["data", "import", "events.csv", "--out", "shop"]
+    assert main(bringing) == 0 and main(["data", "forget", GONE, "--data", "shop"]) == 0
+    assert "no version of the registry was trained on them" in capsys.readouterr().out
+    assert main(bringing) == 0
+    assert f"warning: 1 users who were forgotten here are back: genre data forget {GONE} --data shop" in capsys.readouterr().out

@@ -8,6 +8,7 @@ Owns: arguments and printing. Ignores: everything else; the library is imported 
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -149,10 +150,26 @@ def import_(
         with step_reporter(f"importing {log}") as report:
             report(f"writing {out}")
             data.write(out)
+        _warn_returned(out)
     write_result(json_file, found | {"out": None if dry else str(out)})
     print("dry run: nothing is written" if dry else f"ready: {out}")
     if (text or label) and "group_id" not in table["mapping"] and data.frame["group_id"].n_unique() == len(data):
         print("each text is a group of its own; with --map group_id=COLUMN texts about one thing stay on one side of a split")
+
+
+def _warn_returned(folder: Path) -> None:
+    """Warn of users who were forgotten in a folder, and whom an import has brought back."""
+    from genre.data.forgetting import returned_users
+    from genre.data.interactions import Interactions
+    from genre.data.user_key import read_key
+
+    if read_key(folder) is None or not (folder / "interactions.parquet").is_file():
+        return
+    back = returned_users(Interactions.read(folder))
+    if back:
+        names = " ".join(shlex.quote(user) for user in back[:20]) + (" …" if len(back) > 20 else "")
+        what = f"warning: {len(back):,} users who were forgotten here are back"
+        print(visible(f"{what}: genre data forget {names} --data {folder}"))
 
 
 def _parse_missing(pairs: list[str]) -> list[tuple[str, str]]:

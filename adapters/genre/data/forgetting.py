@@ -128,6 +128,14 @@ def _count(folder: Path, log: Interactions, rest: Interactions, users: Sequence[
     return Forgotten(int(gone.sum()), len(log) - len(rest), items, only - items, left)
 
 
+def returned_users(log: Interactions) -> list[str]:
+    """The users of a log of a data set folder who were forgotten there before, as after another import of its source."""
+    key = log.info.users_key
+    if key is None or not key.forgotten:
+        return []
+    return [user for user in log.user_ids if key.digest(user) in key.forgotten]
+
+
 def check_known(log: Interactions, users: Sequence[str]) -> None:
     """Check that all users are in a log, or were forgotten before.
 
