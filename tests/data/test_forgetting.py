@@ -2,6 +2,7 @@
 
 import gzip
 import stat
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -153,6 +154,26 @@ def test_a_key_stays_with_a_folder_and_with_what_is_made_of_it(tmp_path):
     (folder / FILE).write_text("of no use")
     with pytest.raises(DataError, match=r"users.key cannot be read: got other content; expected 64 hex digits"):
         Interactions.read(folder)
+
+
+def test_a_key_of_somebody_else_is_no_reason_not_to_read_a_log(tmp_path, monkeypatch):
+    folder = with_guest(("i3", 5.0)).write(tmp_path / "shop")
+    ensure_key(folder)
+    key, read_text = read_key(folder), Path.read_text
+
+    def forbidden(path, *given, **named):  # root, who runs tests, may read everything
+        if path.name == FILE:
+            raise PermissionError(13, "Permission denied")
+        return read_text(path, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    assert Interactions.read(folder).info.users_key is None
+    ensure_key(folder)
+    for change in (lambda: forget_users(folder, [GONE]), lambda: with_guest(("i3", 5.0)).write(folder)):
+        with pytest.raises(DataError, match=r"users.key cannot be read: got no permission; .*; become its owner"):
+            change()
+    monkeypatch.undo()
+    assert read_key(folder) == key
 
 
 def test_digests_are_keyed():

@@ -43,26 +43,22 @@ def forget(
     result: dict[str, Any] = {"dry_run": dry, "data": None, "served_lists": None, "versions": []}
     versions: list[TrainedVersion] = []
     if data is not None:
-        from genre.data.forgetting import check_foreign, check_known
+        from genre.data.forgetting import foresee_forgetting, forget_users
         from genre.data.interactions import Interactions
         from genre.jobs.forget.versions import versions_of
         from genre.registry import Registry
 
         if not Path(data).is_dir():
             raise InputError("--data is no folder", got=data, expected="a data set folder, not the name of a packaged data set")
-        log = Interactions.read(data)
-        check_known(log, wanted)
-        check_foreign(Path(data), log, wanted)
-        versions = versions_of(Registry(registry), log, wanted)
+        found = foresee_forgetting(Path(data), wanted, drop_items=drop_items)  # refuses before anything is changed
+        versions = versions_of(Registry(registry), Interactions.read(data), wanted)
     if served_log is not None and not dry:
         from genre.serving.forgotten import forget_served
 
         result["served_lists"] = forget_served(served_log, wanted)
         print(f"{served_log}: {result['served_lists']:,} lists removed")
     if data is not None:
-        from genre.data.forgetting import foresee_forgetting, forget_users
-
-        found = (foresee_forgetting if dry else forget_users)(Path(data), wanted, drop_items=drop_items)
+        found = found if dry else forget_users(Path(data), wanted, drop_items=drop_items)
         result |= {"data": asdict(found), "versions": [asdict(each) for each in versions]}
         print(f"{data}: {found.events:,} events of {found.users:,} users {done}")
         _show_items(found)

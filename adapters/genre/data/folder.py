@@ -40,7 +40,7 @@ def read_info(folder: Path) -> DatasetInfo:
     Raises:
         DataError: A file is damaged.
     """
-    path, key = folder / MARKER, read_key(folder)
+    path, key = folder / MARKER, read_key(folder, needed=False)
     if not path.is_file():
         return DatasetInfo(name=folder.resolve().name, users_key=key)
     try:

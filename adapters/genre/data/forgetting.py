@@ -26,7 +26,7 @@ from genre.data.folder import MARKER, read_parquet
 from genre.data.interactions import Interactions
 from genre.data.schema import SUBSECOND, DatasetInfo
 from genre.data.user_key import FILE as KEY
-from genre.data.user_key import UserKey
+from genre.data.user_key import UserKey, read_key
 from genre.errors import DataError, InputError
 from genre.files import appearing_folder
 
@@ -108,7 +108,7 @@ def _forget(folder: Path, users: Sequence[str], drop_items: bool) -> Forgotten:
     check_known(log, users)
     check_foreign(folder, log, users)
     rest = without_users(log, users, drop_items=drop_items)
-    key = (log.info.users_key or UserKey.new()).with_forgotten(users)
+    key = (read_key(folder) or UserKey.new()).with_forgotten(users)
     tables = {"interactions": rest.frame, "items": rest.catalogue.frame} | ({} if rest.users is None else {"users": rest.users})
     with appearing_folder(folder, marker=MARKER) as aside:
         shutil.copytree(folder, aside, dirs_exist_ok=True, ignore_dangling_symlinks=True)

@@ -66,16 +66,24 @@ class UserKey:
                 file.write("\n".join(lines) + "\n")
 
 
-def read_key(folder: Path) -> UserKey | None:
+def read_key(folder: Path, *, needed: bool = True) -> UserKey | None:
     """Read the key of a data set folder; None if it has none.
 
+    Args:
+        folder: The folder.
+        needed: False gives None too where another user of this machine owns the key, as for a service that only reads the log.
+
     Raises:
-        DataError: The file is damaged.
+        DataError: The file is damaged, or may not be read.
     """
     path = folder / FILE
     try:
         secret, *forgotten = (bytes.fromhex(line) for line in path.read_text(encoding="ascii").split())
     except FileNotFoundError:
+        return None
+    except PermissionError:
+        if needed:
+            raise _unreadable(path, "no permission", "become its owner, who made the folder or trained on it first") from None
         return None
     except (OSError, ValueError):
         raise _damaged(path) from None
@@ -85,15 +93,15 @@ def read_key(folder: Path) -> UserKey | None:
 
 
 def ensure_key(folder: Path) -> None:
-    """Make the key of a data set folder that has none; a folder that cannot be written stays without.
-
-    Raises:
-        DataError: The file is damaged.
-    """
-    if read_key(folder) is None and os.access(folder, os.W_OK):
+    """Make the key of a data set folder that has none; a folder that cannot be written stays without."""
+    if not (folder / FILE).exists() and os.access(folder, os.W_OK):
         UserKey.new().write(folder)
 
 
 def _damaged(path: Path) -> DataError:
     todo = "restore it from a copy; without it nobody can tell who trained the versions of this data set"
-    return DataError(f"{path} cannot be read", got="other content", expected=f"{2 * SECRET_BYTES} hex digits", todo=todo)
+    return _unreadable(path, "other content", todo)
+
+
+def _unreadable(path: Path, got: str, todo: str) -> DataError:
+    return DataError(f"{path} cannot be read", got=got, expected=f"{2 * SECRET_BYTES} hex digits", todo=todo)
