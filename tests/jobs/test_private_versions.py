@@ -24,7 +24,7 @@ from genre.privacy import public_only
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.training import assembly as wiring
-from genre.training import fit, loop, parts
+from genre.training import fit, loop, neighbours, parts
 from genre.training.assembly import assemble, fit_vocabulary
 from genre.training.private import steps
 from genre.training.private.gradients import UserGradients
@@ -108,7 +108,8 @@ def differences(one, two):
 
 
 def test_a_version_tells_nothing_of_any_user_that_did_not_pass_the_noise(tiny, two_logs, tmp_path, no_signal):
-    one, two = (version_of(tiny, tmp_path / str(number), log) for number, log in enumerate(two_logs))
+    options = {"encoder": {"whiten": True, "neighbours": 3}}
+    one, two = (version_of(tiny, tmp_path / str(number), log, **options) for number, log in enumerate(two_logs))
     assert differences(one, two) == []
     assert len(one) > 150 and {"heads.safetensors", "adapter_model.safetensors", "encoder/encoder.safetensors"} <= one.keys()
 
@@ -196,6 +197,25 @@ def chosen_on_validation(patch):
     patch.setattr(loop.Loop, "validate", validate)
 
 
+def fitted_neighbours(patch):
+    """The neighbours by text of a private run are those by co-occurrence."""
+    made = wiring.RowBuilder
+    patch.setattr(wiring, "public_only", lambda recipe: with_text_neighbours(public_only(recipe)))
+    patch.setattr(wiring, "RowBuilder", lambda log, layout: (seen.clear(), seen.append(log), made(log, layout))[2])
+    true, seen = neighbours.public_neighbours, []
+
+    def public(index):
+        found = true(index)
+        found.values[:, 0] = torch.from_numpy(np.bincount(seen[0].item_codes, minlength=len(found.values)))
+        return found
+
+    patch.setattr(neighbours, "public_neighbours", public)
+
+
+def with_text_neighbours(recipe):
+    return recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update={"whiten": True, "neighbours": 3})})
+
+
 def counted_catalogue(patch):
     true = publish.write_catalogue
 
@@ -270,7 +290,7 @@ LEAKS = {
     "collaborative vectors": keeping(collaborative=4),
     "item factors": keeping(factors=4),
     "co-occurrence term": keeping(taste=4),
-    "item neighbours": keeping(neighbours=3),
+    "item neighbours": fitted_neighbours,
     "statistics without noise": statistics_without_noise,
     "gradients without noise": gradients_without_noise,
     "weights chosen on validation": chosen_on_validation,

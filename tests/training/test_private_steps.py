@@ -297,6 +297,14 @@ def test_private_recipes_train_alone_and_from_the_start(tiny, log, base, make):
         assemble_from(None, private_recipe(tiny, LIKE), log, base, np.ones(len(log), dtype=bool))
 
 
+def test_neighbours_by_text_stay_with_constants(make, tmp_path):
+    lines = []
+    fitted = fit(make(NEXT, encoder={"whiten": True, "neighbours": 9}, epochs=1), tmp_path, reporter=Reporter(lines.append))
+    found = fitted.assembly.model.heads["next_item"].neighbours
+    assert found.blend.tolist() == [0, 2] and found.fade.tolist() == pytest.approx([1, 0.7]) and not found.values.any()
+    assert any("item neighbours by text alone" in line for line in lines)
+
+
 def test_nothing_is_fitted_to_events_and_the_recipe_says_so(make):
     assembly = make(NEXT, RATING, encoder={"taste": 8, "neighbours": 4, "factors": 4})
     used = assembly.recipe.encoder

@@ -27,6 +27,8 @@ from genre.training.validation import ranking_metric
 
 BLENDS = (0.0, 0.05, 0.15, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Logits per standard deviation of a term over the catalogue: from a touch to where the trained scores only break ties."""
+PUBLIC = 0.7, 2.0
+"""The fading and weight of neighbours by text in a private run, chosen on a public log (docs/decisions/privacy-budget.md)."""
 MOST_SCORES = 2**29
 """Of validation targets times items; where there are more, the weights are chosen on a sample of the targets."""
 
@@ -36,6 +38,11 @@ def add_neighbours(assembly: Assembly, processes: Processes) -> Iterator[str]:
     model, count = assembly.model, assembly.recipe.encoder.neighbours
     heads = {name: head for name, head in model.heads.items() if isinstance(head, CatalogueHead)}
     if model.soft is None or not count or not heads:
+        return
+    if assembly.recipe.train.privacy is not None:
+        for name, head in heads.items():
+            model.heads[name] = head.with_neighbours(public_neighbours(model.soft.index).to(assembly.base.device))
+            yield f"{name}: item neighbours by text alone, with weight {PUBLIC[1]:g} that no event chose"
         return
     for seen in dict.fromkeys(model.tasks[name].seen for name in heads):
         own = {name: head for name, head in heads.items() if model.tasks[name].seen == seen}
@@ -57,6 +64,13 @@ def _add(assembly: Assembly, made: ItemNeighbours, heads: dict[str, CatalogueHea
         model.heads[name] = heads[name].with_neighbours(own)
         chosen, weights = ranking_metric(model.tasks[name]), f"co-occurrence {blend[0]:.3g}, text {blend[1]:.3g}"
         yield f"{name}: item neighbours ({weights}): validation {name}.{chosen.name} {values[0]:.4f} to {values[1]:.4f}"
+
+
+def public_neighbours(index: ItemIndex) -> ItemNeighbours:
+    """Neighbours by text alone, with the constants of `PUBLIC`; nothing of them is of any event."""
+    made = ItemNeighbours(len(index.codes), 1)
+    made.fade[1], made.blend[1] = PUBLIC
+    return made
 
 
 def fit_neighbours(assembly: Assembly, index: ItemIndex, count: int, seen: Seen = "masked") -> ItemNeighbours:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from genre.errors import JobError
-from genre.modules.heads.heads import ScalarHead, VerbalizerHead
+from genre.modules.heads.heads import CatalogueHead, ScalarHead, VerbalizerHead
 from genre.training.assembly import Assembly
 from genre.training.private.accounting import epsilon_of
 from genre.training.private.steps import PrivateSteps
@@ -26,6 +26,7 @@ PUBLIC = {
     "catalogue": "item ids, titles, columns and what the base makes of them; not their order or counts in the log",
     "base": "its weights and tokenizer",
     "recipe": "every key, declared feedback values and ranges included, and the split's rule",
+    "constants": "weight and fading of neighbours by text, which this release fixes",
     "chance": "weights as the recipe's seed makes them",
     "form": "the log's columns and the order of equal times",
 }
@@ -36,7 +37,7 @@ OFF = {
     "encoder.collaborative": "vectors of items that are seen together",
     "encoder.factors": "factors of items of the same users",
     "encoder.taste": "the co-occurrence term, whose weight validation chooses",
-    "encoder.neighbours": "item neighbours, whose weights validation chooses",
+    "encoder.neighbours": "item neighbours by co-occurrence, and weights that validation chooses; neighbours by text stay",
     "encoder.min_events": "items that count as new for lack of events; all items train alike",
     "sequence.feedback": "feedback values that occur: the recipe declares them",
     "train.early_stop": "validation: the last weights are kept",
@@ -99,6 +100,8 @@ def budget(private: PrivateSteps) -> dict[str, Any]:
             sources[f"heads.safetensors:{task}.moments"] = "statistics" if private.parts else "recipe"
         elif isinstance(head, VerbalizerHead):
             sources[f"heads.safetensors:{task}.numbers"] = "recipe"
+        elif isinstance(head, CatalogueHead) and head.neighbours is not None:
+            sources |= {f"heads.safetensors:{task}.neighbours.{name}": "constants" for name, _ in head.neighbours.named_buffers()}
     public = dict(PUBLIC)
     if config.metrics == "public":
         public["metrics"] = "events of the test part, by the recipe's own word"
