@@ -114,3 +114,19 @@ def start_secure_round(context: Any, number: int) -> None:
 
     context.state.config_records[MAIN_CONFIGS_RECORD] = ConfigRecord({Key.CURRENT_ROUND: number})
     context.state.array_records[MAIN_PARAMS_RECORD] = ArrayRecord()
+
+
+def observing(see: Callable[[Any], None]) -> Any:
+    """A block in which `see` gets what every PyTorch operator returns, the backward pass of the same thread included.
+
+    Hooks for saved tensors are promised, but do not see what lives between two operators.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Observing(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+            found = function(*given, **(named or {}))
+            see(found)
+            return found
+
+    return Observing()
