@@ -23,17 +23,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+import genre
 from architectures import config_of, write_model
 from builders import GOOD, LIKE, NEXT, recipe, text_recipe
 from fakes import browsing_log, planted_log, planted_texts
-
-import genre
 from genre.modules.base.planned import PlannedBase
 from genre.progress import Reporter
 from genre.training import Loop
 from genre.training.assembly import assemble_any
 from genre.training.memory_plan import plan_training
-from genre.training.prediction import score_batch
 
 WIDE = {
     "hidden_size": 256,

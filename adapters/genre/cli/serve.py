@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genre.cli.memory import service_lines
 from genre.cli.options import (
     BaseOption,
     LanesOption,
@@ -32,6 +33,7 @@ from genre.errors import InputError
 
 if TYPE_CHECKING:
     from genre.progress import Reporter
+    from genre.registry import Registry
     from genre.serving.served import ServedLog
 
 
@@ -102,6 +104,10 @@ def serve(
         float, typer.Option("--history-cache-ttl", help="Seconds without a call after which a user's states go; 0 never.")
     ] = 3600.0,
     log_rows: Annotated[bool, typer.Option("--log-rows", help="Log the requests: user ids and histories.")] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Print the memory it would take, by part; load no weights.")
+    ] = False,
+    plan: Annotated[str | None, typer.Option("--plan", metavar="DEVICE", help="With --dry-run: cpu or cuda.")] = None,
 ) -> None:
     """Serve adapters over HTTP. The environment variable GENRE_ADMIN_TOKEN enables the admin calls."""
     try:
@@ -124,6 +130,14 @@ def serve(
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
     loads = {"quantization": quantization, "precision": check_precision(precision)}
     states = _history_cache(history_cache, history_cache_host, history_cache_disk, history_cache_storage, history_cache_ttl)
+    check_choice("plan", plan, ("cpu", "cuda"))
+    if plan is not None and not dry:
+        raise InputError("--plan goes with --dry-run", got=f"--plan {plan} alone", expected="both")
+    if dry:
+        histories = 0 if states is None else int(states["capacity"])
+        options = {"base": base, **loads, "lanes": lanes, "batch_tokens": batch_tokens, "batch_rows": batch_rows}
+        _show_memory(registry, adapters or [], data, plan, options | {"histories": histories})
+        return
     listener, served = bind(host, port), None
     try:
         if served_log is not None:
@@ -152,17 +166,9 @@ def _open(
     states: dict[str, Any] | None = None,
 ) -> Any:
     """Start a service; what is most likely to fail is checked first."""
-    from genre.registry import Registry
-    from genre.serving.deployments import served_by_default
     from genre.serving.state import StateFile
 
-    if "://" not in registry and not Path(registry).is_dir():
-        raise InputError("no such registry", got=registry, expected="a folder that `genre train` has published into")
-    store = Registry(registry)
-    refs = list(dict.fromkeys(adapters))
-    others: dict[str, str] = {}
-    if not adapters:
-        refs, others = served_by_default(store)
+    store, refs, others = _versions(registry, adapters)
     first = store.resolve(refs[0])
     kept = None if state is None else StateFile(state)
     from genre.engine import Engine
@@ -186,6 +192,30 @@ def _open(
     with progress.phase(f"loading {', '.join(refs)}", at_once=False):
         service.start(refs, found=not adapters)
     return service
+
+
+def _versions(registry: str, adapters: list[str]) -> tuple["Registry", list[str], dict[str, str]]:
+    """The registry, what is to be served of it, and why others are not."""
+    from genre.registry import Registry
+    from genre.serving.deployments import served_by_default
+
+    if "://" not in registry and not Path(registry).is_dir():
+        raise InputError("no such registry", got=registry, expected="a folder that `genre train` has published into")
+    store = Registry(registry)
+    if adapters:
+        return store, list(dict.fromkeys(adapters)), {}
+    return store, *served_by_default(store)
+
+
+def _show_memory(registry: str, adapters: list[str], data: str | None, device: Any, options: dict[str, Any]) -> None:
+    """Print the planned memory of the service."""
+    from genre.jobs.loading import open_log
+    from genre.jobs.memory import plan_service, this_device
+
+    store, refs, _ = _versions(registry, adapters)
+    log = None if data is None else open_log(data)
+    place = device or this_device()
+    print("\n".join(service_lines(plan_service(store, refs, data=log, device=place, **options), place)))
 
 
 def _history_cache(memory: str, host: str, disk: str | None, storage: str, ttl_s: float) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genre.cli.memory import training_lines
 from genre.cli.options import (
     AliasOption,
     BaselinesOption,
@@ -47,6 +48,12 @@ def train(
     ] = None,
     precision: PrecisionOption = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Take one step, print the cost of the run, keep nothing.")] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            "--plan", metavar="DEVICE", help="Print the memory on cpu or cuda, by part, from config.json alone; load no weights."
+        ),
+    ] = None,
     baselines: BaselinesOption = "all",
     json_file: JsonOption = None,
 ) -> None:
@@ -62,6 +69,10 @@ def train(
     chosen_baselines(baselines)
     _check_options(wanted, out, resume, dry, tokens)
     check_file(json_file, "--json")
+    check_choice("plan", plan, ("cpu", "cuda"))
+    if plan is not None:
+        write_result(json_file, _show_plan(wanted, registry, plan))
+        return
     from genre.jobs.dry_run import dry_run
     from genre.jobs.train import train as run_training
     from genre.jobs.train_several import train_together
@@ -93,6 +104,21 @@ def train(
     finally:
         if publisher.found:
             write_result(json_file, {"runs": publisher.found})
+
+
+def _show_plan(recipes: list["Recipe"], registry: str, device: Any) -> dict[str, Any]:
+    """Print the memory of each recipe by itself; return it for `--json`."""
+    from genre.jobs.memory import plan_run
+    from genre.registry import Registry
+
+    found: dict[str, Any] = {}
+    for recipe in recipes:
+        planned = plan_run(recipe, registry=Registry(registry), device=device)
+        print(recipe.name)
+        for label, text in training_lines(planned, device, checkpoint=recipe.train.checkpoint_activations):
+            print(f"  {label:<10}{text}")
+        found[recipe.name] = planned.as_dict()
+    return {"device": device, "memory_bytes": found}
 
 
 def _check_options(recipes: list["Recipe"], out: Path | None, resume: bool, dry: bool, tokens: int | None) -> None:
@@ -171,7 +197,10 @@ def _show_dry_run(found: "DryRun", registry: str, alias: str) -> None:
     print(f"base {name}: {depth} of {full_depth} layers, quantization {quantization}, {precision}")
     for each in found.recipes:
         print(f"\n{each.recipe.name}")
-        for label, text in _plan_lines(each):
+        memory = found.memory.get(each.recipe.name)
+        checkpoint = each.recipe.train.checkpoint_activations
+        planned = [] if memory is None else training_lines(memory, found.device, checkpoint=checkpoint)
+        for label, text in [*_plan_lines(each), *planned]:
             print(f"  {label:<10}{text}")
     for cost in found.costs:
         several = len(cost.recipes) > 1
@@ -189,6 +218,8 @@ def _dry_run_json(found: "DryRun", registry: str) -> dict[str, Any]:
     for each in found.recipes:
         plan = asdict(each) | {"recipe": each.recipe.model_dump(mode="json")}
         plan["parameters"]["trained"] = each.parameters.trained
+        memory = found.memory.get(each.recipe.name)
+        plan["memory_bytes"] = None if memory is None else memory.as_dict() | {"device": found.device}
         recipes[each.recipe.name] = plan
     costs = [
         {

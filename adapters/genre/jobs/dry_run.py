@@ -19,10 +19,11 @@ from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions
 from genre.data.sequences.layout import Sequence as Row
 from genre.distributed import Processes
-from genre.errors import InputError, ManifestError
+from genre.errors import BaseModelError, InputError, ManifestError
 from genre.jobs.encoders import check_leak, encoder_name, find_encoder
 from genre.jobs.folders import run_folder
 from genre.jobs.loading import open_base, open_log, settle_precision
+from genre.jobs.memory import plan_run
 from genre.jobs.publish import encoder_manifest
 from genre.jobs.train import check_base, wire
 from genre.modules.base.base import Base
@@ -33,6 +34,7 @@ from genre.registry.manifest import Cost as NoCost
 from genre.training import Loop
 from genre.training.assembly import Assembly, assemble, check_feedback, feedback_column, needs_encoder
 from genre.training.costs import Evaluation, Memory, Parameters, count_parameters, evaluation_cost, memory, padded, timed
+from genre.training.memory_plan import TrainingMemory
 from genre.training.parts import SharedEncoder
 from genre.training.reporting import check_tracker
 from genre.training.runtime import RandomStream
@@ -105,12 +107,16 @@ class DryRun:
         recipes: In the order given.
         costs: In training order.
         published: Names that would get a version in the registry.
+        device: Where the runs would be.
+        memory: The memory of each recipe by itself, planned; none for a base that cannot run on shapes.
     """
 
     base: tuple[str, int, int, str, str]
     recipes: tuple[Expected, ...]
     costs: tuple[Cost, ...]
     published: tuple[str, ...]
+    device: str
+    memory: dict[str, TrainingMemory]
 
 
 def dry_run(
@@ -180,7 +186,17 @@ class _Rehearsal:
         plans = tuple(dataclasses.replace(self.expected[recipe.name], recipe=recipe) for recipe in self.recipes)
         names = [name for name, *_ in self.encoders] + [each.recipe.name for each in plans if each.version_bytes is not None]
         about = (base.name, base.depth, base.full_depth, base.quantization, base.precision)
-        return DryRun(about, plans, tuple(self.costs), tuple(dict.fromkeys(names)))
+        place = base.device.type
+        memory = {recipe.name: found for recipe in recipes if (found := self.planned(recipe, place)) is not None}
+        return DryRun(about, plans, tuple(self.costs), tuple(dict.fromkeys(names)), place, memory)
+
+    def planned(self, recipe: Recipe, device: Any) -> TrainingMemory | None:
+        """The planned memory of a recipe by itself."""
+        try:
+            return plan_run(recipe, data=self.log, registry=self.registry, device=device)
+        except BaseModelError as error:
+            self.reporter.line(str(error))
+            return None
 
     def several(self, recipes: Sequence[Recipe], base: Base) -> None:
         """Rehearse first the recipes that fit an encoder, each alone, then the others together."""

@@ -23,7 +23,7 @@ from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.recipe import NO_FEEDBACK, Recipe
 from genre.registry import Registry
-from genre.registry.manifest import Cost, Manifest
+from genre.registry.manifest import Cost, Manifest, Version
 from genre.training.assembly import Assembly, check_feedback, feedback_column, needs_encoder
 from genre.training.parts import SharedEncoder
 from genre.training.private.table import check_sources
@@ -118,21 +118,29 @@ def foresee_encoder(recipe: Recipe, log: Interactions, registry: Registry) -> st
         return "encoder: the recipe needs none"
     if recipe.encoder.use == "fit":
         return "encoder: a new one is fitted, since encoder.use is fit"
-    ref = encoder_name(log, recipe) if recipe.encoder.use == "auto" else recipe.encoder.use
     try:
-        version = registry.resolve(ref)
-        own, theirs = (recipe.base.name, recipe.base.depth), (version.manifest.base.name, version.manifest.base.depth)
-        if own != theirs and not Path(recipe.base.name).is_dir():
-            raise ManifestError("it was fitted on another base", got=_base(*own), expected=_base(*theirs))
-        check_leak(version.manifest, recipe, log)
-        _check_rule(version.manifest, recipe)
-        fitted: Any = version.manifest.sequence.get("feedback")
-        check_feedback(feedback_column(recipe, log), fitted)
+        return f"encoder: shares {sharable(recipe, log, registry).ref}"
     except (NotFoundError, ManifestError) as error:
         if recipe.encoder.use != "auto":
             raise
-        return f"encoder: {_why_fitted(error, ref)}"
-    return f"encoder: shares {version.ref}"
+        return f"encoder: {_why_fitted(error, encoder_name(log, recipe))}"
+
+
+def sharable(recipe: Recipe, log: Interactions, registry: Registry) -> Version:
+    """The published encoder that a recipe would use, by what its manifest says.
+
+    Raises:
+        NotFoundError, ManifestError: There is none, or it does not fit.
+    """
+    version = registry.resolve(encoder_name(log, recipe) if recipe.encoder.use == "auto" else recipe.encoder.use)
+    own, theirs = (recipe.base.name, recipe.base.depth), (version.manifest.base.name, version.manifest.base.depth)
+    if own != theirs and not Path(recipe.base.name).is_dir():
+        raise ManifestError("it was fitted on another base", got=_base(*own), expected=_base(*theirs))
+    check_leak(version.manifest, recipe, log)
+    _check_rule(version.manifest, recipe)
+    fitted: Any = version.manifest.sequence.get("feedback")
+    check_feedback(feedback_column(recipe, log), fitted)
+    return version
 
 
 def foresee_sharing(recipes: Sequence[tuple[str, Recipe]], log: Interactions) -> list[str]:

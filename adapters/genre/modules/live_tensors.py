@@ -10,6 +10,7 @@ Owns: counting. Ignores: what is computed.
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor
@@ -50,11 +51,11 @@ class LiveTensors:
             storage = tensor.untyped_storage()
             key, size = id(storage), storage.nbytes()
             if key not in self._known:
-                self._known[key] = weakref.ref(storage, lambda _, key=key, size=size: self._end(key, size))
+                self._known[key] = weakref.ref(storage, partial(self._end, key, size))
                 self.now += size
         self.peak = max(self.peak, self.now)
 
-    def _end(self, key: int, size: int) -> None:
+    def _end(self, key: int, size: int, _: object) -> None:
         if self._known.pop(key, None) is not None:
             self.now -= size
 

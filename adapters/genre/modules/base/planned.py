@@ -11,8 +11,6 @@ A pass on `meta` runs every operator of the real one on shapes alone. Two things
 there: attention keeps what PyTorch's fused kernels keep, and a quantized linear unpacks its weight for each product.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -53,7 +51,8 @@ class PlannedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
         y: Tensor = _Unpacked.apply(x, self.weight)
-        return y if self.bias is None else y + self.bias
+        bias: Any = self.bias
+        return y if bias is None else y + bias
 
 
 class PlannedBase(Base):
@@ -197,7 +196,7 @@ class PlannedBase(Base):
             given["mask"] = torch.empty(rows, 1, tokens, tokens, device="meta", dtype=torch.bool)
         if read is not None and not self.bidirectional:
             given["read"] = torch.empty(read, device="meta", dtype=torch.long)
-        with _training(self.model, train), torch.set_grad_enabled(train):
+        with torch.set_grad_enabled(train):
             try:
                 with LiveTensors() as live:
                     live.forget([*self.model.parameters(), *self.model.buffers(), embeds, *given.values()])
@@ -222,7 +221,7 @@ def weight_bytes(model: nn.Module, quantization: Quantization) -> int:
             continue
         seen.add(id(value))
         owner = model.get_submodule(name.rpartition(".")[0])
-        if name.endswith(".weight") and isinstance(owner, PlannedLinear):
+        if name.endswith("weight") and isinstance(owner, PlannedLinear):
             found += _packed_bytes(value, quantization)
         else:
             found += value.nbytes
@@ -235,9 +234,9 @@ def _packed_bytes(weight: Tensor, quantization: Quantization) -> int:
     return weight.numel() // 2 + 4 * -(-weight.numel() // NF4_BLOCK) + 4 * 16
 
 
-def _quantize(model: nn.Module) -> None:
+def _quantize(model: Any) -> None:
     """Replace the linears that bitsandbytes would: all but the head (mutates the model)."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings()
     for module in model.modules():
         if type(module) is nn.Linear and module is not head:
             module.__class__ = PlannedLinear
@@ -292,7 +291,8 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
 ) -> tuple[Tensor, None]:
     """What transformers' attention layers call; with a mask, keys and values are repeated for their groups."""
-    shared, own = query.shape[1] // key.shape[1], module.config.model_type in EAGER  # type: ignore[union-attr]
+    layer: Any = module
+    shared, own = query.shape[1] // key.shape[1], layer.config.model_type in EAGER
     if shared > 1 and (own or attention_mask is not None):
         key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     if own:
@@ -300,20 +300,3 @@ def _attend(
         shares = torch.softmax(scores + scores[:1, :1], dim=-1, dtype=torch.float32).to(query.dtype)
         return (shares @ value).transpose(1, 2).contiguous(), None
     return _Fused.apply(query, key, value, attention_mask), None
-
-
-@contextmanager
-def _training(model: nn.Module, on: bool) -> Iterator[None]:
-    """A block in which attached layers are in training, as a run has them."""
-    from genre.modules.lora.layer import LoraLinear
-
-    chosen = [module for module in model.modules() if isinstance(module, LoraLinear)]
-    for module in chosen:
-        module.train(on)
-    try:
-        yield
-    finally:
-        for module in chosen:
-            module.eval()
-
-

@@ -250,7 +250,7 @@ class AdapterSlots:
     def _grow(self, rank: int) -> None:
         memory = self._memory.get(rank)
         now = len(memory[0]) if memory else 0
-        slots = min(max(FEWEST_SLOTS, 2 * now), self.capacity)
+        slots = slots_for(now + 1, self.capacity)
         assert slots > now, "more adapters than slots"
         buckets = self._of(rank)
         self._memory[rank] = [
@@ -271,6 +271,14 @@ def bucket(rank: int) -> int:
     while size < rank:
         size *= 2
     return size
+
+
+def slots_for(adapters: int, capacity: int) -> int:
+    """The slots of a bucket that holds so many adapters: a power of two, up to the capacity."""
+    slots = FEWEST_SLOTS
+    while slots < adapters:
+        slots *= 2
+    return min(slots, capacity)
 
 
 def group_by_input(names: Sequence[str]) -> list[list[str]]:
