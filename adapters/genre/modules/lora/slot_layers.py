@@ -112,6 +112,7 @@ class Group:
         self.used: dict[int, set[int]] = {}
         self._input: Tensor | None = None
         self._products: dict[int, Tensor] = {}
+        self._waiting = 0
 
     def size(self, rank: int) -> int:
         """Values of one slot: A of all members, then each B."""
@@ -134,11 +135,17 @@ class Group:
         """
         if self._input is not x:
             self.forget()
-            self._input = x
+            self._input, self._waiting = x, len(self.outs)
         if rank not in self._products:
             rows, _ = route.on(x.device)
             self._products[rank] = torch.bmm(route.pick(self.stacks[rank], x), route.fold(x[rows].contiguous()).transpose(1, 2))
         return self._products[rank]
+
+    def leave(self) -> None:
+        """Note that a member has used the last input; after the last member nothing of it is held."""
+        self._waiting -= 1
+        if self._waiting <= 0:
+            self.forget()
 
     def forget(self) -> None:
         """Drop the last input and its products."""
@@ -175,7 +182,16 @@ class SlotLinear(nn.Module):
         """
         routes = [(rank, route) for rank, route in self.routing.routes.items() if route.serves(self.group.used.get(rank, ()))]
         if routes and x.ndim == 2:  # some bases (OPT) lay the rows of a batch end to end
-            return self.forward(x.view(self.routing.count, -1, x.shape[-1])).flatten(0, 1)
+            found = self.forward(x.view(self.routing.count, -1, x.shape[-1])).flatten(0, 1)
+            self.group.forget()  # each view is an input of its own
+            return found
+        found = self._routed(x, routes)
+        if routes:
+            self.group.leave()
+        return found
+
+    def _routed(self, x: Tensor, routes: list[tuple[int, Route]]) -> Tensor:
+        """The base's product plus the updates of some routes."""
         weight: Any = self.base.weight if self.adds_onto else None
         if weight is not None and few_tokens(x):
             y = multiply_few(x, weight)
