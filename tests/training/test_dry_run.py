@@ -70,7 +70,7 @@ def test_the_estimate_is_made_of_what_was_measured(place, tiny, capsys):
     assert memory["process"] > memory["base"] + memory["trained"] + memory["optimizer"]
     assert cost["measured"] == ["memory_bytes.step", "memory_bytes.process", "step.seconds"]
     assert cost["estimated"] == ["memory_bytes.evaluation", "memory_bytes.peak", "training_seconds", "evaluation_seconds"]
-    assert shown.count("; predicted\n") == 1
+    assert shown.count("; predicted\n") == 4
     assert shown.count("; computed\n") == 2 and shown.count("; measured\n") == 2
 
 

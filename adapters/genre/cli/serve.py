@@ -104,9 +104,7 @@ def serve(
         float, typer.Option("--history-cache-ttl", help="Seconds without a call after which a user's states go; 0 never.")
     ] = 3600.0,
     log_rows: Annotated[bool, typer.Option("--log-rows", help="Log the requests: user ids and histories.")] = False,
-    dry: Annotated[
-        bool, typer.Option("--dry-run", help="Print the memory it would take, by part; load no weights.")
-    ] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Print the memory it would take, by part; load no weights.")] = False,
     plan: Annotated[str | None, typer.Option("--plan", metavar="DEVICE", help="With --dry-run: cpu or cuda.")] = None,
 ) -> None:
     """Serve adapters over HTTP. The environment variable GENRE_ADMIN_TOKEN enables the admin calls."""

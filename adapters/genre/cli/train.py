@@ -19,6 +19,7 @@ from genre.cli.options import (
     PrecisionOption,
     RegistryOption,
     SetOption,
+    check_choice,
     check_precision,
 )
 from genre.cli.output import check_file, console, format_size, show_metrics, write_result

@@ -79,8 +79,8 @@ def plan_training(assembly: Assembly) -> TrainingMemory:
         raise InputError("a memory plan needs a planned base", got=type(base).__name__, expected="PlannedBase.read(…)")
     labels = assembly.builder.data.supervise(list(recipe.tasks))
     planned = plan_epoch(assembly, labels, 0)
-    micro = [part for rows in planned.batches for part in split_rows(rows, Processes(), recipe.train.accumulate)]
-    batch = collate(max(micro, key=_size), planned.labels)
+    split = [split_rows(rows, Processes(), recipe.train.accumulate) for rows in planned.batches]
+    first, later = [parts[0] for parts in split], [part for parts in split for part in parts[1:]]
     parameters = model.trainable()
     own = _bytes(value for name, value in parameters.items() if not name.startswith("base."))
     trained = _bytes(parameters.values())
@@ -89,8 +89,10 @@ def plan_training(assembly: Assembly) -> TrainingMemory:
     model.train()
     if assembly.shared is not None:
         assembly.shared.encoder.train(assembly.fits_encoder)
-    again = trained if recipe.train.accumulate > 1 else 0  # gradients of the micro-batches before
-    steps = [again + size for size in _step_bytes(assembly, base, batch)]
+    steps = _step_bytes(assembly, base, collate(max(first, key=_size), planned.labels), again=False)
+    if later:  # whose activations come on top of the gradients of the first
+        more = _step_bytes(assembly, base, collate(max(later, key=_size), planned.labels), again=True)
+        steps = [max(one, trained + other) for one, other in zip(steps, more, strict=True)]
     items = _held(assembly, parameters)
     moments = sum(2 * value.nbytes for value in parameters.values())
     evaluation = _evaluation_bytes(assembly, base, labels)
@@ -106,8 +108,11 @@ def _size(rows: Any) -> tuple[int, int]:
     return len(rows) * longest, longest
 
 
-def _step_bytes(assembly: Assembly, base: PlannedBase, batch: Batch) -> list[int]:
-    """What a step on a batch adds at the most, without and with checkpointing where that can be done."""
+def _step_bytes(assembly: Assembly, base: PlannedBase, batch: Batch, *, again: bool) -> list[int]:
+    """What a step on a batch adds at the most, without and with checkpointing where that can be done.
+
+    With `again` there are gradients of other micro-batches, which are left out.
+    """
     model = assembly.model
     rows, tokens = batch.tokens.shape
     stand_in: Any = SimpleNamespace(embedding=lambda ids: torch.zeros(len(ids), base.embedding.weight.shape[1], dtype=base.dtype))
@@ -120,7 +125,7 @@ def _step_bytes(assembly: Assembly, base: PlannedBase, batch: Batch) -> list[int
         if loss.requires_grad:
             loss.backward()
         beside = live.peak
-        left = live.now - embedded  # gradients
+        left = 0 if again else live.now - embedded - hidden.nbytes  # gradients, but for that of the states
         del loss
     soft = embeds is not None and embeds.requires_grad
     given = sum(each.nbytes for each in vars(batch).values() if isinstance(each, Tensor))
@@ -131,7 +136,7 @@ def _step_bytes(assembly: Assembly, base: PlannedBase, batch: Batch) -> list[int
     if model.blind:
         return [given + beside]
     read = None if batch.read_tokens is None else len(batch.read_tokens)
-    shape: dict[str, Any] = {"train": True, "masked": batch.mask is not None, "soft": soft, "read": read}
+    shape: dict[str, Any] = {"train": True, "masked": batch.mask is not None, "soft": soft, "read": read, "again": again}
     found = []
     for checkpoint in (False, True) if base.checkpoints else (False,):
         one: PassMemory = base.plan(rows, tokens, checkpoint=checkpoint, **shape)

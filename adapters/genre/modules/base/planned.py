@@ -171,6 +171,7 @@ class PlannedBase(Base):
         soft: bool = True,
         checkpoint: bool = False,
         read: int | None = None,
+        again: bool = False,
     ) -> PassMemory:
         """Run a pass on shapes, with what is attached to the base.
 
@@ -182,6 +183,7 @@ class PlannedBase(Base):
             soft: The embedded tokens need a gradient: the encoder is being fitted.
             checkpoint: Keep only each layer's input for the backward pass.
             read: The number of tokens whose states are read; None for all of them.
+            again: Gradients are there already, which are not counted and added to.
 
         Raises:
             BaseModelError: The model cannot run on shapes, since what it does depends on values (experts, for one).
@@ -198,8 +200,11 @@ class PlannedBase(Base):
             given["read"] = torch.empty(read, device="meta", dtype=torch.long)
         with torch.set_grad_enabled(train):
             try:
+                for parameter in filter(lambda each: again and each.requires_grad, self.model.parameters()):
+                    parameter.grad = torch.empty_like(parameter)
+                there = [each.grad for each in self.model.parameters() if each.grad is not None]
                 with LiveTensors() as live:
-                    live.forget([*self.model.parameters(), *self.model.buffers(), embeds, *given.values()])
+                    live.forget([*self.model.parameters(), *self.model.buffers(), *there, embeds, *given.values()])
                     hidden = self.hidden(embeds, checkpoint=checkpoint and train, **given)
                     kept = live.now
                     if hidden.requires_grad:
