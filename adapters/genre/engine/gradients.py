@@ -16,10 +16,11 @@ from torch import Tensor
 
 from genre.data.sequences.batches import Batch, collate
 from genre.data.sequences.layout import Sequence as Row
+from genre.data.sequences.transfer import upload
 from genre.engine.core import Engine
 from genre.engine.planning import Job
 from genre.engine.requests import Request, Response
-from genre.engine.scoring import directions, logits_of, neighbours_of, score
+from genre.engine.scoring import directions, logits_of, neighbours_of, on_host, score
 from genre.errors import RequestError
 from genre.modules.embedding import embed
 from genre.modules.heads.heads import CatalogueHead
@@ -63,7 +64,8 @@ def _pass(engine: Engine, job: Job, row: Row) -> tuple[np.ndarray, np.ndarray]:
             (gradient,) = torch.autograd.grad(found.sum(), weights)
         finally:
             engine.slots.clear()
-    return found.detach().cpu().numpy(), gradient[0].float().cpu().numpy()
+    score, effects = on_host([found.detach(), gradient[0].float()])
+    return score, effects
 
 
 def _score(job: Job, row: Row, batch: Batch, hidden: Tensor, weights: Tensor) -> Tensor:
@@ -80,4 +82,4 @@ def _per_token(weights: Tensor, row: Row) -> Tensor:
     owner = np.searchsorted(row.event_starts, np.arange(len(row)), side="right")  # 0 before the first event
     owner[row.prefix_length :] = 0
     padded = torch.cat([weights.new_ones(1, 1), weights], 1)
-    return padded[:, torch.from_numpy(owner).to(weights.device)].unsqueeze(-1)
+    return padded[:, upload(torch.from_numpy(owner), weights.device)].unsqueeze(-1)

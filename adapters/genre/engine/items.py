@@ -180,10 +180,8 @@ class Inline:
         assert known is not None
         if self._vectors is None:
             return known[codes]
-        found = known[codes.clamp_max(size - 1)]
-        inline = codes >= size
-        found[inline] = self._vectors[codes[inline] - size]
-        return found
+        own = self._vectors[(codes - size).clamp(0, len(self._vectors) - 1)]
+        return torch.where((codes >= size).unsqueeze(-1), own, known[codes.clamp_max(size - 1)])
 
     @property
     def index(self) -> ItemIndex:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from genre.data.sequences.batches import MAX_READ_SHARE, Batch, collate, padded
 from genre.data.sequences.layout import Sequence as Row
+from genre.data.sequences.transfer import upload
 from genre.engine.adapter_source import Resident
 from genre.engine.histories import Histories, Known, by_turns, has_history, history_key
 from genre.engine.planning import Job
@@ -254,7 +255,7 @@ class Passes:
         index_of = {id(unit): index for unit, index in members}
         for units in self._batches([unit for unit, _ in members], pass_tokens):
             batch = self._collate(units)
-            rows = torch.tensor([index_of[id(unit)] for unit in units], device=lower.device)
+            rows = upload(torch.tensor([index_of[id(unit)] for unit in units]), lower.device)
             hidden = lower[rows, : batch.tokens.shape[1]]
             made = None if below is None else below.onto(rows.tolist())
             begun = perf_counter()
@@ -311,7 +312,7 @@ class Passes:
         if most == 0 or most > MAX_READ_SHARE * tokens:
             return None
         read = np.stack([row * tokens + np.pad(own, (0, most - len(own)), "edge") for row, own in enumerate(reads)])
-        return torch.from_numpy(read.astype(np.int64)).to(self.base.device)
+        return upload(torch.from_numpy(read.astype(np.int64)), self.base.device)
 
     def _blocks(self, units: Sequence[Unit]) -> Blocks:
         positions = padded([unit.row.positions for unit in units], 0)

@@ -23,6 +23,7 @@ from genre.data.sequences.batches import Batch
 from genre.data.sequences.instruction import fields_of
 from genre.data.sequences.layout import Layout
 from genre.data.sequences.layout import Sequence as Row
+from genre.data.sequences.transfer import upload
 from genre.engine.adapter_source import Resident
 from genre.engine.items import Inline
 from genre.engine.requests import EVENT_FIELDS, NOT_FINITE, Request, Response, Scored, refused
@@ -86,7 +87,12 @@ class Job:
         if not self.request.diversity:
             return best(scores, k)
         pool = best(scores, POOL)
-        vectors = self.inline.items(torch.from_numpy(self.codes[pool].astype(np.int64))).cpu().numpy()
+        codes = upload(torch.from_numpy(self.codes[pool].astype(np.int64)), self.inline.space.base.device)
+        vectors = (
+            self.inline.items(upload(torch.from_numpy(self.codes[pool].astype(np.int64)), self.inline.space.base.device))
+            .cpu()
+            .numpy()
+        )
         return pool[diversify(scores[pool], vectors, k, float(self.request.diversity))]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genre.data.sequences.batches import Batch, Reads
 from genre.data.sequences.layout import Sequence as Row
-from genre.data.sequences.transfer import upload
+from genre.data.sequences.transfer import Readback, upload
 from genre.engine.items import Inline, scales_of
 from genre.engine.planning import Job
 from genre.engine.texts import TextJob
@@ -66,30 +66,45 @@ def score_readers(readers: Sequence[Reader], batch: Batch, hidden: Tensor) -> No
     for reader in readers:
         job = reader.job
         by_head.setdefault((id(job.resident), job.task.name, id(job.user_vectors)), []).append(reader)
+    found: list[tuple[list[Reader], Sequence[Tensor | np.ndarray]]] = []
     for own in by_head.values():
         rows, job, index = [reader.row for reader in own], own[0].job, [reader.index for reader in own]
         part, states = batch, hidden
         if index != list(range(len(hidden))):
             at = torch.tensor(index)
             part, states = batch.take(at), hidden[upload(at, hidden.device)]
-        scores: Sequence[np.ndarray]
+        scores: Sequence[Tensor | np.ndarray]
         if job.user_vectors is not None:
             scores = job.user_vectors(job.inline, rows, part, states)
         elif isinstance(job.head, CatalogueHead):
-            found = directions(job.head, job.inline, rows, part, states)
             codes = [reader.job.codes for reader in own]
-            scores = catalogue_logits(job.inline, codes, found)
+            scores = logits = catalogue_logits(job.inline, codes, directions(job.head, job.inline, rows, part, states))
             if job.head.neighbours is not None:
                 more = (
                     neighbours_of(job.head, job.inline, part, row, len(one.item_codes), wanted)
                     for row, (one, wanted) in enumerate(zip(rows, codes, strict=True))
                 )
-                scores = [logits + added.cpu().numpy() for logits, added in zip(scores, more, strict=True)]
+                scores = [own_logits + added for own_logits, added in zip(logits, more, strict=True)]
         else:
-            flat = score(job.head, job.inline, rows, part, states, classes=isinstance(job, TextJob)).cpu().numpy()
-            scores = np.split(flat, np.cumsum([len(positions) for positions, _ in map(_positions, rows)])[:-1])
-        for reader, values in zip(own, scores, strict=True):
-            reader.job.scores[reader.number] = values
+            flat = score(job.head, job.inline, rows, part, states, classes=isinstance(job, TextJob))
+            scores = flat.split([len(positions) for positions, _ in map(_positions, rows)])
+        found.append((own, scores))
+    readers = [reader for own, _ in found for reader in own]
+    for reader, values in zip(readers, on_host([values for _, scores in found for values in scores]), strict=True):
+        reader.job.scores[reader.number] = values
+
+
+def on_host(values: Sequence[Tensor | np.ndarray]) -> list[np.ndarray]:
+    """Some arrays on the CPU, those of a device read in one copy, as float32."""
+    there = [value for value in values if isinstance(value, Tensor) and value.device.type != "cpu"]
+    flat = Readback(torch.cat([value.reshape(-1).float() for value in there])).read() if there else torch.empty(0)
+    parts = iter(flat.split([value.numel() for value in there]))
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            value = (value if value.device.type == "cpu" else next(parts).view(value.shape)).numpy()
+        found.append(value)
+    return found
 
 
 def score(
@@ -143,22 +158,22 @@ def queries(
     return head.ask(reads.of(hidden), view), reads
 
 
-def catalogue_logits(inline: Inline, codes: Sequence[np.ndarray], found: Tensor) -> list[np.ndarray]:
+def catalogue_logits(inline: Inline, codes: Sequence[np.ndarray], found: Tensor) -> list[Tensor]:
     """Logits of each row's codes, float32, by its direction among (B, D)."""
     vectors, scales = inline.space.vectors, inline.space.scales
     assert vectors is not None and scales is not None
     size = len(vectors)
     at_once = max(MAX_LOGITS // size, 1)
-    logits: list[np.ndarray] = []
+    logits: list[Tensor] = []
     for start in range(0, len(codes), at_once):
         some, asked = found[start : start + at_once], codes[start : start + at_once]
         most = [len(own) * 4 >= size and own.max() < size for own in asked]
-        whole = (some @ vectors.t() * scales).cpu().numpy() if any(most) else None
+        whole = some @ vectors.t() * scales if any(most) else None
         for index, own in enumerate(asked):
             if whole is not None and most[index]:
-                logits.append(whole[index, own])
+                logits.append(whole[index, upload(torch.from_numpy(own.astype(np.int64)), whole.device)])
             else:
-                logits.append(logits_of(inline, own, some[index]).cpu().numpy())
+                logits.append(logits_of(inline, own, some[index]))
     return logits
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from genre.data.catalogue import Catalogue
 from genre.data.sequences.control import ControlTokens, describe_rule, recorded_rule, token_ids
+from genre.data.sequences.transfer import upload
 from genre.errors import DataError, ManifestError
 from genre.files import atomic, cache_folder
 from genre.modules.base.base import TEXT_TOKENS, Base
@@ -186,15 +187,15 @@ class BehaviourEncoder(nn.Module):
             if fit:
                 mean.copy_(value.mean(0))
                 std.copy_(value.std(0, correction=0) + 1e-6)
-            features[name] = (value.to(mean.device) - mean) / std
+            features[name] = (upload(value, mean.device) - mean) / std
         if "text" in features and self.spec.whiten:
-            there = torch.tensor([bool(text.strip()) for text in texts], device=features["text"].device)
+            there = upload(torch.tensor([bool(text.strip()) for text in texts]), features["text"].device)
             whitening = self.get_buffer("text_whitening")
             if fit:
                 whitening.copy_(whitening_of(features["text"][there]))
             features["text"] = features["text"] @ whitening * there[:, None]
         rows = torch.tensor([self.row_of.get(item, -1) for item in catalogue.item_ids], dtype=torch.long)
-        return ItemTable(features, rows.to(self.scale.device))
+        return ItemTable(features, upload(rows, self.scale.device))
 
     def index(self, table: ItemTable) -> ItemIndex:
         """The items of a table as a head's item neighbours look them up."""

@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genre.data.sequences.transfer import upload
+
 BLOCK = 128
 NAME = "genre_blocks"
 
@@ -48,7 +50,7 @@ class Block:
 
     def to(self, device: torch.device) -> "Block":
         """The same on another device."""
-        mask = None if self.mask is None else self.mask.to(device)
+        mask = None if self.mask is None else upload(self.mask, device)
         return Block(self.start, self.stop, self.first, self.again, mask)
 
     def keys(self, states: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class Blocks:
             return self
         if there not in self._moved:
             blocks = tuple(block.to(there) for block in self.blocks)
-            self._moved[there] = Blocks(blocks, self.positions.to(there), self.longest)
+            self._moved[there] = Blocks(blocks, upload(self.positions, there), self.longest)
         return self._moved[there]
 
 

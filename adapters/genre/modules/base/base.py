@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from genre.data.sequences.batches import padded, plan_batches
-from genre.data.sequences.transfer import DIRECT
+from genre.data.sequences.transfer import DIRECT, upload
 from genre.errors import BaseModelError, InputError
 from genre.modules.base.attention import Blocks, PackedPart, Prefixes, added, block_attention, masks_of
 from genre.modules.base.fingerprint import fingerprint
@@ -450,7 +450,7 @@ class Base:
         words = lengths.nonzero().squeeze(-1)
         for chosen in plan_batches(lengths[words].numpy(), batch_tokens):
             rows = words[chosen]
-            ids = padded([np.array(token_ids[row]) for row in rows.tolist()], 0).to(self.device)
+            ids = upload(padded([np.array(token_ids[row]) for row in rows.tolist()], 0), self.device)
             with forward or nullcontext():
                 hidden = self.hidden(self.embedding(ids), lengths=lengths[rows]).float().cpu()
             keep = (torch.arange(ids.shape[1]) < lengths[rows, None]).float()

@@ -36,10 +36,9 @@ class ItemIndex:
     @classmethod
     def of(cls, rows: Tensor, known: int, text: Tensor | None) -> "ItemIndex":
         """Index a catalogue by its items' rows (N,) among an encoder's `known` ids, with (N, r) whitened text features."""
-        codes = torch.full((known,), len(rows), device=rows.device)
-        there = (rows >= 0).nonzero().squeeze(-1)
-        codes[rows[there]] = there
-        return cls(rows, codes, None if text is None else F.normalize(text, dim=-1))
+        codes = torch.full((known + 1,), len(rows), device=rows.device)
+        codes[torch.where(rows >= 0, rows, known)] = torch.arange(len(rows), device=rows.device)
+        return cls(rows, codes[:known], None if text is None else F.normalize(text, dim=-1))
 
     def with_text(self, more: Tensor | None) -> "ItemIndex":
         """The index with further items, which are known by their (m, r) text vectors alone."""

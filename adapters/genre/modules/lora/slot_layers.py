@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genre.data.sequences.transfer import upload
 from genre.modules.lora.products import few_tokens, multiply_few
 
 
@@ -44,8 +45,8 @@ class Route:
     def on(self, device: torch.device) -> tuple[slice | Tensor, Tensor]:
         """Rows and slot indices as a device needs them, copied there once per batch."""
         if device not in self._on:
-            rows = self.rows if isinstance(self.rows, slice) else torch.tensor(self.rows, device=device)
-            self._on[device] = rows, torch.tensor(self.indices, device=device)
+            rows = self.rows if isinstance(self.rows, slice) else upload(torch.tensor(self.rows), device)
+            self._on[device] = rows, upload(torch.tensor(self.indices), device)
         return self._on[device]
 
     def serves(self, indices: Collection[int]) -> bool:
