@@ -88,11 +88,7 @@ class Job:
             return best(scores, k)
         pool = best(scores, POOL)
         codes = upload(torch.from_numpy(self.codes[pool].astype(np.int64)), self.inline.space.base.device)
-        vectors = (
-            self.inline.items(upload(torch.from_numpy(self.codes[pool].astype(np.int64)), self.inline.space.base.device))
-            .cpu()
-            .numpy()
-        )
+        vectors = self.inline.items(codes).cpu().numpy()
         return pool[diversify(scores[pool], vectors, k, float(self.request.diversity))]
 
 
