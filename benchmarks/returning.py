@@ -35,6 +35,7 @@ from typing import Any
 
 import genre
 from bench_report import BARS, CEILINGS
+from genre.files import write_json
 from genre.jobs.loading import open_log
 from inference_engine import Shelf
 from returning_storage import storage_loss
@@ -129,28 +130,23 @@ class Side:
 
 
 class Worlds:
-    """Registries of adapters with random weights, one for each base, made when they are first asked for."""
+    """Registries of adapters with random weights, one for each base, made unless a folder has them."""
 
     def __init__(self, folder: Path, log: genre.Interactions) -> None:
         self.folder = folder
         self.log = log
-        self._jobs: dict[int, dict[str, Any]] = {}
 
     def job(self, depth: int) -> dict[str, Any]:
         """What a side is told: registry, base, depth, names with their first versions; `next` are those to swap the first to."""
-        if depth not in self._jobs:
-            folder = self.folder / f"depth-{depth}"
+        folder = self.folder / f"depth-{depth}"
+        kept = folder / "job.json"
+        if not kept.exists():
             shelf = Shelf(folder, self.log, genre.Base.load("smollm2-135m", depth=depth))
             names = {f"a{number}": shelf.add(f"a{number}")[0] for number in range(ADAPTERS)}
             later = [names["a0"], shelf.add("a0")[0]]
-            self._jobs[depth] = {
-                "registry": str(folder / "registry"),
-                "base": "smollm2-135m",
-                "depth": depth,
-                "names": names,
-                "next": later,
-            }
-        return dict(self._jobs[depth])
+            job = {"base": "smollm2-135m", "depth": depth, "names": names, "next": later}
+            write_json(kept, job)
+        return json.loads(kept.read_text()) | {"registry": str(folder / "registry")}
 
 
 def traffic(part: str, writer: Writer, log: genre.Interactions, job: dict[str, Any], scale: float) -> list[Call]:
@@ -268,6 +264,8 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="a checkout whose code has the side without a cache")
     parser.add_argument("--storage", default="auto", help="auto, float32, bfloat16 or int8")
     parser.add_argument("--scale", type=float, default=1.0, help="so many of the calls")
+    parser.add_argument("--world", type=Path, help="keep the adapters of the cases here, so that the next run need not make them")
+    parser.add_argument("--prepare", action="store_true", help="only make them")
     parser.add_argument("--registry", type=Path, default=Path("build/demo/registry"), help="with like@production, for storage")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "build" / "peers", help="for vLLM's environment")
     options = parser.parse_args()
@@ -277,7 +275,11 @@ def main() -> None:
         parser.error(f"no checkout: got {options.against}; expected a folder with adapters/genre, as git worktree add makes one")
     result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {"ratios": {}, "counts": {}}
     with tempfile.TemporaryDirectory() as folder:
-        worlds = Worlds(Path(folder), open_log("data/ml-100k"))
+        worlds = Worlds(options.world or Path(folder), open_log("data/ml-100k"))
+        for depth in sorted({CASES[part].depth for part in options.only if part in CASES}):
+            worlds.job(depth)
+        if options.prepare:
+            return
         for part in (each for each in PARTS if each in options.only):
             begun = time.perf_counter()
             found = measure(part, worlds, Path(folder), options)

@@ -323,7 +323,7 @@ def test_an_arena_gives_its_first_gap_and_joins_what_comes_back():
 
 
 def test_more_memory_than_can_be_is_refused():
-    with pytest.raises(InputError, match="less than the machine has"):
+    with pytest.raises(InputError, match="at most the machine's"):
         HistoryStore(2**62)
 
 

@@ -130,4 +130,6 @@ def test_options_name_a_store_or_none(tmp_path):
         "storage": "int8",
         "ttl_s": None,
     }
-    assert _history_cache("1", "0", None, "auto", 60.0)["ttl_s"] == 60
+    assert _history_cache("1MiB", "0", None, "auto", 60.0)["ttl_s"] == 60
+    with pytest.raises(InputError, match="--history-cache is too small: got 2 bytes"):
+        _history_cache("2", "0", None, "auto", 60.0)

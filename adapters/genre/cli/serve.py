@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from genre.registry import Registry
     from genre.serving.served import ServedLog
 
+LEAST_CACHE = 2**20
+"""Bytes of a cache that holds the states of one history at least, on a small base."""
+
 
 def serve(
     data: Annotated[str | None, data_option("A data set for user_id and titles: a folder, or a packaged name.")] = None,
@@ -183,6 +186,9 @@ def _open(
     cache = None if states is None else HistoryStore(device=loaded.device, **states)
     engine = Engine(loaded, store, lanes=lanes, data=log, batch_tokens=settings.batch_tokens, history_cache=cache)
     service = Service(engine, settings, state=kept, served=served)
+    if cache is not None and engine.passes.histories is None:
+        why = "this base's attention cannot go on from states that were kept"
+        service.log.write("history cache unused", level="warning", base=loaded.name, why=why)
     if loads["precision"] == MEASURED and loaded.quantization == "none":
         service.log.write("precision", precision=loaded.precision, why=measured().why)
     for ref, why in others.items():
@@ -225,13 +231,20 @@ def _history_cache(memory: str, host: str, disk: str | None, storage: str, ttl_s
     if disk is not None and not folder:
         raise InputError("--history-cache-disk cannot be read", got=repr(disk), expected="DIR:SIZE, such as /var/tmp/genre:20GiB")
     found = {
-        "capacity": parse_size("--history-cache", memory),
-        "host": parse_size("--history-cache-host", host),
-        "disk_bytes": parse_size("--history-cache-disk", size) if folder else 0,
+        "capacity": _cache_size("--history-cache", memory),
+        "host": _cache_size("--history-cache-host", host),
+        "disk_bytes": _cache_size("--history-cache-disk", size) if folder else 0,
     }
     if not any(found.values()):
         return None
     return {**found, "disk": Path(folder) if found["disk_bytes"] else None, "storage": storage, "ttl_s": ttl_s or None}
+
+
+def _cache_size(option: str, text: str) -> int:
+    size = parse_size(option, text)
+    if 0 < size < LEAST_CACHE:
+        raise InputError(f"{option} is too small", got=f"{size} bytes", expected="1MiB or more, or 0", todo="name a unit: 2GiB")
+    return size
 
 
 def _progress() -> "Reporter":

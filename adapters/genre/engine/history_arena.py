@@ -11,6 +11,7 @@ gives each block back to the system pays for its pages anew, several times what 
 """
 
 import mmap
+import os
 import weakref
 from bisect import bisect
 from collections import deque
@@ -35,11 +36,15 @@ class Arena:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if size > machine:
+            got = f"{size:,} bytes"
+            raise InputError("the memory of the history cache", got=got, expected=f"at most the machine's {machine:,}")
         try:
             self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError, ValueError) as error:
             got = f"{size:,} bytes: {error}"
-            raise InputError("the memory of the history cache", got=got, expected="less than the machine has") from None
+            raise InputError("the memory of the history cache", got=got, expected="memory that is free") from None
         self._gaps = [(0, size)]  # of (start, end), in order
         self._written = 0
         # Blocks end in whatever thread lets go of the last view, at any point of its code: they wait here for the next `take`.
