@@ -51,7 +51,7 @@ from returning_traffic import (
     with_swaps,
 )
 from suite import keep_figures
-from tiny_world import tiny_base, tiny_log
+from tiny_world import tiny_base
 
 HERE = Path(__file__).resolve().parent
 EVENTS = 99
@@ -214,9 +214,8 @@ def _difference(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]
     return worst
 
 
-def memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def memory(log: genre.Interactions, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Resident memory of a cache that is full beyond that of a side without one, against the bound; its growth over calls."""
-    log = tiny_log()
     base = tiny_base(folder / "base")
     shelf = Shelf(folder / "world", log, genre.Base.load(str(base)))
     job = {"registry": str(folder / "world" / "registry"), "base": str(base), "depth": None, "names": {"a0": shelf.add("a0")[0]}}
@@ -301,7 +300,7 @@ def main() -> None:
 def measure(part: str, worlds: Worlds, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one part."""
     if part == "memory":
-        return memory(folder, options)
+        return memory(worlds.log, folder, options)
     if part == "storage":
         return storage_loss(worlds.log, options.registry)
     if part == "vllm":
