@@ -28,7 +28,7 @@ BAR, TOLERANCE = 2.0, 1e-4
 SIDE = """
 import contextlib, json, os, sys, time
 import torch
-from genre.cli.root import main
+from genre.cli import main
 for line in sys.stdin:
     begun, used = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(sys.stderr):
@@ -42,7 +42,7 @@ class Side:
 
     def __init__(self, checkout: Path) -> None:
         variables = os.environ | {"PYTHONPATH": str(checkout / "adapters")}
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": None, "text": True}
         self.process = subprocess.Popen([sys.executable, "-c", SIDE], env=variables, **pipes)
 
     def run(self, arguments: list[str]) -> tuple[float, float]:
