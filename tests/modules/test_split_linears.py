@@ -8,10 +8,10 @@ from torch import nn
 
 import genre
 from genre.modules.base import precision
-from genre.modules.base import split_linears as module
 from genre.modules.base.precision import ROWS
-from genre.modules.base.split_linears import MOST, SHORTEST, SplitLinear, pieces, split_linears
+from genre.modules.lora import split_linears as module
 from genre.modules.lora.layer import find_linears
+from genre.modules.lora.split_linears import MOST, STEP, SplitLinear, pieces, split_linears
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 COUNTS = [8, 9, 37, 64, 65, 100, 613, 2047, 2048, 2049, 5000]
@@ -37,8 +37,8 @@ def test_pieces_are_the_rows_in_few_lengths(rows):
     x = torch.randn(rows, 3)
     found = pieces(x)
     assert torch.equal(torch.cat(found)[:rows], x) and not torch.cat(found)[rows:].any()
-    assert {len(piece) for piece in found} <= {2**power for power in range(3, 12)} and max(map(len, found)) <= MOST
-    assert sum(map(len, found)) - rows < SHORTEST
+    assert {len(piece) for piece in found} <= {48, *(2**power for power in range(3, 12))} and max(map(len, found)) <= MOST
+    assert sum(map(len, found)) - rows < STEP
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -47,7 +47,7 @@ def test_it_gives_what_torch_gives(bias):
     stock = nn.Linear(96, 80, bias=bias).requires_grad_(False)
     split = SplitLinear(stock)
     assert split.weight is stock.weight and split.bias is stock.bias
-    for rows in (1, 5, *COUNTS):
+    for rows in (1, 5, 6, *COUNTS):
         x = torch.randn(1, rows, 96)
         found = split(x)
         assert found.shape == (1, rows, 80) and torch.allclose(found, stock(x), atol=1e-5)

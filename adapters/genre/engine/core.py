@@ -31,9 +31,9 @@ from genre.engine.versions import Loaded
 from genre.errors import GenreError, InputError, RequestError
 from genre.modules.base.base import Base
 from genre.modules.base.prefixes import takes_prefixes
-from genre.modules.base.split_linears import split_linears
 from genre.modules.lora.layer import find_linears
 from genre.modules.lora.slots import AdapterSlots
+from genre.modules.lora.split_linears import split_linears
 from genre.registry import Registry
 
 TURN_BATCHES = 32

@@ -3,9 +3,10 @@
 Owns: such a linear, and the block in which a model has them. Ignores: adapters, training, what is measured (`precision`).
 
 MKL leaves half of an AMD processor's vector width unused; oneDNN does not, but it builds a kernel, of more than half a megabyte,
-in milliseconds, for each number of rows. So rows go in pieces whose numbers repeat, and there are ten kernels for a linear:
+in milliseconds, for each number of rows. So rows go in pieces whose numbers repeat; there
+are no more than a dozen kernels for a linear:
 
-    613 rows  ->  512 + 64 + 64, of which the last has 37 rows and zeros below
+    613 rows  ->  512 + 64 + 48, of which the last has 37 rows and zeros below
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genre.modules.base.precision import LEAST_GAIN, onednn_gain
+from genre.modules.lora.products import few_tokens, multiply_few
 from genre.unpromised import execution_device, onednn_linear
 
 MOST, FEWEST = 2048, 8
-"""Rows of the largest piece, and of a product below which torch's own is as fast."""
-SHORTEST = 64
-"""Rows up to which the last piece is filled up, rather than split."""
+"""Rows of the largest and of the smallest piece."""
+SHORTEST, STEP = 64, 16
+"""Rows up to which the last piece is filled up to a multiple of `STEP`, rather than split."""
 SMALLEST = 2**16
 """Values of a weight below which nothing is gained."""
 
@@ -40,8 +42,10 @@ class SplitLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
         rows = x.shape[:-1].numel()
-        if rows < FEWEST or (torch.is_grad_enabled() and x.requires_grad):
+        if rows == 1 or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, self.weight, self.bias)
+        if self.bias is None and few_tokens(x):
+            return multiply_few(x, self.weight)
         weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
         found = [onednn_linear(piece, weight, bias) for piece in pieces(x.reshape(rows, -1))]
         whole = found[0] if len(found) == 1 else torch.cat(found)
@@ -49,7 +53,7 @@ class SplitLinear(nn.Linear):
 
 
 def pieces(x: Tensor) -> list[Tensor]:
-    """(n, d) cut into parts of 2^k rows, at most `MOST`; the last one is filled up with zeros."""
+    """(n, d) cut into parts of 2^k rows, at most `MOST`; the last one, of at most `SHORTEST`, is filled up with zeros."""
     found, at, left = [], 0, len(x)
     size = MOST
     while left > SHORTEST:
@@ -58,7 +62,7 @@ def pieces(x: Tensor) -> list[Tensor]:
         found.append(x[at : at + size])
         at, left = at + size, left - size
     if left:
-        size = max(FEWEST, 1 << (left - 1).bit_length())
+        size = FEWEST if left <= FEWEST else -(-left // STEP) * STEP
         found.append(x[at:] if size == left else F.pad(x[at:], (0, 0, 0, size - left)))
     return found
 
