@@ -142,3 +142,16 @@ def test_a_wrong_choice_is_refused_in_its_own_row(engine, fields, message):
     asked = {"adapter": "filtered", "history": [], "k": 2, **fields}
     refused, answered = engine.score([asked, good])
     assert message in refused.error and answered.error is None
+
+
+@pytest.mark.parametrize("denied", [None, ["i0"], ["i3", "i5"]])
+def test_seen_items_are_left_out_whatever_else_is(engine, denied):
+    """Of a history with an inline item, whose code is no item of the catalogue."""
+    seen = ["i1", "i3"]
+    history = [{"item_id": item, "rating": 5} for item in seen] + [{"item": {"title": "war 99"}, "rating": 5}]
+    (answer,) = engine.score([Request("filtered", history=history, k=100, exclude_seen=True, deny=denied)])
+    (every,) = engine.score([Request("filtered", history=history, k=100, exclude_seen=False)])
+    left = [(item.item_id, item.score) for item in every.results if item.item_id not in {*seen, *(denied or ())}]
+    assert answer.error is None and [(item.item_id, item.score) for item in answer.results] == left
+    whole = sum(item.probability for item in answer.results)
+    assert whole == pytest.approx(1.0)

@@ -75,11 +75,8 @@ class Job:
         if not np.isfinite(scores).all():
             return refused(self.request, NOT_FINITE)
         order = np.arange(len(scores)) if self.request.k is None else self._choose(scores, self.request.k)
-        shares = _softmax(scores) if self.task.kind == "next_item" else None
-        results = tuple(
-            Scored(self.inline.item_id(int(self.codes[i])), float(scores[i]), None if shares is None else float(shares[i]))
-            for i in order
-        )
+        shares = _shares(scores, order).tolist() if self.task.kind == "next_item" else [None] * len(order)
+        results = tuple(map(Scored, map(self.inline.item_id, self.codes[order].tolist()), scores[order].tolist(), shares))
         return Response(self.request.id, self.request.adapter, self.resident.digest, results, note=self.note)
 
     def _choose(self, scores: np.ndarray, k: int) -> np.ndarray:
@@ -216,7 +213,10 @@ def _candidates(request: Request, inline: Inline, history_items: Sequence[int], 
         keep(~np.isin(codes, denied), "every item is denied")
     if request.candidates is None and _excludes_seen(request, task) and history_items:
         what = f"each of {len(codes):,} items is in the history" if len(codes) > 1 else "the one item is in the history"
-        keep(~np.isin(codes, history_items), f"{what}, and exclude_seen: false keeps those")
+        keep(
+            _unseen(codes, history_items, whole=asked is None and len(codes) == catalogue.size),
+            f"{what}, and exclude_seen: false keeps those",
+        )
     if request.candidates is not None and request.allow is not None:
         keep(np.isin(codes, [inline.code(item) for item in request.allow]), "no candidate is allowed")
     for condition in request.where or ():
@@ -224,10 +224,20 @@ def _candidates(request: Request, inline: Inline, history_items: Sequence[int], 
     return codes, note
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    """(C,) float64 shares that sum to one; (0,) for no logits."""
+def _unseen(codes: np.ndarray, history_items: Sequence[int], *, whole: bool) -> np.ndarray:
+    """(C,) bool: the codes that are not in the history; `whole` if code i is i, so that nothing has to be looked for."""
+    if not whole:
+        return ~np.isin(codes, history_items)
+    unseen = np.ones(len(codes), dtype=bool)
+    seen = np.array(history_items)
+    unseen[seen[seen < len(codes)]] = False  # inline items follow the catalogue's
+    return unseen
+
+
+def _shares(logits: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(k,) float64: the softmax of (C,) logits at k of them."""
     powers = np.exp(logits.astype(np.float64) - logits.max(initial=-np.inf))
-    return powers / powers.sum()
+    return powers[chosen] / powers.sum()
 
 
 def _excludes_seen(request: Request, task: Task) -> bool:
