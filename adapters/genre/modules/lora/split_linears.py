@@ -44,9 +44,9 @@ class SplitLinear(nn.Linear):
         rows = x.shape[:-1].numel()
         if rows == 1 or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, self.weight, self.bias)
-        if self.bias is None and few_tokens(x):
-            return multiply_few(x, self.weight)
-        weight, bias = self.weight.detach(), None if self.bias is None else self.bias.detach()
+        weight, bias = self.weight.detach(), getattr(self, "bias", None)
+        if bias is None and few_tokens(x):
+            return multiply_few(x, weight)
         found = [onednn_linear(piece, weight, bias) for piece in pieces(x.reshape(rows, -1))]
         whole = found[0] if len(found) == 1 else torch.cat(found)
         return whole[:rows].view(*x.shape[:-1], -1)
