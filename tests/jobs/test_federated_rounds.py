@@ -11,6 +11,7 @@ import torch
 
 from builders import LIKE, NEXT, RATING, recipe
 from fakes import planted_log
+from genre.cli import main
 from genre.data.interactions import Interactions
 from genre.data.user_key import ensure_key
 from genre.errors import DataError, DivergedError, InputError, JobError, RecipeError
@@ -382,3 +383,29 @@ def test_a_client_whose_training_diverges_is_left_out_of_the_round(
         transport, wanted(tiny, LIKE), options_of(parts, min_clients=1, rounds=1), folder=tmp_path / "run", reporter=told(lines)
     )
     assert found.history[0]["clients"] == ["north"] and any("south failed: a loss is not finite" in line for line in lines)
+
+
+def test_the_command_publishes_and_refuses_in_one_line(
+    parts: dict[str, Interactions], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, log in parts.items():
+        log.write(tmp_path / name)
+    Path("like.yaml").write_text(wanted(tiny, LIKE).dump(), encoding="utf-8")
+    both = ["federated", "like.yaml", "--client", "north", "--client", "south"]
+    assert main([*both, "--rounds", "1", "--rank", "north=2", "--json", "out.json"]) == 0
+    told = json.loads(Path("out.json").read_text())
+    assert Registry("registry").resolve("like@candidate").ref == told["ref"]
+    assert [each["rank"] for each in told["federated"]["clients"]] == [2, 8]
+    capsys.readouterr()
+    for wrong, message in (
+        (["--client", "south/"], "two --client folders have the same name"),
+        (["--rank", "north=two"], "--rank cannot be read"),
+        (["--rank", "north=1.5"], "--rank: got"),
+        (["--out", "registry"], "--out holds other files"),
+        (["--noise", "1"], "add --freeze-a"),
+        (["--set", "encoder.collaborative=8"], "--set encoder.collaborative=0"),
+    ):
+        assert main([*both, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert [path.name for path in Path("runs/like").iterdir()] == ["1"]
