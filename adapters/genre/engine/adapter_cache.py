@@ -17,7 +17,7 @@ reference. Forward passes go on meanwhile.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from genre.engine.adapter_source import AdapterSource, Ready, Resident
@@ -117,15 +117,24 @@ class AdapterCache:
         source: Where versions come from, and the slots that they go into.
         capacity: Versions in slots; a swap may hold one more until the old one's requests end.
         cpu_capacity: Versions in the CPU tier.
+        unreferenced: Called with the digest of a version that no reference means any more, for what others keep of it.
 
     Attributes:
         evictions: Versions that have left their slot so far.
     """
 
-    def __init__(self, source: AdapterSource, *, capacity: int, cpu_capacity: int) -> None:
+    def __init__(
+        self,
+        source: AdapterSource,
+        *,
+        capacity: int,
+        cpu_capacity: int,
+        unreferenced: Callable[[str], None] = lambda digest: None,
+    ) -> None:
         self.source = source
         self.slots = source.slots
         self.capacity = capacity
+        self.unreferenced = unreferenced
         self.evictions = 0
         self._table = threading.RLock()
         self._changed = threading.Condition(self._table)
@@ -252,6 +261,7 @@ class AdapterCache:
         """Drop a version from the CPU tier; its slot is freed when no request uses it."""
         if digest is not None:
             self._cpu.take(digest)
+            self.unreferenced(digest)
 
     def _drop_unused(self) -> None:
         """Free the slots of versions that no reference means and no request uses."""

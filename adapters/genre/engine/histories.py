@@ -94,6 +94,10 @@ class Histories:
         owner = job.request.user_id or ""
         self.store.put(history_key(job, row), (marks, *states), owner=owner, tokens=row.prefix_length, begun=job.begun)
 
+    def drop(self, digest: str) -> None:
+        """Drop the states of a version that nobody can ask for any more."""
+        self.store.drop(lambda key: isinstance(key, tuple) and key[0] == digest)
+
 
 def has_history(row: Row) -> bool:
     """True if a row is of a history with events, which may come back with more of them."""
