@@ -1,11 +1,18 @@
 """The history cache never changes an answer: an engine with it against one without, over whatever a service sees."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 import genre
+from architectures import CAUSAL, config_of, write_model
 from builders import LIKE, NEXT, RATING, publish_stirred, recipe
 from genre.engine import Engine, Request
+from genre.engine.history_store import HistoryStore
+from genre.modules.base.loading import IN_PARTS
+from genre.modules.base.prefixes import takes_prefixes
 
 CLOSE = 1e-5
 
@@ -155,3 +162,104 @@ def test_whatever_is_asked_the_answers_are_those_without_a_cache(plain, base, re
         counters = cached.history_store.counters
         assert counters.hits > 10 and counters.misses > 15 and counters.device_bytes <= capacity
         assert (counters.evictions > 5) is (capacity < 2**20)
+
+
+def grow(log, name, user="u1", ends=(6, 8, 9), **fields):
+    history = log.history(user)
+    return [[Request(name, history=history[:end], user_id=user, candidates=["i1", "i2"], **fields)] for end in ends]
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+def test_states_in_fewer_bits_stay_close(plain, base, registry, log, storage):
+    store = HistoryStore(2**24, storage=storage)
+    with Engine(base, registry, data=log, history_cache=store) as cached:
+        for requests in grow(log, "like"):
+            for one, other in zip(values(plain.score(requests)), values(cached.score(requests)), strict=True):
+                np.testing.assert_allclose(one, other, rtol=2e-2)
+        assert store.counters.hits == 2
+    assert len(store) == 0  # closed with the engine
+
+
+@pytest.mark.parametrize(
+    ("options", "close"), [({"dtype": "bfloat16"}, 2e-2), ({"quantization": "nf4"}, 1e-4), ({"quantization": "int8"}, 2e-2)]
+)
+def test_other_precisions_answer_as_without_a_cache(tiny, registry, log, options, close):
+    if "quantization" in options:
+        pytest.importorskip("bitsandbytes", reason="int8 and nf4 are its")
+    given = {**options, **({"dtype": torch.bfloat16} if "dtype" in options else {})}
+    one, other = (genre.Base.load(str(tiny), **given) for _ in range(2))
+    with Engine(one, registry, data=log) as plain, Engine(other, registry, data=log, history_cache=2**24) as cached:
+        for requests in [*grow(log, "like"), *grow(log, "joint", task="rating")]:
+            for a, b in zip(values(plain.score(requests)), values(cached.score(requests)), strict=True):
+                np.testing.assert_allclose(a, b, rtol=close, atol=close)
+        assert cached.history_store.counters.hits == 4
+
+
+IN_ONE = [name for name, (kind, _) in CAUSAL.items() if kind.removesuffix("Config").lower() in IN_PARTS]
+
+
+@pytest.mark.parametrize("name", IN_ONE)
+def test_every_kind_of_base_goes_on_from_what_is_kept(name, tmp_path, log):
+    """Grouped heads, sliding windows of eight tokens in some layers, scaled and missing positions."""
+    kind, options = CAUSAL[name]
+    folder = write_model(tmp_path / "base", config_of(kind, options))
+    one, other = (genre.Base.load(str(folder)) for _ in range(2))
+    own = genre.Registry(tmp_path / "registry")
+    wanted = recipe(folder, LIKE, name="words", sequence={"item": "text"}, encoder={"use": "none"}, data={"max_events": 8})
+    publish_stirred(own, wanted, log, one, tmp_path / "words")
+    with Engine(one, own, data=log) as plain, Engine(other, own, data=log, history_cache=2**24) as cached:
+        for requests in grow(log, "words", ends=(3, 5, 6)):
+            agree(plain, cached, requests)
+        assert cached.history_store.counters.hits == 2
+
+
+def test_a_swap_answers_by_the_new_version_and_drops_the_old_one(plain, cached, log):
+    first, second = grow(log, "served", ends=(6, 8))
+    cached.swap("served", "like")
+    agree_as("like", plain, cached, first)
+    held = len(cached.history_store)
+    cached.swap("served", "other")
+    assert held == 1 and len(cached.history_store) == 0
+    agree_as("other", plain, cached, second)
+    cached.swap("served", "like")
+    agree_as("like", plain, cached, second)
+    cached.unload("served")
+    assert len(cached.history_store) == 0
+
+
+def agree_as(name, plain, cached, requests):
+    wanted = plain.score([replace(request, adapter=name) for request in requests])
+    for one, other in zip(values(wanted), values(cached.score(requests)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=CLOSE, atol=CLOSE)
+
+
+def test_more_candidates_than_a_row_holds_read_the_history_once(plain, base, registry, log):
+    with Engine(base, registry, data=log, history_cache=2**24, batch_tokens=60) as cached:
+        items = log.catalogue.item_ids
+        request = Request("like", history=log.history("u1")[:12], candidates=[*items, *items, *items])
+        agree_as("like", plain, cached, [request])
+        assert cached.history_store.counters.misses == 1 and cached.history_store.counters.hits > 1
+
+
+def test_a_user_who_is_forgotten_during_a_call_leaves_nothing(cached, log, monkeypatch):
+    (request,), _, _ = grow(log, "like")
+    run = cached.base.run
+
+    def forget(*given, **more):
+        cached.history_store.forget("u1")
+        return run(*given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cached.base, "run", forget)
+        values(cached.score([request]))
+    assert len(cached.history_store) == 0
+    values(cached.score([request]))
+    assert len(cached.history_store) == 1
+
+
+def test_what_has_no_prefix_is_answered_without_a_cache(bert, text_bases):
+    assert not takes_prefixes(bert)
+    spread = genre.Base.load(str(text_bases / "llama"))
+    assert takes_prefixes(spread)
+    spread.model.config.model_type = "unheard of"
+    assert not takes_prefixes(spread)
