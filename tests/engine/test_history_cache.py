@@ -156,7 +156,7 @@ class Shop:
 def test_whatever_is_asked_the_answers_are_those_without_a_cache(plain, base, registry, log, capacity, tokens, seed):
     shop = Shop(log, seed)
     with Engine(base, registry, lanes=4, host=2, data=log, history_cache=capacity, batch_tokens=tokens) as cached:
-        for _ in range(25):
+        for _ in range(16):
             shop.happen()
             agree(plain, cached, [shop.request() for _ in range(shop.draw.integers(1, 9))])
         counters = cached.history_store.counters
@@ -236,7 +236,7 @@ def agree_as(name, plain, cached, requests):
 def test_more_candidates_than_a_row_holds_read_the_history_once(plain, base, registry, log):
     with Engine(base, registry, data=log, history_cache=2**24, batch_tokens=60) as cached:
         items = log.catalogue.item_ids
-        request = Request("like", history=log.history("u1")[:12], candidates=[*items, *items, *items])
+        request = Request("like", history=log.history("u1")[:12], candidates=list(items) * 5)
         agree_as("like", plain, cached, [request])
         assert cached.history_store.counters.misses == 1 and cached.history_store.counters.hits > 1
 
