@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from genre.modules.live_tensors import LiveTensors
+from genre.modules.lora import grouped
 from genre.modules.lora.layer import LoraLinear, attach, detach, find_linears
 from genre.modules.lora.slots import AdapterSlots, bucket, group_by_input
 
@@ -144,3 +146,60 @@ def test_linears_that_read_the_same_input_share_the_first_product():
         ["down_proj"],
         ["q_proj"],
     ]
+
+
+@pytest.mark.parametrize(
+    "order", [["rank 8", "rank 8, one layer", "other"], ["rank 8"] * 2 + ["bare"], ["rank 4", "rank 8", "other"]]
+)
+@torch.no_grad()
+def test_products_in_groups_are_those_of_rows(base, adapters, embeds, order):
+    """Where rows are sorted by slot, and where they are not, with rows of other buckets and of the bare base between."""
+    adapters = adapters | {"other": low(base, 8, seed=7), "rank 4": low(base, 4, seed=8)}
+    slots = AdapterSlots(base.model, find_linears(base.model, "all-linear"), slots=8, dtype=base.dtype)
+    try:
+        places = {name: slots.write(adapters[name]) for name in dict.fromkeys(order)}
+        for rows in (sorted(order * 2), order * 2):
+            chosen = [places[name] for name in rows]
+            chosen.sort(key=lambda slot: (-1, -1) if slot is None else (slot.rank, slot.index))
+            mixed = chosen[::-1]
+            for some in (chosen, mixed):
+                found = {}
+                for grouped in (False, True):
+                    slots.routing.grouped = grouped
+                    found[grouped] = routed(base, slots, some, embeds)
+                assert torch.allclose(found[True], found[False], atol=SAME)
+    finally:
+        slots.detach()
+
+
+@torch.no_grad()
+def test_products_in_groups_copy_no_weights(base, embeds):
+    """Bytes made in a pass: gathered they grow with the rows' weights, in groups they do not."""
+    several = [low(base, 8, seed=seed) for seed in range(6)]
+    slots = AdapterSlots(base.model, find_linears(base.model, "all-linear"), slots=8, dtype=base.dtype)
+    try:
+        places = [slots.write(each) for each in several]
+        size = slots.memory_bytes() // 8
+        made = {}
+        for grouped in (False, True):
+            slots.routing.grouped = grouped
+            with LiveTensors() as live:
+                live.forget([*base.model.parameters(), *base.model.buffers(), embeds])
+                live.forget([value for group in slots.groups for value in group.stacks.values()])
+                routed(base, slots, places, embeds)
+            made[grouped] = live.made
+        assert made[False] - made[True] > 0.8 * 6 * size
+    finally:
+        slots.detach()
+
+
+def test_where_groups_are_chosen():
+    """On Hopper and Blackwell in bfloat16, with aligned sizes; nowhere on a CPU."""
+    assert grouped.fits((8, 576, 1536), torch.bfloat16) and not grouped.fits((4, 576), torch.bfloat16)
+    assert grouped.fits((4, 576), torch.float32) and not grouped.fits((8, 577), torch.bfloat16)
+    assert not grouped.worth(torch.zeros(4, dtype=torch.bfloat16), 2**30)
+    weights = torch.randn(3, 8, 16)
+    ends = torch.tensor([2, 2, 5], dtype=torch.int32)
+    x = torch.randn(5, 8)
+    wanted = torch.cat([x[:2] @ weights[0], x[2:] @ weights[2]])
+    assert torch.allclose(grouped.multiply(x, weights, ends), wanted, atol=1e-6)

@@ -158,7 +158,7 @@ def plan_service(
     rows = max(1, batch_tokens // ROW_TOKENS)
     passing = planned.plan(rows, min(batch_tokens, ROW_TOKENS), train=False).peak
     passing += batch_tokens * (planned.hidden_size * itemsize + 5 * 8)  # embedded tokens, and the batch's integers
-    if len(ranks) > 1 and place == "cpu":  # on CUDA sorted rows read the slots as they lie
+    if len(ranks) > 1:  # gathered, row by row; newer CUDA devices do without
         passing += min(batch_rows, rows) * max(ranks) * max(first + max(outs) for first, outs in sizes) * itemsize
     if any(task.get("kind") == "next_item" for version in versions for task in version.manifest.tasks):
         most = max((count for _, count in encoders.values()), default=0)

@@ -26,11 +26,13 @@ class LiveTensors:
     Attributes:
         now: Bytes of what lives.
         peak: Their most so far.
+        made: Bytes of all that was made so far, whether it lives or not.
     """
 
     def __init__(self) -> None:
         self.now = 0
         self.peak = 0
+        self.made = 0
         self._known: dict[int, Any] = {}
         self._block = ExitStack()
 
@@ -53,6 +55,7 @@ class LiveTensors:
             if key not in self._known:
                 self._known[key] = weakref.ref(storage, partial(self._end, key, size))
                 self.now += size
+                self.made += size
         self.peak = max(self.peak, self.now)
 
     def _end(self, key: int, size: int, _: object) -> None:

@@ -4,18 +4,20 @@ Owns: the routing of rows to adapter slots, and the products. Ignores: who fills
 
     x (R, T, in), row r in slot l(r):    y_r = W x_r + B_l(r) A_l(r) x_r
 
-There is no loop over adapters: one batched product per bucket of ranks that a batch uses. Linears that read the same input
-(q, k, v; gate, up) share the first product.
+There is no loop over adapters: one product per bucket of ranks that a batch uses, batched over rows or, where
+`genre.modules.lora.grouped` says so, over slots. Linears that read the same input (q, k, v; gate, up) share the first product.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genre.data.sequences.transfer import upload
+from genre.modules.lora import grouped
 from genre.modules.lora.products import few_tokens, multiply_few
 
 
@@ -41,6 +43,20 @@ class Route:
     indices: tuple[int, ...]
     used: frozenset[int]
     _on: dict[torch.device, tuple[slice | Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _ends: dict[tuple[torch.device, int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def grouped(self) -> bool:
+        """True if rows of one slot stand together, slots in order, and there are several."""
+        return len(self.used) > 1 and all(one <= other for one, other in pairwise(self.indices))
+
+    def ends(self, device: torch.device, tokens: int, slots: int) -> Tensor:
+        """(slots,) int32, where each slot's tokens end among all routed ones, so many in each row."""
+        key = (device, tokens, slots)
+        if key not in self._ends:
+            counts = torch.bincount(torch.tensor(self.indices), minlength=slots)
+            self._ends[key] = upload((tokens * counts.cumsum(0)).to(torch.int32), device)
+        return self._ends[key]
 
     def on(self, device: torch.device) -> tuple[slice | Tensor, Tensor]:
         """Rows and slot indices as a device needs them, copied there once per batch."""
@@ -70,11 +86,16 @@ class Route:
 
 
 class Routing:
-    """The routes that the layers of one base consult during a forward pass; set before it, cleared after it."""
+    """The routes that the layers of one base consult during a forward pass; set before it, cleared after it.
+
+    Attributes:
+        grouped: Multiply in groups wherever that can be done, or never; None chooses by device and size.
+    """
 
     def __init__(self) -> None:
         self.routes: dict[int, Route] = {}
         self.count = 0
+        self.grouped: bool | None = None
 
     def set(self, slots: Sequence[Slot | None]) -> None:
         """Route a batch: one slot per row, None for the bare base."""
@@ -105,7 +126,8 @@ class Group:
         used: For each rank, the slots that adapt any of the members.
     """
 
-    def __init__(self, in_features: int, outs: Sequence[int], device: torch.device) -> None:
+    def __init__(self, in_features: int, outs: Sequence[int], device: torch.device, routing: Routing) -> None:
+        self.routing = routing
         self.in_features = in_features
         self.outs = tuple(outs)
         self.device = device
@@ -129,17 +151,32 @@ class Group:
             start += rank * out
         return first, second
 
-    def first(self, x: Tensor, rank: int, route: Route) -> Tensor:
-        """(m, G · rank, T) products of the folded rows, computed once for all members.
+    def by_slots(self, x: Tensor, rank: int, route: Route) -> bool:
+        """Return whether the products of a route go over slots, in groups of rows, instead of over rows."""
+        if self.routing.grouped is False or not route.grouped:
+            return False
+        if not grouped.fits((rank, self.in_features, *self.outs), x.dtype):
+            return False
+        copied = len(route.indices) * rank * self.in_features * len(self.outs) * x.element_size()
+        return self.routing.grouped or grouped.worth(x, copied)
 
-        A stands on the left: products with few rows are several times faster than products with few columns.
+    def first(self, x: Tensor, rank: int, route: Route) -> Tensor:
+        """(m, T, G · rank) products of the folded rows, computed once for all members.
+
+        In a batched product A stands on the left: products with few rows are several times faster than with few columns.
         """
         if self._input is not x:
             self.forget()
             self._input, self._waiting = x, len(self.outs)
         if rank not in self._products:
             rows, _ = route.on(x.device)
-            self._products[rank] = torch.bmm(route.pick(self.stacks[rank], x), route.fold(x[rows].contiguous()).transpose(1, 2))
+            own, stack = x[rows].contiguous(), self.stacks[rank]
+            if self.by_slots(x, rank, route):
+                ends = route.ends(x.device, own.shape[1], len(stack))
+                self._products[rank] = grouped.multiply(own.flatten(0, 1), stack.transpose(1, 2), ends).view(*own.shape[:2], -1)
+            else:
+                products = torch.bmm(route.pick(stack, x), route.fold(own).transpose(1, 2))
+                self._products[rank] = products.transpose(1, 2)
         return self._products[rank]
 
     def leave(self) -> None:
@@ -206,8 +243,10 @@ class SlotLinear(nn.Module):
             y = y.clone()
         for rank, route in routes:
             rows, _ = route.on(y.device)
-            if isinstance(rows, slice):
+            if isinstance(rows, slice) and not self.group.by_slots(x, rank, route):
                 route.fold(y[rows]).baddbmm_(self._first(x, rank, route), route.pick(self.stacks[rank], x))
+            elif isinstance(rows, slice):
+                y[rows].add_(self._update(x, rank, route))
             else:
                 y.index_add_(0, rows, self._update(x, rank, route).view(len(rows), *y.shape[1:]))
         return y
@@ -215,8 +254,12 @@ class SlotLinear(nn.Module):
     def _first(self, x: Tensor, rank: int, route: Route) -> Tensor:
         """This linear's part of the first products, (m, T, rank)."""
         own = slice(self.member * rank, (self.member + 1) * rank)
-        return self.group.first(x, rank, route)[:, own].transpose(1, 2)
+        return self.group.first(x, rank, route)[..., own]
 
     def _update(self, x: Tensor, rank: int, route: Route) -> Tensor:
         """The update of the routed rows, folded."""
-        return torch.bmm(self._first(x, rank, route), route.pick(self.stacks[rank], x))
+        first, stack = self._first(x, rank, route), self.stacks[rank]
+        if self.group.by_slots(x, rank, route):
+            ends = route.ends(x.device, first.shape[1], len(stack))
+            return grouped.multiply(first.flatten(0, 1), stack, ends).view(*first.shape[:2], -1)
+        return torch.bmm(first, route.pick(stack, x))

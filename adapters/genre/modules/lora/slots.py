@@ -118,7 +118,7 @@ class AdapterSlots:
         for members in group_by_input(names):
             linears = [model.get_submodule(name) for name in members]
             shapes = [linear_shape(linear) for linear in linears]
-            group = Group(shapes[0][0], [out for _, out in shapes], device_of(linears[0]))
+            group = Group(shapes[0][0], [out for _, out in shapes], device_of(linears[0]), self.routing)
             self.groups.append(group)
             for member, (name, linear) in enumerate(zip(members, linears, strict=True)):
                 self.layers[name] = SlotLinear(linear, group, member, self.routing, dtype)
