@@ -24,7 +24,7 @@ from genre.training.assembly import assemble
 TIMED = {"kind": "temporal", "valid": 0.1, "test": 0.1}
 
 
-def by_chance(users: int = 80, items: int = 60, events: int = 8) -> Interactions:
+def by_chance(users: int = 60, items: int = 60, events: int = 8) -> Interactions:
     """A log in which nothing can be learnt but who had what: random items, random ratings."""
     draw = np.random.default_rng(5)
     log = planted_log(users=users, items=items, events=events)
@@ -32,17 +32,17 @@ def by_chance(users: int = 80, items: int = 60, events: int = 8) -> Interactions
     return Interactions.from_frame(frame, items=log.catalogue.frame, users=log.users, name="chance")
 
 
-TRAIN = {"epochs": 12, "batch_tokens": 1024, "learning_rate": 1e-2, "early_stop": None}
+TRAIN = {"epochs": 10, "batch_tokens": 1024, "learning_rate": 1e-2, "early_stop": None}
 TEXT_ONLY = {"learned": 0, "collaborative": 0, "text": True}
 
 
 @pytest.fixture(scope="module")
 def overfitted(tiny, tmp_path_factory):
-    """A registry with `like`, trained on purpose until it knows its training events by heart, and `some`, by 40 of 80 users."""
+    """A registry with `like`, trained on purpose until it knows its training events by heart, and `some`, by 30 of 60 users."""
     folder = tmp_path_factory.mktemp("overfitted")
     registry, base, log = genre.Registry(folder / "registry"), Base.load(str(tiny)), by_chance()
     split = {"kind": "temporal", "valid": 0, "test": 0.1}
-    for name, drawn in (("like", {}), ("some", {"users": 40})):
+    for name, drawn in (("like", {}), ("some", {"users": 30})):
         wanted = recipe(
             tiny, LIKE, name=name, encoder=TEXT_ONLY, adapter={"rank": 16}, data={"split": split | drawn}, train=TRAIN
         )
@@ -104,12 +104,12 @@ def test_an_adapter_that_was_overfitted_on_purpose_has_a_bound_above_1(overfitte
 @pytest.mark.slow  # thirteen private trainings and four searches for noise, some minutes
 def test_no_bound_refutes_the_epsilon_of_a_private_training(tiny, tmp_path):
     pytest.importorskip("opacus", reason="the extra privacy")
-    registry, base, log = genre.Registry(tmp_path / "registry"), Base.load(str(tiny)), by_chance(users=60)
+    registry, base, log = genre.Registry(tmp_path / "registry"), Base.load(str(tiny)), by_chance()
     split = {"kind": "user_ratio", "valid": 0, "test": 0.2}
     privacy = {"users": 20, "feedback_values": [1, 2, 3, 4, 5], "statistics": 0}
     train = {"batch_tokens": 4096, "learning_rate": 1e-2}
     options = {"encoder": TEXT_ONLY, "adapter": {"rank": 16}, "data": {"split": split}, "train": train, "privacy": privacy}
-    wanted = private_recipe(tiny, LIKE, epochs=6, base={"precision": "float32"}, **options)
+    wanted = private_recipe(tiny, LIKE, epochs=6, **options)
     registry.publish(genre.train(wanted, log=log, base=base, registry=registry, folder=tmp_path / "run", baselines="none"))
     for epsilon in (1, 2, 4, 8):
         for seed in range(3):
@@ -123,16 +123,16 @@ def test_no_bound_refutes_the_epsilon_of_a_private_training(tiny, tmp_path):
 
 def test_who_trained_an_overfitted_adapter_is_told_from_who_did_not(overfitted, tmp_path):
     registry, log, base = overfitted
-    options = AuditOptions(checks=("membership",), users=80)
+    options = AuditOptions(checks=("membership",), users=60)
     report = audit(registry, "some", log, options, base=base, folder=tmp_path)
     found = report.checks.membership
-    assert (found.users, found.shadows) == (80, 4)
+    assert (found.users, found.shadows) == (60, 4)
     for attack in (found.loss, found.ratio, found.offline):
-        assert attack.auc_interval[0] > 0.8 and attack.trials == 320 and (attack.members, attack.others) == (80, 80)
+        assert attack.auc_interval[0] > 0.7 and attack.trials == 240 and (attack.members, attack.others) == (60, 60)
         assert attack.curve[0][0] == 0 and attack.curve[-1] == (1, 1)
     assert found.ratio.tpr > 0.2
     own = found.published["loss"]
-    assert (own.members, own.others) == (40, 40) and own.auc_interval[0] > 0.8
+    assert (own.members, own.others) == (30, 30) and own.auc_interval[0] > 0.7
     page = (tmp_path / PAGE).read_text()
     assert "Membership: who trained?" in page and "the version itself, offline" in page and page.count("<svg") == 1
     assert len(privacy_lines(report)) == 5
