@@ -228,6 +228,10 @@ class SimTensor(torch.Tensor):
         """As torch's, which takes no wrapper."""
         return self.cpu().tolist()
 
+    def data_ptr(self) -> int:
+        """Where the values are: accelerate tells tied weights by it."""
+        return self.inner.data_ptr()
+
     def numpy(self, **rest: Any) -> Any:
         """Refused, as on CUDA."""
         raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first")

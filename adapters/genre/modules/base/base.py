@@ -338,9 +338,9 @@ class Base:
             yield
 
     def _pass(self, **given: Any) -> Tensor:
-        """(B, T, D) states after all layers and the final norm."""
+        """(B, T, D) states after all layers and the final norm, where the embedding is: the last layer may be elsewhere."""
         with self._quiet():
-            return self.body(**given).last_hidden_state
+            return self.body(**given).last_hidden_state.to(self.device)
 
     def _skipping(self, read: Tensor | None) -> AbstractContextManager[None]:
         """A block in which the last layer's MLP runs on the tokens that are read, where that can be done.
