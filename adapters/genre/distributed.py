@@ -33,7 +33,7 @@ def process_count() -> int:
         InputError: accelerate was asked for several processes and started one.
     """
     single = "RANK" not in os.environ and "MASTER_ADDR" in os.environ
-    if single and _cpu_requested():
+    if single and cpu_requested():
         raise InputError(
             "accelerate started one process only",
             got="accelerate launch --cpu, which needs MPI for more",
@@ -74,7 +74,7 @@ class Processes:
         import torch
         from accelerate import PartialState
 
-        cpu = not torch.cuda.is_available() or _cpu_requested()
+        cpu = not torch.cuda.is_available() or cpu_requested()
         state = PartialState(cpu=cpu, timeout=timedelta(hours=TIMEOUT_HOURS))
         return cls(state.process_index, state.num_processes)
 
@@ -158,7 +158,8 @@ class Processes:
                 PartialState().wait_for_everyone()
 
 
-def _cpu_requested() -> bool:
+def cpu_requested() -> bool:
+    """True if accelerate was told to leave accelerators alone."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 

@@ -33,6 +33,7 @@ from genre.cli import (
 from genre.cli.recipe import check as recipe
 from genre.cli.registry import commands as registry
 from genre.cli.shell.completion import whole_words
+from genre.cli.shell.device import add_device
 from genre.cli.shell.verbosity import add_verbosity
 from genre.cli.trust import add_trust
 from genre.distributed import process_count, process_rank
@@ -74,6 +75,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 for each in COMMANDS:
     app.command()(each)
 add_trust(app)
+add_device(app)
 add_verbosity(app)
 
 

@@ -143,6 +143,9 @@ class Loop:
         self.state = TrainingState()
         self.processes = Processes.current()
         self.reporter = reporter if self.processes.is_main else Reporter.silent()
+        if self.processes.device not in (None, self.device):
+            got, expected = self.device, f"{self.processes.device}, which accelerate gave this process"
+            raise InputError("the base is on another device than its process", got=got, expected=expected)
         if self.processes.is_main:
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self.parameters = self.model.trainable()

@@ -29,7 +29,9 @@ from genre.evaluation.ease import validation_ndcg, validation_targets
 from genre.evaluation.history import Histories
 from genre.evaluation.ranking import Block, Seen, block_rows, block_size
 from genre.evaluation.targets import Targets
+from genre.modules.base.devices import AUTO, choose_device
 from genre.training.averaging import Average
+from genre.training.runtime import same_random_states
 
 LAYERS, HEADS = 2, 2
 BATCH = 64
@@ -139,8 +141,9 @@ def self_attentive(
         seed: Of everything drawn.
         progress: Called with a line about each epoch.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
+    chosen = choose_device(None)
+    device = torch.device("cuda" if chosen == AUTO else chosen)
+    with same_random_states([device]):
         torch.manual_seed(seed)
         network = Network(log.catalogue.size, width=width, length=length, dropout=dropout).to(device)
         model = SelfAttentive(log, split, network, length)

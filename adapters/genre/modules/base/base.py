@@ -23,6 +23,7 @@ from genre.data.sequences.batches import padded, plan_batches
 from genre.data.sequences.transfer import DIRECT, upload
 from genre.errors import BaseModelError, InputError
 from genre.modules.base.attention import Blocks, PackedPart, Prefixes, added, block_attention, masks_of
+from genre.modules.base.devices import choose_device
 from genre.modules.base.fingerprint import fingerprint
 from genre.modules.base.kinds import EAGER, VERIFIED, check_branches, need_positions, position_limit, scale_logits
 from genre.modules.base.loading import IN_PARTS, Quantization, cut_layers, device_of, load_model, weight_of
@@ -82,20 +83,22 @@ class Base:
             name: A base that comes as a package (`smollm2-135m`), a local folder, or a hub id.
             quantization: `int8` and `nf4` go through bitsandbytes; embeddings and heads stay in full precision.
             depth: Keep the first so many layers, followed by the base's own final norm.
-            device: `cuda` if there is one, else `cpu`; `auto` lets accelerate spread the base over what there is.
+            device: `cpu`, `cuda` or `cuda:1`; by default that of `GENRE_DEVICE`, else `cuda` if there is one, else `cpu`. `auto`
+                lets accelerate spread the base over what there is.
             dtype: bfloat16 on CUDA, float32 on CPU (many processors have no instructions for bfloat16).
             device_map: Where each module goes, as accelerate spells it (`{"model.layers.0": 0, …, "lm_head": "disk"}`), in
                 place of `device`; for bases that no one device holds.
             offload_folder: For what the map, or `auto`, leaves on the disk.
 
         Raises:
+            InputError: There is no such device, or a launcher gave this process another one.
             BaseModelError: The folder is neither a causal LM nor an encoder, or is one whose layers cannot keep the branches of
                 a row apart; the depth is too large, or the device cannot hold the quantization.
         """
         folder = find(name)
         config, tokenizer = read_config(name, folder)
         full_depth = cut_layers(name, config, depth)
-        place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place = str(device or "") if device_map else choose_device(device)
         model = load_model(name, folder, config, quantization, place, dtype, device_map, offload_folder)
         marks = fingerprint(folder), tokenizer_digest(tokenizer)
         base = cls(name, model, tokenizer, quantization, *marks, folder, full_depth, bidirectional=is_encoder(config))

@@ -55,8 +55,7 @@ def load_model(
     from transformers import AutoModel, AutoModelForCausalLM
 
     if device_map is not None:
-        on_gpu = any(isinstance(each, int) or str(each).startswith("cuda") for each in device_map.values())
-        device = "cuda" if on_gpu else "cpu"
+        device = "cpu" if {str(each) for each in device_map.values()} <= {"cpu", "disk"} else "cuda"
     precision = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
     encoder = is_encoder(config)
     kind: Any = AutoModel if encoder else AutoModelForCausalLM
