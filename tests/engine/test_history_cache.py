@@ -263,3 +263,22 @@ def test_what_has_no_prefix_is_answered_without_a_cache(bert, text_bases):
     assert takes_prefixes(spread)
     spread.model.config.model_type = "unheard of"
     assert not takes_prefixes(spread)
+
+
+def test_layers_that_no_version_adapts_are_kept_once_for_all(plain, cached, log, monkeypatch):
+    run, passes = cached.base.run, []
+    monkeypatch.setattr(
+        cached.base, "run", lambda x, *rest, **more: passes.append((*rest[:2], x.shape[1])) or run(x, *rest, **more)
+    )
+    history = log.history("u1")
+    fields = {"history": history[:9], "user_id": "u1"}
+    asked = [Request("top", candidates=["i1"], **fields)], [Request("top-next", k=3, exclude_seen=False, **fields)]
+    agree(plain, cached, asked[0])
+    whole = passes[0][2]
+    assert passes == [(0, 2, whole)]
+    agree(plain, cached, asked[1])
+    assert passes[1:] == [(0, 1, 1), (1, 2, whole - 1)]  # the last token is read, so it is computed
+    agree(plain, cached, [replace(asked[1][0], history=history[:10])])
+    assert passes[3:] == [(0, 2, 2)]
+    keys = {key[0] for key in cached.history_store._found}
+    assert keys == {"below layer 1", *(cached.resident()[name] for name in ("top", "top-next"))}

@@ -92,7 +92,7 @@ class Engine:
         self.forward = ForwardTurn()
         source = AdapterSource(base, registry, self.slots, data, self.forward)
         self.history_store = HistoryStore(history_cache, device=base.device) if isinstance(history_cache, int) else history_cache
-        histories = Histories(self.history_store) if self.history_store is not None and takes_prefixes(base) else None
+        histories = Histories(self.history_store, base.depth) if self.history_store is not None and takes_prefixes(base) else None
         dropped: Any = {} if histories is None else {"unreferenced": histories.drop}
         self.cache = AdapterCache(source, capacity=lanes, cpu_capacity=host, **dropped)
         self.passes = Passes(base, self.slots, self.forward, batch_tokens, histories)

@@ -3,8 +3,9 @@
 Owns: keys, the comparison of a row with what is kept, batches of rows that go on. Ignores: where states lie and who leaves
 (`genre.engine.history_store`), layers.
 
-A state is kept under the version that made it (or the bare base), the items as its encoder sees them, and the user; there is one
-of each, of the history that was asked last. It holds the marks of its tokens and their keys and values at each layer:
+A state is kept under the version that made it, the items as its encoder sees them, and the user; there is one of each, of the
+history that was asked last. Layers below the lowest one that a version adapts are a state of their own, for all versions that
+adapt none of them. It holds the marks of its tokens and their keys and values at each layer:
 
     kept      instruction  e1 e2 … e98               of 198 tokens
     asked     instruction  e1 e2 … e98 e99 | c1 c2   the first 198 tokens have the same marks: four tokens are computed
@@ -21,8 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from genre.data.sequences.layout import Sequence as Row
+from genre.engine.adapter_source import Resident
 from genre.engine.history_store import HistoryStore
 from genre.engine.items import Inline
 from genre.engine.planning import Job
@@ -35,7 +38,7 @@ OPENING = 4
 INLINE = -2
 
 HistoryKey = tuple[str, str, bytes]
-"""Version (empty for the bare base), items, user or opening."""
+"""Version (empty for the bare base) or shared layers, items, user or opening."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,17 @@ class Known:
 
     Attributes:
         row: The row, all of it.
-        states: HistoryKeys and values, of `tokens` tokens or more.
-        tokens: Tokens of the row that need no computing.
+        states: Keys and values, of `tokens` tokens or more, at the first `layers` layers.
+        tokens: Tokens of the row that need no computing there.
+        layers: The base's depth, or the layers below the version's own.
+        above: (tokens, D) the input of the version's lowest layer; None if that is the first one.
     """
 
     row: Row
     states: KeysValues
     tokens: int
+    layers: int
+    above: Tensor | None
 
     @property
     def prefix(self) -> Prefix:
@@ -67,10 +74,16 @@ class Histories:
 
     Args:
         store: The store.
+        depth: Layers of the base.
     """
 
-    def __init__(self, store: HistoryStore) -> None:
+    def __init__(self, store: HistoryStore, depth: int) -> None:
         self.store = store
+        self.depth = depth
+
+    def shared_layers(self, resident: Resident) -> int:
+        """Layers whose states are kept for all versions that do not adapt them; 0 if all are kept as the version's own."""
+        return resident.first if resident.slot is not None and resident.first < self.depth else 0
 
     def find(self, job: Job, row: Row, read: int) -> Known | None:
         """What is known of a row; None if that is too little.
@@ -80,19 +93,44 @@ class Histories:
             row: A row with a history.
             read: The first token whose state is read: it and those after it are computed.
         """
-        found = self.store.look(history_key(job, row))
-        marks, *states = found or (None,)
-        tokens = 0 if marks is None else min(_alike(marks.cpu().numpy(), marks_of(row, job.inline)), read)
-        if tokens < LEAST_SHARE * row.prefix_length:
+        marks, least = marks_of(row, job.inline), LEAST_SHARE * row.prefix_length
+        shared, layers = self.shared_layers(job.resident), self.depth
+        tokens, states = self._look(history_key(job, row), marks)
+        above: Tensor | None = None
+        if shared:
+            own, kept = tokens, states
+            tokens, states = self._look(history_key(job, row, shared), marks)
+            above, states = (states[0], states[1:]) if states else (None, [])
+            if min(own, read) >= least:
+                tokens, states = min(own, tokens), [*states, *kept]
+            else:
+                layers = shared
+        tokens = min(tokens, read)
+        if tokens < least:
             tokens = 0
-        self.store.count(tokens)
-        return Known(row, tuple(states), tokens) if tokens > 0 else None
+        self.store.count(-(-tokens * layers // self.depth))
+        return Known(row, tuple(states), tokens, layers, above) if tokens > 0 else None
 
-    def keep(self, job: Job, row: Row, states: KeysValues) -> None:
-        """Keep the states of a row's history, (key heads, tokens, d) each, in place of those that the user had."""
+    def _look(self, key: HistoryKey, marks: np.ndarray) -> tuple[int, list[Tensor]]:
+        """The first tokens that a state knows of a row with such marks, and its tensors; 0 and none without a state."""
+        found = self.store.look(key)
+        return (0, []) if found is None else (_alike(found[0].cpu().numpy(), marks), list(found[1:]))
+
+    def keep(self, job: Job, row: Row, states: KeysValues, above: Tensor | None) -> None:
+        """Keep the states of a row's history in place of those that the user had.
+
+        Args:
+            job: Whose row it is.
+            row: The row.
+            states: (key heads, tokens, d) each, at all layers.
+            above: (tokens, D) the input of the version's lowest layer, if any layer below it is shared.
+        """
         marks = torch.from_numpy(marks_of(row, job.inline)).to(states[0].device)
-        owner = job.request.user_id or ""
-        self.store.put(history_key(job, row), (marks, *states), owner=owner, tokens=row.prefix_length, begun=job.begun)
+        more: Any = {"owner": job.request.user_id or "", "tokens": row.prefix_length, "begun": job.begun}
+        shared = 0 if above is None else self.shared_layers(job.resident)
+        if above is not None:
+            self.store.put(history_key(job, row, shared), (marks, above, *states[: 2 * shared]), **more)
+        self.store.put(history_key(job, row), (marks, *states[2 * shared :]), **more)
 
     def drop(self, digest: str) -> None:
         """Drop the states of a version that nobody can ask for any more."""
@@ -104,9 +142,11 @@ def has_history(row: Row) -> bool:
     return row.spans is None and len(row.item_codes) > 0
 
 
-def history_key(job: Job, row: Row) -> HistoryKey:
-    """The key of a row's history."""
+def history_key(job: Job, row: Row, shared: int = 0) -> HistoryKey:
+    """The key of a row's history, or of so many layers of it that are shared."""
     digest = "" if job.resident.slot is None else job.resident.digest
+    if shared:
+        digest = f"below layer {shared}"
     if job.request.user_id is not None:
         whose = b"user" + job.request.user_id.encode()
     else:

@@ -30,7 +30,7 @@ from genre.engine.scoring import Reader, read_positions, score_readers
 from genre.engine.turn import ForwardTurn
 from genre.modules.base.attention import Blocks, plan_blocks
 from genre.modules.base.base import Base
-from genre.modules.base.prefixes import Continued, Recorder
+from genre.modules.base.prefixes import Continued, KeysValues, Recorder, joined_rows
 from genre.modules.embedding import embed
 from genre.modules.lora.slots import AdapterSlots
 
@@ -176,8 +176,13 @@ class Passes:
         own = sorted((unit for unit in units if has_history(unit.row)), key=lambda unit: len(unit.row))
         for turn in by_turns(own, [history_key(unit.job, unit.row) for unit in own]):
             for some in self._known(histories, turn, rest):
-                for batch in self._batches(some, pass_tokens):
-                    self._go_on(histories, batch)
+                for layers in {unit.known.layers for unit in some if unit.known}:
+                    alike = [unit for unit in some if unit.known and unit.known.layers == layers]
+                    for batch in self._batches(alike, pass_tokens):
+                        if layers == self.base.depth:
+                            self._go_on(histories, batch)
+                        else:
+                            self._go_up(batch, layers, pass_tokens)
             self._run(rest, pass_tokens)
             rest = []
 
@@ -204,26 +209,45 @@ class Passes:
     def _go_on(self, histories: Histories, units: Sequence[Unit]) -> None:
         """Compute what is left of some units, and keep what is new of their histories."""
         batch, blocks, known = self._collate(units), self._blocks(units), [unit.known for unit in units if unit.known]
-        made = Continued([each.prefix for each in known], blocks, self.base.dtype)
+        lowest = [histories.shared_layers(unit.resident) for unit in units]
+        made = Continued([each.prefix for each in known], blocks, self.base.dtype, lowest)
         with self.forward, self._routed(units):
             hidden = self.base.run(self._embed(units, batch), 0, self.base.depth, blocks, prefixes=made)
         self._read(units, batch, hidden)
-        new = [unit.row.prefix_length for unit in units]
-        longer = [each.longer(made.of(index, 0, new[index])) if new[index] > 0 else () for index, each in enumerate(known)]
-        for unit, each, states in zip(units, known, longer, strict=True):
-            if states:
-                histories.keep(unit.job, each.row, states)
+        longer: list[tuple[Unit, Row, KeysValues, Tensor | None]] = []
+        for index, (unit, each, first) in enumerate(zip(units, known, lowest, strict=True)):
+            new, above = unit.row.prefix_length, each.above
+            if new > 0:
+                if above is not None:
+                    above = torch.cat([above[: each.tokens], made.input_of(first, index, 0, new)])
+                longer.append((unit, each.row, each.longer(made.of(index, 0, new)), above))
+        for unit, row, states, above in longer:
+            histories.keep(unit.job, row, states, above)
+
+    def _go_up(self, units: Sequence[Unit], shared: int, pass_tokens: int) -> None:
+        """Compute what is left of some units in the layers below `shared`, where their history is known, and the others whole."""
+        batch, blocks, known = self._collate(units), self._blocks(units), [unit.known for unit in units if unit.known]
+        made = Continued([each.prefix for each in known], blocks, self.base.dtype, [shared])
+        with self.forward:
+            hidden = self.base.run(self._embed(units, batch), 0, shared, blocks, prefixes=made)
+        lower = joined_rows([each.above[: each.tokens] for each in known if each.above is not None], hidden)
+        whole = [Unit(unit.resident, each.row, unit.job, unit.readers) for unit, each in zip(units, known, strict=True)]
+        self._upper([(unit, index) for index, unit in enumerate(whole)], lower, shared, pass_tokens, made.whole())
 
     def _keep(self, units: Sequence[Unit], made: Recorder | None) -> None:
         """Keep the histories of a batch that was read from its start."""
         if made is not None and self.histories is not None:
             for index, unit in enumerate(units):
                 if has_history(unit.row):
-                    self.histories.keep(unit.job, unit.row, made.of(index, 0, unit.row.prefix_length))
+                    first, stop = self.histories.shared_layers(unit.resident), unit.row.prefix_length
+                    above = made.input_of(first, index, 0, stop) if first else None
+                    self.histories.keep(unit.job, unit.row, made.of(index, 0, stop), above)
 
     def _recorder(self, units: Sequence[Unit]) -> Recorder | None:
         """What keeps the states of a batch; None if nobody will look for them."""
-        return Recorder() if self.histories is not None and any(has_history(unit.row) for unit in units) else None
+        if self.histories is None or not any(has_history(unit.row) for unit in units):
+            return None
+        return Recorder([self.histories.shared_layers(unit.resident) for unit in units])
 
     def _run(self, units: Sequence[Unit], pass_tokens: int) -> None:
         families, rest = families_of(units) if self.base.in_parts and self.base.takes_blocks else ({}, units)
@@ -240,7 +264,8 @@ class Passes:
             heads = {id(members[0]): members for members in groups}
             for some in self._batches([members[0] for members in groups], pass_tokens):
                 batch = self._collate(some)
-                read, made = self._read_tokens([heads[id(one)] for one in some], batch), self._recorder(some)
+                read = self._read_tokens([heads[id(one)] for one in some], batch)
+                made = self._recorder([unit for one in some for unit in heads[id(one)]])
                 with self.forward:
                     begun = perf_counter()
                     lower = self.base.run(self._embed(some, batch), 0, shared, self._blocks(some), read=read, prefixes=made)

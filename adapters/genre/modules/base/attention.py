@@ -128,6 +128,9 @@ class PackedPart:
 class Prefixes(Protocol):
     """What becomes of the keys and values of a pass (`genre.modules.base.prefixes`)."""
 
+    def enter(self, layer: int, hidden: Tensor) -> None:
+        """Called before a layer with its input, (B, T, D)."""
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor | None:
         """The next layer's attention, (B, T, heads, d); None leaves it as it is. Arguments as of `attend` here."""
 

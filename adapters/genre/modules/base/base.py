@@ -408,7 +408,9 @@ class Base:
         if prefixes is not None:
             shared["prefixes"] = prefixes
         with self._quiet(), self._skipping(read if last == self.depth else None):
-            for layer in body.layers[first:last]:
+            for number, layer in enumerate(body.layers[first:last], first):
+                if prefixes is not None:
+                    prefixes.enter(number, hidden)
                 hidden = layer(hidden, attention_mask=None, use_cache=False, **shared)
         return body.norm(hidden) if first < last == self.depth else hidden
 

@@ -12,7 +12,7 @@ with `Base.run(…, prefixes=Recorder())` the first time and `Base.run(…, pref
 share keys lie one after the other, so that keys are not repeated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,10 +40,21 @@ def takes_prefixes(base: Base) -> bool:
 
 
 class Recorder:
-    """Keeps the keys and values of a batch at every layer of a pass, as the layers made them."""
+    """Keeps the keys and values of a batch at every layer of a pass, as the layers made them.
 
-    def __init__(self) -> None:
+    Args:
+        at: Layers whose input is kept as well, for passes that begin there.
+    """
+
+    def __init__(self, at: Collection[int] = ()) -> None:
+        self._at = frozenset(at) - {0}
         self._made: list[tuple[Tensor, Sequence[int] | None]] = []
+        self._inputs: dict[int, Tensor] = {}
+
+    def enter(self, layer: int, hidden: Tensor) -> None:
+        """Keep a layer's input, (B, T, D), if it is wanted."""
+        if layer in self._at:
+            self._inputs[layer] = hidden
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor | None:
         """Keep those of the next layer, (B, key heads, T, d); None, as attention is as ever."""
@@ -52,13 +63,17 @@ class Recorder:
 
     def onto(self, rows: Sequence[int]) -> "Recorder":
         """A recorder of the layers above, whose batch has these of the rows; it has the layers below as well."""
-        above = Recorder()
+        above = Recorder(self._at)
         above._made = [(each, rows) for each, _ in self._made]
         return above
 
     def of(self, row: int, start: int, stop: int) -> KeysValues:
         """Views of a row's tokens from `start` up to, not including, `stop`."""
         return tuple(each[row if rows is None else rows[row], :, start:stop] for each, rows in self._made)
+
+    def input_of(self, layer: int, row: int, start: int, stop: int) -> Tensor:
+        """(tokens, D) view of a layer's input for a row's tokens."""
+        return self._inputs[layer][row, start:stop]
 
 
 @dataclass(frozen=True)
@@ -85,10 +100,11 @@ class Continued(Recorder):
         prefixes: B prefixes.
         blocks: Of the further tokens, their masked spans counted from the first of them.
         dtype: Of the base.
+        at: As in `Recorder`.
     """
 
-    def __init__(self, prefixes: Sequence[Prefix], blocks: Blocks, dtype: torch.dtype) -> None:
-        super().__init__()
+    def __init__(self, prefixes: Sequence[Prefix], blocks: Blocks, dtype: torch.dtype, at: Collection[int] = ()) -> None:
+        super().__init__(at)
         self._prefixes = prefixes
         self._blocks = blocks.blocks
         self._longest = max(prefix.tokens for prefix in prefixes)
@@ -127,6 +143,14 @@ class Continued(Recorder):
             found = F.scaled_dot_product_attention(asked, keys[:, :, :end], values[:, :, :end], attn_mask=mask, scale=scaling)
             parts.append(found.unflatten(2, (shared, -1)).flatten(1, 2).transpose(1, 2))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def whole(self) -> Recorder:
+        """A recorder of these layers with each row's prefix before its further tokens."""
+        joined = Recorder(self._at)
+        for number, (made, _) in enumerate(self._made):
+            parts = [[prefix.states[number][:, : prefix.tokens], own] for prefix, own in zip(self._prefixes, made, strict=True)]
+            joined._made.append((_stacked([torch.cat(part, dim=1) for part in parts], dim=1), None))
+        return joined
 
     def _fill(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Memory for a layer's keys and values, of the prefixes and of a block, that holds those of the prefixes."""
@@ -176,3 +200,17 @@ class Continued(Recorder):
                 mask = torch.ones(block.stop, block.stop, dtype=torch.bool).tril_().expand(len(before), 1, -1, -1)
             found.append(torch.cat([before, mask.to(before.device)], dim=-1))
         return found
+
+
+def joined_rows(known: Sequence[Tensor], more: Tensor) -> Tensor:
+    """(B, T, D): for each row (P, D) before its (t, D), zeros where a row has fewer."""
+    return _stacked([torch.cat([one, own]) for one, own in zip(known, more, strict=True)], dim=0)
+
+
+def _stacked(rows: Sequence[Tensor], dim: int) -> Tensor:
+    """Rows of different lengths along a dimension as one tensor, zeros at the end."""
+    most = max(row.shape[dim] for row in rows)
+    found = rows[0].new_zeros(len(rows), *rows[0].shape[:dim], most, *rows[0].shape[dim + 1 :])
+    for own, row in zip(found, rows, strict=True):
+        own.narrow(dim, 0, row.shape[dim]).copy_(row)
+    return found
