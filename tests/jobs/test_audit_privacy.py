@@ -101,7 +101,8 @@ def test_an_adapter_that_was_overfitted_on_purpose_has_a_bound_above_1(overfitte
     assert "no audit of its privacy is recorded" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # thirteen private trainings and four searches for noise, some minutes
+@pytest.mark.slow  # thirteen private trainings: a minute of a quiet core
+@pytest.mark.timeout(900)
 def test_no_bound_refutes_the_epsilon_of_a_private_training(tiny, tmp_path):
     pytest.importorskip("opacus", reason="the extra privacy")
     registry, base, log = genre.Registry(tmp_path / "registry"), Base.load(str(tiny)), by_chance()

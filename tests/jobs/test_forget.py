@@ -14,9 +14,9 @@ from fakes import planted_log
 from genre.cli import main
 from genre.data.forgetting import forget_users, without_users
 from genre.data.interactions import Interactions
-from genre.data.user_key import FILE, ensure_key, read_key
+from genre.data.user_key import FILE, UserKey, ensure_key, read_key
 from genre.errors import DataError, ManifestError
-from genre.jobs.forget.versions import versions_of
+from genre.jobs.forget.versions import refuse_forgotten, versions_of
 from genre.jobs.loading import open_log
 from genre.jobs.refresh.job import refresh
 from genre.jobs.refresh.without import refresh_without
@@ -99,6 +99,13 @@ def test_versions_without_a_set_are_known_by_digest_and_times(place, tiny):
         timestamp=pl.when(pl.col("user_id") == GONE).then(10**6).otherwise(pl.col("timestamp"))
     )
     assert versions_of(registry, Interactions.from_frame(late.drop("row"), name="guests"), [GONE]) == []
+    refuse_forgotten(registry, registry.resolve("like"), log)
+    key = UserKey.new().with_forgotten([GONE])
+    since = Interactions.from_frame(
+        log.frame, log.catalogue.frame, info=log.info.model_copy(update={"users_key": key}), stored=True
+    )
+    with pytest.raises(ManifestError, match="may have been trained on users who were forgotten since, .* it has no set of users"):
+        refuse_forgotten(registry, registry.resolve("like"), since)
 
 
 def test_nothing_of_a_user_is_left_and_nothing_depends_on_what_they_did(place, tiny):

@@ -94,6 +94,7 @@ class UserSet(BaseModel):
 
 def _places(digests: list[bytes], hashes: int, bits: int) -> np.ndarray:
     """(U, hashes) the bits of users, by double hashing modulo 2^64 (Kirsch and Mitzenmacher 2006)."""
-    halves = np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64).reshape(-1, 2)
+    joined = bytearray().join(digests)
+    halves = np.array(memoryview(joined), dtype=np.uint8).reshape(-1, 16).view(">u8").astype(np.uint64)
     first, step = halves[:, :1], halves[:, 1:] | np.uint64(1)
     return (first + np.arange(hashes, dtype=np.uint64) * step) % np.uint64(bits)

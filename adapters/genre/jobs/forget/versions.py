@@ -145,23 +145,25 @@ class Search:
 
 
 def refuse_forgotten(registry: Registry, version: Version, log: Interactions) -> None:
-    """Refuse to go on from a version that was trained on users who were forgotten since.
+    """Refuse to go on from a version that was, or may have been, trained on users who were forgotten since.
 
     Raises:
-        ManifestError: It was.
+        ManifestError: It was, or it may have been.
     """
     key = log.info.users_key
     if key is None or not key.forgotten:
         return
     known, why, mistaken = Search(registry, sorted(key.forgotten), key).of(version)
-    if known == "trained":
-        chance = "" if mistaken is None else f" ({mistaken:.0e} by mistake for each user)"
-        raise ManifestError(
-            f"{version.ref} was trained on users who were forgotten since, and its weights would hand that on",
-            got=f"{why}{chance}",
-            expected="a version that did not see them",
-            todo=f"train it from the start: genre refresh {version.name} --from-start",
-        )
+    if known == "not trained":
+        return
+    chance = "" if mistaken is None else f" ({mistaken:.0e} by mistake for each user)"
+    was = "was" if known == "trained" else "may have been"
+    raise ManifestError(
+        f"{version.ref} {was} trained on users who were forgotten since, and its weights would hand that on",
+        got=f"{why}{chance}",
+        expected="a version that did not see them",
+        todo=f"train it from the start: genre refresh {version.name} --from-start",
+    )
 
 
 def _first_second(log: Interactions, users: Sequence[str]) -> int | None:
