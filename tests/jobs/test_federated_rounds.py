@@ -242,6 +242,7 @@ def test_a_frozen_encoder_of_the_registry_is_used_by_all_and_stays_as_it_is(
     assert not any(name.startswith("encoder.") for name in found.state)
     run = write_run(found, recipe, options_of(parts, rounds=1), tmp_path / "run", registry)
     assert run.manifest.encoder == registry.resolve(first.encoder).digest and run.encoder is None
+    assert not (run.folder / "catalogue.jsonl").exists()  # the encoder carries all of its items
     with pytest.raises(InputError, match="needs a registry"):
         federate(LocalTransport(clients_of(parts, tmp_path / "c", base)), recipe, options_of(parts), folder=tmp_path / "none")
 

@@ -21,11 +21,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
 from genre._version import __version__
+from genre.data.catalogue import Catalogue
 from genre.data.interactions import Interactions
 from genre.data.sequences.layout import FeedbackVocabulary
 from genre.data.splits import PARTS
@@ -222,9 +224,10 @@ def read_shared(folder: Path) -> SharedEncoder | None:
     described = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
     try:
         encoder = BehaviourEncoder.restore(described["spec"], described["items"], load_file(folder / "encoder.safetensors"))
+        carried = Catalogue(pl.DataFrame({"item_id": described["carried"]}, schema={"item_id": pl.String}))
+        return SharedEncoder(encoder, _vocabulary(described["feedback"]), described["digest"], carried)
     except (KeyError, TypeError) as error:
         raise ManifestError("the encoder that the server sent", got=f"no {error}", expected="spec, items, feedback") from None
-    return SharedEncoder(encoder, _vocabulary(described["feedback"]), described["digest"])
 
 
 def _vocabulary(described: dict[str, Any] | None) -> FeedbackVocabulary | None:
@@ -348,6 +351,7 @@ class LocalRun:
             write_adapter(folder, assembly)
             if assembly.fits_encoder:
                 write_encoder(folder / "encoder", assembly)
-            draft = adapter_manifest(assembly, encoder=shared, cost=Cost(), metrics={})
-            (folder / "manifest.json").write_text(json.dumps(draft.raw(), sort_keys=True), encoding="utf-8")
+            draft = adapter_manifest(assembly, encoder=shared, cost=Cost(), metrics={}).raw()
+            draft["data"] = {"split": draft["data"]["split"]}  # the rest is of this client alone
+            (folder / "manifest.json").write_text(json.dumps(draft, sort_keys=True), encoding="utf-8")
             return {name: file.read_text(encoding="utf-8") for name in SENT_FILES if (file := folder / name).is_file()}

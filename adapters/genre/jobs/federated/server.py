@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
+from genre.engine.versions import read_catalogue
 from genre.errors import InputError, JobError, ManifestError, visible
 from genre.evaluation.metrics import Metric
 from genre.files import write_json
@@ -208,9 +209,8 @@ class _Server:
         from safetensors.torch import load_file
 
         described = json.loads((files / "encoder.json").read_text(encoding="utf-8"))
-        if "items" not in described:
-            lines = (files / "catalogue.jsonl").read_text(encoding="utf-8").splitlines()
-            described["items"] = [json.loads(line)["item_id"] for line in lines]
+        carried = read_catalogue(files).item_ids
+        described = {"items": carried, "carried": carried} | described
         arrays = {name: value.numpy() for name, value in load_file(files / "encoder.safetensors").items()}
         return Packet(described | {"digest": version.digest}, arrays)
 
