@@ -434,6 +434,14 @@ def test_every_entry_of_a_version_has_a_source_and_an_unknown_one_is_refused(pub
             check_sources(run.folder, raw | change)
 
 
+def test_figures_of_baselines_are_recorded_beside_public_versions_alone(published, trained):
+    registry, run, version = published
+    found = {"like": {"popularity": {"auc": {"value": 0.6, "interval": None, "n": 3}}}}
+    registry.record_baselines(version, found)
+    assert version.manifest.withholds_figures and registry.baselines(version) is None
+    assert not trained.registry.resolve("like").manifest.withholds_figures
+
+
 def test_metrics_are_published_where_the_recipe_declares_them_public(tiny, log, tmp_path):
     recipe = private_recipe(tiny, LIKE, epochs=1, privacy={"metrics": "public"})
     run = train(recipe, log=log, folder=tmp_path / "run", baselines="none")

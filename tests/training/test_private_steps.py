@@ -53,7 +53,7 @@ def test_a_step_is_the_clipped_sum_of_who_was_drawn_and_noise_of_the_planned_siz
     loop = loop_of(LIKE)
     private = loop.private
     found = private.gradient(loop.batches[0], loop.labels, index=0)
-    drawn = private.pending[0].users
+    drawn = private.pending[0]
     assert drawn == {int(loop.assembly.log.user_codes[row.events[0]]) for row in loop.batches[0]}
     assert len(found.norms) == len(drawn) and found.largest <= 1.0001 and found.total.norm() <= len(drawn)
     added = torch.cat([value.grad.reshape(-1) for value in private.parameters.values()]) * 20  # times q n
@@ -67,7 +67,7 @@ def test_a_step_is_the_clipped_sum_of_who_was_drawn_and_noise_of_the_planned_siz
 def test_a_step_that_draws_nobody_counts_and_is_noise(loop_of):
     loop = loop_of(NEXT, LIKE)
     private, before = loop.private, weights(loop.assembly)
-    private.pending[0].users = frozenset()
+    private.pending[0] = frozenset()
     result = loop.step([], 0.1)
     assert (result.tokens, result.loss, private.steps) == (0, 0.0, 1)
     assert all(not torch.equal(before[name], value) for name, value in weights(loop.assembly).items())
@@ -77,16 +77,14 @@ def test_epochs_draw_anew_and_never_by_the_recipes_seed(loop_of):
     draws = []
     for _ in range(2):
         loop = loop_of(LIKE)
-        draws += [each.users for each in loop.private.pending]
+        draws += loop.private.pending
         loop.plan(1)
-        draws += [each.users for each in loop.private.pending]
+        draws += loop.private.pending
     assert len(draws) == 12 and len(set(draws)) == 12
 
 
 def tampered_users(private, loop):
-    loop.batches[0] = (
-        loop.batches[0] + [row for row in loop.batches[1] if private.user_of(row) not in private.pending[0].users][:1]
-    )
+    loop.batches[0] = loop.batches[0] + [row for row in loop.batches[1] if private.user_of(row) not in private.pending[0]][:1]
 
 
 def tampered_clip(private, loop):
@@ -191,7 +189,7 @@ def test_no_state_of_the_noise_is_kept(make, tmp_path):
         loop = Loop(make(LIKE), tmp_path, Reporter.silent())
         loop.restore()
         loop.plan(0)
-        runs.append(([each.users for each in loop.private.pending], loop.private.noise.normal(3).tolist()))
+        runs.append((list(loop.private.pending), loop.private.noise.normal(3).tolist()))
     assert runs[0][0] != runs[1][0] and runs[0][1] != runs[1][1]
 
 

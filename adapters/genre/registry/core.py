@@ -111,6 +111,8 @@ class Registry:
     def record_baselines(self, ref: str | Version, baselines: Mapping[str, Any], *, notes: Iterable[str] = ()) -> None:
         """Write beside a version what its metrics compare with; its digest stays, and an earlier record is replaced.
 
+        Nothing is written beside a version that withholds figures of its users (`Manifest.withholds_figures`).
+
         Args:
             ref: The version.
             baselines: By task, baseline and metric the value, interval and n, as a run has them.
@@ -120,7 +122,9 @@ class Registry:
             NotFoundError: There is no such version.
             DiskError: The disk is full or not writable.
         """
-        records.write_baselines(self.store, self.resolve(ref), baselines, notes)
+        version = self.resolve(ref)
+        if not version.manifest.withholds_figures:
+            records.write_baselines(self.store, version, baselines, notes)
 
     def baselines(self, ref: str | Version) -> records.BaselineRecord | None:
         """What a version was measured against; None if that is not recorded, IntegrityError if it is damaged."""

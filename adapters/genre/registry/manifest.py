@@ -146,6 +146,15 @@ class Manifest(_Frozen):
         return value
 
     @property
+    def withholds_figures(self) -> bool:
+        """True for a version of a private run that publishes no figure of its users' own events (`train.privacy.metrics`)."""
+        table = self.notes.get("privacy")
+        if not isinstance(table, dict):
+            return False
+        public = table.get("public")
+        return not isinstance(public, dict) or "metrics" not in public
+
+    @property
     def reads(self) -> "DataKind":
         """The kind of data that the version reads: labelled texts, or the events of a log."""
         return "texts" if "pool" in self.sequence else "log"

@@ -11,7 +11,6 @@ A further check is a class with `foresee` and `run` (`subject.Check`), a field o
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
@@ -33,7 +32,6 @@ from genre.jobs.loading import load_base
 from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.registry import Registry
-from genre.registry.manifest import Manifest
 
 CHECKS: dict[str, Check] = {
     "text": TextAttack(),
@@ -97,18 +95,12 @@ def audit(
             write_text(folder / REPORT, report.model_dump_json(by_alias=True, indent=2) + "\n")
             page = write_page(report, folder / PAGE)
     lines = privacy_lines(report)
-    if record and lines and _withheld(version.manifest):
+    if record and lines and version.manifest.withholds_figures:
         reporter.line("not recorded beside the version: its recipe withholds figures of its users (train.privacy.metrics)")
     elif record and lines:
         registry.record_audit(version, report.model_dump(mode="json", by_alias=True), lines=lines, page=page)
         reporter.line(f"recorded beside {version.ref}: genre registry show {version.ref}")
     return report
-
-
-def _withheld(manifest: Manifest) -> bool:
-    """True for a private version that publishes no figure of its users."""
-    table: Any = manifest.notes.get("privacy")
-    return isinstance(table, dict) and "metrics" not in table.get("public", {})
 
 
 def _report(subject: Subject, sections: dict[str, BaseModel], seconds: float, command: str) -> AuditReport:

@@ -13,9 +13,9 @@ Everything else of a run is a function of g: optimizer, moving average, learning
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,14 +34,6 @@ SIGMAS = 8.0
 """The noise's measured deviation may be so many standard errors from the planned one."""
 
 
-@dataclass
-class Drawn:
-    """The users that a step drew, before anything is computed of them: the codes of those with rows, and how many in all."""
-
-    users: frozenset[int]
-    count: int
-
-
 class PrivateSteps:
     """The private part of one run.
 
@@ -53,6 +45,7 @@ class PrivateSteps:
         plan: Its budget.
         steps: Steps taken, those before a resume included.
         released: The noisy statistics; None before `begin` and without them.
+        pending: For each step of the epoch the codes of the users that it drew, of those who have rows.
 
     Raises:
         InputError: Several processes share the run, or Opacus is not installed.
@@ -73,7 +66,7 @@ class PrivateSteps:
         self.gradients = UserGradients(assembly.model, self.parameters, tokens=max(train.batch_tokens // train.accumulate, 1))
         self.steps = 0
         self.released: Tensor | None = None
-        self.pending: list[Drawn] = []
+        self.pending: list[frozenset[int]] = []
         self.marks: dict[str, float] = {}
 
     @property
@@ -104,14 +97,12 @@ class PrivateSteps:
         for _ in range(self.plan.steps_per_epoch):
             drawn = self.noise.bernoulli(self.plan.sample_rate, self.plan.users).nonzero()[0].tolist()
             there = [user for user in drawn if user in by_user]
-            self.pending.append(Drawn(frozenset(there), len(drawn)))
+            self.pending.append(frozenset(there))
             batches.append([row for user in there for row in by_user[user]])
         return Epoch(batches, labels)
 
-    def _random(self) -> tuple[float, Any]:
+    def _random(self) -> tuple[float, np.random.Generator]:
         """The shift of an epoch's windows and what draws its negatives; unforeseeable, and the same for all users."""
-        import numpy as np
-
         return float(self.noise.uniform(1)[0]), np.random.default_rng(self.noise.seed())
 
     def user_of(self, row: Sequence) -> int:
@@ -141,7 +132,7 @@ class PrivateSteps:
             value.grad = own.view_as(value).to(value.dtype)
         return found
 
-    def _check(self, found: Clipped, noise: Tensor, users: frozenset[int], drawn: Drawn | None) -> None:
+    def _check(self, found: Clipped, noise: Tensor, users: frozenset[int], drawn: frozenset[int] | None) -> None:
         wanted, size = self.plan.sigma * self.plan.clip, noise.numel()
         measured = float(noise.double().square().mean().sqrt())
         trained = {id(value) for value in self.assembly.model.trainable().values()}
@@ -149,8 +140,8 @@ class PrivateSteps:
             (
                 "the users added are not those drawn",
                 len(users),
-                None if drawn is None else len(drawn.users),
-                drawn is not None and users == drawn.users,
+                None if drawn is None else len(drawn),
+                users == drawn,
             ),
             ("users are missing from the sum", len(found.norms), len(users), len(found.norms) == len(users)),
             ("a clipped norm", f"{found.largest:g}", f"at most {self.plan.clip:g}", found.largest <= self.plan.clip * (1 + 1e-4)),

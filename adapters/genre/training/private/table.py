@@ -72,6 +72,7 @@ _ANY_RUN = {
     "manifest.json:cost.lora_params": "recipe",
     "manifest.json:cost.head_params": "recipe",
     "manifest.json:notes.privacy.*": "recipe",
+    "manifest.json:notes.from_start": "recipe",
     "manifest.json:parents.*": "recipe",
 }
 _SEALED = frozenset({"version", "digest", "created", "files", "provenance", "checksum"})
