@@ -29,7 +29,7 @@ BLENDS = (0.0, 0.05, 0.15, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Logits per standard deviation of a term over the catalogue: from a touch to where the trained scores only break ties."""
 PUBLIC = 0.7, 2.0
 """The fading and weight of neighbours by text in a private run, chosen on a public log (docs/decisions/privacy-budget.md)."""
-MOST_SCORES = 2**29
+MOST_SCORES = 2**26
 """Of validation targets times items; where there are more, the weights are chosen on a sample of the targets."""
 
 
