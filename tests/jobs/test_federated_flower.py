@@ -22,7 +22,7 @@ from test_federated_rounds import clients_of, part_of, planted_log, told, wanted
 from builders import LIKE, NEXT
 from genre.data.interactions import Interactions
 from genre.errors import InputError, JobError
-from genre.jobs.federated.flower import from_records, local_transport, to_records
+from genre.jobs.federated.flower import folder_of, from_records, local_transport, run_config, to_records
 from genre.jobs.federated.options import FederatedOptions
 from genre.jobs.federated.packets import LocalTransport, Packet
 from genre.jobs.federated.server import federate
@@ -54,6 +54,30 @@ def test_a_packet_is_the_same_after_flowers_bytes() -> None:
         "one": ((), np.dtype("f")),
         "two": ((2, 3), np.dtype("d")),
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"recipe": "a.yaml", "round": 3}, "no such key in the run's configuration: got round"),
+        ({"recipe": "a.yaml", "rounds": "ten"}, "rounds in the run's configuration: got 'ten'; expected int, such as 10"),
+        ({"recipe": "a.yaml", "clients": True}, "clients in the run's configuration: got True"),
+        ({"rounds": 3}, "the run names no recipe"),
+    ],
+)
+def test_a_wrong_run_configuration_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run_config(given)
+    assert run_config({"recipe": "a.yaml", "noise": 1})["rounds"] == 10
+
+
+def test_a_node_without_data_says_what_it_needs() -> None:
+    node = {"partition-id": 2}
+    with pytest.raises(InputError, match="this node has no data"):
+        folder_of("", node)
+    with pytest.raises(InputError, match="data names fewer folders than there are nodes: got 2"):
+        folder_of("a,b", node)
+    assert folder_of("a,b,c", node) == "c"
 
 
 def test_secure_aggregation_gives_what_plain_rounds_give(

@@ -182,7 +182,7 @@ def make_client_app(settings: Mapping[str, Any] | None = None) -> "ClientApp":
 
     def client_of(context: "Context") -> Client:
         run, node = {**context.run_config, **(settings or {})}, context.node_config
-        data = str(node.get("data") or _partition(str(run.get("data") or ""), node))
+        data = str(node.get("data") or folder_of(str(run.get("data") or ""), node))
         if data not in kept:
             name = str(node.get("name") or Path(data).resolve().name)
             folder = Path(str(node.get("folder") or Path("runs") / "federated" / name))
@@ -200,7 +200,7 @@ def make_client_app(settings: Mapping[str, Any] | None = None) -> "ClientApp":
     return app_of(client_of)
 
 
-def _partition(folders: str, node: Mapping[str, Any]) -> str:
+def folder_of(folders: str, node: Mapping[str, Any]) -> str:
     """The folder of a node of a simulation."""
     each = [folder for folder in folders.split(",") if folder]
     index = node.get("partition-id")
@@ -210,6 +210,25 @@ def _partition(folders: str, node: Mapping[str, Any]) -> str:
     if int(index) >= len(each):
         raise InputError("data names fewer folders than there are nodes", got=len(each), expected=node.get("num-partitions"))
     return each[int(index)]
+
+
+def run_config(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run, with defaults.
+
+    Raises:
+        InputError: A key is unknown, a value is of another type, or no recipe is named.
+    """
+    if stray := sorted(given.keys() - RUN_CONFIG.keys()):
+        raise InputError("no such key in the run's configuration", got=", ".join(stray), expected=", ".join(RUN_CONFIG))
+    for key, value in given.items():
+        default = RUN_CONFIG[key]
+        fits = isinstance(value, type(default)) or (isinstance(default, float) and type(value) is int)
+        if not fits or (type(default) is int and isinstance(value, bool)):
+            expected = f"{type(default).__name__}, such as {json.dumps(default)}"
+            raise InputError(f"{key} in the run's configuration", got=repr(value), expected=expected)
+    if not given.get("recipe"):
+        raise InputError("the run names no recipe", got="", todo="""flwr run . --run-config 'recipe="like.yaml"'""")
+    return RUN_CONFIG | dict(given)
 
 
 def make_server_app(beside: str | Path = ".", settings: Mapping[str, Any] | None = None) -> "ServerApp":
@@ -224,11 +243,7 @@ def make_server_app(beside: str | Path = ".", settings: Mapping[str, Any] | None
     app = ServerApp()
 
     def main(grid: "Grid", context: "Context") -> None:
-        given = RUN_CONFIG | {**context.run_config, **(settings or {})}
-        if stray := sorted(given.keys() - RUN_CONFIG.keys()):
-            raise InputError("no such key in the run's configuration", got=", ".join(stray), expected=", ".join(RUN_CONFIG))
-        if not given["recipe"]:
-            raise InputError("the run names no recipe", got="", todo="""flwr run . --run-config 'recipe="like.yaml"'""")
+        given = run_config({**context.run_config, **(settings or {})})
         place = Path(beside)
         recipe = Recipe.read((place.parent if place.is_file() else place) / str(given["recipe"]), str(given["set"]).split())
         options = FederatedOptions(
