@@ -7,6 +7,7 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 from serving_fakes import open_engine, serving
 
+import genre
 from genre.cli.options import parse_size
 from genre.cli.serve import _history_cache
 from genre.engine.history_store import HistoryStore
@@ -117,6 +118,18 @@ def test_sizes_are_read(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InputError, match="--size cannot be read"):
         parse_size("--size", text)
+
+
+def test_a_store_on_another_device_than_the_base_is_refused(trained):
+    with pytest.raises(InputError, match="history_cache lies on another device: got a store on meta; expected one on cpu"):
+        open_engine(trained, history_cache=HistoryStore(2**20, device="meta"))
+
+
+def test_a_base_stays_free_where_the_cache_cannot_be(trained):
+    base = genre.Base.load(str(trained.base))
+    with pytest.raises(InputError, match="capacity of the history cache: got -1"):
+        genre.Engine(base, trained.registry, history_cache=-1)
+    genre.Engine(base, trained.registry, history_cache=2**20).close()
 
 
 def test_options_name_a_store_or_none(tmp_path):

@@ -76,6 +76,11 @@ class Engine:
         for name, value, least in (("lanes", lanes, 1), ("host", host, 0), ("batch_tokens", batch_tokens, 1)):
             if value < least:
                 raise InputError(name, got=value, expected=f"at least {least}")
+        store = HistoryStore(history_cache, device=base.device) if isinstance(history_cache, int) else history_cache
+        if store is not None and store.device.type != base.device.type:
+            got, expected = f"a store on {store.device}", f"one on {base.device}, where the base is"
+            raise InputError("history_cache lies on another device", got=got, expected=expected)
+        self.history_store = store
         self.base = base
         self.registry = registry
         self.data = data
@@ -91,8 +96,7 @@ class Engine:
             self._attachment = attachment.pop_all()
         self.forward = ForwardTurn()
         source = AdapterSource(base, registry, self.slots, data, self.forward)
-        self.history_store = HistoryStore(history_cache, device=base.device) if isinstance(history_cache, int) else history_cache
-        histories = Histories(self.history_store, base.depth) if self.history_store is not None and takes_prefixes(base) else None
+        histories = Histories(store, base.depth) if store is not None and takes_prefixes(base) else None
         dropped: Any = {} if histories is None else {"unreferenced": histories.drop}
         self.cache = AdapterCache(source, capacity=lanes, cpu_capacity=host, **dropped)
         self.passes = Passes(base, self.slots, self.forward, batch_tokens, histories)

@@ -45,6 +45,7 @@ class Arena:
         except (OSError, OverflowError, ValueError) as error:
             got = f"{size:,} bytes: {error}"
             raise InputError("the memory of the history cache", got=got, expected="memory that is free") from None
+        self._first = torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()
         self._gaps = [(0, size)]  # of (start, end), in order
         self._written = 0
         # Blocks end in whatever thread lets go of the last view, at any point of its code: they wait here for the next `take`.
@@ -79,8 +80,7 @@ class Arena:
 
     def holds(self, block: Tensor) -> bool:
         """True if a block is one of these."""
-        first = torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()
-        return first <= block.data_ptr() < first + self.size
+        return self._first <= block.data_ptr() < self._first + self.size
 
     def _find(self, size: int, limit: int | None) -> int | None:
         last = self.size if limit is None else min(limit, self.size)
