@@ -28,7 +28,7 @@ from statistics import median
 from typing import Any
 
 from genre.jobs.loading import open_log
-from suite import keep_figures
+from suite import held, keep_figures
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -198,15 +198,16 @@ def measure(part: str, job: Path, options: argparse.Namespace) -> dict[str, Any]
     with opened(part, job, options, errors) as sides:
         wanted = sides[own[0]].answers
         rates: dict[str, list[float]] = {name: [] for name in sides}
-        for turn in range(options.rounds):
-            for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
-                try:
-                    rates[name].append(sides[name].go())
-                except PeerError as error:
-                    if name in own:
-                        raise
-                    errors[name] = f"in round {turn + 1}: {error}"
-                    del sides[name], rates[name]
+        with held(options.lock):
+            for turn in range(options.rounds):
+                for name in list(sides)[:: 1 if turn % 2 == 0 else -1]:
+                    try:
+                        rates[name].append(sides[name].go())
+                    except PeerError as error:
+                        if name in own:
+                            raise
+                        errors[name] = f"in round {turn + 1}: {error}"
+                        del sides[name], rates[name]
         peers = [name for name in sides if name not in own]
         return {
             "rounds": options.rounds,
@@ -235,6 +236,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--depth", type=int, default=10, help="layers for inference")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "peers", help="for environments and adapters")
+    parser.add_argument("--lock", type=Path, help="hold this file's flock while rounds are timed")
     parser.add_argument("--prepare", action="store_true", help="only make the environments and the adapters")
     options = parser.parse_args()
     for given, known in ((options.only, PLAN), (options.peers, PEERS)):

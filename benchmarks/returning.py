@@ -5,7 +5,7 @@
 batch_30, alone_30    32 users (one user) with 99 events, each with one event more in every call; 30 layers. Ten candidates a row.
 batch_4, alone_4      the same on 4 layers.
 sessions              ML-100K's users at the times of the log: a visit whenever one comes after 30 seconds; 8 rows a call, four
-                      adapters, one of which is swapped every 40 calls; a cache of a tenth of the users' states; 4 layers.
+                      adapters, one of which is swapped every 10 calls; a cache of a tenth of the users' states; 4 layers.
 bursts                the same with users by Zipf's law who come in bursts.
 sessions_30, bursts_30  both on 30 layers.
 strangers             users who come once, 4 layers: what the cache costs where it cannot help.
@@ -15,12 +15,12 @@ vllm                  text items on 10 layers, 16 users with a history of about 
                       call: our engine with its cache against vLLM's CPU build with prefix caching (installed as peers.py does).
 
 Each side is a process of its own (returning_side.py); a call goes to one after the other, the first by turns, and the seconds are
-those of `Engine.score`. Scores are compared at every call. `--against` gives the side without a cache the code of another
-checkout. `ratios.X` are requests/s with the cache against without. Exit code 1 if a bar is missed.
+those of `Engine.score`; `cpu_ratio` is that of processor seconds. Scores are compared at every call. `--against` gives the side
+without a cache the code of another checkout. `ratios.X` are requests/s with the cache against without. Exit code 1 if an aim is
+missed.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -50,7 +51,7 @@ from returning_traffic import (
     tokens_of_users,
     with_swaps,
 )
-from suite import keep_figures
+from suite import held, keep_figures
 from tiny_world import tiny_base
 
 HERE = Path(__file__).resolve().parent
@@ -107,7 +108,7 @@ class Side:
 
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
+        with suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()
 
@@ -170,21 +171,23 @@ def compare(part: str, worlds: Worlds, options: argparse.Namespace) -> dict[str,
     writer = Writer(worlds.log, list(job["names"]), wander=0.1 if case.share is not None else 0.0)
     calls = traffic(part, writer, worlds.log, job, options.scale)
     seconds: dict[str, list[float]] = {"none": [], "cache": []}
+    cpu = {"none": 0.0, "cache": 0.0}
     off = 0.0
     with Side({**job, "cache": 0}, options.against) as plain:
         states = tokens_of_users(calls) * plain.ready["token_bytes"]
         bound = WHOLE if case.share is None else int(case.share * states)
         with Side({**job, "cache": bound, "storage": options.storage}) as cached:
             sides = {"none": plain, "cache": cached}
-            for number, call in enumerate(calls):
-                if number < case.warm:  # the cache has to read everybody once, the other side to have worked before
-                    plain.ask(Call(call.rows[:1]))
-                    cached.ask(call)
-                    continue
-                answers = {name: sides[name].ask(call) for name in sorted(sides, reverse=bool(number % 2))}
-                off = max(off, _difference(answers["none"]["scores"], answers["cache"]["scores"]))
-                for name, answer in answers.items():
-                    seconds[name].append(answer["seconds"])
+            for call in calls[: case.warm]:  # the cache has to read everybody once, the other side to have worked before
+                plain.ask(Call(call.rows[:1]))
+                cached.ask(call)
+            with held(options.lock):
+                for number, call in enumerate(calls[case.warm :]):
+                    answers = {name: sides[name].ask(call) for name in sorted(sides, reverse=bool(number % 2))}
+                    off = max(off, _difference(answers["none"]["scores"], answers["cache"]["scores"]))
+                    for name, answer in answers.items():
+                        seconds[name].append(answer["seconds"])
+                        cpu[name] += answer["cpu"]
             counters = answers["cache"]["counters"]
     pairs = [one / two for one, two in zip(seconds["none"], seconds["cache"], strict=True)]
     # Calls of a case are alike where the users are; else the whole stream counts, not the median call.
@@ -202,6 +205,8 @@ def compare(part: str, worlds: Worlds, options: argparse.Namespace) -> dict[str,
         "ms_per_call": {name: 1000 * median(own) for name, own in seconds.items()},
         "max_abs_difference": off,
         "counters": counters,
+        "cpu_ratio": cpu["none"] / cpu["cache"],
+        "load_average": os.getloadavg()[0],
         "ratio": ratio,
     }
 
@@ -223,6 +228,7 @@ def memory(log: genre.Interactions, folder: Path, options: argparse.Namespace) -
     calls = max(400, int(options.scale * CALLS))
     users = [writer.history(100) for _ in range(4000)]
     grown: dict[str, list[int]] = {"none": [], "cache": []}
+    full: list[int] = []
     for name, cache, most in (("none", 0, calls // 4), ("cache", BOUND, calls)):
         with Side({**job, "cache": cache, "storage": options.storage}) as side:
             for number in range(most):
@@ -232,10 +238,13 @@ def memory(log: genre.Interactions, folder: Path, options: argparse.Namespace) -
                 answer = side.ask(Call(rows))
                 if number % (calls // 20) == calls // 20 - 1:
                     grown[name].append(answer["rss"])
+                    if cache and answer["counters"]["evictions"]:
+                        full.append(answer["rss"])
                     print(f"memory: {name}, {number + 1:,} calls, {answer['rss'] / 2**20:,.0f} MiB", flush=True)
     counters = answer["counters"]
-    quarter = calls // 20 * 5 // (calls // 20) - 1
-    beyond = grown["cache"][quarter] - grown["none"][-1]
+    if len(full) < 2:
+        raise RuntimeError(f"the cache was not full for long after {calls:,} calls: take a larger --scale")
+    beyond = full[-1] - grown["none"][-1]
     return {
         "bound": BOUND,
         "calls": calls,
@@ -243,7 +252,7 @@ def memory(log: genre.Interactions, folder: Path, options: argparse.Namespace) -
         "counted": counters["device_bytes"],
         "evictions": counters["evictions"],
         "memory": beyond / BOUND,
-        "growth": grown["cache"][-1] / grown["cache"][quarter] - 1,
+        "growth": full[-1] / full[0] - 1,
     }
 
 
@@ -251,7 +260,9 @@ def against_vllm(options: argparse.Namespace) -> dict[str, Any]:
     """The part `returning` of peers.py."""
     import peers
 
-    told = argparse.Namespace(folder=options.folder, depth=10, prepare=False, peers=["vllm"], rounds=8)
+    told = argparse.Namespace(
+        folder=options.folder, depth=10, prepare=False, peers=["vllm"], rounds=max(2, int(8 * options.scale)), lock=options.lock
+    )
     found = peers.measure("returning", peers.prepare(told), told)
     if errors := found.pop("errors"):
         raise RuntimeError(f"vLLM: {errors['vllm']}")
@@ -267,6 +278,7 @@ def main() -> None:
     parser.add_argument("--storage", default="auto", help="auto, float32, bfloat16 or int8")
     parser.add_argument("--scale", type=float, default=1.0, help="so many of the calls")
     parser.add_argument("--world", type=Path, help="keep the adapters of the cases here, so that the next run need not make them")
+    parser.add_argument("--lock", type=Path, help="hold this file's flock while calls are timed")
     parser.add_argument("--prepare", action="store_true", help="only make them")
     parser.add_argument("--registry", type=Path, default=Path("build/demo/registry"), help="with like@production, for storage")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "build" / "peers", help="for vLLM's environment")

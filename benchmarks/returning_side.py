@@ -2,7 +2,8 @@
 
     python benchmarks/returning_side.py '{"registry": …, "base": "smollm2-135m", "depth": 4, "cache": 0, "names": {…}}'
 
-    {"rows": […], "swaps": [["a0", "a0:3f…"]]}   ->   {"seconds": .31, "scores": [[…], …], "counters": {…}, "rss": 812646400}
+    {"rows": […], "swaps": [["a0", "a0:3f…"]]}
+    ->  {"seconds": .31, "cpu": .6, "scores": [[…], …], "counters": {…}, "rss": 812646400}
 
 `names` are references to load at the start under the name that rows use. The code is that of the path: another
 checkout's with its PYTHONPATH, which need not know of a cache where there is to be none.
@@ -57,15 +58,15 @@ def main() -> None:
             asked = json.loads(line)
             for name, ref in asked["swaps"]:
                 engine.swap(name, ref)
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), time.process_time()
             answers = engine.score(asked["rows"]) if asked["rows"] else []
-            seconds = time.perf_counter() - begun
+            seconds, cpu = time.perf_counter() - begun, time.process_time() - used
             if wrong := [answer.error for answer in answers if answer.error]:
                 raise RuntimeError(wrong[0])
             store = getattr(engine, "history_store", None)
             counters = None if store is None else dataclasses.asdict(store.counters)
             scores = [[scored.score for scored in answer.results] for answer in answers]
-            send(seconds=seconds, scores=scores, counters=counters, rss=resident())
+            send(seconds=seconds, cpu=cpu, scores=scores, counters=counters, rss=resident())
     except Exception as error:
         send(error=f"{type(error).__name__}: {error}")
         raise

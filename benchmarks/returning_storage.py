@@ -16,7 +16,7 @@ from genre.evaluation.metrics.bootstrap import paired_bootstrap
 from genre.jobs.loading import load_base
 from genre.registry import Registry
 
-USERS, TURNS = 150, 20
+USERS, TURNS = 100, 12
 STORAGES = ("auto", "bfloat16", "int8")
 REF = "like@production"
 

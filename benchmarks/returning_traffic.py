@@ -17,7 +17,7 @@ PAUSE_S = 30
 """Seconds of a real log within which a user's events are one visit: a page of films that are rated together."""
 ACTIVE = 8
 """Bursts that go on at once in generated traffic."""
-SWAP_EVERY = 40
+SWAP_EVERY = 10
 """Calls between swaps of an adapter to another version."""
 
 Row = dict[str, Any]

@@ -1,9 +1,12 @@
 """The benchmarks that `run.py` runs, and the file that each of them leaves: figures with their origin."""
 
+import fcntl
 import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,17 @@ SUITE: dict[str, dict[str, list[str]]] = {
 }
 
 
+@contextmanager
+def held(path: Path | None) -> Iterator[None]:
+    """Hold a file's flock, as flock(1) does, which is had in the order of asking; nothing for None."""
+    if path is None:
+        yield
+        return
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def commit() -> str:
     """Return the measured commit, with `-dirty` if the tree has changes."""
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
@@ -41,7 +55,7 @@ def command() -> str:
     arguments, kept = sys.argv[1:], []
     while arguments:
         word = arguments.pop(0)
-        if word.partition("=")[0] not in ("--json", "--world", "--folder"):
+        if word.partition("=")[0] not in ("--json", "--world", "--folder", "--lock"):
             kept.append(Path(word).name if word.startswith("/") else word)
         elif "=" not in word:
             arguments = arguments[1:]
