@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PROFILE ?= quick
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint slow bench clean
+.PHONY: demo test lint slow bench gpu clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/pip install --quiet --editable ".[bench]"
 	$(BIN)/python benchmarks/run.py --profile $(PROFILE)
+
+# On a machine with one GPU and CUDA's torch; at most ten minutes, no network once .venv is there.
+gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py --out build/gpu
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache

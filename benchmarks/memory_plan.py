@@ -222,7 +222,7 @@ def plan_base(size: str, quantization: Any) -> dict[str, int]:
 
 def show_table() -> list[dict[str, Any]]:
     """Print both tables of docs/scale.md."""
-    found = []
+    found: list[dict[str, Any]] = []
     print("| base | weights in | weights | training | with checkpointed activations | serving |\n|---|---|---|---|---|---|")
     for size in QWEN3:
         for quantization, name in PRECISIONS.items():
@@ -232,7 +232,7 @@ def show_table() -> list[dict[str, Any]]:
             print(f"| {size} | {name} | {cells} |", flush=True)
     print("\n| base | " + " | ".join(f"{gpu} GB" for gpu in GPUS) + " |\n|---" * 1 + "|---" * len(GPUS) + "|")
     for size in QWEN3:
-        cells = []
+        places: list[str] = []
         for gpu in GPUS:
             room = ROOM * gpu * 2**30
             fits = {
@@ -240,10 +240,10 @@ def show_table() -> list[dict[str, Any]]:
                 for what in ("train", "checkpointed", "serve")
             }
             trains = fits["train"] or (f"{fits['checkpointed']}, checkpointed" if fits["checkpointed"] else None)
-            cells.append(
+            places.append(
                 "; ".join(filter(None, (trains and f"train {trains}", fits["serve"] and f"serve {fits['serve']}"))) or "–"
             )
-        print(f"| {size} | " + " | ".join(cells) + " |")
+        print(f"| {size} | " + " | ".join(places) + " |")
     return found
 
 
