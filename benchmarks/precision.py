@@ -1,13 +1,14 @@
 """bfloat16 against float32 on this processor: products, requests, training steps, and what it costs in quality.
 
-    python benchmarks/precision.py --json build/bench/precision.json [--only products,serving,training,loss]
+    python benchmarks/precision.py --json build/bench/precision.json [--only products,serving,training,loss,int8]
 
 products    a linear of (rows x width) by (width x width), milliseconds of float32, bfloat16 and int8 by torch's own kernels.
 serving     requests to `like`, `rating` and `next_item` on the users of ML-100K, one and 32 at a time: requests/s, alternating.
 training    steps of recipes/like.yaml, alternating.
+int8        `like` on a base by bitsandbytes, and on one with `Int8Linear`s: requests/s and the test AUC beside bfloat16's.
 loss        the test metrics of the published versions, computed in both precisions: the paired difference over users.
 
-`serving` and `loss` need a registry with `like`, `rating` and `next_item`: `make demo` leaves one. Threads are torch's own; set
+`serving`, `loss` and `int8` need a registry with `like`, `rating` and `next_item`: `make demo` leaves one. Threads are torch's; set
 OMP_NUM_THREADS for another number.
 """
 
@@ -30,13 +31,14 @@ from genre.engine import Engine, Request
 from genre.jobs.compare import compare
 from genre.jobs.loading import load_base, open_base, open_log
 from genre.jobs.predictions import from_version
+from genre.modules.lora.layer import find_linears
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.training import Loop
 from genre.training.assembly import assemble
 from suite import keep_figures
 
-PARTS = ("products", "serving", "training", "loss")
+PARTS = ("products", "serving", "training", "loss", "int8")
 PRECISIONS = ("float32", "bfloat16")
 RECIPE = Path(__file__).parent.parent / "recipes" / "like.yaml"
 SHAPES = ((576, 576), (576, 1536), (1536, 576))
@@ -157,6 +159,59 @@ def loss(log: genre.Interactions, registry: Registry) -> dict[str, Any]:
     return found
 
 
+class Int8Linear(nn.Linear):
+    """A linear with 8-bit weights, a scale for each output; inputs are rounded with a scale for each row."""
+
+    def __init__(self, stock: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features = stock.in_features
+        self.out_features = stock.out_features
+        self.weight = stock.weight
+        self.bias = stock.bias
+        self.scale = stock.weight.abs().amax(1).float() / 127
+        self.whole = (stock.weight.float() / self.scale[:, None]).round().to(torch.int8).t()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(…, in) → (…, out)."""
+        flat = x.reshape(-1, x.shape[-1])
+        own = flat.abs().amax(1, keepdim=True).float().clamp_min(1e-12) / 127
+        found = torch._int_mm((flat / own).round_().to(torch.int8), self.whole).to(x.dtype)
+        return found.mul_(own.to(x.dtype)).mul_(self.scale.to(x.dtype)).view(*x.shape[:-1], -1)
+
+
+def int8(log: genre.Interactions, registry: Registry, rounds: int) -> dict[str, Any]:
+    """Two kinds of 8-bit linears beside bfloat16, on `like`."""
+    manifest = registry.resolve(REFS[0]).manifest
+    bases = {"bfloat16": load_base(manifest, precision="bfloat16"), "bitsandbytes": load_base(manifest, quantization="int8")}
+    for name in ("float32", "bfloat16"):
+        base = bases[f"_int_mm on {name}"] = load_base(manifest, precision=name)
+        for place in find_linears(base.model, "all-linear"):
+            base.model.set_submodule(place, Int8Linear(base.model.get_submodule(place)))
+    scored = {}
+    for name, base in bases.items():
+        scored[name] = replace(from_version(registry, REFS[0], log, base, part="test")["like"], name=name)
+    found: dict[str, Any] = {}
+    for name in bases:
+        (auc,) = compare(scored[name], scored["bfloat16"], metrics=["auc"])
+        found[name] = {"auc": auc.a, "difference": auc.difference, "interval": auc.interval}
+    engines = {name: Engine(base, registry, data=log) for name, base in bases.items()}
+    for count in (1, 32):
+        taken: dict[str, list[float]] = {name: [] for name in engines}
+        for turn in range(rounds + 1):
+            asked = requests_of(log, REFS[0], count, turn)
+            for name, engine in engines.items():
+                begun = time.perf_counter()
+                engine.score(asked)
+                if turn:
+                    taken[name].append(time.perf_counter() - begun)
+        for name, own in taken.items():
+            ratio = median(a / b for a, b in zip(taken["bfloat16"], own, strict=True))
+            found[name][f"requests/s against bfloat16's, {count} at a time"] = round(ratio, 2)
+    for engine in engines.values():
+        engine.close()
+    return found
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -178,7 +233,8 @@ def main() -> None:
             result[part] = training(log, options.rounds)
         else:
             registry = Registry(options.registry)
-            result[part] = serving(log, registry, options.rounds) if part == "serving" else loss(log, registry)
+            measured = {"serving": serving, "int8": int8}.get(part)
+            result[part] = loss(log, registry) if measured is None else measured(log, registry, options.rounds)
         keep_figures(options.json, result)
         print(f"{part}: {json.dumps(result[part], indent=2)}", flush=True)
 
