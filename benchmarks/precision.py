@@ -8,8 +8,8 @@ training    steps of recipes/like.yaml, alternating.
 int8        `like` on a base by bitsandbytes, and on one with `Int8Linear`s: requests/s and the test AUC beside bfloat16's.
 loss        the test metrics of the published versions, computed in both precisions: the paired difference over users.
 
-`serving`, `loss` and `int8` need a registry with `like`, `rating` and `next_item`: `make demo` leaves one. Threads are torch's; set
-OMP_NUM_THREADS for another number.
+`serving`, `loss` and `int8` need a registry with `like`, `rating` and `next_item`: `make demo` leaves one. Threads: torch's,
+or OMP_NUM_THREADS.
 """
 
 import argparse
