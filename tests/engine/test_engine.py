@@ -447,3 +447,15 @@ def test_refs_choose_the_version_and_responses_keep_the_requests_adapter(engine,
         assert one.digest == other.digest and np.abs(values(one) - values(other)).max() < 1e-6
     with pytest.raises(InputError, match="refs: got 1 references; expected one for each of 2 requests"):
         engine.score(requests, refs=exact[:1])
+
+
+def test_a_call_takes_turns_where_its_candidates_are_many(trained, base, monkeypatch):
+    asked = [Request("next_item@production", user_id=f"u{user}", k=3, exclude_seen=False) for user in range(8)]
+    with Engine(base, trained.registry, data=trained.log) as engine:
+        whole, turns, run = engine.score(asked), [], engine.passes.run
+        monkeypatch.setattr("genre.engine.core.TURN_CODES", 50)
+        monkeypatch.setattr(engine.passes, "run", lambda jobs, tokens: (turns.append(len(jobs)), run(jobs, tokens)))
+        parts = engine.score(asked)
+    assert turns == [2, 2, 2, 2]  # of 30 items a user
+    for one, other in zip(whole, parts, strict=True):
+        assert [item.item_id for item in one.results] == [item.item_id for item in other.results]

@@ -164,6 +164,12 @@ def test_chunks_are_bounded_in_rows_and_in_bytes(tmp_path, monkeypatch):
     assert {len(chunk) for chunk in chunks(lines_of(tmp_path / "in"))} == {10}
 
 
+def test_chunks_that_grow_hold_every_row_in_order():
+    found = list(chunks(range(2000), grow=True))
+    assert [len(chunk) for chunk in found] == [64, 128, 256, 512, 512, 512, 16]
+    assert [row for chunk in found for row in chunk] == list(range(2000))
+
+
 @pytest.mark.parametrize("harm", ["cut", "flipped"])
 def test_what_stands_before_damage_comes_first(tmp_path, harm):
     import random
