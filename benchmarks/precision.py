@@ -3,7 +3,8 @@
     python benchmarks/precision.py --json build/bench/precision.json [--only products,serving,training,loss,int8]
 
 products    a linear of (rows x width) by (width x width), milliseconds of float32, bfloat16 and int8 by torch's own kernels.
-serving     requests to `like`, `rating` and `next_item` on the users of ML-100K, one and 32 at a time: requests/s, alternating.
+serving     requests to `like` and `next_item` on the users of ML-100K, one and 32 at a time: requests/s, alternating, by engines
+            in float32 by torch's own products, in float32 as engines are, and in bfloat16.
 training    steps of recipes/like.yaml, alternating.
 int8        `like` on a base by bitsandbytes, and on one with `Int8Linear`s: requests/s and the test AUC beside bfloat16's.
 loss        the test metrics of the published versions, computed in both precisions: the paired difference over users.
@@ -21,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -82,8 +84,8 @@ def products() -> dict[str, Any]:
     return found
 
 
-def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], float]:
-    """Median seconds of two ways that take turns, and how many times as fast the second is."""
+def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of ways that take turns, and how many times as fast as the first each is."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
@@ -91,8 +93,9 @@ def alternate(ways: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[
             way()
             if turn:  # the first builds kernels
                 taken[name].append(time.perf_counter() - begun)
-    first, second = taken.values()
-    return {name: median(own) for name, own in taken.items()}, median(a / b for a, b in zip(first, second, strict=True))
+    first = taken[next(iter(ways))]
+    ratios = {name: round(median(a / b for a, b in zip(first, own, strict=True)), 2) for name, own in taken.items()}
+    return {name: median(own) for name, own in taken.items()}, ratios
 
 
 def requests_of(log: genre.Interactions, ref: str, count: int, seed: int) -> list[Request]:
@@ -107,11 +110,13 @@ def requests_of(log: genre.Interactions, ref: str, count: int, seed: int) -> lis
 
 
 def serving(log: genre.Interactions, registry: Registry, rounds: int) -> dict[str, Any]:
-    """Requests a second in both precisions."""
+    """Requests a second of three kinds of engines."""
     manifest = registry.resolve(REFS[0]).manifest
-    engines = {each: Engine(load_base(manifest, precision=each), registry, data=log) for each in PRECISIONS}
+    with patch("genre.modules.lora.split_linears.onednn_gain", lambda: 0.0):
+        engines = {"torch's own": Engine(load_base(manifest, precision="float32"), registry, data=log)}
+    engines |= {each: Engine(load_base(manifest, precision=each), registry, data=log) for each in PRECISIONS}
     found: dict[str, Any] = {"depth": manifest.base.depth}
-    for ref in REFS:
+    for ref in (REFS[0], REFS[2]):
         for count in (1, 32):
             turns = {name: iter(range(10_000)) for name in engines}
 
@@ -120,9 +125,9 @@ def serving(log: genre.Interactions, registry: Registry, rounds: int) -> dict[st
                     if answer.error:
                         raise RuntimeError(answer.error)
 
-            seconds, ratio = alternate({name: lambda n=name: ask(n) for name in engines}, rounds if count > 1 else 4 * rounds)
+            seconds, ratios = alternate({name: lambda n=name: ask(n) for name in engines}, rounds if count > 1 else 4 * rounds)
             rates = {name: round(count / own, 2) for name, own in seconds.items()}
-            found[f"{ref.partition('@')[0]}, {count} at a time"] = {"requests_per_second": rates, "ratio": round(ratio, 2)}
+            found[f"{ref.partition('@')[0]}, {count} at a time"] = {"requests_per_second": rates, "ratios": ratios}
     for engine in engines.values():
         engine.close()
     return found
@@ -138,8 +143,8 @@ def training(log: genre.Interactions, rounds: int) -> dict[str, Any]:
             loop.set_training()
             batches = iter(loop.plan(0) + loop.plan(1))
             ways[each] = lambda loop=loop, batches=batches: loop.step(next(batches), 0.1)
-        seconds, ratio = alternate(ways, 4 * rounds)
-    return {"seconds_of_a_step": seconds, "ratio": round(ratio, 2)}
+        seconds, ratios = alternate(ways, 4 * rounds)
+    return {"seconds_of_a_step": seconds, "ratios": ratios}
 
 
 def loss(log: genre.Interactions, registry: Registry) -> dict[str, Any]:
