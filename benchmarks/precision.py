@@ -49,7 +49,7 @@ REFS = ("like@production", "rating@production", "next_item@production")
 
 
 def milliseconds(call: Callable[[], object], least_s: float = 0.1) -> float:
-    """The median time of a call, over at least so many seconds, in milliseconds."""
+    """The shortest time of a call, over at least so many seconds, in milliseconds: whatever else runs adds to the others."""
     call()
     taken: list[float] = []
     until = time.perf_counter() + least_s
@@ -57,7 +57,7 @@ def milliseconds(call: Callable[[], object], least_s: float = 0.1) -> float:
         begun = time.perf_counter()
         call()
         taken.append(time.perf_counter() - begun)
-    return 1000 * median(taken)
+    return 1000 * min(taken)
 
 
 @torch.inference_mode()
