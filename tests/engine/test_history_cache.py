@@ -11,6 +11,7 @@ from architectures import CAUSAL, config_of, write_model
 from builders import LIKE, NEXT, RATING, publish_stirred, recipe
 from genre.engine import Engine, Request
 from genre.engine.history_store import HistoryStore
+from genre.errors import InputError
 from genre.modules.base.loading import IN_PARTS
 from genre.modules.base.prefixes import takes_prefixes
 
@@ -282,3 +283,17 @@ def test_layers_that_no_version_adapts_are_kept_once_for_all(plain, cached, log,
     assert passes[-2][:2] == (0, 1) and passes[-2][2] == 4 and passes[-1][:2] == (1, 2)
     keys = {key[0] for key in cached.history_store._found}
     assert keys == {"below layer 1", *(cached.resident()[name] for name in ("top", "top-next"))}
+
+
+@pytest.mark.parametrize("size", [-1, True, 1.5, "2GiB", 10**30])
+def test_a_size_that_is_none_is_refused_and_leaves_the_base_bare(base, registry, size):
+    with pytest.raises(InputError, match="history.cache: got"):
+        Engine(base, registry, history_cache=size)
+    base.need_bare()
+
+
+def test_a_cache_of_no_bytes_keeps_nothing(plain, base, registry, log):
+    with Engine(base, registry, data=log, history_cache=0) as cached:
+        for requests in grow(log, "like"):
+            agree(plain, cached, requests)
+        assert len(cached.history_store) == 0

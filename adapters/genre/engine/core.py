@@ -19,7 +19,7 @@ from genre.data.interactions import Interactions
 from genre.engine.adapter_cache import AdapterCache
 from genre.engine.adapter_source import AdapterSource, Resident
 from genre.engine.frames import recommend_frame
-from genre.engine.histories import Histories
+from genre.engine.histories import Histories, open_store
 from genre.engine.history_store import HistoryStore
 from genre.engine.items import Inline
 from genre.engine.passes import Passes
@@ -58,7 +58,7 @@ class Engine:
             (docs/engine.md), or a store for them, which the engine closes; None keeps none.
 
     Raises:
-        InputError: Something else is attached to the base.
+        InputError: Something else is attached to the base, or a size cannot be used.
     """
 
     def __init__(
@@ -76,10 +76,7 @@ class Engine:
         for name, value, least in (("lanes", lanes, 1), ("host", host, 0), ("batch_tokens", batch_tokens, 1)):
             if value < least:
                 raise InputError(name, got=value, expected=f"at least {least}")
-        store = HistoryStore(history_cache, device=base.device) if isinstance(history_cache, int) else history_cache
-        if store is not None and store.device.type != base.device.type:
-            got, expected = f"a store on {store.device}", f"one on {base.device}, where the base is"
-            raise InputError("history_cache lies on another device", got=got, expected=expected)
+        store = open_store(history_cache, base.device)
         self.history_store = store
         self.base = base
         self.registry = registry

@@ -29,6 +29,7 @@ from genre.engine.adapter_source import Resident
 from genre.engine.history_store import HistoryStore
 from genre.engine.items import Inline
 from genre.engine.planning import Job
+from genre.errors import InputError
 from genre.modules.base.prefixes import KeysValues, Prefix
 
 LEAST_SHARE = 0.25
@@ -135,6 +136,25 @@ class Histories:
     def drop(self, digest: str) -> None:
         """Drop the states of a version that nobody can ask for any more."""
         self.store.drop(lambda key: isinstance(key, tuple) and key[0] == digest)
+
+
+def open_store(given: object, device: torch.device) -> HistoryStore | None:
+    """The store that an engine is given, or one of so many bytes; None for None.
+
+    Raises:
+        InputError: It is neither, the bytes cannot be had, or the store lies on another device.
+    """
+    if given is None:
+        return None
+    if isinstance(given, HistoryStore):
+        if given.device.type != device.type:
+            got, expected = f"a store on {given.device}", f"one on {device}, where the base is"
+            raise InputError("history_cache lies on another device", got=got, expected=expected)
+        return given
+    if not isinstance(given, int) or isinstance(given, bool):
+        expected = "bytes as a whole number, a HistoryStore, or None"
+        raise InputError("history_cache", got=repr(given)[:80], expected=expected, todo="2 GiB are 2 * 2**30")
+    return HistoryStore(given, device=device)
 
 
 def has_history(row: Row) -> bool:
