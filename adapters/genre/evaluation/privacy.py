@@ -113,41 +113,36 @@ def confidence_of(losses: np.ndarray) -> np.ndarray:
     return -bounded - np.log(-np.expm1(-bounded))
 
 
-def likelihood_ratios(confidence: np.ndarray, inside: np.ndarray, attacked: int) -> tuple[np.ndarray, np.ndarray]:
-    """Score users of one model against the other, shadow, models: with and without shadows that they trained.
+def likelihood_ratios(seen: np.ndarray, confidence: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Score the users of a model against shadow models, with and without shadows that they trained.
 
-    A user's confidence is taken for Gaussian in models that they trained and in those that they did not, with a mean of
-    their own and, as the shadows are few, one variance for all users, larger where fewer shadows give the mean.
+    A user's confidence is taken for Gaussian in models that they trained and in those that they did not, with a mean of their
+    own and, as the shadows are few, one variance for all. Every user must train as many of the shadows: means of fewer are
+    less certain, and who trained the attacked model could be told from that alone.
 
     Args:
-        confidence: (S, U) of each model and user.
-        inside: (S, U) bool, users who trained the model.
-        attacked: The model; its own row of `inside` is not looked at.
+        seen: (U,) confidence of the attacked model.
+        confidence: (S, U) of each shadow.
+        inside: (S, U) bool, users who trained the shadow.
 
     Returns:
         (U,) log likelihood ratios (online), NaN where no shadow was trained on the user, or every one; and (U,) how far the
         confidence lies above that of shadows without the user, in standard deviations (offline), NaN where there is none.
     """
-    shadows = np.arange(len(confidence)) != attacked
-    seen = confidence[attacked]
-    (mean_in, spread_in), (mean_out, spread_out) = (_gaussian(confidence[shadows], mask[shadows]) for mask in (inside, ~inside))
-    above = (seen - mean_out) / spread_out
-    ratio = -np.log(spread_in) - ((seen - mean_in) / spread_in) ** 2 / 2 + np.log(spread_out) + above**2 / 2
-    return ratio, above
+    (mean_in, rest_in, free_in), (mean_out, rest_out, free_out) = (_about_means(confidence, mask) for mask in (inside, ~inside))
+    freedom = free_in + free_out
+    spread = max(np.sqrt((rest_in + rest_out) / freedom), 1e-6) if freedom else 1.0  # of one scale for all users
+    above = (seen - mean_out) / spread
+    return (above**2 - ((seen - mean_in) / spread) ** 2) / 2, above
 
 
-def _gaussian(values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(U,) means of the values of a mask, both (S, U), and the deviation of a further value from them."""
+def _about_means(values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float, int]:
+    """(U,) means of the values of a mask, both (S, U), NaN where there are none; squares about them, and their freedom."""
     counts = mask.sum(axis=0)
     with np.errstate(invalid="ignore"):
         means = np.where(mask, values, 0).sum(axis=0) / np.where(counts > 0, counts, np.nan)
     rest = np.where(mask, values - np.nan_to_num(means), 0)
-    freedom = int((counts - 1)[counts > 1].sum())
-    if freedom:
-        spread = float(np.sqrt((rest**2).sum() / freedom))
-    else:  # one shadow each: the spread over users is the only one there is
-        spread = float(np.nanstd(means)) if (counts > 0).any() else 1.0
-    return means, max(spread, 1e-6) * np.sqrt(1 + 1 / np.maximum(counts, 1))
+    return means, float((rest**2).sum()), int((counts - 1)[counts > 1].sum())
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ Owns: the shadow adapters, which users train which, what is attacked with what. 
     shadow 2     b   d e     h      … and the other half, so that every user trains half of the shadows
     shadow 3   a b     e   g
 
-Each shadow is attacked with the help of the others, of which it is known who trained them. An attacker who has the log, the
-recipe and the version could do that.
+Each shadow is attacked with the help of the others but that of the other half, and it is known who trained these. An attacker who
+has the log, the recipe and the version could do that.
 """
 
 from dataclasses import dataclass
@@ -81,8 +81,17 @@ class _Shadows:
     inside: np.ndarray
 
     def scores(self, attacked: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(U,) scores of the users of one shadow by loss, by likelihood ratio and offline; NaN where there is none."""
-        return self.confidence[attacked], *likelihood_ratios(self.confidence, self.inside, attacked)
+        """(U,) scores of the users of one shadow by loss, by likelihood ratio and offline; NaN where there is none.
+
+        The shadow of the other half is left out too: of those that remain every user trained half, so that their number tells
+        nothing.
+        """
+        others = np.arange(len(self.confidence)) // 2 != attacked // 2
+        return self.against(self.confidence[attacked], others)
+
+    def against(self, seen: np.ndarray, shadows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same for (U,) confidence of any model, with some of the shadows, (S,) bool."""
+        return seen, *likelihood_ratios(seen, self.confidence[shadows], self.inside[shadows])
 
 
 def _recipe(subject: Subject) -> Recipe:
@@ -149,9 +158,7 @@ def _published(
         losses = mean_losses(model, log, layout, subject.task, chosen, max_events=recipe.data.max_events)
     finally:
         model.release()
-    own = confidence_of(losses[found.users])
-    joined = _Shadows(found.users, np.vstack([found.confidence, own]), np.vstack([found.inside, member]))
-    loss, _, offline = joined.scores(len(joined.confidence) - 1)
+    loss, _, offline = found.against(confidence_of(losses[found.users]), np.ones(len(found.confidence), dtype=bool))
     attacks = {}
     for name, scores in (("loss", loss), ("offline", offline)):
         there = ~np.isnan(scores)

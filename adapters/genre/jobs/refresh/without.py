@@ -14,14 +14,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from genre.data.forgetting import without_users
+from genre.data.forgetting import check_known, without_users
 from genre.data.interactions import Interactions
 from genre.data.splits import TEST
 from genre.engine.versions import Loaded, read_adapter
-from genre.errors import DataError, NotFoundError
+from genre.errors import NotFoundError
 from genre.jobs.encoders import encoder_name
 from genre.jobs.forget.versions import Search
-from genre.jobs.loading import build_model, load_base, own_recipe
+from genre.jobs.loading import build_model, load_base, own_recipe, settle_precision
 from genre.jobs.refresh.gate import compare
 from genre.jobs.refresh.job import CANDIDATE, Refreshed, decide, stop
 from genre.jobs.train import Run, train
@@ -69,7 +69,8 @@ def refresh_without(
     recipe = own_recipe(registry, version, "trained without users", overrides, merged="train its parents again and merge them")
     search, alias = _search(registry, log, users), parse_ref(ref).alias
     known, why, _ = search.of(version)
-    _check_users(log, users, known)
+    if known != "trained":
+        check_known(log, users)
     report: dict[str, Any] = {"ref": ref, "alias": alias, "old": {"ref": version.ref, "digest": version.digest}}
     report |= {"without": len(users), "known": known, "known_from": why}
     if known == "not trained" and users:
@@ -78,6 +79,7 @@ def refresh_without(
     use = _encoder(registry, recipe, rest, search, reporter) if needs_encoder(recipe) else recipe.encoder.use
     update = {"encoder": recipe.encoder.model_copy(update={"use": use})}
     recipe = recipe.model_copy(update=update | {"data": recipe.data.model_copy(update={"path": path or recipe.data.path})})
+    recipe = settle_precision(recipe, base if isinstance(base, Base) else None, reporter)
     base = base if isinstance(base, Base) else load_base(version.manifest, base, precision=recipe.base.precision)
     loaded = read_adapter(registry, version.exact, base)
     registry.check_writable(version.name)
@@ -113,15 +115,6 @@ def _search(registry: Registry, log: Interactions, users: Sequence[str]) -> Sear
     key = log.info.users_key
     digests = [] if key is None else [key.digest(user) for user in users] if users else sorted(key.forgotten)
     return Search(registry, digests, key, log, users)
-
-
-def _check_users(log: Interactions, users: Sequence[str], known: str) -> None:
-    there, key = set(log.user_ids), log.info.users_key
-    for user in users:
-        forgotten = key is not None and key.digest(user) in key.forgotten
-        if user not in there and not forgotten and known != "trained":
-            expected = f"one of the {len(there):,} users of the log, or one who was forgotten or trained the version"
-            raise DataError("unknown user", got=repr(user), expected=expected, todo="check the user_id")
 
 
 def _encoder(registry: Registry, recipe: Recipe, rest: Interactions, search: Search, reporter: Reporter) -> str:
