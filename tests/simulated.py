@@ -192,7 +192,9 @@ class SimTensor(torch.Tensor):
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor, index: int) -> "SimTensor":
+    def __new__(cls, inner: Tensor, index: int = 0, requires_grad: bool = False) -> Any:
+        if isinstance(inner, SimTensor):  # accelerate makes a parameter anew by its type
+            return torch.nn.Parameter(inner, requires_grad)
         made: Any = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),

@@ -7,7 +7,7 @@ import genre
 import simulated
 from builders import LIKE, NEXT, publish_stirred, recipe
 from genre.engine import Engine, Request
-from genre.errors import InputError
+from genre.errors import BaseModelError, InputError
 from genre.modules.base.base import Base
 from genre.modules.base.devices import choose_device
 from genre.progress import Reporter
@@ -100,6 +100,11 @@ def test_an_engine_on_either_and_one_on_each(load, tiny, log, tmp_path) -> None:
             score for request, engine in zip(asked, (first, second) * 2, strict=True) for score in scores(engine, [request])
         ]
     assert by_device == pytest.approx(expected, rel=1e-5)
+
+
+def test_tied_embeddings_on_two_devices_are_refused(load) -> None:
+    with pytest.raises(BaseModelError, match="ties its embeddings, which the device map parts: got sim:0 and sim:1; name one"):
+        load(device_map=SPREAD | {"lm_head": "sim:1"})
 
 
 def test_devices_are_checked_and_default_to_none_of_these() -> None:

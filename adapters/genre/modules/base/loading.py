@@ -67,7 +67,7 @@ def load_model(
                 dtype=precision,
                 device_map=dict(device_map) if device_map else "auto" if device == "auto" else {"": device},
                 offload_folder=offload_folder,
-                quantization_config=_bits(quantization),
+                quantization_config=_bits(quantization, device),
                 attn_implementation=None if encoder else "eager" if config.model_type in EAGER else "sdpa",
             )
         except (OSError, ValueError, ImportError, RuntimeError) as error:
@@ -78,6 +78,11 @@ def load_model(
     for module in model.modules():  # bitsandbytes would repack nf4 weights for a CPU kernel that passes no gradient
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    embedding = model.get_input_embeddings()
+    place = execution_device(embedding)
+    if place is not None and not embedding.weight.is_meta and torch.device(place) != embedding.weight.device:
+        got, todo = f"{place} and {embedding.weight.device}", "name one device for both"
+        raise BaseModelError(f"base {name!r} ties its embeddings, which the device map parts", got=got, todo=todo)
     whole = device == "cpu" and device_map is None  # accelerate moves nothing of it between devices
     if whole and precision in (torch.float32, torch.bfloat16) and config.model_type in IN_PARTS:
         fuse_layers(model)
@@ -101,7 +106,7 @@ def weight_of(module: nn.Module) -> Tensor:
     return weight
 
 
-def _bits(quantization: Quantization) -> Any:
+def _bits(quantization: Quantization, device: str) -> Any:
     if quantization == "none":
         return None
     from transformers import BitsAndBytesConfig
@@ -111,5 +116,5 @@ def _bits(quantization: Quantization) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.float32 if not torch.cuda.is_available() else torch.bfloat16,
+        bnb_4bit_compute_dtype=torch.bfloat16 if device != "cpu" and torch.cuda.is_available() else torch.float32,
     )
