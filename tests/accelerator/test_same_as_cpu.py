@@ -50,6 +50,7 @@ def both(wanted: Recipe, data, base: str, folder: Path, depth: int | None = None
         assert there[name] == pytest.approx(plain[name], **CLOSE), name
 
 
+@pytest.mark.slow  # as below
 def test_a_run_from_its_first_step_to_its_metrics(tiny, log, tmp_path: Path) -> None:
     both(recipe(tiny, LIKE, train={"epochs": 1, "batch_tokens": 2048}), log, str(tiny), tmp_path)
 
@@ -110,6 +111,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny, log, tmp_path: Path, on_de
     assert steps == sorted(steps)
 
 
+@pytest.mark.slow  # three runs
 def test_bases_on_the_device_and_on_the_cpu_train_in_one_process(tiny, log, tmp_path: Path, on_device) -> None:
     """Accelerate's state is the process's; it has chosen a device once, which is nobody's business."""
     assert "ACCELERATE_TORCH_DEVICE" not in os.environ

@@ -43,7 +43,7 @@ def weights(fitted):
     return found
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [pytest.param("second", marks=pytest.mark.slow), "both"])
 def test_a_step_gives_what_it_gives_on_the_cpu(load, tiny, log, tmp_path, place) -> None:
     """Accelerate would choose the first device: the base, its adapter and its heads stay where they are."""
     found = []
@@ -77,6 +77,7 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(load, tiny, log, tmp
     assert all(torch.equal(value, through[name]) for name, value in resumed.items())
 
 
+@pytest.mark.slow  # five bases, four engines
 def test_an_engine_on_either_and_one_on_each(load, tiny, log, tmp_path) -> None:
     plain = load(device="cpu")
     registry = genre.Registry(tmp_path / "registry")

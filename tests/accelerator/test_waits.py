@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
+import genre
 import simulated
-from builders import GOOD, LIKE, NEXT, NUMBER, RATING, STARS, recipe, text_recipe
+from builders import GOOD, LIKE, NEXT, NUMBER, RATING, STARS, publish_stirred, recipe, text_recipe
 from fakes import make_encoder_base
 from genre.engine import Engine, Request
 from genre.engine.explain import explain
 from genre.errors import DivergedError
 from genre.modules.base.base import Base
 from genre.progress import Reporter
+from genre.registry import Registry
 from genre.training.assembly import assemble, assemble_any
 from genre.training.loop import Loop, fit
 
@@ -45,7 +47,7 @@ def steps(assembly, folder, count=3):
     return found
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [name if name == "joint" else pytest.param(name, marks=pytest.mark.slow) for name in RUNS])
 def test_a_training_step_waits_twice_at_most(on_device, tiny, log, tmp_path: Path, name: str) -> None:
     tasks, sections = RUNS[name]
     for seen in steps(assemble(recipe(tiny, *tasks, **sections), log, on_device()), tmp_path):
@@ -62,6 +64,7 @@ def test_a_step_on_texts_waits_twice_at_most(texts, tmp_path: Path) -> None:
         assert len(seen.waits) <= STEP and not seen.pageable, seen.lines()
 
 
+@pytest.mark.slow  # training on a device whose operators go through Python
 def test_a_resumed_run_waits_no_oftener(on_device, tiny, log, tmp_path: Path) -> None:
     """AdamW's step counts stay on the CPU: on the device every one of them would be waited for in every step."""
     base = on_device()
@@ -97,6 +100,7 @@ def test_losses_are_looked_at_a_step_late_and_the_sequences_are_named(on_device,
     assert all(torch.equal(value, before[name]) for name, value in loop.parameters.items())
 
 
+@pytest.mark.slow  # training on a device whose operators go through Python
 def test_an_exploding_gradient_names_its_sequences_a_step_late(on_device, tiny, log, tmp_path: Path) -> None:
     assembly = assemble(recipe(tiny, LIKE, train={"checkpoint_every": 1}), log, on_device())
     for layer in assembly.model.layers.values():
@@ -110,9 +114,6 @@ def test_an_exploding_gradient_names_its_sequences_a_step_late(on_device, tiny, 
 @pytest.fixture(scope="module")
 def published(tiny, log, tmp_path_factory):
     """Adapters of several ranks and kinds on one encoder, trained and stirred on the CPU."""
-    import genre
-    from builders import publish_stirred
-
     folder, base = tmp_path_factory.mktemp("published"), Base.load(str(tiny), device="cpu")
     registry = genre.Registry(folder / "registry")
     wanted = recipe(tiny, NEXT, train={"epochs": 1}, encoder={"taste": 4})
@@ -139,6 +140,22 @@ def calls(log):
     }
 
 
+def test_a_call_of_the_engine_waits_once(on_device, tiny, log, tmp_path: Path) -> None:
+    """Two adapters in one batch with branches."""
+    registry, base = Registry(tmp_path / "registry"), on_device()
+    for seed, name in enumerate(("one", "two")):
+        words = recipe(tiny, LIKE, name=name, sequence={"item": "text"}, encoder={"use": "none"})
+        publish_stirred(registry, words, log, base, tmp_path / name, seed=seed)
+    asked = [Request(name, user_id="u1", candidates=log.catalogue.item_ids[:4]) for name in ("one", "two")]
+    with Engine(base, registry, data=log) as engine:
+        engine.score(asked)
+        with simulated.watching() as seen:
+            answers = engine.score(asked)
+    assert all(answer.error is None for answer in answers)
+    assert len(seen.waits) == 1 and not seen.pageable, seen.lines()
+
+
+@pytest.mark.slow  # training on a device whose operators go through Python
 def test_a_call_of_the_engine_waits_three_times_at_most_and_scores_as_on_the_cpu(on_device, tiny, log, published) -> None:
     with Engine(Base.load(str(tiny), device="cpu"), published, data=log) as engine:
         expected = {name: engine.score(requests) for name, requests in calls(log).items()}
@@ -158,6 +175,7 @@ def test_a_call_of_the_engine_waits_three_times_at_most_and_scores_as_on_the_cpu
         assert len(seen.waits) <= CALL, seen.lines()
 
 
+@pytest.mark.slow  # training on a device whose operators go through Python
 def test_bfloat16_keeps_losses_norms_and_softmaxes_in_float32(on_device, tiny, log, tmp_path: Path) -> None:
     """And its losses are near those in float32."""
     found = {}
