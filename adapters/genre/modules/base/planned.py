@@ -125,6 +125,11 @@ class PlannedBase(Base):
         """The CPU: what is beside the base is made there, and counted."""
         return torch.device("cpu")
 
+    def _pass(self, **given: Any) -> Tensor:
+        """States on `meta`, which cannot go where the base would be."""
+        states: Tensor = self.body(**given).last_hidden_state
+        return states
+
     @property
     def embedding_rms(self) -> float:
         """A usual one."""
