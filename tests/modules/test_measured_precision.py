@@ -27,12 +27,13 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "precision"
 
 
-def keep(cache, *gains):
+def keep(cache, *gains, onednn=1.0):
     """A measurement of this machine as the library writes it, with other figures."""
     file, machine = precision._memo()
     file.parent.mkdir(parents=True, exist_ok=True)
     own = dict(zip(map(str, ROWS), gains, strict=True))
-    file.write_text(json.dumps({"machine": machine, "gains": dict.fromkeys(precision._ways(), own)}))
+    ways = {"onednn": dict.fromkeys(own, onednn), "bfloat16": own}
+    file.write_text(json.dumps({"machine": machine, "gains": {way: ways[way] for way in precision._ways()}}))
     assert file.parent == cache
     return file
 
@@ -69,6 +70,14 @@ def test_bfloat16_has_to_gain_something(cache, monkeypatch, gains, name):
     found = measured("cpu")
     assert found.name == name and found.dtype == getattr(torch, name)
     assert f"{min(gains):.2g} to {max(gains):.2g} times" in found.why
+
+
+@needs_native
+def test_bfloat16_has_to_beat_the_faster_library_of_float32(cache):
+    keep(cache, 2.0, 2.0, 2.0, onednn=1.7)
+    assert measured("cpu").name == "bfloat16"
+    keep(cache, 2.0, 2.0, 2.0, onednn=1.9)
+    assert measured("cpu").name == "float32"
 
 
 def test_without_instructions_for_it_nothing_is_measured(cache, monkeypatch):
