@@ -297,3 +297,24 @@ def test_a_cache_of_no_bytes_keeps_nothing(plain, base, registry, log):
         for requests in grow(log, "like"):
             agree(plain, cached, requests)
         assert len(cached.history_store) == 0
+
+
+def test_an_old_event_that_was_edited_is_read_anew(plain, cached, log):
+    history = [{"item_id": event["item_id"], "rating": 5.0} for event in log.history("u1")[:8]]
+    new = {"item": {"title": "war 99"}, "rating": 5.0}
+    together = [{**event, "impression_id": "a"} for event in history[4:6]]
+    others = [
+        history,
+        [*history[:5], {**history[5], "rating": 1.0}, *history[6:]],
+        [*history[:5], {**history[5], "item_id": "i29"}, *history[6:]],
+        [*history[:4], *together, *history[6:]],
+        [*history[:5], new, *history[6:]],
+        [*history[:5], {**new, "item": {"title": "love 98"}}, *history[6:]],
+    ]
+    found = []
+    for events in [*others, *others[::-1]]:
+        request = Request("like", history=events, user_id="u1", candidates=["i1", "i2"])
+        agree(plain, cached, [request])
+        found.append(values(plain.score([request]))[0])
+    assert min(np.abs(one - other).max() for i, one in enumerate(found[:6]) for other in found[:i]) > 10 * CLOSE
+    assert cached.history_store.counters.hits == 11
