@@ -36,8 +36,10 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="module")
 def four() -> dict[str, Interactions]:
+    """Clients of different sizes, so that a weight that is lost shows."""
     log = planted_log(users=24, items=12, events=10)
-    return {name: part_of(log, slice(6 * i, 6 * i + 6)) for i, name in enumerate(("east", "north", "south", "west"))}
+    ends = {"east": (0, 3), "north": (3, 8), "south": (8, 15), "west": (15, 24)}
+    return {name: part_of(log, slice(*users)) for name, users in ends.items()}
 
 
 def options_of(parts: dict[str, Interactions], **changes: Any) -> FederatedOptions:
@@ -83,16 +85,19 @@ def test_a_node_without_data_says_what_it_needs() -> None:
 def test_secure_aggregation_gives_what_plain_rounds_give(
     four: dict[str, Interactions], tiny: Path, tmp_path: Path, base: Any
 ) -> None:
-    recipe = wanted(tiny, LIKE, NEXT, train={"early_stop": None, "warmup": 0.0})
-    plain = federate(LocalTransport(clients_of(four, tmp_path / "a", base)), recipe, options_of(four), folder=tmp_path / "1")
+    """One round: AdamW makes a step of a gradient near zero too, so later rounds carry the rounding on."""
+    recipe = wanted(tiny, LIKE, NEXT, train={"warmup": 0.0})
+    given = {"rounds": 1, "epochs": 2}
+    local = LocalTransport(clients_of(four, tmp_path / "a", base))
+    plain = federate(local, recipe, options_of(four, **given), folder=tmp_path / "1")
     with local_transport(clients_of(four, tmp_path / "b", base)) as transport:
-        secure = federate(transport, recipe, options_of(four, secure=True), folder=tmp_path / "2")
+        secure = federate(transport, recipe, options_of(four, secure=True, **given), folder=tmp_path / "2")
     assert plain.state.keys() == secure.state.keys()
-    assert max(float(np.abs(value - secure.state[name]).max(initial=0.0)) for name, value in plain.state.items()) < 1e-4
+    assert max(float(np.abs(value - secure.state[name]).max(initial=0.0)) for name, value in plain.state.items()) < 1e-5
     assert any(np.abs(value).max(initial=0.0) > 1e-3 for name, value in secure.state.items() if name.endswith("lora_B"))
     assert all(np.array_equal(value, secure.state[name]) for name, value in plain.state.items() if name.endswith("lora_A"))
-    ours, theirs = (found.history[-1]["like.auc"] for found in (plain, secure))
-    assert ours == pytest.approx(theirs, abs=1e-3)
+    for name, value in plain.history[0].items():
+        assert name in ("round", "clients") or secure.history[0][name] == pytest.approx(value, abs=1e-4)
 
 
 def test_a_secure_round_goes_on_without_a_client_and_tells_an_update_that_does_not_fit(

@@ -64,7 +64,7 @@ class Transport(Protocol):
 
         Args:
             questions: For each client its question to train.
-            weights: For each client what its update counts, at most 1.
+            weights: For each client what its update counts, whole numbers from 1.
 
         Returns:
             (n,) float64 the mean, and the clients' answers, which hold no arrays.

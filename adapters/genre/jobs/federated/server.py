@@ -245,10 +245,9 @@ class _Server:
         """A round whose updates only their sum is known of."""
         given = self.options
         weights = dict(zip((member.node for member in self.members), self._weights(self.members), strict=True))
-        most = max(weights.values())
         facts = question.facts | {"bound": given.bound, "clip": given.clip if given.noise else None}
         sent = {member.node: Packet(facts, state) for member in self.members}
-        mean, answers = self.transport.add_up(sent, {node: weight / most for node, weight in weights.items()})
+        mean, answers = self.transport.add_up(sent, weights)
         kept = self._told(answers)
         if given.noise:
             deviation = given.noise * given.clip / len(kept)
