@@ -19,6 +19,7 @@ from genre.errors import JobError
 from genre.modules.heads.heads import CatalogueHead, ScalarHead, VerbalizerHead
 from genre.training.assembly import Assembly
 from genre.training.private.accounting import epsilon_of
+from genre.training.private.statistics import Part
 from genre.training.private.steps import PrivateSteps
 
 PUBLIC = {
@@ -73,6 +74,7 @@ _ANY_RUN = {
     "manifest.json:cost.head_params": "recipe",
     "manifest.json:notes.privacy.*": "recipe",
     "manifest.json:notes.from_start": "recipe",
+    "manifest.json:notes.precision": "recipe",
     "manifest.json:parents.*": "recipe",
 }
 _SEALED = frozenset({"version", "digest", "created", "files", "provenance", "checksum"})
@@ -98,7 +100,7 @@ def budget(private: PrivateSteps) -> dict[str, Any]:
         sources[f"{file}:{key}" if file else _peft_name(key)] = "steps"
     for task, head in assembly.model.heads.items():
         if isinstance(head, ScalarHead):
-            sources[f"heads.safetensors:{task}.moments"] = "statistics" if private.parts else "recipe"
+            sources[f"heads.safetensors:{task}.moments"] = "statistics" if Part(task, "labels") in private.parts else "recipe"
         elif isinstance(head, VerbalizerHead):
             sources[f"heads.safetensors:{task}.numbers"] = "recipe"
         elif isinstance(head, CatalogueHead) and head.neighbours is not None:
