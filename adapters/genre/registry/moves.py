@@ -36,7 +36,7 @@ def promote(
     before = journal.aliases()
     believed = measured or {}
     claims = believed.get(version.digest, version.manifest)
-    checks = [*checks, *check_floor(claims, floor or {})]
+    found, compared = check_floor(claims, floor or {}), [version.manifest]
     holder = before.targets.get(alias)
     if instead_of is not None and (holder is None or not holder.means(instead_of)):
         raise ConflictError(
@@ -47,7 +47,11 @@ def promote(
         )
     if not_worse and holder is not None:
         present = lookup.open_version(access.store, version.name, holder.pin)
-        checks += check_not_worse(claims, believed.get(present.digest, present.manifest))
+        found += check_not_worse(claims, believed.get(present.digest, present.manifest))
+        compared.append(present.manifest)
+    if found and any(manifest.withholds_figures for manifest in compared):
+        found = ["compared; the figures are withheld (train.privacy.metrics)"]
+    checks = [*checks, *found]
     access.fetch(version)
     if holder is not None and holder.means(version.digest):
         return journal.move(holder.n)
