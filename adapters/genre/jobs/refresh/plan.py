@@ -77,6 +77,10 @@ def read_recipe(registry: Registry, version: Version, options: RefreshOptions) -
         ManifestError: The version is not one that this library trained from a recipe.
     """
     recipe = own_recipe(registry, version, "refreshed", options.overrides, merged="refresh its parents and merge again")
+    if "privacy" in version.manifest.notes:
+        what = f"{version.ref} is private: going on from its weights would spend its budget again"
+        todo = f"train it from the start: genre refresh {version.name} --from-start"
+        raise ManifestError(what, got="notes.privacy", expected="a version without it", todo=todo)
     if version.manifest.data is None or version.manifest.data.time_span is None:
         what, expected = f"{version.ref} does not record what it was trained on", "a version that genre train published"
         raise ManifestError(what, got="no time span", expected=expected)

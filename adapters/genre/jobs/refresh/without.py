@@ -87,7 +87,7 @@ def refresh_without(
     run = train(recipe, log=rest, base=base, registry=registry, folder=folder, reporter=reporter)
     notes: dict[str, Any] = dict(run.manifest.notes) | {"from_start": "users were left out or forgotten"}
     run = replace(run, manifest=run.manifest.model_copy(update={"notes": notes}))
-    if recipe.train.privacy is not None:
+    if recipe.train.privacy is not None or version.manifest.withholds_figures:
         return _unmeasured(registry, run, report)
     own = read_adapter(registry, registry.publish(run, alias=[], latest=False).exact, base)
     before, after = (_tested(each, rest, base, recipe) for each in (loaded, own))
@@ -101,7 +101,7 @@ def refresh_without(
 
 
 def _unmeasured(registry: Registry, run: Run, report: dict[str, Any]) -> Refreshed:
-    """Publish a private run as the candidate; figures on its users' events, which would decide, are not for the journal."""
+    """Publish a run, it or the old version private, as the candidate: figures on users' events are not for the journal."""
     new = registry.publish(run, alias=CANDIDATE, latest=False)
     why = f"published {new.ref} as {CANDIDATE}; a private version is not compared on its users' events"
     todo = f"to let it take over, genre registry promote {new.ref} ALIAS"

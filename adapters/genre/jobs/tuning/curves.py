@@ -29,6 +29,7 @@ from genre.jobs.loading import check_data, open_log
 from genre.jobs.predictions import BASELINES, Scored, baselines_of_run, from_run, resampled_metrics
 from genre.jobs.train import METRICS
 from genre.jobs.tuning.bench import keep_recipe, run
+from genre.jobs.tuning.trials import refuse_private
 from genre.modules.base.source import find
 from genre.progress import Reporter
 from genre.recipe import Recipe
@@ -100,11 +101,13 @@ def learning_curve(
 
     Raises:
         InputError: No task ranks items, a size or share is out of range, or the folder holds runs of another recipe.
+        RecipeError: The recipe is private.
         InterruptedJobError: Interrupted; the same command resumes.
         JobError: A run failed.
     """
     reporter = reporter or Reporter.silent()
     task = _ranking_task(recipe)
+    refuse_private(recipe)
     if cold is not None and not 0 < cold < 1:
         raise InputError("the share of items to hold out is out of range", got=cold, expected="above 0 and below 1, such as 0.2")
     log = open_log(recipe.data.path)

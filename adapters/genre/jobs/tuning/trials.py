@@ -33,6 +33,14 @@ from genre.training.parts import SharedEncoder
 FIXED_BY_ENCODER = {f"encoder.{key}" for key in ("text", "learned", "collaborative", "factors", "dense", "dropout")}
 
 
+def refuse_private(recipe: Recipe) -> None:
+    """Refuse a private recipe where several runs are compared (RecipeError)."""
+    if recipe.train.privacy is not None:
+        what = "trials would be compared on users' events, and each would spend the budget of train.privacy anew"
+        todo = "tune on public data, then train once with the values that it finds"
+        raise RecipeError(what, got=f"epsilon {recipe.train.privacy.epsilon:g}", expected="a recipe without it", todo=todo)
+
+
 class Objective:
     """The first task's first metric on the validation part.
 
@@ -43,10 +51,7 @@ class Objective:
 
     def __init__(self, recipe: Recipe, data: Dataset) -> None:
         task = recipe.tasks[0]
-        if recipe.train.privacy is not None:
-            what = "trials would be compared on validation events, and each would spend the budget of train.privacy anew"
-            todo = "tune on public data, then train once with the values that it finds"
-            raise RecipeError(what, got=f"epsilon {recipe.train.privacy.epsilon:g}", expected="a recipe without it", todo=todo)
+        refuse_private(recipe)
         check_metrics(task, data)
         self.name = f"{task.name}.{task.metrics[0]}"
         self.metric = metric(task.metrics[0])
