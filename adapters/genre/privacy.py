@@ -6,6 +6,7 @@ accounting, training (`genre.training.private`).
     train: {privacy: {unit: user, epsilon: 8, delta: auto, clip: 1.0}}
 """
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -57,6 +58,8 @@ class PrivacyConfig(BaseModel):
     @field_validator("feedback_values")
     @classmethod
     def _values(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+            raise ValueError("one of the values is not finite; events without feedback need none")
         if len(set(values)) < len(values):
             raise ValueError("two of the values are the same")
         return tuple(sorted(values))
@@ -65,6 +68,8 @@ class PrivacyConfig(BaseModel):
     @classmethod
     def _ranges(cls, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         for task, (low, high) in ranges.items():
+            if not math.isfinite(low) or not math.isfinite(high):
+                raise ValueError(f"the range of {task} has no end: {low:g} to {high:g}")
             if not low < high:
                 raise ValueError(f"the range of {task} is empty: {low:g} to {high:g}")
         return ranges

@@ -96,7 +96,8 @@ def make_plan(config: PrivacyConfig, *, users: int, epochs: int) -> Plan:
         )
     first: list[Mechanism] = []
     if config.statistics:
-        first = [(find_sigma([], 1.0, 1, config.epsilon * config.statistics, delta), 1.0, 1)]
+        share = config.epsilon * config.statistics
+        first = [(find_sigma([], 1.0, 1, share, delta, what="the share of train.privacy.statistics"), 1.0, 1)]
     sigma = find_sigma(first, rate, steps, config.epsilon, delta)
     return Plan(
         config.epsilon,
@@ -112,7 +113,9 @@ def make_plan(config: PrivacyConfig, *, users: int, epochs: int) -> Plan:
     )
 
 
-def find_sigma(before: Sequence[Mechanism], rate: float, steps: int, epsilon: float, delta: float) -> float:
+def find_sigma(
+    before: Sequence[Mechanism], rate: float, steps: int, epsilon: float, delta: float, *, what: str = "this run"
+) -> float:
     """A noise multiplier that keeps some steps after other mechanisms within a budget, and leaves less than `UNSPENT` of it.
 
     By regula falsi between logarithms, in which epsilon is nearly a line.
@@ -134,7 +137,8 @@ def find_sigma(before: Sequence[Mechanism], rate: float, steps: int, epsilon: fl
             if high[1] > 0:
                 return high[0]
             todo = "raise epsilon or delta, or train fewer epochs"
-            raise RecipeError("no noise keeps this run within its budget", got=f"epsilon {epsilon:g}, delta {delta:g}", todo=todo)
+            got = f"epsilon {epsilon:g}, delta {delta:g}"
+            raise RecipeError(f"no noise keeps {what} within its budget", got=got, todo=todo)
         sigma = _between(low, high, (1 - UNSPENT / 2) * epsilon)
 
 
@@ -154,7 +158,11 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
     accountant.history = list(mechanisms)
     with warnings.catch_warnings():  # of the Rényi orders that bound the domain, when there is much noise
         warnings.simplefilter("ignore")
-        return float(accountant.get_epsilon(delta, eps_error=EPSILON_ERROR))
+        try:
+            return float(accountant.get_epsilon(delta, eps_error=EPSILON_ERROR))
+        except ValueError as error:  # its own words: floating-point errors would dominate
+            todo = "set train.privacy.delta to auto, or raise it"
+            raise RecipeError("the accountant cannot compute epsilon", got=f"delta {delta:g}", todo=todo) from error
 
 
 def epsilon_of(mechanisms: Sequence[Mechanism], delta: float) -> float:
