@@ -17,12 +17,14 @@ from genre.errors import JobError, ManifestError, RecipeError
 from genre.jobs import encoders, publish
 from genre.jobs import train as jobs_train
 from genre.jobs.merge.job import check_mergeable
+from genre.jobs.refresh.plan import RefreshOptions, read_recipe
 from genre.jobs.train import finish, train
+from genre.jobs.tuning.curves import learning_curve
 from genre.jobs.tuning.trials import Objective
 from genre.modules.base.base import Base
 from genre.privacy import public_only
 from genre.progress import Reporter
-from genre.registry import Registry
+from genre.registry import MetricValue, Registry
 from genre.training import assembly as wiring
 from genre.training import fit, loop, neighbours, parts
 from genre.training.assembly import assemble, fit_vocabulary
@@ -442,6 +444,14 @@ def test_figures_of_baselines_are_recorded_beside_public_versions_alone(publishe
     assert not trained.registry.resolve("like").manifest.withholds_figures
 
 
+def test_a_precision_that_the_recipe_names_is_published(tiny, log, tmp_path):
+    recipe = private_recipe(tiny, RATING, NEXT, epochs=1, encoder={"fuse": False}).with_values({"base.precision": "bfloat16"})
+    notes = train(recipe, log=log, folder=tmp_path / "run", baselines="none").manifest.notes
+    sources = notes["privacy"]["sources"]
+    assert notes["precision"] == "bfloat16" and sources["manifest.json:notes.precision"] == "recipe"
+    assert sources["heads.safetensors:rating.moments"] == "recipe"  # statistics start next_item alone
+
+
 def test_metrics_are_published_where_the_recipe_declares_them_public(tiny, log, tmp_path):
     recipe = private_recipe(tiny, LIKE, epochs=1, privacy={"metrics": "public"})
     run = train(recipe, log=log, folder=tmp_path / "run", baselines="none")
@@ -457,9 +467,23 @@ def test_an_encoder_that_knows_events_is_refused_and_a_public_one_shared(tiny, l
         encoders.find_encoder(named, log, Base.load(str(tiny)), trained.registry, Reporter.silent())
 
 
-def test_what_would_read_the_events_again_is_refused(tiny, log, published):
-    _, _, version = published
+def test_what_would_read_the_events_again_is_refused(tiny, log, published, tmp_path):
+    registry, _, version = published
     with pytest.raises(ManifestError, match="is private: the gate of a merge reads its users' events without noise"):
         check_mergeable([version, version])
     with pytest.raises(RecipeError, match="each would spend the budget of train.privacy anew"):
         Objective(private_recipe(tiny, LIKE), log)
+    with pytest.raises(RecipeError, match="each would spend the budget of train.privacy anew"):
+        learning_curve(private_recipe(tiny, NEXT), tmp_path / "curve")
+    with pytest.raises(
+        ManifestError, match="would spend its budget again: .*; train it from the start: genre refresh .* --from-start"
+    ):
+        read_recipe(registry, version, RefreshOptions())
+
+
+def test_a_promotion_tells_no_figure_of_a_private_version(published):
+    registry, run, version = published
+    figures = {"like": {"auc": MetricValue(value=0.7123)}}
+    measured = {version.digest: version.manifest.model_copy(update={"metrics": figures})}
+    move = registry.promote(version, "checked", floor={"auc": 0.5}, checks=["read by Ann"], measured=measured)
+    assert move.checks == ("read by Ann", "compared; the figures are withheld (train.privacy.metrics)")

@@ -81,7 +81,9 @@ def test_delta_is_below_a_tenth_of_one_over_the_users(users):
     [
         ({"users": 101}, "train.privacy.users: got 101; expected at most 100"),
         ({"delta": 0.01}, "train.privacy.delta: got 0.01; expected below 1.0e-03"),
-        ({"epsilon": 1e-4}, "no noise keeps this run within its budget"),
+        ({"epsilon": 1e-4, "statistics": 0}, "no noise keeps this run within its budget: got epsilon 0.0001, delta 0.0005"),
+        ({"statistics": 1e-9}, "no noise keeps the share of train.privacy.statistics within its budget: got epsilon 2e-09"),
+        ({"delta": 1e-30}, "the accountant cannot compute epsilon: got delta 1e-30; set train.privacy.delta to auto"),
     ],
 )
 def test_plans_that_cannot_be_are_refused(config, message):
