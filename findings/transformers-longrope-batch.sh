@@ -2,15 +2,15 @@
 # transformers 5.24.0, 2026-11-30
 # Guess: rows of a padded batch do not depend on each other: a short user's states are the same beside a long user as alone.
 # Seen: rotary positions of the types `longrope` (Phi 3 and 4) and `dynamic` change for the whole batch once its longest row is longer
-# than the original length. A row of 12 tokens is off by 2 % beside one of 40 with an original length of 16 (`longrope`), and
-# by .2 % (`dynamic`, 32); beside a row of 16 it is what it is alone.
+# than the original length. A row of 12 tokens is off by a third beside one of 40 with an original length of 16 (`longrope`), and
+# by 1 % (`dynamic`, 32); beside a row of 16 it is what it is alone.
 # Matters: scores of a user depend on who else is in the batch, and of one user alone on the length of the history, with a jump. Batches of a
 # service or an evaluation give other ranks than single requests. Keep rows within the original length, or batch long rows alone.
 #
 # Output:
 #   transformers 5.24.0
-#   longrope: beside a row of 16 tokens apart by 0.0, beside one of 40 by 0.02
-#   dynamic: beside a row of 16 tokens apart by 0.0, beside one of 40 by 0.002
+#   longrope: beside a row of 16 tokens apart by 0.0, beside one of 40 by 0.297
+#   dynamic: beside a row of 16 tokens apart by 0.0, beside one of 40 by 0.013
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
