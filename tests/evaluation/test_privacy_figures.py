@@ -131,3 +131,10 @@ def test_ratios_find_nobody_where_training_leaves_no_trace(shadows):
     for scores in likelihood_ratios(confidence[0], confidence[2:], inside[2:]):
         low, high = membership(scores, inside[0], users).auc_interval
         assert low < 0.5 < high
+
+
+@pytest.mark.parametrize("canaries", [3, 7, 11, 199])
+def test_of_an_odd_number_of_canaries_none_is_guessed_about_twice(canaries):
+    included = np.arange(canaries) >= canaries // 2
+    found = epsilon_bound(-np.arange(canaries, dtype=np.float64), ~included)
+    assert found.guesses <= canaries and found.right == found.guesses

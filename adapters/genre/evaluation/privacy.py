@@ -176,7 +176,7 @@ def epsilon_bound(scores: np.ndarray, included: np.ndarray, *, delta: float = 0.
     """
     order, m = np.argsort(-scores, kind="stable"), len(scores)
     best = EpsilonBound(0.0, 0, 0, m, delta)
-    sides = list(dict.fromkeys(max(1, round(share * m / 2)) for share in SHARES))
+    sides = list(dict.fromkeys(max(1, min(round(share * m / 2), m // 2)) for share in SHARES))  # nobody is guessed twice
     for side in sides if m > 1 else ():
         right = int(included[order[:side]].sum() + (~included[order[m - side :]]).sum())
         found = least_epsilon(m, 2 * side, right, delta=delta, error=(1 - LEVEL) / len(sides))
