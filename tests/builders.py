@@ -139,6 +139,14 @@ def with_values(log: Interactions, **columns: dict[int, Any]) -> Interactions:
     return changed
 
 
+def give_key(folder: Path) -> None:
+    """What the first version that is trained on a data set folder leaves there, if it can."""
+    from genre.data.user_key import new_key
+
+    if (key := new_key(folder)) is not None:
+        key.kept()
+
+
 @contextmanager
 def disk_of(size: int) -> Iterator[None]:
     """No file can grow beyond `size` bytes: what a full disk does, for this process alone."""

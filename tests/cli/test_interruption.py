@@ -73,6 +73,7 @@ EVAL = ["--data", "shop", "--base", "{base}"]
 CASES: dict[str, tuple[list[str], Callable[[str, tuple[Any, ...]], bool]]] = {
     "data import": (["log.csv", "--out", "new"], renames("/new")),
     "data describe": (["shop"], opens("dataset.json")),
+    "data forget": (["u1", "--data", "shop"], opens("dataset.json")),
     "data prepare": (["ml-100k"], starts_a_process),
     "base list": ([], lambda event, arguments: event == "import" and arguments[0] == "genre.modules.base.packaged"),
     "base prepare": (["smollm2-135m"], starts_a_process),
@@ -94,6 +95,7 @@ CASES: dict[str, tuple[list[str], Callable[[str, tuple[Any, ...]], bool]]] = {
     "registry gc": ([], opens("manifest.json")),
     "registry delete": (["like"], opens("manifest.json")),
     "train": (["like.yaml"], renames("version")),
+    "federated": (["like.yaml", "--client", "shop", "--set", "encoder.collaborative=0"], opens("dataset.json")),
     "evaluate": (["like", *EVAL], opens("adapter_model")),
     "recommend": (["like", *EVAL, "--user", "u1"], opens("adapter_model")),
     "score": (["--input", "in.jsonl", "--output", "out.jsonl", *EVAL], opens("heads.json")),
@@ -110,11 +112,12 @@ CASES: dict[str, tuple[list[str], Callable[[str, tuple[Any, ...]], bool]]] = {
     "serve": (["--adapters", "like", "--base", "{base}", "--port", "0"], opens("adapter_model")),
 }
 KEPT = {
-    "train": r"runs",
+    "train": r"runs|shop/users\.key$",
+    "federated": r"runs",
     "tune": r"study|runs",
     "crossval": r"runs",
     "score": r"out\.jsonl",
-    "refresh": r"runs",
+    "refresh": r"runs|shop/users\.key$",
     "registry sign": r"registry/like/signatures$",  # an empty folder
 }
 """What a command that can go on leaves; the others leave nothing."""

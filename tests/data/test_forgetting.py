@@ -8,12 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from builders import with_values
+from builders import give_key, with_values
 from fakes import planted_log
 from genre.data.folder import read_info
 from genre.data.forgetting import Forgotten, foresee_forgetting, forget_users, without_users
 from genre.data.interactions import Interactions
-from genre.data.user_key import FILE, UserKey, ensure_key, read_key
+from genre.data.user_key import FILE, UserKey, read_key
 from genre.errors import DataError, InputError
 
 GONE = "user-7f3a-to-forget"
@@ -141,10 +141,10 @@ def test_a_key_stays_with_a_folder_and_with_what_is_made_of_it(tmp_path):
     log = planted_log(users=8, items=16, events=6)
     folder = log.write(tmp_path / "shop")
     assert log.info.users_key is None and read_key(folder) is None
-    ensure_key(folder)
+    give_key(folder)
     key = read_key(folder)
     assert stat.S_IMODE((folder / FILE).stat().st_mode) == 0o600 and key.secret.hex() not in repr(key)
-    ensure_key(folder)
+    give_key(folder)
     log.write(folder)
     assert read_key(folder) == key, "neither another training nor another import changes it"
     half = Interactions.read(folder).select(np.arange(len(log)) % 2 == 0)
@@ -158,7 +158,7 @@ def test_a_key_stays_with_a_folder_and_with_what_is_made_of_it(tmp_path):
 
 def test_a_key_of_somebody_else_is_no_reason_not_to_read_a_log(tmp_path, monkeypatch):
     folder = with_guest(("i3", 5.0)).write(tmp_path / "shop")
-    ensure_key(folder)
+    give_key(folder)
     key, read_text = read_key(folder), Path.read_text
 
     def forbidden(path, *given, **named):  # root, who runs tests, may read everything
@@ -168,7 +168,7 @@ def test_a_key_of_somebody_else_is_no_reason_not_to_read_a_log(tmp_path, monkeyp
 
     monkeypatch.setattr(Path, "read_text", forbidden)
     assert Interactions.read(folder).info.users_key is None
-    ensure_key(folder)
+    give_key(folder)
     for change in (lambda: forget_users(folder, [GONE]), lambda: with_guest(("i3", 5.0)).write(folder)):
         with pytest.raises(DataError, match=r"users.key cannot be read: got no permission; .*; become its owner"):
             change()

@@ -9,11 +9,10 @@ import polars as pl
 import pytest
 import torch
 
-from builders import LIKE, NEXT, RATING, recipe
+from builders import LIKE, NEXT, RATING, give_key, recipe
 from fakes import planted_log
 from genre.cli import main
 from genre.data.interactions import Interactions
-from genre.data.user_key import ensure_key
 from genre.errors import DataError, DivergedError, InputError, JobError, RecipeError
 from genre.jobs.federated.averaging import average, completed, difference, flat, moved, plus, unflat
 from genre.jobs.federated.client import Client
@@ -249,7 +248,7 @@ def test_a_frozen_encoder_of_the_registry_is_used_by_all_and_stays_as_it_is(
 
 def test_who_trained_stays_with_the_clients(tiny: Path, tmp_path: Path, base: Any) -> None:
     planted_log(users=12, items=12, events=10).write(tmp_path / "shop")
-    ensure_key(tmp_path / "shop")
+    give_key(tmp_path / "shop")
     log = Interactions.read(tmp_path / "shop")
     assert log.info.users_key is not None
     simulate(

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 import genre
-from builders import LIKE, NEXT, recipe
+from builders import LIKE, NEXT, give_key, recipe
 from fakes import planted_log
 from genre.cli import main
 from genre.data.forgetting import forget_users, without_users
 from genre.data.interactions import Interactions
-from genre.data.user_key import FILE, UserKey, ensure_key, read_key
+from genre.data.user_key import FILE, UserKey, read_key
 from genre.errors import DataError, ManifestError
 from genre.jobs.forget.versions import refuse_forgotten, versions_of
 from genre.jobs.loading import open_log
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_written_trains_without_a_key(tmp_path):
     folder = guests(5.0, ["i1"]).write(tmp_path / "shop")
     folder.chmod(0o500)
     try:
-        ensure_key(folder)
+        give_key(folder)
     finally:
         folder.chmod(0o700)
 

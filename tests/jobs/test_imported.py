@@ -107,7 +107,7 @@ def test_the_service_leaves_it_out_with_a_line(shop, trained, capsys):
     from genre.cli.serve import _open
     from genre.serving.settings import Settings
 
-    arguments = (str(shop / "registry"), [], str(shop / "data"), str(trained.base), None, 8, Settings.make(port=0), None)
+    arguments = (str(shop / "registry"), [], str(shop / "data"), str(trained.base), {}, 8, Settings.make(port=0), None)
     service = _open(*arguments)
     try:
         served = {deployment.name for deployment in service.deployments.public()}

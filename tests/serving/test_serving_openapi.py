@@ -60,7 +60,7 @@ def test_nothing_that_the_document_allows_or_forbids_breaks_the_service(service,
 
         with contextlib.suppress(Unsatisfiable):  # an operation without parameters has nothing that could be wrong
             check()
-    assert len(tried) == 16 and sum(map(bool, tried.values())) == (16 if mode == GenerationMode.POSITIVE else 11), tried
+    assert len(tried) == 17 and sum(map(bool, tried.values())) == (17 if mode == GenerationMode.POSITIVE else 12), tried
 
 
 def test_the_examples_of_the_document_are_answered(service):

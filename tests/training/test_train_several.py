@@ -99,11 +99,12 @@ def test_a_run_that_fails_does_not_keep_the_others_from_the_registry(place, caps
     ends(0, capsys, "train", "next_item.yaml")
     update = Loop.update
 
-    def poison(self, rows, share):
-        update(self, rows, share)
+    def poison(self, *given):
+        found = update(self, *given)
         if self.recipe.name == "rating":
             with torch.no_grad():
                 self.model.heads["rating"].linear.bias[0] = float("nan")
+        return found
 
     monkeypatch.setattr(Loop, "update", poison)
     said = ends(1, capsys, "train", "like.yaml", "rating.yaml", "--json", "out.json")
@@ -117,7 +118,7 @@ def test_recipes_of_one_log_share_it_and_those_with_one_encoder_its_vectors(plac
     from genre.jobs import train_several as several
 
     opened, made, fit = [], [], several.fit_together
-    monkeypatch.setattr(several, "open_log", lambda path: opened.append(path) or genre.Interactions.read(path))
+    monkeypatch.setattr(several, "open_log", lambda path, **named: opened.append(path) or genre.Interactions.read(path))
     monkeypatch.setattr(several, "fit_together", lambda members, **named: made.extend(members) or fit(members, **named))
     recipes = [genre.Recipe.read(f"{name}.yaml") for name in ("next_item", "like", "rating")]
     train_together(recipes, base=base, registry=genre.Registry("registry"), folder="runs", reporter=Reporter.silent())

@@ -30,10 +30,12 @@ class UserKey:
     Attributes:
         secret: 32 bytes.
         forgotten: Digests of users who were forgotten.
+        folder: Where it is to be written once a version needs it; None for a key that lies in its folder.
     """
 
     secret: bytes = field(repr=False)
     forgotten: frozenset[bytes] = frozenset()
+    folder: Path | None = field(default=None, compare=False)
 
     @classmethod
     def new(cls) -> Self:
@@ -52,6 +54,20 @@ class UserKey:
     def with_forgotten(self, users: Iterable[str]) -> Self:
         """The same key, by which these users were forgotten too."""
         return replace(self, forgotten=self.forgotten | {self.digest(user) for user in users})
+
+    def kept(self) -> "UserKey":
+        """The key of the folder: this one, written there now if the folder has none yet.
+
+        Raises:
+            DataError: The folder's key is damaged, or may not be read.
+            DiskError: The disk is full or not writable.
+        """
+        if self.folder is None:
+            return self
+        if (there := read_key(self.folder)) is not None:
+            return there
+        self.write(self.folder)
+        return replace(self, folder=None)
 
     def write(self, folder: Path) -> None:
         """Write the key into a folder, readable by its owner alone.
@@ -92,10 +108,11 @@ def read_key(folder: Path, *, needed: bool = True) -> UserKey | None:
     return UserKey(secret, frozenset(forgotten))
 
 
-def ensure_key(folder: Path) -> None:
-    """Make the key of a data set folder that has none; a folder that cannot be written stays without."""
-    if not (folder / FILE).exists() and os.access(folder, os.W_OK):
-        UserKey.new().write(folder)
+def new_key(folder: Path) -> UserKey | None:
+    """A key for a data set folder, not written yet; None if it has one, maybe another user's, or cannot be written."""
+    if (folder / FILE).exists() or not os.access(folder, os.W_OK):
+        return None
+    return UserKey(secrets.token_bytes(SECRET_BYTES), folder=folder)
 
 
 def _damaged(path: Path) -> DataError:

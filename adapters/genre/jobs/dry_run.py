@@ -176,7 +176,7 @@ class _Rehearsal:
     def run(self) -> DryRun:
         recipes = [_without_tracker(settle_precision(recipe, self.base, self.reporter)) for recipe in self.recipes]
         if len(recipes) == 1:
-            assembly = wire(recipes[0], self.log, self.base, self.registry, self.reporter, Processes(), trains=False)
+            assembly = wire(recipes[0], self.log, self.base, self.registry, self.reporter, Processes())
             base = assembly.base
             self.alone(assembly)
         else:

@@ -20,7 +20,7 @@ from genre.data.sequences.control import recorded_rule
 from genre.data.sequences.text_rows import Builder, rows_of
 from genre.data.splits import SplitConfig
 from genre.data.texts.dataset import Texts
-from genre.data.user_key import ensure_key
+from genre.data.user_key import new_key
 from genre.distributed import Processes
 from genre.engine.versions import Loaded, Low
 from genre.errors import BaseModelError, DataError, InputError, ManifestError, RecipeError
@@ -44,15 +44,17 @@ def open_log(path: str, *, trains: bool = False) -> Interactions:
 
     Args:
         path: The folder or the name.
-        trains: Versions will be trained on it: make the key that tells later who trained them, if the folder has none.
+        trains: Versions will be trained on it: if the folder has no key that tells later who trained them, the log gets one that
+            the first version writes into the folder.
 
     Raises:
         DataError: There is neither.
     """
     folder = _find(path)
-    if trains:
-        ensure_key(folder)
-    return Interactions.read(folder)
+    log = Interactions.read(folder)
+    if trains and log.info.users_key is None:
+        log.info = log.info.model_copy(update={"users_key": new_key(folder)})
+    return log
 
 
 def open_data(path: str, kind: DataKind | None = None, *, trains: bool = False) -> Dataset:

@@ -100,7 +100,7 @@ def write_users(folder: Path, assembly: Assembly) -> None:
     if not isinstance(log, Interactions) or key is None or assembly.recipe.train.privacy is not None:
         return
     used = assembly.train_mask | (assembly.split.part == VALID)
-    UserSet.of((log.user_ids[code] for code in np.unique(log.user_codes[used])), key).write(folder)
+    UserSet.of((log.user_ids[code] for code in np.unique(log.user_codes[used])), key.kept()).write(folder)
 
 
 def _item_columns(assembly: Assembly) -> tuple[str, ...]:

@@ -276,7 +276,6 @@ def wire(
     processes: Processes,
     *,
     own_encoder: bool = False,
-    trains: bool = True,
 ) -> Assembly:
     """Load the data, base and encoder of a run and assemble them; the model stays on the base until `model.release()`.
 
@@ -288,10 +287,9 @@ def wire(
         reporter: Receives progress.
         processes: The processes; the first one unpacks packaged data and bases.
         own_encoder: Fit a new encoder whatever the registry has, as a resumed run does if it began so.
-        trains: False for a run of which nothing is kept: the data set folder gets no key.
     """
     with processes.main_first():
-        data = log if log is not None else open_data(recipe.data.path, recipe.reads, trains=trains)
+        data = log if log is not None else open_data(recipe.data.path, recipe.reads, trains=True)
         check_data(recipe, data)
         if base is None:
             find_base(recipe.base.name)
