@@ -38,7 +38,7 @@ class PrivacyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     unit: Literal["user"] = "user"
-    epsilon: float = Field(gt=0, le=1000, allow_inf_nan=False)
+    epsilon: float = Field(gt=0, le=100, allow_inf_nan=False)
     delta: Literal["auto"] | float = "auto"
     clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     users: int | None = Field(default=None, ge=1)
