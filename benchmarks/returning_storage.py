@@ -47,7 +47,7 @@ def storage_loss(log: genre.Interactions, registry: Path) -> dict[str, Any]:
     labels = np.array([label for turn in turns for _, _, label in turn], dtype=np.float64)
     scores, sizes = {}, {}
     for storage in STORAGES:
-        kept = HistoryStore(2**32, storage=storage)  # type: ignore[arg-type]
+        kept = HistoryStore(2**32, storage=storage)
         with Engine(base, store, history_cache=kept) as engine:
             answers = [answer for turn in turns for answer in engine.score([request for _, request, _ in turn])]
             if wrong := [answer.error for answer in answers if answer.error]:
