@@ -4,6 +4,7 @@ GENRE_SIMULATED=1 python -m pytest tests/accelerator
 """
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ if os.environ.get("GENRE_SIMULATED"):
 
     torch.set_num_threads(1)
     simulated.register()
+    sys.path.append(str(Path(__file__).parents[1] / "serving"))  # serving_fakes
 else:
     collect_ignore_glob.append("test_*.py")
 

@@ -123,7 +123,7 @@ def _on_factors(method: str, density: float) -> Callable[[list[Tensor], Tensor],
 def _combined(
     parts: list[tuple[Tensor, Tensor, float]], combine: Callable[[list[Tensor], Tensor], Tensor], seed: int
 ) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # the CPU's alone: the devices' are not put back
     roots = torch.tensor([math.sqrt(abs(weight)) for _, _, weight in parts])
     signs = torch.tensor([1.0 if weight >= 0 else -1.0 for _, _, weight in parts])
     a = combine([a for a, _, _ in parts], roots * signs)

@@ -161,7 +161,7 @@ def make_random_base(wanted: BaseConfig, folder: Path, *, seed: int) -> str:
     cut_layers(wanted.name, config, wanted.depth)
     kind: Any = AutoModel if is_encoder(config) else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]), quiet(), appearing_folder(folder) as aside:
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # the CPU's alone: the devices' are not put back
         kind.from_config(config, dtype=torch.float32).save_pretrained(aside)
         tokenizer.save_pretrained(aside)
     return str(folder)
