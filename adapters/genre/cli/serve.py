@@ -189,7 +189,7 @@ def _open(
     if cache is not None and engine.passes.histories is None:
         why = "this base's attention cannot go on from states that were kept"
         service.log.write("history cache unused", level="warning", base=loaded.name, why=why)
-    if loads["precision"] == MEASURED and loaded.quantization == "none":
+    if loads.get("precision") == MEASURED and loaded.quantization == "none":
         service.log.write("precision", precision=loaded.precision, why=measured().why)
     for ref, why in others.items():
         service.log.write("not served", level="warning", ref=ref, why=why)
