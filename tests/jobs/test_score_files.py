@@ -170,6 +170,15 @@ def test_chunks_that_grow_hold_every_row_in_order():
     assert [row for chunk in found for row in chunk] == list(range(2000))
 
 
+@pytest.mark.parametrize("grow", [True, False])
+def test_chunks_of_a_resumed_job_end_where_those_of_a_whole_one_do(grow):
+    whole = [chunk[-1] for chunk in chunks(range(2000), grow=grow)]
+    for done in (0, 1, 64, 65, 100, 192, 960, 1471, 1472, 1999):
+        found = list(chunks(range(done, 2000), grow=grow, done=done))
+        assert [row for chunk in found for row in chunk] == list(range(done, 2000))
+        assert [chunk[-1] for chunk in found] == [last for last in whole if last >= done]
+
+
 @pytest.mark.parametrize("harm", ["cut", "flipped"])
 def test_what_stands_before_damage_comes_first(tmp_path, harm):
     import random

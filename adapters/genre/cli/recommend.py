@@ -197,5 +197,6 @@ def _all_lines(asked: "Request", data: str, output: str, registry: str, opening:
             _check_where(asked, log)
             exact = exact_refs(Registry(registry), results)
             scorer = Scorer(open_engine(registry, [asked.adapter], log, **opening), exact)
-            write_all(results, map(scorer.answer, chunks(rest, grow=True)), Reporter.for_terminal(), total=len(log.user_ids))
+            together = chunks(rest, grow=True, done=results.rows)
+            write_all(results, map(scorer.answer, together), Reporter.for_terminal(), total=len(log.user_ids))
     return results

@@ -96,5 +96,6 @@ def score(
             else:
                 opened = engine_for(registry, refs, open_users(data), base=base, lanes=lanes, precision=computed)
                 scorer = Scorer(opened, exact, exclude_seen=exclude_seen)
-                write_all(results, map(scorer.answer_lines, chunks(rest, grow=True)), Reporter.for_terminal())
+                together = chunks(rest, grow=True, done=results.rows)
+                write_all(results, map(scorer.answer_lines, together), Reporter.for_terminal())
     show_written(results, strict=strict)

@@ -130,14 +130,16 @@ class RequestFile:
             raise InputError(what, got=f"{self.name}: {error}", expected="complete gzip", todo=todo) from None
 
 
-def chunks(lines: Iterable[T], *, grow: bool = False) -> Iterator[list[T]]:
+def chunks(lines: Iterable[T], *, grow: bool = False, done: int = 0) -> Iterator[list[T]]:
     """Lists of `CHUNK_ROWS` lines or requests, fewer where lines hold more than `CHUNK_BYTES`.
 
     Lines before damage are yielded first. With `grow` each list is twice as long as the one before, up to `LARGEST_CHUNK`: rows
-    that are scored together are padded to those of about their length.
+    that are scored together are padded to those of about their length. After so many rows `done` that are not among the lines,
+    the lists are those that would follow them: a resumed job scores the same rows together.
     """
     chunk: list[T] = []
-    rows, size = CHUNK_ROWS, 0
+    sizes, size = _chunk_sizes(grow, done), 0
+    rows = next(sizes)
     try:
         for line in lines:
             chunk.append(line)
@@ -145,13 +147,24 @@ def chunks(lines: Iterable[T], *, grow: bool = False) -> Iterator[list[T]]:
             if len(chunk) == rows or size >= CHUNK_BYTES:
                 yield chunk
                 chunk = []
-                rows, size = min(2 * rows, max(rows, LARGEST_CHUNK)) if grow else rows, 0
+                rows, size = next(sizes), 0
     except InputError:
         if chunk:
             yield chunk
         raise
     if chunk:
         yield chunk
+
+
+def _chunk_sizes(grow: bool, done: int) -> Iterator[int]:
+    """Rows of each list after so many rows, without end."""
+    rows = CHUNK_ROWS
+    while True:
+        if done < rows:
+            yield rows - done
+        done = max(0, done - rows)
+        if grow:
+            rows = min(2 * rows, max(rows, LARGEST_CHUNK))
 
 
 def read_row(line: Line) -> Row:
