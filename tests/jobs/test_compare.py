@@ -229,7 +229,8 @@ def test_damaged_and_missing_predictions_are_refused(tmp_path):
 def common(trained, tmp_path):
     data = tmp_path / "planted"
     trained.log.write(data)
-    return ["--data", str(data), "--registry", trained.registry.url, "--base", str(trained.base)]
+    registry = shutil.copytree(trained.registry.url, tmp_path / "registry")  # a comparison records baselines
+    return ["--data", str(data), "--registry", str(registry), "--base", str(trained.base)]
 
 
 def test_the_command_compares_prints_and_writes_json(trained, common, tmp_path, capsys):
@@ -250,8 +251,6 @@ def test_a_baseline_that_trains_is_compared_and_recorded_beside_the_others(train
     from genre.training import self_attentive
 
     monkeypatch.setattr(self_attentive, "MOST_EPOCHS", self_attentive.EPOCHS_A_READING)
-    shutil.copytree(trained.registry.url, tmp_path / "registry")
-    common[3] = str(tmp_path / "registry")
     registry = Registry(common[3])
     registry.record_baselines(
         "next_item", {"next_item": {"ease": {"mrr@10": {"value": 0.5, "interval": None, "n": 9}}}}, notes=["so"]
