@@ -172,6 +172,7 @@ COMMANDS = {
     "evaluate --policy like": "an off-policy value needs a version and a log: got --policy alone; expected --policy REF --logged",
     "evaluate like --policy like --logged shop": "one version at a time: got like and --policy like; expected REF --data DIR, or",
     "evaluate --policy like --logged shop --explore greedy": "--explore cannot be used: got 'greedy'; expected epsilon=0 to 1",
+    "evaluate like --data shop --clip 5": "an option of --policy alone: got --clip; expected --policy like --logged DIR, or",
     "evaluate --policy like --logged shop --places 0": "places: got 0; expected 1 or more",
     "evaluate --policy like --logged shop": "the log has no propensities: got user_id, item_id, ",
     "evaluate like:latest --data shop": "not a version: got 'latest'; expected 12 hex digits",

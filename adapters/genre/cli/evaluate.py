@@ -31,7 +31,6 @@ from genre.cli.output import check_file, console, format_percent, make_table, sh
 from genre.cli.shell.completion import complete_refs
 from genre.errors import InputError
 
-CLIP, SWITCH = 100.0, 10.0
 _NAMES = {"ips": "IPS", "snips": "SNIPS", "dr": "DR", "switch_dr": "switch-DR"}
 _OF_POLICIES = "Of --policy: "
 
@@ -60,9 +59,13 @@ def evaluate(
         typer.Option(metavar="DIR", help=_OF_POLICIES + "a log of lists with propensities, such as an imported served log."),
     ] = None,
     explore: Annotated[
-        str, typer.Option(metavar="POLICY", help=_OF_POLICIES + "how it draws lists, as genre serve --explore reads it.")
-    ] = "epsilon=0",
-    pool: Annotated[int, typer.Option("--explore-pool", help=_OF_POLICIES + "the best so many items that it draws from.")] = 100,
+        str | None,
+        typer.Option(metavar="POLICY", help=_OF_POLICIES + "how it draws lists, as genre serve --explore; epsilon=0 by default."),
+    ] = None,
+    pool: Annotated[
+        int | None,
+        typer.Option("--explore-pool", help=_OF_POLICIES + "the best so many items that it draws from; 100 by default."),
+    ] = None,
     task: TaskOption = None,
     reward: Annotated[
         str | None, typer.Option(metavar="COLUMN", help=_OF_POLICIES + "the reward; by default reward, or else click.")
@@ -72,8 +75,10 @@ def evaluate(
         typer.Option(metavar="COLUMN", help=_OF_POLICIES + "of events and items; items of the event's value could be shown."),
     ] = None,
     places: Annotated[int | None, typer.Option(help=_OF_POLICIES + "only the first so many places of a list.")] = None,
-    clip: Annotated[float, typer.Option(help=_OF_POLICIES + "the largest weight.")] = CLIP,
-    switch: Annotated[float, typer.Option(help=_OF_POLICIES + "the largest weight that corrects switch-DR's model.")] = SWITCH,
+    clip: Annotated[float | None, typer.Option(help=_OF_POLICIES + "the largest weight; 100 by default.")] = None,
+    switch: Annotated[
+        float | None, typer.Option(help=_OF_POLICIES + "the largest weight that corrects switch-DR's model; 10 by default.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Evaluate a published version under its own protocol, beside the baselines; --json also writes reliability plots.
@@ -85,11 +90,19 @@ def evaluate(
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
     chosen, computed = check_seen(seen), check_precision(precision)
     name = _one_version(ref, policy, logged, data)
+    options: dict[str, Any] = {"policy": explore, "pool": pool, "task": task, "reward": reward, "among": among, "places": places}
+    options |= {"clip": clip, "switch": switch}
+    given = {key: value for key, value in options.items() if value is not None}
+    if policy is None and given:
+        names = {"policy": "explore", "pool": "explore-pool"}
+        got = ", ".join(f"--{names.get(key, key)}" for key in given)
+        raise InputError("an option of --policy alone", got=got, expected=f"--policy {name} --logged DIR, or no such option")
     from genre.evaluation.baselines import chosen_baselines
     from genre.evaluation.exploring import Exploration
 
     chosen_baselines(baselines)
-    Exploration.parse(explore)
+    if explore is not None:
+        Exploration.parse(explore)
     from genre.jobs.evaluate import draw_reliability
     from genre.jobs.evaluate import evaluate as run_evaluation
     from genre.jobs.loading import load_base, open_data, open_log
@@ -103,9 +116,7 @@ def evaluate(
     if logged is not None:
         shown, histories = open_log(logged), None if data is None else open_log(data)
         loaded = load_base(manifest, base, quantization=quantization, precision=computed)
-        options: dict[str, Any] = {"task": task, "reward": reward, "among": among, "places": places}
-        options |= {"pool": pool, "clip": clip, "switch": switch}
-        values = evaluate_policy(store, name, shown, explore, data=histories, base=loaded, reporter=reporter, **options)
+        values = evaluate_policy(store, name, shown, data=histories, base=loaded, reporter=reporter, **given)
         _show_values(values)
         write_result(json_file, values)
         return

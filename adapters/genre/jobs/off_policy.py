@@ -18,7 +18,7 @@ from genre.engine import Engine, Request
 from genre.engine.requests import Scored
 from genre.engine.versions import Loaded
 from genre.errors import DataError, InputError
-from genre.evaluation.exploring import Exploration
+from genre.evaluation.exploring import POOL, Exploration
 from genre.evaluation.metrics.bootstrap import RESAMPLES
 from genre.evaluation.off_policy import CLIP, SWITCH, Rounds, estimate
 from genre.jobs.loading import load_base
@@ -47,7 +47,7 @@ def evaluate_policy(
     reward: str | None = None,
     among: str | None = None,
     places: int | None = None,
-    pool: int = 100,
+    pool: int = POOL,
     clip: float = CLIP,
     switch: float = SWITCH,
     resamples: int = RESAMPLES,
@@ -89,8 +89,9 @@ def evaluate_policy(
         RequestError: The version cannot answer a list's request.
     """
     drawn = Exploration.parse(policy, pool)
-    if places is not None and places < 1:
-        raise InputError("places", got=places, expected="1 or more")
+    for name, least in (("places", places), ("pool", pool)):
+        if least is not None and least < 1:
+            raise InputError(name, got=least, expected="1 or more")
     for name, value in (("clip", clip), ("switch", switch)):
         if not value > 0:
             raise InputError(name, got=value, expected="above 0")
