@@ -6,7 +6,8 @@
     python benchmarks/privacy.py cost --json build/bench/privacy_cost.json      # seconds and memory of a step, with and without
 
 `none` trains as the recipe without `train.privacy` does, with all that is fitted to events. Splits are by user in both, so both
-train and test on the same events; baselines are left out. Each result is cached beside the JSON file.
+train and test on the same events; baselines are left out. Each result is cached beside the JSON file, for the same task, data and
+overrides.
 """
 
 import argparse
@@ -80,14 +81,14 @@ def measure(name: str, epsilon: str, data: str | None, overrides: list[str], fol
         recipe, folder=folder / "run", baselines="none", reporter=Reporter(lambda line: print(line, file=sys.stderr))
     )
     notes: Any = run.manifest.notes.get("privacy")
-    found = {"epsilon": epsilon, "metrics": run.metrics, "seconds": round(time.perf_counter() - begun), "overrides": overrides}
+    found = {"epsilon": epsilon, "metrics": run.metrics, "seconds": round(time.perf_counter() - begun)}
     if notes:
         found |= {"spent": notes["spent"], "delta": notes["delta"], "mechanisms": notes["mechanisms"]}
     return found
 
 
 def cost(json_file: Path) -> None:
-    """Seconds and peak memory of ten steps of the recipe `next_item`, each side in a process of its own, alternating."""
+    """Seconds and peak memory of some steps of the recipe `next_item`, each side in a process of its own, alternating."""
     found: dict[str, list[dict[str, float]]] = {"none": [], "8": []}
     for _ in range(3):
         for epsilon in found:
@@ -151,10 +152,12 @@ def main() -> None:
     points = []
     for epsilon in given.epsilon.split(","):
         kept = given.json.with_suffix("") / f"{epsilon}.json"
-        if not kept.exists():
-            found = measure(given.what, epsilon, given.data, given.overrides, given.json.with_suffix("") / epsilon)
+        asked = {"recipe": given.what, "data": given.data, "overrides": given.overrides}
+        found = json.loads(kept.read_text()) if kept.exists() else {}
+        if any(found.get(key) != value for key, value in asked.items()):
+            found = asked | measure(given.what, epsilon, given.data, given.overrides, given.json.with_suffix("") / epsilon)
             kept.write_text(json.dumps(found, indent=1))
-        points.append(json.loads(kept.read_text()))
+        points.append(found)
         for task, metrics in points[-1]["metrics"].items():
             shown = ", ".join(f"{key} {value['value']:.4f} {value.get('interval')}" for key, value in list(metrics.items())[:3])
             print(f"epsilon {epsilon}: {task} {shown}; {points[-1]['seconds']} s", flush=True)
