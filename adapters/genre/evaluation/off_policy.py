@@ -27,6 +27,8 @@ from genre.evaluation.metrics.checks import Floats, Integers
 
 ESTIMATORS = ("ips", "snips", "dr", "switch_dr")
 CLIP, SWITCH = 100.0, 10.0
+PRIOR = 20.0
+"""Showings at the mean reward that an item's own rewards are added to."""
 FEW = 10
 """With fewer rewards than this under a policy's weights, an interval made of them promises too much, and is marked; with none
 there is no interval."""
@@ -177,6 +179,19 @@ def estimate(
             "mean": _interval(mean),
         },
     }
+
+
+def item_rewards(items: Integers, rewards: Floats, size: int) -> Floats:
+    """A model of the reward: (size,) each item's mean reward, shrunk towards that of all; 0 where there are no rewards.
+
+    Args:
+        items: (n,) codes below `size`.
+        rewards: (n,).
+        size: The number of items.
+    """
+    mean = rewards.mean() if len(rewards) else 0.0
+    totals, counts = (np.bincount(items, weights, size) for weights in (rewards, None))
+    return np.asarray((totals + PRIOR * mean) / (counts + PRIOR))
 
 
 def _values(totals: Floats, places: int) -> tuple[dict[str, Floats], Floats, Floats]:

@@ -20,7 +20,7 @@ from genre.engine.versions import Loaded
 from genre.errors import DataError, InputError
 from genre.evaluation.exploring import POOL, Exploration
 from genre.evaluation.metrics.bootstrap import RESAMPLES
-from genre.evaluation.off_policy import CLIP, SWITCH, Rounds, estimate
+from genre.evaluation.off_policy import CLIP, SWITCH, Rounds, estimate, item_rewards
 from genre.jobs.loading import load_base
 from genre.modules.base.base import Base
 from genre.progress import Reporter
@@ -30,8 +30,6 @@ GREEDY = "epsilon=0"
 """The policy that always shows the best."""
 CALL = 256
 """Requests of one call of the engine."""
-PRIOR = 20.0
-"""Showings at the mean reward that an item's own rewards are added to."""
 FOLDS = 2
 
 
@@ -207,9 +205,7 @@ class _Lists:
         means = np.empty((FOLDS, size + 1))
         for fold in range(FOLDS):
             others = folds[users] != fold
-            mean = rewards[others].mean() if others.any() else 0.0
-            total, count = (np.bincount(items[others], values, size + 1) for values in (rewards[others], None))
-            means[fold] = (total + PRIOR * mean) / (count + PRIOR)
+            means[fold] = item_rewards(items[others], rewards[others], size + 1)
         return folds, means
 
 

@@ -11,11 +11,9 @@ import torch
 from genre.data.dataset import Dataset, Slot
 from genre.data.interactions import Interactions, need_log
 from genre.errors import DataError
+from genre.evaluation.off_policy import item_rewards
 from genre.modules.losses import LoggedRewards
 from genre.tasks import Task
-
-PRIOR = 20.0
-"""Showings at the mean reward that an item's own rewards are added to."""
 
 
 def training_labels(data: Dataset, tasks: Sequence[Task]) -> dict[str, tuple[Slot, np.ndarray]]:
@@ -45,9 +43,7 @@ def logged_rewards(task: Task, log: Interactions, train_mask: np.ndarray) -> Log
     if not chosen.any():
         got = f"{task.logged.reward} and {task.logged.propensity} in none of {int(train_mask.sum()):,} training events"
         raise DataError(f"task {task.name!r} has nothing to learn from", got=got, expected="events with both")
-    size = log.catalogue.size
-    total, count = (np.bincount(log.item_codes[chosen], weights, size) for weights in (reward[chosen], None))
-    model = (total + PRIOR * reward[chosen].mean()) / (count + PRIOR)
+    model = item_rewards(log.item_codes[chosen], reward[chosen], log.catalogue.size)
     arrays = (
         torch.from_numpy(np.nan_to_num(each, nan=filling).astype(np.float32)) for each, filling in ((reward, 0), (propensity, 1))
     )
