@@ -10,9 +10,11 @@ from builders import NEXT, recipe
 from genre.data.interactions import Interactions
 from genre.data.splits import TEST, split
 from genre.errors import DataError, RecipeError
+from genre.jobs.memory import plan_run
 from genre.modules.losses import dr, ips, snips
-from genre.training import fit
+from genre.training import fit, memory_plan
 from genre.training.assembly import assemble
+from genre.training.epochs import plan_epoch
 from genre.training.logged import training_labels
 from genre.training.prediction import outputs
 
@@ -111,6 +113,16 @@ def test_training_learns_from_what_earned_nothing_and_evaluation_does_not(tiny, 
         assert float(logged.model[0]) == pytest.approx(expected, abs=1e-6)
     finally:
         made.model.release()
+
+
+def test_a_memory_plan_learns_from_the_same_events(tiny, world, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        memory_plan, "plan_epoch", lambda made, labels, epoch: seen.append(labels) or plan_epoch(made, labels, epoch)
+    )
+    wanted = recipe(tiny, LEARNS, **QUIET)
+    assert plan_run(wanted, data=world, device="cpu").step > 0
+    assert np.array_equal(seen[0]["next_item"][1] >= 0, world.frame["propensity"].is_not_null().to_numpy())
 
 
 @pytest.mark.parametrize(

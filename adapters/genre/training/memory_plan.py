@@ -29,6 +29,7 @@ from genre.modules.embedding import embed
 from genre.modules.live_tensors import LiveTensors
 from genre.training.assembly import Assembly
 from genre.training.epochs import plan_epoch
+from genre.training.logged import training_labels
 from genre.training.micro_batches import count_targets, split_rows
 
 
@@ -77,8 +78,7 @@ def plan_training(assembly: Assembly) -> TrainingMemory:
     base, model, recipe = assembly.base, assembly.model, assembly.recipe
     if not isinstance(base, PlannedBase):
         raise InputError("a memory plan needs a planned base", got=type(base).__name__, expected="PlannedBase.read(…)")
-    labels = assembly.builder.data.supervise(list(recipe.tasks))
-    planned = plan_epoch(assembly, labels, 0)
+    planned = plan_epoch(assembly, training_labels(assembly.builder.data, recipe.tasks), 0)
     split = [split_rows(rows, Processes(), recipe.train.accumulate) for rows in planned.batches]
     first, later = [parts[0] for parts in split], [part for parts in split for part in parts[1:]]
     parameters = model.trainable()
@@ -95,7 +95,7 @@ def plan_training(assembly: Assembly) -> TrainingMemory:
         steps = [max(one, trained + other) for one, other in zip(steps, more, strict=True)]
     items = _held(assembly, parameters)
     moments = sum(2 * value.nbytes for value in parameters.values())
-    evaluation = _evaluation_bytes(assembly, base, labels)
+    evaluation = _evaluation_bytes(assembly, base, assembly.builder.data.supervise(recipe.tasks))
     return TrainingMemory(base.weight_bytes, own, items, trained + averages + old, moments, steps[0], _second(steps), evaluation)
 
 
