@@ -7,7 +7,7 @@ Owns: the file `users.json` of a version. Ignores: the key (`genre.data.user_key
 It is a Bloom filter over keyed digests: a user who trained is always found, another one is found by mistake with the probability
 `false_positives`. Without the key the digests look random, so that not even somebody who knows all ids can test one of them.
 24 bits a user give 1 mistake in 100,000; from about 350,000 users on the file stays at its largest, and there are more: 2 % at a
-million, 45 % at ten millions.
+million, 70 % at ten million.
 """
 
 import base64
