@@ -18,7 +18,7 @@ import typer
 
 from genre.cli.forget import forget
 from genre.cli.options import JsonOption
-from genre.cli.output import check_file, console, plain, step_reporter, write_result
+from genre.cli.output import check_file, console, counted, plain, step_reporter, write_result
 from genre.errors import InputError, visible
 
 _FORMATS = (
@@ -168,7 +168,7 @@ def _warn_returned(folder: Path) -> None:
     back = returned_users(Interactions.read(folder))
     if back:
         names = " ".join(shlex.quote(user) for user in back[:20]) + (" …" if len(back) > 20 else "")
-        what = f"warning: {len(back):,} users who were forgotten here are back"
+        what = f"warning: the import brought back {counted(len(back), 'user')} who had been forgotten here"
         print(visible(f"{what}: genre data forget {names} --data {folder}"))
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genre.cli.options import JsonOption, RegistryOption, data_option
-from genre.cli.output import check_file, show_rows, write_result
+from genre.cli.output import check_file, counted, show_rows, write_result
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,23 +56,21 @@ def forget(
         from genre.serving.forgotten import forget_served
 
         result["served_lists"] = forget_served(served_log, wanted)
-        print(f"{served_log}: {result['served_lists']:,} lists removed")
+        print(f"{served_log}: {counted(result['served_lists'], 'list')} removed")
     if data is not None:
         found = found if dry else forget_users(Path(data), wanted, drop_items=drop_items)
         result |= {"data": asdict(found), "versions": [asdict(each) for each in versions]}
-        print(f"{data}: {found.events:,} events of {found.users:,} users {done}")
-        _show_items(found)
+        print(f"{data}: {counted(found.events, 'event')} of {counted(found.users, 'user')} {done}")
+        _show_items(found, done)
         _show_versions(versions, wanted, data)
     write_result(json_file, result)
 
 
-def _show_items(found: "Forgotten") -> None:
+def _show_items(found: "Forgotten", done: str) -> None:
     if found.items:
-        print(f"{found.items:,} items that only they had go too")
+        print(f"{counted(found.items, 'item')} of nobody else {done} too")
     if found.kept_items:
-        print(
-            f"{found.kept_items:,} items that only they had stay, as a table of items describes them; --drop-items removes them"
-        )
+        print(f"{counted(found.kept_items, 'item')} of nobody else kept, as a table of items describes it: see --drop-items")
     for path in found.left:
         print(f"left by an interrupted import, and may hold their events: {path}")
 

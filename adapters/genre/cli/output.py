@@ -116,6 +116,11 @@ def plain(text: object) -> str:
     return escape(visible(str(text)))
 
 
+def counted(count: int, unit: str) -> str:
+    """A number of things in words, such as "1 user" or "1,200 users"."""
+    return f"{count:,} {unit}{'' if count == 1 else 's'}"
+
+
 def format_size(count: int) -> str:
     """A number of bytes as people read it."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
