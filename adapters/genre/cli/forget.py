@@ -6,6 +6,7 @@ Owns: arguments, the order, and printing. Ignores: everything else; the library 
     genre data forget 196 242 --data data/shop --served-log served.sqlite --dry-run
 """
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,8 +85,9 @@ def _show_versions(versions: "list[TrainedVersion]", users: list[str], data: str
     first = next((each for each in versions if each.aliases), versions[0])
     name = first.ref.partition(":")[0]
     target = f"{name}@{first.aliases[0]}" if first.aliases else first.ref
-    without = " ".join(f"--without {user}" for user in users)
-    print(f"train them again: genre refresh {target} {without} --data {data}; then genre registry delete {first.ref}")
+    without = " ".join(f"--without {shlex.quote(user)}" for user in users)
+    again = f"genre refresh {target} {without} --data {shlex.quote(data)}"
+    print(f"train them again: {again}; then genre registry delete {first.ref}")
 
 
 def _rate(each: "TrainedVersion") -> str:
