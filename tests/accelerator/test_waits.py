@@ -140,17 +140,19 @@ def calls(log):
     }
 
 
-def test_a_call_of_the_engine_waits_once(on_device, tiny, log, tmp_path: Path) -> None:
-    """Two adapters in one batch with branches."""
+@pytest.mark.parametrize("cache", [None, 2**24])
+def test_a_call_of_the_engine_waits_once(on_device, tiny, log, tmp_path: Path, cache: int | None) -> None:
+    """Two adapters in one batch with branches; a cache of histories is asked for both without a wait."""
     registry, base = Registry(tmp_path / "registry"), on_device()
     for seed, name in enumerate(("one", "two")):
         words = recipe(tiny, LIKE, name=name, sequence={"item": "text"}, encoder={"use": "none"})
         publish_stirred(registry, words, log, base, tmp_path / name, seed=seed)
     asked = [Request(name, user_id="u1", candidates=log.catalogue.item_ids[:4]) for name in ("one", "two")]
-    with Engine(base, registry, data=log) as engine:
+    with Engine(base, registry, data=log, history_cache=cache) as engine:
         engine.score(asked)
         with simulated.watching() as seen:
             answers = engine.score(asked)
+        assert cache is None or engine.history_store.counters.hits == 2
     assert all(answer.error is None for answer in answers)
     assert len(seen.waits) == 1 and not seen.pageable, seen.lines()
 

@@ -115,7 +115,7 @@ class Histories:
     def _look(self, key: HistoryKey, marks: np.ndarray) -> tuple[int, list[Tensor]]:
         """The first tokens that a state knows of a row with such marks, and its tensors; 0 and none without a state."""
         found = self.store.look(key)
-        return (0, []) if found is None else (_alike(found[0].cpu().numpy(), marks), list(found[1:]))
+        return (0, []) if found is None else (_alike(found[0], marks), list(found[1]))
 
     def keep(self, job: Job, row: Row, states: KeysValues, above: Tensor | None) -> None:
         """Keep the states of a row's history in place of those that the user had.
@@ -126,12 +126,12 @@ class Histories:
             states: (key heads, tokens, d) each, at all layers.
             above: (tokens, D) the input of the version's lowest layer, if any layer below it is shared.
         """
-        marks = torch.from_numpy(marks_of(row, job.inline)).to(states[0].device)
         more: Any = {"owner": job.request.user_id or "", "tokens": row.prefix_length, "begun": job.begun}
+        more["label"] = marks_of(row, job.inline)
         shared = 0 if above is None else self.shared_layers(job.resident)
         if above is not None:
-            self.store.put(history_key(job, row, shared), (marks, above, *states[: 2 * shared]), **more)
-        self.store.put(history_key(job, row), (marks, *states[2 * shared :]), **more)
+            self.store.put(history_key(job, row, shared), (above, *states[: 2 * shared]), **more)
+        self.store.put(history_key(job, row), states[2 * shared :], **more)
 
     def drop(self, digest: str) -> None:
         """Drop the states of a version that nobody can ask for any more."""

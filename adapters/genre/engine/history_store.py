@@ -22,15 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from genre.engine.history_packing import STORAGES, Layout, Storage, lay_out, pack, unpack
-from genre.engine.history_tiers import DiskTier, HostTier, MemoryTier, Tier
+from genre.engine.history_tiers import ENTRY_BYTES, MemoryTier, Tier, tiers_of
 from genre.errors import DiskError, InputError
 
 LONGEST_CALL_S = 3600.0
 """Seconds that a call can be under way: so long is it remembered that a user was forgotten."""
+UNLABELLED = np.empty(0, dtype=np.int32)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class _Entry:
     Attributes:
         tokens: Tokens that were read for it.
         used: When it was put or found last, in seconds of the monotonic clock.
+        label: What `look` returns beside the tensors.
         level: The index of its tier.
         held: What the tier gave for it.
         charge: Bytes of the tier.
@@ -74,9 +77,19 @@ class _Entry:
     tokens: int
     layout: Layout
     used: float
+    label: np.ndarray
     level: int = 0
     held: Any = None
     charge: int = 0
+
+    @property
+    def beside(self) -> int:
+        """Bytes outside of its buffer, wherever that lies."""
+        return ENTRY_BYTES + self.label.nbytes
+
+    def charge_of(self, tier: Tier) -> int:
+        """Bytes of a tier that it takes."""
+        return tier.charge(self.layout.size) + self.label.nbytes
 
 
 class _Shelf:
@@ -86,6 +99,7 @@ class _Shelf:
         self.tier = tier
         self.entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self.bytes = 0
+        self.beside = 0
 
 
 class HistoryStore:
@@ -128,7 +142,7 @@ class HistoryStore:
         self.storage = storage
         self.ttl_s = ttl_s
         self.device = torch.device(device)
-        self._shelves = [_Shelf(tier) for tier in _tiers(self.device, capacity, host, disk, disk_bytes)]
+        self._shelves = [_Shelf(tier) for tier in tiers_of(self.device, capacity, host, disk, disk_bytes)]
         self._owned: dict[str, set[Hashable]] = {}
         self._found: dict[Hashable, _Entry] = {}
         self._forgotten: dict[int | None, float] = {}  # by hash: not even the id is kept
@@ -158,10 +172,10 @@ class HistoryStore:
         with self._lock:
             found = self.look(key)
             self.count(0 if found is None else self._found[key].tokens)
-            return found
+            return None if found is None else found[1]
 
-    def look(self, key: Hashable) -> tuple[Tensor, ...] | None:
-        """The same for who does not know yet if the state fits, and counts it then."""
+    def look(self, key: Hashable) -> tuple[np.ndarray, tuple[Tensor, ...]] | None:
+        """The state's label and tensors, for who does not know yet if it fits, and counts it then."""
         with self._lock:
             entry = self._found.get(key)
             if entry is not None and self._expired(entry):
@@ -179,7 +193,7 @@ class HistoryStore:
                 self._place(entry, buffer, 0)
             else:
                 self._shelves[0].entries.move_to_end(key)
-        return unpack(buffer, entry.layout)
+        return entry.label, unpack(buffer, entry.layout)
 
     def count(self, tokens: int) -> None:
         """Count a lookup: a hit that spared so many tokens, or a miss for 0."""
@@ -188,7 +202,16 @@ class HistoryStore:
             self._misses += tokens <= 0
             self._spared += max(0, tokens)
 
-    def put(self, key: Hashable, tensors: Sequence[Tensor], *, owner: str, tokens: int, begun: float | None = None) -> None:
+    def put(
+        self,
+        key: Hashable,
+        tensors: Sequence[Tensor],
+        *,
+        owner: str,
+        tokens: int,
+        begun: float | None = None,
+        label: np.ndarray = UNLABELLED,
+    ) -> None:
         """Keep a copy of a state's tensors; one of the same key is replaced. One that is larger than every tier is not kept.
 
         Args:
@@ -197,6 +220,7 @@ class HistoryStore:
             owner: The id of the user whose it is, which `forget` takes.
             tokens: Tokens that were read for it.
             begun: When the call that made it began (`time.monotonic()`): it is not kept if the user was forgotten since.
+            label: What tells if it fits, kept in the host's memory, where it is read without waiting for the device.
         """
         layout = lay_out(tensors, self.storage)
         with self._lock:
@@ -205,9 +229,9 @@ class HistoryStore:
             old = self._found.get(key)
             if old is not None:
                 self._remove(old)
-            buffer = self._room(layout.size)
+            entry = _Entry(key, owner, tokens, layout, time.monotonic(), label)
+            buffer = self._room(entry)
             pack(tensors, layout, buffer)
-            entry = _Entry(key, owner, tokens, layout, time.monotonic())
             self._found[key] = entry
             self._owned.setdefault(owner, set()).add(key)
             self._place(entry, buffer, 0)
@@ -279,13 +303,13 @@ class HistoryStore:
     def _expired(self, entry: _Entry) -> bool:
         return self.ttl_s is not None and time.monotonic() - entry.used >= self.ttl_s
 
-    def _room(self, size: int) -> Tensor:
-        """Memory for a buffer, of the first tier if it has a place or makes one."""
-        shelf = self._shelves[0]
-        charge = shelf.tier.charge(size)
+    def _room(self, entry: _Entry) -> Tensor:
+        """Memory for an entry's buffer, of the first tier if it has a place or makes one."""
+        shelf, size = self._shelves[0], entry.layout.size
+        charge = entry.charge_of(shelf.tier)
         if charge <= shelf.tier.capacity and isinstance(shelf.tier, MemoryTier):
             self._make_room(shelf, charge)
-            while (block := shelf.tier.room(size)) is None and shelf.entries:
+            while (block := shelf.tier.room(size, shelf.beside + entry.beside)) is None and shelf.entries:
                 self._move_down(next(iter(shelf.entries.values())))
             if block is not None:
                 return block
@@ -299,11 +323,11 @@ class HistoryStore:
         """Put an entry that is in no tier into one, or a lower one where that is too small; others make room."""
         for index in range(level, len(self._shelves)):
             shelf = self._shelves[index]
-            charge = shelf.tier.charge(buffer.numel())
+            charge = entry.charge_of(shelf.tier)
             if charge > shelf.tier.capacity:
                 continue
             self._make_room(shelf, charge)
-            while not (fits := shelf.tier.fits(buffer)) and shelf.entries:
+            while not (fits := shelf.tier.fits(buffer, shelf.beside + entry.beside)) and shelf.entries:
                 self._move_down(next(iter(shelf.entries.values())))
             try:
                 if fits:
@@ -316,11 +340,12 @@ class HistoryStore:
 
     def _hold(self, entry: _Entry, buffer: Tensor, level: int, charge: int) -> None:
         shelf = self._shelves[level]
-        entry.held = shelf.tier.keep(buffer)
+        entry.held = shelf.tier.keep(buffer, shelf.beside + entry.beside)
         entry.level = level
         entry.charge = charge
         shelf.entries[entry.key] = entry
         shelf.bytes += charge
+        shelf.beside += entry.beside
 
     def _move_down(self, entry: _Entry) -> None:
         level = entry.level
@@ -337,6 +362,7 @@ class HistoryStore:
         shelf = self._shelves[entry.level]
         del shelf.entries[entry.key]
         shelf.bytes -= entry.charge
+        shelf.beside -= entry.beside
         shelf.tier.release(entry.held)
         entry.held = None
 
@@ -373,17 +399,3 @@ class HistoryStore:
             self._timer = None
             self.expire()
             self._watch()
-
-
-def _tiers(device: torch.device, capacity: int, host: int, disk: Path | None, disk_bytes: int) -> list[Tier]:
-    """The tiers of a device, the fastest first."""
-    tiers: list[Tier] = []
-    if device.type == "cpu":
-        tiers.append(MemoryTier(capacity + host))
-    else:
-        tiers.append(Tier(capacity))
-    if host and device.type != "cpu":
-        tiers.append(HostTier(host, device))
-    if disk is not None:
-        tiers.append(DiskTier(disk, disk_bytes, device))
-    return tiers

@@ -4,7 +4,7 @@ Owns: what a tier's bytes are, the way of a buffer in and out of it. Ignores: wh
 
     tier = DiskTier(Path("/var/tmp"), 2**30)
     charge = tier.charge(buffer.numel())
-    held = tier.keep(buffer)
+    held = tier.keep(buffer, beside=2048)
     buffer = tier.bring(held)
     tier.release(held)
 """
@@ -50,15 +50,18 @@ class Tier:
         """Bytes of the tier that a buffer of so many takes."""
         return size + ENTRY_BYTES
 
-    def room(self, size: int) -> Tensor | None:
-        """Memory to fill, of so many bytes, that `keep` takes as it is; None if there is no place, or no such memory."""
+    def room(self, size: int, beside: int) -> Tensor | None:
+        """Memory to fill, of so many bytes, that `keep` takes as it is; None if there is no place, or no such memory.
+
+        Here and below, `beside` are the bytes that entries, the new one among them, take outside of their buffers.
+        """
         return None
 
-    def fits(self, buffer: Tensor) -> bool:
+    def fits(self, buffer: Tensor, beside: int) -> bool:
         """True if there is a place for a buffer beside what the tier holds."""
         return True
 
-    def keep(self, buffer: Tensor) -> Any:
+    def keep(self, buffer: Tensor, beside: int) -> Any:
         """Take a buffer in that fits; a `DiskError` if a disk does not take it."""
         return buffer
 
@@ -83,33 +86,22 @@ class MemoryTier(Tier):
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
         self._arena = Arena(max(1, capacity))
-        self._entries = 0
 
-    def room(self, size: int) -> Tensor | None:
+    def room(self, size: int, beside: int) -> Tensor | None:
         """See `Tier`."""
-        return self._arena.take(size, self._limit)
+        return self._arena.take(size, self.capacity - beside)
 
-    def fits(self, buffer: Tensor) -> bool:
+    def fits(self, buffer: Tensor, beside: int) -> bool:
         """See `Tier`."""
-        return self._arena.holds(buffer) or self._arena.fits(buffer.numel(), self._limit)
+        return self._arena.holds(buffer) or self._arena.fits(buffer.numel(), self.capacity - beside)
 
-    def keep(self, buffer: Tensor) -> Tensor:
+    def keep(self, buffer: Tensor, beside: int) -> Tensor:
         """See `Tier`."""
-        if not self._arena.holds(buffer):
-            block = self._arena.take(buffer.numel(), self._limit)
-            assert block is not None  # it fits
-            buffer = block.copy_(buffer)
-        self._entries += 1
-        return buffer
-
-    def release(self, held: Tensor) -> None:
-        """See `Tier`."""
-        self._entries -= 1
-
-    @property
-    def _limit(self) -> int:
-        """Bytes of the arena that may be used beside what entries take outside of it."""
-        return self.capacity - ENTRY_BYTES * (self._entries + 1)
+        if self._arena.holds(buffer):
+            return buffer
+        block = self.room(buffer.numel(), beside)
+        assert block is not None  # it fits
+        return block.copy_(buffer)
 
 
 @dataclass(frozen=True)
@@ -140,7 +132,7 @@ class HostTier(Tier):
         """See `Tier`. PyTorch rounds pinned blocks up to a power of two."""
         return (1 << max(0, size - 1).bit_length()) + ENTRY_BYTES
 
-    def keep(self, buffer: Tensor) -> _Pinned:
+    def keep(self, buffer: Tensor, beside: int) -> _Pinned:
         """See `Tier`."""
         pinned = torch.empty(buffer.shape, dtype=buffer.dtype, pin_memory=True)
         self._stream.wait_stream(self._module.current_stream(self.device))  # it may be written yet
@@ -197,7 +189,7 @@ class DiskTier(Tier):
         """See `Tier`."""
         return -(-(size + BLOCK) // BLOCK) * BLOCK
 
-    def keep(self, buffer: Tensor) -> Path:
+    def keep(self, buffer: Tensor, beside: int) -> Path:
         """See `Tier`."""
         self._made += 1
         path = self.folder / f"{self._made}.safetensors"
@@ -222,6 +214,16 @@ class DiskTier(Tier):
     def close(self) -> None:
         """See `Tier`."""
         self._remove()
+
+
+def tiers_of(device: torch.device, capacity: int, host: int, disk: Path | None, disk_bytes: int) -> list[Tier]:
+    """The tiers of a device, the fastest first."""
+    tiers: list[Tier] = [MemoryTier(capacity + host) if device.type == "cpu" else Tier(capacity)]
+    if host and device.type != "cpu":
+        tiers.append(HostTier(host, device))
+    if disk is not None:
+        tiers.append(DiskTier(disk, disk_bytes, device))
+    return tiers
 
 
 def remove_left(folder: Path) -> int:

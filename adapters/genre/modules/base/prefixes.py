@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genre.data.sequences.transfer import upload
 from genre.modules.base.attention import Blocks, added, near
 from genre.modules.base.base import Base
 
@@ -108,9 +109,8 @@ class Continued(Recorder):
         self._prefixes = prefixes
         self._blocks = blocks.blocks
         self._longest = max(prefix.tokens for prefix in prefixes)
-        device = blocks.positions.device
-        self._masks = [added(mask.to(device), dtype) for mask in self._visible(blocks.positions.shape[1])]
         self._positions = blocks.positions
+        self._masks = [added(mask, dtype) for mask in self._visible(blocks.positions.shape[1])]
         self._reach = blocks.longest
         self._folded: dict[int, list[Tensor]] = {}
         self._room: tuple[Tensor, Tensor] | None = None
@@ -182,7 +182,7 @@ class Continued(Recorder):
         known = np.zeros((len(self._prefixes), self._longest), dtype=np.int64)
         for own, prefix in zip(known, self._prefixes, strict=True):
             own[: prefix.tokens] = prefix.positions
-        return torch.from_numpy(known).to(self._positions.device)
+        return upload(torch.from_numpy(known), self._positions.device)
 
     def _visible(self, total: int) -> list[Tensor]:
         """For each block (B, 1, queries, keys) bool: what the queries see of prefixes and block."""
@@ -194,11 +194,11 @@ class Continued(Recorder):
             own[: len(spans)] &= (known < spans[:, 0]) | (known >= spans[:, 1])
         found = []
         for block in self._blocks:
-            before = torch.from_numpy(prefixes[:, None, block.start : block.stop])
+            before = upload(torch.from_numpy(prefixes[:, None, block.start : block.stop]), self._positions.device)
             mask = block.mask
             if mask is None:
-                mask = torch.ones(block.stop, block.stop, dtype=torch.bool).tril_().expand(len(before), 1, -1, -1)
-            found.append(torch.cat([before, mask.to(before.device)], dim=-1))
+                mask = torch.ones(block.stop, block.stop, dtype=torch.bool, device=before.device).tril_()
+            found.append(torch.cat([before, mask.expand(len(before), 1, -1, -1)], dim=-1))
         return found
 
 
