@@ -16,7 +16,7 @@ from genre.cli.shell.completion import REGISTRY_VARIABLE, complete_data, complet
 from genre.errors import InputError
 
 DATA_VARIABLE = "GENRE_DATA"
-_SIZE = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?) ?(((?P<prefix>[kKMGT])(?P<binary>i)?)?B)?")
+_SIZE = re.compile(r"(?P<number>[0-9]{1,15}(\.[0-9]+)?) ?(((?P<prefix>[kKMGT])(?P<binary>i)?)?B)?")
 
 
 def data_option(help: str) -> Any:
