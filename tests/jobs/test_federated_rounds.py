@@ -16,7 +16,7 @@ from genre.data.interactions import Interactions
 from genre.errors import DataError, DivergedError, InputError, JobError, RecipeError
 from genre.jobs.federated.averaging import average, completed, difference, flat, moved, plus, unflat
 from genre.jobs.federated.client import Client
-from genre.jobs.federated.noise import clipped, epsilon, noisy_mean
+from genre.jobs.federated.noise import clipped, epsilon, noisy
 from genre.jobs.federated.options import FederatedOptions, check_federated
 from genre.jobs.federated.packets import Failure, LocalTransport, Packet
 from genre.jobs.federated.publish import NOTE, write_run
@@ -26,6 +26,7 @@ from genre.jobs.train import train
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
+from genre.training.private.noise import Noise
 
 HERE = {"encoder": {"collaborative": 0, "taste": 0}, "data": {"split": {"kind": "user_ratio", "valid": 0.2, "test": 0.2}}}
 
@@ -300,8 +301,7 @@ def test_epsilon_of_noise_is_that_of_one_gaussian_and_noise_has_its_variance() -
     assert epsilon(100.0, rounds=1, delta=0.5) == 0.0
     update = np.ones(100_000)
     assert np.linalg.norm(clipped(update, 3.0)) == pytest.approx(3.0) and clipped(update, 1e9) is update
-    mean = noisy_mean([update, update], clip=3.0, multiplier=2.0, draw=np.random.default_rng(0))
-    left = mean - clipped(update, 3.0)
+    left = noisy(clipped(update, 3.0), 2, clip=3.0, multiplier=2.0, source=Noise(0)) - clipped(update, 3.0)
     assert left.std() == pytest.approx(2.0 * 3.0 / 2, rel=0.01) and abs(left.mean()) < 0.05
 
 

@@ -15,6 +15,7 @@ import math
 import numpy as np
 
 from genre.errors import InputError
+from genre.training.private.noise import Noise
 
 
 def clipped(update: np.ndarray, most: float) -> np.ndarray:
@@ -23,19 +24,17 @@ def clipped(update: np.ndarray, most: float) -> np.ndarray:
     return update if length <= most else update * (most / length)
 
 
-def noisy_mean(
-    updates: list[np.ndarray], *, clip: float, multiplier: float, draw: np.random.Generator | None = None
-) -> np.ndarray:
-    """The mean of clipped updates, (n,) each, with noise of deviation `multiplier` times `clip` on their sum.
+def noisy(mean: np.ndarray, clients: int, *, clip: float, multiplier: float, source: Noise | None = None) -> np.ndarray:
+    """A mean of clipped updates, (n,), with noise of deviation `multiplier` times `clip` on their sum.
 
     Args:
-        updates: One per client; all count alike.
-        clip: The greatest length of one.
+        mean: All clients count alike in it.
+        clients: Their number.
+        clip: The greatest length of an update.
         multiplier: Of the noise.
-        draw: The source of the noise; by default one that nobody can repeat.
+        source: By default the operating system, which nobody can repeat.
     """
-    total = np.sum([clipped(update, clip) for update in updates], axis=0)
-    return (total + (draw or np.random.default_rng()).normal(0.0, multiplier * clip, size=total.shape)) / len(updates)
+    return mean + (source or Noise()).normal(len(mean)) * (multiplier * clip / clients)
 
 
 def epsilon(multiplier: float, *, rounds: int, delta: float) -> float:
@@ -45,11 +44,8 @@ def epsilon(multiplier: float, *, rounds: int, delta: float) -> float:
         InputError: An argument is out of range.
     """
     if not multiplier > 0 or not 0 < delta < 1 or rounds < 1:
-        got, expected = (
-            f"noise {multiplier:g}, delta {delta:g}, {rounds} rounds",
-            "noise above 0, delta in (0, 1), 1 round or more",
-        )
-        raise InputError("the noise has no epsilon", got=got, expected=expected)
+        got = f"noise {multiplier:g}, delta {delta:g}, {rounds} rounds"
+        raise InputError("the noise has no epsilon", got=got, expected="noise above 0, delta in (0, 1), 1 round or more")
     from scipy.optimize import brentq
     from scipy.stats import norm
 

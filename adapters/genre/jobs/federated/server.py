@@ -26,7 +26,7 @@ from genre.evaluation.metrics import Metric
 from genre.files import write_json
 from genre.jobs.federated.averaging import A, average, completed, difference, flat, moved, plus, unflat
 from genre.jobs.federated.members import Member, check_names, check_same, common_classes, common_feedback
-from genre.jobs.federated.noise import epsilon, noisy_mean
+from genre.jobs.federated.noise import clipped, epsilon, noisy
 from genre.jobs.federated.options import FederatedOptions, check_federated
 from genre.jobs.federated.packets import Failure, Packet, State, Transport, tensors
 from genre.progress import Reporter
@@ -231,8 +231,8 @@ class _Server:
             answered = [member for member in members if member.node in answers]
             replies = [answers[member.node].arrays for member in answered]
             if given.noise:
-                updates = [flat(difference(state, reply)) for reply in replies]
-                mean = noisy_mean(updates, clip=given.clip, multiplier=given.noise)
+                updates = [clipped(flat(difference(state, reply)), given.clip) for reply in replies]
+                mean = noisy(np.mean(updates, axis=0), len(updates), clip=given.clip, multiplier=given.noise)
                 after = plus(state, unflat(mean, moved(state)))
             else:
                 after = average(state, replies, self._weights(answered), seed=self.recipe.train.seed + number)
@@ -250,8 +250,7 @@ class _Server:
         mean, answers = self.transport.add_up(sent, weights)
         kept = self._told(answers)
         if given.noise:
-            deviation = given.noise * given.clip / len(kept)
-            mean = mean + np.random.default_rng().normal(0.0, deviation, size=mean.shape)
+            mean = noisy(mean, len(kept), clip=given.clip, multiplier=given.noise)
         return plus(state, unflat(mean, moved(state))), [member for member in self.members if member.node in kept]
 
     def _validate(self, state: State) -> dict[str, float]:
