@@ -286,7 +286,7 @@ def test_with_noise_nothing_that_was_counted_leaves_a_client(
     facts = {"run": "a1", "recipe": recipe.dump(), "freeze_a": True, "blank": True}
     told_facts = starts[0]("describe", Packet(facts)).facts
     assert "data" not in told_facts and "time_span" not in told_facts
-    facts |= {"agreed": {"feedback": told_facts["feedback"], "classes": {}, "blank": True}}
+    facts |= {"agreed": {"feedback": told_facts["feedback"], "classes": {}}}
     one, two = (each("start", Packet(facts)).arrays for each in starts)  # of different logs, and yet the same
     assert all(np.array_equal(value, two[name]) for name, value in one.items())
 

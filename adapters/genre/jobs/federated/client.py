@@ -203,7 +203,7 @@ class Client:
         if new:
             describe_run(root, recipe)
         common = question.facts["agreed"]
-        agreed = Agreed(_vocabulary(common["feedback"]), common["classes"], bool(common["blank"]))
+        agreed = Agreed(_vocabulary(common["feedback"]), common["classes"], bool(question.facts["blank"]))
         assembly = assemble(recipe, self.log, base, read_shared(root / SHARED), bare=True, agreed=agreed)
         local = LocalRun(assembly, root, rank, frozen=bool(question.facts["freeze_a"]))
         self._local = (run, local)

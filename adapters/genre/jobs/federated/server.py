@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from genre.engine.versions import read_catalogue
 from genre.errors import InputError, JobError, ManifestError, visible
@@ -154,8 +154,8 @@ class _Server:
         if not self.options.blank:
             self._test(best.state)
         texts = self._texts()
-        privacy = self._privacy(len(self.history))
-        return Trained(best.state, self.members, self.history, best.round, texts, privacy, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        return Trained(best.state, self.members, self.history, best.round, texts, self._privacy(), seconds)
 
     def _gather(self) -> None:
         """Wait for the clients, and let them tell who they are."""
@@ -172,11 +172,7 @@ class _Server:
         for key, what in (("catalogue", "the catalogue"), ("release", "the release of genre")):
             check_same({member.name: member.facts[key] for member in self.members}, what)
         self.members.sort(key=lambda member: member.name)
-        self.facts["agreed"] = {
-            "feedback": common_feedback(self.members),
-            "classes": common_classes(self.members),
-            "blank": self.options.blank,
-        }
+        self.facts["agreed"] = {"feedback": common_feedback(self.members), "classes": common_classes(self.members)}
         for member in self.members:
             self.reporter.line(f"client {member.name}: {member.facts['examples']:,} examples, rank {member.facts['rank']}")
 
@@ -206,8 +202,6 @@ class _Server:
         if version.manifest.kind != "encoder":
             raise ManifestError(f"{version.ref} is no behaviour encoder", got=version.manifest.kind, expected="an encoder")
         files = self.registry.fetch(version)
-        from safetensors.torch import load_file
-
         described = json.loads((files / "encoder.json").read_text(encoding="utf-8"))
         carried = read_catalogue(files).item_ids
         described = {"items": carried, "carried": carried} | described
@@ -327,8 +321,8 @@ class _Server:
         save_file(tensors(state), self.folder / "state.safetensors")
         write_json(self.folder / "rounds.json", self.history)
 
-    def _privacy(self, rounds: int) -> dict[str, float] | None:
-        given = self.options
+    def _privacy(self) -> dict[str, float] | None:
+        given, rounds = self.options, len(self.history)
         if not given.noise:
             return None
         delta = given.delta or 1 / (10 * len(self.members))
