@@ -22,6 +22,7 @@ from test_federated_rounds import clients_of, part_of, planted_log, told, wanted
 from builders import LIKE, NEXT
 from genre.data.interactions import Interactions
 from genre.errors import InputError, JobError
+from genre.jobs.federated.client import Client
 from genre.jobs.federated.flower import folder_of, from_records, local_transport, run_config, to_records
 from genre.jobs.federated.options import FederatedOptions
 from genre.jobs.federated.packets import LocalTransport, Packet
@@ -100,20 +101,22 @@ def test_secure_aggregation_gives_what_plain_rounds_give(
         assert name in ("round", "clients") or secure.history[0][name] == pytest.approx(value, abs=1e-4)
 
 
+class FullDisk(Client):
+    """A client that fails in the second round."""
+
+    def train(self, question: Packet) -> Packet:
+        if question.facts["round"] == 2:
+            raise InputError("the disk is full")
+        return super().train(question)
+
+
 def test_a_secure_round_goes_on_without_a_client_and_tells_an_update_that_does_not_fit(
     four: dict[str, Interactions], tiny: Path, tmp_path: Path, base: Any
 ) -> None:
     recipe, lines = wanted(tiny, LIKE), []
-    clients = clients_of(four, tmp_path / "a", base)
-    whole = clients[3].train
-
-    def train(question: Packet) -> Packet:
-        if question.facts["round"] == 2:
-            raise InputError("the disk is full")
-        return whole(question)
-
-    clients[3].train = train  # type: ignore[method-assign]
-    with local_transport(clients) as transport:
+    *others, _ = clients_of(four, tmp_path / "a", base)
+    failing = FullDisk(four["west"], "west", tmp_path / "a" / "west", load=lambda _: base)
+    with local_transport([*others, failing]) as transport:
         found = federate(transport, recipe, options_of(four, secure=True), folder=tmp_path / "1", reporter=told(lines))
     assert [row["clients"] for row in found.history] == [["east", "north", "south", "west"], ["east", "north", "south"]]
     assert any(line.startswith("client west failed: no masked update") for line in lines)
