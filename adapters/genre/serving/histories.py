@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from genre.engine.history_store import HistoryStore
+from genre.engine.history_store import HistoryStore, StoreCounters
 
 COUNTERS = {
     "hits": "States of histories that were found.",
@@ -35,7 +35,7 @@ class HistoryCollector(Collector):
             yield CounterMetricFamily(f"genre_history_cache_{name}", about, value=getattr(found, name))
         yield GaugeMetricFamily("genre_history_cache_states", "States of histories in the cache.", value=found.entries)
         held = GaugeMetricFamily("genre_history_cache_bytes", "Bytes of the cache, by tier.", labels=["tier"])
-        for tier, size in _bytes_of(self.store).items():
+        for tier, size in _bytes_of(found).items():
             held.add_metric([tier], size)
         yield held
 
@@ -43,10 +43,9 @@ class HistoryCollector(Collector):
 def figures(store: HistoryStore) -> dict[str, int]:
     """The figures for the page: hits, misses, states and bytes."""
     found = store.counters
-    size = sum(_bytes_of(store).values())
+    size = sum(_bytes_of(found).values())
     return {"hits": found.hits, "misses": found.misses, "states": found.entries, "bytes": size}
 
 
-def _bytes_of(store: HistoryStore) -> dict[str, int]:
-    found = store.counters
+def _bytes_of(found: StoreCounters) -> dict[str, int]:
     return {"device": found.device_bytes, "host": found.host_bytes, "disk": found.disk_bytes}

@@ -388,7 +388,7 @@ class Base:
             last: Up to the depth.
             blocks: What may see what, and the positions.
             read: As in `hidden`; has no effect unless the base's last layer is among the layers.
-            prefixes: Where `genre.modules.base.prefixes.takes_prefixes` holds, within `block_attention`.
+            prefixes: Where `genre.modules.base.prefixes.takes_prefixes` holds, within `by_blocks`.
 
         Returns:
             (B, T, D).

@@ -10,6 +10,7 @@ There is no loop over adapters: one product per bucket of ranks that a batch use
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +46,7 @@ class Route:
     _on: dict[torch.device, tuple[slice | Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
     _ends: dict[tuple[torch.device, int, int], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
-    @property
+    @cached_property
     def grouped(self) -> bool:
         """True if rows of one slot stand together, slots in order, and there are several."""
         return len(self.used) > 1 and all(one <= other for one, other in pairwise(self.indices))
