@@ -34,6 +34,7 @@ from genre.jobs.compare import compare
 from genre.jobs.loading import load_base, open_base, open_log
 from genre.jobs.predictions import from_version
 from genre.modules.lora.layer import find_linears
+from genre.modules.lora.split_linears import SplitLinear
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.training import Loop
@@ -164,15 +165,11 @@ def loss(log: genre.Interactions, registry: Registry) -> dict[str, Any]:
     return found
 
 
-class Int8Linear(nn.Linear):
+class Int8Linear(SplitLinear):
     """A linear with 8-bit weights, a scale for each output; inputs are rounded with a scale for each row."""
 
     def __init__(self, stock: nn.Linear) -> None:
-        nn.Module.__init__(self)
-        self.in_features = stock.in_features
-        self.out_features = stock.out_features
-        self.weight = stock.weight
-        self.bias = stock.bias
+        super().__init__(stock)
         self.scale = stock.weight.abs().amax(1).float() / 127
         self.whole = (stock.weight.float() / self.scale[:, None]).round().to(torch.int8).t()
 
