@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genre.data.sequences.transfer import upload
+
 
 def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
     if values.numel() == 0:
@@ -129,9 +131,9 @@ class LoggedRewards:
 
     def of(self, events: Tensor, device: torch.device) -> tuple[Callable[..., Tensor], tuple[Tensor, Tensor]]:
         """The loss, and the rewards and propensities of some events, (n,) int64 on the CPU."""
-        own = self.reward[events].to(device), self.propensity[events].to(device)
+        own = upload(self.reward[events], device), upload(self.propensity[events], device)
         if self.loss == "dr":
-            return partial(dr, clip=self.clip, model=self.model.to(device)), own
+            return partial(dr, clip=self.clip, model=upload(self.model, device)), own
         return partial(ips if self.loss == "ips" else snips, clip=self.clip), own
 
 
