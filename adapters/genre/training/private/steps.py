@@ -89,9 +89,7 @@ class PrivateSteps:
     def plan_epoch(self, all_labels: Labels) -> Epoch:
         """Draw the users of an epoch's steps, each step by itself; rows and labels as `lay_out` gives them, which also raises."""
         rows, labels = lay_out(self.assembly, all_labels, *self._random())
-        by_user: dict[int, list[Sequence]] = {}
-        for row in rows:
-            by_user.setdefault(self.user_of(row), []).append(row)
+        by_user = self._by_user(rows)
         batches = []
         self.pending = []
         for _ in range(self.plan.steps_per_epoch):
@@ -109,6 +107,12 @@ class PrivateSteps:
         """The code of the user whose events a row holds."""
         return int(self.assembly.log.user_codes[row.events[row.events >= 0][0]])
 
+    def _by_user(self, rows: Iterable[Sequence]) -> dict[int, list[Sequence]]:
+        found: dict[int, list[Sequence]] = {}
+        for row in rows:
+            found.setdefault(self.user_of(row), []).append(row)
+        return found
+
     def gradient(self, rows: Iterable[Sequence], labels: Labels, *, index: int) -> Clipped:
         """Put the noisy mean gradient of a step into the parameters' `grad`.
 
@@ -120,9 +124,7 @@ class PrivateSteps:
         Raises:
             JobError: What was added is not what was accounted for; nothing was changed.
         """
-        by_user: dict[int, list[Sequence]] = {}
-        for row in rows:
-            by_user.setdefault(self.user_of(row), []).append(row)
+        by_user = self._by_user(rows)
         clip, plan = self.plan.clip, self.plan
         found = self.gradients.clipped(list(by_user.values()), labels, clip)
         noisy, noise = self.noise.release(found.total, clip=clip, sigma=plan.sigma)
@@ -137,12 +139,7 @@ class PrivateSteps:
         measured = float(noise.double().square().mean().sqrt())
         trained = {id(value) for value in self.assembly.model.trainable().values()}
         checks = [
-            (
-                "the users added are not those drawn",
-                len(users),
-                None if drawn is None else len(drawn),
-                users == drawn,
-            ),
+            ("the users added are not those drawn", len(users), None if drawn is None else len(drawn), users == drawn),
             ("users are missing from the sum", len(found.norms), len(users), len(found.norms) == len(users)),
             ("a clipped norm", f"{found.largest:g}", f"at most {self.plan.clip:g}", found.largest <= self.plan.clip * (1 + 1e-4)),
             (
@@ -208,11 +205,8 @@ class PrivateSteps:
         """
         own = dataclasses.asdict(self.plan)
         if state is None or state["plan"] != own or state["steps"] != step:
-            held = (
-                {}
-                if state is None
-                else {key: state["plan"].get(key) for key, value in own.items() if state["plan"].get(key) != value}
-            )
+            plan = own if state is None else state["plan"]
+            held = {key: plan.get(key) for key, value in own.items() if plan.get(key) != value}
             todo = "resume with the recipe that it began with, epochs and users included, or start over without --resume"
             raise InputError("the checkpoint's budget is another one", got=held or "steps that were not counted", todo=todo)
         self.steps = step
