@@ -97,17 +97,19 @@ def forget_users(folder: Path, users: Sequence[str], *, drop_items: bool = False
 
 def foresee_forgetting(folder: Path, users: Sequence[str], *, drop_items: bool = False) -> Forgotten:
     """What `forget_users` would take out; arguments and errors as of that."""
+    return _count(folder, *_read(folder, users, drop_items), users)
+
+
+def _read(folder: Path, users: Sequence[str], drop_items: bool) -> tuple[Interactions, Interactions]:
+    """The log of a folder, and what is left of it without some users; errors as of `forget_users`."""
     log = Interactions.read(folder)
     check_known(log, users)
     check_foreign(folder, log, users)
-    return _count(folder, log, without_users(log, users, drop_items=drop_items), users)
+    return log, without_users(log, users, drop_items=drop_items)
 
 
 def _forget(folder: Path, users: Sequence[str], drop_items: bool) -> Forgotten:
-    log = Interactions.read(folder)
-    check_known(log, users)
-    check_foreign(folder, log, users)
-    rest = without_users(log, users, drop_items=drop_items)
+    log, rest = _read(folder, users, drop_items)
     key = (read_key(folder) or UserKey.new()).with_forgotten(users)
     tables = {"interactions": rest.frame, "items": rest.catalogue.frame} | ({} if rest.users is None else {"users": rest.users})
     with appearing_folder(folder, marker=MARKER) as aside:

@@ -112,7 +112,7 @@ def new_key(folder: Path) -> UserKey | None:
     """A key for a data set folder, not written yet; None if it has one, maybe another user's, or cannot be written."""
     if (folder / FILE).exists() or not os.access(folder, os.W_OK):
         return None
-    return UserKey(secrets.token_bytes(SECRET_BYTES), folder=folder)
+    return replace(UserKey.new(), folder=folder)
 
 
 def _damaged(path: Path) -> DataError:
