@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -110,8 +110,17 @@ def audit(
     folder = out or Path("runs") / version.name / "audit"
     check_writable(folder / PAGE, "--out")
     log, command = open_log(data), shlex.join(["genre", *sys.argv[1:]])
-    given: Any = {"folder": folder, "command": command, "record": privacy and record}
-    report = run_audit(store, ref, log, options, base=base, reporter=Reporter.for_terminal(), **given)
+    report = run_audit(
+        store,
+        ref,
+        log,
+        options,
+        base=base,
+        folder=folder,
+        command=command,
+        record=privacy and record,
+        reporter=Reporter.for_terminal(),
+    )
     _show(report)
     print(f"wrote {folder / PAGE}")
 

@@ -7,7 +7,7 @@ training on it makes a model fit it. Each is put into the log with probability 1
 the model fits much better than the version does, which has seen none of them, is guessed to be in.
 """
 
-from typing import Any
+from functools import partial
 
 import numpy as np
 
@@ -42,16 +42,16 @@ class CanaryUsers:
         canary = injected(whole)
         inserted = np.random.default_rng((options.seed, 6)).random(len(canary)) < 0.5
         chosen = training_split(recipe, whole)[1] & canary[whole.user_codes]
-        looked: Any = {"task": subject.task, "chosen": chosen, "max_events": recipe.data.max_events}
+        losses = partial(mean_losses, task=subject.task, chosen=chosen, max_events=recipe.data.max_events)
         model, _ = build_model(subject.loaded, whole, subject.base)
         try:
-            before = mean_losses(model, whole, subject.loaded.layout, **looked)
+            before = losses(model, whole, subject.loaded.layout)
         finally:
             model.release()
         Turns(1, reporter).begin(f"{int((inserted & canary).sum())} of {options.canaries} canary users inserted")
         kept = whole.select((inserted | ~canary)[whole.user_codes])
         with retrained(subject, recipe, kept, reporter) as assembly:
-            after = mean_losses(assembly.model, whole, layout_of(assembly), **looked)
+            after = losses(assembly.model, whole, layout_of(assembly))
         scores, known = confidence_of(after) - confidence_of(before), canary & ~np.isnan(after) & ~np.isnan(before)
         if known.sum() < 2:
             raise DataError(
