@@ -313,6 +313,7 @@ def test_epsilon_of_noise_is_that_of_one_gaussian_and_noise_has_its_variance() -
         ({"clip": 0.0}, "clip: got 0.0; expected a number above 0"),
         ({"min_clients": 3, "clients": 2}, "min_clients: got 3; expected at most 2"),
         ({"noise": 1.0}, "add --freeze-a"),
+        ({"delta": 1e-3}, "delta has no effect without noise: got noise 0"),
         ({"secure": True, "freeze_a": True, "clients": 2}, "got 2 clients; expected 3 or more"),
         ({"secure": True, "freeze_a": True, "clients": 2000}, "at most 1024"),
     ],

@@ -56,6 +56,9 @@ class FederatedOptions:
                 raise InputError(name, got=value, expected="a number above 0" if least else "a number from 0")
         if self.delta is not None and not 0 < self.delta < 1:
             raise InputError("delta", got=self.delta, expected="between 0 and 1")
+        if self.delta is not None and not self.noise:
+            what, todo = "delta has no effect without noise", "add --noise, or leave --delta out"
+            raise InputError(what, got="noise 0", expected="noise above 0", todo=todo)
         if self.min_clients > self.clients:
             raise InputError("min_clients", got=self.min_clients, expected=f"at most {self.clients}, the number of clients")
         if (self.secure or self.noise) and not self.freeze_a:
