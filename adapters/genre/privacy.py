@@ -117,6 +117,8 @@ def refuse(recipe: Any) -> None:
             raise ValueError(
                 f"train.privacy: loss {task.loss} of task {task.name} reads rewards without a bound; use cross_entropy"
             )
+        if task.preference is not None or task.group is not None:
+            raise ValueError(f"train.privacy: loss {task.loss} of task {task.name} draws across users; use cross_entropy")
         if task.head == "categorical" and task.classes is None:
             raise ValueError(f"train.privacy: task {task.name} needs its classes, since those that occur are private")
     if not privacy.feedback_values and recipe.sequence.feedback != "none":

@@ -23,7 +23,7 @@ from genre.data.sequences.windows import WindowRule
 from genre.data.splits import SplitConfig
 from genre.errors import RecipeError, fault_of_file, kind_of
 from genre.privacy import PrivacyConfig, refuse
-from genre.tasks import Logged, Task
+from genre.tasks import RELATIVE, Group, Logged, Preference, Task
 from genre.validation import expected
 
 
@@ -257,6 +257,8 @@ class Recipe(_Config):
             raise ValueError("encoder.use none needs sequence.item text: soft tokens come from an encoder")
         if self.encoder.use == "none" and any(task.head == "catalogue" for task in self.tasks):
             raise ValueError("head 'catalogue' needs an encoder: it scores against its item vectors")
+        if self.adapter.kind == "full" and (relative := [task for task in self.tasks if task.loss in RELATIVE]):
+            raise ValueError(f"loss {relative[0].loss} has the base as it was for its reference, so adapter.kind cannot be full")
         if self.train.privacy is not None:
             refuse(self)
         return self
@@ -425,6 +427,8 @@ def _known_keys(path: list[str]) -> list[str]:
             "hold_out": SplitConfig,
             "privacy": PrivacyConfig,
             "logged": Logged,
+            "preference": Preference,
+            "group": Group,
         }.get(part)
         model = annotation or model.model_fields[part].annotation
     return sorted(model.model_fields)

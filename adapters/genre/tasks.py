@@ -28,9 +28,11 @@ from genre.errors import DataError, RecipeError
 
 Kind = Literal["feedback", "next_item", "text"]
 HeadName = Literal["verbalizer", "binary", "scalar", "categorical", "catalogue", "pooled"]
-LossName = Literal["cross_entropy", "mse", "log_loss", "ips", "snips", "dr"]
+LossName = Literal["cross_entropy", "mse", "log_loss", "ips", "snips", "dr", "softmax_dpo", "group_relative"]
 OFF_POLICY = ("ips", "snips", "dr")
 """Losses that learn a policy from what another one showed."""
+RELATIVE = ("softmax_dpo", "group_relative")
+"""Losses that are relative to a reference: the model as it was before the first step."""
 
 _EXPRESSION = re.compile(r"^\s*([A-Za-z_]\w*)\s*(?:(>=|<=|==|!=|>|<)\s*(.+?))?\s*$")
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -45,7 +47,7 @@ _LOSSES_OF_HEAD: dict[str, tuple[str, ...]] = {
     "binary": ("log_loss",),
     "scalar": ("mse",),
     "categorical": ("cross_entropy",),
-    "catalogue": ("cross_entropy", *OFF_POLICY),
+    "catalogue": ("cross_entropy", *OFF_POLICY, *RELATIVE),
     "pooled": ("log_loss", "cross_entropy", "mse"),
     "verbalizer": ("cross_entropy", "log_loss", "mse"),
 }
@@ -101,6 +103,44 @@ class Logged(BaseModel):
     clip: float = Field(default=10.0, gt=0, allow_inf_nan=False)
 
 
+class Preference(BaseModel):
+    """Which items a target is preferred to, for loss `softmax_dpo`.
+
+    Attributes:
+        source: Where rejected items come from: drawn by `popularity` (smoothed) or `uniform`ly; other targets of the `batch`;
+            the `policy`'s own softmax; what the same `impressions` showed and the label does not hold for; or explicit `pairs`,
+            the ids in `column`. Drawn items are never the target or of its history.
+        negatives: Rejected items of a target in each step; of impressions and pairs at most.
+        beta: How fast a preference saturates: the larger, the closer to the reference the policy stays.
+        column: Of `pairs`: the ids of rejected items, separated by blanks.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Literal["popularity", "uniform", "batch", "policy", "impressions", "pairs"] = "popularity"
+    negatives: int = Field(default=15, ge=1, le=10_000)
+    beta: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    column: str = "rejected"
+
+
+class Group(BaseModel):
+    """What loss `group_relative` draws and rewards.
+
+    Attributes:
+        size: Lists drawn for each target, whose rewards are compared.
+        length: Items of a list, drawn one after the other from the softmax over the catalogue, without replacement.
+        reward: Of the target's place in a list: `ndcg` 1 / log2(1 + place), `mrr` 1 / place, `hit` 1; 0 if it is not there.
+        kl: Weight of the Kullback-Leibler divergence from the reference, which is computed over the whole catalogue.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(default=16, ge=2, le=1024)
+    length: int = Field(default=10, ge=1, le=1000)
+    reward: Literal["ndcg", "mrr", "hit"] = "ndcg"
+    kl: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+
+
 class Task(BaseModel):
     """One task of a recipe.
 
@@ -111,7 +151,8 @@ class Task(BaseModel):
             where it holds (`behaviour == 'purchase'`); all of them without one. What comes before a target is its history anyway.
         head: How the hidden state becomes a score.
         loss: `log_loss`, `mse` or `cross_entropy`; of next_item also `ips`, `snips` or `dr`, which raise the reward that
-            the softmax over the catalogue would have earned in the place of the policy that showed the log's items.
+            the softmax over the catalogue would have earned in the place of the policy that showed the log's items;
+            `softmax_dpo`, which prefers targets to other items; or `group_relative`, a policy gradient on a ranking reward.
         weight: Its share in the sum of losses of a joint adapter.
         metrics: Names from `genre.evaluation.metrics`; the first one decides early stopping.
         words: For the verbalizer, one label word per class, worst first.
@@ -122,6 +163,8 @@ class Task(BaseModel):
             The loss corrects the logit, so that probabilities stay those of the whole log. None keeps all.
         logged: With loss `ips`, `snips` or `dr`, the columns of rewards and propensities. Training learns from every event that
             has both; `label`, by default a reward above 0, says which events are targets of validation and test.
+        preference: With loss `softmax_dpo`, where rejected items come from.
+        group: With loss `group_relative`, what is drawn and rewarded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -138,6 +181,8 @@ class Task(BaseModel):
     seen: Literal["masked", "kept"] = "masked"
     keep_negatives: float | None = Field(default=None, gt=0, le=1)
     logged: Logged | None = None
+    preference: Preference | None = None
+    group: Group | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -153,6 +198,8 @@ class Task(BaseModel):
                 logged = data.setdefault("logged", {})
                 reward = logged.get("reward", "click") if isinstance(logged, Mapping) else "click"
                 data["label"] = data.get("label") or f"{reward} > 0"
+            elif data["loss"] in RELATIVE:
+                data.setdefault("preference" if data["loss"] == "softmax_dpo" else "group", {})
         else:
             usual = _METRICS_OF_TEXT if data.get("kind") == "text" else _METRICS_OF_LOSS
             data.setdefault("head", "pooled" if data.get("kind") == "text" else "binary")
@@ -182,6 +229,12 @@ class Task(BaseModel):
             raise ValueError("keep_negatives is for loss log_loss: other losses have no negatives")
         if self.logged is not None and self.loss not in OFF_POLICY:
             raise ValueError(f"logged is for loss {', '.join(OFF_POLICY)}: other losses know no propensities")
+        if self.preference is not None and self.loss != "softmax_dpo":
+            raise ValueError("preference is for loss softmax_dpo: other losses reject no items")
+        if self.group is not None and self.loss != "group_relative":
+            raise ValueError("group is for loss group_relative: other losses draw no lists")
+        if self.preference is not None and self.preference.source == "impressions" and self.label is None:
+            raise ValueError("preference.source impressions needs a label, such as label: click > 0, which says what was chosen")
         if not self.metrics:
             raise ValueError("a task needs at least one metric")
         return self

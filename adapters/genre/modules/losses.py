@@ -112,6 +112,80 @@ def _ratios(logits: Tensor, labels: Tensor, propensity: Tensor, clip: float) -> 
     return (chance.exp() / propensity).clamp_max(clip)
 
 
+def softmax_dpo(logits: Tensor, labels: Tensor, reference: Tensor, rejected: Tensor, *, beta: float) -> Tensor:
+    """-log σ(-log Σ_d exp(β (g_d - g_a))), g = log π - log π_ref, averaged over targets a that are preferred to some items d.
+
+    With one d it is DPO (Rafailov et al., 2023); with several S-DPO (Chen et al., 2024, equation 8), which is the cross-entropy
+    of a among {a, d, …} by the logits β g. Normalizers of π and π_ref cancel.
+
+    Args:
+        logits: (n, N) of π over the catalogue.
+        labels: (n,) int64, the item a.
+        reference: (n, N) of π_ref, without a gradient.
+        rejected: (n, m) int64, the items d; -1 for none.
+        beta: β.
+    """
+    gain = beta * (logits.float() - reference.float())
+    there = rejected >= 0
+    margin = gain.gather(1, rejected.clamp_min(0)) - gain.gather(1, labels[:, None])
+    margin = F.pad(margin.masked_fill(~there, -torch.inf), (1, 0))
+    return _mean(torch.logsumexp(margin, dim=1), there.any(dim=1).to(margin.dtype))
+
+
+def group_relative(logits: Tensor, labels: Tensor, reference: Tensor, lists: Tensor, *, reward: str, kl: float) -> Tensor:
+    """-mean_g A_g log π(list_g) + kl · KL(π ‖ π_ref), averaged over targets: a policy gradient without a critic.
+
+    A list is drawn from π item by item without replacement, π(list) = Π_j π(i_j) / (1 - Σ_{k<j} π(i_k)), and rewarded by the
+    place of the target in it. Its advantage is A = (r - mean) / deviation within the target's group (GRPO, Shao et al., 2024), 0
+    where all rewards are alike. Draws after the target do not change the reward, and are left out of log π(list): their
+    gradient is 0 on average.
+
+    Args:
+        logits: (n, N) of π over the catalogue; -inf excludes an item.
+        labels: (n,) int64, the target.
+        reference: (n, N) of π_ref, without a gradient, -inf where the logits are.
+        lists: (n, G, L) int64, drawn from π; see `draw_lists`.
+        reward: `ndcg`, `mrr` or `hit`.
+        kl: Weight of the divergence, which is summed over the catalogue and not sampled.
+    """
+    log_share, log_before = F.log_softmax(logits.float(), dim=-1), F.log_softmax(reference.float(), dim=-1)
+    hits = lists == labels[:, None, None]
+    advantage = _advantages((hits * _place_rewards(reward, lists.shape[-1], logits.device)).sum(-1))
+    drawn = log_share.gather(1, lists.flatten(1)).view(lists.shape)
+    counts = (drawn > -torch.inf) & (hits.cumsum(-1) - hits.long() == 0)  # a catalogue can be shorter than a list
+    drawn = torch.where(counts, drawn, 0.0)
+    taken = (drawn.exp() * counts).cumsum(-1) - drawn.exp() * counts
+    chance = (drawn - torch.log1p(-taken.clamp_max(1 - SMALLEST_REST)) * counts).sum(-1)
+    distance = torch.where(log_share > -torch.inf, log_share - log_before, 0.0)
+    return _mean(-(advantage * chance).mean(-1) + kl * (log_share.exp() * distance).sum(-1), None)
+
+
+SMALLEST_REST = 1e-6
+"""What is left of a softmax after the items of a list is not taken for smaller, as single precision cannot tell."""
+
+
+def _place_rewards(name: str, length: int, device: torch.device) -> Tensor:
+    """(L,) the reward of each place of a list."""
+    place = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+    return {"ndcg": 1 / torch.log2(1 + place), "mrr": 1 / place, "hit": torch.ones_like(place)}[name]
+
+
+def _advantages(rewards: Tensor) -> Tensor:
+    """(n, G) rewards less their mean, over their deviation; 0 where all are alike."""
+    alike = (rewards == rewards[:, :1]).all(dim=-1, keepdim=True)
+    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    deviation = centred.square().mean(dim=-1, keepdim=True).sqrt()
+    return torch.where(alike, 0.0, centred / deviation.masked_fill(alike, 1.0))
+
+
+@torch.no_grad()
+def draw_lists(logits: Tensor, size: int, length: int) -> Tensor:
+    """Draw (n, size, length) int64 items from softmax(logits), (n, N), each list without replacement (Gumbel top-k)."""
+    scores, most = logits.float(), min(length, logits.shape[-1])
+    lists = [(scores - torch.empty_like(scores).exponential_().log()).topk(most, dim=-1).indices for _ in range(size)]
+    return torch.stack(lists, dim=1)
+
+
 @dataclass(frozen=True)
 class LoggedRewards:
     """What came of a log's events, for the losses that learn from it.
@@ -170,6 +244,11 @@ class Negatives:
         self.upper = torch.from_numpy(np.cumsum(share))
         with np.errstate(divide="ignore"):
             self.log_expected = torch.from_numpy(np.log(share * size))
+
+    def draw_each(self, targets: int, count: int) -> Tensor:
+        """Draw (targets, count) int64 items on the CPU, anew for each target and with replacement."""
+        drawn = torch.searchsorted(self.upper, torch.rand(targets, count, dtype=torch.float64))
+        return drawn.clamp_max(len(self.upper) - 1)
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Draw distinct items and their logQ corrections: (m,) int64 and (m,) float32, m at most M, on the CPU.

@@ -25,6 +25,7 @@ from genre.modules.heads.heads import CatalogueHead, Head
 from genre.modules.lora.layer import LoraLinear, attach, detach, find_linears
 from genre.modules.losses import LOSSES, LoggedRewards, Negatives, sampled_cross_entropy, sampled_log_loss
 from genre.modules.reading import read, view_of
+from genre.modules.reference import Groups, Preferences, Reference
 from genre.tasks import Task
 
 
@@ -39,6 +40,8 @@ class Recommender(nn.Module):
         dropout: Of the soft tokens' vectors in training.
         negatives: For each next-item task that trains on a sampled softmax, what it draws from.
         logged: For each task that learns a policy from propensities, what came of the events.
+        relative: For each task whose loss is relative to a reference, what it draws.
+        reference: The reference of these tasks; None before `keep_reference`.
         cold: (N,) bool, items without training events, which are not negatives of next-item tasks; None if all items are.
         name_events: Names events of the data in a message.
         checkpoint_activations: In training, keep only the inputs of the base's layers and run these again in the backward pass.
@@ -56,6 +59,7 @@ class Recommender(nn.Module):
         dropout: float = 0.0,
         negatives: Mapping[str, Negatives] | None = None,
         logged: Mapping[str, LoggedRewards] | None = None,
+        relative: Mapping[str, Preferences | Groups] | None = None,
         cold: Tensor | None = None,
         name_events: Callable[[list[int]], str] = lambda events: f"the events {events[:3]}",
         checkpoint_activations: bool = False,
@@ -68,6 +72,8 @@ class Recommender(nn.Module):
         self.tasks = {task.name: task for task in tasks}
         self.negatives = dict(negatives or {})
         self.logged = dict(logged or {})
+        self.relative = dict(relative or {})
+        self.reference: Reference | None = None
         self.cold = cold
         self.name_events = name_events
         self.checkpoint_activations = checkpoint_activations
@@ -99,6 +105,10 @@ class Recommender(nn.Module):
         self._hold(made)
         if not bare:
             self.put(made)
+
+    def keep_reference(self) -> None:
+        """Keep the weights as they are now as the reference of the losses that need one."""
+        self.reference = Reference(self, self.relative) if self.relative else None
 
     def _hold(self, layers: dict[str, LoraLinear]) -> None:
         self.layers = layers
@@ -205,7 +215,8 @@ class Recommender(nn.Module):
         self, batch: Batch, shares: Mapping[str, float] | None = None, *, check: bool = True
     ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
         """The weighted sum of the tasks' mean losses, from a batch; see `losses`."""
-        return self.losses(self.hidden(batch), batch, shares, check=check)
+        before = None if self.reference is None else self.reference.hidden(self, batch)
+        return self.losses(self.hidden(batch), batch, shares, before=before, check=check)
 
     def losses(
         self,
@@ -214,6 +225,7 @@ class Recommender(nn.Module):
         shares: Mapping[str, float] | None = None,
         tables: Mapping[str, tuple[Tensor, ...]] | None = None,
         *,
+        before: Tensor | None = None,
         check: bool = True,
     ) -> tuple[Tensor, dict[str, tuple[Tensor, int]]]:
         """The weighted sum of the tasks' mean losses, from hidden states.
@@ -224,6 +236,7 @@ class Recommender(nn.Module):
             shares: For each task, the share of a larger batch's targets that this one has; 1 if None. The sums over the
                 micro-batches of a batch are then the batch's own.
             tables: `catalogue_tables`, where nothing that they are made of trains.
+            before: (B, T, D) the reference's hidden states; by default the model's own, which they have the size of.
             check: Look at every loss, which waits for the device; otherwise the caller does so later.
 
         Returns:
@@ -235,7 +248,7 @@ class Recommender(nn.Module):
         total = hidden.new_zeros((), dtype=torch.float32)
         parts: dict[str, tuple[Tensor, int]] = {}
         for name, reads in batch.reads.items():
-            loss, given = self._loss_of(name, hidden, batch, (tables or {}).get(name))
+            loss, given = self._loss_of(name, hidden, batch, (tables or {}).get(name), hidden if before is None else before)
             value = loss(*given)
             if check and not torch.isfinite(value):
                 bad = [i for i in range(len(reads.labels)) if not torch.isfinite(loss(*(each[i : i + 1] for each in given)))]
@@ -248,12 +261,15 @@ class Recommender(nn.Module):
         return total, parts
 
     def _loss_of(
-        self, name: str, hidden: Tensor, batch: Batch, tables: tuple[Tensor, ...] | None
+        self, name: str, hidden: Tensor, batch: Batch, tables: tuple[Tensor, ...] | None, before: Tensor
     ) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
         """A task's loss and its arguments, each with a row per target."""
         reads = batch.reads[name]
         if name not in self.negatives:
             output = self.output(name, hidden, batch, tables=tables)
+            if name in self.relative:
+                assert self.reference is not None, "keep_reference comes before the first step"
+                return self.relative[name].of(output, self.reference.output(name, before, batch), batch, reads, self.cold)
             if self.cold is not None and self.heads[name].per_item:
                 output = output.masked_fill(self.cold, -torch.inf)
             if name in self.logged:

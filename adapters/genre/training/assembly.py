@@ -28,6 +28,7 @@ from genre.privacy import PrivacyConfig, public_only
 from genre.recipe import NO_FEEDBACK, Recipe
 from genre.training.logged import logged_rewards
 from genre.training.parts import SharedEncoder, least_events, make_encoder, make_heads, start_from_values, start_item_heads
+from genre.training.preferences import relative_losses
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ def assemble(
     elif soft is not None and not agreed.blank:
         start_item_heads(model, builder, train_mask)
     let_train(model, recipe, bare=bare)
+    model.keep_reference()
     return Assembly(recipe, log, base, chosen, train_mask, builder, model, shared, {})
 
 
@@ -221,6 +223,7 @@ def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, t
         head.requires_grad_(True).dropout.p = recipe.train.dropout
     model = _make_model(recipe, log, base, start.heads, soft, train_mask)
     model.put(start.layers)
+    model.keep_reference()
     return Assembly(recipe, log, base, chosen, train_mask, builder, model, start.shared, {}, target_mask & train_mask)
 
 
@@ -303,7 +306,7 @@ def _make_model(
     cold = counts == 0 if least_events(recipe) else None
     large = log.catalogue.size > recipe.train.sampled.above
     ranked = [task.name for task in recipe.tasks if task.head == "catalogue" and large]
-    if drawn := [task for task in recipe.tasks if task.name in ranked and task.logged is not None]:
+    if drawn := [task for task in recipe.tasks if task.name in ranked and task.loss != "cross_entropy"]:
         got = f"{log.catalogue.size:,} items with train.sampled.above {recipe.train.sampled.above:,}"
         raise RecipeError(f"loss {drawn[0].loss} needs the whole catalogue", got=got, expected="train.sampled.above of as many")
     return Recommender(
@@ -314,6 +317,7 @@ def _make_model(
         dropout=recipe.train.dropout,
         negatives={name: Negatives(counts, recipe.train.sampled.negatives, cold) for name in ranked},
         logged={task.name: logged_rewards(task, log, train_mask) for task in recipe.tasks if task.logged is not None},
+        relative=relative_losses({task.name: task for task in recipe.tasks}, log, train_mask, cold),
         cold=torch.from_numpy(cold).to(base.device) if cold is not None and cold.any() else None,
         name_events=log.name_rows,
         checkpoint_activations=recipe.train.checkpoint_activations,

@@ -14,12 +14,14 @@ from genre.errors import DataError
 from genre.evaluation.off_policy import item_rewards
 from genre.modules.losses import LoggedRewards
 from genre.tasks import Task
+from genre.training.preferences import pairs_of
 
 
 def training_labels(data: Dataset, tasks: Sequence[Task]) -> dict[str, tuple[Slot, np.ndarray]]:
     """For each task its slot and the labels that training learns from, as `Dataset.supervise` returns them.
 
-    A task that learns a policy learns from every event with a reward and a propensity, whatever its targets.
+    A task that learns a policy learns from every event with a reward and a propensity, whatever its targets; one that learns
+    from what was rejected, from its targets for which something was.
     """
     found = data.supervise(tasks)
     for task in tasks:
@@ -28,6 +30,8 @@ def training_labels(data: Dataset, tasks: Sequence[Task]) -> dict[str, tuple[Slo
             reward, propensity = columns_of(task, log)
             known = ~np.isnan(reward) & ~np.isnan(propensity)
             found[task.name] = found[task.name][0], np.where(known, log.item_codes.astype(np.int64), -1)
+        elif task.preference is not None and (pairs := pairs_of(task, need_log(data))) is not None:
+            found[task.name] = found[task.name][0], np.where(pairs.count > 0, found[task.name][1], -1)
     return found
 
 

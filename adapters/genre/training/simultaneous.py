@@ -25,6 +25,7 @@ from genre.modules.embedding import embed
 from genre.modules.lora.layer import PackedLora, PackedSpans, attach, detach, find_linears
 from genre.progress import Reporter
 from genre.recipe import Recipe
+from genre.tasks import RELATIVE
 from genre.training.assembly import Assembly
 from genre.training.loop import Fitted, Loop
 from genre.training.outcomes import mean_losses
@@ -72,7 +73,9 @@ def check_together(recipes: Sequence[Recipe]) -> None:
                 raise RecipeError(what, got=own, expected=wanted, todo="train it by itself")
         if recipe.reads == "texts":
             raise RecipeError(f"recipe {recipe.name!r} reads labelled texts", todo="train it by itself")
+        relative = [task.loss for task in recipe.tasks if task.loss in RELATIVE]
         for field, got, expected in (
+            ("tasks.loss", relative[0] if relative else "cross_entropy", ("cross_entropy",)),
             ("adapter.kind", recipe.adapter.kind, ("lora", "rslora", "head_only")),
             ("train.accumulate", recipe.train.accumulate, (1,)),
             ("train.checkpoint_activations", recipe.train.checkpoint_activations, (False,)),

@@ -15,7 +15,7 @@ from genre.data.sequences.batches import collate, plan_batches
 from genre.data.sequences.layout import Layout
 from genre.data.sequences.rows import RowBuilder
 from genre.modules.recommender import Recommender
-from genre.tasks import OFF_POLICY, Task
+from genre.tasks import OFF_POLICY, RELATIVE, Task
 from genre.training.assembly import Assembly
 from genre.training.prediction import BATCH_TOKENS, pieces
 
@@ -81,7 +81,7 @@ def mean_losses(
 
 def target_losses(task: Task, output: Tensor, labels: Tensor) -> Tensor:
     """(n,) the loss of each target, by the task's own formula: see `genre.modules.losses`."""
-    if task.loss in ("cross_entropy", *OFF_POLICY):  # of a policy, how unlikely it makes what was shown
+    if task.loss in ("cross_entropy", *OFF_POLICY, *RELATIVE):  # of a policy, how unlikely it makes what was shown
         return F.cross_entropy(output.float(), labels, reduction="none")
     if task.loss == "mse":
         return (output.float() - labels.float()).square()

@@ -10,6 +10,7 @@ from typing import Any
 
 from genre.errors import InputError, RecipeError
 from genre.recipe import Recipe
+from genre.tasks import RELATIVE
 from genre.training.assembly import needs_encoder
 
 MODULUS, LEVELS = 2**32, 2**22
@@ -92,6 +93,11 @@ def check_federated(recipe: Recipe) -> None:
     if recipe.train.privacy is not None:
         what, todo = "user-level privacy is not accounted for over rounds", "leave it out; --noise protects whole clients"
         raise RecipeError(what, got="train.privacy", expected="a recipe without it", todo=todo)
+    if relative := [task for task in recipe.tasks if task.loss in RELATIVE]:
+        what, got = "clients of federated training keep no reference", f"loss {relative[0].loss} of task {relative[0].name}"
+        raise RecipeError(
+            what, got=got, expected="cross_entropy", todo="train it with genre train, from the version that results"
+        )
     wrong = list(_one_logs(recipe))
     if wrong:
         got = ", ".join(f"{key} {value}" for key, value, _ in wrong)
