@@ -101,7 +101,7 @@ def test_an_unknown_key_that_is_near_nothing_lists_what_there_is():
     text = refused(changed("encoder.xyzzy", 1))
     assert text == (
         "recipe: unknown key 'encoder.xyzzy': got xyzzy; "
-        "expected collaborative, dense, dropout, factors, fuse, learned, min_events, neighbours, taste, text, use, whiten"
+        "expected codes, collaborative, dense, dropout, factors, fuse, learned, min_events, neighbours, taste, text, use, whiten"
     )
 
 
@@ -265,3 +265,22 @@ def test_a_recipe_of_texts_splits_by_group_and_survives_its_dump():
 def test_texts_and_logs_do_not_mix(changed, message):
     with pytest.raises(RecipeError, match=message):
         Recipe.parse(REVIEWS | changed)
+
+
+def test_a_recipe_without_codes_does_not_mention_them():
+    assert "codes" not in Recipe.parse(PLAIN).dump()
+    made = Recipe.parse(changed("encoder.codes", {"size": 64}))
+    assert Recipe.parse(yaml.safe_load(made.dump())) == made and made.encoder.codes.size == 64
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        ({"codes": {"features": ["factors"]}}, "encoder.codes.features names factors, which the encoder does not have"),
+        ({"text": False, "collaborative": 0, "codes": {}}, "encoder.codes needs text, collaborative, factors or dense"),
+        ({"codes": {"size": 1}}, "recipe: encoder.codes.size: got 1"),
+        ({"codes": {"levls": 2}}, "did you mean 'levels'?"),
+    ],
+)
+def test_codes_that_cannot_be_made_are_refused(encoder, message):
+    assert message in refused(changed("encoder", encoder))

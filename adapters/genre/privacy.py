@@ -103,6 +103,10 @@ def refuse(recipe: Any) -> None:
         raise ValueError("train.privacy: data.limit keeps the latest events of all users together; leave it out")
     if recipe.encoder.min_events:
         raise ValueError("train.privacy: encoder.min_events counts everybody's events of an item; set it to 0")
+    if recipe.encoder.codes is not None:
+        raise ValueError(
+            "train.privacy: encoder.codes trains vectors of codes with the encoder, and a private one does not train"
+        )
     if recipe.base.quantization == "int8":
         raise ValueError("train.privacy: an int8 base rounds the rows of a batch together; use nf4 or none")
     if recipe.adapter.kind not in TRAINED:

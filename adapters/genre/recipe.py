@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from genre import display
 from genre.data.dataset import DataKind
@@ -113,6 +121,28 @@ class SequenceConfig(_Config):
     window: WindowRule = "sliding"
 
 
+class CodesConfig(_Config):
+    """Codes of items, from coarse to fine, that a task with head `generate` generates; see docs/recipes.md.
+
+    Attributes:
+        levels: Codes of an item, but for the last one, which parts items that share all others.
+        size: Codes of a level; fewer where there are fewer different items.
+        method: Residual k-means, or an autoencoder with residual quantization (`rqvae`).
+        balanced: Every code of a level gets the same number of items.
+        features: Features of the encoder that codes are made of; by default all but learned vectors.
+        dimensions: Principal components of each feature.
+        places: Most items that may share all codes but the last.
+    """
+
+    levels: int = Field(default=3, ge=1, le=8)
+    size: int = Field(default=256, ge=2, le=4096)
+    method: Literal["kmeans", "rqvae"] = "kmeans"
+    balanced: bool = False
+    features: tuple[Literal["text", "collaborative", "factors", "dense"], ...] = ()
+    dimensions: int = Field(default=64, ge=1, le=1024)
+    places: int = Field(default=256, ge=1, le=4096)
+
+
 class EncoderConfig(_Config):
     """The behaviour encoder: a published one, or the features of a newly fitted one.
 
@@ -136,6 +166,7 @@ class EncoderConfig(_Config):
             work).
         min_events: Items with fewer training events get no vector bound to their id, like new items. 0 gives one to every item,
             1 if the split holds items out; from 1 up an item without training events is not drawn as a negative either.
+        codes: Codes of items, for tasks that generate them (None: none).
     """
 
     use: str = "auto"
@@ -150,6 +181,23 @@ class EncoderConfig(_Config):
     taste: int = Field(default=64, ge=0, le=1024)
     neighbours: int = Field(default=0, ge=0, le=4096)
     whiten: bool = False
+    codes: CodesConfig | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_codes(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the key out where there are no codes: a recipe that has none keeps its text, and its version its digest."""
+        found: dict[str, Any] = dump(self)
+        return found if self.codes is not None else {key: value for key, value in found.items() if key != "codes"}
+
+    @model_validator(mode="after")
+    def _check(self) -> "EncoderConfig":
+        if self.codes is not None:
+            there = {name for name in ("text", "collaborative", "factors", "dense") if getattr(self, name)}
+            if lacking := [name for name in self.codes.features if name not in there]:
+                raise ValueError(f"encoder.codes.features names {lacking[0]}, which the encoder does not have")
+            if not there:
+                raise ValueError("encoder.codes needs text, collaborative, factors or dense: codes are made of them")
+        return self
 
 
 class AdapterConfig(_Config):
@@ -429,6 +477,7 @@ def _known_keys(path: list[str]) -> list[str]:
             "logged": Logged,
             "preference": Preference,
             "group": Group,
+            "codes": CodesConfig,
         }.get(part)
         model = annotation or model.model_fields[part].annotation
     return sorted(model.model_fields)

@@ -270,7 +270,7 @@ def _read_encoder(registry: Registry, version: Version, base: Base) -> SharedEnc
     described = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
     catalogue = read_catalogue(folder)
     bound = described.get("items", catalogue.item_ids)
-    encoder = BehaviourEncoder.restore(described["spec"], bound, load_file(folder / "encoder.safetensors"))
+    encoder = BehaviourEncoder.restore(described["spec"], bound, load_file(folder / "encoder.safetensors"), catalogue.item_ids)
     fitted, spec = described["feedback"], encoder.spec
     vocabulary = None if fitted is None else FeedbackVocabulary(fitted["column"], tuple(fitted["values"]))
     sizes = (spec.width, spec.feedback)

@@ -8,7 +8,6 @@ publishes.
     both      [users.json]
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +80,7 @@ def write_encoder(folder: Path, assembly: Assembly) -> None:
     encoder, vocabulary = assembly.shared.encoder, assembly.shared.vocabulary
     save_file(encoder.payload(), folder / "encoder.safetensors", metadata={"format": "pt"})
     described: dict[str, Any] = {
-        "spec": dataclasses.asdict(encoder.spec),
+        "spec": encoder.spec.describe(),
         "feedback": {"column": vocabulary.column, "values": list(vocabulary.values)} if vocabulary else None,
     }
     if len(encoder.item_ids) < assembly.log.catalogue.size:  # the ids that its vectors are bound to, where some have none

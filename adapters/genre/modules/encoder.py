@@ -13,9 +13,9 @@ collaborative vectors and factors are bound to item ids and are hidden at random
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from genre.data.sequences.transfer import upload
 from genre.errors import DataError, ManifestError
 from genre.files import atomic, cache_folder
 from genre.modules.base.base import TEXT_TOKENS, Base
+from genre.modules.codes.item_codes import CodeSpec, ItemCodes
 from genre.modules.heads.neighbours import ItemIndex
 
 MAX_WHITENED = 50_000
@@ -57,6 +58,7 @@ class EncoderSpec:
         factors: Dimensions of the item factors, 0 for none.
         whiten: Project the text whitened: its dimensions uncorrelated and of variance one over the catalogue.
         control_tokens: The rule for control tokens in the text.
+        codes: The codes of items that the encoder has; None without them.
     """
 
     width: int
@@ -69,6 +71,12 @@ class EncoderSpec:
     factors: int = 0
     whiten: bool = False
     control_tokens: ControlTokens = "token"
+    codes: CodeSpec | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Itself as `encoder.json` holds it; without codes it does not mention them."""
+        found = asdict(self)
+        return found if self.codes is not None else {key: value for key, value in found.items() if key != "codes"}
 
     @property
     def sources(self) -> dict[str, int]:
@@ -91,17 +99,20 @@ class ItemTable:
     Attributes:
         features: Name → (N, d) float32; `learned` is not among them.
         rows: (N,) int64 row of each item in the encoder's id-bound tables, -1 for a cold item.
+        codes: (N, levels) int64 codes of each item, no two items' the same; None where the encoder has none.
     """
 
     features: dict[str, Tensor]
     rows: Tensor
+    codes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def to(self, device: torch.device) -> "ItemTable":
         """Move to another device."""
-        return ItemTable({name: value.to(device) for name, value in self.features.items()}, self.rows.to(device))
+        codes = None if self.codes is None else self.codes.to(device)
+        return ItemTable({name: value.to(device) for name, value in self.features.items()}, self.rows.to(device), codes)
 
 
 class BehaviourEncoder(nn.Module):
@@ -110,7 +121,10 @@ class BehaviourEncoder(nn.Module):
     Attributes:
         spec: Its shape.
         item_ids: Ids that learned vectors and those of `COMPUTED` are bound to.
+        codes: The codes of items; None without them.
     """
+
+    codes: ItemCodes | None
 
     def __init__(
         self, spec: EncoderSpec, item_ids: Sequence[str], *, scale: float, computed: Mapping[str, Tensor] | None = None
@@ -139,6 +153,14 @@ class BehaviourEncoder(nn.Module):
         if spec.whiten and spec.text:
             nn.init.orthogonal_(self.project["text"].weight)  # type: ignore[arg-type]
             self.register_buffer("text_whitening", torch.eye(spec.width))
+        self.codes = None
+
+    def hold_codes(self, codes: ItemCodes, item_ids: Iterable[str]) -> None:
+        """Take in the codes of items; `item_ids` are those of their rows."""
+        self.codes = codes
+        self.spec = replace(self.spec, codes=codes.spec)
+        ids = list(item_ids)
+        self._coded = self.row_of if ids == self.item_ids else {item: row for row, item in enumerate(ids)}
 
     def dense_features(self, catalogue: Catalogue) -> dict[str, Tensor]:
         """The dense columns that the encoder projects, each (N, d).
@@ -153,7 +175,17 @@ class BehaviourEncoder(nn.Module):
                 raise DataError(f"dense column {name!r} has another width", got=value.shape[1], expected=size)
         return found
 
-    def table(
+    def rows_of(self, catalogue: Catalogue) -> Tensor:
+        """(N,) int64 row of each item in the id-bound tables, -1 for a cold item."""
+        rows = torch.tensor([self.row_of.get(item, -1) for item in catalogue.item_ids], dtype=torch.long)
+        return upload(rows, self.scale.device)
+
+    def with_text(self, catalogue: Catalogue) -> Tensor:
+        """(N,) bool: the items with a text that is not blank."""
+        texts = catalogue.texts(list(self.spec.text))
+        return upload(torch.tensor([bool(text.strip()) for text in texts]), self.scale.device)
+
+    def standardized(
         self,
         catalogue: Catalogue,
         base: Base,
@@ -162,23 +194,11 @@ class BehaviourEncoder(nn.Module):
         forward: AbstractContextManager[Any] | None = None,
         pass_tokens: int = TEXT_TOKENS,
         keep: bool = True,
-    ) -> ItemTable:
-        """Compute the features of a catalogue's items.
-
-        Args:
-            catalogue: Any catalogue with the columns that the encoder projects.
-            base: The base that the encoder belongs to; embeds the text.
-            fit: Take the mean and deviation of each feature, and the whitening, from this catalogue (once, before training).
-            forward: Entered for each of the base's passes, such as a lock.
-            pass_tokens: Padded tokens of one of them.
-            keep: Keep the text vectors in the user's cache.
-
-        Raises:
-            DataError: A projected column is missing.
-        """
+    ) -> dict[str, Tensor]:
+        """Text and dense columns of a catalogue's items, name → (N, d), of mean zero and variance one; see `table`."""
         raw: dict[str, Tensor] = {}
-        texts = catalogue.texts(list(self.spec.text)) if self.spec.text else []
         if self.spec.text:
+            texts = catalogue.texts(list(self.spec.text))
             raw["text"] = text_vectors(texts, base, self.spec.control_tokens, forward=forward, pass_tokens=pass_tokens, keep=keep)
         raw |= self.dense_features(catalogue)
         features = {}
@@ -188,14 +208,75 @@ class BehaviourEncoder(nn.Module):
                 mean.copy_(value.mean(0))
                 std.copy_(value.std(0, correction=0) + 1e-6)
             features[name] = (upload(value, mean.device) - mean) / std
+        return features
+
+    def table(
+        self,
+        catalogue: Catalogue,
+        base: Base,
+        *,
+        fit: bool = False,
+        forward: AbstractContextManager[Any] | None = None,
+        pass_tokens: int = TEXT_TOKENS,
+        keep: bool = True,
+        taken: Tensor | None = None,
+    ) -> ItemTable:
+        """Compute the features of a catalogue's items, and their codes where the encoder has codes.
+
+        Args:
+            catalogue: Any catalogue with the columns that the encoder projects.
+            base: The base that the encoder belongs to; embeds the text.
+            fit: Take the mean and deviation of each feature, and the whitening, from this catalogue (once, before training).
+            forward: Entered for each of the base's passes, such as a lock.
+            pass_tokens: Padded tokens of one of them.
+            keep: Keep the text vectors in the user's cache.
+            taken: (m, levels) codes that the encoder's new items have elsewhere, which items here do not get.
+
+        Raises:
+            DataError: A projected column is missing, or a new item finds no free code.
+        """
+        features = self.standardized(catalogue, base, fit=fit, forward=forward, pass_tokens=pass_tokens, keep=keep)
+        rows = self.rows_of(catalogue)
+        codes = None if self.codes is None else self._codes_of(catalogue, features, rows, taken)
         if "text" in features and self.spec.whiten:
-            there = upload(torch.tensor([bool(text.strip()) for text in texts]), features["text"].device)
+            there = self.with_text(catalogue)
             whitening = self.get_buffer("text_whitening")
             if fit:
                 whitening.copy_(whitening_of(features["text"][there]))
             features["text"] = features["text"] @ whitening * there[:, None]
-        rows = torch.tensor([self.row_of.get(item, -1) for item in catalogue.item_ids], dtype=torch.long)
-        return ItemTable(features, upload(rows, self.scale.device))
+        return ItemTable(features, rows, codes)
+
+    def code_features(self, catalogue: Catalogue, features: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """What codes can be made of, name → (N, d) with NaN rows where nothing is known: text before it is whitened.
+
+        Args:
+            catalogue: N items.
+            features: From `standardized`.
+            rows: From `rows_of`.
+        """
+        found = dict(features)
+        if "text" in found:
+            found["text"] = torch.where(self.with_text(catalogue)[:, None], found["text"], torch.nan)
+        for name in COMPUTED:
+            if self.spec.sources.get(name):
+                value = self.get_buffer(name)[rows.clamp_min(0)]
+                known = (rows >= 0) & value.any(1)
+                found[name] = torch.where(known[:, None], value, torch.nan)
+        return found
+
+    def _codes_of(self, catalogue: Catalogue, features: Mapping[str, Tensor], rows: Tensor, taken: Tensor | None) -> Tensor:
+        """(N, levels) codes of a catalogue: those that its items have, and new ones for new items."""
+        assert self.codes is not None
+        own = torch.tensor([self._coded.get(item, -1) for item in catalogue.item_ids], dtype=torch.long)
+        codes = self.codes.codes[own.clamp_min(0).to(rows.device)]
+        new = (own < 0).nonzero().squeeze(1)
+        if len(new):
+            some = new.to(rows.device)
+            chosen = Catalogue(catalogue.frame[new.numpy()])
+            part = {name: value[some] for name, value in features.items()}
+            vectors = self.codes.project(self.code_features(chosen, part, rows[some]))
+            codes[some] = self.codes.of(vectors, taken).to(rows.device)
+        return codes
 
     def index(self, table: ItemTable) -> ItemIndex:
         """The items of a table as a head's item neighbours look them up."""
@@ -230,8 +311,20 @@ class BehaviourEncoder(nn.Module):
         return {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
 
     @classmethod
-    def restore(cls, spec: Mapping[str, Any], item_ids: Sequence[str], payload: Mapping[str, Tensor]) -> "BehaviourEncoder":
+    def restore(
+        cls,
+        spec: Mapping[str, Any],
+        item_ids: Sequence[str],
+        payload: Mapping[str, Tensor],
+        coded: Sequence[str] | None = None,
+    ) -> "BehaviourEncoder":
         """Rebuild from what was published; frozen, in evaluation mode.
+
+        Args:
+            spec: As `EncoderSpec.describe` gives it.
+            item_ids: Ids that vectors are bound to.
+            payload: The tensors.
+            coded: Ids of the items that have codes, where the encoder has codes; `item_ids` if None.
 
         Raises:
             ManifestError: A tensor is missing, superfluous or of another shape.
@@ -242,15 +335,21 @@ class BehaviourEncoder(nn.Module):
         if len(spec["dense"]) > len(payload):
             raise ManifestError("encoder.json: dense", got=f"{len(spec['dense']):,} columns", expected="a tensor for each")
         fields = {"text": tuple(spec["text"]), "dense": tuple(map(tuple, spec["dense"])), "control_tokens": recorded_rule(spec)}
-        described = EncoderSpec(**{**spec, **fields})
+        shape = CodeSpec.read(spec["codes"]) if spec.get("codes") is not None else None
+        described = EncoderSpec(**{**spec, **fields, "codes": shape})
         with torch.device("meta"):  # shapes without memory: the description decides nothing that the tensors do not have
             encoder = cls(described, item_ids, scale=1.0)
+            if shape is not None:
+                ids = item_ids if coded is None else coded
+                encoder.hold_codes(ItemCodes(shape, len(ids), described.width, scale=1.0), ids)
         own = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
         theirs = {name: tuple(value.shape) for name, value in payload.items()}
         for name in sorted(own.keys() | theirs.keys()):
             if own.get(name) != theirs.get(name):
                 raise ManifestError(f"encoder tensor {name}", got=theirs.get(name), expected=own.get(name))
         encoder.to_empty(device="cpu").load_state_dict(dict(payload))
+        if encoder.codes is not None:
+            encoder.codes.check()
         return encoder.eval().requires_grad_(False)
 
 

@@ -27,7 +27,15 @@ from genre.modules.recommender import Recommender
 from genre.privacy import PrivacyConfig, public_only
 from genre.recipe import NO_FEEDBACK, Recipe
 from genre.training.logged import logged_rewards
-from genre.training.parts import SharedEncoder, least_events, make_encoder, make_heads, start_from_values, start_item_heads
+from genre.training.parts import (
+    SharedEncoder,
+    add_codes,
+    least_events,
+    make_encoder,
+    make_heads,
+    start_from_values,
+    start_item_heads,
+)
 from genre.training.preferences import relative_losses
 
 
@@ -184,6 +192,8 @@ def assemble(
     if shared is not None and soft is None:
         shared.encoder.to(base.device)
         soft = SoftTokens(shared.encoder, shared.encoder.table(log.catalogue, base, fit=shared.digest is None))
+        if shared.digest is None and recipe.encoder.codes is not None:
+            soft.table.codes = add_codes(shared.encoder, recipe, log.catalogue, base)
     fuse = soft is not None and recipe.encoder.fuse
     heads = make_heads(recipe, base, builder, train_mask, fuse=fuse, classes=agreed.classes, blank=agreed.blank)
     model = _make_model(recipe, log, base, heads, soft, train_mask)

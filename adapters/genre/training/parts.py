@@ -17,6 +17,7 @@ from genre.data.sequences.text_rows import TextRows
 from genre.errors import RecipeError
 from genre.evaluation.labels import check_labels, check_spread, known_labels, smoothing
 from genre.modules.base.base import Base
+from genre.modules.codes.fitting import CodeOptions, fit_codes
 from genre.modules.collaborative import collaborative_vectors, factor_vectors
 from genre.modules.encoder import COMPUTED, BehaviourEncoder, EncoderSpec
 from genre.modules.heads.heads import BinaryHead, CatalogueHead, FeedbackHead, Head, ScalarHead, make_head
@@ -77,7 +78,8 @@ def make_encoder(
         dropout=config.dropout,
         whiten=config.whiten and bool(text),
         control_tokens=recipe.sequence.control_tokens,
-        **sizes,
+        collaborative=sizes["collaborative"],
+        factors=sizes["factors"],
     )
     if not spec.sources:
         expected = "encoder.text, learned, collaborative, factors or dense columns"
@@ -91,6 +93,32 @@ def make_encoder(
             torch.nn.init.orthogonal_(projection.weight)  # type: ignore[arg-type]
         encoder.requires_grad_(False)
     return SharedEncoder(encoder, vocabulary, None)
+
+
+def add_codes(encoder: BehaviourEncoder, recipe: Recipe, catalogue: Catalogue, base: Base) -> torch.Tensor:
+    """Fit the codes that a recipe asks for to a catalogue, and give them to a new encoder; their vectors train with it.
+
+    Args:
+        encoder: The encoder, which has fitted its features to the catalogue.
+        recipe: The recipe, with `encoder.codes`.
+        catalogue: M items.
+        base: Embeds their texts.
+
+    Returns:
+        (M, levels) int64.
+
+    Raises:
+        DataError: See `fit_codes`.
+    """
+    config = recipe.encoder.codes
+    assert config is not None
+    features = encoder.code_features(catalogue, encoder.standardized(catalogue, base), encoder.rows_of(catalogue))
+    if config.features:
+        features = {name: value for name, value in features.items() if name.partition("_")[0] in config.features}
+    options = CodeOptions(seed=recipe.train.seed, **config.model_dump(exclude={"features"}))
+    codes = fit_codes(options, features, width=encoder.spec.width, scale=base.embedding_rms).to(base.device)
+    encoder.hold_codes(codes, catalogue.item_ids)
+    return codes.codes
 
 
 def _numeric_feedback(vocabulary: FeedbackVocabulary | None, log: Interactions, train_mask: np.ndarray) -> np.ndarray | None:

@@ -114,6 +114,8 @@ def _one_logs(recipe: Recipe) -> Iterator[tuple[str, Any, Any]]:
     for name in ("collaborative", "factors", "min_events"):
         if fits and getattr(encoder, name):
             yield f"encoder.{name}", getattr(encoder, name), 0
+    if fits and encoder.codes is not None:
+        yield "encoder.codes", encoder.codes.method, "null"
     for name in ("taste", "neighbours"):
         if ranked and getattr(encoder, name):
             yield f"encoder.{name}", getattr(encoder, name), 0
