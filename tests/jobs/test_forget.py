@@ -175,7 +175,10 @@ def test_the_commands_forget_and_train_again(place, tiny, capsys):
     report = json.loads((root / "again.json").read_text())
     assert report["without"] == 1 and report["new"]["ref"].startswith("like:") and report["known"] == "trained"
     assert main([*again, "--replay", "0.4"]) == 2
-    assert "--replay has no effect where nothing of the old version is kept" in capsys.readouterr().err
+    assert (
+        "--replay has no effect here: got --without; expected a refresh that goes on from the old weights"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

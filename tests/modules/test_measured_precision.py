@@ -13,6 +13,7 @@ from genre.errors import InputError
 from genre.jobs.compare import compare
 from genre.jobs.evaluate import evaluate
 from genre.jobs.loading import load_base, open_base
+from genre.jobs.memory import this_device
 from genre.jobs.predictions import from_version
 from genre.modules.base import precision
 from genre.modules.base.precision import ROWS, Precision, bfloat16_instructions, kept_measurement, measured
@@ -51,6 +52,14 @@ def test_a_machine_measures_once_and_says_why(cache, monkeypatch):
     unmeasured(monkeypatch)
     assert measured("cpu") == found and kept_measurement() == str(found)
     assert "times as fast as float32's on this processor" in found.why
+
+
+def test_the_device_that_is_named_decides(cache, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("GENRE_DEVICE", "cpu")
+    assert measured() == measured("cpu") and this_device() == "cpu"
+    monkeypatch.setenv("GENRE_DEVICE", "auto")
+    assert this_device() == "cuda"
 
 
 @needs_native

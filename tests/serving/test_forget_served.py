@@ -25,6 +25,7 @@ def test_no_byte_of_a_user_is_left(tmp_path):
         forget_served(path, [GONE])
     log.close()
     assert GONE.encode() in path.read_bytes()
+    assert forget_served(path, [GONE, "nobody"], dry=True) == 40
     assert forget_served(path, [GONE, "nobody"]) == 40
     assert not [each for each in tmp_path.iterdir() if GONE.encode() in each.read_bytes()]
     with closing(sqlite3.connect(path)) as connection:

@@ -166,6 +166,16 @@ def test_labelled_texts(tiny, tmp_path, monkeypatch):
     assert found.recipes[0].events == 320 and found.recipes[0].parameters.lora > 0 and list(tmp_path.iterdir()) == []
 
 
+def test_the_memory_is_planned_for_the_device_that_is_named(place, tiny, capsys):
+    file = write_recipe(tiny, LIKE, train={"epochs": 1})
+    shown = said(capsys, "train", file, "--dry-run", "--plan", "cuda", "--json", "both.json").out
+    said(capsys, "train", file, "--plan", "cuda", "--json", "plan.json")
+    both, plan = (json.loads((place / name).read_text()) for name in ("both.json", "plan.json"))
+    assert both["recipes"]["like"]["memory_bytes"] == plan["memory_bytes"]["like"] | {"device": "cuda"}
+    assert both["dry_run"] and both["costs"][0]["step"]["seconds"] > 0
+    assert " on cuda; predicted\n" in shown and "; measured\n" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

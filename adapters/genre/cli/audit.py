@@ -9,7 +9,6 @@ Owns: arguments and printing. Ignores: everything else; the library is imported 
 
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,11 +16,23 @@ import typer
 
 from genre.cli.options import BaseOption, DataOption, RegistryOption, TaskOption, ref_argument
 from genre.cli.output import console, make_table
+from genre.cli.shell.given import refuse_unused
 from genre.errors import InputError, fault_of_file
 from genre.files import check_writable
 
 if TYPE_CHECKING:
     from genre.jobs.audit.report import AuditReport, Standing
+
+_OF_TITLES = ("--suffixes", "--words")
+_OF_PROFILES = ("--share", "--attack")
+_OF_PRIVACY = ("--shadows", "--canaries", "--delta", "--record")
+_FOREIGN = {
+    "--text-only": (*_OF_PROFILES, "--set", *_OF_PRIVACY),
+    "--profiles-only": (*_OF_TITLES, *_OF_PRIVACY),
+    "--privacy": (*_OF_TITLES, "--target", "--targets", *_OF_PROFILES),
+    "no --privacy": _OF_PRIVACY,
+}
+"""The options that have no effect on the attacks that are made."""
 
 
 def audit(
@@ -70,16 +81,10 @@ def audit(
     chosen = [option for option, given in kinds.items() if given]
     if len(chosen) > 1:
         raise InputError("two options exclude each other", got=" and ".join(chosen), expected="one of them")
-    of_profiles: dict[str, object] = {"--share": share, "--attack": attack}
-    of_privacy: dict[str, object] = {"--shadows": shadows, "--canaries": canaries, "--delta": delta}
-    foreign: dict[str, dict[str, object]] = {
-        "--text-only": {**of_profiles, "--set": overrides, **of_privacy},
-        "--profiles-only": {"--suffixes": suffixes, **of_privacy},
-        "--privacy": {"--suffixes": suffixes, "--target": target, **of_profiles},
-        "no --privacy": of_privacy,
-    }
     only = chosen[0] if chosen else "no --privacy"
-    _check_unused(only, foreign[only])
+    refuse_unused(_FOREIGN[only], got=only, expected="an option of the attack that is made")
+    if target:
+        refuse_unused(["--targets"], got="--target", expected="items that are drawn")
     from genre.jobs.audit.options import ATTACKS, PRIVACY, PUSHES, SUFFIXES, AuditOptions
 
     options = AuditOptions(
@@ -123,18 +128,6 @@ def audit(
     )
     _show(report)
     print(f"wrote {folder / PAGE}")
-
-
-def _check_unused(given: str, options: Mapping[str, object]) -> None:
-    """Refuse options of an attack that is not made.
-
-    Raises:
-        InputError: One has a value.
-    """
-    unused = next((option for option, value in options.items() if value not in (None, [])), None)
-    if unused is not None:
-        what, todo = f"{unused} has no effect here", f"leave {unused} out"
-        raise InputError(what, got=given, expected="an option of the attack that is made", todo=todo)
 
 
 def _read_suffixes(file: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import typer
 
 from genre.cli.options import JsonOption, RecipeArgument, RegistryOption, SetOption, check_choice
 from genre.cli.output import check_file, console, make_table, write_result
+from genre.cli.shell.given import refuse_unused
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def bench(
     if out is not None and out.is_file():
         raise InputError("--out is a file", got=out, expected="a folder, or a new name")
     if sizes is not None or cold is not None:
+        curve = "--sizes" if sizes is not None else "--cold"
+        refuse_unused(["--profile", "--registry"], got=curve, expected="a comparison of variants")
         typed = ["genre", "bench", str(recipe), *(word for each in overrides or [] for word in ("--set", each))]
         typed += [] if sizes is None else ["--sizes", sizes]
         _curve(wanted, sizes, cold, ways, out, json_file, shlex.join(typed + ([] if cold is None else ["--cold", f"{cold:g}"])))

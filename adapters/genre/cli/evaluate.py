@@ -29,6 +29,7 @@ from genre.cli.options import (
 )
 from genre.cli.output import check_file, console, format_percent, make_table, show_metrics, write_result
 from genre.cli.shell.completion import complete_refs
+from genre.cli.shell.given import refuse_unused
 from genre.errors import InputError
 
 _NAMES = {"ips": "IPS", "snips": "SNIPS", "dr": "DR", "switch_dr": "switch-DR"}
@@ -97,6 +98,8 @@ def evaluate(
         names = {"policy": "explore", "pool": "explore-pool"}
         got = ", ".join(f"--{names.get(key, key)}" for key in given)
         raise InputError("an option of --policy alone", got=got, expected=f"--policy {name} --logged DIR, or no such option")
+    if policy is not None:
+        refuse_unused(["--part", "--seen", "--baselines"], got="--policy", expected="REF --data DIR")
     from genre.evaluation.baselines import chosen_baselines
     from genre.evaluation.exploring import Exploration
 

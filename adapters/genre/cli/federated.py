@@ -13,6 +13,7 @@ import typer
 
 from genre.cli.options import AliasOption, JsonOption, RegistryOption, SetOption, parse_number
 from genre.cli.output import check_file, show_metrics, write_result
+from genre.cli.shell.given import refuse_unused
 from genre.errors import InputError
 
 
@@ -46,6 +47,8 @@ def federated(
     given = dict(parse_number("--rank", text, "NAME=K, such as north=4") for text in ranks or [])
     if odd := {name: value for name, value in given.items() if value % 1}:
         raise InputError("--rank", got=odd, expected="a whole number")
+    if not noise:
+        refuse_unused(["--clip"], got="no --noise", expected="a run with noise")
     check_file(json_file, "--json")
     if out is not None and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         raise InputError("--out holds other files", got=out, expected="a new folder")

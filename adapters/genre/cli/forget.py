@@ -15,6 +15,7 @@ import typer
 
 from genre.cli.options import JsonOption, RegistryOption, data_option
 from genre.cli.output import check_file, counted, show_rows, write_result
+from genre.cli.shell.given import refuse_unused
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def forget(
     drop_items: Annotated[
         bool, typer.Option("--drop-items", help="Remove items that only they had, though a table of items describes them.")
     ] = False,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Name the versions, change nothing.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Name the versions, count what would go, change nothing.")] = False,
     registry: RegistryOption = "registry",
     json_file: JsonOption = None,
 ) -> None:
@@ -40,6 +41,8 @@ def forget(
     check_file(json_file, "--json")
     if data is None and served_log is None:
         raise InputError("nothing is named that could forget", got="no --data", expected="--data DIR, or --served-log FILE")
+    if data is None:
+        refuse_unused(["--drop-items", "--registry"], got="no --data", expected="a data set that forgets")
     wanted, done = list(dict.fromkeys(users)), "would go" if dry else "removed"
     result: dict[str, Any] = {"dry_run": dry, "data": None, "served_lists": None, "versions": []}
     versions: list[TrainedVersion] = []
@@ -53,11 +56,11 @@ def forget(
             raise InputError("--data is no folder", got=data, expected="a data set folder, not the name of a packaged data set")
         found = foresee_forgetting(Path(data), wanted, drop_items=drop_items)  # refuses before anything is changed
         versions = versions_of(Registry(registry), Interactions.read(data), wanted)
-    if served_log is not None and not dry:
+    if served_log is not None:
         from genre.serving.forgotten import forget_served
 
-        result["served_lists"] = forget_served(served_log, wanted)
-        print(f"{served_log}: {counted(result['served_lists'], 'list')} removed")
+        result["served_lists"] = forget_served(served_log, wanted, dry=dry)
+        print(f"{served_log}: {counted(result['served_lists'], 'list')} {done}")
     if data is not None:
         found = found if dry else forget_users(Path(data), wanted, drop_items=drop_items)
         result |= {"data": asdict(found), "versions": [asdict(each) for each in versions]}

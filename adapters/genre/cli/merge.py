@@ -11,6 +11,7 @@ import typer
 
 from genre.cli.options import AliasOption, BaseOption, DataOption, JsonOption, RegistryOption, ref_argument
 from genre.cli.output import check_file, console, format_value, make_table, plain, write_result
+from genre.cli.shell.given import refuse_unused
 from genre.errors import InputError, visible
 
 
@@ -45,6 +46,8 @@ def merge(
 
     if method not in METHODS:
         raise InputError("no such method", got=f"--method {method}", expected=", ".join(METHODS))
+    foreign = {"svd": ["--density", "--seed"], "linear": ["--rank", "--density", "--seed"], "ties": ["--rank", "--seed"]}
+    refuse_unused(foreign.get(method, ["--rank"]), got=f"--method {method}", expected="an option of that method")
     options = MergeOptions(
         name, method=method, weights=given, rank=rank, density=density, floor=floor, seed=seed, aliases=(alias,)
     )

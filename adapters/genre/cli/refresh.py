@@ -7,16 +7,17 @@ Owns: arguments and printing. Ignores: everything else; the library is imported 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from genre.cli.options import BaseOption, JsonOption, RegistryOption, data_option, ref_argument
 from genre.cli.output import check_file, write_result
+from genre.cli.shell.given import refuse_unused
 from genre.errors import InputError
 
-if TYPE_CHECKING:
-    from genre.jobs.refresh.plan import RefreshOptions
+_OF_OLD_WEIGHTS = ("--replay", "--valid", "--test", "--encoder-due")
+"""Options of a refresh that goes on from the old weights."""
 
 
 def refresh(
@@ -48,6 +49,9 @@ def refresh(
     check_file(json_file, "--json")
     if out is not None and out.exists() and (out.is_file() or any(out.iterdir())):
         raise InputError("--out is taken", got=out, expected="a new folder, or an empty one")
+    if without or from_start:
+        got = "--without" if without else "--from-start"
+        refuse_unused(_OF_OLD_WEIGHTS, got=got, expected="a refresh that goes on from the old weights")
     from genre.jobs.loading import open_log
     from genre.jobs.refresh.job import refresh as run_refresh
     from genre.jobs.refresh.plan import RefreshOptions
@@ -60,7 +64,6 @@ def refresh(
     store.resolve(ref)
     reporter, anew = Reporter.for_terminal(), bool(without) or from_start
     if anew:
-        _check_from_start(options)
         from genre.jobs.refresh.without import refresh_without
 
         asked: dict[str, Any] = {"overrides": options.overrides, "path": data, "tolerance": tolerance, "folder": out}
@@ -70,16 +73,6 @@ def refresh(
         done = run_refresh(store, ref, open_log(data, trains=True), options, base=base, folder=out, reporter=reporter)
     show(done.report)
     write_result(json_file, done.report)
-
-
-def _check_from_start(options: "RefreshOptions") -> None:
-    """Refuse options of a refresh that goes on from the old weights."""
-    usual = type(options)()
-    for name in ("replay", "valid", "test", "encoder_due"):
-        if getattr(options, name) != getattr(usual, name):
-            option, got = f"--{name.replace('_', '-')}", "--without or --from-start"
-            what, todo = f"{option} has no effect where nothing of the old version is kept", f"leave {option} out"
-            raise InputError(what, got=got, expected="a refresh that goes on from the old weights", todo=todo)
 
 
 def show(report: dict[str, Any]) -> None:

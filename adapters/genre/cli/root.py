@@ -34,6 +34,7 @@ from genre.cli.recipe import check as recipe
 from genre.cli.registry import commands as registry
 from genre.cli.shell.completion import whole_words
 from genre.cli.shell.device import add_device
+from genre.cli.shell.given import add_given
 from genre.cli.shell.verbosity import add_verbosity
 from genre.cli.trust import add_trust
 from genre.distributed import process_count, process_rank
@@ -77,6 +78,7 @@ for each in COMMANDS:
 add_trust(app)
 add_device(app)
 add_verbosity(app)
+add_given(app)
 
 
 _INTERRUPTED = 130

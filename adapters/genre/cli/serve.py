@@ -29,6 +29,7 @@ from genre.cli.options import (
     parse_size,
 )
 from genre.cli.shell.completion import complete_refs
+from genre.cli.shell.given import refuse_unused
 from genre.errors import InputError
 
 if TYPE_CHECKING:
@@ -127,11 +128,20 @@ def serve(
     access["token"] = os.environ.get(TOKEN_VARIABLE) or None
     lists = {"explore": explore, "explore_pool": explore_pool}
     settings = Settings.make(**access, **limits, **times, **lists, canary=shares, log_rows=log_rows)
+    if explore is None:
+        refuse_unused(["--explore-pool"], got="no --explore", expected="lists that are drawn")
+    if served_log is None:
+        refuse_unused(["--served-days", "--served-bytes"], got="no --served-log", expected="a log of what was served")
     check_lanes(lanes)
     check_choice("quantization", quantization, ("none", "int8", "nf4"))
     loads = {"quantization": quantization, "precision": check_precision(precision)}
     states = _history_cache(history_cache, history_cache_host, history_cache_disk, history_cache_storage, history_cache_ttl)
+    if states is None:
+        unused = ["--history-cache-storage", "--history-cache-ttl"]
+        refuse_unused(unused, got="no size of a history cache", expected="--history-cache SIZE")
     check_choice("plan", plan, ("cpu", "cuda"))
+    if plan is not None:
+        refuse_unused(["--device"], got=f"--plan {plan}", expected="one device to plan for")
     if plan is not None and not dry:
         raise InputError("--plan goes with --dry-run", got=f"--plan {plan} alone", expected="both")
     if dry:

@@ -23,6 +23,7 @@ from genre.cli.options import (
     check_precision,
 )
 from genre.cli.output import check_file, console, format_size, show_metrics, write_result
+from genre.cli.shell.given import refuse_unused
 from genre.distributed import Processes, process_count, process_rank
 from genre.errors import InputError
 
@@ -52,7 +53,9 @@ def train(
     plan: Annotated[
         str | None,
         typer.Option(
-            "--plan", metavar="DEVICE", help="Print the memory on cpu or cuda, by part, from config.json alone; load no weights."
+            "--plan",
+            metavar="DEVICE",
+            help="Print the memory on cpu or cuda, by part, from config.json alone; load no weights. With --dry-run: beside it.",
         ),
     ] = None,
     baselines: BaselinesOption = "all",
@@ -68,10 +71,13 @@ def train(
 
     check_name(alias, "alias")
     chosen_baselines(baselines)
+    check_choice("plan", plan, ("cpu", "cuda"))
+    if plan is not None and not dry:
+        unused = ["--resume", "--tokens-at-once", "--device"]
+        refuse_unused(unused, got=f"--plan {plan}", expected="a run or a dry run; a plan is of each recipe by itself")
     _check_options(wanted, out, resume, dry, tokens)
     check_file(json_file, "--json")
-    check_choice("plan", plan, ("cpu", "cuda"))
-    if plan is not None:
+    if plan is not None and not dry:
         write_result(json_file, _show_plan(wanted, registry, plan))
         return
     from genre.jobs.dry_run import dry_run
@@ -82,7 +88,8 @@ def train(
 
     store, reporter = Registry(registry), Reporter.for_terminal()
     if dry:
-        expected = dry_run(wanted, registry=store, folder=out, reporter=reporter, tokens=tokens)
+        place: Any = plan
+        expected = dry_run(wanted, registry=store, folder=out, reporter=reporter, tokens=tokens, device=place)
         _show_dry_run(expected, registry, alias)
         write_result(json_file, _dry_run_json(expected, registry))
         return

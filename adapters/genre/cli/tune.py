@@ -116,6 +116,9 @@ def compare(
     if (second is None) == (baseline is None):
         got = "neither" if second is None else "both"
         raise InputError("name what to compare with", got=got, expected="a second version, or --baseline NAME")
+    if len(base or []) > (most := 2 if baseline is None else 1):
+        expected = "A's base and B's" if most == 2 else "A's base alone, beside --baseline"
+        raise InputError("too many bases", got=f"{len(base or [])} times --base", expected=expected)
     check_choice("part", part, ("valid", "test"))
     check_file(json_file, "--json")
     from genre.jobs.compare import check_draws, pairs

@@ -23,7 +23,7 @@ from genre.errors import BaseModelError, InputError, ManifestError
 from genre.jobs.encoders import check_leak, encoder_name, find_encoder
 from genre.jobs.folders import run_folder
 from genre.jobs.loading import open_base, open_log, settle_precision
-from genre.jobs.memory import plan_run
+from genre.jobs.memory import Device, plan_run
 from genre.jobs.publish import encoder_manifest
 from genre.jobs.train import check_base, wire
 from genre.modules.base.base import Base
@@ -107,7 +107,7 @@ class DryRun:
         recipes: In the order given.
         costs: In training order.
         published: Names that would get a version in the registry.
-        device: Where the runs would be.
+        device: That the memory is planned for.
         memory: The memory of each recipe by itself, planned; none for a base that cannot run on shapes.
     """
 
@@ -128,6 +128,7 @@ def dry_run(
     folder: Path | str | None = None,
     reporter: Reporter | None = None,
     tokens: int | None = None,
+    device: Device | None = None,
 ) -> DryRun:
     """Assemble what `train` (of several recipes `train_together`) would, take two steps of it, and keep nothing.
 
@@ -139,6 +140,7 @@ def dry_run(
         folder: The run folder, or the folder of several.
         reporter: Where progress goes.
         tokens: Most tokens of one pass of several recipes.
+        device: Plan the memory for this one; by default for the one that the steps are taken on.
 
     Raises:
         GenreError: Whatever the job itself would raise before its third step.
@@ -153,7 +155,7 @@ def dry_run(
         check_together(recipes)
     root = None if folder is None else Path(folder)
     with TemporaryDirectory(prefix="genre-dry-run-") as scratch:
-        rehearsal = _Rehearsal(recipes, log, base, registry, root, reporter or Reporter.silent(), tokens, Path(scratch))
+        rehearsal = _Rehearsal(recipes, log, base, registry, root, reporter or Reporter.silent(), tokens, Path(scratch), device)
         return rehearsal.run()
 
 
@@ -169,6 +171,7 @@ class _Rehearsal:
     reporter: Reporter
     tokens: int | None
     scratch: Path
+    device: Device | None
     encoders: list[tuple[str, Assembly, SharedEncoder]] = field(default_factory=list)
     expected: dict[str, Expected] = field(default_factory=dict)
     costs: list[Cost] = field(default_factory=list)
@@ -186,8 +189,9 @@ class _Rehearsal:
         plans = tuple(dataclasses.replace(self.expected[recipe.name], recipe=recipe) for recipe in self.recipes)
         names = [name for name, *_ in self.encoders] + [each.recipe.name for each in plans if each.version_bytes is not None]
         about = (base.name, base.depth, base.full_depth, base.quantization, base.precision)
-        place = base.device.type
-        memory = {recipe.name: found for recipe in recipes if (found := self.planned(recipe, place)) is not None}
+        place = self.device or base.device.type
+        exact = recipes if place == base.device.type else self.recipes  # another device has a precision of its own
+        memory = {recipe.name: found for recipe in exact if (found := self.planned(recipe, place)) is not None}
         return DryRun(about, plans, tuple(self.costs), tuple(dict.fromkeys(names)), place, memory)
 
     def planned(self, recipe: Recipe, device: Any) -> TrainingMemory | None:

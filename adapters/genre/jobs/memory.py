@@ -21,6 +21,7 @@ from genre.data.interactions import Interactions, need_log
 from genre.errors import ManifestError, NotFoundError, RegistryError
 from genre.jobs.encoders import sharable
 from genre.jobs.loading import check_data, dtype_of, open_data
+from genre.modules.base.devices import chosen_type
 from genre.modules.base.planned import PlannedBase
 from genre.modules.base.precision import MEASURED
 from genre.modules.lora.layer import find_linears, linear_shape
@@ -37,8 +38,8 @@ ROW_TOKENS = 512
 
 
 def this_device() -> Device:
-    """Where a job would run on this machine."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Where a job would run on this machine: as `cuda` on every accelerator."""
+    return "cpu" if chosen_type() == "cpu" else "cuda"
 
 
 def plan_run(

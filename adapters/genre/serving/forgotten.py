@@ -15,8 +15,8 @@ from genre.serving.locks import lock_beside, unusable
 from genre.serving.served import OPTION, SCHEMA
 
 
-def forget_served(path: Path, users: Sequence[str]) -> int:
-    """Delete what was shown to some users, rewards included, and return how many lists that were.
+def forget_served(path: Path, users: Sequence[str], *, dry: bool = False) -> int:
+    """Delete what was shown to some users, rewards included, and return how many lists that were; with `dry` count them only.
 
     SQLite keeps deleted rows in free pages and in its write-ahead log: the file is made anew, and that log is emptied.
 
@@ -31,13 +31,18 @@ def forget_served(path: Path, users: Sequence[str]) -> int:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             if connection.execute("PRAGMA user_version").fetchone()[0] != SCHEMA:
                 raise unusable(OPTION, path, "a served log of this version")
-            return _forget(connection, users)
+            return _count(connection, users) if dry else _forget(connection, users)
     except sqlite3.OperationalError as error:
         raise DiskError(f"the served log {path} cannot be written", got=str(error), expected="a disk with room") from None
     except sqlite3.DatabaseError as error:
         raise unusable(OPTION, path, "a served log", str(error)) from None
     finally:
         lock.release()
+
+
+def _count(connection: sqlite3.Connection, users: Sequence[str]) -> int:
+    theirs = "SELECT count(*) FROM impressions WHERE user = ?"
+    return sum(connection.execute(theirs, (user,)).fetchone()[0] for user in users)
 
 
 def _forget(connection: sqlite3.Connection, users: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ from genre.cli.options import BaseOption, NameArgument, RefArgument, RegistryOpt
 from genre.cli.output import format_size
 from genre.cli.registry.opening import DEFAULT, KeyOption, open_registry
 from genre.cli.registry.recheck import measure
+from genre.cli.shell.given import refuse_unused
 from genre.errors import InputError, visible
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def promote(
     registry: RegistryOption = DEFAULT,
 ) -> None:
     """Point an alias at a version, if it is good enough."""
+    if not recheck:
+        refuse_unused(["--data", "--base"], got="no --recheck", expected="figures that are measured again")
     opened = open_registry(registry, key)
     version = opened.resolve(ref)
     if recheck and not (floor or not_worse):

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from genre.cli.options import check_choice, data_option
+from genre.cli.shell.given import refuse_unused
 from genre.errors import InputError
 
 ExportDataOption = Annotated[str | None, data_option("Of vectors and lists: the log with the items and users.")]
@@ -54,6 +55,12 @@ def check_options(to: str, given: Mapping[str, Any]) -> None:
         own = [form for form, takes in _TAKES.items() if foreign[0] in takes]
         expected = f"--to {' or '.join(own)}" if own else f"--to {to} alone"
         raise InputError(f"{foreign[0]} does not go with --to {to}", got=foreign[0], expected=expected, todo="leave it out")
+    if to not in ("vectors", "lists"):
+        refuse_unused(["--data"], got=f"--to {to}", expected="--to vectors or lists")
+    if to in ("vectors", "lists", "mlflow"):
+        refuse_unused(["--canaries"], got=f"--to {to}", expected="a form that a server loads")
+    if to == "mlflow":
+        refuse_unused(["--base"], got=f"--to {to}", expected="a form that is computed from the base")
     check_choice("before", given.get("--before"), ("valid", "test"))
 
 

@@ -39,6 +39,18 @@ def choose_device(wanted: str | torch.device | None) -> str:
     return launched or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def chosen_type(wanted: str | torch.device | None = None) -> str:
+    """The type of the device for a base, such as `cuda`; of several devices that of the first.
+
+    Raises:
+        InputError: As `choose_device`.
+    """
+    named = choose_device(wanted)
+    if named == AUTO:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(named).type
+
+
 @contextmanager
 def default_device(named: str | None) -> Iterator[None]:
     """A block in which bases are loaded on a device unless another one is asked for, in child processes too.

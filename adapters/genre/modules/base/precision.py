@@ -28,6 +28,7 @@ from filelock import FileLock
 from torch import nn
 
 from genre.files import cache_folder, write_json
+from genre.modules.base.devices import AUTO, chosen_type
 from genre.unpromised import onednn_linear
 
 PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -74,11 +75,11 @@ class Precision:
 
 
 def measured(device: str | torch.device | None = None, *, keep: bool = True) -> Precision:
-    """Choose the faster precision of a device: `cuda` if there is one, else `cpu`, if None.
+    """Choose the faster precision of a device; None is the one that a base would be on.
 
     Measures products for half a second where that has not been done on this machine; `keep` remembers it.
     """
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    kind = chosen_type(device) if device in (None, AUTO) else torch.device(device).type
     if kind == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision("bfloat16", "the GPU multiplies it", {})
