@@ -132,6 +132,70 @@ def estimate(
         weight at the last place: its expectation is 1 for whatever policy, unless that policy shows what the log never could, or
         the propensities are wrong.
     """
+    drawn = _draw(rounds, clip, switch, resamples, seed)
+    values, logging = drawn.values, drawn.logging
+    if not drawn.weights["rewards_with_weight"]:  # resamples of no reward at all have no spread: an interval would be a boast
+        values = {name: each[:1] for name, each in values.items()}
+    return {
+        "lists": len(rounds.reward),
+        "users": int(rounds.users.max()) + 1,
+        "rewards": float(np.nansum(rounds.reward)),
+        "logging": _interval(logging),
+        "estimates": {name: _interval(each) for name, each in values.items()},
+        "minus_logging": {name: _interval(each - logging[: len(each)]) for name, each in values.items()},
+        "weights": drawn.weights | {"mean": _interval(drawn.mean)},
+    }
+
+
+def estimate_difference(
+    new: Rounds,
+    old: Rounds,
+    estimator: str,
+    *,
+    clip: float = CLIP,
+    switch: float = SWITCH,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The value of one policy minus that of another on the same lists, users drawn again for both at once.
+
+    Args:
+        new: The lists under the one.
+        old: The same lists under the other.
+        estimator: One of `ESTIMATORS`.
+        clip: The largest weight.
+        switch: As of `estimate`.
+        resamples: Of the users.
+        seed: Of the resamples.
+
+    Returns:
+        `{"new", "old", "difference": {value, interval}, "weights": {"new": …, "old": …}}`. There is no interval where one of them
+        has no rewards with weight.
+
+    Raises:
+        DataError: The lists are not the same.
+    """
+    if not (np.array_equal(new.users, old.users) and np.array_equal(new.reward, old.reward, equal_nan=True)):
+        raise DataError("two policies are compared on different lists", expected="the same lists, in the same order")
+    one, other = (_draw(each, clip, switch, resamples, seed) for each in (new, old))
+    difference = one.values[estimator] - other.values[estimator]
+    if not (one.weights["rewards_with_weight"] and other.weights["rewards_with_weight"]):
+        difference = difference[:1]
+    first = {name: _interval(each.values[estimator][:1])["value"] for name, each in (("new", one), ("old", other))}
+    return first | {"difference": _interval(difference), "weights": {"new": one.weights, "old": other.weights}}
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """(1 + resamples,) of the lists and of each resample: values by estimator, the log's own, the mean last weight."""
+
+    values: dict[str, Floats]
+    logging: Floats
+    mean: Floats
+    weights: dict[str, Any]
+
+
+def _draw(rounds: Rounds, clip: float, switch: float, resamples: int, seed: int) -> _Drawn:
     there = ~np.isnan(rounds.reward)
     reward, expected, outlook = (np.where(there, each, 0.0) for each in (rounds.reward, rounds.expected, rounds.outlook))
     whole = np.cumprod(np.where(there, rounds.policy / rounds.propensity, 1.0), axis=1)
@@ -139,8 +203,7 @@ def estimate(
     before = np.hstack([np.ones((len(weight), 1)), weight[:, :-1]])
     correction = weight * (reward - expected)
     model = np.where(there, before * outlook, 0.0)
-    last = there.sum(1) - 1
-    final = weight[np.arange(len(weight)), last]
+    final = weight[np.arange(len(weight)), there.sum(1) - 1]
     sums = np.hstack(
         [
             np.ones((len(reward), 1)),
@@ -159,26 +222,16 @@ def estimate(
     totals = np.vstack([by_user.sum(0), *(draw @ by_user for draw in blocks)])
     values, logging, mean = _values(totals, rounds.reward.shape[1])
     rewards = int(((weight > 0) & (reward > 0)).sum())
-    if not rewards:  # resamples of no reward at all have no spread: an interval would be a boast
-        values = {name: each[:1] for name, each in values.items()}
-    return {
-        "lists": len(reward),
-        "users": count,
-        "rewards": float(reward.sum()),
-        "logging": _interval(logging),
-        "estimates": {name: _interval(each) for name, each in values.items()},
-        "minus_logging": {name: _interval(each - logging[: len(each)]) for name, each in values.items()},
-        "weights": {
-            "effective_lists": float(final.sum() ** 2 / (final**2).sum()) if final.any() else 0.0,
-            "lists_with_weight": int((final > 0).sum()),
-            "rewards_with_weight": rewards,
-            "few_rewards": rewards < FEW,
-            "clip": clip,
-            "clipped": int((whole > clip).any(1).sum()),
-            "largest": float(weight.max()),
-            "mean": _interval(mean),
-        },
+    weights = {
+        "effective_lists": float(final.sum() ** 2 / (final**2).sum()) if final.any() else 0.0,
+        "lists_with_weight": int((final > 0).sum()),
+        "rewards_with_weight": rewards,
+        "few_rewards": rewards < FEW,
+        "clip": clip,
+        "clipped": int((whole > clip).any(1).sum()),
+        "largest": float(weight.max()),
     }
+    return _Drawn(values, logging, mean, weights)
 
 
 def item_rewards(items: Integers, rewards: Floats, size: int) -> Floats:

@@ -7,7 +7,7 @@ Owns: the lists of a log, the version's chances of what they show, a model of th
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -87,12 +87,52 @@ def evaluate_policy(
         RequestError: The version cannot answer a list's request.
     """
     drawn = Exploration.parse(policy, pool)
-    for name, least in (("places", places), ("pool", pool)):
-        if least is not None and least < 1:
-            raise InputError(name, got=least, expected="1 or more")
     for name, value in (("clip", clip), ("switch", switch)):
         if not value > 0:
             raise InputError(name, got=value, expected="above 0")
+    asked: Any = {"data": data, "base": base, "task": task, "reward": reward, "among": among, "places": places, "seed": seed}
+    found = policy_rounds(registry, ref, logged, drawn, reporter=reporter, **asked)
+    result = estimate(found.rounds, clip=clip, switch=switch, resamples=resamples, seed=seed)
+    about = {"ref": ref, "digest": found.digest, "policy": str(drawn), "reward": found.reward}
+    return about | {"places": found.rounds.reward.shape[1], "left_out": found.left_out} | result
+
+
+@dataclass(frozen=True)
+class PolicyRounds:
+    """A log's lists under a version's policy.
+
+    Attributes:
+        rounds: The lists.
+        digest: The version.
+        reward: The column of rewards.
+        left_out: Lists without a propensity.
+    """
+
+    rounds: Rounds
+    digest: str
+    reward: str
+    left_out: int
+
+
+def policy_rounds(
+    registry: Registry,
+    ref: str,
+    logged: Interactions,
+    policy: Exploration,
+    *,
+    data: Interactions | None = None,
+    base: Base | None = None,
+    task: str | None = None,
+    reward: str | None = None,
+    among: str | None = None,
+    places: int | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> PolicyRounds:
+    """Score a log's lists by a version; see `evaluate_policy` for arguments and errors."""
+    for name, least in (("places", places), ("pool", policy.pool)):
+        if least is not None and least < 1:
+            raise InputError(name, got=least, expected="1 or more")
     lists = _Lists(logged, reward, among, places)
     reporter = reporter or Reporter.here()
     base = base or load_base(registry.resolve(ref).manifest)
@@ -101,7 +141,7 @@ def evaluate_policy(
     with Engine(base, registry, lanes=1, data=logged if data is None else data) as engine:
         loaded = engine.read_by(Request(ref, history=[]))[0]
         histories = _Histories(logged, lists.reward, data, loaded)
-        requests = lists.requests(Request(ref, history=[], task=task, k=drawn.pool), histories)
+        requests = lists.requests(Request(ref, history=[], task=task, k=policy.pool), histories)
         with reporter.bar(f"scoring the lists by {ref}", len(lists)) as bar:
             done = 0
             while block := list(islice(requests, CALL)):
@@ -109,15 +149,13 @@ def evaluate_policy(
                     if answer.error is not None:
                         raise InputError(f"a list of user {lists.user_id(done)} cannot be scored", got=answer.error)
                     found = [item for item in answer.results if isinstance(item, Scored)]
-                    shown[:, done] = lists.chances(done, found, drawn, models)
+                    shown[:, done] = lists.chances(done, found, policy, models)
                     done += 1
                 bar.advance(len(block))
     users = np.unique(logged.user_codes[lists.events[:, 0]], return_inverse=True)[1]
     chances, expected, outlook = shown
     rounds = Rounds(lists.values(lists.reward), lists.values(lists.propensity), chances, expected, outlook, users)
-    result = estimate(rounds, clip=clip, switch=switch, resamples=resamples, seed=seed)
-    about = {"ref": ref, "digest": loaded.digest, "policy": str(drawn), "reward": lists.reward_column}
-    return about | {"places": lists.events.shape[1], "left_out": lists.left_out} | result
+    return PolicyRounds(rounds, loaded.digest, lists.reward_column, lists.left_out)
 
 
 class _Lists:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from genre.data.importers.served import SCHEMA
 from genre.errors import DiskError
 from genre.serving.locks import lock_beside, unusable
-from genre.serving.served import OPTION, SCHEMA
+from genre.serving.served import OPTION
 
 
 def forget_served(path: Path, users: Sequence[str], *, dry: bool = False) -> int:

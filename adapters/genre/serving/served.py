@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from genre.data.importers.served import SCHEMA
 from genre.errors import DiskError, InputError
 from genre.serving.locks import lock_beside, unusable
 
 OPTION = "--served-log"
-SCHEMA = 1
 TOGETHER = 512
 """Writes that are committed together at most."""
 CLEAN_S = 3600.0

@@ -10,7 +10,7 @@ on condition that the alias still names the version that it was compared with, s
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from genre.jobs.evaluate import task_results, with_baselines
 from genre.jobs.folders import claim_folder, describe_run, removed_if_refused
 from genre.jobs.forget.versions import refuse_forgotten
 from genre.jobs.loading import build_model, load_base, lora_layers, settle_precision
+from genre.jobs.refresh.feedback import NOTE, Feedback
 from genre.jobs.refresh.gate import Verdict, compare, overall, unknown_shares
 from genre.jobs.refresh.plan import MIN_TARGETS, MIN_USERS, Plan, RefreshOptions, plan, read_recipe, resolve_recipe
+from genre.jobs.refresh.policy_gate import PolicyVerdict
 from genre.jobs.train import Run, finish
 from genre.modules.base.base import Base
 from genre.modules.heads.heads import CategoricalHead
@@ -58,7 +60,7 @@ class Refreshed:
 def refresh(
     registry: Registry,
     ref: str,
-    log: Interactions,
+    log: Interactions | Feedback,
     options: RefreshOptions | None = None,
     *,
     base: Base | str | None = None,
@@ -71,7 +73,7 @@ def refresh(
         registry: Holds the version, and gets the new one.
         ref: `name@alias` or `name` (its `latest`), which the new version may take over; or `name:version`, which has no
             alias to take over.
-        log: All events, old and new.
+        log: All events, old and new; or a served log joined with them, which may bring a gate of its own.
         options: See `RefreshOptions`.
         base: The version's base, or its folder or hub id; by default found by the name in the manifest.
         folder: The run folder; by default the next `runs/NAME/N`.
@@ -84,6 +86,10 @@ def refresh(
     """
     options, reporter = options or RefreshOptions(), reporter or Reporter.silent()
     options.check()
+    feedback = log if isinstance(log, Feedback) else None
+    if feedback is not None:
+        log, options = feedback.log, replace(options, path=str(feedback.folder))
+    assert isinstance(log, Interactions)
     if not log.info.timed:
         what, todo = "a refresh tells new events from old ones by their times", "train again with genre train"
         raise DataError(what, got=log.tie_rule, expected="a log with times", todo=todo)
@@ -94,8 +100,9 @@ def refresh(
     data = version.manifest.data
     assert data is not None and data.time_span is not None
     report["data"] = {"digest": log.digest, "since": data.time_span[1], "new": int((log.timestamps > data.time_span[1]).sum())}
-    if data.digest == log.digest or not report["data"]["new"]:
-        why = "the data set is the one that it was trained on" if data.digest == log.digest else "no event is later"
+    if feedback is not None:
+        report["data"][NOTE] = feedback.facts | {"asked": feedback.asked(options)}
+    if (why := _nothing_new(registry, version, log, options, feedback)) is not None:
         return stop(report, "nothing new", f"there is nothing new for {version.ref}: {why}")
     recipe = settle_precision(recipe, base if isinstance(base, Base) else None, reporter)
     base = base if isinstance(base, Base) else load_base(version.manifest, base, precision=recipe.base.precision)
@@ -107,15 +114,37 @@ def refresh(
         return stop(report, "too small", f"there are too few new events, {report['data']['new']}: wait for more")
     report["data"] |= made.counts | {"replay": options.replay}
     report["encoder"] = unknown_shares(loaded.shared, log, log.timestamps > made.since, options.encoder_due)
-    small = _too_small(loaded, log, made)
-    if small is not None:
+    small = _too_small(loaded, log, made) or (feedback and feedback.too_small(version.name, made))
+    if small:
         return stop(report, "too small", small)
     recipe = resolve_recipe(registry, recipe, loaded, made.split.config, options)
     if loaded.shared is not None and loaded.shared.digest is not None:
         check_leak(registry.find(loaded.shared.digest).manifest, recipe, log)
     registry.check_writable(version.name)
+    if feedback is not None:
+        feedback.keep(reporter)
     run, verdicts = _train(loaded, recipe, log, base, made, report, folder, options, reporter)
-    return decide(registry, version, run, verdicts, report)
+    verdict = None
+    if feedback is not None and feedback.options.gate is not None:
+        new = registry.publish(run, alias=[], latest=False)  # what answers requests is a version
+        verdict = feedback.judge(registry, version, new, made, options.tolerance, base, reporter)
+    return decide(registry, version, run, verdicts, report, verdict)
+
+
+def _nothing_new(
+    registry: Registry, version: Version, log: Interactions, options: RefreshOptions, feedback: Feedback | None
+) -> str | None:
+    """The reason why there is nothing to learn, if there is none."""
+    data = version.manifest.data
+    assert data is not None and data.time_span is not None
+    why = None
+    if data.digest == log.digest:
+        why = "the data set is the one that it was trained on"
+    elif not (log.timestamps > data.time_span[1]).any():
+        why = "no event is later"
+    elif feedback is not None and (made := feedback.made_before(registry, version, options)) is not None:
+        return f"{made} was trained on the same log and did not take over"
+    return why if why is None or feedback is None else f"{why}; {feedback.about()}"
 
 
 def _too_small(loaded: Loaded, log: Interactions, made: Plan) -> str | None:
@@ -195,7 +224,14 @@ def _test(model: Recommender, builder: Builder, made: Plan, recipe: Recipe) -> P
     return predict(model, builder, made.split, TEST, max_events=recipe.data.max_events)
 
 
-def decide(registry: Registry, old: Version, run: Run, verdicts: dict[str, Verdict], report: dict[str, Any]) -> Refreshed:
+def decide(
+    registry: Registry,
+    old: Version,
+    run: Run,
+    verdicts: dict[str, Verdict],
+    report: dict[str, Any],
+    policy: PolicyVerdict | None = None,
+) -> Refreshed:
     """Publish a run as the candidate, and move the old version's alias to it if the rule allows.
 
     Args:
@@ -204,9 +240,13 @@ def decide(registry: Registry, old: Version, run: Run, verdicts: dict[str, Verdi
         run: The run.
         verdicts: The comparison.
         report: So far, with the `alias` to take over or None; it goes into the outcome.
+        policy: The comparison by off-policy value, which decides in the place of the others.
     """
-    outcome, alias = overall(verdicts), report["alias"]
+    outcome, alias = overall(verdicts) if policy is None else policy.outcome, report["alias"]
     lines = report["compared"] = [verdict.line(name) for name, verdict in verdicts.items()]
+    if policy is not None:
+        lines.append(policy.line())
+        report["policy"] = asdict(policy)
     held_latest = registry.aliases(old.name).get(LATEST) == old.version
     named = [] if alias == CANDIDATE else [CANDIDATE]  # where `candidate` itself is the alias that has to be earned
     new = registry.publish(run, alias=named, latest=False)
@@ -218,7 +258,8 @@ def decide(registry: Registry, old: Version, run: Run, verdicts: dict[str, Verdi
             report, new, run, "candidate", f"{published}; {old.ref} is not an alias to take over; the new version is {outcome}"
         )
     if outcome != "not worse":
-        shown = outcome if outcome == "worse" else "not proven to be no worse (the test is too small to tell)"
+        why = "the test is too small to tell" if policy is None else policy.reason
+        shown = outcome if outcome == "worse" else f"not proven to be no worse ({why})"
         return _done(report, new, run, "kept", f"{published}; {old.name}@{alias} stays {old.ref}: the new version is {shown}")
     try:
         registry.promote(new, alias, instead_of=old.digest, checks=lines)

@@ -6,8 +6,8 @@ Ignores: models, training.
     |- old: up to the last second that the version was trained on -|- new ------------------------------|
     |  a seeded sample of windows is replayed                      |  train 0.6  | valid 0.1 | test 0.3  |
 
-The parts are by time, over all users, so the test lies after everything that the old or the new version was trained on. A
-target's history is everything of its user before it, as always.
+The parts are by time, over all users, and training ends with a second, so the test lies after everything that the old or the new
+version was trained on. A target's history is everything of its user before it, as always.
 """
 
 import math
@@ -147,6 +147,7 @@ def plan(
     held = round(count * (valid + test)), round(count * test)
     if not 0 < held[1] <= held[0] < count:
         return None
+    held = _whole_seconds(log.timestamps, held, count)
     config = SplitConfig(kind="temporal", valid=(held[0] - held[1]) / total, test=held[1] / total, min_events=min_events)
     chosen = split(log, config)
     if (~new & (chosen.part > TRAIN)).any():
@@ -160,6 +161,15 @@ def plan(
     counts |= {"valid": int((chosen.part == VALID).sum()), "test": int((chosen.part == TEST).sum())}
     counts["replayed"] = int(again.sum())
     return Plan(since, chosen, fresh | again, counts)
+
+
+def _whole_seconds(timestamps: np.ndarray, held: tuple[int, int], count: int) -> tuple[int, int]:
+    """Hold out the rest of the second that training would end in: of it nothing would be new to the next refresh."""
+    times = np.sort(timestamps)
+    first = len(times) - int(np.searchsorted(times, times[-held[0]]))
+    if first >= count:
+        return held
+    return first, first if held[0] == held[1] else held[1]
 
 
 def _replayed(log: Interactions, old: np.ndarray, wanted: int, *, block: int, seed: int) -> np.ndarray:
