@@ -101,6 +101,8 @@ def refuse(recipe: Any) -> None:
                 raise ValueError(f"train.privacy: data.split.{key} draws by looking at all users; leave it out")
     if recipe.data.limit is not None:
         raise ValueError("train.privacy: data.limit keeps the latest events of all users together; leave it out")
+    if recipe.train.start is not None:
+        raise ValueError("train.privacy: train.start goes on from weights that saw events without noise; leave it out")
     if recipe.encoder.min_events:
         raise ValueError("train.privacy: encoder.min_events counts everybody's events of an item; set it to 0")
     if recipe.encoder.codes is not None:

@@ -245,6 +245,8 @@ class TrainConfig(_Config):
             `wandb` (`WANDB_MODE=offline` keeps it local), `comet_ml`, `aim`; or `none`.
         accumulate: Micro-batches of a step: less memory, the same gradient.
         checkpoint_activations: Activation checkpointing: keep only the inputs of the base's layers.
+        start: Reference of a published version whose weights the run starts from; its tasks, sequence, adapter and encoder are
+            the recipe's. None starts anew.
         privacy: User-level differential privacy of all that is published (None: none).
     """
 
@@ -263,6 +265,7 @@ class TrainConfig(_Config):
     accumulate: int = Field(default=1, ge=1)
     checkpoint_activations: bool = False
     sampled: SampledConfig = SampledConfig()
+    start: str | None = None
     privacy: PrivacyConfig | None = None
 
 
@@ -307,6 +310,8 @@ class Recipe(_Config):
             raise ValueError("head 'catalogue' needs an encoder: it scores against its item vectors")
         if self.adapter.kind == "full" and (relative := [task for task in self.tasks if task.loss in RELATIVE]):
             raise ValueError(f"loss {relative[0].loss} has the base as it was for its reference, so adapter.kind cannot be full")
+        if self.train.start is not None and not self.adapter.publishable:
+            raise ValueError(f"train.start goes on from an adapter, and adapter.kind {self.adapter.kind} trains none")
         if self.train.privacy is not None:
             refuse(self)
         return self
@@ -387,6 +392,7 @@ _FOR_LOGS = {
     "data": ("max_events", "min_events"),
     "sequence": ("item", "feedback", "max_item_tokens", "window"),
     "encoder": tuple(EncoderConfig.model_fields),
+    "train": ("start",),
 }
 _FOR_TEXTS = {"sequence": ("max_tokens", "pool", "terms")}
 

@@ -201,15 +201,23 @@ def count_leak(used: Mapping[str, Any], evaluated: SplitConfig, log: Interaction
     return int((trained & split(log, evaluated).held_out).sum())
 
 
-def check_leak(encoder: Manifest, recipe: Recipe, log: Interactions) -> None:
-    """Refuse an encoder that was fitted on events that this recipe validates or tests on.
+def check_leak(used: Manifest, recipe: Recipe, log: Interactions, *, subject: str = "the encoder", start: bool = False) -> None:
+    """Refuse an encoder, or a version to start from, that was fitted on events that this recipe validates or tests on.
+
+    Args:
+        used: The manifest of what the run would use.
+        recipe: The recipe.
+        log: Its log.
+        subject: What it is, for the message.
+        start: It is, or is behind, a version to start from.
 
     Raises:
         ManifestError: It was, or it may have been.
     """
-    if knows_no_event(encoder):
+    if knows_no_event(used):
         return
-    data = encoder.data
+    data = used.data
+    anew = "start from another version, or leave train.start out" if start else "use encoder.use: fit"
     if data is not None and data.digest == log.digest and data.split is not None:
         overlap = count_leak(data.split, recipe.data.split, log)
         if overlap:
@@ -217,15 +225,17 @@ def check_leak(encoder: Manifest, recipe: Recipe, log: Interactions) -> None:
             todo = (
                 f"train the encoder's recipe with --set encoder.use=fit {option} to share it, or this one with encoder.use: fit"
             )
-            what = "the encoder was fitted on events that this recipe is evaluated on"
+            if start:
+                todo = f"train {subject} with {option}, or evaluate under its own split"
+            what = f"{subject} was fitted on events that this recipe is evaluated on"
             raise ManifestError(what, got=f"{overlap} events", expected="none", todo=todo)
         return
     if not log.info.timed:
-        what = "the encoder was fitted on another log, and this one has no times to tell if the two overlap"
-        raise ManifestError(what, got=log.tie_rule, expected="the same log", todo="use encoder.use: fit")
+        what = f"{subject} was fitted on another log, and this one has no times to tell if the two overlap"
+        raise ManifestError(what, got=log.tie_rule, expected="the same log", todo=anew)
     held_out = split(log, recipe.data.split).held_out
     first = int(log.timestamps[held_out].min()) if held_out.any() else None
     if data is None or data.time_span is None or (first is not None and data.time_span[1] > first):
-        what = "the encoder was fitted on another log that overlaps in time with this recipe's evaluation"
+        what = f"{subject} was fitted on another log that overlaps in time with this recipe's evaluation"
         got, expected = None if data is None else data.time_span, f"nothing later than {first}"
-        raise ManifestError(what, got=got, expected=expected, todo="use encoder.use: fit")
+        raise ManifestError(what, got=got, expected=expected, todo=anew)

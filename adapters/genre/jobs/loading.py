@@ -215,9 +215,14 @@ def build_model(loaded: Loaded, data: Dataset, base: Base) -> tuple[Recommender,
 
 @torch.no_grad()
 def lora_layers(base: Base, low: Low, *, dropout: float = 0.0) -> dict[str, LoraLinear]:
-    """LoRA layers of a stored update, ready for `Recommender.put`; the base is not changed."""
+    """LoRA layers of a stored update, in the base's order, ready for `Recommender.put`; the base is not changed.
+
+    Files give their tensors in another order at each reading, and the state of an optimizer goes by the order.
+    """
     layers: dict[str, LoraLinear] = {}
-    for name, (a, b, scale) in low.items():
+    order = {name: number for number, (name, _) in enumerate(base.model.named_modules())}
+    for name in sorted(low, key=lambda each: order.get(each, -1)):
+        a, b, scale = low[name]
         layer = LoraLinear(base.model.get_submodule(name), rank=a.shape[0], scale=scale, dropout=dropout)
         layer.lora_A.copy_(a)
         layer.lora_B.copy_(b)

@@ -21,6 +21,7 @@ from genre.data.interactions import Interactions, need_log
 from genre.errors import ManifestError, NotFoundError, RegistryError
 from genre.jobs.encoders import sharable
 from genre.jobs.loading import check_data, dtype_of, open_data
+from genre.jobs.start import without_start
 from genre.modules.base.devices import chosen_type
 from genre.modules.base.planned import PlannedBase
 from genre.modules.base.precision import MEASURED
@@ -61,7 +62,7 @@ def plan_run(
     place, wanted = device or this_device(), recipe.base
     dtype = _dtype(wanted.precision, wanted.quantization, place)
     base = PlannedBase.read(wanted.name, quantization=wanted.quantization, depth=wanted.depth, dtype=dtype, device=place)
-    assembly = assemble_any(recipe, data, base)
+    assembly = assemble_any(without_start(recipe), data, base)
     try:
         if assembly.shared is not None and registry is not None and recipe.encoder.use != "fit":
             with suppress(NotFoundError, ManifestError):

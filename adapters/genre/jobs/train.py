@@ -23,6 +23,7 @@ from genre.distributed import Processes
 from genre.errors import InterruptedJobError, RecipeError
 from genre.evaluation.baselines import chosen_baselines
 from genre.evaluation.ease import fit_seconds
+from genre.evaluation.metrics import Metric
 from genre.files import appearing_folder, write_json
 from genre.jobs.encoders import encoder_name, find_encoder, publish_encoder
 from genre.jobs.evaluate import (
@@ -41,6 +42,7 @@ from genre.jobs.folders import check_same, claim_folder, describe_run, removed_i
 from genre.jobs.loading import check_data, open_base, open_data, settle_precision
 from genre.jobs.predictions import write_baselines, write_predictions
 from genre.jobs.publish import adapter_manifest, count, write_adapter
+from genre.jobs.start import find_start
 from genre.modules.base.base import Base
 from genre.modules.base.precision import PRECISIONS
 from genre.modules.base.source import find as find_base
@@ -49,13 +51,14 @@ from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Cost, Manifest
 from genre.training import Fitted, fit
-from genre.training.assembly import Assembly, assemble_any, needs_encoder
+from genre.training.assembly import Assembly, assemble_any, assemble_from, needs_encoder
 from genre.training.checkpoints import fitted_encoder
 from genre.training.fsdp import check_launch
 from genre.training.prediction import predict
 from genre.training.private.table import budget, check_sources
 from genre.training.reporting import draw_curve
 from genre.training.time_left import TimeLeft
+from genre.training.validation import deciding_metric, validation_metrics
 
 METRICS = "metrics.json"
 """A run folder's figures: the metrics on the test part, the baselines', the validation after each epoch, the cost."""
@@ -161,12 +164,29 @@ def train(
                 describe_run(root, assembly.recipe)
             warn_few_users(assembly.recipe.tasks, assembly.data, assembly.split, "test", reporter)
             time_left = TimeLeft(assembly, test=True, baselines=baseline_seconds(assembly, baselines))
+            began = None if resume or not assembly.parents else start_value(assembly, reporter, processes)
             fitted = fit(assembly, root, resume=resume, reporter=reporter, time_left=time_left)
+            if began is not None:
+                name, metric, value = began
+                best = fitted.state.best_value
+                if best is None or not metric.better(best, value):
+                    reporter.line(f"no epoch is better than the start in validation {name}: keep {assembly.recipe.train.start}")
         return conclude(fitted, root, registry, reporter, processes, baselines=baselines, on_evaluated=on_evaluated)
     except KeyboardInterrupt:
         raise interrupted(root) from None
     finally:
         assembly.model.release()
+
+
+def start_value(assembly: Assembly, reporter: Reporter, processes: Processes) -> tuple[str, Metric, float] | None:
+    """Validate the version that a run starts from: the deciding metric's name, itself and its value; None where none has one."""
+    with reporter.phase("validating the start"):
+        measured = validation_metrics(assembly, processes)
+    if (deciding := deciding_metric(assembly.recipe.tasks, measured)) is None:
+        return None
+    name, metric = deciding
+    reporter.line(f"the start: validation {name} {measured[name]:.4f}")
+    return name, metric, measured[name]
 
 
 def interrupted(root: Path) -> InterruptedJobError:
@@ -295,6 +315,9 @@ def wire(
             find_base(recipe.base.name)
     base = base or open_base(recipe.base, device=processes.device)
     check_base(recipe, base)
+    if recipe.train.start is not None:
+        recipe, start = find_start(recipe, need_log(data), base, registry, reporter)
+        return assemble_from(start, recipe, need_log(data), base)
     shared = None if own_encoder else find_encoder(recipe, data, base, registry, reporter)
     fits = shared is None and needs_encoder(recipe)
     with reporter.phase("preparing the encoder: vectors of the items" if fits else "preparing the model", at_once=fits):
@@ -350,7 +373,9 @@ def finish(
     shown = private is None or private.publishes_metrics
     notes = (notes or {}) | ({"untied": untied} if untied and shown else {})
     own = metrics if shown else {}
-    manifest = adapter_manifest(assembly, encoder=encoder, cost=published, metrics=own, parents=parents, notes=notes)
+    manifest = adapter_manifest(
+        assembly, encoder=encoder, cost=published, metrics=own, parents=(*parents, *assembly.parents), notes=notes
+    )
     if private is not None and folder is not None:
         check_sources(folder, manifest.raw())
     report: dict[str, Any] = {"metrics": metrics, "baselines": baselines, "untied": untied, "validation": fitted.state.history}

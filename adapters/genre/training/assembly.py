@@ -48,12 +48,14 @@ class Start:
         layout: How events become rows.
         heads: One per task.
         layers: The low-rank layers by the name of the linear they hold, on no base yet.
+        parents: The version's digest, where the run's own version is to name it.
     """
 
     shared: SharedEncoder | None
     layout: Layout
     heads: dict[str, Head]
     layers: dict[str, LoraLinear]
+    parents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Assembly:
         target_mask: (n,) bool, the training rows that are targets; None for all of them.
         shared: The behaviour encoder; None for texts and text-only adapters.
         skipped: Rows that do not train although the split gives them to training, by reason.
+        parents: Digests of the version that the run starts from.
     """
 
     recipe: Recipe
@@ -93,6 +96,7 @@ class Assembly:
     shared: SharedEncoder | None
     skipped: dict[str, int]
     target_mask: np.ndarray | None = None
+    parents: tuple[str, ...] = ()
 
     @property
     def log(self) -> Interactions:
@@ -157,6 +161,9 @@ def assemble(
         RecipeError, DataError, ManifestError: The recipe, the log and the encoder do not go together.
     """
     base.need_causal(f"recipe {recipe.name!r}, whose rows are a user's events with many targets,")
+    if recipe.train.start is not None:
+        what, todo = f"recipe {recipe.name!r} starts from a version, which genre train alone does", "train it by itself"
+        raise RecipeError(what, got=f"train.start {recipe.train.start}", expected="a recipe without it", todo=todo)
     privacy = recipe.train.privacy
     recipe = recipe if privacy is None else public_only(recipe)
     torch.manual_seed(recipe.train.seed)
@@ -206,7 +213,7 @@ def assemble(
     return Assembly(recipe, log, base, chosen, train_mask, builder, model, shared, {})
 
 
-def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, target_mask: np.ndarray) -> Assembly:
+def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, target_mask: np.ndarray | None = None) -> Assembly:
     """Wire a run that goes on from trained parts; nothing is made anew, and the encoder stays as it is.
 
     Args:
@@ -214,7 +221,7 @@ def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, t
         recipe: The resolved recipe, of the same tasks, sequence and adapter as the parts.
         log: The log, whose catalogue may have grown.
         base: The base, bare; it carries the layers until `model.release()`.
-        target_mask: (n,) bool, events that are targets; those that the split does not give to training are left out.
+        target_mask: (n,) bool, events that are targets, without those that the split does not give to training; None for all.
 
     Raises:
         DataError: The log lacks a column, or nothing is left to train on.
@@ -234,7 +241,8 @@ def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, t
     model = _make_model(recipe, log, base, start.heads, soft, train_mask)
     model.put(start.layers)
     model.keep_reference()
-    return Assembly(recipe, log, base, chosen, train_mask, builder, model, start.shared, {}, target_mask & train_mask)
+    targets = None if target_mask is None else target_mask & train_mask
+    return Assembly(recipe, log, base, chosen, train_mask, builder, model, start.shared, {}, targets, start.parents)
 
 
 def assemble_any(recipe: Recipe, data: Dataset, base: Base, shared: SharedEncoder | None = None) -> Assembly:

@@ -79,6 +79,7 @@ def check_together(recipes: Sequence[Recipe]) -> None:
             ("adapter.kind", recipe.adapter.kind, ("lora", "rslora", "head_only")),
             ("train.accumulate", recipe.train.accumulate, (1,)),
             ("train.checkpoint_activations", recipe.train.checkpoint_activations, (False,)),
+            ("train.start", recipe.train.start or "none", ("none",)),
             ("train.privacy", "set" if recipe.train.privacy is not None else "none", ("none",)),
         ):
             if got not in expected:

@@ -93,6 +93,9 @@ def check_federated(recipe: Recipe) -> None:
     if recipe.train.privacy is not None:
         what, todo = "user-level privacy is not accounted for over rounds", "leave it out; --noise protects whole clients"
         raise RecipeError(what, got="train.privacy", expected="a recipe without it", todo=todo)
+    if recipe.train.start is not None:
+        todo = "leave it out"
+        raise RecipeError("federated training starts anew", got=f"train.start {recipe.train.start}", expected="none", todo=todo)
     if relative := [task for task in recipe.tasks if task.loss in RELATIVE]:
         what, got = "clients of federated training keep no reference", f"loss {relative[0].loss} of task {relative[0].name}"
         raise RecipeError(

@@ -10,7 +10,6 @@ The parts are by time, over all users, and training ends with a second, so the t
 version was trained on. A target's history is everything of its user before it, as always.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +19,7 @@ from genre.data.splits import TEST, TRAIN, VALID, Split, SplitConfig, split
 from genre.engine.versions import Loaded
 from genre.errors import DataError, InputError, ManifestError, RecipeError
 from genre.jobs.loading import own_recipe
+from genre.jobs.start import PRIVATE_START, check_update, without_start
 from genre.recipe import Recipe
 from genre.registry import Registry
 from genre.registry.manifest import Version
@@ -65,7 +65,7 @@ class RefreshOptions:
             got = f"{self.tolerance}, {self.encoder_due}"
             raise InputError("tolerance or encoder_due is out of range", got=got, expected="shares from 0 to 1")
         for override in self.overrides:
-            if not override.startswith("train."):
+            if not override.startswith("train.") or override.startswith("train.start="):
                 what, todo = "a refresh can only change how a version is trained", "train another adapter with genre train"
                 raise RecipeError(what, got=override, expected="train.KEY=VALUE", todo=todo)
 
@@ -78,7 +78,7 @@ def read_recipe(registry: Registry, version: Version, options: RefreshOptions) -
     """
     recipe = own_recipe(registry, version, "refreshed", options.overrides, merged="refresh its parents and merge again")
     if "privacy" in version.manifest.notes:
-        what = f"{version.ref} is private: going on from its weights would spend its budget again"
+        what = PRIVATE_START.format(version.ref)
         todo = f"train it from the start: genre refresh {version.name} --from-start"
         raise ManifestError(what, got="notes.privacy", expected="a version without it", todo=todo)
     if version.manifest.data is None or version.manifest.data.time_span is None:
@@ -93,12 +93,8 @@ def resolve_recipe(registry: Registry, recipe: Recipe, loaded: Loaded, split: Sp
     Raises:
         ManifestError: The version's update is not the one that its recipe describes.
     """
-    adapter = recipe.adapter
-    scale = adapter.alpha / (math.sqrt(adapter.rank) if adapter.kind == "rslora" else adapter.rank)
-    for name, (a, _, own) in loaded.low.items():
-        if (len(a), own) != (adapter.rank, scale):
-            what = f"{loaded.name}:{loaded.version} differs from its recipe in rank and scale of {name}"
-            raise ManifestError(what, got=f"{len(a)}, {own:g}", expected=f"{adapter.rank}, {scale:g}")
+    check_update(loaded, recipe)
+    recipe = without_start(recipe)  # it goes on from the version itself
     kept = {"split": split, "hold_out": (), "limit": None, "path": options.path or recipe.data.path}
     use = recipe.encoder.use
     if loaded.shared is not None and loaded.shared.digest is not None:

@@ -18,7 +18,7 @@ from genre.data.forgetting import check_known, without_users
 from genre.data.interactions import Interactions
 from genre.data.splits import TEST
 from genre.engine.versions import Loaded, read_adapter
-from genre.errors import NotFoundError
+from genre.errors import ManifestError, NotFoundError
 from genre.jobs.encoders import encoder_name
 from genre.jobs.forget.versions import Search
 from genre.jobs.loading import build_model, load_base, own_recipe, settle_precision
@@ -75,6 +75,7 @@ def refresh_without(
     report |= {"without": len(users), "known": known, "known_from": why}
     if known == "not trained" and users:
         return stop(report, "nothing to forget", f"{version.ref} was not trained on them: {why}")
+    _check_start(registry, recipe, search)
     rest = without_users(log, users)
     use = _encoder(registry, recipe, rest, search, reporter) if needs_encoder(recipe) else recipe.encoder.use
     update = {"encoder": recipe.encoder.model_copy(update={"use": use})}
@@ -115,6 +116,18 @@ def _search(registry: Registry, log: Interactions, users: Sequence[str]) -> Sear
     key = log.info.users_key
     digests = [] if key is None else [key.digest(user) for user in users] if users else sorted(key.forgotten)
     return Search(registry, digests, key, log, users)
+
+
+def _check_start(registry: Registry, recipe: Recipe, search: Search) -> None:
+    """Refuse to start from a version that saw the users, or of which that is not known (ManifestError)."""
+    if recipe.train.start is None:
+        return
+    start = registry.resolve(recipe.train.start)
+    known, why, _ = search.of(start)
+    if known != "not trained":
+        what = f"the recipe starts from {start.ref}, whose weights would hand on what they learnt of these users"
+        todo = f"train that one without them first, and name the result with --set train.start=REF; {why}"
+        raise ManifestError(what, got=known, expected="a version that did not see them", todo=todo)
 
 
 def _encoder(registry: Registry, recipe: Recipe, rest: Interactions, search: Search, reporter: Reporter) -> str:
