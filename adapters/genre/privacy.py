@@ -125,6 +125,8 @@ def refuse(recipe: Any) -> None:
             )
         if task.preference is not None or task.group is not None:
             raise ValueError(f"train.privacy: loss {task.loss} of task {task.name} draws across users; use cross_entropy")
+        if task.head == "generate":
+            raise ValueError(f"train.privacy: head 'generate' of task {task.name} has no gradient by user; use catalogue")
         if task.head == "categorical" and task.classes is None:
             raise ValueError(f"train.privacy: task {task.name} needs its classes, since those that occur are private")
     if not privacy.feedback_values and recipe.sequence.feedback != "none":

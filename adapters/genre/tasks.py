@@ -22,13 +22,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from genre.errors import DataError, RecipeError
 
 Kind = Literal["feedback", "next_item", "text"]
-HeadName = Literal["verbalizer", "binary", "scalar", "categorical", "catalogue", "pooled"]
 LossName = Literal["cross_entropy", "mse", "log_loss", "ips", "snips", "dr", "softmax_dpo", "group_relative"]
+HeadName = Literal["verbalizer", "binary", "scalar", "categorical", "catalogue", "generate", "pooled"]
 OFF_POLICY = ("ips", "snips", "dr")
 """Losses that learn a policy from what another one showed."""
 RELATIVE = ("softmax_dpo", "group_relative")
@@ -48,6 +48,7 @@ _LOSSES_OF_HEAD: dict[str, tuple[str, ...]] = {
     "scalar": ("mse",),
     "categorical": ("cross_entropy",),
     "catalogue": ("cross_entropy", *OFF_POLICY, *RELATIVE),
+    "generate": ("cross_entropy",),
     "pooled": ("log_loss", "cross_entropy", "mse"),
     "verbalizer": ("cross_entropy", "log_loss", "mse"),
 }
@@ -57,8 +58,11 @@ _METRICS_OF_LOSS = {
     "cross_entropy": ("accuracy", "macro_f1"),
 }
 _METRICS_OF_TEXT = _METRICS_OF_LOSS | {"log_loss": ("auc", "f1", "log_loss")}
-_OWN_HEAD = {"next_item": "catalogue", "text": "pooled"}
+_OWN_HEADS = {"next_item": ("catalogue", "generate"), "text": ("pooled",)}
+BEAM = 50
+"""Prefixes of codes that a beam search keeps at each level, unless a task or a request says otherwise."""
 MAX_CLASSES = 1000
+MAX_BEAM = 1_000_000
 _RANKING = tuple(f"{name}@{k}" for k in (10, 5, 20) for name in ("ndcg", "hr", "mrr")) + tuple(
     f"{name}@10" for name in ("coverage", "gini", "diversity", "novelty", "serendipity")
 )
@@ -165,6 +169,7 @@ class Task(BaseModel):
             has both; `label`, by default a reward above 0, says which events are targets of validation and test.
         preference: With loss `softmax_dpo`, where rejected items come from.
         group: With loss `group_relative`, what is drawn and rewarded.
+        beam: With head `generate`, prefixes of codes that a search keeps at each level, 50 if None; a request may ask for more.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -183,6 +188,13 @@ class Task(BaseModel):
     logged: Logged | None = None
     preference: Preference | None = None
     group: Group | None = None
+    beam: int | None = Field(default=None, ge=1, le=MAX_BEAM)
+
+    @model_serializer(mode="wrap")
+    def _without_beam(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the key out where it is not set: a recipe without it keeps its text, and its version its digest."""
+        found: dict[str, Any] = dump(self)
+        return found if self.beam is not None else {key: value for key, value in found.items() if key != "beam"}
 
     @model_validator(mode="before")
     @classmethod
@@ -208,10 +220,12 @@ class Task(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "Task":
-        if self.head != _OWN_HEAD.get(self.kind, self.head) or (self.kind == "feedback" and self.head in _OWN_HEAD.values()):
-            raise ValueError(
-                f"kind {self.kind!r} does not go with head {self.head!r}: next_item needs catalogue, and text needs pooled"
-            )
+        own = _OWN_HEADS.get(self.kind, (self.head,))
+        if self.head not in own or (self.kind == "feedback" and any(self.head in heads for heads in _OWN_HEADS.values())):
+            what = f"kind {self.kind!r} does not go with head {self.head!r}"
+            raise ValueError(f"{what}: next_item needs catalogue or generate, and text needs pooled")
+        if self.beam is not None and self.head != "generate":
+            raise ValueError(f"beam is for head 'generate': head {self.head!r} scores every item")
         if self.kind != "next_item" and not self.label:
             raise ValueError(f"a {self.kind} task needs a label, for example: label: rating > 3")
         if self.label:

@@ -6,7 +6,7 @@ Ignores: low-rank layers, heads.
     embeds = embed(base, batch, soft)      # (B, T, D), ready for `Base.hidden`
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genre.data.code_trie import CodeTrie
 from genre.data.sequences.batches import Batch
 from genre.data.sequences.transfer import upload
 from genre.modules.base.base import Base
+from genre.modules.codes.item_codes import ItemCodes
 from genre.modules.encoder import BehaviourEncoder, ItemTable
 from genre.modules.heads.neighbours import ItemIndex
 
@@ -36,6 +38,11 @@ class SoftVectors(Protocol):
     @property
     def index(self) -> ItemIndex:
         """The items as a head's item neighbours look them up."""
+        ...
+
+    @property
+    def codes(self) -> ItemCodes | None:
+        """The codes of items; None without them."""
         ...
 
 
@@ -73,6 +80,17 @@ class SoftTokens:
         """The items as a head's item neighbours look them up."""
         return self.encoder.index(self.table)
 
+    @property
+    def codes(self) -> ItemCodes | None:
+        """The codes of items; None where the encoder has none."""
+        return self.encoder.codes
+
+    @cached_property
+    def trie(self) -> CodeTrie:
+        """The catalogue's items by their codes, which the encoder must have."""
+        assert self.codes is not None and self.table.codes is not None
+        return CodeTrie(self.table.codes.cpu().numpy(), self.codes.sizes)
+
     @torch.no_grad()
     def every(self, *, cold: bool = False) -> Tensor:
         """(N, D) vectors of all items as they are used in evaluation, computed by parts so that a large catalogue fits.
@@ -103,7 +121,10 @@ def embed(base: Base, batch: Batch, soft: SoftVectors | Sequence[SoftVectors | N
     lookups = soft if isinstance(soft, Sequence) else [soft] * len(batch.tokens)
     for vectors in {id(each): each for each in lookups if each is not None}.values():
         own = [each is vectors for each in lookups]
-        for codes, look_up in ((host.items, vectors.items), (host.feedback, vectors.feedback)):
+        kinds: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = [(host.items, vectors.items), (host.feedback, vectors.feedback)]
+        if host.code_tokens is not None and vectors.codes is not None:
+            kinds.append((host.code_tokens, vectors.codes.token_vectors))
+        for codes, look_up in kinds:
             there = codes >= 0 if all(own) else (codes >= 0) & torch.tensor(own)[:, None]
             positions = there.reshape(-1).nonzero().squeeze(-1)
             if len(positions):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -219,6 +219,7 @@ class BehaviourEncoder(nn.Module):
         forward: AbstractContextManager[Any] | None = None,
         pass_tokens: int = TEXT_TOKENS,
         keep: bool = True,
+        codes: Literal["together", "apart", "none"] = "together",
         taken: Tensor | None = None,
     ) -> ItemTable:
         """Compute the features of a catalogue's items, and their codes where the encoder has codes.
@@ -230,6 +231,8 @@ class BehaviourEncoder(nn.Module):
             forward: Entered for each of the base's passes, such as a lock.
             pass_tokens: Padded tokens of one of them.
             keep: Keep the text vectors in the user's cache.
+            codes: Give new items codes that no other item has (`together`), or each those that it would have were it the only
+                new one (`apart`), or look at no codes (`none`).
             taken: (m, levels) codes that the encoder's new items have elsewhere, which items here do not get.
 
         Raises:
@@ -237,14 +240,16 @@ class BehaviourEncoder(nn.Module):
         """
         features = self.standardized(catalogue, base, fit=fit, forward=forward, pass_tokens=pass_tokens, keep=keep)
         rows = self.rows_of(catalogue)
-        codes = None if self.codes is None else self._codes_of(catalogue, features, rows, taken)
+        own = None
+        if self.codes is not None and codes != "none":
+            own = self._codes_of(catalogue, features, rows, taken, apart=codes == "apart")
         if "text" in features and self.spec.whiten:
             there = self.with_text(catalogue)
             whitening = self.get_buffer("text_whitening")
             if fit:
                 whitening.copy_(whitening_of(features["text"][there]))
             features["text"] = features["text"] @ whitening * there[:, None]
-        return ItemTable(features, rows, codes)
+        return ItemTable(features, rows, own)
 
     def code_features(self, catalogue: Catalogue, features: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
         """What codes can be made of, name → (N, d) with NaN rows where nothing is known: text before it is whitened.
@@ -264,7 +269,9 @@ class BehaviourEncoder(nn.Module):
                 found[name] = torch.where(known[:, None], value, torch.nan)
         return found
 
-    def _codes_of(self, catalogue: Catalogue, features: Mapping[str, Tensor], rows: Tensor, taken: Tensor | None) -> Tensor:
+    def _codes_of(
+        self, catalogue: Catalogue, features: Mapping[str, Tensor], rows: Tensor, taken: Tensor | None, *, apart: bool
+    ) -> Tensor:
         """(N, levels) codes of a catalogue: those that its items have, and new ones for new items."""
         assert self.codes is not None
         own = torch.tensor([self._coded.get(item, -1) for item in catalogue.item_ids], dtype=torch.long)
@@ -275,7 +282,8 @@ class BehaviourEncoder(nn.Module):
             chosen = Catalogue(catalogue.frame[new.numpy()])
             part = {name: value[some] for name, value in features.items()}
             vectors = self.codes.project(self.code_features(chosen, part, rows[some]))
-            codes[some] = self.codes.of(vectors, taken).to(rows.device)
+            made = [self.codes.of(own, taken) for own in (vectors.split(1) if apart else [vectors])]
+            codes[some] = torch.cat(made).to(rows.device)
         return codes
 
     def index(self, table: ItemTable) -> ItemIndex:

@@ -16,12 +16,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from genre.data.code_trie import CodeTrie
 from genre.data.sequences.batches import Batch, LabelledReads
 from genre.data.sequences.transfer import upload
 from genre.errors import DivergedError
 from genre.modules.base.base import Base
 from genre.modules.embedding import SoftTokens, embed
-from genre.modules.heads.heads import CatalogueHead, Head
+from genre.modules.generation import code_losses
+from genre.modules.heads.heads import CatalogueHead, GenerateHead, Head
 from genre.modules.lora.layer import LoraLinear, attach, detach, find_linears
 from genre.modules.losses import LOSSES, LoggedRewards, Negatives, sampled_cross_entropy, sampled_log_loss
 from genre.modules.reading import read, view_of
@@ -42,6 +44,7 @@ class Recommender(nn.Module):
         logged: For each task that learns a policy from propensities, what came of the events.
         relative: For each task whose loss is relative to a reference, what it draws.
         reference: The reference of these tasks; None before `keep_reference`.
+        trie: The items that generate heads learn to tell apart, by their codes; None without such a head.
         cold: (N,) bool, items without training events, which are not negatives of next-item tasks; None if all items are.
         name_events: Names events of the data in a message.
         checkpoint_activations: In training, keep only the inputs of the base's layers and run these again in the backward pass.
@@ -60,6 +63,7 @@ class Recommender(nn.Module):
         negatives: Mapping[str, Negatives] | None = None,
         logged: Mapping[str, LoggedRewards] | None = None,
         relative: Mapping[str, Preferences | Groups] | None = None,
+        trie: CodeTrie | None = None,
         cold: Tensor | None = None,
         name_events: Callable[[list[int]], str] = lambda events: f"the events {events[:3]}",
         checkpoint_activations: bool = False,
@@ -74,6 +78,7 @@ class Recommender(nn.Module):
         self.logged = dict(logged or {})
         self.relative = dict(relative or {})
         self.reference: Reference | None = None
+        self.trie = trie
         self.cold = cold
         self.name_events = name_events
         self.checkpoint_activations = checkpoint_activations
@@ -265,6 +270,10 @@ class Recommender(nn.Module):
     ) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
         """A task's loss and its arguments, each with a row per target."""
         reads = batch.reads[name]
+        head = self.head(name)
+        if isinstance(head, GenerateHead):
+            assert self.soft is not None and self.trie is not None
+            return torch.mean, (code_losses(head, hidden, reads, self.soft, self.trie),)
         if name not in self.negatives:
             output = self.output(name, hidden, batch, tables=tables)
             if name in self.relative:
@@ -278,7 +287,6 @@ class Recommender(nn.Module):
             kept = self.tasks[name].keep_negatives
             loss = LOSSES[self.tasks[name].loss] if kept is None else partial(sampled_log_loss, kept=kept)
             return loss, (output, reads.labels)
-        head = self.heads[name]
         assert isinstance(head, CatalogueHead) and self.soft is not None
         drawn, log_count = self.negatives[name].draw()
         view, (others,) = view_of(head, batch, reads, self.soft, drawn)

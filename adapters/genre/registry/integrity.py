@@ -32,8 +32,8 @@ HEADS = "heads.safetensors"
 ENCODER = "encoder.safetensors"
 CARD = "README.md"
 NEIGHBOURS = ".neighbours.items"
-_INTEGERS = {NEIGHBOURS: "I32", ".terms.keys": "I64"}
-"""Tensors of heads that hold rows and hashes; all others are weights."""
+_INTEGERS = {HEADS: {NEIGHBOURS: "I32", ".terms.keys": "I64"}, ENCODER: {"codes.codes": "I64"}}
+"""Tensors that hold rows, hashes and codes of items; all others are weights."""
 
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}\.(safetensors|json|jsonl|yaml|md|txt)", re.ASCII)
 
@@ -224,7 +224,7 @@ def _check_safetensors(path: Path) -> None:
         return  # read once, with its config, by _check_adapter
     header = read_header(path)
     for tensor in header.values():
-        wanted = next((dtype for end, dtype in _INTEGERS.items() if path.name == HEADS and tensor.name.endswith(end)), None)
+        wanted = next((dtype for end, dtype in _INTEGERS.get(path.name, {}).items() if tensor.name.endswith(end)), None)
         if tensor.dtype not in (FLOATS if wanted is None else (wanted,)):
             expected = ", ".join(FLOATS) if wanted is None else wanted
             raise IntegrityError(f"{path.name} has a wrong dtype for tensor {tensor.name!r}", got=tensor.dtype, expected=expected)

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from genre.data.code_trie import CodeTrie
 from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions, need_log
 from genre.data.schema import FEEDBACK
+from genre.data.sequences.code_branches import CodeBranches
 from genre.data.sequences.layout import FeedbackVocabulary, Layout
 from genre.data.sequences.rows import RowBuilder
 from genre.data.sequences.text_rows import Builder, TextLayout, TextRows
@@ -132,7 +134,7 @@ def training_split(recipe: Recipe, data: Dataset) -> tuple[Split, np.ndarray]:
 
 def needs_encoder(recipe: Recipe) -> bool:
     """Return whether soft tokens or catalogue vectors are used at all."""
-    used = recipe.sequence.item != "text" or any(task.head == "catalogue" for task in recipe.tasks)
+    used = recipe.sequence.item != "text" or any(task.kind == "next_item" for task in recipe.tasks)
     return recipe.reads == "log" and recipe.encoder.use != "none" and used
 
 
@@ -204,6 +206,7 @@ def assemble(
     fuse = soft is not None and recipe.encoder.fuse
     heads = make_heads(recipe, base, builder, train_mask, fuse=fuse, classes=agreed.classes, blank=agreed.blank)
     model = _make_model(recipe, log, base, heads, soft, train_mask)
+    builder.branches = None if model.trie is None else CodeBranches(model.trie)
     if privacy is not None:
         start_from_values(model, builder)
     elif soft is not None and not agreed.blank:
@@ -239,6 +242,7 @@ def assemble_from(start: Start, recipe: Recipe, log: Interactions, base: Base, t
     for head in start.heads.values():
         head.requires_grad_(True).dropout.p = recipe.train.dropout
     model = _make_model(recipe, log, base, start.heads, soft, train_mask)
+    builder.branches = None if model.trie is None else CodeBranches(model.trie)
     model.put(start.layers)
     model.keep_reference()
     targets = None if target_mask is None else target_mask & train_mask
@@ -336,11 +340,28 @@ def _make_model(
         negatives={name: Negatives(counts, recipe.train.sampled.negatives, cold) for name in ranked},
         logged={task.name: logged_rewards(task, log, train_mask) for task in recipe.tasks if task.logged is not None},
         relative=relative_losses({task.name: task for task in recipe.tasks}, log, train_mask, cold),
+        trie=_trie(soft, cold) if recipe.generates else None,
         cold=torch.from_numpy(cold).to(base.device) if cold is not None and cold.any() else None,
         name_events=log.name_rows,
         checkpoint_activations=recipe.train.checkpoint_activations,
         blind=recipe.adapter.kind == "no_base",
     )
+
+
+def _trie(soft: SoftTokens | None, cold: np.ndarray | None) -> CodeTrie:
+    """The items that training tells apart by their codes: all but cold ones, which are no negatives of anything.
+
+    Raises:
+        ManifestError: The encoder has no codes.
+    """
+    if soft is None or soft.codes is None:
+        todo = "fit one with encoder.codes (encoder.use: fit)"
+        raise ManifestError("head 'generate' needs codes of items", got="an encoder without codes", expected="codes", todo=todo)
+    trie = soft.trie
+    if cold is None or not cold.any():
+        return trie
+    warm = ~cold[trie.items]
+    return CodeTrie(trie.rows[warm], trie.sizes, trie.items[warm])
 
 
 def feedback_column(recipe: Recipe, log: Interactions) -> str | None:

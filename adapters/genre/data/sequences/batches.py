@@ -35,6 +35,8 @@ class Reads:
         time_index: (n,) int64, how many of them come before it in time.
         items: (n,) int64 item code of the target, -1 for the whole catalogue.
         spans: (n,) int64, tokens up to `token_index` whose mean is read; None for that token alone.
+        code_starts: (n,) int64, the first token of the branch with the target's codes; None where rows have none.
+        code_lengths: (n,) int64, the tokens of that branch.
         host: The same on the CPU, of reads on another device.
     """
 
@@ -44,6 +46,8 @@ class Reads:
     time_index: Tensor
     items: Tensor
     spans: Tensor | None
+    code_starts: Tensor | None = dataclasses.field(default=None, kw_only=True)
+    code_lengths: Tensor | None = dataclasses.field(default=None, kw_only=True)
     host: Self | None = dataclasses.field(default=None, repr=False, kw_only=True)
 
     @property
@@ -94,6 +98,7 @@ class Batch:
     Attributes:
         tokens: (B, T) int64.
         items, feedback: (B, T) int64 codes, -1 where there is none.
+        code_tokens: (B, T) int64 tokens of items' codes, -1 where there is none; None in a batch without them.
         positions: (B, T) int64, or None where every row simply counts up.
         mask: (B, 1, T, T) bool, or None for plain causal attention and for attention by blocks.
         history_items: (B, E) int64 item codes of the events, -1 where a row has fewer.
@@ -117,6 +122,7 @@ class Batch:
     used: int
     reads: dict[str, LabelledReads]
     read_tokens: Tensor | None = None
+    code_tokens: Tensor | None = None
     host: "Batch | None" = dataclasses.field(default=None, repr=False)
 
     @property
@@ -173,14 +179,30 @@ def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray
         used=int(lengths.sum()),
         reads=reads,
         read_tokens=_read_tokens(list(reads.values()), tokens.shape),
+        code_tokens=_code_tokens(rows),
     )
+
+
+def _code_tokens(rows: Rows[Sequence]) -> Tensor | None:
+    if all(row.code_tokens is None for row in rows):
+        return None
+    return padded([np.full(len(row), -1) if row.code_tokens is None else row.code_tokens for row in rows], -1)
 
 
 def _read_tokens(reads: Rows[Reads], shape: torch.Size) -> Tensor | None:
     if not reads or any(each.spans is not None for each in reads):
         return None
-    tokens = torch.unique(torch.cat([each.rows * shape[1] + each.token_index for each in reads]))
+    tokens = torch.unique(torch.cat([found for each in reads for found in _tokens_of(each, shape[1])]))
     return tokens if 0 < len(tokens) <= MAX_READ_SHARE * shape.numel() else None
+
+
+def _tokens_of(reads: Reads, width: int) -> Iterator[Tensor]:
+    """The tokens of the flattened batch that some reads look at."""
+    yield reads.rows * width + reads.token_index
+    if reads.code_starts is not None and reads.code_lengths is not None:
+        for step in range(int(reads.code_lengths.max()) if len(reads.rows) else 0):
+            there = reads.code_lengths > step
+            yield (reads.rows * width + reads.code_starts + step)[there]
 
 
 def padded(values: Rows[np.ndarray], filling: int) -> Tensor:
@@ -219,15 +241,27 @@ def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> LabelledRead
         items = np.concatenate([row.item_codes[own], row.candidates[asked]])
         spans = np.ones(len(indices)) if row.spans is None else np.concatenate([row.spans[own], np.ones(len(ends))])
         events = np.concatenate([row.events[own], row.candidate_events[asked]])
-        columns = [np.full(len(indices), number), indices, lengths, times, items, spans, events]
+        codes = _code_branches(row, own, len(ends))
+        columns = [np.full(len(indices), number), indices, lengths, times, items, spans, *codes, events]
         parts.append(np.stack(columns).astype(np.int64))
     found = np.concatenate(parts, axis=1)
     label = labels[found[-1]]
     floats = label.dtype.kind == "f"
     labelled = ~np.isnan(label) if floats else label >= 0
-    owner, index, history, time, item, span, event = (torch.from_numpy(column[labelled]) for column in found)
+    owner, index, history, time, item, span, start, length, event = (torch.from_numpy(column[labelled]) for column in found)
     truth = torch.from_numpy(label[labelled].astype(np.float32 if floats else np.int64))
-    return LabelledReads(owner, index, history, time, item, span if spanned else None, truth, event)
+    coded: dict[str, Any] = {"code_starts": start, "code_lengths": length}
+    if slot == "item" or all(row.code_starts is None for row in rows):
+        coded = {}
+    return LabelledReads(owner, index, history, time, item, span if spanned else None, truth, event, **coded)
+
+
+def _code_branches(row: Sequence, own: np.ndarray, more: int) -> tuple[np.ndarray, np.ndarray]:
+    """First token and tokens of the branches with codes: of some events of a row, and of so many candidates, which have none."""
+    if row.code_starts is None or row.code_lengths is None:
+        return np.zeros(own.sum() + more), np.zeros(own.sum() + more)
+    none = np.zeros(more)
+    return np.concatenate([row.code_starts[own], none]), np.concatenate([row.code_lengths[own], none])
 
 
 def plan_batches(lengths: np.ndarray, budget: int, order: np.ndarray | None = None, *, pool: int = 2048) -> Iterator[np.ndarray]:

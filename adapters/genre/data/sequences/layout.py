@@ -64,6 +64,10 @@ class Sequence:
         candidate_times: (C,) int32, events that come before it in time; fewer than all in transductive scoring only.
         cut: Item texts that were longer than the limit.
         spans: (E,) int32, tokens up to `item_reads` that a feedback task reads the mean of; None for that token alone.
+        code_tokens: (T,) int32, the token of an item's code (`genre.data.sequences.code_branches`), else -1; None in a row that
+            has none of them.
+        code_starts: (E,) int32, the first token of the branch with each event's codes, which a task that generates items reads.
+        code_lengths: (E,) int32, the tokens of that branch.
     """
 
     tokens: np.ndarray
@@ -86,6 +90,9 @@ class Sequence:
     candidate_times: np.ndarray = _none()
     cut: int = 0
     spans: np.ndarray | None = None
+    code_tokens: np.ndarray | None = None
+    code_starts: np.ndarray | None = None
+    code_lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -109,6 +116,8 @@ class Sequence:
             feedback=self.feedback[left],
             positions=self.positions[left],
             masked_spans=np.maximum(self.masked_spans[left] - tokens, 0),
+            code_tokens=None if self.code_tokens is None else self.code_tokens[left],
+            code_starts=None if self.code_starts is None else self.code_starts - tokens,
             **{name: getattr(self, name) - tokens for name in moved},
         )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from genre.data.interactions import Interactions
+from genre.data.sequences.code_branches import CodeBranches
 from genre.data.sequences.layout import Layout, Sequence
 from genre.data.sequences.windows import Window, chosen_windows, evaluation_windows, training_windows
 from genre.data.splits import Split
@@ -23,11 +24,13 @@ class RowBuilder:
         data: The log.
         layout: How events become tokens.
         cut: Item texts that were cut so far.
+        branches: What adds the targets' codes to training rows; None where no task generates items.
     """
 
     data: Interactions
     layout: Layout
     cut: int = 0
+    branches: CodeBranches | None = None
     _prefixes: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -89,7 +92,8 @@ class RowBuilder:
             windows, skipped = training_windows(self.data, train, shift=shift, **limits)
         else:
             windows, skipped = chosen_windows(self.data, train, target, **limits)
-        return [self.row(window) for window in windows], skipped
+        rows = [self.row(window) for window in windows]
+        return rows if self.branches is None else [self.branches.extend(row) for row in rows], skipped
 
     def evaluation_rows(self, split: Split, part: int, *, max_events: int) -> list[Sequence]:
         """Return rows in which every event of a part is a target once."""

@@ -77,6 +77,7 @@ class ItemCodes(nn.Module):
         codes: (M, levels) int64, in the order of the encoder's catalogue.
         vectors: A trainable row for each code of each level, in the base's embedding space.
         scale: The root mean square of a code token's vector.
+        gain: Of the logits of codes.
     """
 
     codes: Tensor
@@ -88,6 +89,7 @@ class ItemCodes(nn.Module):
         self.vectors = nn.Embedding(sum(spec.sizes), width)
         nn.init.normal_(self.vectors.weight)
         self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.gain = nn.Parameter(torch.tensor(1.0))
         for name, own, used in spec.features:
             self.register_buffer(f"project_{name}", torch.zeros(own, used))
         widths = (spec.width, *spec.hidden)
@@ -120,6 +122,14 @@ class ItemCodes(nn.Module):
         """(…, D) float32 vectors of some rows of the table of all levels, (sum(sizes), D) of all if None."""
         value = self.vectors.weight if tokens is None else self.vectors(tokens)
         return self.scale * value * torch.rsqrt(value.square().mean(-1, keepdim=True) + 1e-6)
+
+    def output_vectors(self, level: int) -> Tensor:
+        """(size, D) float32 rows that a state's products with are the logits of a level's codes, w_c · gain / √D.
+
+        They are the same rows as those of `token_vectors`, before these are brought to one length.
+        """
+        own = self.vectors.weight[self.offsets[level] : self.offsets[level] + self.sizes[level]]
+        return own * (self.gain / own.shape[1] ** 0.5)
 
     def centroids(self, level: int) -> Tensor:
         """(size, d) float32 centroids of a level other than the last."""

@@ -1,6 +1,7 @@
 """Heads: from a hidden state to a score, one small module per task.
 
-Owns: verbalizer, binary, scalar, categorical and catalogue heads, built from their descriptions. Ignores: where labels come from.
+Owns: verbalizer, binary, scalar, categorical, catalogue and generate heads, built from their descriptions. Ignores: where labels
+come from.
 
 Every head maps (n, D) hidden states to logits or values in float32, and `score` maps those to what a user reads: a
 probability, a value, or one score per candidate. Heads over soft tokens also see the user's events before each target
@@ -28,11 +29,13 @@ class Head(nn.Module):
         spec: Its description.
         per_item: Whether the output has one column per catalogue item instead of one score per read.
         sees_items: Whether it looks at item vectors, through a `View`.
+        generates: Whether it reads codes of items, a level at a time (`genre.modules.generation`).
         terms: The TF-IDF n-grams of a head over texts, which `count` adds.
     """
 
     per_item = False
     sees_items = False
+    generates = False
 
     def __init__(self, spec: HeadSpec, *, dropout: float = 0.0, ngrams: TfidfNgrams | None = None) -> None:
         super().__init__()
@@ -326,6 +329,20 @@ class VerbalizerHead(Head):
         return torch.softmax(output, -1) if self.spec.loss == "cross_entropy" else output
 
 
+class GenerateHead(Head):
+    """Reads the logits of items' codes off the states, as a language model's head reads those of words: z_c = h · o_c.
+
+    o_c are rows of the behaviour encoder (`ItemCodes.output_vectors`), shared by all adapters. The head itself holds no weight,
+    so that codes are never one adapter's own, and any LoRA server can generate them.
+    """
+
+    generates = True
+
+    def forward(self, hidden: Tensor, vectors: Tensor) -> Tensor:
+        """(n, D) states against the (size, D) output vectors of a level's codes → (n, size) float32."""
+        return (self.dropout(hidden) @ vectors.to(hidden.dtype).t()).float()
+
+
 def make_head(spec: HeadSpec, base: Any, *, ngrams: TfidfNgrams | None = None, dropout: float = 0.0, **start: float) -> Head:
     """Build a head from its description.
 
@@ -344,4 +361,6 @@ def make_head(spec: HeadSpec, base: Any, *, ngrams: TfidfNgrams | None = None, d
         return ScalarHead(spec, dropout=dropout, ngrams=ngrams, **start)
     if spec.kind == "categorical":
         return CategoricalHead(spec, dropout=dropout, ngrams=ngrams)
+    if spec.kind == "generate":
+        return GenerateHead(spec, dropout=dropout)
     return CatalogueHead(spec, dropout=dropout)

@@ -39,7 +39,7 @@ class HeadSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["verbalizer", "binary", "scalar", "categorical", "catalogue"]
+    kind: Literal["verbalizer", "binary", "scalar", "categorical", "catalogue", "generate"]
     width: Count
     loss: str = "log_loss"
     words: tuple[str, ...] = ()

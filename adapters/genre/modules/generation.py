@@ -1,0 +1,66 @@
+"""Items as codes, one after the other: the loss of a pass with every target's codes, and the logits of what a search asks for.
+
+Owns: which states a generate head reads, and against which codes. Ignores: how states came about, beams, requests.
+
+The loss of a target is the negative log-probability of its item, the sum over levels of
+
+    -log p(c_l | history, c_1 … c_{l-1}),   p(c | …) = exp(z_c) / Σ_{c' that go on in the trie} exp(z_c')
+
+so training, exact scoring and beam search share one distribution over items (`genre.modules.beams`), and nothing is learnt of
+codes that no item has. A level at which an item's prefix leaves one code only adds nothing.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genre.data.code_trie import CodeTrie
+from genre.data.sequences.batches import LabelledReads
+from genre.data.sequences.transfer import upload
+from genre.modules.embedding import SoftVectors
+from genre.modules.heads.heads import GenerateHead
+
+
+def code_losses(head: GenerateHead, hidden: Tensor, reads: LabelledReads, soft: SoftVectors, trie: CodeTrie) -> Tensor:
+    """(n,) float32 negative log-probability of each target's item.
+
+    Args:
+        head: The head.
+        hidden: (B, T, D) states of rows with a branch of codes for each target.
+        reads: The n targets.
+        soft: Has the codes' vectors.
+        trie: The items that are told apart; every target is one of them.
+    """
+    there = reads.on_host
+    items = there.labels.numpy()
+    losses = hidden.new_zeros(len(items), dtype=torch.float32)
+    for depth in range(trie.depth):
+        nodes = trie.node_of(depth, items)
+        chosen = np.flatnonzero(trie.fan(depth, nodes) > 1)
+        if not len(chosen):
+            continue
+        some = upload(torch.from_numpy(chosen), hidden.device)
+        logits = level_logits(head, _states(hidden, reads, some, depth), soft, depth)
+        parent, _, codes = trie.children(depth, nodes[chosen])
+        legal = torch.zeros(logits.shape, dtype=torch.bool)
+        legal[torch.from_numpy(parent), torch.from_numpy(codes)] = True
+        wanted = torch.from_numpy(trie.rows[trie.position[items[chosen]], depth].astype(np.int64))
+        logits = logits.masked_fill(~upload(legal, logits.device), -torch.inf)
+        losses = losses.index_add(0, some, F.cross_entropy(logits, upload(wanted, logits.device), reduction="none"))
+    return losses
+
+
+def _states(hidden: Tensor, reads: LabelledReads, some: Tensor, depth: int) -> Tensor:
+    """The states by which some targets' codes at a depth are told: the token before the target, then those of its codes."""
+    if depth == 0:
+        return hidden[reads.rows[some], reads.token_index[some]]
+    assert reads.code_starts is not None, "rows without branches of codes cannot be learnt from"
+    return hidden[reads.rows[some], reads.code_starts[some] + depth - 1]
+
+
+def level_logits(head: GenerateHead, states: Tensor, soft: SoftVectors, level: int) -> Tensor:
+    """(n, size) float32 logits of a level's codes after (n, D) states."""
+    assert soft.codes is not None, "a generate head needs codes"
+    found: Tensor = head(states, soft.codes.output_vectors(level))
+    return found
