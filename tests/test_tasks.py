@@ -191,7 +191,7 @@ def test_classes_that_cannot_be():
     with pytest.raises(DataError, match="needs the label column 'gone'"):
         text_task(label="gone", loss="cross_entropy").with_classes(REVIEWS).labels(REVIEWS)
     for fields, message in (
-        ({"head": "binary"}, "kind 'text' does not go with head 'binary': next_item needs catalogue or generate, and text needs pooled"),
+        ({"head": "binary"}, "head 'binary': next_item needs catalogue or generate, and text needs pooled"),
         ({"kind": "feedback", "head": "pooled"}, "kind 'feedback' does not go with head 'pooled'"),
         ({"label": None}, "a text task needs a label"),
         ({"classes": [0, 1]}, "classes are for loss cross_entropy"),

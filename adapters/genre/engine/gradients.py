@@ -43,6 +43,9 @@ def event_gradients(engine: Engine, request: Request, ref: str | None = None) ->
     with engine.planned(request, ref) as job:
         if len(job.codes) != 1:
             raise RequestError("a gradient is of one score", got=f"{len(job.codes)} candidates", expected="one")
+        if job.generation is not None:
+            todo = "ask for the method leave_one_out"
+            raise RequestError("an item that is generated has no gradient", got=f"task {job.task.name!r}", todo=todo)
         job.scores[0], effects = _pass(engine, job, job.rows[0])
         return job.respond(), effects
 

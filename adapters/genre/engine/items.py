@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from genre.data.catalogue import Catalogue
+from genre.data.code_trie import CodeTrie
 from genre.engine.filters import Condition
 from genre.engine.turn import ForwardTurn
 from genre.errors import GenreError, RequestError, first_line
 from genre.modules.base.base import TEXT_TOKENS, Base
+from genre.modules.codes.item_codes import ItemCodes
+from genre.modules.encoder import ItemTable
 from genre.modules.heads.neighbours import ItemIndex
 from genre.training.parts import SharedEncoder
 
@@ -40,6 +43,7 @@ class ItemSpace:
         vectors: (N, D) item vectors of the encoder; None without one.
         scales: (N,) what brings each of them to a mean square of one.
         index: The items as heads' item neighbours look them up; None without an encoder.
+        codes: (N, levels) the items' codes; None without an encoder that has them.
     """
 
     def __init__(
@@ -55,8 +59,15 @@ class ItemSpace:
         self.vectors: Tensor | None = None
         self.scales: Tensor | None = None
         self.index: ItemIndex | None = None
+        self.codes: Tensor | None = None
         if shared is not None:
-            self.vectors, self.index = look_up(shared, catalogue, base, forward)
+            table = table_of(shared, catalogue, base, forward)
+            with torch.no_grad():
+                self.vectors, self.index, self.codes = (
+                    shared.encoder.item_vectors(table),
+                    shared.encoder.index(table),
+                    table.codes,
+                )
             self.scales = scales_of(self.vectors)
 
     @cached_property
@@ -64,6 +75,12 @@ class ItemSpace:
         """Digest of all that its texts and vectors come from, the same in every engine on one base."""
         encoder = None if self.shared is None else self.shared.digest
         return hashlib.sha256(json.dumps([encoder, self.catalogue.digest, *self.text]).encode()).hexdigest()
+
+    @cached_property
+    def trie(self) -> CodeTrie:
+        """The items by their codes, which the encoder must have."""
+        assert self.shared is not None and self.shared.encoder.codes is not None and self.codes is not None
+        return CodeTrie(self.codes.cpu().numpy(), self.shared.encoder.codes.sizes)
 
     def met(self, condition: str) -> np.ndarray:
         """(N,) bool: the items that meet a condition; those of the last few conditions are kept.
@@ -98,6 +115,7 @@ class Inline:
         self._frames: list[pl.DataFrame] = []  # taken in, not embedded yet
         self._vectors: Tensor | None = None
         self._index = space.index
+        self._embedded: list[pl.DataFrame] = []
 
     def code(self, item: str | Mapping[str, Any]) -> int:
         """The code of an item id or of an item given by its columns.
@@ -189,6 +207,29 @@ class Inline:
         assert self._index is not None
         return self._index
 
+    @property
+    def codes(self) -> ItemCodes | None:
+        """The vectors of codes; None where the space's encoder has none."""
+        return None if self.space.shared is None else self.space.shared.encoder.codes
+
+    def trie_of(self, codes: np.ndarray) -> CodeTrie:
+        """The catalogue's items by their codes, with those of (C,) codes that are inline, which `catch_up` has embedded.
+
+        No inline item is looked at for another's codes, so that an answer does not depend on what else is asked for.
+
+        Raises:
+            DataError: An inline item finds no free code.
+        """
+        space, size = self.space, self.space.catalogue.size
+        own = np.unique(codes[codes >= size])
+        if not len(own):
+            return space.trie
+        assert space.shared is not None
+        items = Catalogue(pl.concat(self._embedded)[(own - size).tolist()])
+        table = table_of(space.shared, items, space.base, space.forward, keep=False, codes="apart", taken=space.codes)
+        assert table.codes is not None
+        return space.trie.with_items(table.codes.cpu().numpy(), own)
+
     def take_in(self) -> None:
         """Make rows of a catalogue of the items that were named since the last time.
 
@@ -229,7 +270,10 @@ class Inline:
             frames, self._frames = self._frames, []
             space = self.space
             assert space.shared is not None
-            vectors, index = look_up(space.shared, Catalogue(pl.concat(frames)), space.base, space.forward, keep=False)
+            self._embedded += frames
+            table = table_of(space.shared, Catalogue(pl.concat(frames)), space.base, space.forward, keep=False, codes="none")
+            with torch.no_grad():
+                vectors, index = space.shared.encoder.item_vectors(table), space.shared.encoder.index(table)
             self._vectors = vectors if self._vectors is None else torch.cat([self._vectors, vectors])
             self._index = self.index.with_text(index.text)
 
@@ -251,22 +295,18 @@ class Texts(Sequence[str]):
 
 
 @torch.no_grad()
-def look_up(
-    shared: SharedEncoder, catalogue: Catalogue, base: Base, forward: ForwardTurn, *, keep: bool = True
-) -> tuple[Tensor, ItemIndex]:
-    """(N, D) float32 item vectors of a catalogue, and its index.
+def table_of(shared: SharedEncoder, catalogue: Catalogue, base: Base, forward: ForwardTurn, **options: Any) -> ItemTable:
+    """The features of a catalogue, and its items' codes where the encoder has codes.
 
     Args:
         shared: The encoder.
         catalogue: N items.
         base: Embeds their texts, bare.
         forward: Held during each of its passes, in which no other batch may route rows; others have their turn in between.
-        keep: Keep the texts' vectors in the user's cache.
+        options: `keep`, `codes` and `taken` of `BehaviourEncoder.table`.
     """
-    encoder = shared.encoder.eval()
     tokens = forward.tokens_in(TEXT_PASS_S, least=LEAST_TEXT_TOKENS, most=TEXT_TOKENS)
-    table = encoder.table(catalogue, base, forward=forward, pass_tokens=tokens, keep=keep).to(base.device)
-    return encoder.item_vectors(table), encoder.index(table)
+    return shared.encoder.eval().table(catalogue, base, forward=forward, pass_tokens=tokens, **options).to(base.device)
 
 
 def scales_of(vectors: Tensor) -> Tensor:

@@ -92,9 +92,10 @@ def key_of(job: Job, row: Row, length: int | None = None) -> Key:
         length: Compare so many of its tokens; all of them if None.
     """
     end = slice(length)
-    soft = bool((row.items[end] >= 0).any() or (row.feedback[end] >= 0).any())
+    soft = bool((row.items[end] >= 0).any() or (row.feedback[end] >= 0).any() or row.code_tokens is not None)
     tokens = row.tokens[end], row.items[end], row.feedback[end], row.positions[end], row.masked_spans[end]
-    parts = (*tokens, row.item_codes, row.feedback_codes)
+    codes = () if row.code_tokens is None else (row.code_tokens[end],)
+    parts = (*tokens, row.item_codes, row.feedback_codes, *codes)
     return id(job.resident.space) if soft else 0, *(part.tobytes() for part in parts)
 
 
@@ -162,6 +163,15 @@ class Passes:
         pass_tokens = pass_tokens or self.batch_tokens
         for inline in {id(job.inline): job.inline for job in jobs}.values():
             inline.catch_up()
+        for job in jobs:
+            job.begin()
+        waiting = jobs
+        while waiting:
+            self._turn(waiting, pass_tokens)
+            waiting = [job for job in waiting if job.go_on()]
+
+    def _turn(self, jobs: Sequence[Job], pass_tokens: int) -> None:
+        """Score the rows that jobs have at the moment."""
         units = units_of(jobs)
         few = sum(len(unit.row) for unit in units) <= pass_tokens < self.batch_tokens
         with self.forward if few else nullcontext():

@@ -5,7 +5,8 @@ forward passes, heads.
 
 A request is one history and C candidates. The history is laid out once, the candidates after it as branches that see it and
 themselves. So many candidates share a row as its token budget holds; each further row repeats the history, in equal shares.
-Tasks that score the whole catalogue by a dot product need no branches.
+Tasks that score the whole catalogue by a dot product need no branches; those that generate items make them as their search goes
+(`genre.engine.generating`).
 """
 
 import math
@@ -25,12 +26,13 @@ from genre.data.sequences.layout import Layout
 from genre.data.sequences.layout import Sequence as Row
 from genre.data.sequences.transfer import upload
 from genre.engine.adapter_source import Resident
+from genre.engine.generating import Generation
 from genre.engine.items import Inline
 from genre.engine.requests import EVENT_FIELDS, NOT_FINITE, Request, Response, Scored, refused
 from genre.engine.reranking import POOL, diversify
 from genre.engine.versions import Loaded
-from genre.errors import RequestError
-from genre.tasks import Task
+from genre.errors import GenreError, RequestError
+from genre.tasks import BEAM, Task
 
 UserVectors = Callable[[Inline, Sequence[Row], Batch, torch.Tensor], Sequence[np.ndarray]]
 """Of the call's items, rows, the same as tensors and their states: a vector of each row."""
@@ -48,8 +50,11 @@ class Job:
         rows: The history with the candidates in chunks, or alone for a task that scores the catalogue.
         scores: For each row, the scores of its candidates (of all codes where the history is alone); None until they are known.
         note: Why nothing is scored; None where something is.
+        fault: Why it cannot be scored, found out after it was planned.
         begun: When the request was taken up, in seconds of the monotonic clock.
         user_vectors: Makes a vector of each row, which takes the place of its scores; None scores.
+        generation: The search of a task that generates items, whose rows change from pass to pass and whose scores are logits
+            of codes; None for other tasks.
     """
 
     number: int
@@ -61,7 +66,9 @@ class Job:
     rows: list[Row]
     scores: list[np.ndarray | None] = field(default_factory=list)
     note: str | None = None
+    fault: GenreError | None = None
     user_vectors: UserVectors | None = None
+    generation: Generation | None = None
     begun: float = field(default_factory=monotonic)
 
     @property
@@ -69,14 +76,49 @@ class Job:
         """The task's head."""
         return self.resident.loaded.heads[self.task.name]
 
+    def begin(self) -> None:
+        """Get ready for the first pass, once the call's items are embedded (changes the rows of a search)."""
+        if self.generation is not None and self.rows:
+            try:
+                self._take(self.generation.begin())
+            except GenreError as error:
+                self.fault, self.rows = error, []
+
+    def go_on(self) -> bool:
+        """Go on once every row is scored: True if there are further rows to score (changes the rows of a search)."""
+        if self.generation is None or not self.rows:
+            return False
+        self._take(self.generation.advance([own for own in self.scores if own is not None]))
+        return bool(self.rows)
+
+    def _take(self, rows: list[Row]) -> None:
+        self.rows = rows
+        self.scores = [None] * len(rows)
+
     def respond(self) -> Response:
         """The response, once every row is scored; equal scores stay in the order of the codes."""
+        if self.fault is not None:
+            return refused(self.request, self.fault)
+        if self.generation is not None:
+            return self._generated(self.generation)
         scores = np.concatenate([np.empty(0, dtype=np.float32), *(part for part in self.scores if part is not None)])
         if not np.isfinite(scores).all():
             return refused(self.request, NOT_FINITE)
         order = np.arange(len(scores)) if self.request.k is None else self._choose(scores, self.request.k)
         shares = _shares(scores, order).tolist() if self.task.kind == "next_item" else [None] * len(order)
         results = tuple(map(Scored, map(self.inline.item_id, self.codes[order].tolist()), scores[order].tolist(), shares))
+        return Response(self.request.id, self.request.adapter, self.resident.digest, results, note=self.note)
+
+    def _generated(self, generation: Generation) -> Response:
+        """The response to what was searched for: of `k` items those that were found, of given items all."""
+        if not generation.search.finite:
+            return refused(self.request, NOT_FINITE)
+        scores, shares = generation.results()
+        order = np.arange(len(scores))
+        if self.request.k is not None:
+            order = self._choose(scores, min(self.request.k, int(np.isfinite(scores).sum())))
+        codes, found = self.codes[order].tolist(), scores[order].tolist()
+        results = tuple(map(Scored, map(self.inline.item_id, codes), found, shares[order].tolist()))
         return Response(self.request.id, self.request.adapter, self.resident.digest, results, note=self.note)
 
     def _choose(self, scores: np.ndarray, k: int) -> np.ndarray:
@@ -113,17 +155,30 @@ def plan(number: int, request: Request, resident: Resident, inline: Inline, data
         if request.diversity and inline.space.vectors is None:
             got = f"{request.adapter}, which reads items as text"
             raise RequestError("diversity needs item vectors", got=got, expected="an adapter with an encoder")
+        if request.beam is not None and task.head != "generate":
+            got = f"beam {request.beam} for task {task.name!r} with head {task.head}"
+            raise RequestError("beam is for tasks that generate items", got=got, expected="no beam: every item is scored")
         codes, note = _candidates(request, inline, history_items, task)
         layout = loaded.layout
         kept = layout.latest(len(history))
         rows = _rows(task, inline, layout, history[kept], history_items[kept], user, codes, row_tokens)
         inline.take_in()
-        return Job(number, request, resident, task, inline, codes, rows, [None] * len(rows), note, begun=begun)
+        job = Job(number, request, resident, task, inline, codes, rows, [None] * len(rows), note, begun=begun)
+        if job.head.generates and rows:
+            job.generation = Generation(inline, codes, rows[0], _width(request, task), row_tokens)
+        return job
     except BaseException as error:
         inline.forget(known)
         if isinstance(error, TypeError | ValueError | OverflowError | RecursionError):  # odd values that no check foresaw
             raise RequestError("the request cannot be used", got=f"{type(error).__name__}: {error}"[:160]) from error
         raise
+
+
+def _width(request: Request, task: Task) -> int | None:
+    """The width of a request's search; None to score every item that is given."""
+    if request.candidates is not None:
+        return None
+    return max(request.beam or task.beam or BEAM, request.k or 0)
 
 
 def task_of(loaded: Loaded, request: Request) -> Task:

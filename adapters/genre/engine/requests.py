@@ -35,6 +35,7 @@ from genre import display
 from genre.engine.filters import Condition
 from genre.engine.reranking import POOL
 from genre.errors import RequestError
+from genre.tasks import MAX_BEAM
 from genre.validation import refusal
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ NOT_FINITE = "the version gave a score that is not a number"
 SHOWN = 3
 """Results in the short form of a response."""
 
-_NOT_OF_TEXTS = ("history", "candidates", "user_id", "user", "allow", "deny", "where", "diversity")
+_NOT_OF_TEXTS = ("history", "candidates", "user_id", "user", "allow", "deny", "where", "diversity", "beam")
 _CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 _Text = Annotated[str, Strict()]
@@ -181,6 +182,8 @@ class Request(_Question):
     """Conditions on item columns, such as in_stock == true; all must be met."""
     diversity: Annotated[_Number, Field(ge=0, le=1)] | None = None
     """The λ of maximal marginal relevance: 0 is off, near 1 the k items differ most. Needs k and item vectors."""
+    beam: Annotated[_Whole, Field(ge=1, le=MAX_BEAM)] | None = None
+    """Of a task that generates items: prefixes that its search keeps at each level, k or more; candidates are all scored."""
     texts: Texts | None = None
     """For an adapter that reads labelled texts, instead of a history: each by its columns, and a text_id."""
     id: Id | None = None
@@ -224,7 +227,7 @@ class Scored:
     """One item and its score.
 
     Attributes:
-        score: A probability, a value, or a logit over the catalogue.
+        score: A probability, a value, a logit over the catalogue, or the log-probability of an item that is generated.
         probability: Of next-item tasks: the softmax of the logits over all items that the request could be answered with, so
             that it depends on what is left out. None for other tasks.
     """

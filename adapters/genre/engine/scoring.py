@@ -20,7 +20,8 @@ from genre.data.sequences.transfer import Readback, upload
 from genre.engine.items import Inline, scales_of
 from genre.engine.planning import Job
 from genre.engine.texts import TextJob
-from genre.modules.heads.heads import CatalogueHead, Head
+from genre.modules.generation import level_logits
+from genre.modules.heads.heads import CatalogueHead, GenerateHead, Head
 from genre.modules.reading import neighbour_scores, read, view_of
 
 MAX_LOGITS = 2**24
@@ -49,6 +50,8 @@ class Reader:
 def read_positions(job: Job, number: int) -> np.ndarray | None:
     """The token positions that a job's row is read at; None where means of spans are read."""
     row = job.rows[number]
+    if isinstance(job.head, GenerateHead):
+        return _ends(row)
     if isinstance(job.head, CatalogueHead):
         return np.array([row.prefix_length - 1])
     return _positions(row)[0] if row.spans is None else None
@@ -62,13 +65,15 @@ def score_readers(readers: Sequence[Reader], batch: Batch, hidden: Tensor) -> No
         batch: B rows.
         hidden: (B, T, D) their states.
     """
-    by_head: dict[tuple[int, str, int], list[Reader]] = {}
+    by_head: dict[tuple[int | str, ...], list[Reader]] = {}
     for reader in readers:
-        job = reader.job
-        by_head.setdefault((id(job.resident), job.task.name, id(job.user_vectors)), []).append(reader)
+        by_head.setdefault(_reading_of(reader.job), []).append(reader)
     found: list[tuple[list[Reader], Sequence[Tensor | np.ndarray]]] = []
     for own in by_head.values():
         rows, job, index = [reader.row for reader in own], own[0].job, [reader.index for reader in own]
+        if isinstance(job.head, GenerateHead):
+            found.append((own, code_logits(job, rows, index, hidden)))
+            continue
         part, states = batch, hidden
         if index != list(range(len(hidden))):
             at = torch.tensor(index)
@@ -92,6 +97,36 @@ def score_readers(readers: Sequence[Reader], batch: Batch, hidden: Tensor) -> No
     readers = [reader for own, _ in found for reader in own]
     for reader, values in zip(readers, on_host([values for _, scores in found for values in scores]), strict=True):
         reader.job.scores[reader.number] = values
+
+
+def _reading_of(job: Job) -> tuple[int | str, ...]:
+    """What has to be equal of jobs that are read together; codes are every adapter's that has their encoder."""
+    if isinstance(job.head, GenerateHead):
+        assert job.generation is not None
+        return id(job.resident.space.shared), "codes", job.generation.search.depth
+    return id(job.resident), job.task.name, id(job.user_vectors)
+
+
+def code_logits(job: Job, rows: Sequence[Row], index: Sequence[int], hidden: Tensor) -> Sequence[Tensor]:
+    """The logits of what follows each prefix of some rows, or their history: (n, size) float32 of each row.
+
+    Args:
+        job: One of the jobs.
+        rows: Rows of it and of others at the same level.
+        index: Their rows of the batch.
+        hidden: (B, T, D) states.
+    """
+    assert job.generation is not None and job.inline.soft is not None
+    ends, width = [_ends(row) for row in rows], hidden.shape[1]
+    flat = np.concatenate([at * width + own for at, own in zip(index, ends, strict=True)])
+    states = hidden.flatten(0, 1)[upload(torch.from_numpy(flat.astype(np.int64)), hidden.device)]
+    logits = level_logits(job.head, states, job.inline.soft, job.generation.search.depth)
+    return logits.split([len(own) for own in ends])
+
+
+def _ends(row: Row) -> np.ndarray:
+    """The last token of each prefix of codes, or of the history where a row has none."""
+    return row.candidate_reads if len(row.candidates) else np.array([row.prefix_length - 1])
 
 
 def on_host(values: Sequence[Tensor | np.ndarray]) -> list[np.ndarray]:

@@ -177,6 +177,7 @@ def _read_version(
     tasks = {str(row["name"]): _read_task(row, name) for row in manifest.tasks}
     heads = read_heads(folder, tasks, base)
     _check_neighbours(heads, shared)
+    _check_codes(heads, shared)
     return Loaded(version.name, version.version, version.digest, manifest, low, tasks, heads, reading, shared, catalogue)
 
 
@@ -192,6 +193,14 @@ def _check_neighbours(heads: Mapping[str, Head], shared: SharedEncoder | None) -
         if rows and not 0 <= int(neighbours.items.min()) <= int(neighbours.items.max()) < rows:
             got = f"{int(neighbours.items.min())} to {int(neighbours.items.max())}"
             raise ManifestError(f"{name}.neighbours.items", got=got, expected=f"rows from 0 to {rows - 1}")
+
+
+def _check_codes(heads: Mapping[str, Head], shared: SharedEncoder | None) -> None:
+    """Refuse a head that generates items by codes which its encoder does not have."""
+    for name, head in heads.items():
+        if head.generates and (shared is None or shared.encoder.codes is None):
+            got = "no encoder" if shared is None else "an encoder without codes"
+            raise ManifestError(f"task {name!r} generates items", got=got, expected="an encoder with codes")
 
 
 def read_low(folder: Path, base: Base) -> Low:
