@@ -128,7 +128,7 @@ class CodesConfig(_Config):
         levels: Codes of an item, but for the last one, which parts items that share all others.
         size: Codes of a level; fewer where there are fewer different items.
         method: Residual k-means, or an autoencoder with residual quantization (`rqvae`).
-        balanced: Every code of a level gets the same number of items.
+        balanced: Every code of a level but the last gets the same number of items.
         features: Features of the encoder that codes are made of; by default all but learned vectors.
         dimensions: Principal components of each feature.
         places: Most items that may share all codes but the last.
@@ -137,7 +137,7 @@ class CodesConfig(_Config):
     levels: int = Field(default=3, ge=1, le=8)
     size: int = Field(default=256, ge=2, le=4096)
     method: Literal["kmeans", "rqvae"] = "kmeans"
-    balanced: bool = False
+    balanced: bool = True
     features: tuple[Literal["text", "collaborative", "factors", "dense"], ...] = ()
     dimensions: int = Field(default=64, ge=1, le=1024)
     places: int = Field(default=256, ge=1, le=4096)

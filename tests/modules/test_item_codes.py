@@ -28,7 +28,7 @@ def features(items=120, clusters=6, seed=0, width=12):
 
 def fit(value, *, collaborative=None, **options):
     given = {"text": value} | ({} if collaborative is None else {"collaborative": collaborative})
-    return fit_codes(CodeOptions(**{"levels": 2, "size": 8, **options}), given, width=WIDTH, scale=0.25)
+    return fit_codes(CodeOptions(**{"levels": 2, "size": 8, "balanced": False, **options}), given, width=WIDTH, scale=0.25)
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -126,6 +126,22 @@ def test_more_collisions_than_places_are_refused():
 def test_items_of_which_nothing_is_known_are_refused():
     with pytest.raises(DataError, match="nothing is known of the items"):
         fit(torch.full((30, 4), torch.nan))
+
+
+def test_an_rqvae_learns_codes_that_keep_clusters_together():
+    value, behaviour = features(items=200), features(items=200, seed=1, width=5)
+    options = {"method": "rqvae", "size": 6, "steps": 60, "collaborative": behaviour}
+    codes, again, untrained = fit(value, **options), fit(value, **options), fit(value, **{**options, "steps": 0})
+    assert all(torch.equal(own, again.state_dict()[name]) for name, own in codes.state_dict().items())
+    assert codes.spec.hidden == (256, 128, 32) and not any(own.requires_grad for own in codes.layers.parameters())
+    kin = torch.arange(200)[:, None] % 6 == torch.arange(200) % 6
+    shared = {made: (made.codes[:, None, 0] == made.codes[None, :, 0]).float() for made in (codes, untrained)}
+    assert shared[codes][kin].mean() > 2 * shared[codes][~kin].mean()
+    assert not torch.equal(codes.codes, untrained.codes)
+    known = codes.of(codes.project({"text": value, "collaborative": behaviour}))
+    assert (known[:, 0] == codes.codes[:, 0]).float().mean() > 0.9
+    cold = codes.project({"text": value, "collaborative": torch.full_like(behaviour, torch.nan)})
+    assert (codes.of(cold[:40])[:, 0] == codes.codes[:40, 0]).float().mean() > 0.4
 
 
 def test_tokens_of_all_levels_stand_in_one_table():

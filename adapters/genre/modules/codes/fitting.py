@@ -18,7 +18,9 @@ from torch import Tensor
 
 from genre.errors import DataError
 from genre.modules.codes.item_codes import CodeSpec, ItemCodes
+from genre.modules.codes.layers import run
 from genre.modules.codes.quantization import SAMPLE, assign, balance, centroids
+from genre.modules.codes.rqvae import HIDDEN, STEPS, train_rqvae
 
 LEAST_PLACES = 8
 """Codes of the last level at least, so that new items find places."""
@@ -30,15 +32,21 @@ LEAST_SPREAD = 1.5
 
 @dataclass(frozen=True)
 class CodeOptions:
-    """What codes are asked for; see `genre.recipe.CodesConfig`."""
+    """What codes are asked for; see `genre.recipe.CodesConfig`.
+
+    Attributes:
+        seed: Of everything that is drawn.
+        steps: Of the training of an RQ-VAE.
+    """
 
     levels: int = 3
     size: int = 256
     method: str = "kmeans"
-    balanced: bool = False
+    balanced: bool = True
     dimensions: int = 64
     places: int = 256
     seed: int = 0
+    steps: int = STEPS
 
 
 @torch.no_grad()
@@ -59,7 +67,12 @@ def fit_codes(options: CodeOptions, features: Mapping[str, Tensor], *, width: in
         raise DataError("encoder.codes: nothing is known of the items", got="no features", expected="text or training events")
     projections = {name: principal(value, options.dimensions) for name, value in features.items()}
     vectors = torch.cat([features[name] @ projection for name, projection in projections.items()], 1)
-    latent, centres, codes = residual(vectors, options)
+    layers, given = None, None
+    if options.method == "rqvae":
+        blocks = tuple(projection.shape[1] for projection in projections.values())
+        layers, given = train_rqvae(vectors, blocks, options.levels, options.size, options.seed, options.steps)
+    latent = vectors if layers is None else run(layers, vectors.nan_to_num())
+    centres, codes = residual(latent, options, given)
     check_first_level(codes[:, 0].numpy(), options)
     place, most = places(codes.numpy())
     if most > options.places:
@@ -68,13 +81,16 @@ def fit_codes(options: CodeOptions, features: Mapping[str, Tensor], *, width: in
         raise DataError("encoder.codes: too many items collide", got=got, expected=expected, todo=todo)
     last = min(max(2 * most, LEAST_PLACES), options.places)
     shapes = tuple((name, *projection.shape) for name, projection in projections.items())
-    spec = CodeSpec(options.method, options.balanced, (*map(len, centres), last), shapes)
+    hidden = () if layers is None else HIDDEN
+    spec = CodeSpec(options.method, options.balanced, (*map(len, centres), last), shapes, hidden)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         made = ItemCodes(spec, len(codes), width, scale=scale)
     made.codes.copy_(torch.cat([codes, torch.from_numpy(place)[:, None]], 1))
     for name, projection in projections.items():
         made.get_buffer(f"project_{name}").copy_(projection)
+    if layers is not None:
+        made.layers.load_state_dict(layers.state_dict())
     for level, values in enumerate(centres):
         made.centroids(level).copy_(values)
     return made
@@ -94,11 +110,20 @@ def principal(features: Tensor, dimensions: int) -> Tensor:
     return (directions[:, kept] / (values[kept] * len(kept)).sqrt()).float()
 
 
-def residual(vectors: Tensor, options: CodeOptions) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Quantize (M, d) vectors level by level: what is left of them, the (k, d) centroids and (M, levels) int64 codes."""
+def residual(vectors: Tensor, options: CodeOptions, given: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+    """Quantize vectors level by level.
+
+    Args:
+        vectors: (M, d) float32, NaN where a dimension is not known.
+        options: What is asked for.
+        given: The (k, d) centroids of each level, where they are there already.
+
+    Returns:
+        The centroids of each level, those given moved where codes are balanced, and the (M, levels) int64 codes.
+    """
     left, centres, codes = vectors, [], []
     for level in range(options.levels):
-        found = centroids(left, options.size, options.seed + level)
+        found = centroids(left, options.size, options.seed + level) if given is None else given[level]
         if options.balanced:
             found, own = balance(left, found)
         else:
@@ -106,7 +131,7 @@ def residual(vectors: Tensor, options: CodeOptions) -> tuple[Tensor, list[Tensor
         centres.append(found)
         codes.append(own)
         left = left - found[own]
-    return left, centres, torch.stack(codes, 1)
+    return centres, torch.stack(codes, 1)
 
 
 def places(codes: np.ndarray) -> tuple[np.ndarray, int]:

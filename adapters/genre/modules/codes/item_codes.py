@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from genre.errors import DataError, ManifestError
+from genre.modules.codes.layers import layers_of, run
 from genre.modules.codes.quantization import distances
 
 BEAM = 32
@@ -93,8 +94,7 @@ class ItemCodes(nn.Module):
         for name, own, used in spec.features:
             self.register_buffer(f"project_{name}", torch.zeros(own, used))
         widths = (spec.width, *spec.hidden)
-        layers = [nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False)]
-        self.layers = nn.ModuleList(layers).requires_grad_(False)
+        self.layers = layers_of(widths).requires_grad_(False)
         for level, size in enumerate(spec.sizes[:-1]):
             self.register_buffer(f"centroids_{level}", torch.zeros(size, widths[-1]))
 
@@ -141,14 +141,7 @@ class ItemCodes(nn.Module):
 
     def latent(self, vectors: Tensor) -> Tensor:
         """(n, e) float32: projected vectors after the layers, where there are any, for which unknown dimensions are zero."""
-        if not len(self.layers):
-            return vectors
-        value = vectors.nan_to_num()
-        for number, layer in enumerate(self.layers, 1):
-            value = layer(value)
-            if number < len(self.layers):
-                value = torch.relu(value)
-        return value
+        return run(self.layers, vectors.nan_to_num()) if len(self.layers) else vectors
 
     @torch.no_grad()
     def of(self, vectors: Tensor, taken: Tensor | None = None) -> Tensor:
