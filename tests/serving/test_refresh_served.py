@@ -227,17 +227,11 @@ def test_a_log_that_nothing_was_drawn_for_says_nothing_of_another_policy(registr
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            ["--gate", "off-policy"],
-            "a served log is for a refresh that goes on from the old weights: got --gate off-policy alone",
-        ),
-        (["--served", "served.sqlite", "--from-start"], "got --without or --from-start"),
+        (["--gate", "off-policy", "--data", "shop"], "--gate has no effect here: got no --served"),
+        (["--served", "served.sqlite", "--from-start"], "--served has no effect here: got --from-start"),
         (["--served", "served.sqlite", "--gate", "value"], "no such gate: got --gate value; expected metrics or off-policy"),
-        (
-            ["--served", "served.sqlite", "--places", "2"],
-            "an option has no effect here: got --places; expected --gate off-policy",
-        ),
-        (["--settle", "5", "--data", "shop"], "got --settle; expected a refresh from --served FILE"),
+        (["--served", "served.sqlite", "--places", "2"], "--places has no effect here: got --gate metrics"),
+        (["--settle", "5", "--data", "shop"], "--settle has no effect here: got no --served"),
         (["--served", "served.sqlite", "--settle", "-1"], "--settle is out of range: got -1.0"),
         (["--served", "served.sqlite", "--gate", "off-policy", "--estimator", "ips"], "--estimator cannot be used: got ips"),
         (["--served", "nowhere"], "nowhere is no served log: got no such file"),
