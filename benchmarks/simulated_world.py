@@ -4,8 +4,8 @@
 
 Users and items have hidden vectors; a user clicks an item with probability σ(3 u·v / √3 - 1.5), and that is known here. A first
 version learns from the five items that chance showed to every user. Then, round by round, every user gets a list of five, drawn
-from the version's scores by a softmax; lists and clicks go through a served log (as `genre serve --served-log` writes it and
-`genre data import --format served` reads it) into the log, and the next version learns from all of it. The first version, frozen,
+from the version's scores by a softmax; lists and clicks go through a served log (as `genre serve --served-log` writes it) into the
+log, as `genre refresh --served` joins them, and the next version learns from all of it. The first version, frozen,
 shows lists by the same policy beside it, from the same histories. Items may be shown again.
 
 A round's value is the mean true chance of a click of what it shows. `difference` is the last round's, loop minus frozen, mean
@@ -23,7 +23,8 @@ import numpy as np
 import polars as pl
 
 import genre
-from genre.data.importers.log import import_log
+from genre.data.importers.served import gather_lists
+from genre.data.shown import join_lists
 from genre.evaluation.exploring import Exploration
 from genre.evaluation.metrics.bootstrap import user_draws
 from genre.progress import Reporter
@@ -56,13 +57,14 @@ class World:
         """Draw whether a user clicks."""
         return int(self.draw.random() < self.chance[user, item])
 
-    def first_log(self) -> pl.DataFrame:
+    def first_log(self) -> genre.Interactions:
         """What chance showed to everybody."""
         rows = []
         for user, name in enumerate(self.users):
             for step, item in enumerate(self.draw.choice(ITEMS, SHOWN_FIRST, replace=False).tolist()):
                 rows.append((name, self.items[item], 1000 + step, self.click(user, item), 1 / ITEMS, f"first-{user}-{step}"))
-        return pl.DataFrame(rows, schema=list(COLUMNS), orient="row")
+        frame = pl.DataFrame(rows, schema=list(COLUMNS), orient="row")
+        return genre.Interactions.from_frame(frame, items=self.catalogue, name="simulated")
 
 
 def recipe_of(base: Path, loss: str, seed: int) -> genre.Recipe:
@@ -83,20 +85,16 @@ def recipe_of(base: Path, loss: str, seed: int) -> genre.Recipe:
     return genre.Recipe.parse(sections)
 
 
-def learn(
-    world: World, frame: pl.DataFrame, recipe: genre.Recipe, base: genre.Base, registry: genre.Registry, folder: Path
-) -> str:
+def learn(log: genre.Interactions, recipe: genre.Recipe, base: genre.Base, registry: genre.Registry, folder: Path) -> str:
     """Train a version on all that is known, and publish it."""
-    log = genre.Interactions.from_frame(frame, items=world.catalogue, name="simulated")
     run = genre.train(recipe, log=log, base=base, registry=registry, folder=folder, reporter=Reporter.silent())
     return registry.publish(run).ref
 
 
 def lists_of(
-    ref: str, policy: Exploration, world: World, frame: pl.DataFrame, base: genre.Base, registry: genre.Registry
+    ref: str, policy: Exploration, world: World, log: genre.Interactions, base: genre.Base, registry: genre.Registry
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Draw a list for every user: (U, LIST) items, (U, LIST) propensities, the version's digest."""
-    log = genre.Interactions.from_frame(frame, items=world.catalogue, name="simulated")
     code = {name: n for n, name in enumerate(world.items)}
     with genre.Engine(base, registry, data=log) as engine:
         answers = engine.score([genre.Request(ref, user_id=user, k=ITEMS, exclude_seen=False) for user in world.users])
@@ -109,8 +107,8 @@ def lists_of(
     return items, chances, str(answers[0].digest)
 
 
-def serve(world: World, ref: str, digest: str, policy: str, items: np.ndarray, chances: np.ndarray, path: Path) -> pl.DataFrame:
-    """Show lists, take clicks, and read both back from the served log."""
+def serve(world: World, ref: str, digest: str, policy: str, items: np.ndarray, chances: np.ndarray, path: Path) -> None:
+    """Show lists and take clicks, both into the served log."""
     served = ServedLog(path)
     try:
         shown = [
@@ -127,7 +125,6 @@ def serve(world: World, ref: str, digest: str, policy: str, items: np.ndarray, c
         served.reward(clicks).result()
     finally:
         served.close()
-    return import_log(path, format="served").frame.select(COLUMNS)
 
 
 def gini(items: np.ndarray) -> float:
@@ -143,21 +140,21 @@ def loop(loss: str, seed: int, rounds: int, folder: Path) -> dict[str, Any]:
     base = genre.Base.load(str(tiny_base(folder / "base")))
     registry, recipe = genre.Registry(folder / "registry"), recipe_of(folder / "base", loss, seed)
     policy = Exploration.parse(POLICIES.get(loss, OTHERS), pool=ITEMS)
-    frame = world.first_log()
-    ref = frozen = learn(world, frame, recipe, base, registry, folder / "run-0")
+    log, path = world.first_log(), folder / "served.sqlite"
+    ref = frozen = learn(log, recipe, base, registry, folder / "run-0")
     everybody = np.arange(USERS)[:, None]
     values, begun = [], time.perf_counter()
     for number in range(1, rounds + 1):
-        items, chances, digest = lists_of(ref, policy, world, frame, base, registry)
-        still, *_ = lists_of(frozen, policy, world, frame, base, registry)
+        items, chances, digest = lists_of(ref, policy, world, log, base, registry)
+        still, *_ = lists_of(frozen, policy, world, log, base, registry)
         values.append(
             {"loop": float(world.chance[everybody, items].mean()), "frozen": float(world.chance[everybody, still].mean())}
         )
         print(f"{loss}, seed {seed}, round {number}: {values[-1]['loop']:.3f}, frozen {values[-1]['frozen']:.3f}", flush=True)
         if number < rounds:
-            more = serve(world, ref, digest, str(policy), items, chances, folder / f"served-{number}.sqlite")
-            frame = pl.concat([frame, more.with_columns(pl.col("click").cast(pl.Int64))], how="vertical_relaxed")
-            ref = learn(world, frame, recipe, base, registry, folder / f"run-{number}")
+            serve(world, ref, digest, str(policy), items, chances, path)
+            log = join_lists(log, gather_lists([path]), {"click"})
+            ref = learn(log, recipe, base, registry, folder / f"run-{number}")
     return {
         "by_user": (world.chance[everybody, items].mean(1) - world.chance[everybody, still].mean(1)),
         "rounds": values,
