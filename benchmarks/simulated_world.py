@@ -4,9 +4,9 @@
 
 Users and items have hidden vectors; a user clicks an item with probability σ(3 u·v / √3 - 1.5), and that is known here. A first
 version learns from the five items that chance showed to every user. Then, round by round, every user gets a list of five, drawn
-from the version's scores by a softmax; lists and clicks go through a served log (as `genre serve --served-log` writes it) into the
-log, as `genre refresh --served` joins them, and the next version learns from all of it. The first version, frozen,
-shows lists by the same policy beside it, from the same histories. Items may be shown again.
+from the version's scores by a softmax; lists and clicks go through a served log (as `genre serve --served-log` writes it) into
+the log, as `genre refresh --served` joins them, and the next version learns from all of it. The first version, frozen, shows
+lists by the same policy beside it, from the same histories. Items may be shown again.
 
 A round's value is the mean true chance of a click of what it shows. `difference` is the last round's, loop minus frozen, mean
 over the seeds, with a 95 % bootstrap over users; `coverage` and `gini` are of the items that the last round shows.
