@@ -3,21 +3,26 @@
 Owns: keys, the comparison of a row with what is kept, batches of rows that go on. Ignores: where states lie and who leaves
 (`genre.engine.history_store`), layers.
 
-A state is kept under the version that made it, the items as its encoder sees them, and the user; there is one of each, of the
-history that was asked last. Layers below the lowest one that a version adapts are a state of their own, for all versions that
-adapt none of them. It holds the marks of its tokens and their keys and values at each layer:
+A history is kept under the version that read it, the items as its encoder sees them, and the user; there is one of each, the one
+that was asked last. Layers below the lowest one that a version adapts are a history of their own, for all versions that adapt none
+of them. It lies in the store as pieces of `PIECE` tokens, the last one shorter, each with the marks of its tokens and their keys
+and values at each layer:
 
-    kept      instruction  e1 e2 … e98               of 198 tokens
+    kept      instruction  e1 e2 … e98               of 198 tokens, seven pieces
     asked     instruction  e1 e2 … e98 e99 | c1 c2   the first 198 tokens have the same marks: four tokens are computed
+    then      instruction  e1 e2 … e98 e99           the last piece is written anew, with two tokens more
     asked     instruction  e1 e2'… e98               the marks differ at e2: that is a history of its own, read from there on
 
-Marks are all that a token's states depend on beside the version: its id or item, feedback, position, what it does not see. So an
-event that was edited, a user's new column, another instruction or a window that has moved never finds a state that does not fit.
+Marks are all that a token's states depend on beside the version and the tokens before it: its id or item, feedback, position, what
+it does not see. So an event that was edited, a user's new column, another instruction or a window that has moved never finds states
+that do not fit. Each piece has a number of its own and that of the piece before it: one whose predecessor was written anew since
+belongs to another history. The last pieces leave the store first, as pieces without those before them are of no use.
 """
 
 import hashlib
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,7 +44,35 @@ OPENING = 4
 INLINE = -2
 
 HistoryKey = tuple[str, str, bytes]
-"""Version (empty for the bare base) or shared layers, items, user or opening."""
+"""Version (empty for the bare base) or shared layers, items, user or opening; its pieces' keys have their place beside it."""
+PIECE = 32
+"""Tokens of a piece."""
+
+
+Tensors = tuple[Tensor, ...]
+"""Of some tokens: where layers are shared (tokens, D) the input of the lowest one above them; last, their keys and values."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The pieces that the store has of a row's history, one after the other.
+
+    Attributes:
+        key: Of the history.
+        tokens: The first tokens of the row that they know.
+        pieces: Their tensors.
+        numbers: Of the pieces.
+    """
+
+    key: HistoryKey
+    tokens: int = 0
+    pieces: list[Tensors] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+
+    def part(self, index: int, tokens: int) -> list[Tensor]:
+        """The tensors at an index, as many as the first tokens take, the last one cut to them."""
+        whole = [piece[index] for piece in self.pieces[: -(-tokens // PIECE)]]
+        return [*whole[:-1], whole[-1].narrow(-2, 0, tokens - PIECE * (len(whole) - 1))]
 
 
 @dataclass(frozen=True)
@@ -48,26 +81,27 @@ class Known:
 
     Attributes:
         row: The row, all of it.
-        states: Keys and values, of `tokens` tokens or more, at the first `layers` layers.
+        chains: That of the layers which are shared, if any; then its version's own, if that has any.
         tokens: Tokens of the row that need no computing there.
         layers: The base's depth, or the layers below the version's own.
-        above: (tokens, D) the input of the version's lowest layer; None if that is the first one.
     """
 
     row: Row
-    states: KeysValues
+    chains: tuple[Chain, ...]
     tokens: int
     layers: int
-    above: Tensor | None
+
+    @property
+    def above(self) -> Tensor:
+        """(tokens, D) the input of the version's lowest layer, where those below it are shared."""
+        return torch.cat(self.chains[0].part(0, self.tokens))
 
     @property
     def prefix(self) -> Prefix:
         """The same, for attention."""
-        return Prefix(self.states, self.tokens, self.row.positions[: self.tokens], self.row.masked_spans[self.tokens :])
-
-    def longer(self, more: KeysValues) -> KeysValues:
-        """The states of the known tokens and of those after them."""
-        return tuple(torch.cat([one[:, : self.tokens], new], dim=1) for one, new in zip(self.states, more, strict=True))
+        parts = [chain.part(-1, self.tokens) for chain in self.chains]
+        states = parts[0] if len(parts) == 1 else [torch.cat(layers) for layers in zip(*parts, strict=True)]
+        return Prefix(states, self.tokens, self.row.positions[: self.tokens], self.row.masked_spans[self.tokens :])
 
 
 class Histories:
@@ -81,6 +115,7 @@ class Histories:
     def __init__(self, store: HistoryStore, depth: int) -> None:
         self.store = store
         self.depth = depth
+        self._numbers = itertools.count(1)
 
     def shared_layers(self, resident: Resident) -> int:
         """Layers whose states are kept for all versions that do not adapt them; 0 if all are kept as the version's own."""
@@ -96,42 +131,84 @@ class Histories:
         """
         marks, least = marks_of(row, job.inline), LEAST_SHARE * row.prefix_length
         shared, layers = self.shared_layers(job.resident), self.depth
-        tokens, states = self._look(history_key(job, row), marks)
-        above: Tensor | None = None
+        chains: tuple[Chain, ...] = (self._look(history_key(job, row), marks),)
         if shared:
-            own, kept = tokens, states
-            tokens, states = self._look(history_key(job, row, shared), marks)
-            above, states = (states[0], states[1:]) if states else (None, [])
-            if min(own, read) >= least:
-                tokens, states = min(own, tokens), [*states, *kept]
+            lower = self._look(history_key(job, row, shared), marks)
+            if min(chains[0].tokens, read) >= least:
+                chains = lower, *chains
             else:
-                layers = shared
-        tokens = min(tokens, read)
+                chains, layers = (lower,), shared
+        tokens = min(read, *(chain.tokens for chain in chains))
         if tokens < least:
             tokens = 0
         self.store.count(-(-tokens * layers // self.depth))
-        return Known(row, tuple(states), tokens, layers, above) if tokens > 0 else None
+        return Known(row, chains, tokens, layers) if tokens > 0 else None
 
-    def _look(self, key: HistoryKey, marks: np.ndarray) -> tuple[int, list[Tensor]]:
-        """The first tokens that a state knows of a row with such marks, and its tensors; 0 and none without a state."""
-        found = self.store.look(key)
-        return (0, []) if found is None else (_alike(found[0], marks), list(found[1]))
+    def _look(self, key: HistoryKey, marks: np.ndarray) -> Chain:
+        """What is kept of a history, as far as a row with such marks has the same."""
+        pieces: list[Tensors] = []
+        numbers: list[int] = []
+        tokens = 0
+        while tokens == PIECE * len(pieces) and tokens < len(marks):
+            found = self.store.look((*key, len(pieces)))
+            if found is None:
+                break
+            number, before, own = _read_label(found[0])
+            alike = _alike(own, marks[tokens:])
+            if before != (numbers[-1] if numbers else 0) or not alike:
+                break
+            pieces.append(found[1])
+            numbers.append(number)
+            tokens += alike
+        self._touch(key, len(pieces))
+        return Chain(key, tokens, pieces, numbers)
 
-    def keep(self, job: Job, row: Row, states: KeysValues, above: Tensor | None) -> None:
+    def _touch(self, key: HistoryKey, pieces: int) -> None:
+        """The first piece leaves last: the others are found from there."""
+        self.store.touch([(*key, place) for place in reversed(range(pieces))])
+
+    def keep(self, job: Job, row: Row, states: KeysValues, above: Tensor | None, known: Known | None = None) -> None:
         """Keep the states of a row's history in place of those that the user had.
 
         Args:
             job: Whose row it is.
-            row: The row.
-            states: (key heads, tokens, d) each, at all layers.
+            row: The row, all of it.
+            states: (2 · layers, key heads, tokens, d) at all layers, of the tokens after the known ones.
             above: (tokens, D) the input of the version's lowest layer, if any layer below it is shared.
+            known: What was known at all layers.
         """
-        more: Any = {"owner": job.request.user_id or "", "tokens": row.prefix_length, "begun": job.begun}
-        more["label"] = marks_of(row, job.inline)
         shared = 0 if above is None else self.shared_layers(job.resident)
+        new: list[Tensors] = [(states[2 * shared :],)]
         if above is not None:
-            self.store.put(history_key(job, row, shared), (above, *states[: 2 * shared]), **more)
-        self.store.put(history_key(job, row), states[2 * shared :], **more)
+            new.insert(0, (above, states[: 2 * shared]))
+        if known is not None:
+            chains, start = known.chains, known.tokens
+        else:
+            chains, start = tuple(Chain(history_key(job, row, below)) for below in ([shared, 0] if shared else [0])), 0
+        marks = marks_of(row, job.inline)
+        for chain, tensors in zip(chains, new, strict=True):
+            self._extend(chain, marks, start, tensors, owner=job.request.user_id or "", begun=job.begun)
+
+    def _extend(self, chain: Chain, marks: np.ndarray, start: int, tensors: Tensors, **more: Any) -> None:
+        """Write the pieces of a history that a chain does not have, or not whole; tensors are of the tokens from `start` on."""
+        if chain.tokens >= len(marks):
+            return
+        first = chain.tokens // PIECE
+        begin = first * PIECE
+        if begin < start:
+            old = (tensor.narrow(-2, 0, start - begin) for tensor in chain.pieces[first])
+            tensors = tuple(torch.cat(pair, dim=-2) for pair in zip(old, tensors, strict=True))
+        else:
+            tensors = tuple(tensor.narrow(-2, begin - start, len(marks) - begin) for tensor in tensors)
+        before = chain.numbers[first - 1] if first else 0
+        pieces: list[tuple[np.ndarray, Tensors]] = []
+        for place in range(begin, len(marks), PIECE):
+            number, own = next(self._numbers), marks[place : place + PIECE]
+            pieces.append((_label(number, before, own), tuple(each.narrow(-2, place - begin, len(own)) for each in tensors)))
+            before = number
+        for place, (label, states) in reversed(list(enumerate(pieces, first))):
+            self.store.put((*chain.key, place), states, tokens=len(label) - 1, label=label, **more)
+        self._touch(chain.key, first)
 
     def drop(self, digest: str) -> None:
         """Drop the states of a version that nobody can ask for any more."""
@@ -191,6 +268,19 @@ def marks_of(row: Row, inline: Inline) -> np.ndarray:
             which[place] = np.frombuffer(inline.digest(int(items[place])), dtype=np.int32)
         columns.extend(which.T)
     return np.stack(columns, axis=1).astype(np.int32, copy=False)
+
+
+def _label(number: int, before: int, marks: np.ndarray) -> np.ndarray:
+    """(P + 1, columns) int32 of a piece: its number and that of the one before it, and the marks of its tokens."""
+    head = np.zeros((1, marks.shape[1]), dtype=np.int32)
+    head[0, :4] = np.array([number, before], dtype=np.int64).view(np.int32)
+    return np.concatenate([head, marks])
+
+
+def _read_label(label: np.ndarray) -> tuple[int, int, np.ndarray]:
+    """Number, number of the one before, marks."""
+    number, before = label[0, :4].copy().view(np.int64).tolist()
+    return number, before, label[1:]
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> int:

@@ -195,6 +195,14 @@ class HistoryStore:
                 self._shelves[0].entries.move_to_end(key)
         return entry.label, unpack(buffer, entry.layout)
 
+    def touch(self, keys: Iterable[Hashable]) -> None:
+        """Take states as used in this order, the last one as the latest."""
+        with self._lock:
+            for key in keys:
+                entry = self._found.get(key)
+                if entry is not None:
+                    self._shelves[entry.level].entries.move_to_end(key)
+
     def count(self, tokens: int) -> None:
         """Count a lookup: a hit that spared so many tokens, or a miss for 0."""
         with self._lock:

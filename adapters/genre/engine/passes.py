@@ -30,7 +30,7 @@ from genre.engine.scoring import Reader, read_positions, score_readers
 from genre.engine.turn import ForwardTurn
 from genre.modules.base.attention import Blocks, plan_blocks
 from genre.modules.base.base import Base
-from genre.modules.base.prefixes import Continued, KeysValues, Recorder, joined_rows
+from genre.modules.base.prefixes import Continued, Recorder, joined_rows
 from genre.modules.embedding import embed
 from genre.modules.lora.slots import AdapterSlots
 
@@ -224,15 +224,11 @@ class Passes:
         with self.forward, self._routed(units):
             hidden = self.base.run(self._embed(units, batch), 0, self.base.depth, blocks, prefixes=made)
         self._read(units, batch, hidden)
-        longer: list[tuple[Unit, Row, KeysValues, Tensor | None]] = []
         for index, (unit, each, first) in enumerate(zip(units, known, lowest, strict=True)):
-            new, above = unit.row.prefix_length, each.above
+            new = unit.row.prefix_length
             if new > 0:
-                if above is not None:
-                    above = torch.cat([above[: each.tokens], made.input_of(first, index, 0, new)])
-                longer.append((unit, each.row, each.longer(made.of(index, 0, new)), above))
-        for unit, row, states, above in longer:
-            histories.keep(unit.job, row, states, above)
+                above = made.input_of(first, index, 0, new) if first else None
+                histories.keep(unit.job, each.row, made.of(index, 0, new), above, each)
 
     def _go_up(self, units: Sequence[Unit], shared: int, pass_tokens: int) -> None:
         """Compute what is left of some units in the layers below `shared`, where their history is known, and the others whole."""
@@ -240,7 +236,7 @@ class Passes:
         made = Continued([each.prefix for each in known], blocks, self.base.dtype, [shared])
         with self.forward:
             hidden = self.base.run(self._embed(units, batch), 0, shared, blocks, prefixes=made)
-        lower = joined_rows([each.above[: each.tokens] for each in known if each.above is not None], hidden)
+        lower = joined_rows([each.above for each in known], hidden)
         whole = [Unit(unit.resident, each.row, unit.job, unit.readers) for unit, each in zip(units, known, strict=True)]
         self._upper([(unit, index) for index, unit in enumerate(whole)], lower, shared, pass_tokens, made.whole())
 

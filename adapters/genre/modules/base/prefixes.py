@@ -12,6 +12,7 @@ with `Base.run(…, prefixes=Recorder())` the first time and `Base.run(…, pref
 share keys lie one after the other, so that keys are not repeated.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,8 +26,11 @@ from genre.data.sequences.transfer import upload
 from genre.modules.base.attention import Blocks, added, near
 from genre.modules.base.base import Base
 
-KeysValues = tuple[Tensor, ...]
-"""Keys and values of a row at some layers in order, (key heads, tokens, d) each: of the first layer its keys, its values, …"""
+KeysValues = Tensor
+"""(2 · layers, key heads, tokens, d) of a row at some layers in order: of the first layer its keys, its values, …"""
+FILLED_BYTES = 2**22
+"""Keys and values that are brought together at once, of as many layers as that: a call for each layer would take longer than what
+it copies, and more would leave the processor's caches before they are used."""
 
 
 def takes_prefixes(base: Base) -> bool:
@@ -69,8 +73,8 @@ class Recorder:
         return above
 
     def of(self, row: int, start: int, stop: int) -> KeysValues:
-        """Views of a row's tokens from `start` up to, not including, `stop`."""
-        return tuple(each[row if rows is None else rows[row], :, start:stop] for each, rows in self._made)
+        """A copy of those of a row's tokens from `start` up to, not including, `stop`."""
+        return torch.stack([each[row if rows is None else rows[row], :, start:stop] for each, rows in self._made])
 
     def input_of(self, layer: int, row: int, start: int, stop: int) -> Tensor:
         """(tokens, D) view of a layer's input for a row's tokens."""
@@ -82,13 +86,13 @@ class Prefix:
     """The first tokens of one row.
 
     Attributes:
-        states: Their keys and values at the layers of the pass; further tokens may follow, which are not looked at.
-        tokens: P, how many are looked at.
+        states: Their keys and values at the layers of the pass, in pieces along the tokens.
+        tokens: P, the tokens of all pieces.
         positions: (P,) int32.
         masked_spans: (t, 2) int32, of each further token: it does not see the tokens of the row from the first up to the second.
     """
 
-    states: KeysValues
+    states: Sequence[KeysValues]
     tokens: int
     positions: np.ndarray
     masked_spans: np.ndarray
@@ -113,7 +117,7 @@ class Continued(Recorder):
         self._masks = [added(mask, dtype) for mask in self._visible(blocks.positions.shape[1])]
         self._reach = blocks.longest
         self._folded: dict[int, list[Tensor]] = {}
-        self._room: tuple[Tensor, Tensor] | None = None
+        self._room: Tensor | None = None
         self._layer = 0
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None) -> Tensor:
@@ -148,21 +152,26 @@ class Continued(Recorder):
         """A recorder of these layers with each row's prefix before its further tokens."""
         joined = Recorder(self._at)
         for number, (made, _) in enumerate(self._made):
-            parts = [[prefix.states[number][:, : prefix.tokens], own] for prefix, own in zip(self._prefixes, made, strict=True)]
-            joined._made.append((_stacked([torch.cat(part, dim=1) for part in parts], dim=1), None))
+            pairs = zip(self._prefixes, made, strict=True)
+            rows = [torch.cat([*(piece[number] for piece in prefix.states), own], dim=1) for prefix, own in pairs]
+            joined._made.append((_stacked(rows, dim=1), None))
         return joined
 
     def _fill(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory for a layer's keys and values, of the prefixes and of a block, that holds those of the prefixes."""
+        """Memory for the next layer's keys and values, of the prefixes and of a block, that holds those of the prefixes."""
         if self._room is None:
             most = self._longest + max(block.first + block.stop - block.again for block in self._blocks)
             shape = (*like.shape[:2], most, like.shape[3])
-            self._room = like.new_zeros(shape), like.new_zeros(shape)  # no mask hides what is not a number
-        for row, prefix in enumerate(self._prefixes):
-            for room, known in zip(self._room, prefix.states[self._layer : self._layer + 2], strict=True):
-                room[row, :, : prefix.tokens] = known[:, : prefix.tokens]
-        self._layer += 2
-        return self._room
+            layers = max(1, FILLED_BYTES // (2 * math.prod(shape) * like.element_size()))
+            # No mask hides what is not a number.
+            self._room = like.new_zeros(2 * min(layers, len(self._prefixes[0].states[0]) // 2), *shape)
+        first, at_once = 2 * self._layer, len(self._room)
+        self._layer += 1
+        if first % at_once == 0:
+            for row, prefix in enumerate(self._prefixes):
+                pieces = [piece[first : first + at_once] for piece in prefix.states]
+                torch.cat(pieces, dim=2, out=self._room[: len(pieces[0]), row, :, : prefix.tokens])
+        return self._room[first % at_once], self._room[first % at_once + 1]
 
     def _mask(self, number: int, shared: int, window: int | None) -> Tensor:
         """(B, 1, shared · queries, keys) what is added to a block's products."""
