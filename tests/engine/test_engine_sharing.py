@@ -10,6 +10,7 @@ import genre
 from builders import LIKE, NEXT, RATING, publish_stirred, recipe
 from genre.engine import Engine, Request
 from genre.engine.explain import explain
+from genre.engine.passes import batches_of
 from genre.errors import NotFoundError
 
 TOP = {"layers": [1]}
@@ -135,3 +136,13 @@ def test_an_evicted_version_is_freed_without_the_garbage_collector(base, registr
             assert len(held) > 50 and not [each() for each in held if each() is not None]
         finally:
             gc.enable()
+
+
+def test_rows_are_cut_into_batches_where_padding_costs_more_than_a_pass():
+    assert batches_of([10, 11, 12], 100, 10**6, 32) == [slice(0, 3)]
+    assert batches_of([10, 10, 10, 90], 400, 10**6, 32) == [slice(0, 3), slice(3, 4)]
+    assert batches_of([10, 10, 10, 90], 400, 10**6, 1000) == [slice(0, 4)]
+    assert batches_of([10] * 6, 20, 10**6, 1000) == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    assert batches_of([5, 30], 20, 10**6, 1000) == [slice(0, 1), slice(1, 2)]  # a longer one goes alone
+    assert batches_of([10] * 4, 100, 200, 1) == [slice(0, 2), slice(2, 4)]
+    assert batches_of([], 100, 100, 1) == []

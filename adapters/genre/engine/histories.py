@@ -3,20 +3,20 @@
 Owns: keys, the comparison of a row with what is kept, batches of rows that go on. Ignores: where states lie and who leaves
 (`genre.engine.history_store`), layers.
 
-A history is kept under the version that read it, the items as its encoder sees them, and the user; there is one of each, the one
-that was asked last. Layers below the lowest one that a version adapts are a history of their own, for all versions that adapt none
-of them. It lies in the store as pieces of `PIECE` tokens, the last one shorter, each with the marks of its tokens and their keys
-and values at each layer:
+A history is kept under the version that read it, the items as its encoder sees them, and the user; there is one of each, the
+one that was asked last. Layers below the lowest one that a version adapts are a history of their own, for all versions that adapt
+none of them. It lies in the store as pieces of `PIECE` tokens, the last one shorter, each with the marks of its tokens and their
+keys and values at each layer:
 
     kept      instruction  e1 e2 … e98               of 198 tokens, seven pieces
     asked     instruction  e1 e2 … e98 e99 | c1 c2   the first 198 tokens have the same marks: four tokens are computed
     then      instruction  e1 e2 … e98 e99           the last piece is written anew, with two tokens more
     asked     instruction  e1 e2'… e98               the marks differ at e2: that is a history of its own, read from there on
 
-Marks are all that a token's states depend on beside the version and the tokens before it: its id or item, feedback, position, what
-it does not see. So an event that was edited, a user's new column, another instruction or a window that has moved never finds states
-that do not fit. Each piece has a number of its own and that of the piece before it: one whose predecessor was written anew since
-belongs to another history. The last pieces leave the store first, as pieces without those before them are of no use.
+Marks are all that a token's states depend on beside the version and the tokens before it: its id or item, feedback, position,
+what it does not see. So an event that was edited, a user's new column, another instruction or a window that has moved never finds
+states that do not fit. Each piece has a number of its own and that of the piece before it: one whose predecessor was written anew
+since belongs to another history. The last pieces leave the store first, as pieces without those before them are of no use.
 """
 
 import hashlib
@@ -207,7 +207,7 @@ class Histories:
             pieces.append((_label(number, before, own), tuple(each.narrow(-2, place - begin, len(own)) for each in tensors)))
             before = number
         for place, (label, states) in reversed(list(enumerate(pieces, first))):
-            self.store.put((*chain.key, place), states, tokens=len(label) - 1, label=label, **more)
+            self.store.put((*chain.key, place), states, tokens=len(label) - 1, label=label, part_of=chain.key, **more)
         self._touch(chain.key, first)
 
     def drop(self, digest: str) -> None:

@@ -16,7 +16,7 @@ The least recently used state leaves first. A state that comes back from a lower
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +42,9 @@ class StoreCounters:
     Attributes:
         hits, misses: Lookups since the start.
         tokens_spared: Tokens of the states that were found.
-        evictions: States that left the store for want of room.
+        evictions: States that left the store for want of room, parts by themselves.
         disk_failures: States that a disk did not take, or did not give back.
-        entries: States now.
+        entries: States now, those that are parts of one counted once.
         device_bytes, host_bytes, disk_bytes: Bytes now, what is kept about each state among them.
     """
 
@@ -64,6 +64,7 @@ class _Entry:
     """A state: its key, whose it is, where it lies.
 
     Attributes:
+        whole: What it is a part of; its key if it is whole.
         tokens: Tokens that were read for it.
         used: When it was put or found last, in seconds of the monotonic clock.
         label: What `look` returns beside the tensors.
@@ -73,6 +74,7 @@ class _Entry:
     """
 
     key: Hashable
+    whole: Hashable
     owner: str
     tokens: int
     layout: Layout
@@ -145,6 +147,7 @@ class HistoryStore:
         self._shelves = [_Shelf(tier) for tier in tiers_of(self.device, capacity, host, disk, disk_bytes)]
         self._owned: dict[str, set[Hashable]] = {}
         self._found: dict[Hashable, _Entry] = {}
+        self._wholes: Counter[Hashable] = Counter()
         self._forgotten: dict[int | None, float] = {}  # by hash: not even the id is kept
         self._hits = 0
         self._misses = 0
@@ -156,7 +159,7 @@ class HistoryStore:
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._wholes)
 
     def __contains__(self, key: Hashable) -> bool:
         """True if a state is there; counts nothing."""
@@ -219,6 +222,7 @@ class HistoryStore:
         tokens: int,
         begun: float | None = None,
         label: np.ndarray = UNLABELLED,
+        part_of: Hashable = None,
     ) -> None:
         """Keep a copy of a state's tensors; one of the same key is replaced. One that is larger than every tier is not kept.
 
@@ -229,6 +233,7 @@ class HistoryStore:
             tokens: Tokens that were read for it.
             begun: When the call that made it began (`time.monotonic()`): it is not kept if the user was forgotten since.
             label: What tells if it fits, kept in the host's memory, where it is read without waiting for the device.
+            part_of: States with the same are parts of one; None for a state of its own.
         """
         layout = lay_out(tensors, self.storage)
         with self._lock:
@@ -237,10 +242,12 @@ class HistoryStore:
             old = self._found.get(key)
             if old is not None:
                 self._remove(old)
-            entry = _Entry(key, owner, tokens, layout, time.monotonic(), label)
+            whole = key if part_of is None else part_of
+            entry = _Entry(key, whole, owner, tokens, layout, time.monotonic(), label)
             buffer = self._room(entry)
             pack(tensors, layout, buffer)
             self._found[key] = entry
+            self._wholes[whole] += 1
             self._owned.setdefault(owner, set()).add(key)
             self._place(entry, buffer, 0)
             self._watch()
@@ -299,7 +306,7 @@ class HistoryStore:
                 tokens_spared=self._spared,
                 evictions=self._evictions,
                 disk_failures=self._failures,
-                entries=len(self._found),
+                entries=len(self._wholes),
                 device_bytes=held.get("device", 0),
                 host_bytes=held.get("host", 0),
                 disk_bytes=held.get("disk", 0),
@@ -380,17 +387,19 @@ class HistoryStore:
 
     def _unlist(self, entry: _Entry) -> None:
         del self._found[entry.key]
+        self._wholes[entry.whole] -= 1
+        if not self._wholes[entry.whole]:
+            del self._wholes[entry.whole]
         keys = self._owned[entry.owner]
         keys.discard(entry.key)
         if not keys:
             del self._owned[entry.owner]
 
     def _remove_all(self, entries: Iterable[_Entry]) -> int:
-        removed = 0
+        before = len(self._wholes)
         for entry in entries:
             self._remove(entry)
-            removed += 1
-        return removed
+        return before - len(self._wholes)
 
     def _watch(self) -> None:
         """See that what is kept now goes when its time is over, whether or not calls come."""

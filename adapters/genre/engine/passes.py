@@ -42,6 +42,10 @@ LEAST_PASS_TOKENS = 512
 KNOWN_PASSES = 4
 """Tokens of histories that are brought together at once, in passes."""
 
+PASS_COST = 32
+"""Tokens whose computing takes as long as what a pass on a processor costs beside its tokens, about: its calls, on any depth."""
+PASS_COST_ON_DEVICES = 2048
+
 Key = tuple[int | bytes, ...]
 
 
@@ -183,7 +187,8 @@ class Passes:
     def _run_known(self, histories: Histories, units: Sequence[Unit], pass_tokens: int) -> None:
         """Compute what is new of the units whose history is known, and the others from their start."""
         rest = [unit for unit in units if not has_history(unit.row)]
-        own = sorted((unit for unit in units if has_history(unit.row)), key=lambda unit: len(unit.row))
+        # The longest history first: those that it goes on from find all of theirs then.
+        own = sorted((unit for unit in units if has_history(unit.row)), key=lambda unit: -unit.row.prefix_length)
         for turn in by_turns(own, [history_key(unit.job, unit.row) for unit in own]):
             for some in self._known(histories, turn, rest):
                 for layers in {unit.known.layers for unit in some if unit.known}:
@@ -359,16 +364,34 @@ class Passes:
 
     def _batches(self, units: Sequence[Unit], pass_tokens: int) -> Iterator[list[Unit]]:
         """Units whose padded size stays within the budget (a longer one goes alone); rows of one slot are neighbours."""
-        batch: list[Unit] = []
         squares = pass_tokens**2 if self.base.takes_blocks else MASKED_SQUARES
-        for unit in sorted(units, key=lambda unit: len(unit.row)):
-            size = (len(batch) + 1) * len(unit.row)
-            if batch and (size > pass_tokens or size * len(unit.row) > squares):
-                yield sorted(batch, key=_slot_order)
-                batch = []
-            batch.append(unit)
-        if batch:
-            yield sorted(batch, key=_slot_order)
+        cost = PASS_COST if self.base.device.type == "cpu" else PASS_COST_ON_DEVICES
+        ordered = sorted(units, key=lambda unit: len(unit.row))
+        for part in batches_of([len(unit.row) for unit in ordered], pass_tokens, squares, cost):
+            yield sorted(ordered[part], key=_slot_order)
+
+
+def batches_of(lengths: Sequence[int], tokens: int, squares: int, cost: int) -> list[slice]:
+    """Cut rows into batches so that padding and passes together cost the least.
+
+    Args:
+        lengths: Of the rows, ascending.
+        tokens: Padded tokens of a batch; a longer row goes alone.
+        squares: Padded tokens times the longest row, of a batch.
+        cost: Of a pass beside its padded tokens, in tokens.
+    """
+    best, starts = np.zeros(len(lengths) + 1), [0]
+    for stop, longest in enumerate(lengths, 1):
+        most = max(1, min(tokens // longest, squares // longest**2))
+        first = max(0, stop - most)
+        costs = best[first:stop] + longest * np.arange(stop - first, 0, -1)
+        starts.append(first + int(costs.argmin()))
+        best[stop] = costs.min() + cost
+    parts, stop = [], len(lengths)
+    while stop:
+        parts.append(slice(starts[stop], stop))
+        stop = starts[stop]
+    return parts[::-1]
 
 
 def _slot_order(unit: Unit) -> tuple[int, int]:
