@@ -269,7 +269,8 @@ def test_texts_and_logs_do_not_mix(changed, message):
 
 def test_a_recipe_without_codes_does_not_mention_them():
     assert "codes" not in Recipe.parse(PLAIN).dump()
-    made = Recipe.parse(changed("encoder.codes", {"size": 64}))
+    generate = {"name": "next_item", "kind": "next_item", "head": "generate"}
+    made = Recipe.parse(changed("encoder.codes", {"size": 64}) | {"tasks": [generate]})
     assert Recipe.parse(yaml.safe_load(made.dump())) == made and made.encoder.codes.size == 64
 
 
@@ -278,6 +279,7 @@ def test_a_recipe_without_codes_does_not_mention_them():
     [
         ({"codes": {"features": ["factors"]}}, "encoder.codes.features names factors, which the encoder does not have"),
         ({"text": False, "collaborative": 0, "codes": {}}, "encoder.codes needs text, collaborative, factors or dense"),
+        ({"codes": {}}, "encoder.codes needs a task with head 'generate': the vectors of codes train with the adapter that fits"),
         ({"codes": {"size": 1}}, "recipe: encoder.codes.size: got 1"),
         ({"codes": {"levls": 2}}, "did you mean 'levels'?"),
     ],

@@ -38,7 +38,8 @@ def registry(tiny, log, tmp_path_factory):
     registry.publish(folder / "encoder", encoder_manifest(first, "encoder-planted", cost=Cost()))
     first.model.release()
     for seed, (name, *tasks) in enumerate((("one", GENERATE), ("two", GENERATE), ("joint", GENERATE, LIKE), ("dense", NEXT))):
-        wanted = recipe(tiny, *tasks, name=name, encoder=ENCODER, adapter={"rank": 4 if name == "two" else 8})
+        encoder = ENCODER if GENERATE in tasks else {}
+        wanted = recipe(tiny, *tasks, name=name, encoder=encoder, adapter={"rank": 4 if name == "two" else 8})
         publish_stirred(registry, wanted, log, base, folder / name, seed=seed, encoder="encoder-planted")
     return registry
 

@@ -253,7 +253,10 @@ def test_without_a_share_for_statistics_none_are_released(make, tmp_path):
         ({"data.split.cold_items": 0.2}, "data.split.cold_items draws by looking at all users"),
         ({"data.split.users": 20}, "data.split.users draws by looking at all users"),
         ({"data.limit": 100}, "data.limit keeps the latest events of all users together"),
-        ({"encoder.codes": {}}, "encoder.codes trains vectors of codes with the encoder"),
+        (
+            {"tasks.0": {"name": "rating", "kind": "next_item", "head": "generate"}, "encoder.codes": {}},
+            "encoder.codes trains vectors of codes with the encoder",
+        ),
         ({"encoder.min_events": 3}, "encoder.min_events counts everybody's events of an item"),
         ({"base.quantization": "int8"}, "an int8 base rounds the rows of a batch together"),
         ({"adapter.kind": "full"}, "adapter.kind full has a gradient as large as the base for every user"),

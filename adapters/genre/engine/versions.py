@@ -27,6 +27,7 @@ from genre.data.sequences.layout import FeedbackVocabulary, Layout
 from genre.data.sequences.text_rows import TextLayout
 from genre.errors import InputError, IntegrityError, ManifestError, first_line
 from genre.modules.base.base import Base
+from genre.modules.codes.item_codes import CodeSpec
 from genre.modules.encoder import BehaviourEncoder
 from genre.modules.heads.heads import Head, make_head
 from genre.modules.heads.spec import HeadSpec
@@ -268,6 +269,12 @@ def read_encoder(registry: Registry, digest: str, base: Base) -> SharedEncoder:
     version = registry.find(digest)
     with readable(version.ref):
         return _read_encoder(registry, version, base)
+
+
+def read_code_spec(registry: Registry, version: Version) -> CodeSpec | None:
+    """The shape of a published encoder's codes, without its weights; None if it has none (ManifestError: it cannot be read)."""
+    described = _read_json(registry.fetch(version) / "encoder.json").get("spec", {})
+    return None if described.get("codes") is None else CodeSpec.read(described["codes"])
 
 
 def _read_encoder(registry: Registry, version: Version, base: Base) -> SharedEncoder:

@@ -20,7 +20,7 @@ from genre.data.interactions import Interactions
 from genre.data.sequences.layout import Sequence as Row
 from genre.distributed import Processes
 from genre.errors import BaseModelError, InputError, ManifestError
-from genre.jobs.encoders import check_leak, encoder_name, find_encoder
+from genre.jobs.encoders import check_codes, check_leak, encoder_name, find_encoder
 from genre.jobs.folders import run_folder
 from genre.jobs.loading import open_base, open_log, settle_precision
 from genre.jobs.memory import Device, plan_run
@@ -226,6 +226,7 @@ class _Rehearsal:
                 try:
                     check_leak(encoder_manifest(assembly, name, cost=NoCost()), recipe, log)
                     check_feedback(feedback_column(recipe, log), encoder.feedback_column)
+                    check_codes(recipe, encoder.encoder.spec.codes)
                 except ManifestError as error:
                     self.reporter.line(f"{recipe.name} cannot share the encoder of {assembly.recipe.name}: {error}")
                     continue

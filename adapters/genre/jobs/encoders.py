@@ -15,11 +15,12 @@ from genre.data.dataset import Dataset
 from genre.data.interactions import Interactions, need_log
 from genre.data.sequences.control import recorded_rule
 from genre.data.splits import TRAIN, SplitConfig, split
-from genre.engine.versions import read_encoder
+from genre.engine.versions import read_code_spec, read_encoder
 from genre.errors import ManifestError, NotFoundError, RecipeError
 from genre.files import appearing_folder
 from genre.jobs.publish import encoder_manifest, used_splits, write_encoder
 from genre.modules.base.base import Base
+from genre.modules.codes.item_codes import CodeSpec
 from genre.progress import Reporter
 from genre.recipe import NO_FEEDBACK, Recipe
 from genre.registry import Registry
@@ -54,6 +55,7 @@ def find_encoder(
         check_leak(version.manifest, recipe, need_log(data))
         _check_rule(version.manifest, recipe)
         check_feedback(feedback_column(recipe, need_log(data)), shared.feedback_column)
+        check_codes(recipe, shared.encoder.spec.codes)
     except (NotFoundError, ManifestError) as error:
         if recipe.encoder.use != "auto":
             raise
@@ -84,6 +86,26 @@ def _check_rule(encoder: Manifest, recipe: Recipe) -> None:
     if recipe.encoder.use == "auto" and got != expected:
         what, todo = "the encoder reads control tokens in titles otherwise", "name it in encoder.use to share it all the same"
         raise ManifestError(what, got=got, expected=f"sequence.control_tokens {expected}", todo=todo)
+
+
+def check_codes(recipe: Recipe, codes: CodeSpec | None) -> None:
+    """Check that an encoder has the codes by which a recipe generates items; other recipes share any encoder.
+
+    Raises:
+        ManifestError: It has none, or others than the recipe asks for.
+    """
+    if not recipe.generates:
+        return
+    if codes is None:
+        raise ManifestError("the encoder has no codes of items", got="none", expected="codes, for head 'generate'")
+    wanted = recipe.encoder.codes
+    if wanted is None:
+        return
+    asked = {name: getattr(wanted, name) for name in ("levels", "size", "method", "balanced")}
+    held = {"levels": len(codes.sizes) - 1, "size": codes.size, "method": codes.method, "balanced": codes.balanced}
+    if other := [name for name, value in asked.items() if held[name] != value]:
+        got, expected = (", ".join(f"{name} {each[name]}" for name in other) for each in (held, asked))
+        raise ManifestError("the encoder has other codes of items", got=got, expected=expected)
 
 
 def _check_public(encoder: Manifest, recipe: Recipe, shared: SharedEncoder) -> None:
@@ -140,6 +162,8 @@ def sharable(recipe: Recipe, log: Interactions, registry: Registry) -> Version:
     _check_rule(version.manifest, recipe)
     fitted: Any = version.manifest.sequence.get("feedback")
     check_feedback(feedback_column(recipe, log), fitted)
+    if recipe.generates:
+        check_codes(recipe, read_code_spec(registry, version))
     return version
 
 
@@ -174,6 +198,8 @@ def _unshared(first: Recipe, second: Recipe, log: Interactions) -> str | None:
     rules = [recipe.sequence.control_tokens for recipe in (first, second)]
     if rules[0] != rules[1]:
         return f"it reads control tokens as {rules[1]}, and that one as {rules[0]}"
+    if second.generates and first.encoder.codes != second.encoder.codes:
+        return "it generates items by other codes" if first.generates else "it generates items, and that one has no codes"
     if (first.base.name, first.base.depth) != (second.base.name, second.base.depth):
         return f"its base is {_base(second.base.name, second.base.depth)}, not {_base(first.base.name, first.base.depth)}"
     leaked = count_leak(used_splits(first), second.data.split, log)

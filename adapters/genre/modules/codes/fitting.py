@@ -82,7 +82,7 @@ def fit_codes(options: CodeOptions, features: Mapping[str, Tensor], *, width: in
     last = min(max(2 * most, LEAST_PLACES), options.places)
     shapes = tuple((name, *projection.shape) for name, projection in projections.items())
     hidden = () if layers is None else HIDDEN
-    spec = CodeSpec(options.method, options.balanced, (*map(len, centres), last), shapes, hidden)
+    spec = CodeSpec(options.method, options.balanced, options.size, (*map(len, centres), last), shapes, hidden)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         made = ItemCodes(spec, len(codes), width, scale=scale)

@@ -35,6 +35,7 @@ class CodeSpec:
     Attributes:
         method: What made them.
         balanced: Every code of a level, but the last, has the same number of items.
+        size: Codes that were asked for on each level but the last.
         sizes: Codes of each level; the last level parts collisions.
         features: For each feature of items that they are made of its name, its dimensions, and those it is projected to.
         hidden: Widths of the layers between the projected features and what is quantized; empty where there are none.
@@ -42,6 +43,7 @@ class CodeSpec:
 
     method: str
     balanced: bool
+    size: int
     sizes: tuple[int, ...]
     features: tuple[tuple[str, int, int], ...]
     hidden: tuple[int, ...] = ()
@@ -61,13 +63,13 @@ class CodeSpec:
         try:
             sizes, hidden = tuple(value["sizes"]), tuple(value["hidden"])
             features = tuple((str(name), own, used) for name, own, used in value["features"])
-            numbers = [*sizes, *hidden, *(size for _, own, used in features for size in (own, used))]
+            numbers = [value["size"], *sizes, *hidden, *(size for _, own, used in features for size in (own, used))]
             if len(sizes) < 2 or not features or any(type(number) is not int or number < 1 for number in numbers):
                 raise ValueError(f"sizes {sizes}, features {features}")
-            return cls(str(value["method"]), bool(value["balanced"]), sizes, features, hidden)
+            return cls(str(value["method"]), bool(value["balanced"]), value["size"], sizes, features, hidden)
         except (KeyError, TypeError, ValueError) as error:
             what = "encoder.json: codes"
-            raise ManifestError(what, got=str(error)[:80], expected="sizes, features and hidden as GENRE writes them") from None
+            raise ManifestError(what, got=str(error)[:80], expected="a description as GENRE writes it") from None
 
 
 class ItemCodes(nn.Module):
