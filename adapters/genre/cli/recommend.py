@@ -25,6 +25,7 @@ from genre.cli.options import (
 )
 from genre.cli.output import check_file, show_list, show_written, write_result
 from genre.errors import InputError, visible
+from genre.tasks import MAX_BEAM
 
 if TYPE_CHECKING:
     from genre.data.catalogue import Titles
@@ -69,6 +70,9 @@ def recommend(
         ),
     ] = None,
     diversity: Annotated[float, typer.Option(min=0, max=1, help="From 0, the best items, to 1, the most diverse ones.")] = 0.0,
+    beam: Annotated[
+        int | None, typer.Option(min=1, max=MAX_BEAM, help="The width of the search of a task that generates items.")
+    ] = None,
     seen: SeenOption = None,
     strict: StrictOption = False,
     registry: RegistryOption = "registry",
@@ -101,7 +105,7 @@ def recommend(
     from genre.jobs.loading import open_log
     from genre.jobs.score.local import open_engine
 
-    asked = Request(ref, history=[], k=k, task=task, where=where, diversity=diversity, exclude_seen=exclude_seen)
+    asked = Request(ref, history=[], k=k, task=task, where=where, diversity=diversity, beam=beam, exclude_seen=exclude_seen)
     if output is not None:
         _all(asked, data, output, registry, opening, resume=resume, strict=strict)
         return
@@ -186,6 +190,7 @@ def _all_lines(asked: "Request", data: str, output: str, registry: str, opening:
 
     settings = {"-k": asked.k, "--task": asked.task, "--where": asked.where or [], "--diversity": asked.diversity}
     settings |= {} if opening["precision"] == "auto" else {"--precision": opening["precision"]}
+    settings |= {} if asked.beam is None else {"--beam": asked.beam}
     settings |= {} if asked.exclude_seen is None else {"--seen": "masked" if asked.exclude_seen else "kept"}
     with Results.open(output, resume=resume, settings=settings) as results:
         if others := results.digests.keys() - {asked.adapter}:

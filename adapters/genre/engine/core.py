@@ -219,7 +219,7 @@ class Engine:
             adapter: `name`, `name@alias` or `name:version`.
             users: Ids, or a polars or pandas frame with a column user_id; None for all users.
             k: Items for each user; fewer where fewer are left.
-            options: More fields of `Request`: task, candidates, exclude_seen, allow, deny, where, diversity.
+            options: More fields of `Request`: task, candidates, exclude_seen, allow, deny, where, diversity, beam.
 
         Returns:
             A frame, pandas where users are and polars otherwise: user_id, rank (from 1), item_id, title, score and, for next-item

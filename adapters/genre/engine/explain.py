@@ -185,7 +185,7 @@ def explain(
 def ask(engine: Engine, request: Request, item: Item, *, method: str = "leave_one_out", ref: str | None = None) -> Question:
     """The requests of an explanation, for callers that score them themselves (raises as `explain` does)."""
     check_method(method)
-    request = replace(request, candidates=[item], k=None, allow=None, deny=None, where=None, diversity=None)
+    request = replace(request, candidates=[item], k=None, allow=None, deny=None, where=None, diversity=None, beam=None)
     loaded, history, older, user = engine.read_by(request, ref)
     whole = replace(request, history=history, user=user, user_id=None)
     parts = [history, []]

@@ -21,7 +21,7 @@ from genre.progress import Reporter
 CALL = 512
 """Requests of one call."""
 
-OPTIONS = ("task", "candidates", "exclude_seen", "allow", "deny", "where", "diversity")
+OPTIONS = ("task", "candidates", "exclude_seen", "allow", "deny", "where", "diversity", "beam")
 """Fields of `Request` that hold for every user."""
 
 

@@ -191,9 +191,13 @@ def product_task(version: Version, task: str | None = None) -> str:
     """
     rows = {str(row["name"]): row for row in version.manifest.tasks}
     ranking = [name for name, row in rows.items() if row.get("kind") == "next_item"]
+    what = f"{version.ref} has no item vectors whose dot product is the score"
+    generated = [name for name in ranking if rows[name].get("head") == "generate"]
+    if task in generated or (task is None and generated == ranking and ranking):
+        todo = "export --to lists writes what it recommends"
+        raise RegistryError(what, got=f"task {generated[0]!r}, which generates items", expected="head catalogue", todo=todo)
     if task is None and len(ranking) == 1:
         return ranking[0]
-    what = f"{version.ref} has no item vectors whose dot product is the score"
     if task in ranking:
         return str(task)
     if task is not None and task not in rows:

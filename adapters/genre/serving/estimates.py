@@ -4,7 +4,7 @@ Owns: arithmetic on the lengths in a manifest and in a request. Ignores: texts a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from genre.data.sequences.instruction import fields_of
@@ -13,6 +13,7 @@ from genre.engine.reranking import POOL
 from genre.errors import DataError, ManifestError
 from genre.modules.encoder import MAX_TEXT_TOKENS
 from genre.registry import Manifest
+from genre.tasks import BEAM
 
 PER_TOKEN = 2
 """Candidates, or results where they are more, that count as one token of the base: it is Python that reads and writes them."""
@@ -20,6 +21,8 @@ PER_EVENT = 64
 """Events of a history that count as one token, whether the base reads them or not."""
 PER_SCAN = 65_536
 """Items of the catalogue that count as one token each time that they are looked at."""
+PER_PREFIX = 6
+"""Tokens for each prefix of a beam, or candidate, of a task that generates items: of three levels that are read one by one."""
 PER_PAIRS = 256
 """Pairs of diverse items that count as one token: each is a product of two item vectors."""
 
@@ -39,6 +42,7 @@ class TokenEstimate:
         events: Events of one row at most.
         catalogue: Items that a row without candidates is scored against, by branches.
         ranking: Tasks that score the whole catalogue by one dot product, without branches.
+        beams: Tasks that generate items, and the width of their searches.
         text: Tokens of one text, for a version that reads labelled texts.
         inline: Tokens of an inline item's text at most, where the base embeds it for an encoder.
     """
@@ -50,6 +54,7 @@ class TokenEstimate:
     events: int = 0
     catalogue: int = 0
     ranking: frozenset[str] = frozenset()
+    beams: Mapping[str, int] = field(default_factory=dict)
     text: int = 0
     inline: int = 0
 
@@ -73,6 +78,7 @@ class TokenEstimate:
             return cls(text=int(sequence["max_tokens"]))
         item = 1 if sequence["item"] == "token" else int(sequence["max_item_tokens"]) + 1
         ranking = frozenset(str(task["name"]) for task in manifest.tasks if task.get("kind") == "next_item")
+        generated = [task for task in manifest.tasks if task.get("head") == "generate"]
         feedback = 1 if sequence["soft_feedback"] else 4
         event = item + (0 if sequence["feedback"] is None else feedback)
         return cls(
@@ -83,6 +89,7 @@ class TokenEstimate:
             events=int(sequence["max_events"]),
             catalogue=catalogue,
             ranking=ranking,
+            beams={str(task["name"]): int(str(task.get("beam") or BEAM)) for task in generated},
             inline=0 if manifest.encoder is None else MAX_TEXT_TOKENS,
         )
 
@@ -99,6 +106,12 @@ class TokenEstimate:
         if self.inline:
             named = (event.get("item_id", event.get("item")) for event in request.history or ())
             work += sum(map(self._embedded, named)) + sum(map(self._embedded, request.candidates or ()))
+        task = request.task or next(iter(self.ranking), "")
+        if task in self.beams:
+            width = (
+                max(request.beam or self.beams[task], request.k or 0) if request.candidates is None else len(request.candidates)
+            )
+            work += PER_PREFIX * min(width, self.catalogue if asked is None else len(asked))
         if request.task in self.ranking or (request.task is None and len(self.ranking) == 1):
             return work
         return work + (self.catalogue if asked is None else len(asked)) * self.item

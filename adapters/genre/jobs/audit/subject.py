@@ -87,7 +87,16 @@ def task_of(loaded: Loaded, name: str | None) -> Task:
         raise ManifestError(f"{loaded.name} has no items that somebody could push", got="labelled texts", expected=expected)
     if name is not None and name not in loaded.tasks:
         raise InputError(f"{loaded.name} has no such task", got=name, expected=", ".join(loaded.tasks))
-    return loaded.tasks[name] if name is not None else next(iter(loaded.tasks.values()))
+    task = loaded.tasks[name] if name is not None else next(iter(loaded.tasks.values()))
+    if task.head == "generate":
+        todo = "audit another task, or the same recipe with head: catalogue"
+        raise ManifestError(
+            f"task {task.name!r} of {loaded.name} generates items",
+            got="head generate",
+            expected="a head that scores every item",
+            todo=todo,
+        )
+    return task
 
 
 def draw_users(log: Interactions, options: AuditOptions) -> tuple[tuple[str, ...], tuple[str, ...]]:
