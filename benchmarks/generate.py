@@ -7,6 +7,10 @@ neighbours and co-occurrence term, which only a head over the whole catalogue ca
 items and a beam search. The whole catalogue is ranked, seen items masked; equal scores, and targets that no beam reached, get
 mid-ranks among items.
 
+    python benchmarks/generate.py --data DATA --mixed 16
+
+measures requests instead: of one adapter that generates against so many in one call (random weights), and against the dense head.
+
 Test and validation part are those of `--users` users, drawn by the seed; training has all of them. Intervals: users drawn again,
 the same draws for all methods. Ranks are cached beside the JSON file; `--fresh` starts over.
 """
@@ -14,6 +18,7 @@ the same draws for all methods. Ranks are cached beside the JSON file; `--fresh`
 import argparse
 import dataclasses
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ from genre.cli.recipe.new import Wanted, for_events
 from genre.data.sequences.batches import collate
 from genre.data.sequences.code_branches import up_to
 from genre.data.splits import TEST, TRAIN, Split, split
+from genre.engine import Engine
 from genre.jobs.loading import open_log
 from genre.modules.beams import BeamSearch
 from genre.progress import Reporter
@@ -33,6 +39,7 @@ from genre.training import fit
 from genre.training.assembly import Assembly, assemble
 from genre.training.generating import run_searches
 from genre.training.prediction import predict
+from inference_engine import Shelf, alternate
 from seeds import drawn, interval
 from suite import keep_figures
 
@@ -51,7 +58,7 @@ class Heads:
         self.folder = folder
         self.overrides = overrides
         self.log = open_log(data)
-        whole = split(self.log, self._recipe("dense", 0).data.split)
+        whole = split(self.log, self.recipe("dense", 0).data.split)
         self.users = np.sort(np.random.default_rng(0).permutation(len(self.log.user_offsets) - 1)[:users])
         self.split = self._of_users(whole)
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +69,8 @@ class Heads:
         part[(part != TRAIN) & ~np.isin(self.log.user_codes, self.users)] = -1
         return dataclasses.replace(whole, part=part)
 
-    def _recipe(self, method: str, seed: int) -> genre.Recipe:
+    def recipe(self, method: str, seed: int) -> genre.Recipe:
+        """The recipe of a head."""
         sections = for_events(Wanted("data", task="next_item"), self.log).sections
         sections["data"].pop("hold_out", None)
         own = HEADS[method]
@@ -76,7 +84,7 @@ class Heads:
 
     def trained(self, method: str, seed: int) -> tuple[Assembly, float]:
         """A trained run and the seconds that its training took; from its checkpoint where it is complete."""
-        recipe = self._recipe(method, seed)
+        recipe = self.recipe(method, seed)
         made = assemble(recipe, self.log, genre.Base.load(recipe.base.name, depth=recipe.base.depth))
         made.split = self.split
         run, took = self.folder / f"run-{method}-{seed}", self.folder / f"run-{method}-{seed}.seconds"
@@ -145,6 +153,33 @@ def compared(heads: Heads, seeds: list[int]) -> dict[str, Any]:
     }
 
 
+def mixed(heads: Heads, count: int, rounds: int) -> dict[str, Any]:
+    """Requests a second of one adapter that generates, of so many in one call, and of one with the dense head."""
+    base = genre.Base.load(heads.recipe("dense", 0).base.name, depth=heads.recipe("dense", 0).base.depth)
+    users = [heads.log.user_ids[int(user)] for user in heads.users[: 2 * count]]
+    asked = [genre.Request("one", history=heads.log.history(user), k=10) for user in users]
+    found: dict[str, Any] = {"requests": len(asked), "adapters": count}
+    with tempfile.TemporaryDirectory() as scratch:
+        shelves = {name: Shelf(Path(scratch) / name, heads.log, base, recipe=heads.recipe(name, 0)) for name in HEADS}
+        refs = [shelves["generate"].add(f"generate{number}")[0] for number in range(count)]
+        dense = shelves["dense"].add("dense")[0]
+        with Engine(base, shelves["generate"].registry, lanes=count) as engine:
+            one, many = [refs[0]] * len(asked), [refs[number % count] for number in range(len(asked))]
+            ways = {"one": lambda: engine.score(asked, one), "mixed": lambda: engine.score(asked, many)}
+            seconds, ratio = alternate(ways, rounds)
+            found |= {
+                "requests_a_second": {name: len(asked) / took for name, took in seconds.items()},
+                "mixed_over_one": 1 / ratio,
+            }
+        with Engine(base, shelves["dense"].registry) as engine:
+            begun = [time.perf_counter()]
+            for _ in range(rounds + 1):
+                engine.score(asked, [dense] * len(asked))
+                begun.append(time.perf_counter())
+            found["requests_a_second"]["dense"] = len(asked) / float(np.median(np.diff(begun)[1:]))
+    return found
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -153,6 +188,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--users", type=int, default=1000, help="users who are validated and tested")
     parser.add_argument("--exact", type=int, default=100, help="users whose beams are held against exact scores; 0 for none")
+    parser.add_argument("--mixed", type=int, default=0, help="adapters of one call")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--fresh", action="store_true")
     chosen = parser.parse_args()
@@ -160,6 +197,11 @@ def main() -> None:
     if chosen.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     heads = Heads(folder, chosen.data, chosen.users, chosen.overrides)
+    if chosen.mixed:
+        found = {"mixed": mixed(heads, chosen.mixed, chosen.rounds)}
+        print(found)
+        keep_figures(chosen.json, {Path(chosen.data).name: found})
+        return
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     found = {"recall": heads.recall(seeds[0], chosen.exact)} if chosen.exact else {}
     print(found)

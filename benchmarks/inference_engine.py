@@ -35,13 +35,21 @@ COST = Cost(seconds=0, tokens=0, peak_memory_bytes=0, lora_params=0, head_params
 class Shelf:
     """A registry of adapters with random weights over one fitted-shape encoder; only cost and identity of scores matter here."""
 
-    def __init__(self, folder: Path, log: genre.Interactions, base: genre.Base, *, layers: str = "all") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        log: genre.Interactions,
+        base: genre.Base,
+        *,
+        layers: str = "all",
+        recipe: genre.Recipe | None = None,
+    ) -> None:
         self.log = log
         self.base = base
         self.registry = Registry(folder / "registry")
         self.folder = folder
         overrides = [f"base.depth={base.depth}", f"adapter.layers={layers}", "encoder.use=fit"]
-        self.recipe = genre.Recipe.read(RECIPES / "like.yaml", overrides)
+        self.recipe = recipe or genre.Recipe.read(RECIPES / "like.yaml", overrides)
         self.assembly = assemble(self.recipe, log, base)
         self.assembly.model.release()
         self.encoder, _ = publish_encoder(self.assembly, folder, self.registry, COST)

@@ -90,7 +90,7 @@ class ItemCodes(nn.Module):
         self.spec = spec
         self.register_buffer("codes", torch.zeros(items, len(spec.sizes), dtype=torch.int64))
         self.vectors = nn.Embedding(sum(spec.sizes), width)
-        nn.init.normal_(self.vectors.weight)
+        nn.init.normal_(self.vectors.weight, std=0.25)  # so that all codes are about as likely at first
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.gain = nn.Parameter(torch.tensor(1.0))
         for name, own, used in spec.features:
