@@ -164,6 +164,8 @@ COMMANDS = {
     "registry import small --as new --base small --depth 0": "'--depth': expected greater than or equal to 1; see genre registry",
     "registry rollback like": "like@production has nothing to roll back to",
     "data describe nope": "nope is not a data set folder: got no such folder",
+    "data describe shop --encoder like": "has no codes of items: got none; expected an encoder with codes",
+    "data describe shop --base small": "--base is of --encoder: got --base alone",
     "train like.yaml --out arrow": "--out holds other files: got arrow; expected a new folder, or one of a run; name another",
     "train like.yaml --tokens-at-once 100": "--tokens-at-once is wrong: got one recipe; expected 1 or more, and several recipes",
     "train like.yaml --set train.batch_tokens=-5": "like.yaml: train.batch_tokens: got -5; expected at least 16",

@@ -1,10 +1,13 @@
 """Encoders with codes in a registry: which recipes share them, and what is said of the others."""
 
 import pytest
+from typer.testing import CliRunner
 
 import genre
 from builders import LIKE, NEXT, recipe
-from genre.errors import ManifestError
+from genre.cli import data as cli_data
+from genre.errors import InputError, ManifestError
+from genre.jobs.codes import describe_codes
 from genre.jobs.encoders import find_encoder, foresee_encoder, foresee_sharing, publish_encoder
 from genre.progress import Reporter
 from genre.registry.manifest import Cost
@@ -51,6 +54,22 @@ def test_a_recipe_that_generates_shares_the_same_codes_alone(tiny, log, base, tm
     assert found is None
     assert "other codes of items: got size 4, balanced True; expected size 8, balanced False" in line
     assert foresee_encoder(other, log, registry) == f"encoder: {line}"
+
+
+def test_the_codes_of_a_log_are_described(tiny, log, base, tmp_path):
+    registry = genre.Registry(tmp_path / "registry")
+    published(registry, recipe(tiny, GENERATE, encoder={"codes": CODES}), log, base, tmp_path / "coded")
+    found = describe_codes(registry, "encoder-planted", log, base)
+    assert (found["method"], found["items"], found["new"]) == ("kmeans, balanced", log.catalogue.size, 0)
+    assert [each["size"] for each in found["levels"][:2]] == [4, 4] and found["levels"][0]["used"] == 4
+    assert found["collisions"]["most"] <= found["levels"][-1]["size"] and len(found["prefixes"]) == 2
+    log.write(tmp_path / "shop")
+    where = ["--registry", str(tmp_path / "registry"), "--base", str(tiny)]
+    shown = CliRunner().invoke(cli_data.app, ["describe", str(tmp_path / "shop"), "--encoder", "encoder-planted", *where])
+    assert "codes of level 2" in shown.stdout and "share all codes but the last" in shown.stdout, shown.output
+    published(registry, recipe(tiny, LIKE), log, base, tmp_path / "plain")
+    with pytest.raises(InputError, match="has no codes of items"):
+        describe_codes(registry, "encoder-planted", log, base)
 
 
 def test_recipes_that_are_trained_together_share_codes_or_it_is_said_why(tiny, log):

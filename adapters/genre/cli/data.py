@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from genre.cli.forget import forget
-from genre.cli.options import JsonOption
+from genre.cli.options import BaseOption, JsonOption, RegistryOption
 from genre.cli.output import check_file, console, counted, plain, step_reporter, write_result
 from genre.errors import InputError, visible
 
@@ -47,13 +47,29 @@ def prepare(
 @app.command()
 def describe(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set folder.")],
+    encoder: Annotated[
+        str | None, typer.Option(metavar="REF", help="An encoder with codes, or an adapter on it: show the items' codes too.")
+    ] = None,
+    registry: RegistryOption = "registry",
+    base: BaseOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show statistics of a data set: users, items, events, ties, feedback; or texts, groups, words, labels."""
     from genre.data.interactions import Interactions
     from genre.data.texts.dataset import Texts
 
-    facts = Texts.read(folder).describe() if Texts.is_at(folder) else Interactions.read(folder).describe()
+    texts = Texts.is_at(folder)
+    if texts and encoder is not None:
+        raise InputError("--encoder is for logs", got="labelled texts", expected="a log, whose items an encoder gives codes")
+    if base is not None and encoder is None:
+        raise InputError("--base is of --encoder", got="--base alone", expected="--encoder REF --base BASE, or neither")
+    log = None if texts else Interactions.read(folder)
+    facts = Texts.read(folder).describe() if log is None else log.describe()
+    if log is not None and encoder is not None:
+        from genre.jobs.codes import describe_codes
+        from genre.registry import Registry
+
+        facts["codes"] = describe_codes(Registry(registry), encoder, log, base)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -234,7 +250,25 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     for table in ("item", "user"):
         coverage = [f"{name} {share:.1%}" for name, share in facts[f"{table}_columns"].items()]
         rows.append((f"{table} columns filled", ", ".join(coverage) or "none"))
-    return [*rows, *_origin(facts)]
+    return [*rows, *(_rows_of_codes(facts["codes"]) if "codes" in facts else ()), *_origin(facts)]
+
+
+def _rows_of_codes(found: dict[str, Any]) -> list[tuple[str, str]]:
+    new = f", of which {found['new']:,} are new to the encoder" if found["new"] else ""
+    rows = [("codes", f"{found['encoder']} ({found['method']}): {counted(found['items'], 'item')}{new}")]
+    for number, each in enumerate(found["levels"], 1):
+        name = "places" if number == len(found["levels"]) else f"codes of level {number}"
+        used = f"{each['used']:,} of {each['size']:,} used, perplexity {each['perplexity']:,.1f}"
+        rows.append((name, f"{used}, at most {counted(each['largest'], 'item')} each"))
+    same = found["collisions"]
+    what = (
+        f"{counted(same['items'], 'item')} ({same['share']:.1%}) share all codes but the last, at most {same['most']:,} the same"
+    )
+    rows.append(("collisions", what))
+    for each in found["prefixes"]:
+        what = f"shared by {each['near']:.1%} of near neighbours, by {each['any']:.2%} of any two items"
+        rows.append((f"first {counted(each['length'], 'code')}", what))
+    return rows
 
 
 def _rows_of_texts(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -269,6 +269,10 @@ class BehaviourEncoder(nn.Module):
                 found[name] = torch.where(known[:, None], value, torch.nan)
         return found
 
+    def count_new(self, catalogue: Catalogue) -> int:
+        """The number of items that were not there when the encoder's codes were fitted."""
+        return sum(item not in self._coded for item in catalogue.item_ids)
+
     def _codes_of(
         self, catalogue: Catalogue, features: Mapping[str, Tensor], rows: Tensor, taken: Tensor | None, *, apart: bool
     ) -> Tensor:
