@@ -32,7 +32,7 @@ from genre.evaluation.metrics.bootstrap import RESAMPLES, user_draws
 from genre.evaluation.ranking import Block, block_rows
 from genre.evaluation.targets import Targets, targets
 from genre.jobs.loading import open_log
-from genre.modules.encoder import text_vectors
+from genre.modules.text_vectors import text_vectors
 from genre.progress import Reporter
 from genre.training import fit
 from genre.training.assembly import assemble

@@ -10,7 +10,8 @@ import torch
 from genre.data.catalogue import Catalogue
 from genre.errors import DataError, ManifestError
 from genre.modules.base.fingerprint import fingerprint
-from genre.modules.encoder import BehaviourEncoder, EncoderSpec, text_vectors
+from genre.modules.encoder import BehaviourEncoder, EncoderSpec
+from genre.modules.text_vectors import text_vectors
 
 IDS = ["a", "b", "c", "d"]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from genre.modules.encoder import whitening_of
 from genre.modules.heads.neighbours import ItemIndex, ItemNeighbours, faded_weights
+from genre.modules.text_vectors import whitening_of
 
 
 def made(seed=0, size=7, known=6, count=3, width=4):

@@ -37,8 +37,8 @@ from genre.jobs.figures import Evaluation
 from genre.jobs.loading import load_base, restore
 from genre.modules.base.base import Base
 from genre.modules.embedding import SoftTokens
-from genre.modules.encoder import whitening_of
 from genre.modules.recommender import Recommender
+from genre.modules.text_vectors import whitening_of
 from genre.progress import Reporter
 from genre.registry import Registry
 from genre.tasks import Task

@@ -11,7 +11,7 @@ from genre.data.sequences.instruction import fields_of
 from genre.engine import Request
 from genre.engine.reranking import POOL
 from genre.errors import DataError, ManifestError
-from genre.modules.encoder import MAX_TEXT_TOKENS
+from genre.modules.text_vectors import MAX_TEXT_TOKENS
 from genre.registry import Manifest
 from genre.tasks import BEAM
 
