@@ -41,8 +41,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py --profile $(PROFILE)
 
 # On a machine with one GPU and CUDA's torch; at most ten minutes, no network once .venv is there.
-gpu: $(STAMP)
-	$(BIN)/python benchmarks/gpu.py --out build/gpu
+gpu:  # by the virtual environment if there is one, else by PYTHON: the machine may have no network to make one
+	$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --out build/gpu
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache
