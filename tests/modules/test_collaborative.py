@@ -1,5 +1,7 @@
 """Collaborative vectors of logs that say little."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,20 @@ def test_feedback_that_is_always_the_same_gives_vectors_without_tastes(value):
     assert np.isfinite(made).all() and np.abs(made[:, :4]).sum() > 0
     assert not made[:, 4:6].any() and np.abs(made[:, -1]).max() < 1e-9  # nothing is left of constant feedback
     assert np.allclose(np.abs(made[:, :4]), np.abs(without[:, :4]), atol=1e-5)
+
+
+def test_a_log_of_a_lower_rank_gives_the_same_vectors_every_time():
+    """Of 18 users the last 12 have what others have, and beyond the rank every call of svds finds other vectors."""
+    log = planted_log(users=18, items=24, events=8)
+    items = np.concatenate([log.item_codes[log.user_codes == user] for user in [0, 1, 2, 3, 4, 5] * 3])
+    twins = SimpleNamespace(
+        catalogue=log.catalogue, item_codes=items, user_codes=np.repeat(np.arange(18), 8), user_offsets=np.arange(19) * 8
+    )
+    usable = np.ones(len(items), dtype=bool)
+    for make in (pure_svd, collaborative_vectors):
+        made = [make(twins, usable, dimensions=16) for _ in range(4)]
+        assert all(np.array_equal(made[0], each) for each in made[1:]), make.__name__
+    assert not pure_svd(twins, usable, dimensions=16)[:, 6:].any()
 
 
 def test_pure_svd_is_the_truncated_decomposition_with_a_ridge():

@@ -17,6 +17,11 @@ from scipy.sparse.linalg import svds
 
 from genre.data.interactions import Interactions
 
+NEGLIGIBLE = 1e-9
+"""Singular values up to this share of the largest one are those of a matrix of a lower rank."""
+DENSE = 2**24
+"""Entries of a matrix that is decomposed as a whole."""
+
 
 def collaborative_vectors(
     log: Interactions,
@@ -83,10 +88,10 @@ def pure_svd(log: Interactions, train_mask: np.ndarray, *, dimensions: int, seed
     out = np.zeros((shape[1], dimensions), dtype=np.float32)
     if rank < 1 or matrix.nnz == 0:
         return out
-    _, values, right = svds(matrix, k=rank, v0=np.random.default_rng(seed).normal(size=min(shape)))
-    order, squares = np.argsort(-values), np.maximum(values, 0) ** 2
+    _, values, right = _decompose(matrix, rank, seed)
+    squares = values**2
     scale = np.sqrt(squares / (squares + np.median(squares) + 1e-12))
-    out[:, :rank] = (right * scale[:, None])[order].T
+    out[:, :rank] = (right * scale[:, None]).T
     return out
 
 
@@ -134,8 +139,24 @@ def _svd(matrix: sp.csr_matrix, dimensions: int, seed: int) -> np.ndarray:
     matrix.eliminate_zeros()
     if rank < 1 or matrix.nnz == 0:
         return out
-    left, values, _ = svds(matrix.astype(np.float64), k=rank, v0=np.random.default_rng(seed).normal(size=min(matrix.shape)))
-    order = np.argsort(-values)
+    left, values, _ = _decompose(matrix.astype(np.float64), rank, seed)
     signs = np.sign(left[np.abs(left).argmax(0), np.arange(rank)])
-    out[:, :rank] = (left * signs * np.sqrt(np.maximum(values, 0)))[:, order]
+    out[:, :rank] = left * signs * np.sqrt(values)
     return out
+
+
+def _decompose(matrix: sp.csr_matrix, rank: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The largest singular values, in descending order, between their vectors; values that the matrix does not have are 0.
+
+    ARPACK draws the vectors of those, other ones in every call whatever the start vector is, on which the signs of all others
+    depend. Such a matrix is decomposed as a whole, where it is not too large for that.
+    """
+    left, values, right = svds(matrix, k=rank, v0=np.random.default_rng(seed).normal(size=min(matrix.shape)))
+    order = np.argsort(-values)
+    left, values, right = left[:, order], values[order], right[order]
+    if values[-1] <= NEGLIGIBLE * values[0]:
+        if matrix.shape[0] * matrix.shape[1] <= DENSE:
+            left, values, right = np.linalg.svd(matrix.toarray(), full_matrices=False)
+            left, values, right = left[:, :rank], values[:rank], right[:rank]
+        values = np.where(values > NEGLIGIBLE * values[0], values, 0.0)
+    return left, values, right
