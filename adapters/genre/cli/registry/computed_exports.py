@@ -1,4 +1,4 @@
-"""The forms of `genre registry export` that are jobs: vectors of items and users, lists of users' best items, MLflow.
+"""The forms of `genre registry export` that are jobs: vectors, lists of users' best items, MLflow, generated items for vLLM.
 
 Owns: their options and what is printed. Ignores: forms that write a version's files.
 
@@ -38,6 +38,7 @@ _TAKES = {
     "vectors": ("--data", "--users", "--rank", "--before", "--task"),
     "lists": ("--data", "--before", "--task", "--top", "--temperature"),
     "mlflow": (),
+    "vllm": ("--data", "--task", "--tar"),
     "hub-folder": ("--license", "--tar"),
 }
 """The options of each form beside --out and --base; others take --tar."""
@@ -55,7 +56,7 @@ def check_options(to: str, given: Mapping[str, Any]) -> None:
         own = [form for form, takes in _TAKES.items() if foreign[0] in takes]
         expected = f"--to {' or '.join(own)}" if own else f"--to {to} alone"
         raise InputError(f"{foreign[0]} does not go with --to {to}", got=foreign[0], expected=expected, todo="leave it out")
-    if to not in ("vectors", "lists"):
+    if to not in ("vectors", "lists", "vllm"):
         refuse_unused(["--data"], got=f"--to {to}", expected="--to vectors or lists")
     if to in ("vectors", "lists", "mlflow"):
         refuse_unused(["--canaries"], got=f"--to {to}", expected="a form that a server loads")
@@ -66,7 +67,7 @@ def check_options(to: str, given: Mapping[str, Any]) -> None:
 
 def export_computed(to: str, registry: Any, ref: str, out: str, base: Path | None, given: Mapping[str, Any]) -> str | None:
     """Export in one of the forms here; the line to print, or None for another form."""
-    forms: dict[str, Callable[..., str]] = {"vectors": _vectors, "lists": _lists, "mlflow": _mlflow}
+    forms: dict[str, Callable[..., str | None]] = {"vectors": _vectors, "lists": _lists, "mlflow": _mlflow, "vllm": _generating}
     return forms[to](registry, ref, out, base, given) if to in forms else None
 
 
@@ -130,6 +131,26 @@ def _mlflow(registry: Any, ref: str, out: str, base: Path | None, given: Mapping
     aliases = f" ({', '.join(found.aliases)})" if found.aliases else ""
     before = "" if found.new else ", there before"
     return f"run {found.run_id}, version {found.version} of registered model {found.model}{aliases}{before}"
+
+
+def _generating(registry: Any, ref: str, out: str, base: Path | None, given: Mapping[str, Any]) -> str | None:
+    """Of adapters that generate items; None for another, which is a form that writes a version's files."""
+    version = registry.resolve(ref)
+    if not any(task.get("head") == "generate" for task in version.manifest.tasks):
+        refuse_unused(["--data", "--task"], got=f"--to vllm of {version.ref}", expected="an adapter that generates items")
+        return None
+    from genre.jobs.export.generating import export_generating
+    from genre.modules.base.source import find
+    from genre.registry.export.archive import pack
+
+    folder = base or find(version.manifest.base.name, fetch=False)
+    data = None if given["--data"] is None else _open_log(given["--data"])
+    asked = {"data": data, "task": given["--task"], "canaries": given["--canaries"]}
+    difference = export_generating(registry, version, out, folder, **asked)
+    if given["--tar"]:
+        pack(Path(out), Path(out).with_name(Path(out).name + ".tar"))
+    archive = f" and {Path(out).name}.tar" if given["--tar"] else ""
+    return f"wrote {out}{archive}; probabilities of stock PEFT and of genre differ by at most {difference:.1e}"
 
 
 def _open_log(path: str) -> Any:

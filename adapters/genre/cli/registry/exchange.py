@@ -57,7 +57,7 @@ def export(
     given |= {"--top": top, "--temperature": temperature, "--license": licence}
     check_options(to, given)
     opened = open_registry(registry)
-    if (line := export_computed(to, opened, ref, out, base, given | {"--data": data})) is not None:
+    if (line := export_computed(to, opened, ref, out, base, given | {"--data": data, "--canaries": canaries})) is not None:
         typer.echo(line)
         return
     version = opened.resolve(ref)

@@ -6,7 +6,7 @@ so:
     next(label_probabilities(base, adapter, 4, [([1, 523, 27], [1770, 3293])]))    # ([.61, .39], [.08, .92])
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,29 @@ def label_probabilities(
     Raises:
         BaseModelError: The two cannot be loaded.
     """
-    model = _load(base, adapter, depth)
+    ask = label_logits(base, adapter, depth)
     for ids, words in prompts:
-        with torch.no_grad():
-            tokens, kept = torch.tensor([list(ids)]), torch.tensor(list(words))
-            with model.disable_adapter():
-                alone = model(tokens).logits[0, -1, kept].softmax(-1)
-            with_adapter = model(tokens).logits[0, -1, kept].softmax(-1)
-        yield alone.tolist(), with_adapter.tolist()
+        alone, adapted = (logits.softmax(-1).tolist() for logits in ask(ids, words))
+        yield alone, adapted
+
+
+def label_logits(
+    base: Path, adapter: Path, depth: int | None
+) -> Callable[[Sequence[int], Sequence[int]], tuple[torch.Tensor, torch.Tensor]]:
+    """Load a base and an adapter; what is returned gives a prompt's logits of some words, by the base alone and with the adapter.
+
+    Arguments and errors are those of `label_probabilities`.
+    """
+    model = _load(base, adapter, depth)
+
+    @torch.no_grad()
+    def ask(ids: Sequence[int], words: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, kept = torch.tensor([list(ids)]), torch.tensor(list(words))
+        with model.disable_adapter():
+            alone = model(tokens).logits[0, -1, kept]
+        return alone, model(tokens).logits[0, -1, kept]
+
+    return ask
 
 
 def _load(base: Path, adapter: Path, depth: int | None) -> Any:

@@ -68,7 +68,7 @@ def ask_canaries(
         except ClientError as error:
             raise InputError(str(error)) from None
         with closing(asked):
-            prompts = None if prompt is None else Prompts(prompt, read_texts(folder), asked.tokenize)
+            prompts = None if prompt is None or "code_sizes" in prompt else Prompts(prompt, read_texts(folder), asked.tokenize)
             return check_server(asked, found, bound, prompts)
     except (ValueError, KeyError, TypeError) as error:
         got = f"{type(error).__name__}: {error}"

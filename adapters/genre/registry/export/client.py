@@ -249,7 +249,7 @@ class Prompts:
                 raise ClientError(
                     f"an event has no {column}: got {dict(event)!r:.80}; expected {column}, null where it is not known"
                 )
-            ids += self._tokens(self._word(event[column]))
+            ids += self.feedback(event[column])
         return ids
 
     def item(self, item: str | Mapping[str, Any]) -> list[int]:
@@ -266,6 +266,10 @@ class Prompts:
         else:
             raise ClientError(f"an item cannot be read: got {item!r:.80}; expected an id, or an object with its columns")
         return self._tokens("\n" + text)[: layout["max_item_tokens"]] + self._tokens(":")
+
+    def feedback(self, value: Any) -> list[int]:
+        """A feedback's part of a prompt."""
+        return self._tokens(self._word(value))
 
     def _word(self, value: Any) -> str:
         """The word for a feedback: the nearest of the values that the adapter was trained with."""

@@ -99,7 +99,7 @@ def write_served(
         else:
             link_base(base, folder / "base")
         if recorded_rule(manifest.sequence) == "text":
-            _read_plainly(folder / "base")
+            read_plainly(folder / "base")
         shutil.copyfile(source / MANIFEST, folder / MANIFEST)
         shutil.copyfile(client.__file__, folder / "client.py")
         _write_json(folder / "prompt.json", prompts.prompt)
@@ -136,6 +136,9 @@ def check_servable(manifest: Manifest, label: str) -> None:
 
     if manifest.kind == "encoder":
         raise refused("a behaviour encoder", "an adapter")
+    if label == "vLLM" and any(task.get("head") == "generate" for task in manifest.tasks):
+        todo = "genre registry export --to vllm"
+        raise refused("head generate", "an export that computes the items' vectors", todo)
     todo = "serve it with genre serve, or train with sequence.item: text, encoder.use: none and head: verbalizer"
     if "item" not in sequence:
         got = "labelled texts, read by a head" if sequence else "an adapter whose prompts are not known"
@@ -182,7 +185,7 @@ def read_prompts(manifest: Manifest, source: Path, base: Path, server: str) -> c
     return client.Prompts(prompt, _texts(source, manifest), lambda text: token_ids(tokenizer, text, rule))
 
 
-def _read_plainly(base: Path) -> None:
+def read_plainly(base: Path) -> None:
     """Have an exported base's tokenizer read control tokens in a text as text, as the adapter was trained.
 
     transformers splits what is called special alone, so every control token is called so.

@@ -32,7 +32,7 @@ def export_vllm(version: Version, source: Path, out: Path, base: Path | None, *,
     """
 
     def fill(export: Served) -> str:
-        rank = _max_rank(export.adapter)
+        rank = max_rank(export.adapter)
         (export.folder / "adapter").mkdir()
         for name in (CONFIG, ADAPTER):
             shutil.copyfile(source / name, export.folder / "adapter" / name)
@@ -41,7 +41,7 @@ def export_vllm(version: Version, source: Path, out: Path, base: Path | None, *,
     write_served(version, source, out, base, fill, server="vllm", label="vLLM", canaries=canaries)
 
 
-def _max_rank(adapter: Adapter) -> int:
+def max_rank(adapter: Adapter) -> int:
     """The smallest --max-lora-rank that takes every linear's rank."""
     most = max([adapter.config["r"], *(adapter.config.get("rank_pattern") or {}).values()])
     if most > _RANKS[-1]:
@@ -51,7 +51,7 @@ def _max_rank(adapter: Adapter) -> int:
 
 def serve_arguments(prompt: dict[str, Any], rank: int, folder: str = ".") -> list[str]:
     """The arguments of the `vllm` command."""
-    most = max(len(task["words"]) for task in prompt["tasks"])
+    most = max([*(len(task["words"]) for task in prompt["tasks"]), *prompt.get("code_sizes", ())])
     arguments = ["serve", f"{folder}/base", "--served-model-name", "base", "--dtype", "float32"]
     arguments += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{prompt['model']}={folder}/adapter"]
     arguments += ["--enable-prefix-caching", "--logprobs-mode", "processed_logprobs"]
