@@ -185,8 +185,6 @@ def test_what_generates_nothing_is_refused(world, tmp_path):
         RegistryError, match=r"no task to export: got dense:\w+ with next_item, like; expected one task with head"
     ):
         export_generating(registry, "dense", tmp_path / "out", tiny)
-    with pytest.raises(
-        RegistryError, match=r"got head generate; .*; genre registry export --to vllm$"
-    ):
+    with pytest.raises(RegistryError, match=r"got head generate; .*; genre registry export --to vllm$"):
         registry.export("one", tmp_path / "out", to="vllm", base=tiny)
     assert not (tmp_path / "out").exists()
