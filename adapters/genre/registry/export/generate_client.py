@@ -43,7 +43,7 @@ class CodePrompts(Prompts):
 
     def item(self, item: str | Mapping[str, Any]) -> list[int]:
         """An item's part of a prompt."""
-        layout, known = self.prompt["layout"], item if isinstance(item, str) else item.get("item_id")
+        layout, known = self.prompt["layout"], str(item if isinstance(item, str) else item.get("item_id"))
         if layout["item"] == "text":
             return super().item(item)
         if known not in self._numbers:
@@ -91,9 +91,10 @@ class Trie:
         and other tokens spell these texts too.
         """
         kept = None if items is None else self.prefixes(items)
-        lines, left = [], [()]
+        lines: list[str] = []
+        left: list[tuple[int, ...]] = [()]
         while left:
-            prefix: tuple[int, ...] = left.pop()
+            prefix = left.pop()
             ways = [(*prefix, code) for code in self.after(prefix) if kept is None or (*prefix, code) in kept]
             ends = [way in self.item_of for way in ways]
             parts = [
@@ -188,7 +189,8 @@ class Generator:
                 raise ClientError(f"unknown candidate: got {strange[0]!r:.80}; expected one of items.jsonl")
             asked = set(candidates)
         kept = self.trie.prefixes(asked - set(exclude))
-        start, beams = self.prompts.history(history, user or {}), [((), 0.0)] if kept else []
+        start = self.prompts.history(history, user or {})
+        beams: list[tuple[tuple[int, ...], float]] = [((), 0.0)] if kept else []
         for level in range(len(self.prompt["code_sizes"])):
             logs = self._after(start, [prefix for prefix, _ in beams], level)
             beams = [
