@@ -19,9 +19,8 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from genre.engine.history_packing import ALIGNED, aligned
 from genre.errors import InputError
-
-ALIGNED = 64
 
 
 class Arena:
@@ -59,7 +58,7 @@ class Arena:
             limit: The block ends below so many bytes from the start; None for the arena's end.
         """
         self._settle()
-        needed = max(ALIGNED, _aligned(size))
+        needed = max(ALIGNED, aligned(size))
         index = self._find(needed, limit)
         if index is None:
             return None
@@ -76,7 +75,7 @@ class Arena:
     def fits(self, size: int, limit: int | None = None) -> bool:
         """True if `take` would find a block."""
         self._settle()
-        return self._find(max(ALIGNED, _aligned(size)), limit) is not None
+        return self._find(max(ALIGNED, aligned(size)), limit) is not None
 
     def holds(self, block: Tensor) -> bool:
         """True if a block is one of these."""
@@ -105,7 +104,3 @@ class Arena:
         if self._written and self._gaps == [(0, self.size)]:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._written = 0
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNED) * ALIGNED

@@ -104,10 +104,10 @@ def _lay_out(tensors: tuple[tuple[torch.dtype, tuple[int, ...]], ...], storage: 
     parts, end = [], 0
     for dtype, shape in tensors:
         stored = _stored(dtype, shape, storage)
-        start, end = end, _aligned(end + math.prod(shape) * stored.itemsize)
+        start, end = end, aligned(end + math.prod(shape) * stored.itemsize)
         scales = None
         if stored is torch.int8 and dtype is not torch.int8:
-            scales, end = end, _aligned(end + math.prod(shape[:-1]) * torch.float32.itemsize)
+            scales, end = end, aligned(end + math.prod(shape[:-1]) * torch.float32.itemsize)
         parts.append(Part(dtype, shape, stored, start, scales))
     return Layout(tuple(parts), end)
 
@@ -123,5 +123,6 @@ def _stored(dtype: torch.dtype, shape: tuple[int, ...], storage: Storage) -> tor
     return wanted if wanted.itemsize < dtype.itemsize else dtype
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """The next multiple of `ALIGNED`."""
     return -(-size // ALIGNED) * ALIGNED
