@@ -10,7 +10,6 @@ are those by the time of a core, which depends less on what else runs. `make dem
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ import numpy as np
 
 import genre
 from genre.jobs.loading import open_log
+from sides import Side
 from suite import keep_figures
 
 BAR, TOLERANCE = 2.0, 1e-4
@@ -32,34 +32,10 @@ from genre.cli import main
 for line in sys.stdin:
     begun, used = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(sys.stderr):
-        code = main(json.loads(line))
-    print(json.dumps([code, time.perf_counter() - begun, time.process_time() - used]), flush=True)
+        code = main(json.loads(line)["arguments"])
+    found = {"error": f"genre ended with exit code {code}"} if code else {}
+    print(json.dumps(found | {"seconds": time.perf_counter() - begun, "core": time.process_time() - used}), flush=True)
 """
-
-
-class Side:
-    """A process with the code of a checkout."""
-
-    def __init__(self, checkout: Path) -> None:
-        variables = os.environ | {"PYTHONPATH": str(checkout / "adapters")}
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": None, "text": True}
-        self.process = subprocess.Popen([sys.executable, "-c", SIDE], env=variables, **pipes)
-
-    def run(self, arguments: list[str]) -> tuple[float, float]:
-        """Seconds, and seconds of a core, of one command."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(arguments) + "\n")
-        self.process.stdin.flush()
-        code, seconds, core = json.loads(self.process.stdout.readline())
-        if code:
-            raise RuntimeError(f"genre {' '.join(arguments)} ended with {code}")
-        return seconds, core
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def some_users(log: genre.Interactions, count: int, folder: Path) -> Path:
@@ -82,21 +58,17 @@ def largest_difference(one: Path, other: Path) -> float:
 
 def compare(other: Path, data: Path, registry: Path, folder: Path, rounds: int, users: int) -> dict[str, Any]:
     """Users/s of both sides and the ratio of this one to the other, the median of rounds."""
-    here = Path(__file__).resolve().parent.parent
-    sides = {"this": Side(here), "other": Side(other.resolve())}
-    clock: dict[str, list[float]] = {name: [] for name in sides}
-    core: dict[str, list[float]] = {name: [] for name in sides}
-    try:
+    clock: dict[str, list[float]] = {"this": [], "other": []}
+    core: dict[str, list[float]] = {"this": [], "other": []}
+    with Side(["-c", SIDE]) as this, Side(["-c", SIDE], other) as that:
+        sides = {"this": this, "other": that}
         for turn in range(rounds):
             for name, side in sides.items():
                 output = folder / f"{name}-{turn}.jsonl"
                 arguments = ["recommend", "next_item@production", "--all-users", "--data", str(data), "--output", str(output)]
-                seconds, used = side.run([*arguments, "--registry", str(registry)])
-                clock[name].append(seconds)
-                core[name].append(used)
-    finally:
-        for side in sides.values():
-            side.close()
+                answer = side.ask({"arguments": [*arguments, "--registry", str(registry)]})
+                clock[name].append(answer["seconds"])
+                core[name].append(answer["core"])
     found: dict[str, Any] = {
         "users_per_s": {name: round(users / median(own), 1) for name, own in clock.items()},
         "users_per_core_s": {name: round(users / median(own), 1) for name, own in core.items()},

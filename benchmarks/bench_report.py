@@ -44,6 +44,7 @@ BARS = {
     "returning_sessions_30": 3.0,
     "returning_bursts_30": 3.0,
     "returning_strangers": 0.98,
+    "returning_warm_4": 1.0,
     "returning_vs_vllm": 3.0,
 }
 CEILINGS = {

@@ -30,6 +30,7 @@ WORDS = {
     "returning_sessions_30": "sessions at a log's times, 30 layers",
     "returning_bursts_30": "bursts of users, 30 layers",
     "returning_strangers": "users who come once, 4 layers",
+    "returning_warm_4": "one user with 99 events, 4 layers, without a cache against an earlier build",
     "returning_memory": "resident memory of a full history cache against its bound",
     "returning_growth": "memory growth of a full history cache over 15,000 calls, share",
     "returning_vs_vllm": "16 users who come back with text items against vLLM's CPU build with prefix caching",

@@ -1,11 +1,13 @@
 """bfloat16 against float32 on this processor: products, requests, training steps, and what it costs in quality.
 
-    python benchmarks/precision.py --json build/bench/precision.json [--only products,serving,training,loss,int8]
+    python benchmarks/precision.py --json build/bench/precision.json [--only products,serving,training,run,loss,int8]
 
 products    a linear of (rows x width) by (width x width), milliseconds of float32, bfloat16 and int8 by torch's own kernels.
 serving     requests to `like` and `next_item` on the users of ML-100K, one and 32 at a time: requests/s, alternating, by engines
             in float32 by torch's own products, in float32 as engines are, and in bfloat16.
 training    steps of recipes/like.yaml, alternating.
+run         `genre train recipes/like.yaml` for one epoch, from the data to the published version, with `--precision float32` and
+            with `auto`: seconds, seconds of a core, and the test AUC of both.
 int8        `like` on a base by bitsandbytes, and on one with `Int8Linear`s: requests/s and the test AUC beside bfloat16's.
 loss        the test metrics of the published versions, computed in both precisions: the paired difference over users.
 
@@ -15,6 +17,9 @@ or OMP_NUM_THREADS.
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -41,7 +46,7 @@ from genre.training import Loop
 from genre.training.assembly import assemble
 from suite import keep_figures
 
-PARTS = ("products", "serving", "training", "loss", "int8")
+PARTS = ("products", "serving", "training", "run", "loss", "int8")
 PRECISIONS = ("float32", "bfloat16")
 RECIPE = Path(__file__).parent.parent / "recipes" / "like.yaml"
 SHAPES = ((576, 576), (576, 1536), (1536, 576))
@@ -148,6 +153,25 @@ def training(log: genre.Interactions, rounds: int) -> dict[str, Any]:
     return {"seconds_of_a_step": seconds, "ratios": ratios}
 
 
+def whole_run(data: str) -> dict[str, Any]:
+    """A recipe's training in float32 and as measured, each a process of its own."""
+    found: dict[str, Any] = {}
+    for each in ("float32", "auto"):
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / "result.json"
+            command = [sys.executable, "-m", "genre", "train", str(RECIPE), "--precision", each, "--quiet", "--json", str(result)]
+            command += ["--registry", f"{folder}/registry", "--out", f"{folder}/run", "--baselines", "none"]
+            settings = (f"data.path={data}", "train.epochs=1", "train.tracker=none", "encoder.use=fit")
+            begun, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([*command, *(f"--set={setting}" for setting in settings)], check=True, stdout=subprocess.DEVNULL)
+            seconds, now = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+            core = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+            auc = json.loads(result.read_text())["metrics"]["like"]["auc"]["value"]
+            found[each] = {"seconds": round(seconds, 1), "core_seconds": round(core, 1), "auc": auc}
+    ratio = found["float32"]["core_seconds"] / found["auto"]["core_seconds"]
+    return found | {"ratio": found["float32"]["seconds"] / found["auto"]["seconds"], "ratio_by_core": ratio}
+
+
 def loss(log: genre.Interactions, registry: Registry) -> dict[str, Any]:
     """The test metrics of published versions in both precisions, paired by user."""
     found: dict[str, Any] = {}
@@ -231,6 +255,8 @@ def main() -> None:
     for part in (each for each in PARTS if each in options.only):
         if part == "products":
             result[part] = products()
+        elif part == "run":
+            result[part] = whole_run(options.data)
         elif part == "training":
             result[part] = training(log, options.rounds)
         else:

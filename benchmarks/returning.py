@@ -9,6 +9,7 @@ sessions              ML-100K's users at the times of the log: a visit whenever 
 bursts                the same with users by Zipf's law who come in bursts.
 sessions_30, bursts_30  both on 30 layers.
 strangers             users who come once, 4 layers: what the cache costs where it cannot help.
+warm_4                one user with 99 events, 4 layers, no cache on either side: this checkout beside that of `--against`.
 memory                20,000 calls on a base of two layers: resident memory against the bound, and whether it grows.
 storage               AUC and scores of a trained adapter with states in bfloat16 and int8 (`make demo` leaves the registry).
 vllm                  text items on 10 layers, 16 users with a history of about 420 tokens, each with one event more in every
@@ -23,12 +24,10 @@ missed.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -51,6 +50,7 @@ from returning_traffic import (
     tokens_of_users,
     with_swaps,
 )
+from sides import Side
 from suite import held, keep_figures
 from tiny_world import tiny_base
 
@@ -70,7 +70,7 @@ class Case:
 
     Attributes:
         depth: Layers.
-        share: The cache's bytes as a share of the users' states; None for a cache that nothing leaves.
+        share: The cache's bytes as a share of the users' states; None for a cache that nothing leaves, 0 for none.
         warm: Calls before any is counted.
     """
 
@@ -89,45 +89,20 @@ CASES = {
     "sessions_30": Case(30, share=0.1),
     "bursts_30": Case(30, share=0.1),
     "strangers": Case(4, share=0.1, warm=2),
+    "warm_4": Case(4, share=0.0, warm=2),
 }
 PARTS = (*CASES, "memory", "storage", "vllm")
+USUAL = [*(part for part in CASES if part != "warm_4"), "memory"]
 
 
-class Side:
+def side(job: dict[str, Any], checkout: Path | None = None) -> Side:
     """A process that answers calls."""
+    return Side([str(HERE / "returning_side.py"), json.dumps(job)], checkout)
 
-    def __init__(self, job: dict[str, Any], checkout: Path | None = None) -> None:
-        path = checkout or HERE.parent
-        variables = {**os.environ, "PYTHONPATH": str(path / "adapters")}
-        command = [sys.executable, str(HERE / "returning_side.py"), json.dumps(job)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
-        self.ready = self._read()
 
-    def __enter__(self) -> "Side":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait()
-
-    def ask(self, call: Call) -> dict[str, Any]:
-        """The answer to a call: seconds, scores, counters of the cache, resident bytes."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"rows": call.rows, "swaps": call.swaps}) + "\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"a side ended with exit code {self.process.wait()}")
-        found: dict[str, Any] = json.loads(line)
-        if "error" in found:
-            raise RuntimeError(found["error"])
-        return found
+def ask(one: Side, call: Call) -> dict[str, Any]:
+    """The answer to a call: seconds, scores, counters of the cache, resident bytes."""
+    return one.ask({"rows": call.rows, "swaps": call.swaps})
 
 
 class Worlds:
@@ -156,7 +131,7 @@ def traffic(part: str, writer: Writer, log: genre.Interactions, job: dict[str, A
     visits = int(scale * (320 if deep else 1600))
     if kind == "batch":
         return returning(writer, 32, EVENTS, 1 + max(2, int(scale * (3 if deep else 8))))
-    if kind == "alone":
+    if kind in ("alone", "warm"):
         return returning(writer, 1, EVENTS, 2 + max(4, int(scale * (12 if deep else 60))))
     if kind == "strangers":
         return strangers(writer, 2 + max(4, int(scale * 60)), 8, EVENTS)
@@ -168,22 +143,23 @@ def compare(part: str, worlds: Worlds, options: argparse.Namespace) -> dict[str,
     """Ask both sides every call of a case."""
     case = CASES[part]
     job = worlds.job(case.depth)
-    writer = Writer(worlds.log, list(job["names"]), wander=0.1 if case.share is not None else 0.0)
+    writer = Writer(worlds.log, list(job["names"]), wander=0.1 if case.share else 0.0)
     calls = traffic(part, writer, worlds.log, job, options.scale)
     seconds: dict[str, list[float]] = {"none": [], "cache": []}
     cpu = {"none": 0.0, "cache": 0.0}
     off = 0.0
-    with Side({**job, "cache": 0}, options.against) as plain:
-        states = tokens_of_users(calls) * plain.ready["token_bytes"]
+    with side({**job, "cache": 0}, options.against) as plain:
+        states = tokens_of_users(calls) * plain.read()["token_bytes"]
         bound = WHOLE if case.share is None else int(case.share * states)
-        with Side({**job, "cache": bound, "storage": options.storage}) as cached:
+        with side({**job, "cache": bound, "storage": options.storage}) as cached:
+            cached.read()
             sides = {"none": plain, "cache": cached}
             for call in calls[: case.warm]:  # the cache has to read everybody once, the other side to have worked before
-                plain.ask(Call(call.rows[:1]))
-                cached.ask(call)
+                ask(plain, Call(call.rows[:1]))
+                ask(cached, call)
             with held(options.lock):
                 for number, call in enumerate(calls[case.warm :]):
-                    answers = {name: sides[name].ask(call) for name in sorted(sides, reverse=bool(number % 2))}
+                    answers = {name: ask(sides[name], call) for name in sorted(sides, reverse=bool(number % 2))}
                     off = max(off, _difference(answers["none"]["scores"], answers["cache"]["scores"]))
                     for name, answer in answers.items():
                         seconds[name].append(answer["seconds"])
@@ -191,16 +167,14 @@ def compare(part: str, worlds: Worlds, options: argparse.Namespace) -> dict[str,
             counters = answers["cache"]["counters"]
     pairs = [one / two for one, two in zip(seconds["none"], seconds["cache"], strict=True)]
     # Calls of a case are alike where the users are; else the whole stream counts, not the median call.
-    alike = case.share is None or part == "strangers"
+    alike = not case.share or part == "strangers"
     ratio = median(pairs) if alike else sum(seconds["none"]) / sum(seconds["cache"])
     rows = sum(len(call.rows) for call in calls[case.warm :])
-    return {
-        "depth": case.depth,
-        "calls": len(pairs),
-        "rows": rows,
-        "repeated": repeated(calls),
-        "hit_rate": counters["hits"] / (counters["hits"] + counters["misses"]),
-        "cache_bytes": bound if case.share is not None else counters["device_bytes"],
+    found: dict[str, Any] = {"depth": case.depth, "calls": len(pairs), "rows": rows, "repeated": repeated(calls)}
+    if counters is not None:
+        found["hit_rate"] = counters["hits"] / (counters["hits"] + counters["misses"])
+        found["cache_bytes"] = bound if case.share is not None else counters["device_bytes"]
+    return found | {
         "requests_per_s": {name: rows / sum(own) for name, own in seconds.items()},
         "ms_per_call": {name: 1000 * median(own) for name, own in seconds.items()},
         "max_abs_difference": off,
@@ -230,12 +204,13 @@ def memory(log: genre.Interactions, folder: Path, options: argparse.Namespace) -
     grown: dict[str, list[int]] = {"none": [], "cache": []}
     full: list[int] = []
     for name, cache, most in (("none", 0, calls // 4), ("cache", BOUND, calls)):
-        with Side({**job, "cache": cache, "storage": options.storage}) as side:
+        with side({**job, "cache": cache, "storage": options.storage}) as one:
+            one.read()
             for number in range(most):
                 some = [int(code) for code in writer.draw.integers(len(users), size=4)]
                 lengths = writer.draw.integers(10, 100, size=4)
                 rows = [writer.row(f"user-{code}", users[code][:length]) for code, length in zip(some, lengths, strict=True)]
-                answer = side.ask(Call(rows))
+                answer = ask(one, Call(rows))
                 if number % (calls // 20) == calls // 20 - 1:
                     grown[name].append(answer["rss"])
                     if cache and answer["counters"]["evictions"]:
@@ -273,7 +248,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, default=Path("build/bench/returning.json"))
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(CASES) + ["memory"])
+    parser.add_argument("--only", type=lambda text: text.split(","), default=USUAL)
     parser.add_argument("--against", type=Path, help="a checkout whose code has the side without a cache")
     parser.add_argument("--storage", default="auto", help="auto, float32, bfloat16 or int8")
     parser.add_argument("--scale", type=float, default=1.0, help="so many of the calls")
@@ -285,6 +260,8 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := sorted(set(options.only) - set(PARTS)):
         parser.error(f"no such part: {', '.join(unknown)}; expected {', '.join(PARTS)}")
+    if "warm_4" in options.only and options.against is None:
+        parser.error("warm_4 compares two checkouts: name the other one with --against")
     if options.against is not None and not (options.against / "adapters" / "genre").is_dir():
         parser.error(f"no checkout: got {options.against}; expected a folder with adapters/genre, as git worktree add makes one")
     result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {"ratios": {}, "counts": {}}

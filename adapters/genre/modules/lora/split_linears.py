@@ -4,9 +4,9 @@ Owns: such a linear, and the block in which a model has them. Ignores: adapters,
 
 MKL leaves half of an AMD processor's vector width unused; oneDNN does not, but it builds a kernel, of more than half a megabyte,
 in milliseconds, for each number of rows. So rows go in pieces whose numbers repeat; there
-are no more than a dozen kernels for a linear:
+are no more than thirteen kernels for a linear:
 
-    613 rows  ->  512 + 64 + 48, of which the last has 37 rows and zeros below
+    613 rows  ->  512 + 64 + 40, of which the last has 37 rows and zeros below
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ from genre.unpromised import execution_device, onednn_linear
 
 MOST, FEWEST = 2048, 8
 """Rows of the largest and of the smallest piece."""
-SHORTEST, STEP = 64, 16
+SHORTEST, STEP = 64, 8
 """Rows up to which the last piece is filled up to a multiple of `STEP`, rather than split."""
 SMALLEST = 2**16
 """Values of a weight below which nothing is gained."""
