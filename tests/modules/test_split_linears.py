@@ -37,7 +37,8 @@ def test_pieces_are_the_rows_in_few_lengths(rows):
     x = torch.randn(rows, 3)
     found = pieces(x)
     assert torch.equal(torch.cat(found)[:rows], x) and not torch.cat(found)[rows:].any()
-    assert {len(piece) for piece in found} <= {*range(8, 65, 8), *(2**power for power in range(7, 12))} and max(map(len, found)) <= MOST
+    assert {len(piece) for piece in found} <= {*range(8, 65, 8), *(2**power for power in range(7, 12))}
+    assert max(map(len, found)) <= MOST
     assert sum(map(len, found)) - rows < STEP
 
 
