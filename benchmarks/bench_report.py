@@ -174,7 +174,7 @@ def copies(figures: dict[str, Any], most: int = 20) -> Any:
     axes.plot(tasks, [whole + n * own for n in tasks], color=ACCENT, label="one base and N adapters")
     axes.set_xlabel("tasks", fontsize=8, color=INK)
     axes.set_ylabel("MiB", fontsize=8, color=INK)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(loc="best", frameon=False, fontsize=8)
     return svg_of(figure)
 
 

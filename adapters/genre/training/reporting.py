@@ -96,7 +96,7 @@ def _draw_log(figure: Any, losses: list[tuple[int, float]], validations: list[di
             right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name.removeprefix("valid."))
     right.set(xlabel="step", title="validation")
     if names:
-        right.legend(fontsize="small")
+        right.legend(loc="best", fontsize="small")  # without loc matplotlib warns on a slow machine
 
 
 _PACKAGES = {"mlflow": "mlflow-skinny sqlalchemy alembic"}

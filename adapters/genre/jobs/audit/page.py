@@ -68,7 +68,7 @@ def _profiles_plot(found: ProfilesSection) -> Any:
     axes.grid(axis="y", color=REST, alpha=0.25)
     axes.set_xlabel("injected users, % of the real ones", fontsize=8, color=INK)
     axes.set_ylabel("exposure@10", fontsize=8, color=INK)
-    axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    axes.legend(loc="best", fontsize=8, frameon=False, labelcolor=INK)
     return svg_of(figure)
 
 
@@ -88,7 +88,7 @@ def _membership_plot(found: MembershipSection) -> Any:
     axes.axvline(0.01, color=REST, linewidth=1)
     axes.set_xlabel("false positives", fontsize=8, color=INK)
     axes.set_ylabel("true positives", fontsize=8, color=INK)
-    axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    axes.legend(loc="best", fontsize=8, frameon=False, labelcolor=INK)
     return svg_of(figure)
 
 
@@ -100,5 +100,5 @@ def _canaries_plot(found: CanariesSection) -> Any:
         own = [score for score, kept in zip(found.scores, found.inserted, strict=True) if kept == inside]
         axes.hist(own, bins=edges, color=colour, alpha=0.6, label=name)
     axes.set_xlabel("score: how much better the model fits the canary than the version does", fontsize=8, color=INK)
-    axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    axes.legend(loc="best", fontsize=8, frameon=False, labelcolor=INK)
     return svg_of(figure)
