@@ -42,7 +42,7 @@ def world(tiny, log, tmp_path_factory):
         first.model.release()
         wanted = recipe(tiny, GENERATE, name=name, encoder=ENCODER, sequence=sequence)
         publish_stirred(registry, wanted, log, base, folder / name, seed=1, encoder=f"encoder-{name}")
-    dense = recipe(tiny, NEXT, LIKE, name="dense", encoder=ENCODER)
+    dense = recipe(tiny, NEXT, LIKE, name="dense")
     publish_stirred(registry, dense, log, base, folder / "dense", seed=2, encoder="encoder-one")
     return folder, registry, tiny
 
