@@ -11,6 +11,10 @@ mid-ranks among items.
 
 measures requests instead: of one adapter that generates against so many in one call (random weights), and against the dense head.
 
+    python benchmarks/generate.py --scale 10000,100000,1000000
+
+measures what either head's scoring takes beside the base's passes: memory, and time for one user.
+
 Test and validation part are those of `--users` users, drawn by the seed; training has all of them. Intervals: users drawn again,
 the same draws for all methods. Ranks are cached beside the JSON file; `--fresh` starts over.
 """
@@ -28,12 +32,15 @@ import torch
 
 import genre
 from genre.cli.recipe.new import Wanted, for_events
+from genre.data.code_trie import CodeTrie
 from genre.data.sequences.batches import collate
 from genre.data.sequences.code_branches import up_to
 from genre.data.splits import TEST, TRAIN, Split, split
 from genre.engine import Engine
+from genre.engine.planning import best
 from genre.jobs.loading import open_log
 from genre.modules.beams import BeamSearch
+from genre.modules.codes.fitting import places
 from genre.progress import Reporter
 from genre.training import fit
 from genre.training.assembly import Assembly, assemble
@@ -157,42 +164,87 @@ def mixed(heads: Heads, count: int, rounds: int) -> dict[str, Any]:
     """Requests a second of one adapter that generates, of so many in one call, and of one with the dense head."""
     base = genre.Base.load(heads.recipe("dense", 0).base.name, depth=heads.recipe("dense", 0).base.depth)
     users = [heads.log.user_ids[int(user)] for user in heads.users[: 2 * count]]
-    asked = [genre.Request("one", history=heads.log.history(user), k=10) for user in users]
+    asked = [genre.Request("one", user_id=user, k=10) for user in users]
     found: dict[str, Any] = {"requests": len(asked), "adapters": count}
     with tempfile.TemporaryDirectory() as scratch:
         shelves = {name: Shelf(Path(scratch) / name, heads.log, base, recipe=heads.recipe(name, 0)) for name in HEADS}
         refs = [shelves["generate"].add(f"generate{number}")[0] for number in range(count)]
         dense = shelves["dense"].add("dense")[0]
-        with Engine(base, shelves["generate"].registry, lanes=count) as engine:
+        with Engine(base, shelves["generate"].registry, lanes=count, data=heads.log) as engine:
             one, many = [refs[0]] * len(asked), [refs[number % count] for number in range(len(asked))]
-            ways = {"one": lambda: engine.score(asked, one), "mixed": lambda: engine.score(asked, many)}
+            ways = {"one": lambda: answered(engine.score(asked, one)), "mixed": lambda: answered(engine.score(asked, many))}
             seconds, ratio = alternate(ways, rounds)
             found |= {
                 "requests_a_second": {name: len(asked) / took for name, took in seconds.items()},
                 "mixed_over_one": 1 / ratio,
             }
-        with Engine(base, shelves["dense"].registry) as engine:
+        with Engine(base, shelves["dense"].registry, data=heads.log) as engine:
             begun = [time.perf_counter()]
             for _ in range(rounds + 1):
-                engine.score(asked, [dense] * len(asked))
+                answered(engine.score(asked, [dense] * len(asked)))
                 begun.append(time.perf_counter())
             found["requests_a_second"]["dense"] = len(asked) / float(np.median(np.diff(begun)[1:]))
+    return found
+
+
+def answered(responses: list[Any]) -> None:
+    """Refuse responses that are no answers: an error takes no time."""
+    if errors := [response.error for response in responses if response.error]:
+        raise RuntimeError(errors[0])
+
+
+def scaled(sizes: list[int], beam: int = 50, width: int = 576, users: int = 20) -> dict[str, Any]:
+    """What scoring costs beside the base's passes: bytes, and ms a user on one core, of a trie and of a table of vectors."""
+    draw, found = np.random.default_rng(0), {}
+    for items in sizes:
+        codes = np.concatenate([draw.integers(0, 256, (items, 3)), np.zeros((items, 1), dtype=np.int64)], 1)
+        codes[:, 3] = places(codes[:, :3])[0]
+        levels = (256, 256, 256, int(codes[:, 3].max()) + 1)
+        begun = time.perf_counter()
+        trie = CodeTrie(codes, levels)
+        built = time.perf_counter() - begun
+        begun = time.perf_counter()
+        for user in range(users):
+            search = BeamSearch(trie.allow(np.delete(np.arange(items), draw.integers(0, items, 20))), beam)
+            while (prefixes := search.prefixes()) is not None:
+                search.advance(draw.normal(size=(len(prefixes), levels[prefixes.shape[1]])).astype(np.float32))
+            assert len(search.found()[0]) >= 10, user
+        searched = (time.perf_counter() - begun) / users
+        table, query = torch.empty(items, width).normal_(), torch.randn(users, width)
+        begun = time.perf_counter()
+        for own in query:
+            best((table @ own).numpy(), 10)
+        dense = (time.perf_counter() - begun) / users
+        found[f"{items:,}"] = {
+            "trie_bytes": trie.memory_bytes,
+            "table_bytes": table.nbytes,
+            "build_s": built,
+            "search_ms": 1000 * searched,
+            "product_ms": 1000 * dense,
+        }
     return found
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", default="ml-100k")
     parser.add_argument("--json", type=Path, default=Path("build/bench/generate.json"))
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--users", type=int, default=1000, help="users who are validated and tested")
     parser.add_argument("--exact", type=int, default=100, help="users whose beams are held against exact scores; 0 for none")
     parser.add_argument("--mixed", type=int, default=0, help="adapters of one call")
+    parser.add_argument("--scale", default="", help="numbers of items, with commas")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--fresh", action="store_true")
     chosen = parser.parse_args()
+    if chosen.scale:
+        found = scaled([int(items) for items in chosen.scale.split(",")])
+        for items, figures in found.items():
+            print(items, {name: round(value, 3) for name, value in figures.items()})
+        keep_figures(chosen.json, {"scale": found})
+        return
     folder = chosen.json.with_suffix("") / Path(chosen.data).name
     if chosen.fresh:
         shutil.rmtree(folder, ignore_errors=True)
