@@ -16,6 +16,7 @@ from genre.evaluation.targets import targets
 from genre.modules.generation import code_losses
 from genre.training import fit
 from genre.training.assembly import assemble
+from genre.training.fsdp import check_launch
 from genre.training.parts import SharedEncoder
 from genre.training.prediction import outputs, predict
 from kinds import EVENTS, ITEMS, USERS, log_of_kinds
@@ -179,7 +180,7 @@ def test_cold_items_are_no_negatives_and_are_found_all_the_same(make) -> None:
     assert np.isfinite(scores[:, cold]).any()
 
 
-def test_what_cannot_generate_is_refused(tiny, make) -> None:
+def test_what_cannot_generate_is_refused(tiny, make, monkeypatch) -> None:
     with pytest.raises(RecipeError, match=r"'generate' needs encoder\.codes"):
         recipe(tiny, GENERATE)
     with pytest.raises(RecipeError, match="head 'generate' needs an encoder"):
@@ -188,6 +189,13 @@ def test_what_cannot_generate_is_refused(tiny, make) -> None:
         recipe(tiny, LIKE | {"head": "generate"})
     with pytest.raises(RecipeError, match="beam is for head 'generate'"):
         recipe(tiny, NEXT | {"beam": 5})
+    with pytest.raises(RecipeError, match="head_only trains nothing here"):
+        recipe(tiny, GENERATE, encoder=CODES, adapter={"kind": "head_only"})
+    monkeypatch.setattr("genre.training.fsdp.process_count", lambda: 2)
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match="FSDP2 shards does not search"):
+        check_launch(recipe(tiny, GENERATE, encoder=CODES))
     with pytest.raises(RecipeError, match="takes loss cross_entropy"):
         recipe(tiny, GENERATE | {"loss": "ips"}, encoder=CODES)
     private = {"privacy": {"epsilon": 8, "feedback_values": [1, 2, 3, 4, 5]}}

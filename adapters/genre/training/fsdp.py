@@ -40,6 +40,9 @@ def check_launch(recipe: Recipe) -> None:
         raise InputError("only FSDP2 shards a base", got="fsdp_version 1", expected="fsdp_version: 2")
     if recipe.adapter.kind == "full":
         raise RecipeError("a full fine-tune does not train under FSDP2", got="adapter.kind full", todo="use plain data parallel")
+    if recipe.generates:
+        what = "a base that FSDP2 shards does not search: beams of one process would wait for the others'"
+        raise RecipeError(what, got="head generate", expected="other heads", todo="use plain data parallel")
     if recipe.base.quantization != "none":
         got, todo = f"base.quantization {recipe.base.quantization}", "use plain data parallel: a quantized base is small"
         raise RecipeError("FSDP2 does not shard a quantized base", got=got, expected="none", todo=todo)
