@@ -12,15 +12,19 @@ KINDS, ITEMS, USERS, EVENTS = 6, 90, 150, 12
 TRAIN = {"epochs": 1, "learning_rate": 1e-4, "batch_tokens": 1024}
 
 
-def log_of_kinds(*, told: bool = True) -> Interactions:
-    """Users who stay with one kind of item, or (not `told`) take any; no title says which kind an item is of."""
+WORDS = ("green chair", "fish soup", "old song", "long road", "wool hat", "small lamp")
+
+
+def log_of_kinds(*, told: bool = True, titled: bool = False) -> Interactions:
+    """Users who stay with one kind of item, or (not `told`) take any; titles say which kind an item is of if `titled`."""
     draw = np.random.default_rng(0)
     kind = draw.permutation(np.arange(ITEMS) % KINDS)
     rows = []
     for user in range(USERS):
         own = np.flatnonzero(kind == user % KINDS) if told else np.arange(ITEMS)
         rows += [(f"u{user}", f"i{item}", 5.0, 100 * step + user) for step, item in enumerate(draw.permutation(own)[:EVENTS])]
-    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(ITEMS)], "title": [f"thing {i}" for i in range(ITEMS)]})
+    titles = [f"{WORDS[kind[i]]} {i}" if titled else f"thing {i}" for i in range(ITEMS)]
+    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(ITEMS)], "title": titles})
     frame = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
     return Interactions.from_frame(frame, items=items, name="kinds")
 

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from genre.data.splits import TEST
+from genre.data.splits import TEST, training_events
 from genre.distributed import Processes
 from genre.engine import Engine, Request
 from genre.engine.versions import read_adapter
 from genre.errors import RecipeError
 from genre.evaluation.ease import ease
+from genre.evaluation.metrics.ranking import ndcg
+from genre.evaluation.targets import targets
 from genre.jobs.encoders import publish_encoder
 from genre.jobs.publish import adapter_manifest, write_adapter
 from genre.modules.heads.neighbours import ItemNeighbours
@@ -18,7 +20,7 @@ from genre.registry import Registry
 from genre.registry.manifest import Cost
 from genre.training import fit
 from genre.training.neighbours import BLENDS, add_neighbours, fit_neighbours
-from genre.training.prediction import outputs
+from genre.training.prediction import outputs, predict
 from genre.training.validation import validation_metrics
 from kinds import log_of_kinds, run_of_kinds
 
@@ -58,6 +60,28 @@ def test_the_neighbours_are_the_strongest_entries_of_ease(fitted):
         best = np.argsort(-np.abs(own), kind="stable")[:20]
         assert neighbours.items[row].tolist() == best.tolist()
         assert neighbours.values[row].tolist() == pytest.approx(own[best].tolist(), abs=1e-3)
+
+
+def test_items_held_out_of_training_are_found_through_their_nearest_items(tiny, tmp_path):
+    split = {"kind": "last_n", "n": 2, "cold_items": 0.2}
+    made = run_of_kinds(tiny, log=log_of_kinds(titled=True), data={"split": split}, **ENCODER)
+    fit(made, tmp_path / "run")
+    head = made.model.heads["next_item"]
+    assert head.neighbours.stand_ins == head.spec.stand_ins == 4
+    found = targets(made.log, made.split, TEST)
+    new = training_events(made.log, made.split.part)[found.item] == 0
+    assert new.sum() > 20
+
+    def value():
+        asked, ranks, _ = predict(made.model, made.builder, made.split, TEST, max_events=100)["next_item"]
+        assert asked.event.tolist() == found.event.tolist()
+        return ndcg(ranks[new], 10)
+
+    head.neighbours.blend.copy_(torch.tensor([8.0, 0.0]))  # this text alone would do
+    together = value()
+    head.neighbours.stand_ins = 0
+    assert together > value() + 0.05
+    made.model.release()
 
 
 def test_neighbours_that_do_not_help_are_left_out(tiny, tmp_path):

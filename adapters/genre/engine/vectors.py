@@ -139,7 +139,7 @@ class Space:
                 weight = neighbours.blend[1] * self.blocks[TEXT] ** 0.5
                 parts.append(weight * neighbours.text_query(inline.index, *history))
             if ITEMS in self.blocks:
-                together = neighbours.blend[0] * neighbours.together(inline.index, *history)
+                together = neighbours.blend[0] * neighbours.together(inline.index, *history)[:, : inline.space.catalogue.size]
                 parts.append(together if self._basis is None else together @ self._basis)
         return list(torch.cat(parts, 1).cpu().numpy())
 
@@ -241,7 +241,13 @@ def item_matrix(neighbours: ItemNeighbours, index: ItemIndex) -> Any:
     values = neighbours.values.float().cpu().numpy()[rows[known]].ravel()
     there = columns < size
     triple = values[there], (np.repeat(known, count)[there], columns[there])
-    return sp.csr_matrix(triple, shape=(size, size), dtype=np.float32)
+    matrix = sp.csr_matrix(triple, shape=(size, size), dtype=np.float32)
+    if neighbours.stand_ins and (stand_ins := index.stand_ins(neighbours.stand_ins)) is not None:
+        there = stand_ins.items < size
+        items, nearest, shares = (each[there].cpu().numpy() for each in (stand_ins.items, stand_ins.nearest, stand_ins.shares))
+        stands = shares.ravel(), (nearest.ravel(), np.repeat(items, nearest.shape[1]))
+        matrix = matrix + matrix @ sp.csr_matrix(stands, shape=(size, size))
+    return matrix
 
 
 def strongest(matrix: Any, rank: int) -> tuple[np.ndarray, float]:

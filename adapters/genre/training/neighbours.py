@@ -29,6 +29,8 @@ BLENDS = (0.0, 0.05, 0.15, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Logits per standard deviation of a term over the catalogue: from a touch to where the trained scores only break ties."""
 PUBLIC = 0.7, 2.0
 """The fading and weight of neighbours by text in a private run, chosen on a public log (docs/decisions/privacy-budget.md)."""
+STAND_INS = 4
+"""Nearest items by text that stand in for an item that the encoder does not know."""
 MOST_SCORES = 2**26
 """Of validation targets times items; where there are more, the weights are chosen on a sample of the targets."""
 
@@ -59,7 +61,8 @@ def _add(assembly: Assembly, made: ItemNeighbours, heads: dict[str, CatalogueHea
         if not any(blend):
             model.heads[name] = heads[name].with_neighbours(None)
             continue
-        own = ItemNeighbours(*made.items.shape).to(made.items.device)
+        rows, count = made.items.shape
+        own = ItemNeighbours(rows, count, made.stand_ins).to(made.items.device)
         own.load_state_dict(made.state_dict() | {"blend": made.blend.new_tensor(blend)})
         model.heads[name] = heads[name].with_neighbours(own)
         chosen, weights = ranking_metric(model.tasks[name]), f"co-occurrence {blend[0]:.3g}, text {blend[1]:.3g}"
@@ -85,7 +88,7 @@ def fit_neighbours(assembly: Assembly, index: ItemIndex, count: int, seen: Seen 
     rows = index.rows.cpu().numpy()[model.items]  # the encoder's row of each item that EASE knows
     known = np.flatnonzero(rows >= 0)
     rows = rows[known]
-    made = ItemNeighbours(len(index.codes), min(count, max(len(known) - 1, 1)))
+    made = ItemNeighbours(len(index.codes), min(count, max(len(known) - 1, 1)), 0 if index.text is None else STAND_INS)
     for item, row in zip(known.tolist(), rows.tolist(), strict=True):
         own = model.weights[item, known]
         best = np.argsort(-np.abs(own), kind="stable")[: made.items.shape[1]]

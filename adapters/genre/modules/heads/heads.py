@@ -167,16 +167,18 @@ class CatalogueHead(Head):
                 self.memory.weight.copy_(0.1 * self.key.weight[:size].repeat(len(self.decays), 1))
         self.register_buffer("taste", torch.zeros(spec.cooccurrence, width) if spec.cooccurrence else None)
         self.register_buffer("blend", torch.zeros(()) if spec.cooccurrence else None)
-        self.neighbours = ItemNeighbours(*spec.neighbours) if spec.neighbours else None
+        self.neighbours = ItemNeighbours(*spec.neighbours, spec.stand_ins) if spec.neighbours else None
 
     def with_neighbours(self, neighbours: ItemNeighbours | None) -> "CatalogueHead":
         """The same head, sharing its weights, with other item neighbours."""
-        shape = None if neighbours is None else tuple(neighbours.items.shape)
+        described: dict[str, Any] = {"neighbours": None, "stand_ins": 0}
+        if neighbours is not None:
+            described = {"neighbours": tuple(neighbours.items.shape), "stand_ins": neighbours.stand_ins}
         with torch.device("meta"):
             made = CatalogueHead(self.spec.model_copy(update={"neighbours": None}), dropout=self.dropout.p)
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("neighbours.")}
         made.load_state_dict(state, assign=True)
-        made.spec = self.spec.model_copy(update={"neighbours": shape})
+        made.spec = self.spec.model_copy(update=described)
         made.neighbours = neighbours
         return made.train(self.training)
 

@@ -3,13 +3,16 @@
     Δ_i = β₁ standardize(Σ_j γ₁^(events since j) B_ji)  +  β₂ √r cos(Σ_j γ₂^(events since j) t_j, t_i)
 
 B is EASE's item-to-item matrix of the training events, the strongest entries of each row; t are whitened text vectors (r
-dimensions), so that an item without events has neighbours too. Both are closed forms: nothing here is trained by the loop.
-`genre.training.neighbours` fits B and chooses β and γ on validation.
+dimensions), so that an item without events has neighbours too. The first sum of an item that the encoder does not know by its
+id is the mean of its nearest known items', weighted by the cosine of their texts: beside items with both terms, one with text
+alone would hardly ever be answered with. Both are closed forms: nothing here is trained by the loop. `genre.training.neighbours`
+fits B and chooses β and γ on validation.
 
 Owns: the arithmetic and the storage of B. Ignores: how it was fitted, hidden states.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,41 @@ from torch import Tensor, nn
 
 MAX_CELLS = 2**24
 """Entries of B that are gathered at a time."""
+CLOSENESS = 4.0
+"""The power of the cosine by which a nearest item counts; versions are measured with it."""
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """The nearest known items of u items that an encoder does not know by their ids.
+
+    Attributes:
+        items: (u,) int64 codes of these items.
+        nearest: (u, k) int64 codes of known items.
+        shares: (u, k) float32 how much each counts, 1 in all; 0 for an item without text.
+    """
+
+    items: Tensor
+    nearest: Tensor
+    shares: Tensor
+
+    @classmethod
+    def of(cls, items: Tensor, known: Tensor, text: Tensor, count: int) -> "StandIns":
+        """The `count` known items whose texts, (N, r) of length one, are nearest to those of some items."""
+        found = text[known].t()
+        nearest, shares = [], []
+        for some in items.split(max(1, MAX_CELLS // max(len(known), 1))):
+            near = (text[some] @ found).clamp_min(0).topk(min(count, len(known)), dim=1)
+            share = near.values**CLOSENESS
+            nearest.append(known[near.indices])
+            shares.append(share / share.sum(1, keepdim=True).clamp_min(1e-12))
+        if not nearest:
+            return cls(items, items.new_zeros(0, count), text.new_zeros(0, count))
+        return cls(items, torch.cat(nearest), torch.cat(shares))
+
+    def join(self, more: "StandIns") -> "StandIns":
+        """These items and more."""
+        return StandIns(*(torch.cat([getattr(self, name), getattr(more, name)]) for name in ("items", "nearest", "shares")))
 
 
 @dataclass(frozen=True)
@@ -32,6 +70,8 @@ class ItemIndex:
     rows: Tensor
     codes: Tensor
     text: Tensor | None
+    _fewer: "ItemIndex | None" = field(default=None, repr=False, compare=False)
+    _stand_ins: dict[int, StandIns] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, rows: Tensor, known: int, text: Tensor | None) -> "ItemIndex":
@@ -42,7 +82,27 @@ class ItemIndex:
 
     def with_text(self, more: Tensor | None) -> "ItemIndex":
         """The index with further items, which are known by their (m, r) text vectors alone."""
-        return self if more is None or self.text is None else replace(self, text=torch.cat([self.text, more]))
+        if more is None or self.text is None:
+            return self
+        return replace(self, text=torch.cat([self.text, more]), _fewer=self, _stand_ins={})
+
+    def stand_ins(self, count: int) -> StandIns | None:
+        """The nearest known items of each unknown one, `count` of each; None without whitened text."""
+        if self.text is None:
+            return None
+        if count not in self._stand_ins:
+            if self._fewer is None:
+                self._stand_ins[count] = StandIns.of((self.rows < 0).nonzero().squeeze(1), self._known, self.text, count)
+            else:
+                fewer = self._fewer.stand_ins(count)
+                assert fewer is not None and self._fewer.text is not None
+                more = torch.arange(len(self._fewer.text), len(self.text), device=self.rows.device)
+                self._stand_ins[count] = fewer.join(StandIns.of(more, self._known, self.text, count))
+        return self._stand_ins[count]
+
+    @cached_property
+    def _known(self) -> Tensor:
+        return (self.rows >= 0).nonzero().squeeze(1) if self._fewer is None else self._fewer._known
 
 
 class ItemNeighbours(nn.Module):
@@ -53,6 +113,7 @@ class ItemNeighbours(nn.Module):
         values: (M, count) float16, these entries.
         blend: (2,) β of co-occurrence and of text.
         fade: (2,) γ of co-occurrence and of text.
+        stand_ins: Nearest items by text that stand in for an item whose id the encoder does not know; with 0 it has text alone.
     """
 
     items: Tensor
@@ -60,8 +121,9 @@ class ItemNeighbours(nn.Module):
     blend: Tensor
     fade: Tensor
 
-    def __init__(self, rows: int, count: int) -> None:
+    def __init__(self, rows: int, count: int, stand_ins: int = 0) -> None:
         super().__init__()
+        self.stand_ins = stand_ins
         self.register_buffer("items", torch.zeros(rows, count, dtype=torch.int32))
         self.register_buffer("values", torch.zeros(rows, count, dtype=torch.float16))
         self.register_buffer("blend", torch.zeros(2))
@@ -72,21 +134,26 @@ class ItemNeighbours(nn.Module):
 
         Args:
             index: The catalogue.
-            history: (n, E) int64 item codes, the latest last, -1 for padding anywhere; codes from N on have text alone.
+            history: (n, E) int64 item codes, the latest last, -1 for padding anywhere; codes from N on count by their text alone.
             weights: (n, E) float how much each event counts.
             codes: (m,) int64 item codes that are scored; all N if None.
 
         Returns:
             (n, N) or (n, m) float32.
         """
-        size = len(index.rows)
         together, text = self.together(index, history, weights), self.text(index, history, weights, codes)
-        if codes is not None:
-            together = F.pad(together, (0, 1))[:, torch.where(codes < size, codes, size)]
+        if codes is None:
+            together = together[:, : len(index.rows)]
+        else:
+            width = together.shape[1]
+            together = F.pad(together, (0, 1))[:, torch.where(codes < width, codes, width)]
         return self.blend[0] * together + self.blend[1] * text
 
     def together(self, index: ItemIndex, history: Tensor, weights: Tensor) -> Tensor:
-        """(n, N) co-occurrence with each history, standardized over the catalogue; zero for a history without neighbours."""
+        """(n, N) co-occurrence with each history, standardized over the catalogue; zero for a history without neighbours.
+
+        With stand-ins it is (n, N + m), where the index has m further items.
+        """
         size, count = len(index.rows), self.items.shape[1]
         known = (history >= 0) & (history < size)
         rows = torch.where(known, index.rows[history.clamp(0, size - 1)], -1)
@@ -99,8 +166,14 @@ class ItemNeighbours(nn.Module):
             total = values.new_zeros(len(some), size + 1)
             parts.append(total.scatter_add(1, columns.flatten(1), values.flatten(1))[:, :size])
         scores = torch.cat(parts) if parts else history.new_zeros(0, size, dtype=torch.float32)
-        centred = scores - scores.mean(1, keepdim=True)
-        return centred / (centred.square().mean(1, keepdim=True) + 1e-12).sqrt()
+        if self.stand_ins and (stand_ins := index.stand_ins(self.stand_ins)) is not None and index.text is not None:
+            taken = scores.new_zeros(len(scores), len(stand_ins.items))
+            for nearest, share in zip(stand_ins.nearest.t(), stand_ins.shares.t(), strict=True):
+                taken += scores[:, nearest] * share
+            scores = F.pad(scores, (0, len(index.text) - size)).index_copy(1, stand_ins.items, taken)
+        own = scores[:, :size]
+        mean = own.mean(1, keepdim=True)
+        return (scores - mean) / ((own - mean).square().mean(1, keepdim=True) + 1e-12).sqrt()
 
     def text(self, index: ItemIndex, history: Tensor, weights: Tensor, codes: Tensor | None = None) -> Tensor:
         """(n, N) or (n, m) cosine of the items' texts with each history's, times √r; zero without whitened text."""

@@ -35,6 +35,7 @@ class HeadSpec(BaseModel):
         ngrams: TF-IDF n-grams that a head over texts counts; None if it counts none.
         cooccurrence: Rank of a catalogue head's co-occurrence term; 0 for no such term.
         neighbours: Items, and neighbours of each, of a catalogue head's item neighbours; None without them.
+        stand_ins: Nearest items by text that stand in for one that the encoder does not know, in item neighbours; 0 for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +51,7 @@ class HeadSpec(BaseModel):
     ngrams: Count | None = None
     cooccurrence: Count = 0
     neighbours: tuple[Count, Count] | None = None
+    stand_ins: Annotated[int, Field(ge=0, le=64)] = 0
 
     @classmethod
     def of(
