@@ -2,6 +2,9 @@
 
 import gzip
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +157,30 @@ def test_a_key_stays_with_a_folder_and_with_what_is_made_of_it(tmp_path):
     (folder / FILE).write_text("of no use")
     with pytest.raises(DataError, match=r"users.key cannot be read: got other content; expected 64 hex digits"):
         Interactions.read(folder)
+
+
+def test_first_trainings_at_once_agree_on_one_key(tmp_path):
+    keys = [replace(UserKey.new(), folder=tmp_path) for _ in range(8)]
+    together = threading.Barrier(len(keys))
+
+    def keep(key):
+        together.wait()
+        return key.kept()
+
+    with ThreadPoolExecutor(len(keys)) as threads:
+        kept = list(threads.map(keep, keys))
+    assert set(kept) == {read_key(tmp_path)} and [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_a_key_that_another_training_wrote_meanwhile_is_taken(tmp_path, monkeypatch):
+    own, other, write = replace(UserKey.new(), folder=tmp_path), UserKey.new(), UserKey.write
+
+    def late(key, folder, *name):
+        write(other, folder)
+        write(key, folder, *name)
+
+    monkeypatch.setattr(UserKey, "write", late)
+    assert own.kept() == other == read_key(tmp_path) and [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
 def test_a_key_of_somebody_else_is_no_reason_not_to_read_a_log(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from genre.errors import DataError
-from genre.files import atomic
+from genre.files import atomic, disk_errors
 
 FILE = "users.key"
 SECRET_BYTES, DIGEST_BYTES = 32, 16
@@ -66,16 +66,24 @@ class UserKey:
             return self
         if (there := read_key(self.folder)) is not None:
             return there
-        self.write(self.folder)
+        path, aside = self.folder / FILE, self.folder / f".{FILE}.{secrets.token_hex(8)}"
+        with disk_errors(path):
+            try:
+                self.write(self.folder, aside.name)
+                os.link(aside, path)  # whole, and of several that train at once by one alone
+            except FileExistsError:
+                return read_key(self.folder) or self
+            finally:
+                aside.unlink(missing_ok=True)
         return replace(self, folder=None)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, name: str = FILE) -> None:
         """Write the key into a folder, readable by its owner alone.
 
         Raises:
             DiskError: The disk is full or not writable.
         """
-        with atomic(folder / FILE) as aside:
+        with atomic(folder / name) as aside:
             lines = [self.secret.hex(), *sorted(digest.hex() for digest in self.forgotten)]
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with open(descriptor, "w", encoding="ascii") as file:

@@ -191,11 +191,11 @@ class Client:
         return rank
 
     def _run(self, question: Packet, *, new: bool = False) -> "LocalRun":
-        """The run that a question is about, from memory or from its folder."""
+        """The run that a question is about, from memory or from its folder; with `new` from the start."""
         run = str(question.facts["run"])
         if not run.isalnum():
             raise InputError("the name of a federated run", got=run[:40], expected="letters and digits")
-        if self._local is not None and self._local[0] == run:
+        if not new and self._local is not None and self._local[0] == run:
             return self._local[1]
         recipe, root = self._recipe(question), self.folder / run
         rank = self._rank(recipe)
@@ -205,7 +205,7 @@ class Client:
         common = question.facts["agreed"]
         agreed = Agreed(_vocabulary(common["feedback"]), common["classes"], bool(question.facts["blank"]))
         assembly = assemble(recipe, self.log, base, read_shared(root / SHARED), bare=True, agreed=agreed)
-        local = LocalRun(assembly, root, rank, frozen=bool(question.facts["freeze_a"]))
+        local = LocalRun(assembly, root, rank, frozen=bool(question.facts["freeze_a"]), new=new)
         self._local = (run, local)
         return local
 
@@ -247,15 +247,18 @@ class LocalRun:
         root: Its folder.
         rank: Of its low-rank layers.
         frozen: True if A stays as it is.
+        new: True for one that begins.
+        whole: The tensors that it begins at, at the recipe's rank; empty unless it is new.
     """
 
     assembly: Assembly
     root: Path
     rank: int
     frozen: bool
+    new: bool = False
 
     def __post_init__(self) -> None:
-        self.whole = self.state()
+        self.whole: State = self.state() if self.new else {}
         with torch.no_grad():
             for layer in self.assembly.model.layers.values():
                 layer.lora_A = torch.nn.Parameter(layer.lora_A[: self.rank].clone(), requires_grad=not self.frozen)
