@@ -51,8 +51,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         "sequence": {"item": "token", "text": ["title"], "feedback": "none", "instruction": ""},
         "encoder": {"use": "fit", "whiten": True, "neighbours": 100},
         "tasks": [{"name": "next_item", "kind": "next_item"}],
-        "train": {"epochs": 2, "learning_rate": 1e-3, "batch_tokens": 4096, "tracker": "none"},
-        "privacy": {"users": 1000, "statistics": 0.4},
+        "adapter": {"kind": "head_only"},
+        "train": {
+            "epochs": 2,
+            "learning_rate": 1e-3,
+            "batch_tokens": 4096,
+            "tracker": "none",
+            "sampled": {"above": 1000, "negatives": 512},
+        },
+        "privacy": {"users": 2000, "statistics": 0.1, "item_map": 0.8},
     },
 }
 

@@ -28,6 +28,8 @@ class PrivacyConfig(BaseModel):
         clip: Largest norm of one user's part of a step's gradient, over all trained tensors.
         users: Users that a step is expected to draw, each by itself; a twentieth of all if None.
         statistics: Share of epsilon for noisy statistics that heads start at (item popularity, mean labels); 0 for none.
+        item_map: Share of epsilon for a linear map of item vectors that next-item heads start at, itself started at neighbours by
+            text; 0 for none. Steps then train the base's part and leave the map.
         feedback_values: All values that the feedback column can have, since those that occur are private.
         ranges: For each task with loss `mse`, the lowest and highest label that is possible.
         metrics: `withheld` keeps metrics on these users' events out of the version; `public` publishes them, for data whose
@@ -43,6 +45,7 @@ class PrivacyConfig(BaseModel):
     clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     users: int | None = Field(default=None, ge=1)
     statistics: float = Field(default=0.1, ge=0, lt=1)
+    item_map: float = Field(default=0.0, ge=0, lt=1)
     feedback_values: tuple[float, ...] | tuple[str, ...] = ()
     ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
     metrics: Literal["withheld", "public"] = "withheld"
@@ -113,6 +116,14 @@ def refuse(recipe: Any) -> None:
         raise ValueError("train.privacy: an int8 base rounds the rows of a batch together; use nf4 or none")
     if recipe.adapter.kind not in TRAINED:
         raise ValueError(f"train.privacy: adapter.kind {recipe.adapter.kind} has a gradient as large as the base for every user")
+    if privacy.statistics + privacy.item_map >= 1:
+        raise ValueError("train.privacy: statistics and item_map take all of epsilon; leave some for the steps")
+    if privacy.item_map and not privacy.statistics:
+        raise ValueError("train.privacy.item_map reads noisy item counts; give train.privacy.statistics a share too")
+    if privacy.item_map and not (recipe.encoder.whiten and recipe.encoder.fuse):
+        raise ValueError("train.privacy.item_map starts at neighbours by text; set encoder.whiten and encoder.fuse to true")
+    if privacy.item_map and not any(task.kind == "next_item" for task in recipe.tasks):
+        raise ValueError("train.privacy.item_map is of next_item tasks, and there is none; set it to 0")
     names = {task.name for task in recipe.tasks}
     if stray := sorted(privacy.ranges.keys() - names):
         raise ValueError(f"train.privacy.ranges names no task of the recipe: {stray[0]}")
@@ -140,6 +151,8 @@ def public_only(recipe: Any) -> Any:
     """The recipe without what is fitted to events outside the steps: it starts from texts, public values and chance."""
     off = {"use": "fit", "learned": 0, "collaborative": 0, "factors": 0, "taste": 0, "min_events": 0}
     if not recipe.encoder.whiten:  # neighbours by text are left of the item neighbours, and there are none without whitened text
+        off["neighbours"] = 0
+    if recipe.train.privacy.item_map:  # which begins at the same neighbours
         off["neighbours"] = 0
     if recipe.encoder.use != "auto":
         off.pop("use")

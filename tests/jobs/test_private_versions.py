@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 import torch
 
+import genre
 from builders import LIKE, NEXT, RATING, private_recipe
 from genre.data.interactions import Interactions
 from genre.errors import JobError, ManifestError, RecipeError
@@ -109,8 +110,15 @@ def differences(one, two):
     return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
 
 
-def test_a_version_tells_nothing_of_any_user_that_did_not_pass_the_noise(tiny, two_logs, tmp_path, no_signal):
-    options = {"encoder": {"whiten": True, "neighbours": 3}}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder": {"whiten": True, "neighbours": 3}},
+        {"encoder": {"whiten": True}, "privacy": {"noise_seed": 3, "item_map": 0.4}},
+    ],
+    ids=["neighbours", "item_map"],
+)
+def test_a_version_tells_nothing_of_any_user_that_did_not_pass_the_noise(tiny, two_logs, tmp_path, no_signal, options):
     one, two = (version_of(tiny, tmp_path / str(number), log, **options) for number, log in enumerate(two_logs))
     assert differences(one, two) == []
     assert len(one) > 150 and {"heads.safetensors", "adapter_model.safetensors", "encoder/encoder.safetensors"} <= one.keys()
@@ -418,6 +426,20 @@ def test_a_published_version_carries_its_budget_and_no_figure_of_its_users(publi
     assert found["sources"]["heads.safetensors:rating.moments"] == "statistics"
     encoder = registry.resolve("encoder-planted-public").manifest
     assert encoder.notes["privacy"]["mechanisms"] == [] and encoder.data.digest == "withheld"
+
+
+def test_an_item_map_is_in_the_budget_and_serves(tiny, log, tmp_path):
+    registry, base = genre.Registry(tmp_path / "registry"), Base.load(str(tiny))
+    wanted = private_recipe(tiny, NEXT, epochs=1, privacy={"item_map": 0.4}, encoder={"whiten": True})
+    run = genre.train(wanted, log=log, base=base, registry=registry, folder=tmp_path / "run", baselines="none")
+    table = run.manifest.notes["privacy"]
+    share = {each["name"]: each for each in table["mechanisms"]}["item_map"]
+    assert share["steps"] == 10 and share["epsilon"] <= 0.4 * table["epsilon"] and table["spent"] <= table["epsilon"]
+    assert table["sources"]["heads.safetensors:next_item.memory.weight"] == "item_map"
+    assert table["sources"]["heads.safetensors:next_item.key.weight"] == "statistics"
+    registry.publish(run)
+    found = genre.evaluate(registry, "next_item", log, base, baselines="none")
+    assert {name: both["adapter"] for name, both in found["tasks"].items()} == run.metrics
 
 
 def test_every_entry_of_a_version_has_a_source_and_an_unknown_one_is_refused(published, tmp_path):

@@ -35,6 +35,7 @@ from genre.training.parts import (
     least_events,
     make_encoder,
     make_heads,
+    start_from_text,
     start_from_values,
     start_item_heads,
 )
@@ -209,6 +210,8 @@ def assemble(
     builder.branches = None if model.trie is None else CodeBranches(model.trie)
     if privacy is not None:
         start_from_values(model, builder)
+        if privacy.item_map:
+            start_from_text(model)
     elif soft is not None and not agreed.blank:
         start_item_heads(model, builder, train_mask)
     let_train(model, recipe, bare=bare)

@@ -28,6 +28,8 @@ from genre.privacy import public_start
 from genre.recipe import Recipe
 from genre.tasks import Task
 
+TEXT_MAP = (10.0, 6.0, 4.0)
+"""Logits per unit of cosine for each memory of a head that starts at neighbours by text; chosen on a public log."""
 VALUE = 0.5
 """Share of a feedback value's own label that a head starts to take from it."""
 
@@ -182,7 +184,9 @@ def make_heads(
         ngrams = _fit_ngrams(recipe, task, builder, train_mask) if isinstance(builder, TextRows) else None
         count = None if ngrams is None else len(ngrams.keys)
         count_of = (classes or {}).get(task.name, own)
-        spec = HeadSpec.of(task, base.hidden_size, classes=count_of, feedback_codes=codes, fuse=fuse, ngrams=count)
+        mapped = task.head == "catalogue" and recipe.train.privacy is not None and recipe.train.privacy.item_map
+        size = {"size": base.hidden_size} if mapped else {}
+        spec = HeadSpec.of(task, base.hidden_size, classes=count_of, feedback_codes=codes, fuse=fuse, ngrams=count, **size)
         if recipe.train.privacy is not None:
             start = public_start(task, recipe.train.privacy)
         else:
@@ -253,6 +257,34 @@ def start_from_values(model: Recommender, builder: RowBuilder) -> None:
         unit = float(head.get_buffer("moments")[1]) if isinstance(head, ScalarHead) else 0.25
         middle = float(head.get_buffer("moments")[0]) if isinstance(head, ScalarHead) else 0.5
         head.affinity.worth[1:] = torch.from_numpy(VALUE * (labels - middle) / unit).to(head.affinity.worth)
+
+
+def mapped_heads(model: Recommender) -> dict[str, CatalogueHead]:
+    """The heads that an item map is for, by task."""
+    heads = model.heads.items()
+    return {name: head for name, head in heads if isinstance(head, CatalogueHead) and head.memory is not None}
+
+
+def text_map(width: int) -> torch.Tensor:
+    """(G · D, D) float32 the item map that is neighbours by text, see `CatalogueHead.take_map`."""
+    return torch.cat([weight * torch.eye(width) for weight in TEXT_MAP])
+
+
+def start_from_text(model: Recommender) -> None:
+    """Start next-item heads at neighbours by text, and keep steps from training what an item map gives (mutates them).
+
+    Raises:
+        RecipeError: No head reads items' vectors.
+    """
+    if not (heads := mapped_heads(model)):
+        expected = "a next_item task, sequence.item token and encoder.fuse"
+        raise RecipeError("train.privacy.item_map", got="no head that reads items' vectors", expected=expected)
+    for head in heads.values():
+        torch.nn.init.zeros_(head.key.weight)
+        head.take_map(text_map(head.spec.width))
+        for part in (head.key, head.memory):
+            assert part is not None
+            part.requires_grad_(False)
 
 
 def _item_bias(codes: np.ndarray, values: np.ndarray, count: int, prior: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -255,6 +255,22 @@ class CatalogueHead(Head):
         there = torch.ones_like(log_share) if weight is None else weight
         self.key.weight[-1] = ridge(to_unit(vectors), log_share - (log_share * there).sum() / there.sum(), there)
 
+    @torch.no_grad()
+    def take_map(self, found: Tensor) -> None:
+        """Score by a linear map of histories alone: h_g M_g · t_i, with the items' vectors t of length one (mutates the head).
+
+        The base's part starts at nothing; the items' bias stays.
+
+        Args:
+            found: (G · D, D) M of each memory, for a head of size D.
+        """
+        assert self.memory is not None
+        width = self.spec.width
+        self.query.weight.zero_()
+        self.query.bias.zero_()
+        self.key.weight[:-1] = torch.eye(width)
+        self.memory.weight.copy_(torch.cat([part.t() for part in found.split(width)]) / math.sqrt(width))
+
     def ask(self, hidden: Tensor, view: View) -> Tensor:
         """(n, D) → (n, d) or (n, d + k): the query of each target."""
         query = self.query(self.dropout(hidden.float()))

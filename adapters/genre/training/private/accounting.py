@@ -43,6 +43,7 @@ class Plan:
         steps_per_epoch: 1 / q, rounded.
         sigma: Noise multiplier of the steps: the noise's standard deviation over `clip`.
         statistics_sigma: That of the statistics; None without them.
+        map_sigma, map_steps: That of the item map's steps, of all users each, and their number; None and 0 without one.
         secret: True if the noise cannot be recomputed from the recipe.
     """
 
@@ -56,6 +57,8 @@ class Plan:
     sigma: float
     statistics_sigma: float | None
     secret: bool
+    map_sigma: float | None = None
+    map_steps: int = 0
 
     @property
     def sample_rate(self) -> float:
@@ -64,21 +67,23 @@ class Plan:
 
     def mechanisms(self, steps: int) -> list[Mechanism]:
         """The mechanisms whose results are known after so many steps."""
-        statistics: list[Mechanism] = [] if self.statistics_sigma is None else [(self.statistics_sigma, 1.0, 1)]
-        return statistics + ([(self.sigma, self.sample_rate, steps)] if steps else [])
+        before: list[Mechanism] = [] if self.statistics_sigma is None else [(self.statistics_sigma, 1.0, 1)]
+        before += [] if self.map_sigma is None else [(self.map_sigma, 1.0, self.map_steps)]
+        return before + ([(self.sigma, self.sample_rate, steps)] if steps else [])
 
     def spent(self, steps: int) -> float:
-        """The epsilon of the statistics and so many steps, at the plan's delta."""
+        """The epsilon of the statistics, the item map and so many steps, at the plan's delta."""
         return epsilon_of(self.mechanisms(steps), self.delta)
 
 
-def make_plan(config: PrivacyConfig, *, users: int, epochs: int) -> Plan:
+def make_plan(config: PrivacyConfig, *, users: int, epochs: int, map_steps: int = 0) -> Plan:
     """Find the noise that keeps a run of so many epochs within its budget.
 
     Args:
         config: The section `train.privacy`.
         users: All users of the log.
         epochs: Each has as many steps as draw every user once in expectation.
+        map_steps: Steps of the item map, if the section has one.
 
     Raises:
         RecipeError: More users per step than there are, or no noise is enough.
@@ -98,6 +103,11 @@ def make_plan(config: PrivacyConfig, *, users: int, epochs: int) -> Plan:
     if config.statistics:
         share = config.epsilon * config.statistics
         first = [(find_sigma([], 1.0, 1, share, delta, what="the share of train.privacy.statistics"), 1.0, 1)]
+    map_sigma = None
+    if config.item_map:
+        share = config.epsilon * config.item_map
+        map_sigma = find_sigma([], 1.0, map_steps, share, delta, what="the share of train.privacy.item_map")
+        first.append((map_sigma, 1.0, map_steps))
     sigma = find_sigma(first, rate, steps, config.epsilon, delta)
     return Plan(
         config.epsilon,
@@ -108,8 +118,10 @@ def make_plan(config: PrivacyConfig, *, users: int, epochs: int) -> Plan:
         steps,
         per_epoch,
         sigma,
-        first[0][0] if first else None,
+        first[0][0] if config.statistics else None,
         config.noise_seed is None,
+        map_sigma,
+        map_steps if config.item_map else 0,
     )
 
 

@@ -25,8 +25,10 @@ from genre.errors import InputError, JobError
 from genre.training.assembly import Assembly
 from genre.training.checks import checksums
 from genre.training.epochs import Epoch, Labels, lay_out
+from genre.training.parts import mapped_heads
 from genre.training.private.accounting import Plan, make_plan
 from genre.training.private.gradients import Clipped, UserGradients
+from genre.training.private.item_map import STEPS, fit_map
 from genre.training.private.noise import Noise
 from genre.training.private.statistics import Part, parts_of, release, start_heads
 
@@ -45,6 +47,7 @@ class PrivateSteps:
         plan: Its budget.
         steps: Steps taken, those before a resume included.
         released: The noisy statistics; None before `begin` and without them.
+        item_map: The item map of next-item heads; None before `begin` and without one.
         pending: For each step of the epoch the codes of the users that it drew, of those who have rows.
 
     Raises:
@@ -61,11 +64,12 @@ class PrivateSteps:
         self.parameters = dict(parameters)
         self.parts: list[Part] = parts_of(assembly) if config.statistics else []
         chosen = config if self.parts else config.model_copy(update={"statistics": 0.0})
-        self.plan: Plan = make_plan(chosen, users=len(assembly.log.user_ids), epochs=train.epochs)
+        self.plan: Plan = make_plan(chosen, users=len(assembly.log.user_ids), epochs=train.epochs, map_steps=STEPS)
         self.noise = Noise(config.noise_seed)
         self.gradients = UserGradients(assembly.model, self.parameters, tokens=max(train.batch_tokens // train.accumulate, 1))
         self.steps = 0
         self.released: Tensor | None = None
+        self.item_map: Tensor | None = None
         self.pending: list[frozenset[int]] = []
         self.marks: dict[str, float] = {}
 
@@ -80,11 +84,17 @@ class PrivateSteps:
         torch.manual_seed(self.noise.seed())  # dropout as nobody can foresee it
         if self.plan.statistics_sigma is not None:
             self.released = release(self.assembly, self.parts, self.noise, self.plan.statistics_sigma)
+        if self.plan.map_sigma is not None and self.released is not None:
+            counts = self.released[self.parts.index(Part(next(iter(mapped_heads(self.assembly.model))), "counts"))]
+            self.item_map = fit_map(self.assembly, self.noise, self.plan.map_sigma, counts)
         self._start()
 
     def _start(self) -> None:
         if self.released is not None and self.plan.statistics_sigma is not None:
             start_heads(self.assembly, self.parts, self.released, self.plan.statistics_sigma)
+        if self.item_map is not None:
+            for head in mapped_heads(self.assembly.model).values():
+                head.take_map(self.item_map)
 
     def plan_epoch(self, all_labels: Labels) -> Epoch:
         """Draw the users of an epoch's steps, each step by itself; rows and labels as `lay_out` gives them, which also raises."""
@@ -169,9 +179,9 @@ class PrivateSteps:
 
     def _marks(self) -> dict[str, float]:
         model, shared = self.assembly.model, self.assembly.shared
-        beside = {f"heads.{name}": value for name, value in model.heads.named_buffers()}
+        beside = {f"heads.{name}": value for name, value in model.heads.state_dict().items()}
         beside |= {} if shared is None else {f"encoder.{name}": value for name, value in shared.encoder.state_dict().items()}
-        return checksums(self.parameters | beside)
+        return checksums(beside | self.parameters)
 
     def stepped(self) -> None:
         """Count a step whose gradient has changed the weights."""
@@ -187,15 +197,16 @@ class PrivateSteps:
     def announce(self) -> str:
         """The plan of the run, in a line."""
         plan = self.plan
+        before = f"an item map of {plan.map_steps} steps of all users, then " if plan.map_steps else ""
         draws = f"each of {plan.users:,} users with probability {plan.sample_rate:.4g}, {plan.expected_users:g} expected"
         return (
-            f"privacy: epsilon {plan.epsilon:g}, delta {plan.delta:g}, by user: {plan.steps:,} steps draw {draws}; "
+            f"privacy: epsilon {plan.epsilon:g}, delta {plan.delta:g}, by user: {before}{plan.steps:,} steps draw {draws}; "
             f"noise {plan.sigma:.3f} times clip {plan.clip:g}; nothing is validated, the last weights are kept"
         )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: the plan, the steps, the statistics. No state of the noise, which would take it off."""
-        return {"plan": dataclasses.asdict(self.plan), "steps": self.steps, "released": self.released}
+        return {"plan": dataclasses.asdict(self.plan), "steps": self.steps, "released": self.released, "item_map": self.item_map}
 
     def restore(self, state: Mapping[str, Any] | None, step: int) -> None:
         """Go on from a checkpoint's state; weights are restored after it.
@@ -211,6 +222,7 @@ class PrivateSteps:
             raise InputError("the checkpoint's budget is another one", got=held or "steps that were not counted", todo=todo)
         self.steps = step
         self.released = state["released"]
+        self.item_map = state.get("item_map")
         config = self.assembly.recipe.train.privacy
         assert config is not None
         if config.noise_seed is not None:

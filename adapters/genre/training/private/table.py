@@ -18,7 +18,9 @@ from typing import Any
 from genre.errors import JobError
 from genre.modules.heads.heads import CatalogueHead, ScalarHead, VerbalizerHead
 from genre.training.assembly import Assembly
+from genre.training.parts import mapped_heads
 from genre.training.private.accounting import epsilon_of
+from genre.training.private.item_map import CLIP
 from genre.training.private.statistics import Part
 from genre.training.private.steps import PrivateSteps
 
@@ -27,7 +29,7 @@ PUBLIC = {
     "catalogue": "item ids, titles, columns and what the base makes of them; not their order or counts in the log",
     "base": "its weights and tokenizer",
     "recipe": "every key, declared feedback values and ranges included, and the split's rule",
-    "constants": "weight and fading of neighbours by text, which this release fixes",
+    "constants": "weight and fading of neighbours by text, starts and steps of item maps, which this release fixes",
     "chance": "weights as the recipe's seed makes them",
     "form": "the log's columns and the order of equal times",
 }
@@ -91,6 +93,10 @@ def budget(private: PrivateSteps) -> dict[str, Any]:
         known = {"sigma": plan.statistics_sigma, "epsilon": epsilon_of([(plan.statistics_sigma, 1.0, 1)], plan.delta)}
         what = [f"{part.what} of {part.task} by item" for part in private.parts]
         mechanisms.append({"name": "statistics", "releases": what, **known})
+    if plan.map_sigma is not None:
+        known = {"sigma": plan.map_sigma, "clip": CLIP, "sample_rate": 1.0, "steps": plan.map_steps}
+        alone = epsilon_of([(plan.map_sigma, 1.0, plan.map_steps)], plan.delta)
+        mechanisms.append({"name": "item_map", **known, "epsilon": alone})
     steps = (plan.sigma, plan.sample_rate, private.steps)
     known = {"sigma": plan.sigma, "clip": plan.clip, "sample_rate": plan.sample_rate, "steps": private.steps}
     mechanisms.append({"name": "steps", **known, "epsilon": epsilon_of([steps], plan.delta)})
@@ -105,6 +111,9 @@ def budget(private: PrivateSteps) -> dict[str, Any]:
             sources[f"heads.safetensors:{task}.numbers"] = "recipe"
         elif isinstance(head, CatalogueHead) and head.neighbours is not None:
             sources |= {f"heads.safetensors:{task}.neighbours.{name}": "constants" for name, _ in head.neighbours.named_buffers()}
+    for task in mapped_heads(assembly.model) if plan.map_sigma is not None else ():
+        sources[f"heads.safetensors:{task}.memory.weight"] = "item_map"
+        sources[f"heads.safetensors:{task}.key.weight"] = "statistics" if Part(task, "counts") in private.parts else "constants"
     public = dict(PUBLIC)
     if config.metrics == "public":
         public["metrics"] = "events of the test part, by the recipe's own word"
