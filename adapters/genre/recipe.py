@@ -8,7 +8,6 @@ Owns: the schema, defaults, `--set` overrides. Ignores: torch, data, training.
     (8, 5)
 """
 
-import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -30,9 +29,11 @@ from genre.data.sequences.control import ControlTokens
 from genre.data.sequences.windows import WindowRule
 from genre.data.splits import SplitConfig
 from genre.errors import RecipeError, fault_of_file, kind_of
+from genre.overrides import override as put_override
+from genre.overrides import put
 from genre.privacy import PrivacyConfig, refuse
-from genre.tasks import RELATIVE, Group, Logged, Preference, Task
-from genre.validation import expected
+from genre.tasks import RELATIVE, Task
+from genre.validation import explained
 
 
 class _Config(BaseModel):
@@ -357,7 +358,7 @@ class Recipe(_Config):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise _explain(error, where) from None
+            raise explained(error, where, cls) from None
 
     @classmethod
     def read(cls, path: str | Path, overrides: Iterable[str] = ()) -> "Recipe":
@@ -383,7 +384,7 @@ class Recipe(_Config):
             got, expected = f"keys {', '.join(map(str, data))[:80]}" if data else "no keys", ", ".join(sorted(cls.model_fields))
             raise RecipeError(f"{path} is no recipe of genre", got=got, expected=expected, todo="genre recipe new writes one")
         for override in overrides:
-            _override(data, override)
+            put_override(data, override)
         return cls.parse(data, where=str(path))
 
     def with_values(self, values: Mapping[str, Any]) -> "Recipe":
@@ -394,7 +395,7 @@ class Recipe(_Config):
         """
         raw = self.model_dump(mode="json")
         for path, value in values.items():
-            _put(raw, path, value)
+            put(raw, path, value)
         return Recipe.parse(raw)
 
     def dump(self) -> str:
@@ -428,88 +429,3 @@ def _refuse_foreign(recipe: Recipe) -> None:
         for key in keys:
             if getattr(given, key) != type(given).model_fields[key].default:
                 raise ValueError(f"{section}.{key} does not apply to {what}")
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    path, equals, value = override.partition("=")
-    if not equals or not path:
-        raise RecipeError("an override cannot be read", got=override, expected="a.b=c", todo="for example --set train.epochs=3")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
-    if isinstance(parsed, str):  # YAML 1.1 reads 1e-3 as text
-        with contextlib.suppress(ValueError):
-            parsed = float(parsed)
-    _put(data, path, parsed)
-
-
-def _put(data: dict[str, Any], path: str, value: Any) -> None:
-    """Put a value at a dotted path; list elements go by index, missing sections are made."""
-    *parents, last = path.split(".")
-    node: Any = data
-    for key in parents:
-        node = node[_index(node, key, path)] if isinstance(node, list) else node.setdefault(key, {})
-        if not isinstance(node, dict | list):
-            raise RecipeError(f"override {path!r} goes through {key!r}, which holds a plain value", got=repr(node))
-    node[_index(node, last, path) if isinstance(node, list) else last] = value
-
-
-def _index(node: list[Any], key: str, path: str) -> int:
-    if not key.isdigit() or int(key) >= len(node):
-        raise RecipeError(f"override {path!r} names no element", got=key, expected=f"0 to {len(node) - 1}")
-    return int(key)
-
-
-def _explain(error: ValidationError, where: str) -> RecipeError:
-    found = error.errors()
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])  # it explains a key that is missing
-    path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "tuple[")))
-    if first["type"] == "extra_forbidden":
-        parent = [part for part in first["loc"][:-1] if isinstance(part, str)]
-        known = _known_keys(parent)
-        word = str(first["loc"][-1])
-        near = _nearest(word, known) or (None if parent else _in_section(word))
-        todo = f"did you mean {near!r}?" if near else None
-        return RecipeError(f"{where}: unknown key {path!r}", got=str(first["loc"][-1]), expected=", ".join(known), todo=todo)
-    got = first.get("input")
-    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
-    shown = None if isinstance(got, Mapping | BaseModel) else repr(got)[:80]
-    what = f"{where}: {path}" if path else where
-    if first["type"] == "missing":
-        refused = RecipeError(f"{where}: the key {path!r} is missing{more}")
-    elif first["type"] == "value_error":  # a sentence of a validator of ours
-        refused = RecipeError(f"{what}: {expected(first)}{more}", got=shown)
-    else:
-        refused = RecipeError(what, got=shown, expected=expected(first) + more)
-    refused.path = path
-    return refused
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    model: Any = Recipe
-    for part in path:
-        annotation = {
-            "tasks": Task,
-            "split": SplitConfig,
-            "hold_out": SplitConfig,
-            "privacy": PrivacyConfig,
-            "logged": Logged,
-            "preference": Preference,
-            "group": Group,
-            "codes": CodesConfig,
-        }.get(part)
-        model = annotation or model.model_fields[part].annotation
-    return sorted(model.model_fields)
-
-
-def _in_section(word: str) -> str | None:
-    """The dotted path of a key that is written without its section."""
-    sections = ((name, getattr(field.annotation, "model_fields", {})) for name, field in Recipe.model_fields.items())
-    return next((f"{name}.{word}" for name, keys in sections if word in keys), None)
-
-
-def _nearest(word: str, known: list[str]) -> str | None:
-    from difflib import get_close_matches
-
-    return next(iter(get_close_matches(word, known, n=1, cutoff=0.6)), None)

@@ -7,12 +7,12 @@ Owns: the translation of a `ValidationError`. Ignores: models.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from genre.errors import InputError
+from genre.errors import InputError, RecipeError
 
 _Error = TypeVar("_Error", bound=InputError)
 
@@ -113,3 +113,61 @@ def expected(error: Mapping[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     return repr(value)[:80]
+
+
+def explained(error: ValidationError, where: str, model: type[BaseModel]) -> RecipeError:
+    """Describe the first thing that is wrong with a nested model of sections, such as a recipe; unknown keys come first.
+
+    Args:
+        error: Raised by the model.
+        where: The name of the whole, such as a file.
+        model: The model, whose keys are proposed for misspelt ones.
+    """
+    found = error.errors()
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])  # it explains a key that is missing
+    path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "tuple[")))
+    if first["type"] == "extra_forbidden":
+        parent = [part for part in first["loc"][:-1] if isinstance(part, str)]
+        known = _known_keys(model, parent)
+        word = str(first["loc"][-1])
+        near = _nearest(word, known) or (None if parent else _in_section(model, word))
+        todo = f"did you mean {near!r}?" if near else None
+        return RecipeError(f"{where}: unknown key {path!r}", got=str(first["loc"][-1]), expected=", ".join(known), todo=todo)
+    got = first.get("input")
+    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
+    shown = None if isinstance(got, Mapping | BaseModel) else repr(got)[:80]
+    what = f"{where}: {path}" if path else where
+    if first["type"] == "missing":
+        refused = RecipeError(f"{where}: the key {path!r} is missing{more}")
+    elif first["type"] == "value_error":  # a sentence of a validator of ours
+        refused = RecipeError(f"{what}: {expected(first)}{more}", got=shown)
+    else:
+        refused = RecipeError(what, got=shown, expected=expected(first) + more)
+    refused.path = path
+    return refused
+
+
+def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys of the section at a path."""
+    for part in path:
+        model = _model_in(model.model_fields[part].annotation) or model
+    return sorted(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model of a field's type, such as that of the elements of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for each in get_args(annotation) if (found := _model_in(each)) is not None), None)
+
+
+def _in_section(model: type[BaseModel], word: str) -> str | None:
+    """The dotted path of a key that is written without its section."""
+    sections = ((name, getattr(field.annotation, "model_fields", {})) for name, field in model.model_fields.items())
+    return next((f"{name}.{word}" for name, keys in sections if word in keys), None)
+
+
+def _nearest(word: str, known: list[str]) -> str | None:
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word, known, n=1, cutoff=0.6)), None)

@@ -15,8 +15,8 @@ from genre.jobs.loading import open_data
 from genre.jobs.train_several import train_together
 from genre.modules.base.base import Base
 from genre.recipe import Recipe
+from genre.training import fit
 from genre.training.assembly import assemble
-from genre.training.loop import fit
 from standins import ROOT, deep_base
 from worlds import WORLDS, prepare_world
 

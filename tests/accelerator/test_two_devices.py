@@ -11,8 +11,8 @@ from genre.errors import BaseModelError, InputError
 from genre.modules.base.base import Base
 from genre.modules.base.devices import choose_device
 from genre.progress import Reporter
+from genre.training import Loop, fit
 from genre.training.assembly import assemble
-from genre.training.loop import Loop, fit
 
 SPREAD = {
     "model.embed_tokens": "sim:0",

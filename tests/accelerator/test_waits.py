@@ -15,8 +15,8 @@ from genre.errors import DivergedError
 from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.registry import Registry
+from genre.training import Loop, fit
 from genre.training.assembly import assemble, assemble_any
-from genre.training.loop import Loop, fit
 
 STEP, CALL = 2, 3
 RUNS = {

@@ -19,7 +19,8 @@ from genre.data.code_trie import CodeTrie
 from genre.engine.filters import Condition
 from genre.engine.turn import ForwardTurn
 from genre.errors import GenreError, RequestError, first_line
-from genre.modules.base.base import TEXT_TOKENS, Base
+from genre.modules.base.base import Base
+from genre.modules.base.words import TEXT_TOKENS
 from genre.modules.codes.item_codes import ItemCodes
 from genre.modules.encoder import ItemTable
 from genre.modules.heads.neighbours import ItemIndex

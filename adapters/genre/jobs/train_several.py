@@ -25,9 +25,9 @@ from genre.modules.embedding import SoftTokens
 from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.registry import Registry
+from genre.training import Fitted
 from genre.training.assembly import assemble, needs_encoder
 from genre.training.checkpoints import fitted_encoder
-from genre.training.loop import Fitted
 from genre.training.parts import SharedEncoder
 from genre.training.runtime import RandomStream
 from genre.training.simultaneous import Member as Trainee

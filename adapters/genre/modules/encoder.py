@@ -23,7 +23,8 @@ from genre.data.catalogue import Catalogue
 from genre.data.sequences.control import ControlTokens, recorded_rule
 from genre.data.sequences.transfer import upload
 from genre.errors import DataError, ManifestError
-from genre.modules.base.base import TEXT_TOKENS, Base
+from genre.modules.base.base import Base
+from genre.modules.base.words import TEXT_TOKENS
 from genre.modules.codes.item_codes import CodeSpec, ItemCodes
 from genre.modules.heads.neighbours import ItemIndex
 from genre.modules.text_vectors import text_vectors, whitening_of

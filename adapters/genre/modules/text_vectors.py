@@ -17,7 +17,8 @@ from torch import Tensor
 
 from genre.data.sequences.control import ControlTokens, describe_rule, token_ids
 from genre.files import atomic, cache_folder
-from genre.modules.base.base import TEXT_TOKENS, Base
+from genre.modules.base.base import Base
+from genre.modules.base.words import TEXT_TOKENS
 
 MAX_WHITENED = 50_000
 """Texts of about this many items, evenly spread, decide the whitening."""

@@ -4,6 +4,7 @@
 """
 
 from genre.training.checkpoints import TrainingState
-from genre.training.loop import Fitted, Loop, fit
+from genre.training.fitting import Fitted, fit
+from genre.training.loop import Loop
 
 __all__ = ["Fitted", "Loop", "TrainingState", "fit"]

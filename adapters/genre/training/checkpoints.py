@@ -5,14 +5,17 @@ Owns: the file's place and form, the counters of a run. Ignores: what trains.
     run folder/checkpoints/last.pt     weights, best weights, optimizer, random numbers, state
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from genre.errors import InputError, first_line
 from genre.files import atomic
+from genre.training.runtime import random_states, set_random_states
 
 PARTS = frozenset({"weights", "state", "best", "average", "optimizer", "random", "random_device"})
 """What a checkpoint holds at least."""
@@ -36,6 +39,49 @@ class TrainingState:
     def stale(self) -> int:
         """Epochs since the best validated one; 0 where nothing was validated."""
         return 0 if self.best_value is None else self.epoch - 1 - self.best_epoch
+
+
+def snapshot(
+    state: TrainingState,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    devices: Iterable[torch.device],
+) -> dict[str, Any]:
+    """Everything that the next step depends on.
+
+    Args:
+        state: The counters.
+        optimizer: With its moments.
+        tensors: `weights`, `best` and `average`, each by parameter; they go to the CPU.
+        devices: Those whose random numbers are drawn, beside the CPU's.
+    """
+    return {
+        "state": vars(state).copy(),
+        "optimizer": optimizer.state_dict(),
+        **{part: {key: value.detach().cpu() for key, value in held.items()} for part, held in tensors.items()},
+        "random": torch.get_rng_state(),
+        "random_device": random_states(list(devices)),
+    }
+
+
+def check_parameters(payload: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
+    """Check that a checkpoint is of the same trained parameters.
+
+    Raises:
+        InputError: It is not.
+    """
+    theirs = {(name, tuple(value.shape)) for name, value in payload["weights"].items()}
+    own = {(name, tuple(value.shape)) for name, value in parameters.items()}
+    if theirs != own:
+        different = sorted({name for name, _ in theirs ^ own})[:3]
+        raise InputError("the checkpoint is of another recipe", got=different, expected="the same trained parameters")
+
+
+def restore_random(payload: Mapping[str, Any], device: torch.device) -> None:
+    """Go on with a checkpoint's random numbers; those of an older one, which has one device's, are that device's."""
+    torch.set_rng_state(payload["random"])
+    there = payload["random_device"] or {}
+    set_random_states({str(device): there} if isinstance(there, Tensor) else there)
 
 
 def write_checkpoint(folder: Path, payload: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +19,18 @@ from genre.data.sequences.batches import collate
 from genre.data.sequences.layout import Sequence
 from genre.data.sequences.transfer import DIRECT
 from genre.distributed import Processes
-from genre.errors import InputError, InterruptedJobError
+from genre.errors import InputError
 from genre.progress import Bar, Reporter
 from genre.training.assembly import Assembly
 from genre.training.averaging import Average, copy_into
-from genre.training.checkpoints import TrainingState, read_checkpoint, write_checkpoint
+from genre.training.checkpoints import (
+    TrainingState,
+    check_parameters,
+    read_checkpoint,
+    restore_random,
+    snapshot,
+    write_checkpoint,
+)
 from genre.training.checks import GradientMonitor, check_finite, check_trainable, check_trained, checksums, gradient_norms
 from genre.training.cooccurrence import add_cooccurrence
 from genre.training.epochs import Labels, plan_epoch
@@ -36,71 +42,13 @@ from genre.training.optimization import Optimization, learning_rate
 from genre.training.outcomes import StepChecks, StepResult, mean_losses
 from genre.training.private.steps import PrivateSteps
 from genre.training.reporting import append_log, check_tracker, for_tracker, start_tracker, trim_log
-from genre.training.runtime import Interrupts, peak_memory_bytes, random_states, set_random_states
+from genre.training.runtime import Interrupts
 from genre.training.time_left import TimeLeft
 from genre.training.validation import deciding_metric, validation_metrics
 
 
-@dataclass
-class Fitted:
-    """A finished run: the model holds its best weights.
-
-    Attributes:
-        state: Counters and the validation history.
-        peak_memory_bytes: Of the process on the CPU, of the device on CUDA.
-        private: What a private run spent.
-    """
-
-    assembly: Assembly
-    state: TrainingState
-    peak_memory_bytes: int
-    private: PrivateSteps | None = None
-
-
-def fit(
-    assembly: Assembly,
-    folder: Path,
-    *,
-    resume: bool = False,
-    reporter: Reporter | None = None,
-    stop_at: int | None = None,
-    on_validation: Callable[[TrainingState], None] | None = None,
-    time_left: TimeLeft | None = None,
-) -> Fitted:
-    """Train an assembled run and leave the best validated weights in its model.
-
-    Args:
-        assembly: From `genre.training.assembly.assemble`; its model is mutated.
-        folder: The run folder; checkpoints, log and tracker files go there.
-        resume: Go on from `checkpoints/last.pt`.
-        reporter: Where progress goes; silent if None.
-        stop_at: Stop as if interrupted after so many steps (for tests of resuming).
-        on_validation: Called with the state after every epoch, once its checkpoint is written; what it raises ends the run.
-        time_left: Estimates of what follows the training, so that the time left is that of the whole job.
-
-    Raises:
-        DivergedError: A loss, a gradient or a weight is not finite; the last good checkpoint stays.
-        InterruptedJobError: Interrupted; the message names the command that resumes.
-        InputError: There is nothing to resume.
-    """
-    loop = Loop(
-        assembly, folder, reporter or Reporter.silent(), stop_at=stop_at, on_validation=on_validation, time_left=time_left
-    )
-    try:
-        if resume:
-            loop.restore()
-        with loop.interrupts.noted():
-            loop.run()
-    except KeyboardInterrupt:
-        todo = f"the same command with --resume goes on from {folder}"
-        raise InterruptedJobError(f"interrupted after step {loop.saved or 0}", got="Ctrl-C", todo=todo) from None
-    finally:
-        loop.close()
-    return Fitted(assembly, loop.state, peak_memory_bytes(assembly.base.device), loop.private)
-
-
 class Loop:
-    """One run, a step at a time or the whole; `fit` is the way in, and `genre.training.simultaneous` steps several.
+    """One run, a step at a time or the whole: `genre.training.fitting` is the way in, `genre.training.simultaneous` steps several.
 
     Args:
         assembly, folder, stop_at, on_validation: See `fit`.
@@ -409,15 +357,12 @@ class Loop:
         self.checks.settle()
         check_finite(self.parameters, self.state.step)
         if self.processes.is_main:
-            payload = {
-                "state": vars(self.state).copy(),
-                "optimizer": self.optimization.optimizer.state_dict(),
-                "weights": {key: value.detach().cpu() for key, value in self.parameters.items()},
-                "best": {key: value.cpu() for key, value in self.best.items()},
-                "average": {key: value.cpu() for key, value in self.average.values.items()},
-                "random": torch.get_rng_state(),
-                "random_device": random_states(self.assembly.base.devices),
+            held: dict[str, Mapping[str, Tensor]] = {
+                "weights": self.parameters,
+                "best": self.best,
+                "average": self.average.values,
             }
+            payload = snapshot(self.state, self.optimization.optimizer, held, self.assembly.base.devices)
             if self.private is not None:
                 payload["privacy"] = self.private.state()
             write_checkpoint(self.folder, payload)
@@ -430,11 +375,7 @@ class Loop:
             InputError: There is no checkpoint, it is damaged, or it is of another recipe.
         """
         payload = read_checkpoint(self.folder, torch.device("cpu"))
-        theirs = {(name, tuple(value.shape)) for name, value in payload["weights"].items()}
-        own = {(name, tuple(value.shape)) for name, value in self.parameters.items()}
-        if theirs != own:
-            different = sorted({name for name, _ in theirs ^ own})[:3]
-            raise InputError("the checkpoint is of another recipe", got=different, expected="the same trained parameters")
+        check_parameters(payload, self.parameters)
         if self.private is not None:
             self.private.restore(payload.get("privacy"), payload["state"]["step"])
         copy_into(self.parameters, payload["weights"])
@@ -446,9 +387,7 @@ class Loop:
         if not self.processes.is_main:  # the checkpoint has the first process's random numbers
             seed_process(self.processes, self.train.seed, self.state.step)
             return
-        torch.set_rng_state(payload["random"])
-        there = payload["random_device"] or {}
-        set_random_states({str(self.device): there} if isinstance(there, Tensor) else there)
+        restore_random(payload, self.device)
         trim_log(self.folder, self.state.step, self.state.epoch)
 
     def close(self) -> None:

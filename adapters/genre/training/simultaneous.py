@@ -27,7 +27,8 @@ from genre.progress import Reporter
 from genre.recipe import Recipe
 from genre.tasks import RELATIVE
 from genre.training.assembly import Assembly
-from genre.training.loop import Fitted, Loop
+from genre.training.fitting import Fitted
+from genre.training.loop import Loop
 from genre.training.outcomes import mean_losses
 from genre.training.packing import check_packing, packed_hidden, packing, read_count
 from genre.training.runtime import Interrupts, RandomStream, peak_memory_bytes

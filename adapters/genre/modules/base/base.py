@@ -15,25 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from genre.data.sequences.batches import padded, plan_batches
-from genre.data.sequences.transfer import DIRECT, upload
+from genre.data.sequences.transfer import DIRECT
 from genre.errors import BaseModelError, InputError
 from genre.modules.base.attention import Blocks, PackedPart, Prefixes, added, block_attention, masks_of
+from genre.modules.base.checkpointing import checkpointing
 from genre.modules.base.devices import choose_device
 from genre.modules.base.fingerprint import fingerprint
-from genre.modules.base.kinds import EAGER, VERIFIED, check_branches, need_positions, position_limit, scale_logits
+from genre.modules.base.kinds import EAGER, VERIFIED, check_branches, need_positions, position_limit
 from genre.modules.base.loading import IN_PARTS, Quantization, cut_layers, device_of, load_model, weight_of
 from genre.modules.base.quiet import quiet_casts
 from genre.modules.base.source import find, is_encoder, max_row_tokens, need_causal, read_config, tokenizer_digest
 from genre.modules.base.unread import skip_unread
-from genre.unpromised import checkpointed
-
-TEXT_TOKENS = 4096
-"""Padded tokens of one pass over many texts."""
+from genre.modules.base.words import TEXT_TOKENS, text_vectors, word_logits
 
 
 @dataclass(eq=False)
@@ -245,7 +241,7 @@ class Base:
             InputError: A row needs more positions than the base can tell apart.
         """
         if checkpoint:
-            with self._checkpointed(read):
+            with checkpointing(self.body, self.name, partial(self._each_pass, read)):
                 return self.hidden(embeds, positions, mask, lengths=lengths)
         if self.bidirectional:
             if positions is not None or mask is not None:
@@ -317,27 +313,9 @@ class Base:
                 self._by_blocks = False
 
     @contextmanager
-    def _checkpointed(self, read: Tensor | None) -> Iterator[None]:
-        """A block in which the layers keep only their inputs for the backward pass, and run again in it."""
-        from torch.utils.checkpoint import checkpoint
-        from transformers.modeling_layers import GradientCheckpointingLayer
-
-        layers = [module for module in self.body.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if not layers:
-            raise BaseModelError(
-                f"the layers of base {self.name!r} cannot be run again",
-                got=type(self.body).__name__,
-                expected="layers that transformers can checkpoint",
-                todo="set train.checkpoint_activations: false",
-            )
-
-        @contextmanager
-        def around() -> Iterator[None]:
-            with self._quiet(), self._skipping(read):
-                yield
-
-        both = partial(checkpoint, use_reentrant=False, context_fn=lambda: (around(), around()))
-        with checkpointed(layers, both):
+    def _each_pass(self, read: Tensor | None) -> Iterator[None]:
+        """A block for a checkpointed layer's pass."""
+        with self._quiet(), self._skipping(read):
             yield
 
     def _pass(self, **given: Any) -> Tensor:
@@ -428,15 +406,8 @@ class Base:
             BaseModelError: The base is an encoder.
         """
         self.need_causal("head 'verbalizer'")
-        head = self.model.get_output_embeddings()
-        weight, bias = weight_of(head), getattr(head, "bias", None)
-        ids = word_ids.to(weight.device)
-        logits = nn.functional.linear(hidden, weight[ids].to(hidden.device, hidden.dtype)).float()
-        if bias is not None:
-            logits = logits + bias[ids].to(hidden.device).float()
-        return scale_logits(self.model.config, logits)
+        return word_logits(self.model, hidden, word_ids)
 
-    @torch.no_grad()
     def text_vectors(
         self, token_ids: list[list[int]], *, batch_tokens: int = TEXT_TOKENS, forward: AbstractContextManager[Any] | None = None
     ) -> Tensor:
@@ -450,14 +421,4 @@ class Base:
         Returns:
             (N, D) float32 on the CPU.
         """
-        vectors = torch.zeros(len(token_ids), self.hidden_size)
-        lengths = torch.tensor([len(ids) for ids in token_ids])
-        words = lengths.nonzero().squeeze(-1)
-        for chosen in plan_batches(lengths[words].numpy(), batch_tokens):
-            rows = words[chosen]
-            ids = upload(padded([np.array(token_ids[row]) for row in rows.tolist()], 0), self.device)
-            with forward or nullcontext():
-                hidden = self.hidden(self.embedding(ids), lengths=lengths[rows]).float().cpu()
-            keep = (torch.arange(ids.shape[1]) < lengths[rows, None]).float()
-            vectors[rows] = (hidden * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
-        return vectors
+        return text_vectors(self, token_ids, batch_tokens=batch_tokens, forward=forward)
