@@ -175,7 +175,7 @@ class Poisoned(Loop):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    monkeypatch.setattr("genre.training.loop.Loop", Poisoned)
+    monkeypatch.setattr("genre.training.fitting.Loop", Poisoned)
     return Poisoned
 
 

@@ -48,7 +48,7 @@ from genre.training.validation import deciding_metric, validation_metrics
 
 
 class Loop:
-    """One run, a step at a time or the whole: `genre.training.fitting` is the way in, `genre.training.simultaneous` steps several.
+    """One run, a step at a time or the whole: `genre.training.fitting` is the way in; `genre.training.simultaneous` steps many.
 
     Args:
         assembly, folder, stop_at, on_validation: See `fit`.
