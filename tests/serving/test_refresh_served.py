@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import time
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -14,9 +15,10 @@ import genre
 from builders import recipe
 from fakes import planted_log
 from genre import cli
+from genre.data.forgetting import forget_users
 from genre.data.interactions import Interactions
 from genre.data.shown import lists_of
-from genre.errors import DataError
+from genre.errors import DataError, InputError
 from genre.jobs.evaluate import evaluate
 from genre.jobs.refresh.feedback import Feedback, ServedOptions
 from genre.jobs.refresh.job import refresh
@@ -215,6 +217,21 @@ def test_logs_of_which_nothing_can_be_learnt_yet(registry, place, base):
     empty = refresh(registry, REF, read(registry, place, paths=(place / "empty.sqlite",)), base=base).report
     assert empty["decision"] == "nothing new" and "the served log holds 0 lists with 0 rewards" in empty["why"]
     assert not (place / "joined").exists()
+
+
+def test_who_was_forgotten_stays_out_and_no_other_data_set_is_replaced(registry, place, shop):
+    """Neither the served log nor a joined log from before brings a user back."""
+    shutil.copytree(shop / "shop", place / "own")
+    asked = ServedOptions((place / "served.sqlite",))
+    first = Feedback.read(registry, REF, asked, str(place / "own"))
+    first.keep(Reporter.silent())
+    assert first.folder == place / "own-served" and (place / "own-served").is_dir()
+    forget_users(place / "own", ["u3"])
+    again = Feedback.read(registry, REF, asked, str(place / "own"))
+    assert "u3" in first.log.user_ids and "u3" not in again.log.user_ids and again.facts["forgotten"] == TIMES
+    assert len(lists_of(first.log)) - len(lists_of(again.log)) == TIMES * PLACES
+    with pytest.raises(InputError, match=r"own is no joined log: got another data set; expected a new folder; .*--joined"):
+        Feedback.read(registry, REF, replace(asked, joined=place / "own"), str(place / "own"))
 
 
 def test_a_log_that_nothing_was_drawn_for_says_nothing_of_another_policy(registry, place, base):

@@ -104,6 +104,7 @@ class Feedback:
         Raises:
             ManifestError: The version has no recipe.
             DataError: A served log or the data set cannot be read, or rewards fill no column that the version reads.
+            InputError: The folder of the joined log holds another data set.
         """
         options.check()
         version = registry.resolve(ref)
@@ -115,7 +116,7 @@ class Feedback:
         check_data_folder(folder)
         rows, facts = _settled(gather_lists(options.paths), log, options.settle_s)
         if (folder / MARKER).is_file():  # what served logs have dropped since
-            earlier = lists_of(Interactions.read(folder))
+            earlier = _earlier(folder, log)
             rows = pl.concat([rows, earlier.join(rows, on=("impression_id", "item_id"), how="anti")])
         joined = join_lists(log, rows, _read_columns(recipe, log), reward=options.reward)
         return cls(joined, rows, options, folder, facts)
@@ -206,19 +207,35 @@ def _joined_folder(path: str) -> Path:
 
 def _settled(rows: pl.DataFrame, log: Interactions, settle_s: float) -> tuple[pl.DataFrame, dict[str, Any]]:
     """The lists that a data set can take, and what there is."""
-    key, count = log.info.users_key, rows["impression_id"].n_unique()
+    count = rows["impression_id"].n_unique()
     found = rows.filter(pl.col("timestamp") <= time.time() - settle_s)
     facts: dict[str, Any] = {"waiting": count - found["impression_id"].n_unique()}
     named = found.filter(pl.col("user_id").is_not_null())
     facts["without_user"] = found["impression_id"].n_unique() - named["impression_id"].n_unique()
-    if key is not None and key.forgotten:
-        gone = [user for user in named["user_id"].unique().to_list() if key.digest(user) in key.forgotten]
-        kept = named.filter(~pl.col("user_id").is_in(gone))
-        facts["forgotten"] = named["impression_id"].n_unique() - kept["impression_id"].n_unique()
-        named = kept
+    kept = _without_forgotten(named, log)
+    facts["forgotten"] = named["impression_id"].n_unique() - kept["impression_id"].n_unique()
+    named = kept
     facts["lists"], facts["rewards"] = named["impression_id"].n_unique(), named["reward"].count()
     facts["until"] = named["timestamp"].max()
     return named.select(list(LISTS)), facts
+
+
+def _earlier(folder: Path, log: Interactions) -> pl.DataFrame:
+    """The lists of a joined log that is there already."""
+    joined = Interactions.read(folder)
+    if not set(LISTS) <= set(joined.frame.columns):
+        todo = "name another folder with --joined"
+        raise InputError(f"{folder} is no joined log", got="another data set", expected="a new folder", todo=todo)
+    return _without_forgotten(_without_forgotten(lists_of(joined), log), joined)
+
+
+def _without_forgotten(rows: pl.DataFrame, log: Interactions) -> pl.DataFrame:
+    """Lists without those to users who were forgotten in a data set."""
+    key = log.info.users_key
+    if key is None or not key.forgotten:
+        return rows
+    gone = [user for user in rows["user_id"].unique().to_list() if key.digest(user) in key.forgotten]
+    return rows.filter(~pl.col("user_id").is_in(gone))
 
 
 def _read_columns(recipe: Recipe, log: Interactions) -> set[str]:
