@@ -3,11 +3,13 @@
 import dataclasses
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from builders import LIKE, NEXT, recipe, stir
 from fakes import planted_log
+from genre.data.interactions import Interactions
 from genre.data.sequences.batches import collate
 from genre.data.sequences.code_branches import up_to, with_branches
 from genre.data.splits import TEST, VALID
@@ -15,7 +17,7 @@ from genre.errors import ManifestError, RecipeError
 from genre.evaluation.targets import targets
 from genre.modules.generation import code_losses
 from genre.training import fit
-from genre.training.assembly import assemble
+from genre.training.assembly import Agreed, assemble
 from genre.training.fsdp import check_launch
 from genre.training.parts import SharedEncoder
 from genre.training.prediction import outputs, predict
@@ -163,6 +165,30 @@ def test_training_finds_what_is_planted(make, tmp_path) -> None:
     ranks = predict(assembly.model, assembly.builder, assembly.split, VALID, max_events=16)["next_item"][1]
     assert len(ranks) == USERS
     assert (ranks <= 10).mean() > 3 * 10 / (ITEMS - EVENTS)
+
+
+def test_codes_start_at_their_shares_of_the_training_events(make, base, tiny) -> None:
+    draw = np.random.default_rng(0)
+    often = 1 / np.arange(1, 31)
+    rows = [
+        (f"u{user}", f"i{item}", 5.0, step)
+        for user in range(60)
+        for step, item in enumerate(draw.choice(30, 8, p=often / often.sum()))
+    ]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
+    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(30)], "title": [f"thing {i}" for i in range(30)]})
+    log = Interactions.from_frame(frame, items=items, name="skewed")
+    losses = []
+    for agreed in (None, Agreed(blank=True)):
+        assembly = assemble(
+            recipe(tiny, GENERATE, encoder=CODES, data=LAST, sequence={"instruction": ""}), log, base, agreed=agreed
+        )
+        own, _ = assembly.builder.training_rows(assembly.train_mask, max_events=16, min_events=2)
+        with torch.no_grad():
+            losses.append(float(assembly.model.eval()(collate(own, log.supervise(assembly.recipe.tasks)))[0]))
+        assembly.model.release()
+    assert losses[0] < losses[1] - 0.2
+    assert losses[0] < np.log(30)
 
 
 def test_cold_items_are_no_negatives_and_are_found_all_the_same(make) -> None:
