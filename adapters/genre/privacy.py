@@ -118,8 +118,6 @@ def refuse(recipe: Any) -> None:
         raise ValueError(f"train.privacy: adapter.kind {recipe.adapter.kind} has a gradient as large as the base for every user")
     if privacy.statistics + privacy.item_map >= 1:
         raise ValueError("train.privacy: statistics and item_map take all of epsilon; leave some for the steps")
-    if privacy.item_map and not privacy.statistics:
-        raise ValueError("train.privacy.item_map reads noisy item counts; give train.privacy.statistics a share too")
     if privacy.item_map and not (recipe.encoder.whiten and recipe.encoder.fuse):
         raise ValueError("train.privacy.item_map starts at neighbours by text; set encoder.whiten and encoder.fuse to true")
     if privacy.item_map and not any(task.kind == "next_item" for task in recipe.tasks):

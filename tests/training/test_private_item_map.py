@@ -12,7 +12,7 @@ from genre.training import Loop
 from genre.training.assembly import assemble
 from genre.training.parts import mapped_heads, text_map
 from genre.training.private import item_map
-from genre.training.private.item_map import CLIP, STEPS, Targets, clipped_sum, directions, fit_map, shrunk, targets_of
+from genre.training.private.item_map import CLIP, STEPS, Targets, clipped_sum, fit_map, targets_of
 from genre.training.private.noise import Noise
 
 pytest.importorskip("opacus", reason="the extra privacy")
@@ -84,7 +84,7 @@ def test_a_head_scores_by_the_map_and_starts_at_neighbours_by_text(assembly, uni
 
 
 def test_without_noise_the_map_learns_what_follows_what(assembly, unit):
-    loose = fit_map(assembly, Noise(1), 1e-9, torch.ones(len(unit)))
+    loose = fit_map(assembly, Noise(1), 1e-9)
     (some,) = targets_of(assembly)
     there = some.items >= 0
 
@@ -94,35 +94,14 @@ def test_without_noise_the_map_learns_what_follows_what(assembly, unit):
     assert loss(loose) < loss(text_map(unit.shape[1])) - 0.05
 
 
-def test_with_nothing_but_noise_the_map_stays_near_neighbours_by_text(assembly, unit):
-    start = text_map(unit.shape[1])
-    noisy = fit_map(assembly, Noise(1), 1e3, torch.ones(len(unit)))
-    moved = 1e3 * CLIP * STEPS**0.5 / len(assembly.log.user_ids)  # an entry of the mean sum, by noise
-    plain = item_map.PACE * unit.shape[1] ** 2 * moved
-    assert float((noisy - start).square().mean().sqrt()) < 0.5 * plain
+def test_noise_blurs_a_number_of_the_map_as_far_as_it_may(assembly, unit):
+    """Whatever the noise is: the pace is less where there is more of it."""
+    for sigma in (100.0, 1000.0):
+        moved = fit_map(assembly, Noise(1), sigma) - text_map(unit.shape[1])
+        assert 0.5 * item_map.BLUR < float(moved.std()) < 1.1 * item_map.BLUR
 
 
-def test_shrinking_keeps_blocks_that_stand_out_and_drops_noise():
-    random = torch.Generator().manual_seed(0)
-    signal = torch.zeros(3 * 128, 128)
-    signal[:128, :128].fill_diagonal_(30.0)  # the diagonal of the first memory
-    signal[128:136, :8] = 20.0  # the first directions of the second
-    noise = 2.0 * torch.randn(signal.shape, generator=random)
-    found = shrunk(signal + noise, 2.0)
-    assert float((found - signal).norm()) < 0.35 * float(noise.norm())
-    torch.testing.assert_close(shrunk(signal, 0.0), signal)
-    assert float(shrunk(noise, 2.0).norm()) < 0.3 * float(noise.norm())
-
-
-def test_directions_turn_the_items_and_change_no_angle(unit):
-    turn = directions(unit, torch.arange(len(unit)).float() - 2)
-    torch.testing.assert_close(turn @ turn.t(), torch.eye(unit.shape[1]), atol=1e-5, rtol=0)
-    weights = (torch.arange(len(unit)).float() - 2).clamp_min(0)
-    spread = ((unit @ turn).square() * weights[:, None]).sum(0)
-    assert (spread.diff() <= 1e-4).all(), "the widest first"
-
-
-def test_every_step_is_released_with_the_noise_that_was_accounted_for(assembly, unit, monkeypatch):
+def test_every_step_is_released_with_the_noise_that_was_accounted_for(assembly, monkeypatch):
     asked, release = [], Noise.release
 
     def watched(self, total, *, clip, sigma):
@@ -130,7 +109,7 @@ def test_every_step_is_released_with_the_noise_that_was_accounted_for(assembly, 
         return release(self, total, clip=clip, sigma=sigma)
 
     monkeypatch.setattr(Noise, "release", watched)
-    fit_map(assembly, Noise(1), 3.5, torch.ones(len(unit)))
+    fit_map(assembly, Noise(1), 3.5)
     assert asked == [(CLIP, 3.5)] * STEPS
 
 
@@ -168,7 +147,6 @@ def test_a_resumed_run_has_the_map_that_it_began_with(assembly, tmp_path):
         ([NEXT], {"privacy": {"item_map": 0.5}}, "item_map starts at neighbours by text; set encoder.whiten"),
         ([LIKE], MAPPED, "item_map is of next_item tasks"),
         ([NEXT], {**MAPPED, "privacy": {"item_map": 0.5, "statistics": 0.5}}, "take all of epsilon"),
-        ([NEXT], {**MAPPED, "privacy": {"item_map": 0.5, "statistics": 0}}, "give train.privacy.statistics a share too"),
     ],
 )
 def test_recipes_that_a_map_does_not_go_with_are_refused(tiny, tasks, options, message):

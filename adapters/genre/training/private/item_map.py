@@ -3,13 +3,12 @@
 Owns: the map's noisy gradient steps, exact norms of users' parts of them. Ignores: accounting, heads.
 
     z_i = Σ_g h_g M_g · t_i,    h_g = Σ_j w_gj t_j,  w_gj ∝ γ_g^(events since j),    t: items' public vectors, of length one
-    a step, of all n users:   S ← S + Σ_u clip(G_u) + N(0, (σ C)²),    G_u = mean over u's targets of hᵀ (E[t] - t_target)
-                              M = M₀ - η shrunk(S) / n
+    a step, of all n users:   V ← μ V + (Σ_u clip(G_u) + N(0, (σ C)²)) / n,    G_u = mean over u's targets of hᵀ (E[t] - t_target)
+                              M ← M - η V
 
-M₀ are multiples of the identity: neighbours by text. M is the same for all items, so what many users have in common moves it far,
-and the noise is spread over D² numbers rather than over pairs of items. |G_u|² is Σ_pq (h_p·h_q)(e_p·e_q), so that no user's
-gradient is ever made. Shrinking takes back what a block of S owes to noise; it reads S alone. Constants were chosen on validation
-events of Amazon Beauty (docs/decisions/privacy-budget.md).
+M starts at multiples of the identity, which is neighbours by text, and is the same for all items: what many users have in common
+moves it far, and the noise is spread over D² numbers rather than over pairs of items. |G_u|² is Σ_pq (h_p·h_q)(e_p·e_q), so that
+no user's gradient is ever made. Constants were chosen on validation events of Amazon Beauty (docs/decisions/privacy-budget.md).
 """
 
 import math
@@ -34,8 +33,12 @@ CLIP = 0.3
 """C, where no part can have a norm above √(2 · memories)."""
 LATEST = 4
 """Targets of a user: the latest of the training part."""
-PACE = 0.03
-"""η over D², for the users' mean gradient: with vectors of length one a number of the map has a curvature of about 1 / D²."""
+FARTHEST = 0.18
+"""Steps times η / (1 - μ), over D²: with vectors of length one a number of the map has a curvature of about 1 / D²."""
+BLUR = 0.45
+"""Standard deviation that the noise of all steps may give a number of the map; with few users η is smaller for it."""
+MOMENTUM = 0.5
+"""μ."""
 NEGATIVES = 1024
 """Items that the softmax sees besides the target; a smaller catalogue as a whole."""
 USERS = 1024
@@ -61,59 +64,31 @@ class Targets:
 
 
 @torch.no_grad()
-def fit_map(assembly: Assembly, noise: Noise, sigma: float, counts: Tensor) -> Tensor:
+def fit_map(assembly: Assembly, noise: Noise, sigma: float) -> Tensor:
     """(G · D, D) float32: the map of next-item heads, public from here on.
 
     Args:
         assembly: The run.
         noise: Adds the noise of every step.
         sigma: Noise multiplier of each of `STEPS` steps of all users.
-        counts: (N,) noisy counts of items, public already.
 
     Raises:
         JobError: A user's part is longer than was accounted for.
     """
     soft = assembly.model.soft
     assert soft is not None
-    plain = F.normalize(to_unit(soft.every()), dim=-1)
-    turn = directions(plain, counts)
-    vectors, users = plain @ turn, len(assembly.log.user_ids)
-    start = text_map(plain.shape[1]).to(plain)  # the same in any directions
-    found, total, targets = start, torch.zeros_like(start), targets_of(assembly)
-    for step in range(1, STEPS + 1):
+    vectors = F.normalize(to_unit(soft.every()), dim=-1)
+    found, users = text_map(vectors.shape[1]).to(vectors), len(assembly.log.user_ids)
+    velocity, targets = torch.zeros_like(found), targets_of(assembly)
+    rate = min(FARTHEST * vectors.shape[1] ** 2 / STEPS, BLUR * users / (sigma * CLIP * math.sqrt(STEPS)))
+    for _ in range(STEPS):
         drawn = negatives(len(vectors), noise).to(vectors.device)
-        parts = torch.zeros_like(start)
+        total = torch.zeros_like(found)
         for some in targets:
-            parts += clipped_sum(some, found, vectors, drawn)
-        total += noise.release(parts, clip=CLIP, sigma=sigma)[0]
-        found = start - PACE * len(turn) ** 2 / users * shrunk(total, sigma * CLIP * math.sqrt(step))
-    return torch.cat([turn @ part @ turn.t() for part in found.split(len(turn))])
-
-
-def directions(vectors: Tensor, counts: Tensor) -> Tensor:
-    """(D, D) orthonormal columns: the directions in which items that occur often differ most come first."""
-    weights = counts.to(vectors).clamp_min(0)
-    return torch.linalg.eigh((vectors * weights[:, None]).t().double() @ vectors.double())[1].flip(1).to(vectors)
-
-
-def shrunk(total: Tensor, deviation: float) -> Tensor:
-    """(G · D, D): a noisy sum, each block of it scaled by the share of its energy that is not noise (James and Stein).
-
-    Blocks are of one memory and of directions of about the same rank; its diagonal is one by itself.
-    """
-    width = total.shape[1]
-    edges = (width * torch.tensor([1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4])).round()
-    group = torch.searchsorted(edges, torch.arange(width, dtype=edges.dtype), right=True)
-    count = len(edges) + 1
-    block = group[:, None] * count + group
-    block = torch.where(torch.eye(width, dtype=torch.bool), count**2 + group, block).to(total.device).flatten()
-    cells = torch.bincount(block)
-    parts = []
-    for part in total.split(width):
-        energy = torch.bincount(block, part.flatten().double().square()) / cells.clamp_min(1)
-        share = (1 - deviation**2 / energy.clamp_min(1e-30)).clamp_min(0)
-        parts.append(part * share[block].view_as(part).to(part))
-    return torch.cat(parts)
+            total += clipped_sum(some, found, vectors, drawn)
+        velocity = MOMENTUM * velocity + noise.release(total, clip=CLIP, sigma=sigma)[0] / users
+        found = found - (1 - MOMENTUM) * rate * velocity
+    return found
 
 
 def negatives(count: int, noise: Noise) -> Tensor:

@@ -84,9 +84,8 @@ class PrivateSteps:
         torch.manual_seed(self.noise.seed())  # dropout as nobody can foresee it
         if self.plan.statistics_sigma is not None:
             self.released = release(self.assembly, self.parts, self.noise, self.plan.statistics_sigma)
-        if self.plan.map_sigma is not None and self.released is not None:
-            counts = self.released[self.parts.index(Part(next(iter(mapped_heads(self.assembly.model))), "counts"))]
-            self.item_map = fit_map(self.assembly, self.noise, self.plan.map_sigma, counts)
+        if self.plan.map_sigma is not None:
+            self.item_map = fit_map(self.assembly, self.noise, self.plan.map_sigma)
         self._start()
 
     def _start(self) -> None:
