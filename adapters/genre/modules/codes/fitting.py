@@ -19,8 +19,9 @@ from torch import Tensor
 from genre.errors import DataError
 from genre.modules.codes.item_codes import CodeSpec, ItemCodes
 from genre.modules.codes.layers import run
-from genre.modules.codes.quantization import SAMPLE, assign, balance, centroids
+from genre.modules.codes.quantization import assign, balance, centroids
 from genre.modules.codes.rqvae import HIDDEN, STEPS, train_rqvae
+from genre.modules.text_vectors import MAX_WHITENED
 
 LEAST_PLACES = 8
 """Codes of the last level at least, so that new items find places."""
@@ -102,7 +103,7 @@ def principal(features: Tensor, dimensions: int) -> Tensor:
     Rows that are not known do not count. A feature without variance is projected to one dimension of zeros.
     """
     known = features[features.isfinite().all(1)]
-    sample = known[:: max(1, len(known) // SAMPLE)].double()
+    sample = known[:: max(1, len(known) // MAX_WHITENED)].double()
     values, directions = torch.linalg.eigh(sample.t() @ sample / len(sample))
     kept = (values > values[-1].clamp_min(1e-12) * 1e-6).nonzero().squeeze(1).flip(0)[:dimensions]
     if not len(kept):

@@ -11,11 +11,11 @@ import torch
 from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
-SAMPLE = 50_000
-"""Vectors of about this many items, evenly spread, decide the centroids."""
+SAMPLE = 64
+"""Vectors for each centroid that decide the centroids, about, evenly spread over all."""
 CELLS = 2**25
 """Distances that are held at a time."""
-ROUNDS = 100
+ROUNDS = 25
 """Rounds of k-means at most."""
 BALANCING = 5
 """Rounds of assignment within the capacity and new means."""
@@ -26,7 +26,7 @@ def centroids(vectors: Tensor, size: int, seed: int) -> Tensor:
 
     Unknown dimensions count as zero.
     """
-    sample = vectors[:: max(1, len(vectors) // SAMPLE)].nan_to_num()
+    sample = vectors[:: max(1, len(vectors) // (SAMPLE * size))].nan_to_num()
     distinct = torch.unique(sample, dim=0)
     if len(distinct) <= size:
         return distinct
