@@ -13,7 +13,7 @@ from builders import LIKE, NEXT, recipe
 from fakes import planted_log
 from standins import ROOT
 
-pytestmark = pytest.mark.slow  # each launch imports torch twice, beside a launcher of its own
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # each launch imports torch twice, beside a launcher of its own
 
 ALONE = [sys.executable, "-m", "genre"]
 CONFIGS = ROOT / "recipes" / "accelerate"
