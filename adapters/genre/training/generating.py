@@ -134,7 +134,9 @@ def start_codes(model: Recommender, builder: RowBuilder, train_mask: np.ndarray)
         return
     assert model.soft is not None and model.soft.codes is not None and model.trie is not None
     trie, codes = model.trie, model.soft.codes
+    cut = builder.cut
     rows, _ = builder.training_rows(train_mask, max_events=START_EVENTS, min_events=2)
+    builder.cut = cut  # these rows are read here alone
     name = next(name for name in model.tasks if model.head(name).generates)
     batch = collate(rows[:START_ROWS], builder.data.supervise([model.tasks[name]])).to(model.base.device)
     training = model.training
