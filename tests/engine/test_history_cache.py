@@ -105,6 +105,12 @@ def test_a_window_that_moves_in_blocks_leaves_a_prefix(plain, cached, registry, 
     assert whole["blocks"] == [True, False, True] + 7 * [False] + [True]
 
 
+def cut(monkeypatch, tokens):
+    """Pieces of so few tokens that the histories here have several."""
+    monkeypatch.setattr("genre.engine.histories.PIECE", tokens)
+    monkeypatch.setattr("genre.engine.histories.PIECE_BYTES", 1)
+
+
 class Shop:
     """Users whose histories grow, change and are asked about in every way, drawn from a seed."""
 
@@ -150,12 +156,12 @@ class Shop:
 
 
 @pytest.mark.parametrize(
-    ("capacity", "tokens", "piece", "seed"), [(2**24, 8192, 32, 1), (2**24, 200, 3, 2), (300_000, 8192, 8, 3)]
+    ("capacity", "tokens", "piece", "seed"), [(2**24, 8192, 32, 1), (2**24, 200, 3, 2), (400_000, 8192, 8, 3)]
 )
 def test_whatever_is_asked_the_answers_are_those_without_a_cache(
     plain, base, registry, log, monkeypatch, capacity, tokens, piece, seed
 ):
-    monkeypatch.setattr("genre.engine.histories.PIECE", piece)
+    cut(monkeypatch, piece)
     shop = Shop(log, seed)
     with Engine(base, registry, lanes=4, host=2, data=log, history_cache=capacity, batch_tokens=tokens) as cached:
         for _ in range(16):
@@ -327,7 +333,7 @@ def test_an_old_event_that_was_edited_is_read_anew(plain, cached, log):
 
 def test_pieces_of_a_history_that_changed_are_not_found_behind_it(plain, cached, log, monkeypatch, seen):
     """The last events are the same again, and pieces of them are still there, but what they saw is not."""
-    monkeypatch.setattr("genre.engine.histories.PIECE", 3)
+    cut(monkeypatch, 3)
     history = [{"item_id": event["item_id"], "rating": 5.0} for event in log.history("u1")[:10]]
     edited = [*history[:3], {**history[3], "rating": 1.0}, *history[4:]]
     for events in (history, edited, history[:6], history):
@@ -338,7 +344,7 @@ def test_pieces_of_a_history_that_changed_are_not_found_behind_it(plain, cached,
 
 
 def test_the_end_of_a_history_leaves_first(cached, log, monkeypatch):
-    monkeypatch.setattr("genre.engine.histories.PIECE", 4)
+    cut(monkeypatch, 4)
     for requests in [*grow(log, "like"), *grow(log, "like")]:
         values(cached.score(requests))
         places = [key[-1] for key in cached.history_store._shelves[0].entries]

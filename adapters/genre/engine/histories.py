@@ -5,8 +5,8 @@ Owns: keys, the comparison of a row with what is kept, batches of rows that go o
 
 A history is kept under the version that read it, the items as its encoder sees them, and the user; there is one of each, the
 one that was asked last. Layers below the lowest one that a version adapts are a history of their own, for all versions that adapt
-none of them. It lies in the store as pieces of `PIECE` tokens, the last one shorter, each with the marks of its tokens and their
-keys and values at each layer:
+none of them. It lies in the store as pieces of 32 tokens or more, the last one shorter, each with the marks of its tokens and
+their keys and values at each layer:
 
     kept      instruction  e1 e2 … e98               of 198 tokens, seven pieces
     asked     instruction  e1 e2 … e98 e99 | c1 c2   the first 198 tokens have the same marks: four tokens are computed
@@ -45,8 +45,8 @@ INLINE = -2
 
 HistoryKey = tuple[str, str, bytes]
 """Version (empty for the bare base) or shared layers, items, user or opening; its pieces' keys have their place beside it."""
-PIECE = 32
-"""Tokens of a piece."""
+PIECE, PIECE_BYTES = 32, 2**16
+"""Tokens of a piece at least, and bytes at least: what a store keeps about each piece is small beside that."""
 
 
 Tensors = tuple[Tensor, ...]
@@ -59,20 +59,22 @@ class Chain:
 
     Attributes:
         key: Of the history.
+        piece: Tokens of a piece.
         tokens: The first tokens of the row that they know.
         pieces: Their tensors.
         numbers: Of the pieces.
     """
 
     key: HistoryKey
+    piece: int
     tokens: int = 0
     pieces: list[Tensors] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
 
     def part(self, index: int, tokens: int) -> list[Tensor]:
         """The tensors at an index, as many as the first tokens take, the last one cut to them."""
-        whole = [piece[index] for piece in self.pieces[: -(-tokens // PIECE)]]
-        return [*whole[:-1], whole[-1].narrow(-2, 0, tokens - PIECE * (len(whole) - 1))]
+        whole = [piece[index] for piece in self.pieces[: -(-tokens // self.piece)]]
+        return [*whole[:-1], whole[-1].narrow(-2, 0, tokens - self.piece * (len(whole) - 1))]
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class Histories:
         self.store = store
         self.depth = depth
         self._numbers = itertools.count(1)
+        self._piece = 0  # until the first states tell how many bytes a token takes
 
     def shared_layers(self, resident: Resident) -> int:
         """Layers whose states are kept for all versions that do not adapt them; 0 if all are kept as the version's own."""
@@ -149,7 +152,7 @@ class Histories:
         pieces: list[Tensors] = []
         numbers: list[int] = []
         tokens = 0
-        while tokens == PIECE * len(pieces) and tokens < len(marks):
+        while self._piece and tokens == self._piece * len(pieces) and tokens < len(marks):
             found = self.store.look((*key, len(pieces)))
             if found is None:
                 break
@@ -161,7 +164,7 @@ class Histories:
             numbers.append(number)
             tokens += alike
         self._touch(key, len(pieces))
-        return Chain(key, tokens, pieces, numbers)
+        return Chain(key, self._piece, tokens, pieces, numbers)
 
     def _touch(self, key: HistoryKey, pieces: int) -> None:
         """The first piece leaves last: the others are found from there."""
@@ -177,6 +180,8 @@ class Histories:
             above: (tokens, D) the input of the version's lowest layer, if any layer below it is shared.
             known: What was known at all layers.
         """
+        if not self._piece:
+            self._piece = max(PIECE, -(-PIECE_BYTES // states[:, :, 0].nbytes))
         shared = 0 if above is None else self.shared_layers(job.resident)
         new: list[Tensors] = [(states[2 * shared :],)]
         if above is not None:
@@ -184,7 +189,8 @@ class Histories:
         if known is not None:
             chains, start = known.chains, known.tokens
         else:
-            chains, start = tuple(Chain(history_key(job, row, below)) for below in ([shared, 0] if shared else [0])), 0
+            layers = [shared, 0] if shared else [0]
+            chains, start = tuple(Chain(history_key(job, row, below), self._piece) for below in layers), 0
         marks = marks_of(row, job.inline)
         for chain, tensors in zip(chains, new, strict=True):
             self._extend(chain, marks, start, tensors, owner=job.request.user_id or "", begun=job.begun)
@@ -193,8 +199,9 @@ class Histories:
         """Write the pieces of a history that a chain does not have, or not whole; tensors are of the tokens from `start` on."""
         if chain.tokens >= len(marks):
             return
-        first = chain.tokens // PIECE
-        begin = first * PIECE
+        size = chain.piece
+        first = chain.tokens // size
+        begin = first * size
         if begin < start:
             old = (tensor.narrow(-2, 0, start - begin) for tensor in chain.pieces[first])
             tensors = tuple(torch.cat(pair, dim=-2) for pair in zip(old, tensors, strict=True))
@@ -202,8 +209,8 @@ class Histories:
             tensors = tuple(tensor.narrow(-2, begin - start, len(marks) - begin) for tensor in tensors)
         before = chain.numbers[first - 1] if first else 0
         pieces: list[tuple[np.ndarray, Tensors]] = []
-        for place in range(begin, len(marks), PIECE):
-            number, own = next(self._numbers), marks[place : place + PIECE]
+        for place in range(begin, len(marks), size):
+            number, own = next(self._numbers), marks[place : place + size]
             pieces.append((_label(number, before, own), tuple(each.narrow(-2, place - begin, len(own)) for each in tensors)))
             before = number
         for place, (label, states) in reversed(list(enumerate(pieces, first))):

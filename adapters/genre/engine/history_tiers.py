@@ -26,7 +26,7 @@ from genre.engine.history_arena import Arena
 from genre.errors import DiskError, InputError
 from genre.files import atomic, check_writable
 
-ENTRY_BYTES = 2048
+ENTRY_BYTES = 2304
 """Memory of an entry beside its tensors: its key, its place in the tables, what the allocator adds."""
 PREFIX = "genre-history-"
 LOCK = ".lock"
