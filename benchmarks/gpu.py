@@ -32,7 +32,8 @@ LIMITS = {"tests": 150} | {f"{what} {kind}": 75 for kind in ("plain", "int8", "n
 WHOLE = 580
 LEAST = 10
 """With fewer seconds left a part does not begin: it would not get past its imports."""
-VARIABLES = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent / "adapters")}
+_PATHS = [str(HERE.parent / "adapters"), *filter(None, [os.environ.get("PYTHONPATH")])]
+VARIABLES = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(_PATHS)}
 """Nothing is downloaded, and the code is this checkout's whether it is installed or not."""
 
 
