@@ -137,6 +137,14 @@ def test_filters_leave_items_out_and_change_no_score(engine, log) -> None:
     assert (none.results, none.note) == ((), "no item is asked for")
 
 
+def test_a_diverse_answer_is_chosen_among_the_items_that_the_beam_found(engine) -> None:
+    ask = Request("one", history=history(1), k=6, exclude_seen=False)
+    plain, none, diverse = engine.score([replace(ask, beam=6, diversity=amount) for amount in (None, 1e-9, 0.9)])
+    assert results(none) == results(plain)
+    assert [item for item, _ in results(diverse)] != [item for item, _ in results(plain)]
+    assert dict(results(diverse)) == dict(results(plain))
+
+
 def test_an_answer_is_always_an_item_however_narrow_the_beam(engine) -> None:
     """Beams that no trie holds spell codes of no item; at worst none of the answers was one."""
     asked = [

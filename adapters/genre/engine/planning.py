@@ -104,7 +104,7 @@ class Job:
         scores = np.concatenate([np.empty(0, dtype=np.float32), *(part for part in self.scores if part is not None)])
         if not np.isfinite(scores).all():
             return refused(self.request, NOT_FINITE)
-        order = np.arange(len(scores)) if self.request.k is None else self._choose(scores, self.request.k)
+        order = np.arange(len(scores)) if self.request.k is None else self._choose(scores, self.codes, self.request.k)
         shares = _shares(scores, order).tolist() if self.task.kind == "next_item" else [None] * len(order)
         results = tuple(map(Scored, map(self.inline.item_id, self.codes[order].tolist()), scores[order].tolist(), shares))
         return Response(self.request.id, self.request.adapter, self.resident.digest, results, note=self.note)
@@ -116,18 +116,19 @@ class Job:
         scores, shares = generation.results()
         order = np.arange(len(scores))
         if self.request.k is not None:
-            order = self._choose(scores, min(self.request.k, int(np.isfinite(scores).sum())))
+            there = np.flatnonzero(np.isfinite(scores))
+            order = there[self._choose(scores[there], self.codes[there], self.request.k)]
         codes, found = self.codes[order].tolist(), scores[order].tolist()
         results = tuple(map(Scored, map(self.inline.item_id, codes), found, shares[order].tolist()))
         return Response(self.request.id, self.request.adapter, self.resident.digest, results, note=self.note)
 
-    def _choose(self, scores: np.ndarray, k: int) -> np.ndarray:
-        """Indices of the best k, or of k diverse ones."""
+    def _choose(self, scores: np.ndarray, codes: np.ndarray, k: int) -> np.ndarray:
+        """Indices of the best k of some items, or of k diverse ones."""
         if not self.request.diversity:
             return best(scores, k)
         pool = best(scores, POOL)
-        codes = upload(torch.from_numpy(self.codes[pool].astype(np.int64)), self.inline.space.base.device)
-        vectors = self.inline.items(codes).cpu().numpy()
+        chosen = upload(torch.from_numpy(codes[pool].astype(np.int64)), self.inline.space.base.device)
+        vectors = self.inline.items(chosen).cpu().numpy()
         return pool[diversify(scores[pool], vectors, k, float(self.request.diversity))]
 
 
