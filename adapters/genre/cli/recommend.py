@@ -25,7 +25,6 @@ from genre.cli.options import (
 )
 from genre.cli.output import check_file, show_list, show_written, write_result
 from genre.errors import InputError, visible
-from genre.tasks import MAX_BEAM
 
 if TYPE_CHECKING:
     from genre.data.catalogue import Titles
@@ -70,9 +69,7 @@ def recommend(
         ),
     ] = None,
     diversity: Annotated[float, typer.Option(min=0, max=1, help="From 0, the best items, to 1, the most diverse ones.")] = 0.0,
-    beam: Annotated[
-        int | None, typer.Option(min=1, max=MAX_BEAM, help="The width of the search of a task that generates items.")
-    ] = None,
+    beam: Annotated[int | None, typer.Option(min=1, help="The width of the search of a task that generates items.")] = None,
     seen: SeenOption = None,
     strict: StrictOption = False,
     registry: RegistryOption = "registry",

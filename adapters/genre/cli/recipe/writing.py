@@ -49,7 +49,7 @@ COMMENTS: dict[str, str] = {
     "tasks.kind": "feedback (of an item), next_item (a ranking of all) or text (a labelled text)",
     "tasks.label": "a column, or a comparison: rating > 3",
     "tasks.head": "how a score is made: binary, scalar, pooled, catalogue, …",
-    "tasks.loss": "log_loss, mse or cross_entropy; ips, snips or dr with propensities; softmax_dpo or group_relative",
+    "tasks.loss": "log_loss, mse or cross_entropy; others: docs/training.md",
     "tasks.metrics": "the first one chooses the best epoch",
     "tasks.seen": "items of the history are masked or kept in a ranking",
     "adapter": "the small trained part of the base",
