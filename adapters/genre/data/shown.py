@@ -17,24 +17,13 @@ from collections.abc import Collection
 
 import polars as pl
 
+from genre.data.importers.served import COLUMNS
 from genre.data.interactions import Interactions
 from genre.data.order import FILE, HASH
 from genre.data.schema import FEEDBACK, SUBSECOND
 from genre.errors import DataError
 
-LISTS = {
-    "user_id": pl.String,
-    "item_id": pl.String,
-    "timestamp": pl.Int64,
-    "impression_id": pl.String,
-    "position": pl.Int64,
-    "propensity": pl.Float64,
-    "score": pl.Float64,
-    "reward": pl.Float64,
-    "policy": pl.String,
-    "adapter": pl.String,
-    "digest": pl.String,
-}
+LISTS = {name: kind for name, (_, kind) in COLUMNS.items() if name != "rewarded"}
 """The columns of what was shown, as `genre.data.importers.served.read_lists` gives them."""
 _FILLED = {*LISTS, "click"} - {"user_id", "item_id", "timestamp"}
 
@@ -73,7 +62,7 @@ def join_lists(log: Interactions, lists: pl.DataFrame, reads: Collection[str] = 
     known = earlier.join(lists, on=("impression_id", "item_id"), how="anti")
     events = _events(log, pl.concat([lists.select(list(LISTS)), known]), reads, reward)
     own = _own_events(log, events)
-    rows = pl.int_range(events.height, eager=True) + (int(own["row"].max() or 0) + 1 if own.height else 0)  # type: ignore[arg-type]
+    rows = pl.int_range(events.height, eager=True) + (own.select(pl.col("row").max() + 1).item() if own.height else 0)
     frame = pl.concat([own, events.with_columns(rows.alias("row"))], how="diagonal_relaxed")
     if SUBSECOND in frame.columns:
         frame = frame.with_columns(pl.col(SUBSECOND).fill_null(0))

@@ -20,7 +20,7 @@ SCHEMA = 1
 """The version of the tables, SQLite's user_version."""
 EXPECTED = "the file of `genre serve --served-log`"
 NO_USER = "impressions without a user_id"
-_COLUMNS = {
+COLUMNS = {
     "user_id": ("impressions.user", pl.String),
     "item_id": ("item", pl.String),
     "timestamp": ("CAST(time AS INTEGER)", pl.Int64),
@@ -34,8 +34,9 @@ _COLUMNS = {
     "digest": ("digest", pl.String),
     "rewarded": ("rewarded", pl.Float64),
 }
+"""Of what was shown: name → SQL and type."""
 _QUERY = f"""
-SELECT {", ".join(f"{value} AS {name}" for name, (value, _) in _COLUMNS.items())}
+SELECT {", ".join(f"{value} AS {name}" for name, (value, _) in COLUMNS.items())}
 FROM shown JOIN impressions USING (impression) ORDER BY time, impression, position
 """
 
@@ -81,7 +82,7 @@ def read_lists(path: Path) -> pl.DataFrame:
             rows = connection.execute(_QUERY).fetchall()
     except sqlite3.Error as error:
         raise DataError(f"{path} is no served log", got=str(error), expected=EXPECTED) from None
-    return pl.DataFrame(rows, schema={name: kind for name, (_, kind) in _COLUMNS.items()}, orient="row")
+    return pl.DataFrame(rows, schema={name: kind for name, (_, kind) in COLUMNS.items()}, orient="row")
 
 
 def gather_lists(paths: Sequence[Path]) -> pl.DataFrame:
