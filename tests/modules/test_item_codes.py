@@ -147,10 +147,10 @@ def test_an_rqvae_learns_codes_that_keep_clusters_together():
 def test_tokens_of_all_levels_stand_in_one_table():
     codes = fit(features())
     assert codes.offsets == (0, 8, 16) and codes.vectors.weight.shape == (sum(codes.sizes), WIDTH)
-    assert torch.equal(codes.tokens()[5], codes.codes[5] + torch.tensor([0, 8, 16]))
     rms = codes.token_vectors().square().mean(1).sqrt()
     assert rms.allclose(torch.tensor(0.25), atol=1e-4)
-    assert torch.equal(codes.token_vectors(codes.tokens()[5]), codes.token_vectors()[codes.tokens()[5]])
+    tokens = codes.codes[5] + torch.tensor(codes.offsets)
+    assert torch.equal(codes.token_vectors(tokens), codes.token_vectors()[tokens])
     assert all(value.requires_grad for value in (codes.vectors.weight, codes.scale))
 
 

@@ -91,10 +91,6 @@ class CodeBranches:
 
     trie: CodeTrie
 
-    def tokens(self, prefixes: np.ndarray) -> np.ndarray:
-        """(n, l) code tokens of (n, l) prefixes."""
-        return np.asarray(prefixes + self.trie.offsets[: prefixes.shape[1]])
-
     def extend(self, row: Sequence) -> Sequence:
         """A row with a branch for each of its targets that is an item of the trie, after what a next-item task reads."""
         wanted = row.targets & (self.trie.node_of(0, row.item_codes) >= 0)

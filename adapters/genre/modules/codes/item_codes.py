@@ -4,7 +4,7 @@ Owns: their storage with the behaviour encoder, the vectors of code tokens, code
 fitted. Ignores: how codes are fitted (`genre.modules.codes.fitting`), how they are generated.
 
     codes.codes[i]           (levels,) the code of item i on each level, level l from 0 to sizes[l] - 1; no two items share all
-    codes.tokens(some)       the rows of these codes in the one table of all levels: code + offsets[level]
+    codes.offsets[level]     the row of a level's first code in the one table of all levels; code + offset is a code's token
     codes.token_vectors()    (sum(sizes), D) the vectors of code tokens in the base's embedding space
     codes.of(vectors)        codes of new items: the nearest path that an item has already, and a free place on it
 """
@@ -114,11 +114,6 @@ class ItemCodes(nn.Module):
     def offsets(self) -> tuple[int, ...]:
         """The row of each level's first code in the table of all levels."""
         return (0, *accumulate(self.sizes[:-1]))
-
-    def tokens(self, codes: Tensor | None = None) -> Tensor:
-        """(…, levels) int64 rows of some codes (…, levels) in the table of all levels; of all M items if None."""
-        codes = self.codes if codes is None else codes
-        return codes + torch.tensor(self.offsets, device=codes.device)
 
     def token_vectors(self, tokens: Tensor | None = None) -> Tensor:
         """(…, D) float32 vectors of some rows of the table of all levels, (sum(sizes), D) of all if None."""
