@@ -74,12 +74,11 @@ class BeamSearch:
         return items[order], scores[order]
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """(n,) the probability of each of some found items among all that are allowed.
+        """(n,) the probability of each item that was found, with its score from `found`, among all that are allowed.
 
         Prefixes that were not kept count as allowed with all that lies under them, so that these are never too large.
         """
-        _, found = self.found()
-        total = np.logaddexp(_log_sum(found), self.dropped)
+        total = np.logaddexp(_log_sum(scores), self.dropped)
         return np.asarray(np.exp(scores - total))
 
     def _keep(self, nodes: np.ndarray, scores: np.ndarray) -> None:
