@@ -64,11 +64,9 @@ class ItemSpace:
         if shared is not None:
             table = table_of(shared, catalogue, base, forward)
             with torch.no_grad():
-                self.vectors, self.index, self.codes = (
-                    shared.encoder.item_vectors(table),
-                    shared.encoder.index(table),
-                    table.codes,
-                )
+                self.vectors = shared.encoder.item_vectors(table)
+                self.index = shared.encoder.index(table)
+            self.codes = table.codes
             self.scales = scales_of(self.vectors)
 
     @cached_property
