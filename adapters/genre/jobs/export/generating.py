@@ -58,11 +58,6 @@ CLOSE = 1e-2
 OWN_IMPORT = "from genre.registry.export.client import"
 
 
-def generates(version: Version) -> bool:
-    """True if a version has a task that generates items."""
-    return any(task.get("head") == "generate" for task in version.manifest.tasks)
-
-
 def export_generating(
     registry: Registry,
     ref: str | Version,
