@@ -142,7 +142,7 @@ def policy_rounds(
         loaded = engine.read_by(Request(ref, history=[]))[0]
         histories = _Histories(logged, lists.reward, data, loaded)
         requests = lists.requests(Request(ref, history=[], task=task, k=policy.pool), histories)
-        with reporter.bar(f"scoring the lists by {ref}", len(lists)) as bar:
+        with reporter.bar(f"scoring the lists by {loaded.name}:{loaded.version}", len(lists)) as bar:
             done = 0
             while block := list(islice(requests, CALL)):
                 for answer in engine.score(block):
