@@ -167,6 +167,26 @@ def test_a_policy_that_is_not_shown_to_be_no_worse_is_kept_back_and_not_made_aga
     assert f"{found['new']['ref']} was trained on the same log and did not take over" in capsys.readouterr().out
 
 
+def test_what_stops_before_a_decision_leaves_no_version(registry, place, base, monkeypatch):
+    """A policy that is not known is refused before training; an interruption of the comparison is as if nothing had been made."""
+    shutil.copy(place / "served.sqlite", place / "strange.sqlite")
+    edit(place / "strange.sqlite", "UPDATE impressions SET policy = 'ucb=1'")
+    with pytest.raises(InputError, match="--explore cannot be used: got 'ucb=1'"):
+        refresh(registry, REF, read(registry, place, paths=(place / "strange.sqlite",), gate=GATE), base=base)
+    assert not (place / "joined").exists()
+
+    def interrupted(*_, **__):
+        assert len(registry.versions("click")) == 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("genre.jobs.refresh.policy_gate.policy_rounds", interrupted)
+    options, before = RefreshOptions(overrides=("train.epochs=1",)), registry.versions("click")
+    with pytest.raises(KeyboardInterrupt):
+        refresh(registry, REF, (again := read(registry, place, gate=GATE)), options, base=base)
+    assert registry.versions("click") == before
+    assert again.made_before(registry, registry.resolve(REF), options) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "outcome", "reason"),
     [

@@ -121,7 +121,7 @@ def refresh(
     store.resolve(ref)
     run: dict[str, Any] = {"base": base, "folder": out, "reporter": Reporter.for_terminal()}
     if served:
-        policy = PolicyGate(estimator, explore, pool, places, least) if gate == "off-policy" else None  # type: ignore[arg-type]
+        policy = PolicyGate(estimator, explore, pool, places, least) if gate == "off-policy" else None
         chosen = ServedOptions(tuple(served), settle, reward, joined, policy)
         done = run_refresh(store, ref, Feedback.read(store, ref, chosen, data), options, **run)
     elif without or from_start:

@@ -26,7 +26,7 @@ from genre.data.splits import TEST
 from genre.errors import DataError, InputError, RegistryError
 from genre.jobs.loading import open_log, own_recipe
 from genre.jobs.refresh.plan import Plan, RefreshOptions
-from genre.jobs.refresh.policy_gate import PolicyGate, PolicyVerdict, judge
+from genre.jobs.refresh.policy_gate import PolicyGate, PolicyVerdict, judge, policy_of
 from genre.modules.base.base import Base
 from genre.progress import Reporter
 from genre.recipe import Recipe
@@ -169,14 +169,16 @@ class Feedback:
 
         Raises:
             DataError: Nothing of the log was drawn by chance, so that nothing can be said of another policy.
+            InputError: The policy that most of the lists were drawn by is not known here.
         """
         if self.options.gate is None:
             return None
         if self.explored.is_empty():
             what, todo = "the served log says nothing of another policy", "serve with --explore, or decide by --gate metrics"
             raise DataError(what, got="no list that was drawn by chance", expected="propensities below 1", todo=todo)
-        count, least = self.held_out(name, made)["impression_id"].n_unique(), self.options.gate.least
-        if count >= least:
+        rows, least = self.held_out(name, made), self.options.gate.least
+        if (count := rows["impression_id"].n_unique()) >= least:
+            policy_of(self.options.gate, rows)
             return None
         return f"the test is too small: {count:,} explored lists of {name}; expected at least {least:,}: wait for more lists"
 

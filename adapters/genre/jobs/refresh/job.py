@@ -10,6 +10,7 @@ on condition that the alias still names the version that it was compared with, s
 """
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from genre.data.interactions import Interactions
 from genre.data.sequences.text_rows import Builder
 from genre.data.splits import TEST
 from genre.engine.versions import Loaded, read_adapter
-from genre.errors import ConflictError, DataError, InterruptedJobError, JobError
+from genre.errors import ConflictError, DataError, InterruptedJobError, JobError, RegistryError
 from genre.evaluation.targets import targets
 from genre.files import write_json
 from genre.jobs.encoders import check_leak
@@ -127,7 +128,12 @@ def refresh(
     verdict = None
     if feedback is not None and feedback.options.gate is not None:
         new = registry.publish(run, alias=[], latest=False)  # what answers requests is a version
-        verdict = feedback.judge(registry, version, new, made, options.tolerance, base, reporter)
+        try:
+            verdict = feedback.judge(registry, version, new, made, options.tolerance, base, reporter)
+        except BaseException:
+            with suppress(RegistryError):
+                registry.delete(new)  # nothing was decided on it, and the next refresh is to make it again
+            raise
     return decide(registry, version, run, verdicts, report, verdict)
 
 

@@ -9,7 +9,9 @@ worth too few equal lists, of too few users, or rest on too few rewards.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
+
+import polars as pl
 
 from genre.data.interactions import Interactions
 from genre.errors import InputError
@@ -30,7 +32,7 @@ class PolicyGate:
     """What an off-policy gate asks for.
 
     Attributes:
-        estimator: Which estimate decides.
+        estimator: The estimate that decides: `snips` or `dr`.
         explore: The policy that both versions' scores are drawn by, as `genre serve --explore` reads it; None for the one that
             most of the lists were drawn by.
         pool: The best so many items that it draws from.
@@ -38,7 +40,7 @@ class PolicyGate:
         least: The number of equal lists that each version's weights are worth at least.
     """
 
-    estimator: Literal["snips", "dr"] = "snips"
+    estimator: str = "snips"
     explore: str | None = None
     pool: int = POOL
     places: int | None = None
@@ -95,7 +97,8 @@ class PolicyVerdict:
         effective, rewards = (min(each[name] for each in weights) for name in ("effective_lists", "rewards_with_weight"))
         difference, interval = found["difference"]["value"], found["difference"]["interval"]
         margin = None if found["old"] is None else tolerance * abs(found["old"])
-        reason, outcome = None, "cannot be told"
+        reason: str | None = None
+        outcome: Outcome = "cannot be told"
         if effective < gate.least:
             reason = f"the weights are worth {effective:,.0f} equal lists, expected at least {gate.least:,}"
             reason += ": wait for more lists, or judge fewer places" if gate.places != 1 else ": wait for more lists"
@@ -109,8 +112,9 @@ class PolicyVerdict:
             outcome = "worse"
         else:
             reason = "the interval of the difference reaches below the margin"
-        numbers = (difference, interval and (interval[0], interval[1]), lists, users, effective, margin)
-        return cls(gate.estimator, policy, found["old"], found["new"], *numbers, outcome, reason)  # type: ignore[arg-type]
+        ends = None if interval is None else (interval[0], interval[1])
+        values = found["old"], found["new"], difference
+        return cls(gate.estimator, policy, *values, ends, lists, users, effective, margin, outcome, reason)
 
     def line(self) -> str:
         """The comparison in one line."""
@@ -122,6 +126,15 @@ class PolicyVerdict:
             f"off-policy value by {self.estimator} under {self.policy} {self.new:.4f}, before {self.old:.4f}, "
             f"difference {self.difference:+.4f} [{low:+.4f}, {high:+.4f}] {about}, margin {self.margin:.4f}: {self.outcome}"
         )
+
+
+def policy_of(gate: PolicyGate, rows: pl.DataFrame) -> Exploration:
+    """The policy that both versions are judged by, on lists that were shown.
+
+    Raises:
+        InputError: Most of the lists were drawn by a policy that is not known here.
+    """
+    return Exploration.parse(gate.explore or rows.unique("impression_id")["policy"].mode().sort()[0], gate.pool)
 
 
 def judge(
@@ -147,8 +160,7 @@ def judge(
         base: The versions' base.
         reporter: Receives progress.
     """
-    drawn = lists.frame.unique("impression_id")["policy"].mode().sort()[0]
-    policy = Exploration.parse(gate.explore or drawn, gate.pool)
+    policy = policy_of(gate, lists.frame)
     asked: dict[str, Any] = {"data": histories, "base": base, "places": gate.places, "reward": "reward", "reporter": reporter}
     old, new = (policy_rounds(registry, ref, lists, policy, **asked).rounds for ref in refs)
     found = estimate_difference(new, old, gate.estimator)
