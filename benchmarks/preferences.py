@@ -10,7 +10,6 @@ adds is its difference to that. Ranks are kept in `--work`, and a run that is th
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from genre.progress import Reporter
 from genre.training import fit
 from genre.training.prediction import predict
 from seeds import drawn, interval
+from suite import keep_figures
 
 DPO: Any = {"loss": "softmax_dpo"}
 GROUPS: Any = {"loss": "group_relative"}
@@ -90,7 +90,7 @@ def ranks(options: argparse.Namespace, name: str, seed: int, log: Any, registry:
     print(f"{name}-{seed}: ndcg@10 {metric('ndcg@10').function(found):.4f}, {spent}", flush=True)
 
 
-def table(options: argparse.Namespace) -> Mapping[str, Any]:
+def table(options: argparse.Namespace) -> dict[str, Any]:
     """For each run that exists with all seeds, its metrics, and its differences to the start and to more of the same."""
     report: dict[str, Any] = {}
     for name in ("start", *VARIANTS):
@@ -138,7 +138,7 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.only:
             ranks(options, name, seed, log, registry)
-    (options.work / "preferences.json").write_text(json.dumps(table(options), indent=1), encoding="utf-8")
+    keep_figures(options.work / "preferences.json", {"runs": table(options)})
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ runs. The losses and scores of the first round must be the same. `make demo` lea
 import argparse
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sides import ROOT, Side
 from suite import keep_figures
 
 BAR, TOLERANCE = 0.98, 1e-4
@@ -58,40 +58,15 @@ def call(turn):
     return found
 
 for line in sys.stdin:
-    what, turn = json.loads(line)
+    asked = json.loads(line)
     begun, used = time.perf_counter(), time.process_time()
-    values = {"step": step, "call": call}[what](turn)
-    print(json.dumps([time.perf_counter() - begun, time.process_time() - used, values]), file=replies, flush=True)
+    values = {"step": step, "call": call}[asked["what"]](asked["turn"])
+    found = {"seconds": time.perf_counter() - begun, "core": time.process_time() - used, "values": values}
+    print(json.dumps(found), file=replies, flush=True)
 engine.close()
 loop.close()
 loop.assembly.model.release()
 """
-
-
-class Side:
-    """A process with the code of a checkout."""
-
-    def __init__(self, checkout: Path, job: dict[str, Any]) -> None:
-        variables = os.environ | {"PYTHONPATH": str(checkout / "adapters")}
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([sys.executable, "-c", SIDE, json.dumps(job)], env=variables, **pipes)
-
-    def run(self, what: str, turn: int) -> tuple[float, float, list[float]]:
-        """Seconds, seconds of a core, and what was computed."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps([what, turn]) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the side ended with {self.process.wait()}")
-        seconds, core, values = json.loads(line)
-        return seconds, core, values
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def compare(sides: dict[str, Side], what: str, rounds: int) -> dict[str, Any]:
@@ -101,12 +76,12 @@ def compare(sides: dict[str, Side], what: str, rounds: int) -> dict[str, Any]:
     first: dict[str, list[float]] = {}
     for turn in range(rounds + 1):
         for name in list(sides)[:: -1 if turn % 2 else 1]:
-            seconds, used, values = sides[name].run(what, turn)
+            answer = sides[name].ask({"what": what, "turn": turn})
             if turn:
-                clock[name].append(seconds)
-                core[name].append(used)
+                clock[name].append(answer["seconds"])
+                core[name].append(answer["core"])
             else:  # the first one prepares kernels
-                first[name] = values
+                first[name] = answer["values"]
     return {
         "seconds": {name: round(median(own), 4) for name, own in clock.items()},
         "ratio": round(median(b / a for a, b in zip(clock["this"], clock["other"], strict=True)), 3),
@@ -126,18 +101,14 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.checkout / "adapters" / "genre").is_dir():
         parser.error(f"no checkout: got {options.checkout}; expected a folder with adapters/genre, as git worktree add makes one")
-    here = Path(__file__).resolve().parent.parent
-    job = {"registry": str(options.registry.resolve()), "data": options.data, "recipe": str(here / "recipes" / "like.yaml")}
+    job = {"registry": str(options.registry.resolve()), "data": options.data, "recipe": str(ROOT / "recipes" / "like.yaml")}
     job |= {"steps": STEPS, "calls": CALLS, "rows": ROWS, "candidates": CANDIDATES}
-    sides = {"this": Side(here, job), "other": Side(options.checkout.resolve(), job)}
-    try:
+    arguments = ["-c", SIDE, json.dumps(job)]
+    with Side(arguments) as this, Side(arguments, options.checkout) as other:
+        sides = {"this": this, "other": other}
         found: dict[str, Any] = {what: compare(sides, what, options.rounds) for what in ("step", "call")}
-    finally:
-        for side in sides.values():
-            side.close()
     found["load_average"] = os.getloadavg()[0]
     print(json.dumps(found, indent=2))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
     keep_figures(options.json, found)
     parts = [found[what] for what in ("step", "call")]
     sys.exit(any(each["ratio"] < BAR or each["largest_difference"] > TOLERANCE for each in parts))
