@@ -300,7 +300,7 @@ COMMANDS = {
     "audit like --data shop --target i1 --targets 2": "--targets has no effect here: got --target; expected items that are",
     "audit like --data shop --no-record": "--record/--no-record has no effect here: got no --privacy; expected an option of the",
     "registry promote like --data shop": "--data has no effect here: got no --recheck; expected figures that are measured again;",
-    "registry export like --out e --data shop": "--data has no effect here: got --to peft; expected --to vectors or lists; leave",
+    "registry export like --out e --data shop": "--data has no effect here: got --to peft; expected --to vectors, lists or vllm;",
     "registry export like --out e --to lists --no-canaries": "--canaries/--no-canaries has no effect here: got --to lists;",
     "registry export like --out e --to mlflow --base small": "--base has no effect here: got --to mlflow; expected a form that",
     "tune like.yaml --trials 2 --space space.yaml": "search space space.yaml does not map keys: got a list; expected lines such",

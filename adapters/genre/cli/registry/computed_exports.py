@@ -16,7 +16,7 @@ from genre.cli.options import check_choice, data_option
 from genre.cli.shell.given import refuse_unused
 from genre.errors import InputError
 
-ExportDataOption = Annotated[str | None, data_option("Of vectors and lists: the log with the items and users.")]
+ExportDataOption = Annotated[str | None, data_option("Of vectors and lists: the log with items and users; of vllm: the items.")]
 UsersOption = Annotated[bool, typer.Option("--users", help="Of vectors: write the users' vectors too.")]
 RankOption = Annotated[
     int | None, typer.Option("--rank", help="Of vectors: dimensions of item neighbours; by default exact, one per item.")
@@ -57,7 +57,7 @@ def check_options(to: str, given: Mapping[str, Any]) -> None:
         expected = f"--to {' or '.join(own)}" if own else f"--to {to} alone"
         raise InputError(f"{foreign[0]} does not go with --to {to}", got=foreign[0], expected=expected, todo="leave it out")
     if to not in ("vectors", "lists", "vllm"):
-        refuse_unused(["--data"], got=f"--to {to}", expected="--to vectors or lists")
+        refuse_unused(["--data"], got=f"--to {to}", expected="--to vectors, lists or vllm")
     if to in ("vectors", "lists", "mlflow"):
         refuse_unused(["--canaries"], got=f"--to {to}", expected="a form that a server loads")
     if to == "mlflow":
