@@ -28,7 +28,7 @@ from genre.data.catalogue import Catalogue
 from genre.data.interactions import Interactions
 from genre.data.sequences.control import refused_ids
 from genre.data.sequences.instruction import fields_of
-from genre.engine import Engine, Request
+from genre.engine import Engine, Request, Scored
 from genre.engine.versions import Loaded, read_adapter
 from genre.errors import JobError, RegistryError
 from genre.files import appearing_folder, refuse_foreign
@@ -251,7 +251,7 @@ def _check(
     for history, answer in zip(histories, answers, strict=True):
         if answer.error is not None:
             raise JobError("the folder cannot be checked against the engine", got=answer.error)
-        ours = {each.item_id: each.score for each in answer.results}  # type: ignore[union-attr]
+        ours = {each.item_id: each.score for each in answer.results if isinstance(each, Scored)}
         theirs = dict(generator.recommend(history, BEAM))
         for item in {*list(ours)[:10], *list(theirs)[:10]}:
             pair = (torch.tensor(found.get(item, -torch.inf)).exp() for found in (ours, theirs))
