@@ -148,10 +148,10 @@ def refuse(recipe: Any) -> None:
 def public_only(recipe: Any) -> Any:
     """The recipe without what is fitted to events outside the steps: it starts from texts, public values and chance."""
     off = {"use": "fit", "learned": 0, "collaborative": 0, "factors": 0, "taste": 0, "min_events": 0}
-    if not recipe.encoder.whiten:  # neighbours by text are left of the item neighbours, and there are none without whitened text
-        off["neighbours"] = 0
-    if recipe.train.privacy.item_map:  # which begins at the same neighbours
-        off["neighbours"] = 0
+    if not recipe.encoder.whiten or recipe.train.privacy.item_map:
+        off["neighbours"] = (
+            0  # of them those by text are left: there are none without whitened text, and an item map starts there
+        )
     if recipe.encoder.use != "auto":
         off.pop("use")
     train = recipe.train.model_copy(update={"early_stop": None})
