@@ -126,5 +126,5 @@ def check_update(loaded: Loaded, recipe: Recipe) -> None:
 
 
 def without_start(recipe: Recipe) -> Recipe:
-    """The recipe as if it started anew, for what needs shapes alone."""
+    """The recipe as if it started anew, where weights are not needed or come from elsewhere."""
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"start": None})})
