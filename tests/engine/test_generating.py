@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 import genre
 from builders import LIKE, NEXT, publish_stirred, recipe, stir
+from genre.data.interactions import Interactions
 from genre.engine import Engine, Request
 from genre.engine.explain import explain
 from genre.errors import ManifestError, RequestError
@@ -250,3 +252,12 @@ def test_a_version_whose_encoder_has_no_codes_is_refused(base, registry, tiny, l
     other.publish(folder, version.manifest.model_copy(update={"encoder": digest}))
     with Engine(base, other) as engine, pytest.raises(ManifestError, match="an encoder without codes"):
         engine.load("one")
+
+
+def test_a_catalogue_whose_new_items_find_no_code_stops_only_those_that_generate(base, registry, log):
+    new = pl.DataFrame({"item_id": [f"new{number}" for number in range(600)], "title": ["one title for all"] * 600})
+    grown = Interactions.from_frame(log.frame, items=pl.concat([log.catalogue.frame, new], how="diagonal"), name="grown")
+    with Engine(base, registry, data=grown) as engine:
+        generating, dense = engine.score([Request(ref, history=history(1), k=3) for ref in ("one", "dense")])
+        assert "a new item finds no free code" in str(generating.error)
+        assert len(results(dense)) == 3

@@ -18,7 +18,7 @@ from genre.data.catalogue import Catalogue
 from genre.data.code_trie import CodeTrie
 from genre.engine.filters import Condition
 from genre.engine.turn import ForwardTurn
-from genre.errors import GenreError, RequestError, first_line
+from genre.errors import DataError, GenreError, RequestError, first_line
 from genre.modules.base.base import Base
 from genre.modules.base.words import TEXT_TOKENS
 from genre.modules.codes.item_codes import ItemCodes
@@ -61,8 +61,13 @@ class ItemSpace:
         self.scales: Tensor | None = None
         self.index: ItemIndex | None = None
         self.codes: Tensor | None = None
+        self._uncoded: DataError | None = None
         if shared is not None:
-            table = table_of(shared, catalogue, base, forward)
+            try:
+                table = table_of(shared, catalogue, base, forward)
+            except DataError as error:  # a new item finds no free code, which only those that generate need
+                self._uncoded = error
+                table = table_of(shared, catalogue, base, forward, codes="none")
             with torch.no_grad():
                 self.vectors = shared.encoder.item_vectors(table)
                 self.index = shared.encoder.index(table)
@@ -77,7 +82,13 @@ class ItemSpace:
 
     @cached_property
     def trie(self) -> CodeTrie:
-        """The items by their codes, which the encoder must have."""
+        """The items by their codes, which the encoder must have.
+
+        Raises:
+            DataError: A new item finds no free code.
+        """
+        if self._uncoded is not None:
+            raise self._uncoded
         assert self.shared is not None and self.shared.encoder.codes is not None and self.codes is not None
         return CodeTrie(self.codes.cpu().numpy(), self.shared.encoder.codes.sizes)
 
@@ -217,17 +228,17 @@ class Inline:
         No inline item is looked at for another's codes, so that an answer does not depend on what else is asked for.
 
         Raises:
-            DataError: An inline item finds no free code.
+            DataError: An inline or new item finds no free code.
         """
-        space, size = self.space, self.space.catalogue.size
+        space, trie, size = self.space, self.space.trie, self.space.catalogue.size
         own = np.unique(codes[codes >= size])
         if not len(own):
-            return space.trie
+            return trie
         assert space.shared is not None
         items = Catalogue(pl.concat(self._embedded)[(own - size).tolist()])
         table = table_of(space.shared, items, space.base, space.forward, keep=False, codes="apart", taken=space.codes)
         assert table.codes is not None
-        return space.trie.with_items(table.codes.cpu().numpy(), own)
+        return trie.with_items(table.codes.cpu().numpy(), own)
 
     def take_in(self) -> None:
         """Make rows of a catalogue of the items that were named since the last time.
