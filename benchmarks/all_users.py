@@ -21,7 +21,7 @@ import numpy as np
 
 import genre
 from genre.jobs.loading import open_log
-from sides import Side
+from sides import Side, check_checkout
 from suite import keep_figures
 
 BAR, TOLERANCE = 2.0, 1e-4
@@ -90,8 +90,7 @@ def main() -> None:
     parser.add_argument("--data", default="ml-100k")
     parser.add_argument("--json", type=Path, default=Path("build/bench/all_users.json"))
     options = parser.parse_args()
-    if not (options.checkout / "adapters" / "genre").is_dir():
-        parser.error(f"no checkout: got {options.checkout}; expected a folder with adapters/genre, as git worktree add makes one")
+    check_checkout(parser, options.checkout)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         data = some_users(open_log(options.data), options.users, Path(place) / "users")

@@ -50,7 +50,7 @@ from returning_traffic import (
     tokens_of_users,
     with_swaps,
 )
-from sides import Side
+from sides import Side, check_checkout
 from suite import held, keep_figures
 from tiny_world import tiny_base
 
@@ -262,8 +262,8 @@ def main() -> None:
         parser.error(f"no such part: {', '.join(unknown)}; expected {', '.join(PARTS)}")
     if "warm_4" in options.only and options.against is None:
         parser.error("warm_4 compares two checkouts: name the other one with --against")
-    if options.against is not None and not (options.against / "adapters" / "genre").is_dir():
-        parser.error(f"no checkout: got {options.against}; expected a folder with adapters/genre, as git worktree add makes one")
+    if options.against is not None:
+        check_checkout(parser, options.against)
     result: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {"ratios": {}, "counts": {}}
     with tempfile.TemporaryDirectory() as folder:
         worlds = Worlds(options.world or Path(folder), open_log("data/ml-100k"))

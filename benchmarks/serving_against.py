@@ -22,6 +22,7 @@ import numpy as np
 from serving import calls_of, closed_loop, open_loop
 from serving_load import Server
 from serving_world import World, reopen
+from sides import check_checkout
 from suite import keep_figures
 
 BAR = 0.97
@@ -86,8 +87,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=96, help="calls of a round")
     parser.add_argument("--json", type=Path, default=Path("build/bench/serving_against.json"))
     options = parser.parse_args()
-    if not (options.checkout / "adapters" / "genre").is_dir():  # an installed genre would be compared with itself
-        parser.error(f"no checkout: got {options.checkout}; expected a folder with adapters/genre, as git worktree add makes one")
+    check_checkout(parser, options.checkout)
     world = reopen(options.world)
     if world is None:
         parser.error(f"there is no world in {options.world}: run serving.py with --world first")

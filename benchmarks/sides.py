@@ -1,8 +1,10 @@
 """A side of a comparison: a process with the code of a checkout, which answers lines of JSON one after the other.
 
-Owns: its start, a question and its answer, its end. Ignores: what is asked, which side comes first.
+Owns: which folder is a checkout, a side's start, a question and its answer, its end. Ignores: what is asked, which
+side comes first.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def check_checkout(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """End with a message where a folder is no checkout: an installed genre would be compared with itself."""
+    if not (folder / "adapters" / "genre").is_dir():
+        parser.error(f"no checkout: got {folder}; expected a folder with adapters/genre, as git worktree add makes one")
 
 
 class Side:

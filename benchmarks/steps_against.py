@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sides import ROOT, Side
+from sides import ROOT, Side, check_checkout
 from suite import keep_figures
 
 BAR, TOLERANCE = 0.98, 1e-4
@@ -99,8 +99,7 @@ def main() -> None:
     parser.add_argument("--data", default="ml-100k")
     parser.add_argument("--json", type=Path, default=Path("build/bench/steps_against.json"))
     options = parser.parse_args()
-    if not (options.checkout / "adapters" / "genre").is_dir():
-        parser.error(f"no checkout: got {options.checkout}; expected a folder with adapters/genre, as git worktree add makes one")
+    check_checkout(parser, options.checkout)
     job = {"registry": str(options.registry.resolve()), "data": options.data, "recipe": str(ROOT / "recipes" / "like.yaml")}
     job |= {"steps": STEPS, "calls": CALLS, "rows": ROWS, "candidates": CANDIDATES}
     arguments = ["-c", SIDE, json.dumps(job)]
