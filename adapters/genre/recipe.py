@@ -269,6 +269,12 @@ class TrainConfig(_Config):
     start: str | None = None
     privacy: PrivacyConfig | None = None
 
+    @model_serializer(mode="wrap")
+    def _without_start(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the key out where it is not set, as `EncoderConfig` does with codes."""
+        found: dict[str, Any] = dump(self)
+        return found if self.start is not None else {key: value for key, value in found.items() if key != "start"}
+
 
 class Recipe(_Config):
     """One run: data, base, sequence, encoder, tasks, adapter, training."""

@@ -191,10 +191,10 @@ class Task(BaseModel):
     beam: int | None = Field(default=None, ge=1, le=MAX_BEAM)
 
     @model_serializer(mode="wrap")
-    def _without_beam(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the key out where it is not set: a recipe without it keeps its text, and its version its digest."""
+    def _without_unset(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave later keys out where they are not set: a recipe without them keeps its text, and its version its digest."""
         found: dict[str, Any] = dump(self)
-        return found if self.beam is not None else {key: value for key, value in found.items() if key != "beam"}
+        return {key: value for key, value in found.items() if value is not None or key not in ("preference", "group", "beam")}
 
     @model_validator(mode="before")
     @classmethod
