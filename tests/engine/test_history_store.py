@@ -326,6 +326,22 @@ def test_an_arena_gives_its_first_gap_and_joins_what_comes_back():
     assert whole.eq(0).all()  # which came from the system anew
 
 
+def test_an_arena_keeps_a_block_without_a_tensor_until_it_is_released():
+    arena = Arena(256)
+    tensor = arena.take(200)
+    tensor.fill_(7)
+    block = arena.keep(tensor)
+    assert block == (0, 200)
+    del tensor
+    assert not arena.fits(1)
+    again = arena.view(block)
+    assert again.numel() == 200 and again.eq(7).all()
+    arena.release(block)
+    assert not arena.fits(1)  # somebody reads it
+    del again
+    assert arena.fits(256)
+
+
 def test_more_memory_than_can_be_is_refused():
     with pytest.raises(InputError, match="at most the machine's"):
         HistoryStore(2**62)

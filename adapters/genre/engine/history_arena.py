@@ -3,8 +3,10 @@
 Owns: one mapping, which blocks of it are free. Ignores: what is in them, who has to leave for a new one.
 
     arena = Arena(2**30)
-    block = arena.take(9 * 2**20)               # (bytes,) uint8; None if no gap is large enough
-    del block                                   # free once nobody has it or a view of it
+    tensor = arena.take(9 * 2**20)              # (bytes,) uint8; None if no gap is large enough
+    block = arena.keep(tensor)                  # two numbers, by which it stays without a tensor
+    tensor = arena.view(block)
+    arena.release(block)                        # free once nobody has a tensor of it either
 
 An allocator's memory grows beyond what was asked of it where states of every size come and go, by a sixth as measured. One that
 gives each block back to the system pays for its pages anew, several times what writing into them takes.
@@ -21,6 +23,9 @@ from torch import Tensor
 
 from genre.engine.history_packing import ALIGNED, aligned
 from genre.errors import InputError
+
+Block = tuple[int, int]
+"""The first byte of a block in its arena, and its bytes."""
 
 
 class Arena:
@@ -47,8 +52,9 @@ class Arena:
         self._first = torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()
         self._gaps = [(0, size)]  # of (start, end), in order
         self._written = 0
-        # Blocks end in whatever thread lets go of the last view, at any point of its code: they wait here for the next `take`.
-        self._returned: deque[tuple[int, int]] = deque()
+        self._uses: dict[int, int] = {}  # tensors and `keep`s of the block that starts there
+        # Tensors end in whatever thread lets go of them, at any point of its code: they wait here for the next `take`.
+        self._returned: deque[Block] = deque()
 
     def take(self, size: int, limit: int | None = None) -> Tensor | None:
         """A block of memory with any content; None if there is no gap of its size. One thread at a time.
@@ -68,9 +74,26 @@ class Arena:
         else:
             self._gaps[index] = (start + needed, end)
         self._written = max(self._written, start + needed)
+        self._uses[start] = 0
+        return self.view((start, size))
+
+    def view(self, block: Block) -> Tensor:
+        """(bytes,) uint8 a block that is kept; it is not free before the tensor and those made of it are gone."""
+        start, size = block
+        self._uses[start] += 1
         view = memoryview(self._map)[start : start + size]
-        weakref.finalize(view, self._returned.append, (start, start + needed)).atexit = False
+        weakref.finalize(view, self._returned.append, block).atexit = False
         return torch.frombuffer(view, dtype=torch.uint8)  # which holds the view, as every tensor made of it does
+
+    def keep(self, tensor: Tensor) -> Block:
+        """Keep the block of a tensor that `take` or `view` gave, until it is released."""
+        block = tensor.data_ptr() - self._first, tensor.numel()
+        self._uses[block[0]] += 1
+        return block
+
+    def release(self, block: Block) -> None:
+        """Let a block go that was kept."""
+        self._returned.append(block)
 
     def fits(self, size: int, limit: int | None = None) -> bool:
         """True if `take` would find a block."""
@@ -93,7 +116,12 @@ class Arena:
     def _settle(self) -> None:
         """Make gaps of the blocks that nobody has any more; without a block left the memory goes back to the system."""
         while self._returned:
-            start, end = self._returned.popleft()
+            start, size = self._returned.popleft()
+            self._uses[start] -= 1
+            if self._uses[start]:
+                continue
+            del self._uses[start]
+            end = start + max(ALIGNED, aligned(size))
             index = bisect(self._gaps, (start, end))
             if index < len(self._gaps) and self._gaps[index][0] == end:
                 end = self._gaps.pop(index)[1]

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genre.engine.history_arena import Arena
+from genre.engine.history_arena import Arena, Block
 from genre.errors import DiskError, InputError
 from genre.files import atomic, check_writable
 
@@ -95,13 +95,25 @@ class MemoryTier(Tier):
         """See `Tier`."""
         return self._arena.holds(buffer) or self._arena.fits(buffer.numel(), self.capacity - beside)
 
-    def keep(self, buffer: Tensor, beside: int) -> Tensor:
+    def keep(self, buffer: Tensor, beside: int) -> Block:
         """See `Tier`."""
-        if self._arena.holds(buffer):
-            return buffer
-        block = self.room(buffer.numel(), beside)
-        assert block is not None  # it fits
-        return block.copy_(buffer)
+        if not self._arena.holds(buffer):
+            room = self.room(buffer.numel(), beside)
+            assert room is not None  # it fits
+            buffer = room.copy_(buffer)
+        return self._arena.keep(buffer)
+
+    def bring(self, held: Block) -> Tensor | None:
+        """See `Tier`."""
+        return self._arena.view(held)
+
+    def lower(self, held: Block) -> Tensor:
+        """See `Tier`."""
+        return self._arena.view(held)
+
+    def release(self, held: Block) -> None:
+        """See `Tier`."""
+        self._arena.release(held)
 
 
 @dataclass(frozen=True)
