@@ -67,7 +67,7 @@ class _Entry:
         whole: What it is a part of; its key if it is whole.
         tokens: Tokens that were read for it.
         used: When it was put or found last, in seconds of the monotonic clock.
-        label: What `look` returns beside the tensors.
+        label: What `look` returns beside the tensors; None if it lies behind them in the buffer.
         level: The index of its tier.
         held: What the tier gave for it.
         charge: Bytes of the tier.
@@ -79,7 +79,7 @@ class _Entry:
     tokens: int
     layout: Layout
     used: float
-    label: np.ndarray
+    label: np.ndarray | None
     level: int = 0
     held: Any = None
     charge: int = 0
@@ -87,11 +87,15 @@ class _Entry:
     @property
     def beside(self) -> int:
         """Bytes outside of its buffer, wherever that lies."""
-        return ENTRY_BYTES + self.label.nbytes
+        return ENTRY_BYTES + self._label_bytes
 
     def charge_of(self, tier: Tier) -> int:
         """Bytes of a tier that it takes."""
-        return tier.charge(self.layout.size) + self.label.nbytes
+        return tier.charge(self.layout.size) + self._label_bytes
+
+    @property
+    def _label_bytes(self) -> int:
+        return 0 if self.label is None else self.label.nbytes
 
 
 class _Shelf:
@@ -196,7 +200,8 @@ class HistoryStore:
                 self._place(entry, buffer, 0)
             else:
                 self._shelves[0].entries.move_to_end(key)
-        return entry.label, unpack(buffer, entry.layout)
+        tensors = unpack(buffer, entry.layout)
+        return (tensors[-1].numpy(), tensors[:-1]) if entry.label is None else (entry.label, tensors)
 
     def touch(self, keys: Iterable[Hashable]) -> None:
         """Take states as used in this order, the last one as the latest."""
@@ -232,9 +237,13 @@ class HistoryStore:
             owner: The id of the user whose it is, which `forget` takes.
             tokens: Tokens that were read for it.
             begun: When the call that made it began (`time.monotonic()`): it is not kept if the user was forgotten since.
-            label: What tells if it fits, kept in the host's memory, where it is read without waiting for the device.
+            label: What tells if it fits, kept in the host's memory, where it is read without waiting for the device; on a
+                processor it lies with the tensors.
             part_of: States with the same are parts of one; None for a state of its own.
         """
+        inside = self.device.type == "cpu"
+        if inside:
+            tensors = [*tensors, torch.from_numpy(label)]
         layout = lay_out(tensors, self.storage)
         with self._lock:
             if not self._open or (begun is not None and begun <= self._forgotten_at(owner)):
@@ -243,7 +252,7 @@ class HistoryStore:
             if old is not None:
                 self._remove(old)
             whole = key if part_of is None else part_of
-            entry = _Entry(key, whole, owner, tokens, layout, time.monotonic(), label)
+            entry = _Entry(key, whole, owner, tokens, layout, time.monotonic(), None if inside else label)
             buffer = self._room(entry)
             pack(tensors, layout, buffer)
             self._found[key] = entry
