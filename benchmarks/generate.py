@@ -87,7 +87,8 @@ class Heads:
         path = self.folder.with_suffix(f".{method}.yaml")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(genre.Recipe.parse(sections).dump(), encoding="utf-8")
-        return genre.Recipe.read(path, self.overrides)
+        overrides = [each for each in self.overrides if own["encoder"] or not each.startswith("encoder.codes")]
+        return genre.Recipe.read(path, overrides)
 
     def trained(self, method: str, seed: int) -> tuple[Assembly, float]:
         """A trained run and the seconds that its training took; from its checkpoint where it is complete."""
