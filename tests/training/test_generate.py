@@ -16,7 +16,7 @@ from genre.data.splits import TEST, VALID
 from genre.errors import ManifestError, RecipeError
 from genre.evaluation.targets import targets
 from genre.modules.generation import code_losses
-from genre.training import fit
+from genre.training import code_start, fit
 from genre.training.assembly import Agreed, assemble
 from genre.training.fsdp import check_launch
 from genre.training.parts import SharedEncoder
@@ -189,6 +189,18 @@ def test_codes_start_at_their_shares_of_the_training_events(make, base, tiny) ->
         assembly.model.release()
     assert losses[0] < losses[1] - 0.2
     assert losses[0] < np.log(30)
+
+
+def test_codes_start_where_the_bare_base_tells_them_best(make, monkeypatch) -> None:
+    losses = {}
+    for move in (0.05, 1e-9):  # the second leaves the rows at the codes' shares
+        monkeypatch.setattr(code_start, "MOVE", move)
+        assembly = make(GENERATE, of=log_of_kinds(), data=LAST, sequence={"instruction": ""})
+        rows, _ = assembly.builder.training_rows(assembly.train_mask, max_events=16, min_events=2)
+        with torch.no_grad():
+            batch = collate(rows, assembly.log.supervise(assembly.recipe.tasks))
+            losses[move] = float(assembly.model.eval()(batch)[0])
+    assert losses[0.05] < losses[1e-9] - 0.2
 
 
 def test_cold_items_are_no_negatives_and_are_found_all_the_same(make) -> None:

@@ -113,6 +113,13 @@ class CodeTrie:
         own = np.arange(len(parent)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(start, count)
         return parent, own, self.rows[self._first[depth + 1][own], depth].astype(np.int64)
 
+    def legal(self, depth: int, nodes: np.ndarray) -> np.ndarray:
+        """(n, size) bool: the codes of a depth's level that some nodes go on by."""
+        parent, _, codes = self.children(depth, nodes)
+        found = np.zeros((len(nodes), self.sizes[depth]), dtype=bool)
+        found[parent, codes] = True
+        return found
+
     def prefixes(self, depth: int, nodes: np.ndarray) -> np.ndarray:
         """(n, depth) int64: the codes that lead to some nodes."""
         return self.rows[self._first[depth][nodes], :depth].astype(np.int64)

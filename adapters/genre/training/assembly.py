@@ -28,7 +28,7 @@ from genre.modules.losses import Negatives
 from genre.modules.recommender import Recommender
 from genre.privacy import PrivacyConfig, public_only
 from genre.recipe import NO_FEEDBACK, Recipe
-from genre.training.generating import start_codes
+from genre.training.code_start import start_codes
 from genre.training.logged import logged_rewards
 from genre.training.parts import (
     SharedEncoder,
@@ -216,7 +216,7 @@ def assemble(
     elif soft is not None and not agreed.blank:
         start_item_heads(model, builder, train_mask)
         if model.trie is not None and shared is not None and shared.digest is None:
-            start_codes(model, builder, train_mask)
+            start_codes(model, builder, train_mask, max_events=recipe.data.max_events)
     let_train(model, recipe, bare=bare)
     model.keep_reference()
     return Assembly(recipe, log, base, chosen, train_mask, builder, model, shared, {})

@@ -1,6 +1,6 @@
 """Targets of a log ranked by generating items: a beam search after what each target may see.
 
-Owns: which items a search may answer with, rows and batches of its passes, the start of codes. Ignores: metrics, requests.
+Owns: which items a search may answer with, rows and batches of its passes. Ignores: metrics, requests.
 """
 
 import dataclasses
@@ -13,10 +13,8 @@ from torch import Tensor
 from genre.data.sequences.batches import LabelledReads, collate, plan_batches
 from genre.data.sequences.code_branches import up_to, with_prefixes
 from genre.data.sequences.layout import Sequence as Row
-from genre.data.sequences.rows import RowBuilder
 from genre.data.sequences.transfer import upload
 from genre.evaluation.history import Histories
-from genre.modules.base.planned import PlannedBase
 from genre.modules.beams import BeamSearch
 from genre.modules.generation import level_logits
 from genre.modules.heads.heads import GenerateHead
@@ -24,8 +22,6 @@ from genre.modules.recommender import Recommender
 
 ROW_TOKENS = 2048
 """Tokens of a row with prefixes, about: its mask has their square."""
-START_ROWS, START_EVENTS = 64, 16
-"""Rows, and events of each, that the mean states come from at the start."""
 
 
 def generated_scores(
@@ -121,41 +117,6 @@ def _logits(
             number, level, _ = parts[index]
             found[index] = number, level_logits(head, own, model.soft, level).cpu().numpy()
     return found
-
-
-@torch.no_grad()
-def start_codes(model: Recommender, builder: RowBuilder, train_mask: np.ndarray) -> None:
-    """Start the rows of codes at their shares of the training events, along the mean of the states that read them (mutates them).
-
-    The base, still bare, reads the first rows of the training part for that mean. A model without its base, or one that is only
-    planned, starts as chance made it.
-    """
-    if model.blind or isinstance(model.base, PlannedBase):
-        return
-    assert model.soft is not None and model.soft.codes is not None and model.trie is not None
-    trie, codes = model.trie, model.soft.codes
-    cut = builder.cut
-    rows, _ = builder.training_rows(train_mask, max_events=START_EVENTS, min_events=2)
-    builder.cut = cut  # these rows are read here alone
-    name = next(name for name in model.tasks if model.head(name).generates)
-    batch = collate(rows[:START_ROWS], builder.data.supervise([model.tasks[name]])).to(model.base.device)
-    training = model.training
-    hidden, reads = model.eval().hidden(batch).float(), batch.reads[name]
-    model.train(training)
-    assert reads.code_starts is not None and reads.code_lengths is not None
-    events = builder.data.item_codes[train_mask]
-    own = trie.rows[trie.position[events[trie.node_of(0, events) >= 0]]]
-    for level in range(trie.depth):
-        there = reads.code_lengths >= level
-        at = reads.token_index if level == 0 else reads.code_starts + level - 1
-        if not bool(there.any()):
-            return
-        mean = hidden[reads.rows[there], at[there]].mean(0)
-        counts = np.bincount(own[:, level], minlength=trie.sizes[level]) + 0.5
-        share = torch.from_numpy(np.log(counts / counts.sum())).to(mean)
-        size = codes.gain * mean.square().sum() / len(mean) ** 0.5
-        first = codes.offsets[level]
-        codes.vectors.weight[first : first + trie.sizes[level]] += (share - share.mean())[:, None] * mean / size
 
 
 def _allowed(seen: Histories | None, reads: LabelledReads) -> Iterator[np.ndarray | None]:
