@@ -48,7 +48,7 @@ _LOSSES_OF_HEAD: dict[str, tuple[str, ...]] = {
     "scalar": ("mse",),
     "categorical": ("cross_entropy",),
     "catalogue": ("cross_entropy", *OFF_POLICY, *RELATIVE),
-    "generate": ("cross_entropy",),
+    "generate": ("cross_entropy", *RELATIVE),
     "pooled": ("log_loss", "cross_entropy", "mse"),
     "verbalizer": ("cross_entropy", "log_loss", "mse"),
 }
@@ -59,6 +59,8 @@ _METRICS_OF_LOSS = {
 }
 _METRICS_OF_TEXT = _METRICS_OF_LOSS | {"log_loss": ("auc", "f1", "log_loss")}
 _OWN_HEADS = {"next_item": ("catalogue", "generate"), "text": ("pooled",)}
+_WHERE_GENERATED = {"preference": {"negatives": 4}, "group": {"length": 1}}
+"""Other defaults of sections with head `generate`: each item that is compared is a branch of tokens there."""
 BEAM = 50
 """Prefixes of codes that a beam search keeps at each level, unless a task or a request says otherwise."""
 MAX_CLASSES = 1000
@@ -66,6 +68,12 @@ MAX_BEAM = 1_000_000
 _RANKING = tuple(f"{name}@{k}" for k in (10, 5, 20) for name in ("ndcg", "hr", "mrr")) + tuple(
     f"{name}@10" for name in ("coverage", "gini", "diversity", "novelty", "serendipity")
 )
+
+
+def _filled(section: Any, defaults: dict[str, Any]) -> Any:
+    """A section with other defaults than its own for what is not set; as it is where that cannot be told."""
+    given = section.model_dump(exclude_unset=True) if isinstance(section, BaseModel) else {} if section is None else section
+    return {**defaults, **given} if isinstance(given, Mapping) else given
 
 
 def parse_label(expression: str) -> tuple[str, str | None, float | str | None]:
@@ -114,7 +122,8 @@ class Preference(BaseModel):
         source: Where rejected items come from: drawn by `popularity` (smoothed) or `uniform`ly; other targets of the `batch`;
             the `policy`'s own softmax; what the same `impressions` showed and the label does not hold for; or explicit `pairs`,
             the ids in `column`. Drawn items are never the target or of its history.
-        negatives: Rejected items of a target in each step; of impressions and pairs at most.
+        negatives: Rejected items of a target in each step; of impressions and pairs at most. Unset it means 4 with head
+            `generate`, where each costs tokens.
         beta: How fast a preference saturates: the larger, the closer to the reference the policy stays.
         column: Of `pairs`: the ids of rejected items, separated by blanks.
     """
@@ -132,9 +141,11 @@ class Group(BaseModel):
 
     Attributes:
         size: Lists drawn for each target, whose rewards are compared.
-        length: Items of a list, drawn one after the other from the softmax over the catalogue, without replacement.
+        length: Items of a list, drawn one after the other from the softmax over the catalogue, without replacement. With head
+            `generate` a list is one item, which unset it means there.
         reward: Of the target's place in a list: `ndcg` 1 / log2(1 + place), `mrr` 1 / place, `hit` 1; 0 if it is not there.
-        kl: Weight of the Kullback-Leibler divergence from the reference, which is computed over the whole catalogue.
+        kl: Weight of the Kullback-Leibler divergence from the reference, which is computed over the whole catalogue; with head
+            `generate` it is estimated from the drawn items.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -211,7 +222,8 @@ class Task(BaseModel):
                 reward = logged.get("reward", "click") if isinstance(logged, Mapping) else "click"
                 data["label"] = data.get("label") or f"{reward} > 0"
             elif data["loss"] in RELATIVE:
-                data.setdefault("preference" if data["loss"] == "softmax_dpo" else "group", {})
+                section = "preference" if data["loss"] == "softmax_dpo" else "group"
+                data[section] = _filled(data.get(section), _WHERE_GENERATED[section] if data["head"] == "generate" else {})
         else:
             usual = _METRICS_OF_TEXT if data.get("kind") == "text" else _METRICS_OF_LOSS
             data.setdefault("head", "pooled" if data.get("kind") == "text" else "binary")
@@ -231,7 +243,8 @@ class Task(BaseModel):
         if self.label:
             parse_label(self.label)
         if self.loss not in _LOSSES_OF_HEAD[self.head]:
-            raise ValueError(f"head {self.head!r} takes loss {' or '.join(_LOSSES_OF_HEAD[self.head])}, not {self.loss!r}")
+            other = "; head 'catalogue' takes it" if self.head == "generate" and self.loss in OFF_POLICY else ""
+            raise ValueError(f"head {self.head!r} takes loss {' or '.join(_LOSSES_OF_HEAD[self.head])}, not {self.loss!r}{other}")
         if self.head == "verbalizer" and (not self.words or len(self.words) < 2):
             raise ValueError("head 'verbalizer' needs at least two label words, for example: words: [' No', ' Yes']")
         if self.classes is not None:
@@ -247,6 +260,9 @@ class Task(BaseModel):
             raise ValueError("preference is for loss softmax_dpo: other losses reject no items")
         if self.group is not None and self.loss != "group_relative":
             raise ValueError("group is for loss group_relative: other losses draw no lists")
+        if self.group is not None and self.group.length > 1 and self.head == "generate":
+            what = f"group.length {self.group.length} is for head 'catalogue': head 'generate' draws lists of one item"
+            raise ValueError(f"{what}; set it to 1, or leave it out, and draw more with group.size")
         if self.preference is not None and self.preference.source == "impressions" and self.label is None:
             raise ValueError("preference.source impressions needs a label, such as label: click > 0, which says what was chosen")
         if not self.metrics:

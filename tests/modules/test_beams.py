@@ -1,12 +1,14 @@
-"""Beam search on random tries and logits, against all items scored one by one."""
+"""Beam search and draws on random tries and logits, against all items scored one by one."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from genre.data.code_trie import CodeTrie
 from genre.modules.beams import BeamSearch
+from genre.modules.trie_draws import TrieDraws
 
 SIZES = (6, 5, 4)
 ITEMS = 50
@@ -138,3 +140,36 @@ def test_none_or_one_item_needs_no_pass(codes: np.ndarray) -> None:
     items, scores = search.found()
     assert items.tolist() == list(range(len(codes)))
     assert scores.tolist() == [0.0] * len(codes)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_items_are_drawn_with_the_probabilities_that_a_search_without_a_width_gives(seed: int) -> None:
+    codes, trie, logits = world(seed)
+    torch.manual_seed(seed)
+    histories, count = 3, 4000
+    draws = TrieDraws(trie, histories, count)
+    while (asked := draws.prefixes()) is not None:
+        owners, prefixes = asked
+        pairs = list(zip(owners.tolist(), map(tuple, prefixes.tolist()), strict=True))
+        assert len(set(pairs)) == len(pairs), "a prefix of a history is asked for once"
+        assert sorted(owners) == owners.tolist()
+        draws.advance(np.stack([logits(prefix) * (owner != 1) for owner, prefix in pairs]))  # the second history's are even
+    found = draws.items()
+    assert found.shape == (histories, count)
+    even = log_probabilities(codes, lambda prefix: np.zeros(SIZES[len(prefix)], dtype=np.float32))
+    for own, wanted in zip(found, (log_probabilities(codes, logits), even, log_probabilities(codes, logits)), strict=True):
+        expected = count * np.exp(wanted)
+        chi = ((np.bincount(own, minlength=ITEMS) - expected) ** 2 / expected).sum()
+        assert chi < 49 + 5 * np.sqrt(2 * 49), "49 degrees of freedom"
+
+
+def test_draws_of_one_item_of_no_history_and_where_one_way_is_left() -> None:
+    alone = CodeTrie(np.array([[1, 0]]), (2, 1), members=np.array([7]))
+    assert TrieDraws(alone, 2, 3).prefixes() is None and (TrieDraws(alone, 2, 3).items() == 7).all()
+    assert TrieDraws(CodeTrie(np.array([[0, 0], [1, 0]]), (2, 1)), 0, 3).items().shape == (0, 3)
+    draws = TrieDraws(CodeTrie(np.array([[0, 0], [1, 0], [1, 1]]), (2, 2)), 1, 50)
+    draws.advance(np.zeros((1, 2)))
+    owners, prefixes = draws.prefixes()
+    assert prefixes.tolist() == [[1]], "nothing is left to choose after code 0"
+    draws.advance(np.array([[-30.0, 30.0]]))
+    assert set(draws.items()[0].tolist()) == {0, 2}

@@ -12,7 +12,6 @@ import genre
 from builders import NEXT, PRIVACY, recipe
 from genre.data.interactions import Interactions
 from genre.data.sequences.batches import collate
-from genre.data.splits import TEST
 from genre.errors import DataError, RecipeError
 from genre.jobs.federated.options import check_federated
 from genre.jobs.memory import plan_run
@@ -22,10 +21,9 @@ from genre.training import fit
 from genre.training.assembly import assemble
 from genre.training.epochs import plan_epoch
 from genre.training.logged import training_labels
-from genre.training.prediction import outputs
 from genre.training.simultaneous import check_together
+from kinds import LISTED, clicks_of, log_of_lists, own_kind, preferred, scores_of
 
-ITEMS = 12
 QUIET = {"encoder": {"taste": 0}, "data": {"split": {"kind": "last_n", "n": 1}}, "sequence": {"instruction": "User:"}}
 DPO = {**NEXT, "loss": "softmax_dpo", "preference": {"negatives": 4}, "metrics": ["ndcg@10"]}
 GROUPS = {**NEXT, "loss": "group_relative", "metrics": ["ndcg@10"]}
@@ -176,51 +174,18 @@ def test_nothing_to_average_gives_zero_with_a_gradient(loss):
 
 @pytest.fixture(scope="module")
 def shown():
-    """Users of two kinds; each impression shows one item of their kind, which they click, and two of the other kind."""
-    draw, rows = np.random.default_rng(0), []
-    for user in range(40):
-        kinds = [np.flatnonzero(np.arange(ITEMS) % 2 == kind) for kind in (user % 2, 1 - user % 2)]
-        for step in range(6):
-            liked, *others = int(draw.choice(kinds[0])), *draw.choice(kinds[1], 2, replace=False).tolist()
-            for place, item in enumerate([liked, *others]):
-                row = (f"u{user}", f"i{item}", step, int(place == 0), f"list {step}", " ".join(f"i{each}" for each in others))
-                rows.append((*row[:5], row[5] if place == 0 else None))
-    names = ["user_id", "item_id", "timestamp", "click", "impression_id", "rejected"]
-    frame = pl.DataFrame(rows, schema=names, orient="row")
-    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(ITEMS)], "title": [f"thing {n}" for n in range(ITEMS)]})
-    return Interactions.from_frame(frame, items=items, name="shown")
+    """Users who click items of their own kind, of lists with two of the other."""
+    return log_of_lists()
 
 
 @pytest.fixture(scope="module")
 def clicked(shown):
     """The clicks of that log alone, with what was rejected beside each."""
-    frame = shown.frame.filter(pl.col("click") == 1).drop("row", "impression_id", "click")
-    return Interactions.from_frame(frame, items=shown.catalogue.frame, name="clicked")
+    return clicks_of(shown)
 
 
 def wanted(tiny, task, **train):
     return recipe(tiny, task, **QUIET, train={"epochs": 6, "learning_rate": 1e-2, "early_stop": None, **train})
-
-
-def test_scores(made):
-    """(n, N) scores of the test targets, by event."""
-    made.model.eval()
-    found = {}
-    for _, events, scores in outputs(made.model, made.builder, made.split, TEST, max_events=16):
-        found |= dict(zip(events.tolist(), scores, strict=True))
-    return found
-
-
-test_scores.__test__ = False
-
-
-def preferred(log, scores):
-    """The share of pairs in which what was clicked is above what was not."""
-    wins = []
-    for event, row in scores.items():
-        others = np.flatnonzero((log.user_codes == log.user_codes[event]) & (log.timestamps == log.timestamps[event]))
-        wins += [row[log.item_codes[event]] > row[log.item_codes[other]] for other in others if other != event]
-    return float(np.mean(wins))
 
 
 def test_a_preference_is_learnt_from_impressions(tiny, shown, tmp_path):
@@ -229,9 +194,9 @@ def test_a_preference_is_learnt_from_impressions(tiny, shown, tmp_path):
     try:
         learns = training_labels(shown, made.recipe.tasks)["next_item"][1]
         assert np.array_equal(learns >= 0, shown.column("click") == 1)
-        before = preferred(shown, test_scores(made))
+        before = preferred(shown, scores_of(made))
         fit(made, tmp_path)
-        after = preferred(shown, test_scores(made))
+        after = preferred(shown, scores_of(made))
         assert after > 0.9 > before + 0.1, (before, after)
     finally:
         made.model.release()
@@ -248,7 +213,7 @@ def test_rejected_items_of_every_source(tiny, clicked, source):
         hidden = model.hidden(batch)
         _, (_, targets, before, rejected) = model._loss_of("next_item", hidden, batch, None, model.reference.hidden(model, batch))
         events = batch.reads["next_item"].events.numpy()
-        assert rejected.shape == (len(targets), 2 if source == "pairs" else 4) and before.shape[1] == ITEMS
+        assert rejected.shape == (len(targets), 2 if source == "pairs" else 4) and before.shape[1] == LISTED
         for event, target, row in zip(events.tolist(), targets.tolist(), rejected.tolist(), strict=True):
             own = [item for item in row if item >= 0]
             assert target not in own
@@ -297,11 +262,7 @@ def test_a_policy_gradient_raises_the_reward(tiny, clicked, tmp_path):
     made = assemble(wanted(tiny, task, batch_tokens=256), clicked, genre.Base.load(str(tiny)))
 
     def expected():
-        found = []
-        for event, row in test_scores(made).items():
-            share = torch.from_numpy(row).softmax(-1).numpy()
-            found.append(share[np.arange(ITEMS) % 2 == int(clicked.user_ids[clicked.user_codes[event]][1:]) % 2].sum())
-        return float(np.mean(found))
+        return own_kind(clicked, scores_of(made))
 
     try:
         before = expected()

@@ -137,6 +137,11 @@ class CodeTrie:
             found = np.where(self.fan(depth, self.node_of(depth, items)) > 1, depth + 1, found)
         return found
 
+    @cached_property
+    def longest(self) -> int:
+        """The most codes after which nothing is left to choose."""
+        return int(self.lengths(self.items).max(initial=0))
+
     def with_items(self, codes: np.ndarray, members: np.ndarray) -> "CodeTrie":
         """The trie of these items and some more, (m, L) and (m,)."""
         rows = np.concatenate([self.rows.astype(np.int64), codes])

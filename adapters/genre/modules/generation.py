@@ -2,6 +2,9 @@
 
 Owns: which states a generate head reads, and against which codes. Ignores: how states came about, beams, requests.
 
+    code_losses(head, hidden, reads, soft, trie)            # (n,) of the targets
+    code_losses(head, hidden, reads.drawn(), soft, trie)    # (n · m,) of the items that were drawn for each
+
 The loss of a target is the negative log-probability of its item, the sum over levels of
 
     -log p(c_l | history, c_1 … c_{l-1}),   p(c | …) = exp(z_c) / Σ_{c' that go on in the trie} exp(z_c')
@@ -33,30 +36,32 @@ def code_losses(head: GenerateHead, hidden: Tensor, reads: LabelledReads, soft: 
         trie: The items that are told apart; every target is one of them.
     """
     there = reads.on_host
-    items = there.labels.numpy()
+    items, device = there.labels.numpy(), hidden.device
     losses = hidden.new_zeros(len(items), dtype=torch.float32)
     for depth in range(trie.depth):
         nodes = trie.node_of(depth, items)
         chosen = np.flatnonzero(trie.fan(depth, nodes) > 1)
-        if not len(chosen):
+        if len(items) and not len(chosen):
             continue
-        some = upload(torch.from_numpy(chosen), hidden.device)
-        logits = level_logits(head, _states(hidden, reads, some, depth), soft, depth)
-        parent, _, codes = trie.children(depth, nodes[chosen])
+        # several items may be told apart by one state, which is then read once
+        tokens, first, own = np.unique(_tokens(there, hidden.shape[1], depth)[chosen], return_index=True, return_inverse=True)
+        logits = level_logits(head, hidden.flatten(0, 1)[upload(torch.from_numpy(tokens), device)], soft, depth)
+        parent, _, codes = trie.children(depth, nodes[chosen[first]])
         legal = torch.zeros(logits.shape, dtype=torch.bool)
         legal[torch.from_numpy(parent), torch.from_numpy(codes)] = True
-        wanted = torch.from_numpy(trie.rows[trie.position[items[chosen]], depth].astype(np.int64))
-        logits = logits.masked_fill(~upload(legal, logits.device), -torch.inf)
-        losses = losses.index_add(0, some, F.cross_entropy(logits, upload(wanted, logits.device), reduction="none"))
+        shares = F.log_softmax(logits.masked_fill(~upload(legal, device), -torch.inf), dim=-1)
+        wanted = trie.rows[trie.position[items[chosen]], depth].astype(np.int64)
+        some, row, code = (upload(torch.from_numpy(each), device) for each in (chosen, own, wanted))
+        losses = losses.index_add(0, some, -shares[row, code])
     return losses
 
 
-def _states(hidden: Tensor, reads: LabelledReads, some: Tensor, depth: int) -> Tensor:
-    """The states by which some targets' codes at a depth are told: the token before the target, then those of its codes."""
+def _tokens(reads: LabelledReads, width: int, depth: int) -> np.ndarray:
+    """(n,) tokens of the flattened batch by which targets' codes at a depth are told: the one before, then those of the codes."""
     if depth == 0:
-        return hidden[reads.rows[some], reads.token_index[some]]
+        return (reads.rows * width + reads.token_index).numpy()
     assert reads.code_starts is not None, "rows without branches of codes cannot be learnt from"
-    return hidden[reads.rows[some], reads.code_starts[some] + depth - 1]
+    return (reads.rows * width + reads.code_starts + depth - 1).numpy()
 
 
 def level_logits(head: GenerateHead, states: Tensor, soft: SoftVectors, level: int) -> Tensor:

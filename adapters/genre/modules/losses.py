@@ -24,7 +24,8 @@ from torch import Tensor
 from genre.data.sequences.transfer import upload
 
 
-def _mean(values: Tensor, weights: Tensor | None) -> Tensor:
+def mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The weighted mean of (n,) values; 0, connected to the graph, of none."""
     if values.numel() == 0:
         return values.sum()
     if weights is None:
@@ -40,7 +41,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
         labels: (n,) int64 class of each target.
         weights: (n,) or None.
     """
-    return _mean(F.cross_entropy(logits.float(), labels, reduction="none"), weights)
+    return mean(F.cross_entropy(logits.float(), labels, reduction="none"), weights)
 
 
 def sampled_cross_entropy(own: Tensor, others: Tensor, hits: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -54,17 +55,17 @@ def sampled_cross_entropy(own: Tensor, others: Tensor, hits: Tensor, weights: Te
         weights: (n,) or None.
     """
     logits = torch.cat([own.float()[:, None], others.float().masked_fill(hits, -torch.inf)], dim=1)
-    return _mean(torch.logsumexp(logits, dim=1) - own.float(), weights)
+    return mean(torch.logsumexp(logits, dim=1) - own.float(), weights)
 
 
 def mse(predictions: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """(prediction - label)², averaged; both (n,) float."""
-    return _mean((predictions.float() - labels.float()).square(), weights)
+    return mean((predictions.float() - labels.float()).square(), weights)
 
 
 def log_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """-[y log σ(z) + (1 - y) log(1 - σ(z))], averaged; logits z and labels y in [0, 1] are (n,) float."""
-    return _mean(F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none"), weights)
+    return mean(F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none"), weights)
 
 
 def sampled_log_loss(logits: Tensor, labels: Tensor, kept: float, weights: Tensor | None = None) -> Tensor:
@@ -92,18 +93,18 @@ def ips(logits: Tensor, labels: Tensor, reward: Tensor, propensity: Tensor, *, c
         propensity: (n,) p, in (0, 1], with which it was shown.
         clip: The largest weight; beyond it an item's probability is not raised any more.
     """
-    return _mean(-_ratios(logits, labels, propensity, clip) * reward, None)
+    return mean(-_ratios(logits, labels, propensity, clip) * reward, None)
 
 
 def snips(logits: Tensor, labels: Tensor, reward: Tensor, propensity: Tensor, *, clip: float) -> Tensor:
     """-Σ w r / Σ w: self-normalized, so that a policy gains nothing by leaving what the log shows; arguments as `ips`."""
-    return _mean(-reward.float(), _ratios(logits, labels, propensity, clip))
+    return mean(-reward.float(), _ratios(logits, labels, propensity, clip))
 
 
 def dr(logits: Tensor, labels: Tensor, reward: Tensor, propensity: Tensor, *, clip: float, model: Tensor) -> Tensor:
     """-[Σ_i π(i) q_i + w (r - q_a)], averaged: doubly robust, by a model q of the reward, (N,); arguments as `ips`."""
     expected = logits.float().softmax(-1) @ model
-    return _mean(-(expected + _ratios(logits, labels, propensity, clip) * (reward - model[labels])), None)
+    return mean(-(expected + _ratios(logits, labels, propensity, clip) * (reward - model[labels])), None)
 
 
 def _ratios(logits: Tensor, labels: Tensor, propensity: Tensor, clip: float) -> Tensor:
@@ -129,7 +130,7 @@ def softmax_dpo(logits: Tensor, labels: Tensor, reference: Tensor, rejected: Ten
     there = rejected >= 0
     margin = gain.gather(1, rejected.clamp_min(0)) - gain.gather(1, labels[:, None])
     margin = F.pad(margin.masked_fill(~there, -torch.inf), (1, 0))
-    return _mean(torch.logsumexp(margin, dim=1), there.any(dim=1).to(margin.dtype))
+    return mean(torch.logsumexp(margin, dim=1), there.any(dim=1).to(margin.dtype))
 
 
 def group_relative(logits: Tensor, labels: Tensor, reference: Tensor, lists: Tensor, *, reward: str, kl: float) -> Tensor:
@@ -157,7 +158,32 @@ def group_relative(logits: Tensor, labels: Tensor, reference: Tensor, lists: Ten
     taken = (drawn.exp() * counts).cumsum(-1) - drawn.exp() * counts
     chance = (drawn - torch.log1p(-taken.clamp_max(1 - SMALLEST_REST)) * counts).sum(-1)
     distance = torch.where(log_share > -torch.inf, log_share - log_before, 0.0)
-    return _mean(-(advantage * chance).mean(-1) + kl * (log_share.exp() * distance).sum(-1), None)
+    return mean(-(advantage * chance).mean(-1) + kl * (log_share.exp() * distance).sum(-1), None)
+
+
+def group_relative_items(chance: Tensor, before: Tensor, hits: Tensor, counts: Tensor, *, kl: float) -> Tensor:
+    """-mean_g A_g log π(i_g) + kl · mean_g (r_g - 1 - log r_g), r = π_ref(i) / π(i): `group_relative` over lists of one item.
+
+    The items are drawn from π independently, and rewarded by 1 if they are the target. Those that do not count take no part in
+    the first term, as if they had been drawn again: as advantages of a group sum to zero, log π of what is left, and log π over
+    what may be drawn, have the same gradient. The last term is k3 (Schulman, 2020), which is never negative and on average
+    KL(π ‖ π_ref) over all items; its gradient is that of KL(π_ref ‖ π), as in GRPO.
+
+    Args:
+        chance: (n, G) log π of the drawn items.
+        before: (n, G) log π_ref of them, without a gradient.
+        hits: (n, G) bool, the target itself.
+        counts: (n, G) bool, items that may be answered with.
+        kl: Weight of the divergence.
+    """
+    members = counts.sum(-1, keepdim=True).clamp_min(1)
+    share = (hits & counts).sum(-1, keepdim=True) / members
+    deviation = (share * (1 - share)).sqrt()  # 0 where all rewards are alike, and exactly so
+    alike = deviation == 0
+    advantage = torch.where(counts & ~alike, (hits.to(share.dtype) - share) / deviation.masked_fill(alike, 1.0), 0.0)
+    log_ratio = before - chance
+    distance = log_ratio.exp() - 1 - log_ratio
+    return mean(-(advantage * chance / members).sum(-1) + kl * distance.mean(-1))
 
 
 SMALLEST_REST = 1e-6

@@ -25,7 +25,7 @@ from genre.modules.embedding import SoftTokens, embed
 from genre.modules.generation import code_losses
 from genre.modules.heads.heads import CatalogueHead, GenerateHead, Head
 from genre.modules.lora.layer import LoraLinear, attach, detach, find_linears
-from genre.modules.losses import LOSSES, LoggedRewards, Negatives, sampled_cross_entropy, sampled_log_loss
+from genre.modules.losses import LOSSES, LoggedRewards, Negatives, mean, sampled_cross_entropy, sampled_log_loss
 from genre.modules.reading import read, view_of
 from genre.modules.reference import Groups, Preferences, Reference
 from genre.tasks import Task
@@ -273,7 +273,13 @@ class Recommender(nn.Module):
         head = self.head(name)
         if isinstance(head, GenerateHead):
             assert self.soft is not None and self.trie is not None
-            return torch.mean, (code_losses(head, hidden, reads, self.soft, self.trie),)
+            if name not in self.relative:
+                return mean, (code_losses(head, hidden, reads, self.soft, self.trie),)
+            assert self.reference is not None and reads.drawn_items is not None, "items are drawn before a step"
+            each, shape = reads.drawn(), reads.drawn_items.shape
+            own = -code_losses(head, hidden, each, self.soft, self.trie).view(shape)
+            known = -self.reference.code_losses(name, before, each, self.trie).view(shape)
+            return self.relative[name].of_items(own, known, batch, reads)
         if name not in self.negatives:
             output = self.output(name, hidden, batch, tables=tables)
             if name in self.relative:

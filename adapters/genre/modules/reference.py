@@ -22,11 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genre.data.code_trie import CodeTrie
 from genre.data.sequences.batches import Batch, LabelledReads
 from genre.data.sequences.transfer import upload
 from genre.modules.embedding import SoftTokens
-from genre.modules.heads.heads import CatalogueHead, Head
-from genre.modules.losses import Negatives, draw_lists, group_relative, softmax_dpo
+from genre.modules.generation import code_losses
+from genre.modules.heads.heads import CatalogueHead, GenerateHead, Head
+from genre.modules.losses import Negatives, draw_lists, group_relative, group_relative_items, softmax_dpo
 from genre.modules.reading import read
 from genre.tasks import Group, Preference
 
@@ -55,7 +57,7 @@ class Reference:
     @torch.no_grad()
     def hidden(self, model: Any, batch: Batch) -> Tensor:
         """(B, T, D) hidden states of a batch as they were before the first step, without dropout."""
-        with _evaluating(model), self._applied(model):
+        with evaluating(model), self._applied(model):
             found: Tensor = model.hidden(batch, self.soft)
         return found
 
@@ -66,6 +68,13 @@ class Reference:
         if task not in self._tables and self.soft is not None:
             self._tables[task] = head.tables(self.soft.items())
         return read(head, hidden, batch, reads, self.soft, tables=self._tables.get(task), events=reads.events)
+
+    @torch.no_grad()
+    def code_losses(self, task: str, hidden: Tensor, reads: LabelledReads, trie: CodeTrie) -> Tensor:
+        """(n,) negative log-probabilities of some reads' items, for a task that generates them; arguments of `code_losses`."""
+        head = self.heads[task]
+        assert isinstance(head, GenerateHead) and self.soft is not None
+        return code_losses(head, hidden, reads, self.soft, trie)
 
     @contextmanager
     def _applied(self, model: Any) -> Iterator[None]:
@@ -87,7 +96,7 @@ def _frozen(head: Head) -> Head:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """A block in which no module drops anything out."""
     training = [module for module in model.modules() if module.training]
     for module in training:
@@ -141,6 +150,43 @@ class Preferences:
     drawn: Negatives | None = None
     pairs: Pairs | None = None
 
+    @property
+    def from_policy(self) -> bool:
+        """True if items are drawn from the policy itself."""
+        return self.wanted.source == "policy"
+
+    @property
+    def count(self) -> int:
+        """The most items that are drawn for a target."""
+        return self.wanted.negatives
+
+    def counts(self, events: np.ndarray) -> np.ndarray:
+        """(n,) the most items that are drawn for some events."""
+        found = np.full(len(events), self.count)
+        return found if self.pairs is None else np.minimum(found, self.pairs.count[events])
+
+    def draw(self, events: Tensor, labels: Tensor) -> Tensor:
+        """(n, m) int64 item codes on the CPU for n targets, from any source but the policy; -1 for none."""
+        targets, count = len(labels), self.count
+        if self.pairs is not None:
+            return self.pairs.draw(events, count)
+        if self.wanted.source == "batch":
+            return labels[torch.randint(max(1, targets), (targets, count))]
+        assert self.drawn is not None
+        return self.drawn.draw_each(targets, count)
+
+    def of_items(self, own: Tensor, before: Tensor, batch: Batch, reads: LabelledReads) -> Loss:
+        """The loss of some targets of a head that generates items; arguments as of `Groups.of_items`."""
+        assert reads.drawn_items is not None
+        drawn = reads.drawn_items[:, 1:]
+        none = (drawn < 0) | (drawn == reads.labels[:, None])
+        if self.pairs is None:
+            none |= in_history(drawn, batch, reads)
+        if self.from_policy:  # each once, as where the whole softmax is at hand
+            none |= (drawn[:, :, None] == drawn[:, None, :]).tril(-1).any(-1)
+        places = torch.arange(1, own.shape[1], device=own.device).expand(drawn.shape).masked_fill(none, -1)
+        return partial(softmax_dpo, beta=self.wanted.beta), (own, torch.zeros_like(reads.labels), before, places)
+
     def of(self, output: Tensor, before: Tensor, batch: Batch, reads: LabelledReads, cold: Tensor | None) -> Loss:
         """The loss of some targets; arguments as of `Groups.of`."""
         rejected = self._rejected(output, batch, reads, cold)
@@ -148,20 +194,15 @@ class Preferences:
 
     def _rejected(self, output: Tensor, batch: Batch, reads: LabelledReads, cold: Tensor | None) -> Tensor:
         """(n, m) int64 item codes, -1 for none."""
-        count, targets, device = self.wanted.negatives, len(reads.labels), output.device
         if self.pairs is not None:
-            return upload(self.pairs.draw(reads.events, count), device)
+            return upload(self.pairs.draw(reads.events, self.count), output.device)
         out = history_mask(output, batch, reads).scatter_(1, reads.labels[:, None], True)
         if cold is not None:
             out = out | cold
-        if self.wanted.source == "policy":
-            rejected = draw_lists(output.detach().masked_fill(out, -torch.inf), 1, count)[:, 0]
-        elif self.wanted.source == "batch":
-            places = torch.randint(max(1, targets), (targets, count))
-            rejected = reads.labels[upload(places, device)]
+        if self.from_policy:
+            rejected = draw_lists(output.detach().masked_fill(out, -torch.inf), 1, self.count)[:, 0]
         else:
-            assert self.drawn is not None
-            rejected = upload(self.drawn.draw_each(targets, count), device)
+            rejected = upload(self.draw(reads.events, reads.on_host.labels), output.device)
         return rejected.masked_fill(out.gather(1, rejected), -1)
 
 
@@ -176,6 +217,31 @@ class Groups:
 
     wanted: Group
     masked: bool
+    from_policy = True
+
+    @property
+    def count(self) -> int:
+        """The items that are drawn for a target by a head that generates them."""
+        return self.wanted.size
+
+    def counts(self, events: np.ndarray) -> np.ndarray:
+        """(n,) the items that are drawn for some events by such a head."""
+        return np.full(len(events), self.count)
+
+    def of_items(self, own: Tensor, before: Tensor, batch: Batch, reads: LabelledReads) -> Loss:
+        """The loss of some targets of a head that generates items.
+
+        Args:
+            own: (n, 1 + m) log-probabilities of the target and of what was drawn for it.
+            before: (n, 1 + m) those of the reference.
+            batch: What they are of.
+            reads: The n targets, with what was drawn: first the target itself.
+        """
+        assert reads.drawn_items is not None
+        drawn = reads.drawn_items[:, 1:]
+        hits = drawn == reads.labels[:, None]
+        counts = hits | ~in_history(drawn, batch, reads) if self.masked else torch.ones_like(hits)
+        return partial(group_relative_items, kl=self.wanted.kl), (own[:, 1:], before[:, 1:], hits, counts)
 
     def of(self, output: Tensor, before: Tensor, batch: Batch, reads: LabelledReads, cold: Tensor | None) -> Loss:
         """The loss of some targets.
@@ -194,6 +260,13 @@ class Groups:
         lists = draw_lists(output.detach(), self.wanted.size, self.wanted.length)
         formula = partial(group_relative, reward=self.wanted.reward, kl=self.wanted.kl)
         return formula, (output, reads.labels, before, lists)
+
+
+def in_history(items: Tensor, batch: Batch, reads: LabelledReads) -> Tensor:
+    """(n, m) bool: the items, (n, m), that are among the events that each target may see."""
+    events = batch.history_items[reads.rows]
+    seen = torch.arange(events.shape[1], device=events.device) < reads.history_lengths[:, None]
+    return ((items[:, :, None] == events[:, None, :]) & seen[:, None, :]).any(-1)
 
 
 def history_mask(output: Tensor, batch: Batch, reads: LabelledReads) -> Tensor:

@@ -5,20 +5,17 @@ Owns: the random draws of an epoch. Ignores: models, steps, checkpoints.
 Everything is a function of seed and epoch alone, so that a resumed run trains on what the interrupted one would have.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from genre.data.dataset import Slot
 from genre.data.sequences.batches import plan_batches
 from genre.data.sequences.layout import Sequence
 from genre.errors import DataError, InputError
 from genre.evaluation.labels import known_labels, thin_negatives
 from genre.training.assembly import Assembly
 from genre.training.checks import name_rows
-
-Labels = Mapping[str, tuple[Slot, np.ndarray]]
+from genre.training.drawing import Labels, planned_rows
 
 
 @dataclass(frozen=True)
@@ -45,11 +42,13 @@ def plan_epoch(assembly: Assembly, all_labels: Labels, epoch: int) -> Epoch:
     Raises:
         InputError: No user has enough events.
         DataError: A row is longer than the base can read.
+        RecipeError: What is drawn for a target does not fit into a step.
     """
     train = assembly.recipe.train
     draw = np.random.default_rng([train.seed, epoch])
     rows, labels = lay_out(assembly, all_labels, draw.random(), np.random.default_rng([train.seed, epoch, 1]))
-    batches = list(plan_batches(np.array([len(row) for row in rows]), train.batch_tokens, draw.permutation(len(rows))))
+    rows, lengths = planned_rows(assembly.model, rows, labels, train.batch_tokens)
+    batches = list(plan_batches(lengths, train.batch_tokens, draw.permutation(len(rows))))
     return Epoch([[rows[i] for i in batches[index]] for index in draw.permutation(len(batches))], labels)
 
 

@@ -92,17 +92,28 @@ def run_searches(
             for some in np.split(prefixes, range(room, len(prefixes), room)):
                 parts.append((number, level, with_prefixes(rows[number], len(rows[number]) - 1, some + offsets[:level])))
         logits_of: dict[int, list[np.ndarray]] = {number: [] for number in wanted}
-        for number, own in _logits(model, head, parts, batch_tokens):
+        for number, own in prefix_logits(model, name, parts, batch_tokens):
             logits_of[number].append(own)
         for number, logits in logits_of.items():
             searches[number].advance(np.concatenate(logits))
 
 
-def _logits(
-    model: Recommender, head: GenerateHead, parts: Sequence[tuple[int, int, Row]], batch_tokens: int
+def prefix_logits(
+    model: Recommender, name: str, parts: Sequence[tuple[int, int, Row]], batch_tokens: int
 ) -> list[tuple[int, np.ndarray]]:
-    """The logits of what follows the prefixes of each row, in the order of the rows."""
-    assert model.soft is not None
+    """The logits of what follows the prefixes of each row, in the order of the rows.
+
+    Args:
+        model: In evaluation mode.
+        name: A task with a generate head.
+        parts: For each row a number to know it by, the level whose codes follow, and the row, with its prefixes as candidates.
+        batch_tokens: Padded tokens of a pass.
+
+    Returns:
+        For each row its number and (n, size) float32.
+    """
+    head = model.head(name)
+    assert isinstance(head, GenerateHead) and model.soft is not None
     lengths = np.array([len(row) for *_, row in parts])
     found: list[tuple[int, np.ndarray]] = [(number, np.empty(0)) for number, *_ in parts]
     for chosen in plan_batches(lengths, batch_tokens):

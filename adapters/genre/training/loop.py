@@ -8,6 +8,7 @@ Owns: one run from its first step to its best weights. Ignores: the registry, co
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Rows
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genre.data.sequences.batches import collate
+from genre.data.sequences.batches import Batch
 from genre.data.sequences.layout import Sequence
 from genre.data.sequences.transfer import DIRECT
 from genre.distributed import Processes
@@ -33,7 +34,8 @@ from genre.training.checkpoints import (
 )
 from genre.training.checks import GradientMonitor, check_finite, check_trainable, check_trained, checksums, gradient_norms
 from genre.training.cooccurrence import add_cooccurrence
-from genre.training.epochs import Labels, plan_epoch
+from genre.training.drawing import Labels, step_batch
+from genre.training.epochs import plan_epoch
 from genre.training.fsdp import shard_base
 from genre.training.logged import training_labels
 from genre.training.micro_batches import broadcast_weights, count_targets, most_micro_batches, seed_process, shares, split_rows
@@ -232,7 +234,7 @@ class Loop:
         losses = torch.zeros(len(targets) + 1, device=self.device)  # and whether this process was interrupted
         micro_batches = split_rows(rows, self.processes, self.train.accumulate)
         for micro_batch in micro_batches:
-            batch = collate(micro_batch, self.labels).to(self.device)
+            batch = self.batch(micro_batch)
             share = shares({name: len(reads.labels) for name, reads in batch.reads.items()}, targets)
             loss, parts = self.wrapped(batch, share, check=self.awaits)
             self.optimization.backward(loss)
@@ -240,10 +242,13 @@ class Loop:
         if self.processes.count > 1 and self.model.base.sharded:
             # run the base as often as the other processes, on a row that counts for nothing
             for _ in range(most_micro_batches(rows, self.processes, self.train.accumulate) - len(micro_batches)):
-                batch = collate(rows[:1], self.labels).to(self.device)
-                self.optimization.backward(self.wrapped(batch, dict.fromkeys(targets, 0.0))[0])
+                self.optimization.backward(self.wrapped(self.batch(rows[:1]), dict.fromkeys(targets, 0.0))[0])
         losses[-1] = float(self.interrupts.requested)
         return self.update(rows, progress, self.optimization.all_reduce(losses), targets)
+
+    def batch(self, rows: Rows[Sequence]) -> Batch:
+        """The batch of some rows, with what this step's losses draw."""
+        return step_batch(self.model, rows, self.labels, self.train.batch_tokens)
 
     def private_step(self, private: PrivateSteps, rows: list[Sequence], progress: float) -> StepResult:
         """Take one optimizer step on the noisy gradient of the users whose rows these are."""
@@ -280,13 +285,13 @@ class Loop:
         parts = self.train.accumulate * self.processes.count
         with self.exclusive():
             for some in split_rows(rows, Processes(), parts):
-                self.model(collate(some, self.labels).to(self.device))
+                self.model(self.batch(some))
 
     def row_norms(self, rows: list[Sequence]) -> list[float]:
         """The norm of the gradient that each row gives by itself."""
 
         def loss(some: list[Sequence]) -> Tensor:
-            value: Tensor = self.model(collate(some, self.labels).to(self.device))[0]
+            value: Tensor = self.model(self.batch(some))[0]
             return value
 
         with self.exclusive():

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from genre.data.sequences.batches import Batch, collate, plan_batches
+from genre.data.sequences.batches import Batch, plan_batches
 from genre.data.sequences.layout import Sequence as Row
 from genre.data.splits import PARTS
 from genre.distributed import Processes
@@ -28,6 +28,7 @@ from genre.modules.base.planned import PassMemory, PlannedBase
 from genre.modules.embedding import embed
 from genre.modules.live_tensors import LiveTensors
 from genre.training.assembly import Assembly
+from genre.training.drawing import step_batch
 from genre.training.epochs import plan_epoch
 from genre.training.logged import training_labels
 from genre.training.micro_batches import count_targets, split_rows
@@ -89,9 +90,10 @@ def plan_training(assembly: Assembly) -> TrainingMemory:
     model.train()
     if assembly.shared is not None:
         assembly.shared.encoder.train(assembly.fits_encoder)
-    steps = _step_bytes(assembly, base, collate(max(first, key=_size), planned.labels), again=False)
+    labels, budget = planned.labels, recipe.train.batch_tokens
+    steps = _step_bytes(assembly, base, step_batch(model, max(first, key=_size), labels, budget), again=False)
     if later:  # whose activations come on top of the gradients of the first
-        more = _step_bytes(assembly, base, collate(max(later, key=_size), planned.labels), again=True)
+        more = _step_bytes(assembly, base, step_batch(model, max(later, key=_size), labels, budget), again=True)
         steps = [max(one, trained + other) for one, other in zip(steps, more, strict=True)]
     items = _held(assembly, parameters)
     moments = sum(2 * value.nbytes for value in parameters.values())

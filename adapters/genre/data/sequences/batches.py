@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from genre.data.dataset import Slot
+from genre.data.sequences.drawn import DrawnItems
 from genre.data.sequences.layout import Sequence
 from genre.data.sequences.transfer import upload
 
@@ -81,10 +82,31 @@ class LabelledReads(Reads):
     Attributes:
         labels: (n,) float32 or int64.
         events: (n,) int64 the caller's numbers; they stay on the CPU.
+        drawn_items: (n, m) int64, the items that a loss compares for each target, -1 for none; None where it compares none.
+        drawn_starts, drawn_lengths: (n, m) int64 first token and tokens of their branches; of the target's own for none.
     """
 
     labels: Tensor
     events: Tensor
+    drawn_items: Tensor | None = None
+    drawn_starts: Tensor | None = None
+    drawn_lengths: Tensor | None = None
+
+    def drawn(self) -> Self:
+        """The n · m reads of what was drawn, target after target, labelled with the items; the target's own item for none."""
+        assert self.drawn_items is not None and self.drawn_starts is not None and self.drawn_lengths is not None
+        count = self.drawn_items.shape[1]
+        host: Any = None if self.host is None else self.host.drawn()
+        each = self._map(lambda value: value.repeat_interleave(count, dim=0), host)
+        return dataclasses.replace(
+            each,
+            labels=torch.where(self.drawn_items < 0, self.labels[:, None], self.drawn_items).flatten(),
+            code_starts=self.drawn_starts.flatten(),
+            code_lengths=self.drawn_lengths.flatten(),
+            drawn_items=None,
+            drawn_starts=None,
+            drawn_lengths=None,
+        )
 
     def to(self, device: torch.device) -> Self:
         """Move to another device."""
@@ -165,7 +187,9 @@ def collate(rows: Rows[Sequence], supervise: Mapping[str, tuple[Slot, np.ndarray
     if any(row.branches for row in rows):
         positions = padded([row.positions for row in rows], 0)
         mask = _mask(rows, positions.shape[1]) if masked else None
-    reads = {name: _reads(rows, slot, labels) for name, (slot, labels) in supervise.items()}
+    reads = {
+        name: _reads(rows, slot, labels, [row.drawn.get(name) for row in rows]) for name, (slot, labels) in supervise.items()
+    }
     tokens = padded([row.tokens for row in rows], 0)
     return Batch(
         tokens=tokens,
@@ -189,20 +213,22 @@ def _code_tokens(rows: Rows[Sequence]) -> Tensor | None:
     return padded([np.full(len(row), -1) if row.code_tokens is None else row.code_tokens for row in rows], -1)
 
 
-def _read_tokens(reads: Rows[Reads], shape: torch.Size) -> Tensor | None:
+def _read_tokens(reads: Rows[LabelledReads], shape: torch.Size) -> Tensor | None:
     if not reads or any(each.spans is not None for each in reads):
         return None
     tokens = torch.unique(torch.cat([found for each in reads for found in _tokens_of(each, shape[1])]))
     return tokens if 0 < len(tokens) <= MAX_READ_SHARE * shape.numel() else None
 
 
-def _tokens_of(reads: Reads, width: int) -> Iterator[Tensor]:
+def _tokens_of(reads: LabelledReads, width: int) -> Iterator[Tensor]:
     """The tokens of the flattened batch that some reads look at."""
     yield reads.rows * width + reads.token_index
     if reads.code_starts is not None and reads.code_lengths is not None:
         for step in range(int(reads.code_lengths.max()) if len(reads.rows) else 0):
             there = reads.code_lengths > step
             yield (reads.rows * width + reads.code_starts + step)[there]
+    if reads.drawn_items is not None:
+        yield from _tokens_of(reads.drawn(), width)
 
 
 def padded(values: Rows[np.ndarray], filling: int) -> Tensor:
@@ -229,8 +255,10 @@ def _mask(rows: Rows[Sequence], longest: int) -> Tensor:
     return mask
 
 
-def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> LabelledReads:
+def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray, drawn: Rows[DrawnItems | None]) -> LabelledReads:
+    """What a task reads, with what was drawn for it in each row: in all of them, which have no candidates then, or in none."""
     parts: list[np.ndarray] = []
+    compared: list[np.ndarray] = []
     spanned = slot == "item" and any(row.spans is not None for row in rows)
     for number, row in enumerate(rows):
         own, asked = row.targets & (row.events >= 0), row.candidate_events >= 0
@@ -244,6 +272,8 @@ def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> LabelledRead
         codes = _code_branches(row, own, len(ends))
         columns = [np.full(len(indices), number), indices, lengths, times, items, spans, *codes, events]
         parts.append(np.stack(columns).astype(np.int64))
+        if (items_of := drawn[number]) is not None:
+            compared.append(np.stack([items_of.items[own], items_of.starts[own], items_of.lengths[own]]))
     found = np.concatenate(parts, axis=1)
     label = labels[found[-1]]
     floats = label.dtype.kind == "f"
@@ -253,6 +283,9 @@ def _reads(rows: Rows[Sequence], slot: Slot, labels: np.ndarray) -> LabelledRead
     coded: dict[str, Any] = {"code_starts": start, "code_lengths": length}
     if slot == "item" or all(row.code_starts is None for row in rows):
         coded = {}
+    if compared:
+        tables = torch.from_numpy(np.concatenate(compared, axis=1)[:, labelled])
+        coded |= dict(zip(("drawn_items", "drawn_starts", "drawn_lengths"), tables, strict=True))
     return LabelledReads(owner, index, history, time, item, span if spanned else None, truth, event, **coded)
 
 

@@ -11,6 +11,8 @@ targets of a row with soft tokens, I an item, C a code:
     position   0 1 2   3 4 5   3 4   4       5 6       a branch goes on from the token before its target
     masked     -       -       3 6   4 8     5 9       and sees what that token sees, and itself
 
+A loss that compares items has further branches, one for each item that was drawn for a target.
+
 The last code of an item is read, never written; nor is a code by which nothing is left to choose (`CodeTrie.lengths`).
 """
 
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from genre.data.code_trie import CodeTrie
+from genre.data.sequences.drawn import DrawnItems
 from genre.data.sequences.layout import Sequence
 
 _OF_TOKENS = ("tokens", "items", "feedback", "positions", "masked_spans")
@@ -64,18 +67,25 @@ def up_to(row: Sequence, token: int) -> Sequence:
     kept = slice(token + 1)
     tokens: dict[str, Any] = {name: getattr(row, name)[kept] for name in _OF_TOKENS}
     none: dict[str, Any] = dict.fromkeys(_OF_CANDIDATES, np.empty(0, dtype=np.int32))
-    none |= dict.fromkeys(("code_tokens", "code_starts", "code_lengths"))
+    none |= dict.fromkeys(("code_tokens", "code_starts", "code_lengths")) | {"drawn": {}}
     return replace(row, prefix_length=token + 1, **tokens, **none)
 
 
-def with_prefixes(row: Sequence, after: int, tokens: np.ndarray) -> Sequence:
-    """A row with prefixes of codes, (n, l) code tokens, as its candidates: branches that are read at their last token."""
+def with_prefixes(row: Sequence, after: int | np.ndarray, tokens: np.ndarray) -> Sequence:
+    """A row with prefixes of codes as its candidates: branches that are read at their last token.
+
+    Args:
+        row: The row.
+        after: The token of the row that the prefixes go on from, one for all or (n,).
+        tokens: (n, l) code tokens; with l = 0 that token itself is read.
+    """
     count, length = tokens.shape
-    longer, starts = with_branches(row, np.full(count, after), np.full(count, length), tokens.reshape(-1))
+    last = np.broadcast_to(after, count)
+    longer, starts = with_branches(row, last, np.full(count, length), tokens.reshape(-1))
     return replace(
         longer,
         candidates=np.full(count, -1, dtype=np.int32),
-        candidate_reads=(starts + length - 1).astype(np.int32),
+        candidate_reads=(starts + length - 1 if length else last).astype(np.int32),
         candidate_events=np.full(count, -1, dtype=np.int64),
         candidate_times=np.full(count, len(row.item_codes), dtype=np.int32),
     )
@@ -96,8 +106,34 @@ class CodeBranches:
         wanted = row.targets & (self.trie.node_of(0, row.item_codes) >= 0)
         lengths = np.zeros(len(row.targets), dtype=np.int64)
         lengths[wanted] = np.maximum(self.trie.lengths(row.item_codes[wanted]) - 1, 0)
+        longer, starts = with_branches(row, row.next_reads, lengths, self._tokens(row.item_codes, lengths))
+        return replace(longer, code_starts=starts.astype(np.int32), code_lengths=lengths.astype(np.int32))
+
+    def compare(self, row: Sequence, task: str, at: np.ndarray, items: np.ndarray) -> Sequence:
+        """A row of `extend` with a branch for each of the items that a task compares; alike ones of an event share theirs.
+
+        Args:
+            row: The row.
+            task: The task's name.
+            at: (k,) events of the row, in order.
+            items: (k, m) item codes of the trie, -1 for none.
+        """
+        assert row.code_starts is not None and row.code_lengths is not None
+        every = np.full((len(row.item_codes), items.shape[1]), -1, dtype=np.int64)
+        every[at] = items
+        asked = np.where(every < 0, row.item_codes[:, None], every)  # an event's own item has a branch already
+        size = int(asked.max(initial=0)) + 1
+        pairs, own = np.unique(np.arange(len(asked))[:, None] * size + asked, return_inverse=True)
+        event, item = np.divmod(pairs, size)
+        new = item != row.item_codes[event]
+        starts, lengths = row.code_starts[event].astype(np.int64), row.code_lengths[event].astype(np.int64)
+        lengths[new] = np.maximum(self.trie.lengths(item[new]) - 1, 0)
+        longer, starts[new] = with_branches(row, row.next_reads[event[new]], lengths[new], self._tokens(item[new], lengths[new]))
+        drawn = DrawnItems(every, starts[own].reshape(every.shape), lengths[own].reshape(every.shape))
+        return replace(longer, drawn={**row.drawn, task: drawn})
+
+    def _tokens(self, items: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """(Σ lengths,) the first so many code tokens of each of some items."""
         owners = np.repeat(np.arange(len(lengths)), lengths)
         level = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        at = self.trie.position[row.item_codes[owners]]
-        longer, starts = with_branches(row, row.next_reads, lengths, self.trie.rows[at, level] + self.trie.offsets[level])
-        return replace(longer, code_starts=starts.astype(np.int32), code_lengths=lengths.astype(np.int32))
+        return self.trie.rows[self.trie.position[items[owners]], level] + self.trie.offsets[level]

@@ -25,6 +25,7 @@ import numpy as np
 
 from genre.data.sequences.control import ControlTokens, describe_rule, recorded_rule, token_ids
 from genre.data.sequences.described import LogLayout, check_described
+from genre.data.sequences.drawn import DrawnItems
 from genre.data.sequences.instruction import fill
 from genre.data.sequences.windows import WindowRule, first_in_window
 from genre.errors import DataError
@@ -68,6 +69,7 @@ class Sequence:
             has none of them.
         code_starts: (E,) int32, the first token of the branch with each event's codes, which a task that generates items reads.
         code_lengths: (E,) int32, the tokens of that branch.
+        drawn: For each task that compares items, those that were drawn for its events.
     """
 
     tokens: np.ndarray
@@ -93,6 +95,7 @@ class Sequence:
     code_tokens: np.ndarray | None = None
     code_starts: np.ndarray | None = None
     code_lengths: np.ndarray | None = None
+    drawn: Mapping[str, DrawnItems] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -24,7 +24,8 @@ from genre.distributed import Processes
 from genre.errors import InputError, JobError
 from genre.training.assembly import Assembly
 from genre.training.checks import checksums
-from genre.training.epochs import Epoch, Labels, lay_out
+from genre.training.drawing import Labels
+from genre.training.epochs import Epoch, lay_out
 from genre.training.parts import mapped_heads
 from genre.training.private.accounting import Plan, make_plan
 from genre.training.private.gradients import Clipped, UserGradients
