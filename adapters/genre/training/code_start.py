@@ -7,6 +7,7 @@ the trie leaves (`genre.modules.generation`), with a Gaussian prior on how far a
 base has learnt (Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution").
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from genre.modules.base.planned import PlannedBase
 from genre.modules.codes.item_codes import ItemCodes
 from genre.modules.recommender import Recommender
 
-TARGETS = 20_000
+TARGETS = 50_000
 """Training events whose states are read, about; fewer for a wide base."""
 CELLS = 2**25
 """Numbers of a level's states that are in memory at once, 128 MiB of float32."""
@@ -74,8 +75,9 @@ def _read(model: Recommender, builder: RowBuilder, train_mask: np.ndarray, max_e
     rows, _ = builder.training_rows(train_mask, max_events=max_events, min_events=2)
     builder.cut = cut  # these rows are read here alone
     most = min(TARGETS, CELLS // model.base.hidden_size)
-    wanted = np.cumsum([int(row.targets.sum()) for row in rows])
-    rows = rows[:: max(1, -(-int(wanted[-1]) // most))] if len(rows) else rows
+    targets = sum(int(row.targets.sum()) for row in rows)
+    kept = math.ceil(len(rows) * min(1, most / max(targets, 1)))
+    rows = [rows[index] for index in np.linspace(0, len(rows), kept, endpoint=False, dtype=int)]
     name = next(name for name in model.tasks if model.head(name).generates)
     supervise = builder.data.supervise([model.tasks[name]])
     found: list[list[_Choices]] = [[] for _ in range(trie.depth)]
