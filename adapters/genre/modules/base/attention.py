@@ -165,11 +165,10 @@ def plan_blocks(masked: Sequence[np.ndarray], positions: Tensor) -> Blocks:
     return Blocks(tuple(blocks), positions, int(positions.max()) + 1)
 
 
-@contextmanager
-def block_attention(model: Any) -> Iterator[None]:
-    """A block in which a transformers model's attention layers take `blocks=` or `packed=`; without them they are as before.
+def attend_by_blocks(model: Any) -> None:
+    """Let a transformers model's attention layers take `blocks=` or `packed=` (mutates the model); without them they are as before.
 
-    The model is one that was loaded with `attn_implementation="sdpa"`, which it has again afterwards.
+    The model is one that was loaded with `attn_implementation="sdpa"`.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -177,6 +176,12 @@ def block_attention(model: Any) -> Iterator[None]:
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
+
+
+@contextmanager
+def block_attention(model: Any) -> Iterator[None]:
+    """A block in which `attend_by_blocks` holds."""
+    attend_by_blocks(model)
     try:
         yield
     finally:

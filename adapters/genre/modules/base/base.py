@@ -9,7 +9,7 @@ Owns: device and dtype, hidden states, what is attached. Ignores: adapters, data
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from genre.data.sequences.transfer import DIRECT
 from genre.errors import BaseModelError, InputError
-from genre.modules.base.attention import Blocks, PackedPart, Prefixes, added, block_attention, masks_of
+from genre.modules.base.attention import Blocks, PackedPart, Prefixes, added, attend_by_blocks, block_attention, masks_of
 from genre.modules.base.checkpointing import checkpointing
 from genre.modules.base.devices import choose_device
 from genre.modules.base.fingerprint import fingerprint
@@ -59,7 +59,6 @@ class Base:
     bidirectional: bool = False
     _holder: str | None = field(default=None, init=False, repr=False)
     _by_blocks: bool = field(default=False, init=False, repr=False)
-    _always: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
 
     @classmethod
     def load(
@@ -99,7 +98,8 @@ class Base:
         marks = fingerprint(folder), tokenizer_digest(tokenizer)
         base = cls(name, model, tokenizer, quantization, *marks, folder, full_depth, bidirectional=is_encoder(config))
         if base.device.type not in DIRECT and base.takes_blocks:
-            base._always.enter_context(base.by_blocks())  # see `hidden`
+            attend_by_blocks(model)  # see `hidden`; for good, so that nothing is put back while the interpreter ends
+            base._by_blocks = True
         if not (base.bidirectional or base.offloaded or config.model_type in VERIFIED):
             check_branches(base)
         return base
