@@ -16,17 +16,19 @@ import numpy as np
 import genre
 from genre.data.interactions import Interactions
 from genre.jobs.loading import open_log
-from genre.modules.codes.fitting import CodeOptions, fit_codes
+from genre.modules.codes.fitting import fit_codes
 from genre.modules.codes.use import collisions, levels
+from genre.recipe import CodesConfig
 from genre.training.assembly import feedback_column, fit_vocabulary, training_split
 from genre.training.parts import make_encoder
 from suite import keep_figures
 
+SHAPE: Any = {"levels": 3, "size": 256}
 METHODS = {
-    "k-means": CodeOptions(balanced=False),
-    "k-means, balanced": CodeOptions(),
-    "RQ-VAE": CodeOptions(method="rqvae", balanced=False),
-    "RQ-VAE, balanced": CodeOptions(method="rqvae"),
+    "k-means": CodesConfig(**SHAPE, balanced=False),
+    "k-means, balanced": CodesConfig(**SHAPE),
+    "RQ-VAE": CodesConfig(**SHAPE, method="rqvae", balanced=False),
+    "RQ-VAE, balanced": CodesConfig(**SHAPE, method="rqvae"),
 }
 
 
@@ -57,9 +59,9 @@ def main() -> None:
     every = encoder.code_features(log.catalogue, encoder.standardized(log.catalogue, base), encoder.rows_of(log.catalogue))
     features = {name: every[name] for name in chosen.features}
     found: dict[str, Any] = {}
-    for name, options in METHODS.items():
+    for name, config in METHODS.items():
         begun = time.process_time()
-        made = fit_codes(options, features, width=base.hidden_size, scale=1.0)
+        made = fit_codes(config, features, width=base.hidden_size, scale=1.0)
         seconds, codes = time.process_time() - begun, made.codes.numpy()
         same = collisions(codes)
         found[name] = {

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from genre.errors import RecipeError
-from genre.recipe import Recipe
+from genre.recipe import CodesConfig, Recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 PLAIN = {
@@ -286,3 +286,18 @@ def test_a_recipe_without_codes_does_not_mention_them():
 )
 def test_codes_that_cannot_be_made_are_refused(encoder, message):
     assert message in refused(changed("encoder", encoder))
+
+
+@pytest.mark.parametrize(
+    ("items", "given", "shape"),
+    [
+        (4_385, {}, (2, 64)),
+        (12_101, {}, (2, 128)),
+        (1_000_000, {}, (3, 128)),
+        (1_000_000, {"levels": 4}, (4, 32)),
+        (30, {"size": 256}, (2, 256)),
+        (1, {}, (2, 2)),
+    ],
+)
+def test_codes_take_their_shape_from_the_number_of_items(items, given, shape) -> None:
+    assert CodesConfig(**given).shape(items) == shape

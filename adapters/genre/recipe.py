@@ -8,6 +8,7 @@ Owns: the schema, defaults, `--set` overrides. Ignores: torch, data, training.
     (8, 5)
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -122,12 +123,17 @@ class SequenceConfig(_Config):
     window: WindowRule = "sliding"
 
 
+MOST_OF_TWO_LEVELS = 20_000
+"""Items up to which two levels of codes have about as many first codes as a beam is wide, which then loses hardly any."""
+
+
 class CodesConfig(_Config):
     """Codes of items, from coarse to fine, that a task with head `generate` generates; see docs/recipes.md.
 
     Attributes:
-        levels: Codes of an item, but for the last one, which parts items that share all others.
-        size: Codes of a level; fewer where there are fewer different items.
+        levels: Codes of an item but for the last one, which parts items that share the others (None: 2, or 3 above 20,000 items).
+        size: Codes of a level; fewer where there are fewer different items (None: a power of two, about the items' root of
+            degree `levels`).
         method: Residual k-means, or an autoencoder with residual quantization (`rqvae`).
         balanced: Every code of a level but the last gets the same number of items.
         features: Features of the encoder that codes are made of; by default all but learned vectors.
@@ -135,13 +141,18 @@ class CodesConfig(_Config):
         places: Most items that may share all codes but the last.
     """
 
-    levels: int = Field(default=3, ge=1, le=8)
-    size: int = Field(default=256, ge=2, le=4096)
+    levels: int | None = Field(default=None, ge=1, le=8)
+    size: int | None = Field(default=None, ge=2, le=4096)
     method: Literal["kmeans", "rqvae"] = "kmeans"
     balanced: bool = True
     features: tuple[Literal["text", "collaborative", "factors", "dense"], ...] = ()
     dimensions: int = Field(default=64, ge=1, le=1024)
     places: int = Field(default=256, ge=1, le=4096)
+
+    def shape(self, items: int) -> tuple[int, int]:
+        """Levels, and codes of each, for a catalogue of so many items."""
+        levels = self.levels or (2 if items <= MOST_OF_TWO_LEVELS else 3)
+        return levels, self.size or min(2 ** max(1, round(math.log2(max(items, 1)) / levels)), 4096)
 
 
 class EncoderConfig(_Config):

@@ -10,9 +10,10 @@ import torch
 
 from genre.data.catalogue import Catalogue
 from genre.errors import DataError, ManifestError
-from genre.modules.codes.fitting import CodeOptions, fit_codes
+from genre.modules.codes.fitting import fit_codes
 from genre.modules.codes.quantization import assign, balance, distances
 from genre.modules.encoder import BehaviourEncoder, EncoderSpec
+from genre.recipe import CodesConfig
 
 WIDTH = 16
 
@@ -28,7 +29,9 @@ def features(items=120, clusters=6, seed=0, width=12):
 
 def fit(value, *, collaborative=None, **options):
     given = {"text": value} | ({} if collaborative is None else {"collaborative": collaborative})
-    return fit_codes(CodeOptions(**{"levels": 2, "size": 8, "balanced": False, **options}), given, width=WIDTH, scale=0.25)
+    other = {name: options.pop(name) for name in ("seed", "steps") if name in options}
+    config = CodesConfig(**{"levels": 2, "size": 8, "balanced": False, **options})
+    return fit_codes(config, given, width=WIDTH, scale=0.25, **other)
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -169,7 +172,7 @@ def encoder(base):
     made = BehaviourEncoder(spec, items.item_ids[:16], scale=0.25, computed={"collaborative": torch.randn(16, 3, generator=draw)})
     made.table(items, base, fit=True)
     found = made.code_features(items, made.standardized(items, base), made.rows_of(items))
-    made.hold_codes(fit_codes(CodeOptions(levels=2, size=4), found, width=spec.width, scale=0.25), items.item_ids)
+    made.hold_codes(fit_codes(CodesConfig(levels=2, size=4), found, width=spec.width, scale=0.25), items.item_ids)
     return made.eval().requires_grad_(False)
 
 

@@ -101,7 +101,8 @@ def check_codes(recipe: Recipe, codes: CodeSpec | None) -> None:
     wanted = recipe.encoder.codes
     if wanted is None:
         return
-    asked = {name: getattr(wanted, name) for name in ("levels", "size", "method", "balanced")}
+    every = {name: getattr(wanted, name) for name in ("levels", "size", "method", "balanced")}
+    asked = {name: value for name, value in every.items() if value is not None}
     held = {"levels": len(codes.sizes) - 1, "size": codes.size, "method": codes.method, "balanced": codes.balanced}
     if other := [name for name, value in asked.items() if held[name] != value]:
         got, expected = (", ".join(f"{name} {each[name]}" for name in other) for each in (held, asked))

@@ -17,7 +17,7 @@ from genre.data.sequences.text_rows import TextRows
 from genre.errors import RecipeError
 from genre.evaluation.labels import check_labels, check_spread, known_labels, smoothing
 from genre.modules.base.base import Base
-from genre.modules.codes.fitting import CodeOptions, fit_codes
+from genre.modules.codes.fitting import fit_codes
 from genre.modules.collaborative import collaborative_vectors, factor_vectors
 from genre.modules.encoder import COMPUTED, BehaviourEncoder, EncoderSpec
 from genre.modules.heads.heads import BinaryHead, CatalogueHead, FeedbackHead, Head, ScalarHead, make_head
@@ -117,8 +117,8 @@ def add_codes(encoder: BehaviourEncoder, recipe: Recipe, catalogue: Catalogue, b
     features = encoder.code_features(catalogue, encoder.standardized(catalogue, base), encoder.rows_of(catalogue))
     if config.features:
         features = {name: value for name, value in features.items() if name.partition("_")[0] in config.features}
-    options = CodeOptions(seed=recipe.train.seed, **config.model_dump(exclude={"features"}))
-    codes = fit_codes(options, features, width=encoder.spec.width, scale=base.embedding_rms).to(base.device)
+    made = fit_codes(config, features, width=encoder.spec.width, scale=base.embedding_rms, seed=recipe.train.seed)
+    codes = made.to(base.device)
     encoder.hold_codes(codes, catalogue.item_ids)
     return codes.codes
 

@@ -166,7 +166,7 @@ def plan_blocks(masked: Sequence[np.ndarray], positions: Tensor) -> Blocks:
 
 
 def attend_by_blocks(model: Any) -> None:
-    """Let a transformers model's attention layers take `blocks=` or `packed=` (mutates the model); without them they are as before.
+    """Let a transformers model's attention layers take `blocks=` or `packed=` (mutates it); without them they are as before.
 
     The model is one that was loaded with `attn_implementation="sdpa"`.
     """

@@ -2,7 +2,7 @@
 
 Owns: the vectors that are quantized, both methods, the level that parts collisions. Ignores: recipes, text, the base.
 
-    codes = fit_codes(CodeOptions(levels=3, size=256), features, width=576, scale=0.1)
+    codes = fit_codes(CodesConfig(levels=3, size=256), features, width=576, scale=0.1)
 
 Each feature is projected to its first principal components, of equal variance, and weighs as much as any other. Residual k-means
 (as in QARM and OneRec) takes the nearest centroid on each level and hands on what is left; RQ-VAE (TIGER, Rajput et al. 2023)
@@ -10,7 +10,6 @@ does so with a small autoencoder's latent vectors, and learns it together with t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from genre.modules.codes.layers import run
 from genre.modules.codes.quantization import assign, balance, centroids
 from genre.modules.codes.rqvae import HIDDEN, STEPS, train_rqvae
 from genre.modules.text_vectors import MAX_WHITENED
+from genre.recipe import CodesConfig
 
 LEAST_PLACES = 8
 """Codes of the last level at least, so that new items find places."""
@@ -31,34 +31,19 @@ LEAST_SPREAD = 1.5
 """The same in codes, for levels of few codes."""
 
 
-@dataclass(frozen=True)
-class CodeOptions:
-    """What codes are asked for; see `genre.recipe.CodesConfig`.
-
-    Attributes:
-        seed: Of everything that is drawn.
-        steps: Of the training of an RQ-VAE.
-    """
-
-    levels: int = 3
-    size: int = 256
-    method: str = "kmeans"
-    balanced: bool = True
-    dimensions: int = 64
-    places: int = 256
-    seed: int = 0
-    steps: int = STEPS
-
-
 @torch.no_grad()
-def fit_codes(options: CodeOptions, features: Mapping[str, Tensor], *, width: int, scale: float) -> ItemCodes:
+def fit_codes(
+    config: CodesConfig, features: Mapping[str, Tensor], *, width: int, scale: float, seed: int = 0, steps: int = STEPS
+) -> ItemCodes:
     """Fit codes to items.
 
     Args:
-        options: What is asked for.
+        config: What is asked for; its features are those given here.
         features: Name → (M, d) float32 features of the items, NaN rows where one is not known.
         width: D of the base.
         scale: The root mean square of the base's token embeddings.
+        seed: Of everything that is drawn.
+        steps: Of the training of an RQ-VAE.
 
     Raises:
         DataError: Nothing is known of the items, the first level collapses, or more items collide than places part.
@@ -66,26 +51,27 @@ def fit_codes(options: CodeOptions, features: Mapping[str, Tensor], *, width: in
     features = {name: value.cpu() for name, value in features.items() if bool(value.isfinite().any())}
     if not features:
         raise DataError("encoder.codes: nothing is known of the items", got="no features", expected="text or training events")
-    projections = {name: principal(value, options.dimensions) for name, value in features.items()}
+    projections = {name: principal(value, config.dimensions) for name, value in features.items()}
     vectors = torch.cat([features[name] @ projection for name, projection in projections.items()], 1)
+    levels, size = config.shape(len(vectors))
     layers, given = None, None
-    if options.method == "rqvae":
+    if config.method == "rqvae":
         blocks = tuple(projection.shape[1] for projection in projections.values())
-        layers, given = train_rqvae(vectors, blocks, options.levels, options.size, options.seed, options.steps)
+        layers, given = train_rqvae(vectors, blocks, levels, size, seed, steps)
     latent = vectors if layers is None else run(layers, vectors.nan_to_num())
-    centres, codes = residual(latent, options, given)
-    check_first_level(codes[:, 0].numpy(), options)
+    centres, codes = residual(latent, config, given, seed=seed)
+    check_first_level(codes[:, 0].numpy(), size)
     place, most = places(codes.numpy())
-    if most > options.places:
-        got, expected = f"{most:,} items with the same codes", f"at most {options.places:,}, encoder.codes.places"
+    if most > config.places:
+        got, expected = f"{most:,} items with the same codes", f"at most {config.places:,}, encoder.codes.places"
         todo = "more levels, a larger size, balanced: true, or more places"
         raise DataError("encoder.codes: too many items collide", got=got, expected=expected, todo=todo)
-    last = min(max(2 * most, LEAST_PLACES), options.places)
+    last = min(max(2 * most, LEAST_PLACES), config.places)
     shapes = tuple((name, *projection.shape) for name, projection in projections.items())
     hidden = () if layers is None else HIDDEN
-    spec = CodeSpec(options.method, options.balanced, options.size, (*map(len, centres), last), shapes, hidden)
+    spec = CodeSpec(config.method, config.balanced, size, (*map(len, centres), last), shapes, hidden)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+        torch.manual_seed(seed)
         made = ItemCodes(spec, len(codes), width, scale=scale)
     made.codes.copy_(torch.cat([codes, torch.from_numpy(place)[:, None]], 1))
     for name, projection in projections.items():
@@ -111,21 +97,25 @@ def principal(features: Tensor, dimensions: int) -> Tensor:
     return (directions[:, kept] / (values[kept] * len(kept)).sqrt()).float()
 
 
-def residual(vectors: Tensor, options: CodeOptions, given: list[Tensor] | None = None) -> tuple[list[Tensor], Tensor]:
+def residual(
+    vectors: Tensor, config: CodesConfig, given: list[Tensor] | None = None, *, seed: int = 0
+) -> tuple[list[Tensor], Tensor]:
     """Quantize vectors level by level.
 
     Args:
         vectors: (M, d) float32, NaN where a dimension is not known.
-        options: What is asked for.
+        config: What is asked for.
         given: The (k, d) centroids of each level, where they are there already.
+        seed: Of where k-means starts.
 
     Returns:
         The centroids of each level, those given moved where codes are balanced, and the (M, levels) int64 codes.
     """
     left, centres, codes = vectors, [], []
-    for level in range(options.levels):
-        found = centroids(left, options.size, options.seed + level) if given is None else given[level]
-        if options.balanced:
+    levels, size = config.shape(len(vectors))
+    for level in range(levels):
+        found = centroids(left, size, seed + level) if given is None else given[level]
+        if config.balanced:
             found, own = balance(left, found)
         else:
             own = assign(left, found)
@@ -150,13 +140,13 @@ def perplexity(counts: np.ndarray) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def check_first_level(codes: np.ndarray, options: CodeOptions) -> None:
+def check_first_level(codes: np.ndarray, size: int) -> None:
     """Refuse a first level on which most items share few codes: generation would begin with a choice that says nothing.
 
     Raises:
         DataError: The items (M,) spread as if over fewer than `COLLAPSED` of the codes that they could use.
     """
-    usable = min(options.size, len(codes))
+    usable = min(size, len(codes))
     used, least = perplexity(np.bincount(codes)), max(COLLAPSED * usable, LEAST_SPREAD)
     if used < least:
         got, expected = f"{used:.1f} of {usable} codes, by perplexity", f"at least {least:g}"
