@@ -9,8 +9,8 @@ fitted. Ignores: how codes are fitted (`genre.modules.codes.fitting`), how they 
     codes.of(vectors)        codes of new items: the nearest path that an item has already, and a free place on it
 """
 
-from collections.abc import Mapping
-from copy import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genre.data.code_trie import CodeTrie
 from genre.errors import DataError, ManifestError
 from genre.modules.codes.layers import layers_of, run
 from genre.modules.codes.quantization import distances
@@ -154,19 +155,23 @@ class ItemCodes(nn.Module):
         Raises:
             DataError: No path near an item has a place left.
         """
-        paths = self._paths if taken is None else self._paths.with_codes(taken.cpu().numpy())
+        trie, last = self._trie, self.levels - 1
+        added: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        for *path, place in [] if taken is None else taken.tolist():
+            added[tuple(path)].add(place)
         held: dict[int, set[int]] = {}
         latent = self.latent(vectors.to(self.codes.device)).cpu().numpy()
         found = np.empty((len(latent), self.levels), dtype=np.int64)
         for number, value in enumerate(latent):
-            for path in paths.nearest(value):
-                if path not in held:
-                    held[path] = paths.places(path)
-                used = held[path]
+            for node, path in self._nearest(value):
+                if node not in held:
+                    first, end = trie.spans(last, np.array([node]))
+                    held[node] = {*trie.rows[first[0] : end[0], last].tolist(), *added[path]}
+                used = held[node]
                 place = next((place for place in range(self.sizes[-1]) if place not in used), None)
                 if place is not None:
                     used.add(place)
-                    found[number] = *paths.codes(path), place
+                    found[number] = *path, place
                     break
             else:
                 got = f"{self.sizes[-1]} items on each of the nearest paths"
@@ -175,9 +180,21 @@ class ItemCodes(nn.Module):
         return torch.from_numpy(found)
 
     @cached_property
-    def _paths(self) -> "_Paths":
-        centres = [self.centroids(level).cpu().numpy() for level in range(self.levels - 1)]
-        return _Paths(self.codes.cpu().numpy(), self.sizes, centres)
+    def _trie(self) -> CodeTrie:
+        return CodeTrie(self.codes.cpu().numpy(), self.sizes)
+
+    def _nearest(self, value: np.ndarray) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Paths, all codes but the last, from near to far of a vector (d,), by a beam over their prefixes: nodes, and codes."""
+        trie, last = self._trie, self.levels - 1
+        nodes, residuals = np.arange(trie.nodes(0)), torch.from_numpy(value)[None]
+        for level in range(last):
+            parents, nodes, codes = trie.children(level, nodes)
+            residuals = residuals[parents] - self.centroids(level).cpu()[codes]
+            away = distances(residuals, torch.zeros_like(residuals[:1]))[:, 0].numpy()
+            kept = np.argsort(away, kind="stable")[: None if level == last - 1 else BEAM]
+            nodes, residuals = nodes[kept], residuals[kept]
+        for node, path in zip(nodes.tolist(), trie.prefixes(last, nodes).tolist(), strict=True):
+            yield node, tuple(path)
 
     def check(self) -> None:
         """Check codes that were read from a file.
@@ -195,57 +212,3 @@ class ItemCodes(nn.Module):
             raise ManifestError(
                 "encoder tensor codes.codes", got="items with the same codes", expected="other codes for each item"
             )
-
-
-class _Paths:
-    """The paths (codes but for the last) of items that have codes, as a trie in sorted arrays."""
-
-    def __init__(self, codes: np.ndarray, sizes: tuple[int, ...], centres: list[np.ndarray]) -> None:
-        self.sizes = sizes
-        self.centres = centres
-        self.keys: list[np.ndarray] = []  # of each level's prefixes, sorted: the number of the shorter prefix · size + code
-        prefix = np.zeros(len(codes), dtype=np.int64)
-        for level, size in enumerate(sizes[:-1]):
-            keys, prefix = np.unique(prefix * size + codes[:, level], return_inverse=True)
-            self.keys.append(keys)
-        order = np.argsort(prefix, kind="stable")
-        self._held = [(prefix[order], codes[order, -1])]
-
-    def with_codes(self, codes: np.ndarray) -> "_Paths":
-        """The same paths with further items (m, levels) on them."""
-        prefix = np.zeros(len(codes), dtype=np.int64)
-        for level, (keys, size) in enumerate(zip(self.keys, self.sizes[:-1], strict=True)):
-            prefix = np.searchsorted(keys, prefix * size + codes[:, level])
-        order = np.argsort(prefix, kind="stable")
-        made = copy(self)
-        made._held = [*self._held, (prefix[order], codes[order, -1])]
-        return made
-
-    def places(self, path: int) -> set[int]:
-        """The last codes that items of a path have."""
-        found: set[int] = set()
-        for prefixes, last in self._held:
-            found.update(last[np.searchsorted(prefixes, path) : np.searchsorted(prefixes, path, side="right")].tolist())
-        return found
-
-    def codes(self, path: int) -> list[int]:
-        """The codes of a path."""
-        found = []
-        for keys, size in zip(self.keys[::-1], self.sizes[-2::-1], strict=True):
-            path, code = divmod(int(keys[path]), size)
-            found.append(code)
-        return found[::-1]
-
-    def nearest(self, value: np.ndarray) -> list[int]:
-        """Numbers of paths from near to far of a vector (d,), by a beam over their prefixes."""
-        beam, residuals = np.zeros(1, dtype=np.int64), torch.from_numpy(value)[None]
-        for level, (keys, size, centres) in enumerate(zip(self.keys, self.sizes[:-1], self.centres, strict=True)):
-            low, high = np.searchsorted(keys, beam * size), np.searchsorted(keys, (beam + 1) * size)
-            children = np.concatenate([np.arange(first, last) for first, last in zip(low, high, strict=True)])
-            parents = np.repeat(np.arange(len(beam)), high - low)
-            residuals = residuals[parents] - torch.from_numpy(centres[keys[children] % size])
-            away = distances(residuals, torch.zeros_like(residuals[:1]))[:, 0].numpy()
-            kept = np.argsort(away, kind="stable")
-            kept = kept if level == len(self.keys) - 1 else kept[:BEAM]
-            beam, residuals = children[kept], residuals[kept]
-        return beam.tolist()
