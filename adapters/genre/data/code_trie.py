@@ -138,9 +138,9 @@ class CodeTrie:
         return found
 
     @cached_property
-    def longest(self) -> int:
-        """The most codes after which nothing is left to choose."""
-        return int(self.lengths(self.items).max(initial=0))
+    def branch_length(self) -> float:
+        """Mean tokens of an item's branch: of its codes after which nothing is left to choose, but for the last."""
+        return float(np.maximum(self.lengths(self.items) - 1, 0).mean()) if len(self) else 0.0
 
     def with_items(self, codes: np.ndarray, members: np.ndarray) -> "CodeTrie":
         """The trie of these items and some more, (m, L) and (m,)."""

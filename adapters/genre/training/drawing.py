@@ -3,21 +3,22 @@
 Owns: which targets of a row they are drawn for, passes that draw from the policy, the room that they take in a step. Ignores:
 formulas, where pairs come from (`genre.training.preferences`).
 
-    batch = step_batch(model, rows, labels, batch_tokens)      # a batch to learn from, whatever the losses of its tasks
+    for batch in step_batches(model, rows, labels, batch_tokens):      # to learn from, whatever the losses of the tasks
+        ...
 
 A target's row is shared, so an item costs the tokens of its codes, but for the last (`genre.data.sequences.code_branches`). Which
-items they are is known at the step alone, so steps are planned for the longest codes that there are.
+items they are is known at the step alone: steps are planned for branches of the mean length, and split where theirs are longer.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Rows
 
 import numpy as np
 import torch
 
 from genre.data.dataset import Slot
-from genre.data.sequences.batches import Batch, collate
+from genre.data.sequences.batches import Batch, collate, plan_batches
 from genre.data.sequences.code_branches import CodeBranches, up_to, with_prefixes
 from genre.data.sequences.layout import Sequence
 from genre.errors import RecipeError
@@ -31,16 +32,22 @@ from genre.training.generating import prefix_logits
 Labels = Mapping[str, tuple[Slot, np.ndarray]]
 
 
-def step_batch(model: Recommender, rows: Rows[Sequence], labels: Labels, batch_tokens: int) -> Batch:
+def step_batches(model: Recommender, rows: Rows[Sequence], labels: Labels, batch_tokens: int) -> Iterator[Batch]:
     """Draw what the tasks' losses compare, and collate the rows with it, on the model's device.
+
+    One batch of all rows, but where more is drawn than was planned for, several.
 
     Args:
         model: In training mode; its low-rank layers are on the base.
         rows: At least one training row.
         labels: For each task its slot and labels.
-        batch_tokens: Padded tokens of a pass that draws from the policy.
+        batch_tokens: Padded tokens of a pass, of those too that draw from the policy.
     """
-    return collate(with_drawn_items(model, rows, labels, batch_tokens), labels).to(model.base.device)
+    rows = with_drawn_items(model, rows, labels, batch_tokens)
+    lengths = np.array([len(row) for row in rows])
+    parts = plan_batches(lengths, batch_tokens) if _comparing(model) else [np.arange(len(rows))]
+    for part in parts:
+        yield collate([rows[index] for index in sorted(part.tolist())], labels).to(model.base.device)
 
 
 def with_drawn_items(model: Recommender, rows: Rows[Sequence], labels: Labels, batch_tokens: int) -> Rows[Sequence]:
@@ -69,7 +76,7 @@ def with_drawn_items(model: Recommender, rows: Rows[Sequence], labels: Labels, b
 def planned_rows(
     model: Recommender, rows: list[Sequence], labels: Labels, batch_tokens: int
 ) -> tuple[list[Sequence], np.ndarray]:
-    """Rows of an epoch, and the most tokens of each with what is drawn for it.
+    """Rows of an epoch, and the tokens of each with what is drawn for it, as its items usually are.
 
     A row with more than fit into a step becomes several, each with some of its targets.
 
@@ -91,7 +98,7 @@ def planned_rows(
         added = np.zeros(len(row.events), dtype=np.int64)
         for name, relative in comparing.items():
             own = _targets_of(row, labels[name][1])
-            added[own] += relative.counts(row.events[own]) * max(model.trie.longest - 1, 0)
+            added[own] += np.ceil(relative.counts(row.events[own]) * model.trie.branch_length).astype(np.int64)
         assert row.code_lengths is not None
         added += row.code_lengths
         if row.prefix_length + added.max(initial=0) > batch_tokens:

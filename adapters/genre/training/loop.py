@@ -34,7 +34,7 @@ from genre.training.checkpoints import (
 )
 from genre.training.checks import GradientMonitor, check_finite, check_trainable, check_trained, checksums, gradient_norms
 from genre.training.cooccurrence import add_cooccurrence
-from genre.training.drawing import Labels, step_batch
+from genre.training.drawing import Labels, step_batches
 from genre.training.epochs import plan_epoch
 from genre.training.fsdp import shard_base
 from genre.training.logged import training_labels
@@ -234,21 +234,22 @@ class Loop:
         losses = torch.zeros(len(targets) + 1, device=self.device)  # and whether this process was interrupted
         micro_batches = split_rows(rows, self.processes, self.train.accumulate)
         for micro_batch in micro_batches:
-            batch = self.batch(micro_batch)
-            share = shares({name: len(reads.labels) for name, reads in batch.reads.items()}, targets)
-            loss, parts = self.wrapped(batch, share, check=self.awaits)
-            self.optimization.backward(loss)
-            losses[:-1] += mean_losses(parts, share)
+            for batch in self.batches(micro_batch):
+                share = shares({name: len(reads.labels) for name, reads in batch.reads.items()}, targets)
+                loss, parts = self.wrapped(batch, share, check=self.awaits)
+                self.optimization.backward(loss)
+                losses[:-1] += mean_losses(parts, share)
         if self.processes.count > 1 and self.model.base.sharded:
             # run the base as often as the other processes, on a row that counts for nothing
             for _ in range(most_micro_batches(rows, self.processes, self.train.accumulate) - len(micro_batches)):
-                self.optimization.backward(self.wrapped(self.batch(rows[:1]), dict.fromkeys(targets, 0.0))[0])
+                for batch in self.batches(rows[:1]):
+                    self.optimization.backward(self.wrapped(batch, dict.fromkeys(targets, 0.0))[0])
         losses[-1] = float(self.interrupts.requested)
         return self.update(rows, progress, self.optimization.all_reduce(losses), targets)
 
-    def batch(self, rows: Rows[Sequence]) -> Batch:
-        """The batch of some rows, with what this step's losses draw."""
-        return step_batch(self.model, rows, self.labels, self.train.batch_tokens)
+    def batches(self, rows: Rows[Sequence]) -> Iterator[Batch]:
+        """Some rows with what this step's losses draw: one batch, or several where that is more than was planned for."""
+        return step_batches(self.model, rows, self.labels, self.train.batch_tokens)
 
     def private_step(self, private: PrivateSteps, rows: list[Sequence], progress: float) -> StepResult:
         """Take one optimizer step on the noisy gradient of the users whose rows these are."""
@@ -285,14 +286,14 @@ class Loop:
         parts = self.train.accumulate * self.processes.count
         with self.exclusive():
             for some in split_rows(rows, Processes(), parts):
-                self.model(self.batch(some))
+                for batch in self.batches(some):
+                    self.model(batch)
 
     def row_norms(self, rows: list[Sequence]) -> list[float]:
         """The norm of the gradient that each row gives by itself."""
 
         def loss(some: list[Sequence]) -> Tensor:
-            value: Tensor = self.model(self.batch(some))[0]
-            return value
+            return torch.stack([self.model(batch)[0] for batch in self.batches(some)]).sum()
 
         with self.exclusive():
             return gradient_norms(loss, rows, self.parameters)

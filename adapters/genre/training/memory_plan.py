@@ -9,7 +9,7 @@ Ignores: how the base's own passes are planned (`genre.modules.base.planned`), w
 All figures are of tensors. What a CUDA context takes, and what an allocator keeps between tensors, comes on top.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +28,7 @@ from genre.modules.base.planned import PassMemory, PlannedBase
 from genre.modules.embedding import embed
 from genre.modules.live_tensors import LiveTensors
 from genre.training.assembly import Assembly
-from genre.training.drawing import step_batch
+from genre.training.drawing import Labels, step_batches
 from genre.training.epochs import plan_epoch
 from genre.training.logged import training_labels
 from genre.training.micro_batches import count_targets, split_rows
@@ -90,10 +90,9 @@ def plan_training(assembly: Assembly) -> TrainingMemory:
     model.train()
     if assembly.shared is not None:
         assembly.shared.encoder.train(assembly.fits_encoder)
-    labels, budget = planned.labels, recipe.train.batch_tokens
-    steps = _step_bytes(assembly, base, step_batch(model, max(first, key=_size), labels, budget), again=False)
+    steps = _step_bytes(assembly, base, _largest(assembly, planned.labels, first), again=False)
     if later:  # whose activations come on top of the gradients of the first
-        more = _step_bytes(assembly, base, step_batch(model, max(later, key=_size), labels, budget), again=True)
+        more = _step_bytes(assembly, base, _largest(assembly, planned.labels, later), again=True)
         steps = [max(one, trained + other) for one, other in zip(steps, more, strict=True)]
     items = _held(assembly, parameters)
     moments = sum(2 * value.nbytes for value in parameters.values())
@@ -103,6 +102,12 @@ def plan_training(assembly: Assembly) -> TrainingMemory:
 
 def _second(found: list[int]) -> int | None:
     return found[1] if len(found) > 1 else None
+
+
+def _largest(assembly: Assembly, labels: Labels, micro_batches: Iterable[Sequence[Row]]) -> Batch:
+    """The largest batch of some micro-batches."""
+    batches = step_batches(assembly.model, max(micro_batches, key=_size), labels, assembly.recipe.train.batch_tokens)
+    return max(batches, key=lambda batch: batch.tokens.numel())
 
 
 def _size(rows: Any) -> tuple[int, int]:
