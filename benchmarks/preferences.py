@@ -3,6 +3,7 @@
     python benchmarks/preferences.py                                    # ML-100K, two layers, one seed
     python benchmarks/preferences.py --data data/scientific --seeds 0 1 2 --depth 4
     python benchmarks/preferences.py --only start dpo_policy            # some of the runs; the table is of those that exist
+    python benchmarks/preferences.py --head generate                    # of adapters that generate items by their codes
 
 Each run starts from the version of the same seed that cross-entropy trained (`train.start`), takes one epoch, so that validation
 chooses nothing, and is ranked on the validation targets. `more` goes on with cross-entropy at the same rate: what another loss
@@ -45,14 +46,15 @@ NAMES = ("ndcg@10", "hr@10")
 def recipe_of(options: argparse.Namespace, name: str, seed: int) -> genre.Recipe:
     """The recipe of the start, or of a run that goes on from it."""
     first = name == "start"
-    task = {"name": "next_item", "kind": "next_item"} | ({} if first else VARIANTS[name])
+    task = {"name": "next_item", "kind": "next_item", "head": options.head} | ({} if first else VARIANTS[name])
+    codes: dict[str, Any] = {"codes": {}} if options.head == "generate" else {}
     return genre.Recipe.parse(
         {
             "name": f"{name.replace('.', '-')}-{seed}",
             "data": {"path": options.data, "split": {"kind": "last_n", "n": options.last}, "max_events": 60},
             "base": {"name": "smollm2-135m", "depth": options.depth},
             "sequence": {"item": "token", "text": options.text, "feedback": "none", "instruction": "User:"},
-            "encoder": {"use": "fit" if first else "auto", "factors": 64, "taste": 0},
+            "encoder": {"use": "fit" if first else "auto", "factors": 64, "taste": 0} | codes,
             "tasks": [task],
             "train": {
                 "epochs": options.epochs if first else 1,
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--data", default="ml-100k", help="a data set folder, or ml-100k")
     parser.add_argument("--text", nargs="+", default=["title"], help="item columns of the encoder's text")
     parser.add_argument("--last", type=int, default=5, help="validation and test events of a user, each")
+    parser.add_argument("--head", choices=["catalogue", "generate"], default="catalogue")
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=4, help="of cross-entropy, before")
     parser.add_argument("--rate", type=float, default=2e-4, help="learning rate after the start")
@@ -133,6 +136,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=["start", *VARIANTS], default=["start", *VARIANTS])
     parser.add_argument("--work", type=Path, default=Path("build/bench/preferences"))
     options = parser.parse_args()
+    options.work = options.work if options.head == "catalogue" else options.work / options.head
     options.work.mkdir(parents=True, exist_ok=True)
     log, registry = open_log(options.data), genre.Registry(options.work / "registry")
     for seed in options.seeds:
