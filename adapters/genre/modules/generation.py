@@ -44,20 +44,26 @@ def code_losses(head: GenerateHead, hidden: Tensor, reads: LabelledReads, soft: 
         if len(items) and not len(chosen):
             continue
         # several items may be told apart by one state, which is then read once
-        tokens, first, own = np.unique(_tokens(there, hidden.shape[1], depth)[chosen], return_index=True, return_inverse=True)
+        tokens, first, own = np.unique(
+            tokens_before(there, hidden.shape[1], depth)[chosen], return_index=True, return_inverse=True
+        )
         logits = level_logits(head, hidden.flatten(0, 1)[upload(torch.from_numpy(tokens), device)], soft, depth)
-        parent, _, codes = trie.children(depth, nodes[chosen[first]])
-        legal = torch.zeros(logits.shape, dtype=torch.bool)
-        legal[torch.from_numpy(parent), torch.from_numpy(codes)] = True
-        shares = F.log_softmax(logits.masked_fill(~upload(legal, device), -torch.inf), dim=-1)
+        legal = upload(torch.from_numpy(trie.legal(depth, nodes[chosen[first]])), device)
+        shares = F.log_softmax(logits.masked_fill(~legal, -torch.inf), dim=-1)
         wanted = trie.rows[trie.position[items[chosen]], depth].astype(np.int64)
         some, row, code = (upload(torch.from_numpy(each), device) for each in (chosen, own, wanted))
         losses = losses.index_add(0, some, -shares[row, code])
     return losses
 
 
-def _tokens(reads: LabelledReads, width: int, depth: int) -> np.ndarray:
-    """(n,) tokens of the flattened batch by which targets' codes at a depth are told: the one before, then those of the codes."""
+def tokens_before(reads: LabelledReads, width: int, depth: int) -> np.ndarray:
+    """(n,) tokens of a flattened batch by which targets' codes at a depth are told: the one before, then those of the codes.
+
+    Args:
+        reads: The n targets, on the CPU.
+        width: T of the batch (B, T).
+        depth: Codes that are known.
+    """
     if depth == 0:
         return (reads.rows * width + reads.token_index).numpy()
     assert reads.code_starts is not None, "rows without branches of codes cannot be learnt from"

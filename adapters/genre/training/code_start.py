@@ -21,6 +21,7 @@ from genre.data.sequences.rows import RowBuilder
 from genre.data.sequences.transfer import upload
 from genre.modules.base.planned import PlannedBase
 from genre.modules.codes.item_codes import ItemCodes
+from genre.modules.generation import tokens_before
 from genre.modules.recommender import Recommender
 
 TARGETS = 50_000
@@ -92,18 +93,14 @@ def _read(model: Recommender, builder: RowBuilder, train_mask: np.ndarray, max_e
 
 
 def _choices(hidden: Tensor, reads: LabelledReads, trie: CodeTrie, depth: int) -> _Choices:
-    items = reads.on_host.labels.numpy()
+    there = reads.on_host
+    items = there.labels.numpy()
     nodes = trie.node_of(depth, items)
     chosen = np.flatnonzero((nodes >= 0) & (trie.fan(depth, nodes) > 1))
-    some = upload(torch.from_numpy(chosen), hidden.device)
-    if depth == 0:
-        at = reads.token_index
-    else:
-        assert reads.code_starts is not None
-        at = reads.code_starts + depth - 1
+    tokens = tokens_before(there, hidden.shape[1], depth)[chosen]
     codes = trie.rows[trie.position[items[chosen]], depth].astype(np.int64)
     return _Choices(
-        hidden[reads.rows[some], at[some]].float(),
+        hidden.flatten(0, 1)[upload(torch.from_numpy(tokens), hidden.device)].float(),
         upload(torch.from_numpy(trie.legal(depth, nodes[chosen])), hidden.device),
         upload(torch.from_numpy(codes), hidden.device),
     )
