@@ -112,7 +112,7 @@ def test_what_is_compared_has_its_probability_and_the_loss_is_the_plain_formula(
         else:
             assert torch.allclose(own, wanted, atol=1e-4) and torch.allclose(given[1], known.gather(1, table), atol=1e-4)
             rejected = torch.where(given[2] < 0, -1, drawn.gather(1, given[2].clamp_min(0)))
-            check_rejected(clicked, source, reads, rejected)
+            check_rejected(clicked, assembly.train_mask, source, reads, rejected)
             plain = softmax_dpo(scores, reads.labels, known, rejected, beta=0.7)
             assert float(loss(own, *given)) == pytest.approx(float(plain), abs=1e-4)
             if step == 0:
@@ -123,7 +123,7 @@ def test_what_is_compared_has_its_probability_and_the_loss_is_the_plain_formula(
         model.soft.codes.vectors.weight.mul_(2)
 
 
-def check_rejected(log, source, reads, rejected):
+def check_rejected(log, train, source, reads, rejected):
     """Rejected items are of their source, never the target nor, where they are drawn, of its history."""
     assert (rejected >= 0).float().mean() > 0.3
     for event, target, row in zip(reads.events.tolist(), reads.labels.tolist(), rejected.tolist(), strict=True):
@@ -132,7 +132,7 @@ def check_rejected(log, source, reads, rejected):
         if source == "pairs":
             assert sorted(own) == sorted(log.catalogue.codes(log.column("rejected")[event].split()).tolist())
             continue
-        earlier = (log.user_codes == log.user_codes[event]) & (np.arange(len(log)) < event)
+        earlier = (log.user_codes == log.user_codes[event]) & ((np.arange(len(log)) < event) | ((source == "batch") & train))
         assert not set(own) & set(log.item_codes[earlier].tolist())
         assert source != "policy" or len(set(own)) == len(own)
 
@@ -234,7 +234,9 @@ def test_steps_have_room_for_what_is_drawn_and_a_row_with_more_is_read_several_t
     assert 0.4 < sum(map(len, drawn)) / usual.sum() <= 1.1  # some are drawn twice
     targets = [np.concatenate([row.events[row.targets] for row in some]) for some in (parts, rows)]
     assert np.array_equal(*map(np.sort, targets)) and len(np.unique(targets[0])) == len(targets[0])
-    with pytest.raises(RecipeError, match=r"'next_item' draws for one target does not fit .*: got .* tokens .*lower group\.size"):
+    with pytest.raises(
+        RecipeError, match=r"'next_item' does not fit into a step with what .*: got .* tokens .*lower group\.size"
+    ):
         drawing.planned_rows(model, rows, labels, 20)
 
 

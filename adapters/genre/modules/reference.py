@@ -156,6 +156,11 @@ class Preferences:
         return self.wanted.source == "policy"
 
     @property
+    def of_others(self) -> bool:
+        """True if items are other users' targets."""
+        return self.wanted.source == "batch"
+
+    @property
     def count(self) -> int:
         """The most items that are drawn for a target."""
         return self.wanted.negatives
@@ -170,7 +175,7 @@ class Preferences:
         targets, count = len(labels), self.count
         if self.pairs is not None:
             return self.pairs.draw(events, count)
-        if self.wanted.source == "batch":
+        if self.of_others:
             return labels[torch.randint(max(1, targets), (targets, count))]
         assert self.drawn is not None
         return self.drawn.draw_each(targets, count)
@@ -181,9 +186,7 @@ class Preferences:
         drawn = reads.drawn_items[:, 1:]
         none = (drawn < 0) | (drawn == reads.labels[:, None])
         if self.pairs is None:
-            none |= in_history(drawn, batch, reads)
-        if self.from_policy:  # each once, as where the whole softmax is at hand
-            none |= (drawn[:, :, None] == drawn[:, None, :]).tril(-1).any(-1)
+            none |= in_history(drawn, batch, reads, whole=self.of_others)
         places = torch.arange(1, own.shape[1], device=own.device).expand(drawn.shape).masked_fill(none, -1)
         return partial(softmax_dpo, beta=self.wanted.beta), (own, torch.zeros_like(reads.labels), before, places)
 
@@ -196,7 +199,7 @@ class Preferences:
         """(n, m) int64 item codes, -1 for none."""
         if self.pairs is not None:
             return upload(self.pairs.draw(reads.events, self.count), output.device)
-        out = history_mask(output, batch, reads).scatter_(1, reads.labels[:, None], True)
+        out = history_mask(output, batch, reads, whole=self.of_others).scatter_(1, reads.labels[:, None], True)
         if cold is not None:
             out = out | cold
         if self.from_policy:
@@ -262,16 +265,21 @@ class Groups:
         return formula, (output, reads.labels, before, lists)
 
 
-def in_history(items: Tensor, batch: Batch, reads: LabelledReads) -> Tensor:
-    """(n, m) bool: the items, (n, m), that are among the events that each target may see."""
-    events = batch.history_items[reads.rows]
-    seen = torch.arange(events.shape[1], device=events.device) < reads.history_lengths[:, None]
-    return ((items[:, :, None] == events[:, None, :]) & seen[:, None, :]).any(-1)
+def in_history(items: Tensor, batch: Batch, reads: LabelledReads, *, whole: bool = False) -> Tensor:
+    """(n, m) bool: the items, (n, m), that are among the events that each target may see, or `whole` anywhere in its row."""
+    return (items[:, :, None] == _seen(batch, reads, whole)[:, None, :]).any(-1)
 
 
-def history_mask(output: Tensor, batch: Batch, reads: LabelledReads) -> Tensor:
-    """(n, N) bool: the items among the events that each target may see."""
-    items, count = batch.history_items[reads.rows], output.shape[1]
-    seen = (items >= 0) & (torch.arange(items.shape[1], device=items.device) < reads.history_lengths[:, None])
+def _seen(batch: Batch, reads: LabelledReads, whole: bool) -> Tensor:
+    """(n, E) int64 the items of the events that each target may see, or of all events of its row; -1 for the others."""
+    items = batch.history_items[reads.rows]
+    if whole:
+        return items
+    return items.masked_fill(torch.arange(items.shape[1], device=items.device) >= reads.history_lengths[:, None], -1)
+
+
+def history_mask(output: Tensor, batch: Batch, reads: LabelledReads, *, whole: bool = False) -> Tensor:
+    """(n, N) bool: the items among the events that each target may see, or `whole` anywhere in its row."""
+    items, count = _seen(batch, reads, whole), output.shape[1]
     found = torch.zeros(len(output), count + 1, dtype=torch.bool, device=output.device)
-    return found.scatter_(1, torch.where(seen, items, count), True)[:, :count]
+    return found.scatter_(1, torch.where(items >= 0, items, count), True)[:, :count]

@@ -63,6 +63,7 @@ def with_drawn_items(model: Recommender, rows: Rows[Sequence], labels: Labels, b
         if relative.from_policy:
             after = [row.next_reads[own].astype(np.int64) for row, own in zip(rows, at, strict=True)]
             drawn = _draw(model, name, rows, after, relative.count, batch_tokens)
+            drawn = _once(drawn) if isinstance(relative, Preferences) else drawn
         else:
             assert isinstance(relative, Preferences)
             drawn = relative.draw(torch.from_numpy(events), torch.from_numpy(items)).numpy()
@@ -125,6 +126,15 @@ def _targets_of(row: Sequence, labels: np.ndarray) -> np.ndarray:
     return np.flatnonzero(own & known_labels(labels[row.events]))
 
 
+def _once(items: np.ndarray) -> np.ndarray:
+    """(n, m) items with -1 in the place of those that are in their row already, as if they were drawn without replacement."""
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, axis=1)
+    again = np.zeros(items.shape, dtype=bool)
+    np.put_along_axis(again, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return np.where(again, -1, items)
+
+
 def _parts(added: np.ndarray, room: int) -> np.ndarray:
     """(E,) the number of the part that each event goes to, in order, so that none adds more tokens than there is room for."""
     found, taken, part = np.zeros(len(added), dtype=np.int64), 0, 0
@@ -139,7 +149,7 @@ def _parts(added: np.ndarray, room: int) -> np.ndarray:
 def _too_long(comparing: Mapping[str, Preferences | Groups], tokens: int, batch_tokens: int) -> RecipeError:
     name, relative = max(comparing.items(), key=lambda pair: pair[1].count)
     key = "preference.negatives" if isinstance(relative, Preferences) else "group.size"
-    what, got = f"what task {name!r} draws for one target does not fit into a step", f"{tokens:,} tokens with its row"
+    what, got = f"a target of task {name!r} does not fit into a step with what is drawn for it", f"{tokens:,} tokens with its row"
     todo = f"lower {key} ({relative.count:,}) or data.max_events, or raise train.batch_tokens"
     return RecipeError(what, got=got, expected=f"at most train.batch_tokens {batch_tokens:,}", todo=todo)
 
