@@ -59,7 +59,7 @@ RECIPES: dict[str, dict[str, Any]] = {
             "tracker": "none",
             "sampled": {"above": 1000, "negatives": 512},
         },
-        "privacy": {"users": 2000, "statistics": 0.1, "item_map": 0.8},
+        "privacy": {"users": 2000, "statistics": 0, "item_map": 0.95, "ngrams": 100},
     },
 }
 

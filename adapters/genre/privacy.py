@@ -30,6 +30,8 @@ class PrivacyConfig(BaseModel):
         statistics: Share of epsilon for noisy statistics that heads start at (item popularity, mean labels); 0 for none.
         item_map: Share of epsilon for a linear map of item vectors that next-item heads start at, itself started at neighbours by
             text; 0 for none. Steps then train the base's part and leave the map.
+        ngrams: Neighbours of each item by n-grams of its text, which next-item heads add with weights that no event chose; 0 for
+            none. They are of public texts alone and cost nothing of epsilon.
         feedback_values: All values that the feedback column can have, since those that occur are private.
         ranges: For each task with loss `mse`, the lowest and highest label that is possible.
         metrics: `withheld` keeps metrics on these users' events out of the version; `public` publishes them, for data whose
@@ -46,6 +48,7 @@ class PrivacyConfig(BaseModel):
     users: int | None = Field(default=None, ge=1)
     statistics: float = Field(default=0.1, ge=0, lt=1)
     item_map: float = Field(default=0.0, ge=0, lt=1)
+    ngrams: int = Field(default=0, ge=0, le=4096)
     feedback_values: tuple[float, ...] | tuple[str, ...] = ()
     ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
     metrics: Literal["withheld", "public"] = "withheld"
@@ -122,6 +125,12 @@ def refuse(recipe: Any) -> None:
         raise ValueError("train.privacy.item_map starts at neighbours by text; set encoder.whiten and encoder.fuse to true")
     if privacy.item_map and not any(task.kind == "next_item" for task in recipe.tasks):
         raise ValueError("train.privacy.item_map is of next_item tasks, and there is none; set it to 0")
+    if privacy.ngrams and not (recipe.encoder.whiten and recipe.encoder.text and recipe.sequence.text):
+        raise ValueError(
+            "train.privacy.ngrams reads items' texts; name their columns in sequence.text, and set encoder.whiten to true"
+        )
+    if privacy.ngrams and not any(task.kind == "next_item" for task in recipe.tasks):
+        raise ValueError("train.privacy.ngrams is of next_item tasks, and there is none; set it to 0")
     names = {task.name for task in recipe.tasks}
     if stray := sorted(privacy.ranges.keys() - names):
         raise ValueError(f"train.privacy.ranges names no task of the recipe: {stray[0]}")

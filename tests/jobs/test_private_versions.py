@@ -114,7 +114,7 @@ def differences(one, two):
     "options",
     [
         {"encoder": {"whiten": True, "neighbours": 3}},
-        {"encoder": {"whiten": True}, "privacy": {"noise_seed": 3, "item_map": 0.4}},
+        {"encoder": {"whiten": True}, "privacy": {"noise_seed": 3, "item_map": 0.4, "ngrams": 4}},
     ],
     ids=["neighbours", "item_map"],
 )
@@ -214,8 +214,8 @@ def fitted_neighbours(patch):
     patch.setattr(wiring, "RowBuilder", lambda log, layout: (seen.clear(), seen.append(log), made(log, layout))[2])
     true, seen = neighbours.public_neighbours, []
 
-    def public(index):
-        found = true(index)
+    def public(index, *options):
+        found = true(index, *options)
         found.values[:, 0] = torch.from_numpy(np.bincount(seen[0].item_codes, minlength=len(found.values)))
         return found
 

@@ -8,7 +8,8 @@ first ranking metric.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -23,12 +24,17 @@ from genre.modules.heads.heads import CatalogueHead
 from genre.modules.heads.neighbours import ItemIndex, ItemNeighbours, histories_of
 from genre.training.assembly import Assembly
 from genre.training.prediction import pieces, states
+from genre.training.private.ngrams import ngram_neighbours
 from genre.training.validation import ranking_metric
 
 BLENDS = (0.0, 0.05, 0.15, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Logits per standard deviation of a term over the catalogue: from a touch to where the trained scores only break ties."""
 PUBLIC = 0.7, 2.0
 """The fading and weight of neighbours by text in a private run, chosen on a public log (docs/decisions/privacy-budget.md)."""
+NGRAMS = 0.7, 2.0
+"""Those of neighbours by n-grams, likewise."""
+BESIDE_MAP = 0.12
+"""The weight of neighbours by n-grams beside an item map, whose scores spread less, likewise."""
 STAND_INS = 4
 """Nearest items by text that stand in for an item that the encoder does not know."""
 MOST_SCORES = 2**26
@@ -37,14 +43,19 @@ MOST_SCORES = 2**26
 
 def add_neighbours(assembly: Assembly, processes: Processes) -> Iterator[str]:
     """Give every next-item head of a trained model its item neighbours (mutates the model); yields a report of each."""
-    model, count = assembly.model, assembly.recipe.encoder.neighbours
+    model, count, privacy = assembly.model, assembly.recipe.encoder.neighbours, assembly.recipe.train.privacy
     heads = {name: head for name, head in model.heads.items() if isinstance(head, CatalogueHead)}
-    if model.soft is None or not count or not heads:
+    if model.soft is None or not heads or not (count or (privacy is not None and privacy.ngrams)):
         return
-    if assembly.recipe.train.privacy is not None:
+    if privacy is not None:
+        texts = assembly.log.catalogue.texts(list(assembly.recipe.sequence.text)) if privacy.ngrams else []
+        made = public_neighbours(model.soft.index, privacy.ngrams, texts)
+        if privacy.item_map:  # which starts at neighbours by text
+            made.blend.copy_(torch.tensor([BESIDE_MAP, 0.0]))
+        weights = "n-grams {:.3g}, text {:.3g}".format(*made.blend.tolist())
         for name, head in heads.items():
-            model.heads[name] = head.with_neighbours(public_neighbours(model.soft.index).to(assembly.base.device))
-            yield f"{name}: item neighbours by text alone, with weight {PUBLIC[1]:g} that no event chose"
+            model.heads[name] = head.with_neighbours(deepcopy(made).to(assembly.base.device))
+            yield f"{name}: item neighbours by text alone ({weights}), with weights that no event chose"
         return
     for seen in dict.fromkeys(model.tasks[name].seen for name in heads):
         own = {name: head for name, head in heads.items() if model.tasks[name].seen == seen}
@@ -69,10 +80,23 @@ def _add(assembly: Assembly, made: ItemNeighbours, heads: dict[str, CatalogueHea
         yield f"{name}: item neighbours ({weights}): validation {name}.{chosen.name} {values[0]:.4f} to {values[1]:.4f}"
 
 
-def public_neighbours(index: ItemIndex) -> ItemNeighbours:
-    """Neighbours by text alone, with the constants of `PUBLIC`; nothing of them is of any event."""
-    made = ItemNeighbours(len(index.codes), 1)
+def public_neighbours(index: ItemIndex, ngrams: int = 0, texts: Sequence[str] = ()) -> ItemNeighbours:
+    """Neighbours by text alone, with constants of this module; nothing of them is of any event.
+
+    Args:
+        index: N items.
+        ngrams: Neighbours of each item by its text's n-grams; 0 for whitened text alone.
+        texts: N texts, where n-grams are asked for.
+    """
+    size = len(index.codes)
+    made = ItemNeighbours(size, max(min(ngrams, size - 1), 1), STAND_INS if ngrams else 0)
     made.fade[1], made.blend[1] = PUBLIC
+    if ngrams:
+        made.fade[0], made.blend[0] = NGRAMS
+        known = [*texts, ""]  # a row of an item that the catalogue lacks has the code N
+        items, values = ngram_neighbours([known[code] for code in index.codes.tolist()], made.items.shape[1])
+        made.items.copy_(items)
+        made.values.copy_(values)
     return made
 
 

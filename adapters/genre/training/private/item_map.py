@@ -37,6 +37,8 @@ FARTHEST = 0.18
 """Steps times η / (1 - μ), over D²: with vectors of length one a number of the map has a curvature of about 1 / D²."""
 BLUR = 0.45
 """Standard deviation that the noise of all steps may give a number of the map; with few users η is smaller for it."""
+BESIDE_NGRAMS = 0.2, 0.6
+"""Both of these beside neighbours by n-grams, which say what text alone knows, so that the map may move farther from it."""
 MOMENTUM = 0.5
 """μ."""
 NEGATIVES = 1024
@@ -75,12 +77,13 @@ def fit_map(assembly: Assembly, noise: Noise, sigma: float) -> Tensor:
     Raises:
         JobError: A user's part is longer than was accounted for.
     """
-    soft = assembly.model.soft
-    assert soft is not None
+    soft, config = assembly.model.soft, assembly.recipe.train.privacy
+    assert soft is not None and config is not None
+    farthest, blur = BESIDE_NGRAMS if config.ngrams else (FARTHEST, BLUR)
     vectors = F.normalize(to_unit(soft.every()), dim=-1)
     found, users = text_map(vectors.shape[1]).to(vectors), len(assembly.log.user_ids)
     velocity, targets = torch.zeros_like(found), targets_of(assembly)
-    rate = min(FARTHEST * vectors.shape[1] ** 2 / STEPS, BLUR * users / (sigma * CLIP * math.sqrt(STEPS)))
+    rate = min(farthest * vectors.shape[1] ** 2 / STEPS, blur * users / (sigma * CLIP * math.sqrt(STEPS)))
     for _ in range(STEPS):
         drawn = negatives(len(vectors), noise).to(vectors.device)
         total = torch.zeros_like(found)

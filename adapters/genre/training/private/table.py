@@ -26,7 +26,7 @@ from genre.training.private.steps import PrivateSteps
 
 PUBLIC = {
     "users": "the number of users, which sets probability, steps and delta",
-    "catalogue": "item ids, titles, columns and what the base makes of them; not their order or counts in the log",
+    "catalogue": "item ids, titles, columns and what the base and n-grams make of them; not their order or counts in the log",
     "base": "its weights and tokenizer",
     "recipe": "every key, declared feedback values and ranges included, and the split's rule",
     "constants": "weight and fading of neighbours by text, starts and steps of item maps, which this release fixes",
@@ -110,7 +110,9 @@ def budget(private: PrivateSteps) -> dict[str, Any]:
         elif isinstance(head, VerbalizerHead):
             sources[f"heads.safetensors:{task}.numbers"] = "recipe"
         elif isinstance(head, CatalogueHead) and head.neighbours is not None:
-            sources |= {f"heads.safetensors:{task}.neighbours.{name}": "constants" for name, _ in head.neighbours.named_buffers()}
+            for name, _ in head.neighbours.named_buffers():
+                of_texts = config.ngrams and name in ("items", "values")
+                sources[f"heads.safetensors:{task}.neighbours.{name}"] = "catalogue" if of_texts else "constants"
     for task in mapped_heads(assembly.model) if plan.map_sigma is not None else ():
         sources[f"heads.safetensors:{task}.memory.weight"] = "item_map"
         sources[f"heads.safetensors:{task}.key.weight"] = "statistics" if Part(task, "counts") in private.parts else "constants"
