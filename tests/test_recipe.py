@@ -149,6 +149,11 @@ def test_a_catalogue_needs_an_encoder_even_with_text_items():
 
 def test_several_mistakes_are_counted():
     assert refused(PLAIN | {"adapter": {"rank": 0, "alpha": 0}}).endswith("(1 more)")
+    wrong = [PLAIN["tasks"][0] | {"beam": 5}]  # the one entry of a list that may not be empty
+    assert "more)" not in refused(PLAIN | {"tasks": wrong}) and "more)" in refused(
+        PLAIN | {"tasks": wrong, "adapter": {"rank": 0}}
+    )
+    assert "tasks: got []" in refused(PLAIN | {"tasks": []})
 
 
 def test_a_missing_part_is_named():

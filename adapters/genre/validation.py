@@ -123,7 +123,7 @@ def explained(error: ValidationError, where: str, model: type[BaseModel]) -> Rec
         where: The name of the whole, such as a file.
         model: The model, whose keys are proposed for misspelt ones.
     """
-    found = error.errors()
+    found = [one for one in error.errors() if one["type"] != "too_short" or not _follows(one, error.errors())]
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])  # it explains a key that is missing
     path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "tuple[")))
     if first["type"] == "extra_forbidden":
@@ -145,6 +145,12 @@ def explained(error: ValidationError, where: str, model: type[BaseModel]) -> Rec
         refused = RecipeError(what, got=shown, expected=expected(first) + more)
     refused.path = path
     return refused
+
+
+def _follows(short: ErrorDetails, errors: Sequence[ErrorDetails]) -> bool:
+    """Return whether a list is too short only because pydantic leaves out the entries that are wrong."""
+    count = len(short["loc"])
+    return any(one["loc"][:count] == short["loc"] and len(one["loc"]) > count for one in errors)
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
