@@ -97,15 +97,12 @@ class LabelledReads(Reads):
         assert self.drawn_items is not None and self.drawn_starts is not None and self.drawn_lengths is not None
         count = self.drawn_items.shape[1]
         host: Any = None if self.host is None else self.host.drawn()
-        each = self._map(lambda value: value.repeat_interleave(count, dim=0), host)
+        alone = dataclasses.replace(self, drawn_items=None, drawn_starts=None, drawn_lengths=None)
         return dataclasses.replace(
-            each,
+            alone._map(lambda value: value.repeat_interleave(count, dim=0), host),
             labels=torch.where(self.drawn_items < 0, self.labels[:, None], self.drawn_items).flatten(),
             code_starts=self.drawn_starts.flatten(),
             code_lengths=self.drawn_lengths.flatten(),
-            drawn_items=None,
-            drawn_starts=None,
-            drawn_lengths=None,
         )
 
     def to(self, device: torch.device) -> Self:
