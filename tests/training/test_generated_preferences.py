@@ -109,6 +109,12 @@ def test_what_is_compared_has_its_probability_and_the_loss_is_the_plain_formula(
         if source == "group":
             assert own.shape == (len(drawn), 16) and torch.allclose(own, wanted[:, 1:], atol=1e-4)
             assert torch.allclose(given[0], known.gather(1, table)[:, 1:], atol=1e-4)
+            for event, target, items, hits, counts in zip(reads.events, reads.labels, drawn[:, 1:], *given[1:], strict=True):
+                earlier = clicked.item_codes[
+                    (clicked.user_codes == clicked.user_codes[event]) & (np.arange(len(clicked)) < int(event))
+                ]
+                assert torch.equal(hits, items == target)
+                assert torch.equal(counts, hits | ~torch.isin(items, torch.from_numpy(earlier)))
         else:
             assert torch.allclose(own, wanted, atol=1e-4) and torch.allclose(given[1], known.gather(1, table), atol=1e-4)
             rejected = torch.where(given[2] < 0, -1, drawn.gather(1, given[2].clamp_min(0)))
