@@ -10,7 +10,7 @@ from genre.data.sequences.batches import collate
 from genre.data.sequences.windows import training_windows
 from genre.data.splits import SplitConfig, split, training_events
 from genre.engine.versions import read_adapter
-from genre.errors import ManifestError
+from genre.errors import ManifestError, RecipeError
 from genre.jobs.encoders import check_leak
 from genre.jobs.evaluate import evaluate
 from genre.jobs.train import train
@@ -52,6 +52,13 @@ def test_items_with_few_events_have_none_either(base, some):
     assert 0 < (counts < 9).sum() < 24 and len(made.shared.encoder.item_ids) == (counts >= 9).sum()
     assert made.model.cold is None  # each has an event, and so is a negative
     assert warm_items(recipe(base.name, NEXT), some, np.zeros(len(some), dtype=bool)).all()  # by default all have one
+
+
+def test_vectors_of_ids_need_an_item_with_enough_events(base, some):
+    with pytest.raises(RecipeError, match=r"min_events: no item has so many .*: got 999; expected at most \d+, .*learned"):
+        assemble(recipe(base.name, NEXT, encoder={"min_events": 999}), some, base)
+    made = assemble(recipe(base.name, NEXT, encoder={"min_events": 999, "learned": 0, "collaborative": 0}), some, base)
+    assert not made.shared.encoder.item_ids
 
 
 def test_cold_items_are_no_negatives_but_are_ranked(base, some):

@@ -87,6 +87,11 @@ def make_encoder(
         expected = "encoder.text, learned, collaborative, factors or dense columns"
         raise RecipeError("the encoder projects nothing", expected=expected)
     warm = warm_items(recipe, log, train_mask)
+    if (spec.learned or computed) and not warm.any():
+        most = int(np.bincount(log.item_codes[train_mask]).max())
+        got, expected = str(recipe.encoder.min_events), f"at most {most}, the training events of the most frequent item"
+        todo = "lower it, or set encoder.learned, collaborative and factors to 0"
+        raise RecipeError("encoder.min_events: no item has so many training events", got=got, expected=expected, todo=todo)
     ids = [item for item, kept in zip(log.catalogue.item_ids, warm.tolist(), strict=True) if kept]
     tables = {name: torch.from_numpy(values[warm]) for name, values in computed.items()}
     encoder = BehaviourEncoder(spec, ids, scale=base.embedding_rms, computed=tables)
