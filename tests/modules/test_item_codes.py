@@ -119,6 +119,11 @@ def test_a_first_level_that_collapses_is_refused():
         fit(torch.zeros(50, 3))
 
 
+def test_a_single_item_is_refused():
+    with pytest.raises(DataError, match="a catalogue of 1 item; expected at least 2 items"):
+        fit(features()[:1])
+
+
 def test_more_collisions_than_places_are_refused():
     value = features()[:40].repeat(5, 1)
     with pytest.raises(DataError, match=r"5 items with the same codes.*at most 4"):

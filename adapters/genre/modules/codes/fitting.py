@@ -46,13 +46,16 @@ def fit_codes(
         steps: Of the training of an RQ-VAE.
 
     Raises:
-        DataError: Nothing is known of the items, the first level collapses, or more items collide than places part.
+        DataError: There is one item, nothing is known of the items, the first level collapses, or more items collide than places
+            part.
     """
     features = {name: value.cpu() for name, value in features.items() if bool(value.isfinite().any())}
     if not features:
         raise DataError("encoder.codes: nothing is known of the items", got="no features", expected="text or training events")
     projections = {name: principal(value, config.dimensions) for name, value in features.items()}
     vectors = torch.cat([features[name] @ projection for name, projection in projections.items()], 1)
+    if len(vectors) < 2:
+        raise DataError("encoder.codes: there is nothing to tell apart", got="a catalogue of 1 item", expected="at least 2 items")
     levels, size = config.shape(len(vectors))
     layers, given = None, None
     if config.method == "rqvae":
