@@ -216,7 +216,7 @@ def assemble(
     elif soft is not None and not agreed.blank:
         start_item_heads(model, builder, train_mask)
         if model.trie is not None and shared is not None and shared.digest is None:
-            start_codes(model, builder, train_mask, max_events=recipe.data.max_events)
+            start_codes(model, builder, train_mask, recipe.data)
     let_train(model, recipe, bare=bare)
     model.keep_reference()
     return Assembly(recipe, log, base, chosen, train_mask, builder, model, shared, {})

@@ -23,11 +23,12 @@ from genre.modules.base.planned import PlannedBase
 from genre.modules.codes.item_codes import ItemCodes
 from genre.modules.generation import tokens_before
 from genre.modules.recommender import Recommender
+from genre.recipe import Data
 
 TARGETS = 50_000
-"""Training events whose states are read, about; fewer for a wide base."""
+"""Training events whose states are read, about; fewer for a wide base or large levels."""
 CELLS = 2**25
-"""Numbers of a level's states that are in memory at once, 128 MiB of float32."""
+"""Numbers of a level's states, or of its logits, that are in memory at once, 128 MiB of float32."""
 MOVE = 0.05
 """Prior variance of what a row's move from its start adds to a logit; chosen on validation events of Amazon Scientific."""
 ITERATIONS = 60
@@ -42,7 +43,7 @@ class _Choices:
     codes: Tensor
 
 
-def start_codes(model: Recommender, builder: RowBuilder, train_mask: np.ndarray, *, max_events: int) -> None:
+def start_codes(model: Recommender, builder: RowBuilder, train_mask: np.ndarray, data: Data) -> None:
     """Start the rows of codes where a linear probe of the bare base tells training events best (mutates them).
 
     Rows begin at the codes' shares of the training events, along the mean of the states, and move from there. A model without its
@@ -52,7 +53,7 @@ def start_codes(model: Recommender, builder: RowBuilder, train_mask: np.ndarray,
         model: Has a task that generates.
         builder: Of its rows.
         train_mask: (n,) bool, events that train.
-        max_events: Events of a row.
+        data: Limits the events of a row.
     """
     if model.blind or isinstance(model.base, PlannedBase):
         return
@@ -60,7 +61,7 @@ def start_codes(model: Recommender, builder: RowBuilder, train_mask: np.ndarray,
     trie, codes = model.trie, model.soft.codes
     events = builder.data.item_codes[train_mask]
     own = trie.rows[trie.position[events[trie.node_of(0, events) >= 0]]]
-    for depth, choices in enumerate(_read(model, builder, train_mask, max_events)):
+    for depth, choices in enumerate(_read(model, builder, train_mask, data)):
         if choices is None:
             continue
         counts = np.bincount(own[:, depth], minlength=trie.sizes[depth]) + 0.5
@@ -69,13 +70,13 @@ def start_codes(model: Recommender, builder: RowBuilder, train_mask: np.ndarray,
 
 
 @torch.no_grad()
-def _read(model: Recommender, builder: RowBuilder, train_mask: np.ndarray, max_events: int) -> list[_Choices | None]:
+def _read(model: Recommender, builder: RowBuilder, train_mask: np.ndarray, data: Data) -> list[_Choices | None]:
     """For each depth what some rows of the training part tell; None where nothing is left to tell."""
     assert model.trie is not None and model.soft is not None
     trie, cut, training = model.trie, builder.cut, model.training
-    rows, _ = builder.training_rows(train_mask, max_events=max_events, min_events=2)
+    rows, _ = builder.training_rows(train_mask, max_events=data.max_events, min_events=data.min_events)
     builder.cut = cut  # these rows are read here alone
-    most = min(TARGETS, CELLS // model.base.hidden_size)
+    most = min(TARGETS, CELLS // max(model.base.hidden_size, *trie.sizes))
     targets = sum(int(row.targets.sum()) for row in rows)
     kept = math.ceil(len(rows) * min(1, most / max(targets, 1)))
     rows = [rows[index] for index in np.linspace(0, len(rows), kept, endpoint=False, dtype=int)]
