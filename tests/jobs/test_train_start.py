@@ -130,6 +130,22 @@ def test_versions_that_a_recipe_cannot_start_from(tiny, trained, registry, base,
     base.need_bare()
 
 
+def test_a_start_keeps_the_codes_of_its_version(tiny, trained, base, tmp_path):
+    registry = genre.Registry(tmp_path / "registry")
+    codes, parts = {"levels": 2, "size": 4, "places": 30}, {"base": base, "registry": registry, "baselines": "none"}
+    generate = recipe(tiny, {**NEXT, "head": "generate"}, name="coded", encoder={"codes": codes}, train={"epochs": 1})
+    parts |= {"log": trained.log, "reporter": Reporter.silent()}
+    registry.publish(genre.train(generate, folder=tmp_path / "first", **parts))
+    for encoder, fits in (({"codes": {}}, True), ({"codes": codes | {"levels": 3}}, False)):
+        wanted = generate.with_values({"train.start": "coded@latest"})
+        wanted = wanted.model_copy(update={"encoder": wanted.encoder.model_validate(encoder)})
+        if fits:
+            wire(wanted, trained.log, base, registry, Reporter.silent(), Processes()).model.release()
+        else:
+            with pytest.raises(ManifestError, match="other codes of items: got levels 2; expected levels 3"):
+                wire(wanted, trained.log, base, registry, Reporter.silent(), Processes())
+
+
 def test_there_must_be_a_registry(tiny, trained, base, tmp_path):
     with pytest.raises(RecipeError, match="train.start names a version, which needs a registry: got next_item@production"):
         genre.train(started(tiny), log=trained.log, base=base, folder=tmp_path / "run")

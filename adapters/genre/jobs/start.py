@@ -12,7 +12,7 @@ import math
 from genre.data.interactions import Interactions
 from genre.engine.versions import Loaded, read_adapter
 from genre.errors import ManifestError, RecipeError
-from genre.jobs.encoders import check_leak
+from genre.jobs.encoders import check_codes, check_leak
 from genre.jobs.folders import check_same
 from genre.jobs.forget.versions import refuse_forgotten
 from genre.jobs.loading import lora_layers, own_recipe
@@ -60,6 +60,7 @@ def find_start(
             check_leak(other.manifest, recipe, log, subject=other.ref, start=True)
     loaded = read_adapter(registry, version, base)
     check_update(loaded, recipe)
+    check_codes(recipe, None if loaded.shared is None else loaded.shared.encoder.spec.codes)
     kept = None if loaded.shared is None or loaded.shared.digest is None else registry.find(loaded.shared.digest).ref
     update = {
         "encoder": recipe.encoder.model_copy(update={"use": kept or recipe.encoder.use}),

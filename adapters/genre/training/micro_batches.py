@@ -51,7 +51,7 @@ def shares(part: Mapping[str, int], whole: Mapping[str, int]) -> dict[str, float
 
 
 def broadcast_weights(processes: Processes, model: Recommender, seed: int) -> None:
-    """Give all processes the first one's weights, and each of the others its own random numbers (mutates).
+    """Give all processes the first one's weights, as the reference too, and each of the others its own random numbers (mutates).
 
     What is computed before training, such as collaborative vectors, may differ in the last bit on other machines.
     """
@@ -59,6 +59,7 @@ def broadcast_weights(processes: Processes, model: Recommender, seed: int) -> No
         return
     for tensor in [*model.trainable().values(), *model.heads.buffers(), *(model.encoder.buffers() if model.encoder else ())]:
         processes.broadcast_(tensor.data)
+    model.keep_reference()
     seed_process(processes, seed, 0)
 
 
