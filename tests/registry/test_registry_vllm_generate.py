@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_registry_vllm_server import python, serving  # noqa: F401 (a fixture)
+from test_registry_vllm_server import serving
 
 import genre
 from builders import NEXT, publish_stirred, recipe, stir
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BASE = {"name": "smollm2-135m", "depth": 2}
 
 
-def test_a_server_gives_every_item_the_engines_probability(python: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_server_gives_every_item_the_engines_probability(vllm_python: Path, tmp_path: Path) -> None:
     from genre.jobs.loading import open_log
     from genre.modules.base.packaged import prepare_base
 
@@ -41,7 +41,7 @@ def test_a_server_gives_every_item_the_engines_probability(python: Path, tmp_pat
     with genre.Engine(base, registry, lanes=1) as engine:
         asked = [genre.Request("next", history=each, k=len(items), beam=len(items), exclude_seen=False) for each in histories]
         answers = engine.score(asked)
-    with serving(python, tmp_path / "out", tmp_path / "server.log") as url, Generator(url, tmp_path / "out") as generator:
+    with serving(vllm_python, tmp_path / "out", tmp_path / "server.log") as url, Generator(url, tmp_path / "out") as generator:
         for history, answer in zip(histories, answers, strict=True):
             assert answer.error is None
             theirs = dict(generator.recommend(history, len(items), beam=None))

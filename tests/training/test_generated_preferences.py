@@ -25,7 +25,7 @@ from genre.training.generating import generated_scores
 from genre.training.logged import training_labels
 from genre.training.micro_batches import count_targets, shares
 from genre.training.simultaneous import check_together
-from kinds import LISTED, clicks_of, log_of_lists, own_kind, preferred, scores_of
+from kinds import LISTED, own_kind, preferred, scores_of
 
 GENERATE = NEXT | {"head": "generate", "metrics": ["ndcg@10"]}
 DPO = GENERATE | {"loss": "softmax_dpo"}
@@ -36,16 +36,6 @@ SECTIONS = {
     "sequence": {"instruction": "User:"},
 }
 TRAIN = {"epochs": 6, "learning_rate": 1e-2, "early_stop": None}
-
-
-@pytest.fixture(scope="module")
-def shown():
-    return log_of_lists()
-
-
-@pytest.fixture(scope="module")
-def clicked(shown):
-    return clicks_of(shown)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from genre.training.assembly import assemble
 from genre.training.epochs import plan_epoch
 from genre.training.logged import training_labels
 from genre.training.simultaneous import check_together
-from kinds import LISTED, clicks_of, log_of_lists, own_kind, preferred, scores_of
+from kinds import LISTED, own_kind, preferred, scores_of
 
 QUIET = {"encoder": {"taste": 0}, "data": {"split": {"kind": "last_n", "n": 1}}, "sequence": {"instruction": "User:"}}
 DPO = {**NEXT, "loss": "softmax_dpo", "preference": {"negatives": 4}, "metrics": ["ndcg@10"]}
@@ -170,18 +170,6 @@ def test_nothing_to_average_gives_zero_with_a_gradient(loss):
         value = group_relative(empty, labels, empty.detach(), lists, reward="hit", kl=0.1)
     value.backward()
     assert value.item() == 0 and empty.grad is not None
-
-
-@pytest.fixture(scope="module")
-def shown():
-    """Users who click items of their own kind, of lists with two of the other."""
-    return log_of_lists()
-
-
-@pytest.fixture(scope="module")
-def clicked(shown):
-    """The clicks of that log alone, with what was rejected beside each."""
-    return clicks_of(shown)
 
 
 def wanted(tiny, task, **train):
